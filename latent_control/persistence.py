@@ -1,0 +1,162 @@
+"""Saving and loading: safetensors and JSON, the base LM by reference with its hash or bundled; published CoLA checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+if TYPE_CHECKING:
+    from latent_control.model import LatentActionLM
+
+CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
+FORMAT = 1
+
+
+def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def world_hash(model: LatentActionLM) -> str:
+    """Hash of what turns a code into a token besides the base: codebook and merge module."""
+    return weights_hash((name, tensor) for name, tensor in model.new_modules().items() if name.startswith(("codebook", "merge")))
+
+
+def base_hash(model: LatentActionLM) -> str:
+    """Hash of the base LM's weights."""
+    return weights_hash(model.base.lm.named_parameters())
+
+
+def save(model: LatentActionLM, folder: Path, *, bundle_base: bool, inverse_dynamics: bool) -> Path:
+    """See ``LatentActionLM.save_pretrained``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keep = {k: v.contiguous() for k, v in model.new_modules().items() if inverse_dynamics or not k.startswith("inverse_dynamics.")}
+    if bundle_base:
+        model.base.lm.save_pretrained(folder / BASE)
+    elif not model.base_source:
+        raise ValueError("the base LM was handed over as a loaded model without a folder: save with bundle_base=True")
+    source = BASE if bundle_base else _absolute(model.base_source)
+    config = {
+        "format": FORMAT,
+        "latent_actions": model.config_dict(),
+        "inverse_dynamics": inverse_dynamics and model.inverse_dynamics is not None,
+        "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(model)},
+    }
+    save_file(keep, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    return folder
+
+
+def _absolute(source: str | None) -> str:
+    path = Path(source or "")
+    return str(path.resolve()) if path.exists() else str(source)
+
+
+def load(
+    cls: type[LatentActionLM], folder: Path, *, base: str | Path | PreTrainedModel | None, dtype: str | torch.dtype, trust_remote_code: bool
+) -> LatentActionLM:
+    """See ``LatentActionLM.from_pretrained``."""
+    if (folder / CONFIG).is_file():
+        return _load_ours(cls, folder, base, dtype, trust_remote_code)
+    published = folder / "config.json"
+    if published.is_file() and "num_code" in json.loads(published.read_text()):
+        return _load_published(cls, folder, dtype)
+    raise ValueError(f"no latent-action checkpoint in {str(folder)!r}: neither {CONFIG} nor a config.json with num_code is there")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The saved description of a checkpoint.
+
+    Raises:
+        ValueError: it is missing, no JSON, or of another format.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}")
+    return config
+
+
+def _load_ours(
+    cls: type[LatentActionLM], folder: Path, base: str | Path | PreTrainedModel | None, dtype: str | torch.dtype, trust_remote_code: bool
+) -> LatentActionLM:
+    from latent_control.model import LatentActionConfig, load_base
+
+    saved = read_config(folder)
+    recorded = saved["base"]
+    source = base if base is not None else (folder / BASE if recorded["bundled"] else recorded["path"])
+    lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = cls(lm, LatentActionConfig(**saved["latent_actions"]), inverse_dynamics=saved["inverse_dynamics"])
+    model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
+    if dtype == "auto" and (found := base_hash(model)) != recorded["sha256"]:
+        raise ValueError(f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded {recorded['sha256'][:12]})")
+    _fill(model, load_file(folder / WEIGHTS), folder)
+    return model.eval()
+
+
+def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Load the new modules' tensors; every one must be there and fit."""
+    wanted = model.new_modules()
+    problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()] + [f"{name} is unknown" for name in tensors.keys() - wanted.keys()]
+    problems += [f"{n} is {tuple(tensors[n].shape)}, not {tuple(wanted[n].shape)}" for n in wanted.keys() & tensors.keys() if tensors[n].shape != wanted[n].shape]
+    if problems:
+        raise ValueError(f"{folder} does not fit its own config: " + "; ".join(sorted(problems)[:8]))
+    model.load_state_dict(tensors, strict=False)
+
+
+PUBLISHED_NAMES = (
+    ("model.action_layers.", "inverse_dynamics.decoder.layers."),
+    ("model.action_norm.", "inverse_dynamics.decoder.norm."),
+    ("model.action_head.", "inverse_dynamics.head."),
+    ("model.policy_layers.", "policy.decoder.layers."),
+    ("model.policy_norm.", "policy.decoder.norm."),
+    ("model.policy_head.", "policy.head."),
+    ("model.action_merge_layers.", "merge.blocks."),
+)
+
+
+def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.dtype) -> LatentActionLM:
+    """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], towers and merge layers."""
+    from latent_control.model import LatentActionConfig
+
+    raw = json.loads((folder / "config.json").read_text())
+    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in load_file(file).items()}
+    if not tensors:
+        raise ValueError(f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are not read)")
+    ours = {"codebook": tensors.pop("model.action_code_book.weight").T.contiguous()}
+    for theirs, mine in PUBLISHED_NAMES:
+        ours |= {mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)}
+    known = {k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}}
+    base_config = AutoConfig.for_model(known.pop("model_type", "llama"), **known)
+    target = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
+    lm = AutoModelForCausalLM.from_config(base_config, dtype=target).eval().requires_grad_(False)
+    missing = lm.load_state_dict(tensors, strict=False).missing_keys
+    if missing and not (missing == ["lm_head.weight"] and base_config.tie_word_embeddings):
+        raise ValueError(f"{folder}: the base LM's tensors {missing[:5]} are missing")
+    config = LatentActionConfig(
+        num_actions=raw["num_code"],
+        head="official",
+        inverse_dynamics_layers=raw["num_action_layer"],
+        merge_layers=raw["num_dyna_layer"],
+        policy_layers=raw["num_policy_layer"],
+        inverse_dynamics_reads="final",
+        policy_reads="final",
+    )
+    model = cls(lm, config)
+    _fill(model, ours, folder)
+    return model.eval()

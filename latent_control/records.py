@@ -1,0 +1,73 @@
+"""Typed records that cross the boundaries of the method. Axes: B rollouts, T tokens, D width, N codes, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What one pass of the base LM supplies.
+
+    ``Features(final=torch.zeros(2, 5, 128), late=torch.zeros(2, 5, 128))``
+    """
+
+    final: torch.Tensor | None
+    """[B, T, D], the base's last hidden state after its final norm; ``None`` when only ``late`` was asked for."""
+    late: torch.Tensor | None
+    """[B, T, D], the hidden state ``n`` blocks before the base's end; ``None`` when nothing reads it."""
+
+    def read(self, reads: str) -> torch.Tensor:
+        """The state a tower with ``reads`` ("final" or "late") takes, [B, T, D]."""
+        state = self.late if reads == "late" else self.final
+        assert state is not None, f"features hold no {reads!r} state"
+        return state
+
+    def detach(self) -> Features:
+        """The same features outside the autograd graph."""
+        detached = {name: None if (x := getattr(self, name)) is None else x.detach() for name in ("final", "late")}
+        return replace(self, **detached)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """Right-padded token rows for the offline stages."""
+
+    input_ids: torch.Tensor
+    """[B, T] int64"""
+    attention_mask: torch.Tensor
+    """[B, T] int64, 1 on real tokens"""
+    response_mask: torch.Tensor
+    """[B, T] bool, True where the token was generated or belongs to the gold response (plain text: every real token)"""
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The batch on ``device``."""
+        return TokenBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """Rows ``start:stop``, trimmed to their longest one."""
+        length = int(self.attention_mask[start:stop].sum(1).max())
+        return TokenBatch(**{name: tensor[start:stop, :length] for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What ``generate`` returns. Rows are right padded to ``max_new_tokens``.
+
+    ``tokens[b, :lengths[b]]`` are row b's generated tokens, the end token included.
+    """
+
+    tokens: torch.Tensor
+    """[B, T] int64, padded with the pad token"""
+    actions: torch.Tensor
+    """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end"""
+    action_logp: torch.Tensor
+    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 after the end"""
+    lengths: torch.Tensor
+    """[B] int64"""
+    finish_reasons: tuple[str, ...]
+    """"stop" (end token) or "length", per row"""
+    features: tuple[torch.Tensor, ...] | None = None
+    """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""

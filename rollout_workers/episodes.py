@@ -1,0 +1,108 @@
+"""The records that travel between driver, rollout workers, learner and replay buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Level = Literal["latent", "token", "base"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyVersion:
+    """One published state of the policy: what a request must be sampled with."""
+
+    version: int
+    """Learner updates done."""
+    weights_hash: str
+    """SHA-256 of the weights; the worker checks what it loaded against it."""
+    weights: Any
+    """Ray reference to ``{parameter name: numpy array}``, or that dict itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutRequest:
+    """One piece of work for a rollout worker.
+
+    ``RolloutRequest(request_id=12, split="train", prompt_indices=(4, 5), group_size=8, seed=7, policy=PolicyVersion(...))``
+    asks for 8 rollouts of training prompts 4 and 5.
+    """
+
+    request_id: int
+    """Position in the driver's order of consumption."""
+    split: str
+    prompt_indices: tuple[int, ...]
+    group_size: int
+    seed: int
+    """Rollout g of prompt p draws from its own stream, derived from (seed, p, g) alone."""
+    policy: PolicyVersion | None
+    """``None`` samples from the base LM (level "base") or the policy as loaded."""
+    level: Level = "latent"
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int | None = None
+    ship_features: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """A prompt with its sampled codes, tokens, log-probabilities, reward and version.
+
+    Anything with a length that is no list or dict passes through RLlib's ``LearnerGroup`` unchanged, so a list of
+    rollouts stands where RLlib has a list of episodes.
+    """
+
+    rollout_id: str
+    group_id: str
+    prompt_id: str
+    prompt_text: str
+    text: str
+    prompt_tokens: np.ndarray
+    """int32 [P]"""
+    tokens: np.ndarray
+    """int32 [T], generated, the end token included"""
+    actions: np.ndarray
+    """int32 [T]"""
+    action_logp: np.ndarray
+    """float32 [T], natural logarithm, of the behaviour policy, stored at sampling time"""
+    finish_reason: str
+    reward: float | None
+    """``None`` when the verifier failed: the rollout is masked and counted, never scored 0."""
+    reward_parts: Mapping[str, float]
+    success: bool
+    failure: str | None
+    """"kind: message" of a verifier failure."""
+    policy_version: int
+    policy_hash: str
+    world_hash: str
+    codebook_hash: str
+    level: str
+    seed: int
+    worker: int
+    created: float
+    """Unix time, seconds."""
+    features: np.ndarray | None = None
+    """[P + T - 1, D], the state the policy reads; travels to the learner, not to Parquet."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSummary:
+    """What the driver sees of a finished request; the rollouts themselves stay in the object store."""
+
+    request_id: int
+    worker: int
+    policy_version: int
+    policy_hash: str
+    rollouts: int
+    tokens: int
+    failures: int
+    rewards: tuple[float, ...]
+    successes: tuple[bool, ...]
+    """Per rollout, in the request's order (prompts outer, group inner)."""
+    seconds: float
