@@ -82,8 +82,8 @@ class BaseTraining(Training):
     """Training of a small base LM from scratch on the task's demonstrations."""
 
     architecture: Architecture = Architecture()
-    skill: Share = 0.35
-    """Share of the demonstrations that solve their problem; the others are random steps. Leaves RL room to improve."""
+    solved_updates: NonNegativeInt = 0
+    """The first updates read only demonstrations that solve their problem: the model learns to solve sooner. The rest read all."""
 
 
 class Base(Section):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from latent_control.base import BaseLM
-from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.records import Features, Generation
 
 
@@ -173,3 +173,51 @@ def decode(base: BaseLM, actor: Actor, sampling: Sampling, input_ids: torch.Tens
         finish_reasons=tuple("stop" if s else "length" for part in parts for s in part.stopped.tolist()),
         features=tuple(f for part in parts for f in part.features()) if sampling.keep_features else None,
     )
+
+
+def row_limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.device) -> torch.Tensor:
+    """[rows] limits from one number or one per row."""
+    limits = torch.as_tensor(max_new_tokens, device=device).reshape(-1)
+    limits = limits.expand(rows) if len(limits) == 1 else limits
+    if len(limits) != rows or rows == 0 or int(limits.min()) < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}: need one positive number, or one for each of the {rows} rows")
+    return limits
+
+
+def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[int | None, int]:
+    """(end token or None, pad token) of a base LM; ``stop_token`` -1 switches the end token off."""
+    config = lm.generation_config or lm.config
+    end = config.eos_token_id if stop_token is None else stop_token
+    end = end[0] if isinstance(end, list) else end
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    return (None if end is None or end < 0 else end), pad
+
+
+def generate(
+    base: BaseLM,
+    actor: Actor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    stop_token: int | None = None,
+    repeats: int = 1,
+    row_seeds: Sequence[int] | None = None,
+    return_features: bool = False,
+) -> Generation:
+    """``LatentActionLM.generate`` for any actor; see there for the arguments."""
+    rows = len(input_ids) * repeats
+    limits = row_limits(max_new_tokens, rows, input_ids.device)
+    if temperature < 0 or (top_k is not None and top_k < 1) or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"temperature={temperature}, top_k={top_k}, batch_size={batch_size}: need temperature >= 0, top_k >= 1, batch_size >= 1")
+    if row_seeds is None:
+        start = int(torch.randint(2**31, ())) if seed is None else seed
+        row_seeds = [rollout_seed(start, row) for row in range(rows)]
+    stop, pad = special_tokens(base.lm, stop_token)
+    sampling = Sampling(temperature=temperature, top_k=top_k, stop_token=stop, pad_token=pad, keep_features=return_features)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    return decode(base, actor, sampling, input_ids, mask, limits=limits, seeds=row_seeds, repeats=repeats, batch_size=batch_size or rows)

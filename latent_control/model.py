@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.base import BaseLM
-from latent_control.decoding import Actor, Sampling, decode
-from latent_control.distributions import rollout_seed
-from latent_control.merge import Merge, Table
+from latent_control.actors import base_actor, latent_actor
+from latent_control.decoding import Actor, generate
+from latent_control.merge import Merge
 from latent_control.records import Features, Generation
 from latent_control.tower import Tower
 
@@ -188,20 +188,21 @@ class LatentActionLM(nn.Module):
     def world_logits(self, features: Features, actions: torch.Tensor) -> torch.Tensor:
         """log p(x_{t+1} | x_{1:t}, a_t) up to a constant, [B, T, V], for codes ``actions`` [B, T]."""
         state = features.read("final")
-        return self._head(state, self.merge.lookup(state.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
+        return self.head(state, self.merge.lookup(state.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
 
     def world_logits_from_codes(self, final: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """``world_logits`` [..., V] for code vectors [..., D] (soft codes while training)."""
-        return self._head(final, self.merge(final.to(self.codebook.dtype), codes))
+        return self.head(final, self.merge(final.to(self.codebook.dtype), codes))
 
     def world_logits_of_all(self, final: torch.Tensor) -> torch.Tensor:
         """World logits of every code at once: final [M, D] -> [M, N, V]."""
         rows, count = len(final), self.config.num_actions
         states = final[:, None].expand(rows, count, -1)
         actions = torch.arange(count, device=final.device).expand(rows, count)
-        return self._head(states, self.merge.lookup(states.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
+        return self.head(states, self.merge.lookup(states.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
 
-    def _head(self, final: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    def head(self, final: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [..., V] of merged states [..., D], by the configured variant."""
         merged = merged.to(self.base.dtype)
         if self.config.head == "official":
             # The published code norms the merged state and takes the features off again.
@@ -210,38 +211,11 @@ class LatentActionLM(nn.Module):
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
-    def actor(self, level: str = "latent", token_policy: Tower | None = None) -> Actor:
-        """How ``generate`` acts: ``latent``, ``base`` (the bare LM) or ``token`` (``token_policy`` over the base's own head)."""
-        if level == "latent":
-            return self._latent_actor(self.merge.table(self.codebook))
-        if level == "base":
-            return Actor(
-                logits=lambda features, *_: self.base.logits(features.read("final")[:, -1]),
-                emit=lambda _, actions: actions,
-                new_cache=self.base.new_cache,
-                state=lambda features: features.read("final"),
-            )
-        assert token_policy is not None, "the token level needs its policy"
-        return Actor(
-            logits=lambda features, mask, positions, cache: token_policy(features.read("late"), mask, cache, positions)[:, -1],
-            emit=lambda _, actions: actions,
-            new_cache=self.base.new_cache,
-            state=lambda features: features.read("late"),
-        )
-
-    def _latent_actor(self, table: Table) -> Actor:
-        reads = self.config.policy_reads
-
-        def emit(features: Features, actions: torch.Tensor) -> torch.Tensor:
-            last = features.read("final")[:, -1]
-            return self._head(last, self.merge.lookup(last.to(self.codebook.dtype), actions, table)).argmax(-1)
-
-        return Actor(
-            logits=lambda features, mask, positions, cache: self.policy(features.read(reads), mask, cache, positions)[:, -1],
-            emit=emit,
-            new_cache=self.base.new_cache,
-            state=lambda features: features.read(reads),
-        )
+    def actor(self, level: str = "latent") -> Actor:
+        """How ``generate`` acts: ``latent``, or ``base`` (the bare LM: token by token, no codes)."""
+        if level not in ("latent", "base"):
+            raise ValueError(f"level={level!r} must be 'latent' or 'base'")
+        return latent_actor(self) if level == "latent" else base_actor(self.base)
 
     @torch.no_grad()
     def generate(
@@ -256,7 +230,6 @@ class LatentActionLM(nn.Module):
         batch_size: int | None = None,
         stop_token: int | None = None,
         level: str = "latent",
-        token_policy: Tower | None = None,
         repeats: int = 1,
         row_seeds: Sequence[int] | None = None,
         return_features: bool = False,
@@ -270,7 +243,7 @@ class LatentActionLM(nn.Module):
             seed: row r draws from a stream made of (seed, r) alone; ``None`` takes one from torch's global stream.
             batch_size: rows decoded at once; ``None`` is all.
             stop_token: end token; ``None`` is the base's, -1 none at all.
-            level: ``latent``, ``base`` or ``token``.
+            level: ``latent``, or ``base`` for the bare LM.
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             row_seeds: explicit stream per output row instead of ``seed``.
             return_features: also return what the learner needs of the base pass.
@@ -278,33 +251,21 @@ class LatentActionLM(nn.Module):
         Raises:
             ValueError: an argument is out of range.
         """
-        rows = len(input_ids) * repeats
-        limits = self._limits(max_new_tokens, rows, input_ids.device)
-        if temperature < 0 or (top_k is not None and top_k < 1) or (batch_size is not None and batch_size < 1):
-            raise ValueError(f"temperature={temperature}, top_k={top_k}, batch_size={batch_size}: need temperature >= 0, top_k >= 1, batch_size >= 1")
-        if row_seeds is None:
-            start = int(torch.randint(2**31, ())) if seed is None else seed
-            row_seeds = [rollout_seed(start, row) for row in range(rows)]
-        stop, pad = self._special_tokens(stop_token)
-        sampling = Sampling(temperature=temperature, top_k=top_k, stop_token=stop, pad_token=pad, keep_features=return_features)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        actor = self.actor(level, token_policy)
-        return decode(self.base, actor, sampling, input_ids, mask, limits=limits, seeds=row_seeds, repeats=repeats, batch_size=batch_size or rows)
-
-    @staticmethod
-    def _limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.device) -> torch.Tensor:
-        limits = torch.as_tensor(max_new_tokens, device=device).reshape(-1)
-        limits = limits.expand(rows) if len(limits) == 1 else limits
-        if len(limits) != rows or rows == 0 or int(limits.min()) < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens!r}: need one positive number, or one for each of the {rows} rows")
-        return limits
-
-    def _special_tokens(self, stop_token: int | None) -> tuple[int | None, int]:
-        config = self.base.lm.generation_config or self.base.lm.config
-        end = config.eos_token_id if stop_token is None else stop_token
-        end = end[0] if isinstance(end, list) else end
-        pad = config.pad_token_id if config.pad_token_id is not None else 0
-        return (None if end is None or end < 0 else end), pad
+        return generate(
+            self.base,
+            self.actor(level),
+            input_ids,
+            attention_mask,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            batch_size=batch_size,
+            stop_token=stop_token,
+            repeats=repeats,
+            row_seeds=row_seeds,
+            return_features=return_features,
+        )
 
     # -- persistence -------------------------------------------------------------------------------------------------
 
@@ -354,27 +315,6 @@ class LatentActionLM(nn.Module):
     def config_dict(self) -> dict[str, Any]:
         """The shape of the new modules as plain data."""
         return dataclasses.asdict(self.config)
-
-
-def token_policy(model: LatentActionLM) -> Tower:
-    """The token-level baseline's policy: the base's own last blocks as a tower over its own, frozen, language head.
-
-    It reads ``late``; before any training it is exactly the base LM.
-    """
-    base = model.base
-    assert base.late_blocks, "the token level reads the late state"
-    tower = Tower(base.decoder, base.late_blocks, 1)
-    tower.start_from(base.decoder)
-    head = base.lm.get_output_embeddings()
-    tower.head = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
-    tower.head.load_state_dict({name: tensor.clone() for name, tensor in head.state_dict().items()})
-    tower.head.requires_grad_(False)
-    return tower
-
-
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of ``values`` where ``mask`` is True."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from latent_control.tower import Tower
 
 if TYPE_CHECKING:
     from latent_control.model import LatentActionLM
@@ -27,6 +32,11 @@ def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def array_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """``weights_hash`` of numpy arrays."""
+    return weights_hash((name, torch.from_numpy(np.ascontiguousarray(array))) for name, array in arrays.items())
 
 
 def world_hash(model: LatentActionLM) -> str:
@@ -47,21 +57,25 @@ def save(model: LatentActionLM, folder: Path, *, bundle_base: bool, inverse_dyna
         model.base.lm.save_pretrained(folder / BASE)
     elif not model.base_source:
         raise ValueError("the base LM was handed over as a loaded model without a folder: save with bundle_base=True")
-    source = BASE if bundle_base else _absolute(model.base_source)
+    source = BASE if bundle_base else reference(str(model.base_source), folder)
     config = {
         "format": FORMAT,
         "latent_actions": model.config_dict(),
         "inverse_dynamics": inverse_dynamics and model.inverse_dynamics is not None,
-        "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(model)},
+        "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(model), "dtype": str(model.base.dtype)},
     }
     save_file(keep, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
     return folder
 
 
-def _absolute(source: str | None) -> str:
-    path = Path(source or "")
-    return str(path.resolve()) if path.exists() else str(source)
+def reference(source: str, folder: Path) -> str:
+    """How a checkpoint in ``folder`` names its base: a hub id as it is, a neighbour in the same run relatively, else absolutely."""
+    path = Path(source)
+    if not path.exists():
+        return source
+    path, parent = path.resolve(), folder.resolve().parent
+    return os.path.relpath(path, folder.resolve()) if path.is_relative_to(parent) else str(path)
 
 
 def load(
@@ -92,6 +106,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def base_path(folder: str | Path) -> str:
+    """Where the base LM (and its tokenizer) of a checkpoint lies: a folder or a hub id."""
+    recorded = str(read_config(Path(folder))["base"]["path"])
+    beside = Path(folder) / recorded
+    return str(beside.resolve()) if beside.is_dir() else recorded
+
+
+def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Write checkpoint ``source`` to ``folder`` with the trained policy ``weights`` in place of its own; the base is not loaded."""
+    tensors = load_file(source / WEIGHTS)
+    for name, array in weights.items():
+        tensors[f"policy.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
+    config = read_config(source)
+    config["base"] |= {"path": reference(base_path(source), folder), "bundled": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+
+
+def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
+    """The latent policy of a checkpoint alone, without loading the base LM's weights."""
+    from latent_control.model import LatentActionConfig
+
+    folder = Path(folder)
+    shape = LatentActionConfig(**read_config(folder)["latent_actions"])
+    base_config = AutoConfig.from_pretrained(base_path(folder), trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
+    policy = Tower(decoder, shape.policy_layers, shape.num_actions)
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        policy.load_state_dict({name: tensors.get_tensor(f"policy.{name}") for name in policy.state_dict()})
+    return policy
+
+
 def _load_ours(
     cls: type[LatentActionLM], folder: Path, base: str | Path | PreTrainedModel | None, dtype: str | torch.dtype, trust_remote_code: bool
 ) -> LatentActionLM:
@@ -99,11 +147,12 @@ def _load_ours(
 
     saved = read_config(folder)
     recorded = saved["base"]
-    source = base if base is not None else (folder / BASE if recorded["bundled"] else recorded["path"])
+    source = base if base is not None else base_path(folder)
     lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
     model = cls(lm, LatentActionConfig(**saved["latent_actions"]), inverse_dynamics=saved["inverse_dynamics"])
     model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
-    if dtype == "auto" and (found := base_hash(model)) != recorded["sha256"]:
+    # In another precision the bytes differ by intention.
+    if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
         raise ValueError(f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded {recorded['sha256'][:12]})")
     _fill(model, load_file(folder / WEIGHTS), folder)
     return model.eval()

@@ -68,6 +68,11 @@ class Tower(nn.Module):
             if child_name != name and not isinstance(child, nn.Embedding):
                 child.load_state_dict(getattr(decoder, child_name).state_dict())
 
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters training may change: all but the zeroed position embeddings and whatever is frozen."""
+        fixed = {id(p) for module in self.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+        return [p for p in self.parameters() if id(p) not in fixed]
+
     def hidden(self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None, positions: torch.Tensor | None = None) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": cache is not None}

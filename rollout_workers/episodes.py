@@ -12,6 +12,25 @@ Level = Literal["latent", "token", "base"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HostSpec:
+    """Which model a worker hosts.
+
+    ``HostSpec(level="latent", checkpoint="runs/a/checkpoints/clone")``
+    """
+
+    level: Level
+    checkpoint: str
+    """A latent-action checkpoint (level "latent"), else the base LM's folder or hub id."""
+    token_blocks: int = 0
+    """Last blocks of the base that make up the policy of level "token"."""
+    policy_file: str | None = None
+    """Trained weights of a token-level policy; ``None`` is the base's own blocks."""
+    dtype: str = "auto"
+    """Of the base LM: "auto" (as stored), "float32" or "bfloat16"."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyVersion:
     """One published state of the policy: what a request must be sampled with."""
 
@@ -38,9 +57,10 @@ class RolloutRequest:
     group_size: int
     seed: int
     """Rollout g of prompt p draws from its own stream, derived from (seed, p, g) alone."""
-    policy: PolicyVersion | None
-    """``None`` samples from the base LM (level "base") or the policy as loaded."""
-    level: Level = "latent"
+    policy: PolicyVersion | None = None
+    """``None`` samples with the policy as loaded."""
+    host: HostSpec | None = None
+    """``None`` is the worker's own."""
     temperature: float = 1.0
     """0 is greedy."""
     top_k: int | None = None

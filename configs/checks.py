@@ -1,0 +1,115 @@
+"""What the fields of a config must be to each other; plain functions that return messages and import nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.schema import Base, DataSource, RunConfig, Training
+
+
+def cross_field_problems(config: RunConfig) -> list[str]:
+    """One message, with the remedy, for each contradiction between fields."""
+    checks = (_stages, _finetune, _improve, _batches, _data, _rollout, _tracking)
+    return [message for check in checks for message in check(config)]
+
+
+def offline_sections(config: RunConfig) -> Iterator[tuple[str, Training]]:
+    """Dotted name and settings of each offline stage that is on."""
+    named = (("base.train", config.base.train), ("actions", config.actions), ("clone", config.clone), ("finetune", config.finetune))
+    return ((name, section) for name, section in named if section is not None)
+
+
+def _stages(config: RunConfig) -> Iterator[str]:
+    if not config.stages:
+        yield "nothing to do: no stage is named; add actions, clone, improve or evaluation"
+    reuse = "add actions, e.g. actions: {num_actions: 64}, or reuse a checkpoint: actions: {init: FOLDER, updates: 0}"
+    if config.actions is None:
+        for name, section in (("clone", config.clone), ("finetune", config.finetune), ("improve", config.improve)):
+            if section is not None:
+                yield f"{name}: needs latent actions, but there is no actions section; {reuse}"
+    elif config.clone is None and config.actions.init is None:
+        latent = config.improve is not None and config.improve.level == "latent"
+        for name, needs in (("finetune", config.finetune is not None), ("improve", latent)):
+            if needs:
+                yield f"{name}: needs a cloned policy, but there is no clone section; add clone, or set actions.init to a cloned one"
+
+
+def _finetune(config: RunConfig) -> Iterator[str]:
+    if config.finetune is not None and config.finetune.codes == "inverse_dynamics" and config.clone is None:
+        yield (
+            "finetune.codes: inverse_dynamics clones the policy again with clone's settings, but there is no clone section; "
+            "add clone, or set finetune.codes: policy"
+        )
+
+
+def _improve(config: RunConfig) -> Iterator[str]:
+    improve = config.improve
+    if improve is None:
+        return
+    if improve.mode == "async" and improve.max_staleness == 0:
+        yield "improve.max_staleness: 0 with improve.mode async waits for every update; set improve.mode: sync, or max_staleness: 1 or more"
+    if improve.level == "token" and improve.token_baseline:
+        yield "improve.token_baseline: true adds a token-level run, but improve.level is token already; set token_baseline: false"
+    rollouts = improve.prompts_per_update * improve.group_size
+    if improve.minibatches > rollouts:
+        yield (
+            f"improve.minibatches: {improve.minibatches} pieces of {rollouts} rollouts (prompts_per_update x group_size); "
+            f"set {rollouts} or fewer"
+        )
+    prompts, learners = improve.prompts_per_update, max(1, config.cluster.num_learners)
+    if prompts % learners:
+        yield f"improve.prompts_per_update: {prompts} does not divide over cluster.num_learners = {learners}; set a multiple of it"
+    if improve.warmup_updates > max(1, improve.updates):
+        yield f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; set fewer"
+
+
+def _batches(config: RunConfig) -> Iterator[str]:
+    for name, section in offline_sections(config):
+        if section.batch_size % section.num_workers:
+            workers = section.num_workers
+            yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
+    actions = config.actions
+    if actions is not None and actions.final_temperature > actions.temperature:
+        first, last = actions.temperature, actions.final_temperature
+        yield f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
+    if config.base.train is not None:
+        yield from _architecture(config.base)
+
+
+def _architecture(base: Base) -> Iterator[str]:
+    assert base.train is not None
+    width, heads = base.train.architecture.hidden_size, base.train.architecture.num_attention_heads
+    if width % heads:
+        yield f"base.train.architecture.hidden_size: {width} does not divide into num_attention_heads = {heads}; set a multiple of it"
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    for name, section in offline_sections(config):
+        if not section.data:
+            yield f"{name}.data: an empty list; leave it out for the task's demonstrations, or write e.g. [{{kind: text, path: FILE}}]"
+        for index, source in enumerate(section.data):
+            yield from _source(f"{name}.data[{index}]", source)
+
+
+def _source(place: str, source: DataSource) -> Iterator[str]:
+    if source.kind == "task" and source.path is not None:
+        yield f"{place}.path: {source.path} is not read by kind task; set kind: text or kind: replay, or leave path out"
+    if source.kind != "task" and source.path is None:
+        yield f"{place}.path: missing; kind {source.kind} reads {'a run folder' if source.kind == 'replay' else 'files'}"
+    if source.kind != "replay" and source.min_reward is not None:
+        yield f"{place}.min_reward: {source.min_reward} applies to kind replay only, this is kind {source.kind}; leave it out"
+
+
+def _rollout(config: RunConfig) -> Iterator[str]:
+    top_k, actions = config.rollout.top_k, config.actions
+    if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
+        yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
+
+
+def _tracking(config: RunConfig) -> Iterator[str]:
+    uri = config.tracking.uri
+    known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+    if uri is not None and not uri.startswith(known):
+        yield f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, or null for the default"
+    if uri is not None and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        yield f"tracking.uri: {uri!r} is relative to wherever the process runs; write four slashes, sqlite:////absolute/mlflow.db"

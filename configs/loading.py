@@ -1,0 +1,172 @@
+"""From a YAML file and ``section.key=value`` overrides to a ``RunConfig``, or to all that is wrong at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from configs.checks import cross_field_problems
+from configs.complaints import complaint, section_class, shown, unknown_key
+from configs.paths import missing_paths, nothing_at, resolve_paths
+from configs.schema import RunConfig
+from configs.yaml_text import Path as KeyPath
+from configs.yaml_text import YamlProblem, dotted, read, write
+
+
+class ConfigErrors(ValueError):
+    """All problems of a config. ``partial`` is the config without its wrong values, when that makes one: more can be checked on it."""
+
+    def __init__(self, messages: Sequence[str], partial: RunConfig | None = None, dropped: Sequence[str] = ()) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = list(messages)
+        self.partial = partial
+        self.dropped = list(dropped)
+        """Dotted names of the wrong values for which ``partial`` has the default."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths: bool = True) -> RunConfig:
+    """The config in ``path`` with ``overrides`` (``improve.updates=3``; values are YAML) applied, its paths absolute.
+
+    Relative paths, those in overrides too, are relative to the folder of the file. ``check_paths=False`` leaves out
+    whether anything is there (a finished stage's input may be gone).
+
+    Raises:
+        ConfigErrors: with one message for each problem.
+    """
+    path = Path(path)
+    data, lines, messages = _read_file(path)
+    origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
+    for override in overrides:
+        messages += _apply(data, override, origins)
+    messages += [f"{dotted(place)}: expected a finite number, got {value}" for place, value in _not_finite(data, ())]
+    resolve_paths(data, path.parent)
+    config, wrong = _validate(data)
+    messages += [_with_origin(complaint(error), error["loc"], origins) for error in wrong]
+    if check_paths:
+        messages += missing_paths(data)
+    if config is not None:
+        messages += cross_field_problems(config)
+    if messages:
+        partial = config if config is not None else _without(data, wrong)
+        raise ConfigErrors(
+            list(dict.fromkeys(messages)), partial, [dotted(error["loc"]) for error in wrong if error["type"] != "extra_forbidden"]
+        )
+    assert config is not None
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML with every field, defaults included; ``load_config`` reads the same config from it."""
+    return write(config.model_dump(mode="json"))
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | RunConfig.model_json_schema()
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int], list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigErrors([f"no config file: {nothing_at(path.absolute())}"]) from None
+    except IsADirectoryError:
+        raise ConfigErrors([f"{path} is a folder; give the YAML file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigErrors([f"cannot read {path}: {error}"]) from error
+    try:
+        data, lines, duplicates = read(text)
+    except YamlProblem as error:
+        raise ConfigErrors([f"{path}: not valid YAML: {error}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigErrors([f"{path}: expected a mapping of sections (base: ..., actions: ...), got {shown(data)}"])
+    return data, lines, duplicates
+
+
+def _apply(data: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> list[str]:
+    """Set one override in ``data``; absent sections on the way are made. Returns what is wrong with it."""
+    name, equals, text = override.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys):
+        return [f"override {override!r}: expected section.key=value, e.g. improve.updates=3"]
+    try:
+        value, _, duplicates = read(text)
+    except YamlProblem as error:
+        return [f"override {override!r}: the value is not valid YAML: {error}"]
+    target, parents = data, keys[:-1]
+    for depth, key in enumerate(parents, start=1):
+        if section_class(keys[:depth]) is None and not isinstance(target.get(key), dict) and not _free_mapping(keys[:depth]):
+            return [_with_origin(_not_a_section(keys, depth), (), {(): f"override {override}"})]
+        below = target.get(key)
+        if below is None:
+            below = target[key] = {}
+        if not isinstance(below, dict):
+            owner = dotted(keys[:depth])
+            return [f"override {override!r}: {owner} is {shown(below)} with no keys of its own; give it whole, {owner}=..."]
+        target = below
+    target[keys[-1]] = value
+    for place in [place for place in origins if place[: len(keys)] == keys]:
+        del origins[place]
+    origins[keys] = f"override {override}"
+    return [f"override {override!r}: {message}" for message in duplicates]
+
+
+def _not_a_section(keys: KeyPath, depth: int) -> str:
+    parent, name = section_class(keys[: depth - 1]), keys[depth - 1]
+    if parent is not None and name in parent.model_fields:
+        return f"{dotted(keys)}: {dotted(keys[:depth])} has no keys of its own"
+    return unknown_key(keys[:depth])
+
+
+def _free_mapping(keys: KeyPath) -> bool:
+    """Whether ``keys`` lead into a mapping with free keys, such as ``task.options``."""
+    for depth in range(1, len(keys) + 1):
+        section = section_class(keys[: depth - 1])
+        field = section.model_fields.get(str(keys[depth - 1])) if section else None
+        if field is not None and str(field.annotation).startswith("dict["):
+            return True
+    return False
+
+
+def _not_finite(value: Any, at: KeyPath) -> Iterator[tuple[KeyPath, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield at, value
+    elif isinstance(value, Mapping | list):
+        for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_finite(child, (*at, key))
+
+
+def _validate(data: Any) -> tuple[RunConfig | None, list[ErrorDetails]]:
+    # Strict JSON mode: "3" is no number and true is no 1, yet lists become tuples and 1 a float.
+    try:
+        return RunConfig.model_validate_json(json.dumps(data, default=str), strict=True), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False, include_context=True)
+
+
+def _without(data: dict[str, Any], wrong: Sequence[ErrorDetails]) -> RunConfig | None:
+    """The config that is left when the wrong values fall back to their defaults; None when that is none."""
+    data = copy.deepcopy(data)
+    for error in wrong:
+        *parents, last = error["loc"]
+        target: Any = data
+        for key in parents:
+            target = target[int(key)] if isinstance(target, list) else target.get(key, {}) if isinstance(target, dict) else {}
+        if isinstance(target, dict):
+            target.pop(last, None)
+    return _validate(data)[0]
+
+
+def _with_origin(message: str, place: KeyPath, origins: Mapping[KeyPath, str]) -> str:
+    """Append where the value was written: the line of the nearest key on the way to it, or the override."""
+    for depth in range(len(place), -1, -1):
+        if place[:depth] in origins:
+            return f"{message} [{origins[place[:depth]]}]"
+    return message

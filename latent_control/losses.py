@@ -1,0 +1,111 @@
+"""The training losses as free functions: tensors and named scalars in, (loss, metrics) out.
+
+Axes: M loss positions (flattened over rollouts and tokens), N codes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+Metrics = dict[str, torch.Tensor]
+
+
+def straight_through_codes(logits: torch.Tensor, temperature: float, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gumbel-softmax with a hard forward pass (Jang et al., 2017): logits [M, N] -> (one-hot o, soft g), both [M, N].
+
+    g = softmax((l + Gumbel)/tau), o = stopgrad(onehot(argmax g) - g) + g.
+    """
+    uniforms = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(1e-10, 1 - 1e-7)
+    soft = torch.softmax((logits.float() - torch.log(-torch.log(uniforms))) / temperature, -1)
+    hard = F.one_hot(soft.argmax(-1), logits.shape[-1]).to(soft.dtype)
+    return (hard - soft).detach() + soft, soft
+
+
+def usage_of(logits: torch.Tensor) -> torch.Tensor:
+    """Summed code probabilities [N] of logits [M, N], before division by the number of positions."""
+    return torch.softmax(logits.float(), -1).sum(0)
+
+
+def negative_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """sum p log p over the last axis, with 0 log 0 = 0."""
+    return torch.xlogy(probabilities, probabilities).sum(-1)
+
+
+def latent_action_loss(
+    nll: torch.Tensor, logits: torch.Tensor, soft: torch.Tensor, *, usage: torch.Tensor, usage_weight: float, entropy_weight: float, positions: float
+) -> tuple[torch.Tensor, Metrics]:
+    """Stage 1a: mean nll + beta_u * sum_k qbar_k log qbar_k + beta_e * mean_t sum_k g log g (method.md 4).
+
+    Args:
+        nll: -log p_W(x_{t+1} | x, a), [M].
+        logits: inverse dynamics logits l, [M, N].
+        soft: relaxed codes g, [M, N].
+        usage: qbar [N], the mean of softmax(l) over the *whole* batch (all microbatches, all workers), without gradient.
+        positions: loss positions of the whole batch, by which sums are divided.
+
+    The usage term enters through its linearisation around ``usage``, sum_k (log qbar_k + 1) q_k, whose gradient summed
+    over microbatches is that of the whole batch's term.
+    """
+    prediction = nll.sum() / positions
+    slope = usage.clamp(min=1e-12).log() + 1.0
+    linear_usage = (slope * usage_of(logits)).sum() / positions
+    relaxed = negative_entropy(soft).sum() / positions
+    loss = prediction + usage_weight * linear_usage + entropy_weight * relaxed
+    return loss, {"nll_sampled_codes": prediction.detach()}
+
+
+def cloning_loss(policy_logits: torch.Tensor, targets: torch.Tensor, *, soft: bool, positions: float) -> tuple[torch.Tensor, Metrics]:
+    """Stage 1b: KL(softmax(l) || pi) (``soft``) or cross-entropy with argmax l; both logits [M, N]."""
+    log_policy = torch.log_softmax(policy_logits.float(), -1)
+    labels = targets.argmax(-1)
+    if soft:
+        log_target = torch.log_softmax(targets.float(), -1)
+        loss = (log_target.exp() * (log_target - log_policy)).sum() / positions
+    else:
+        loss = F.nll_loss(log_policy, labels, reduction="sum") / positions
+    agreement = (log_policy.argmax(-1) == labels).sum() / positions
+    return loss, {"agreement": agreement.detach()}
+
+
+def clipped_surrogate(
+    log_probs: torch.Tensor,
+    *,
+    actions: torch.Tensor,
+    action_logp: torch.Tensor,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+    kl_coefficient: float = 0.0,
+    entropy_coefficient: float = 0.0,
+    reference_log_probs: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Metrics]:
+    """Stage 3: PPO's clipped surrogate on the action ratio (Schulman et al., 2017), with exact KL and entropy over N.
+
+    Args:
+        log_probs: of the current policy under the sampler's truncation, [M, N].
+        actions: sampled codes [M]; ``action_logp``: their stored behaviour log-probabilities [M].
+        advantages: [M]; ``weights``: each position's share in the mean, summing to 1 over the minibatch, [M].
+        reference_log_probs: of the cloned policy [M, N], needed when ``kl_coefficient`` > 0.
+
+    Metrics are weighted sums too, so those of microbatches add up.
+    """
+    logp = log_probs.gather(-1, actions[:, None])[:, 0]
+    ratio = torch.exp(logp - action_logp)
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    probabilities = log_probs.exp()
+    entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
+    loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()
+    metrics = {
+        "entropy": (weights * entropy).sum(),
+        "clip_share": (weights * (ratio != clipped)).sum(),
+        "ratio_mean": (weights * ratio).sum(),
+        "logp_gap": (weights * (logp - action_logp).abs()).sum(),
+    }
+    if reference_log_probs is not None:
+        kl = torch.where(probabilities > 0, probabilities * (log_probs - reference_log_probs), 0.0).sum(-1)
+        loss = loss + kl_coefficient * (weights * kl).sum()
+        metrics["kl_to_reference"] = (weights * kl).sum()
+    return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,97 @@
+"""Measures of a codebook and of the composed model. Axes: M positions, N codes, V vocabulary, D width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from latent_control.losses import negative_entropy
+from latent_control.model import LatentActionLM, token_nll
+from latent_control.records import TokenBatch
+
+# A code is alive when its usage exceeds this share of the uniform usage 1/N.
+ALIVE_SHARE = 0.1
+
+
+def usage_measures(usage: torch.Tensor) -> dict[str, float]:
+    """Health of a codebook from how often each code is used, [N] summing to 1.
+
+    ``alive_codes``: codes with usage > 0.1 / N. ``code_perplexity``: exp(H(usage)), between 1 and N.
+    """
+    alive = int((usage > ALIVE_SHARE / len(usage)).sum())
+    return {"alive_codes": float(alive), "alive_share": alive / len(usage), "code_perplexity": math.exp(-float(negative_entropy(usage.double())))}
+
+
+def shifted(model: LatentActionLM, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(features.final, inverse dynamics logits l, targets, policy logits) at the batch's response positions, each [M, ...].
+
+    Rows are right padded and everything is causal, so no attention mask is needed: padding never reaches a real position.
+    """
+    features = model.features(batch.input_ids)
+    mask = batch.response_mask[:, 1:]
+    labels = model.inverse_dynamics_logits(features)[:, 1:][mask]
+    return features.read("final")[:, :-1][mask], labels, batch.input_ids[:, 1:][mask], model.policy_logits(features)[:, :-1][mask]
+
+
+@torch.no_grad()
+def codebook_measures(model: LatentActionLM, batches: Sequence[TokenBatch]) -> dict[str, float]:
+    """Teacher-forced cross-entropy with inverse dynamics codes beside the base LM's, and codebook health, over ``batches``."""
+    totals = {"nll_codes": 0.0, "nll_base": 0.0, "code_entropy": 0.0}
+    counts = torch.zeros(model.config.num_actions, device=model.codebook.device)
+    for batch in batches:
+        final, labels, targets, _ = shifted(model, batch.to(counts.device))
+        actions = labels.argmax(-1)
+        world = model.world_logits_from_codes(final, model.codebook[actions])
+        totals["nll_codes"] += float(token_nll(world, targets).sum())
+        totals["nll_base"] += float(token_nll(model.base.logits(final), targets).sum())
+        totals["code_entropy"] -= float(negative_entropy(torch.softmax(labels.float(), -1)).sum())
+        counts += torch.bincount(actions, minlength=len(counts))
+    positions = float(counts.sum())
+    return {name: total / positions for name, total in totals.items()} | usage_measures(counts / positions)
+
+
+@torch.no_grad()
+def reach_measures(model: LatentActionLM, batch: TokenBatch, *, positions: int = 256) -> dict[str, float]:
+    """What the codes can reach at up to ``positions`` response positions of ``batch``.
+
+    ``coverage``: share of true next tokens that are the argmax of some code; ``distinct_tokens``: tokens reachable per state.
+    """
+    final, _, targets, _ = shifted(model, batch.to(model.codebook.device))
+    chosen = spread(len(final), positions)
+    covered, distinct = 0, 0
+    for rows in chosen.split(16):
+        reached = model.world_logits_of_all(final[rows]).argmax(-1)  # [m, N]
+        covered += int((reached == targets[rows, None]).any(1).sum())
+        distinct += sum(len(set(row)) for row in reached.tolist())
+    return {"coverage": covered / len(chosen), "distinct_tokens": distinct / len(chosen)}
+
+
+@torch.no_grad()
+def marginal_measures(model: LatentActionLM, batches: Sequence[TokenBatch], *, positions: int = 512) -> dict[str, float]:
+    """The honest cost of adding latent actions, on up to ``positions`` response positions.
+
+    ``nll_marginal``: -log sum_a pi(a) p_W(x|a), beside the base LM's on the same positions (``nll_base_same``), and
+    ``kl_base_marginal``: KL(base || marginal).
+    """
+    finals, policies, all_targets = [], [], []
+    for batch in batches:
+        final, _, targets, policy = shifted(model, batch.to(model.codebook.device))
+        finals.append(final), all_targets.append(targets), policies.append(policy)
+    final, targets, policy = torch.cat(finals), torch.cat(all_targets), torch.cat(policies)
+    totals = {"nll_marginal": 0.0, "nll_base_same": 0.0, "kl_base_marginal": 0.0}
+    chosen = spread(len(final), positions)
+    for rows in chosen.split(8):
+        world = torch.log_softmax(model.world_logits_of_all(final[rows]).float(), -1)
+        marginal = torch.logsumexp(torch.log_softmax(policy[rows].float(), -1)[..., None] + world, 1)
+        base = torch.log_softmax(model.base.logits(final[rows]).float(), -1)
+        totals["nll_marginal"] -= float(marginal.gather(-1, targets[rows, None]).sum())
+        totals["nll_base_same"] -= float(base.gather(-1, targets[rows, None]).sum())
+        totals["kl_base_marginal"] += float((base.exp() * (base - marginal)).sum())
+    return {name: total / len(chosen) for name, total in totals.items()}
+
+
+def spread(total: int, wanted: int) -> torch.Tensor:
+    """At most ``wanted`` indices spread evenly over ``range(total)``."""
+    return torch.linspace(0, total - 1, min(total, wanted)).round().long()

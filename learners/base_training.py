@@ -1,0 +1,200 @@
+"""Trains a small base LM from scratch on a task's demonstrations: how the embedded model was made.
+
+A plain torch loop on one device; what it leaves out against the other offline stages: several workers, accumulation,
+resuming. The loss is over response tokens only, so the model says nothing about how prompts are distributed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from configs.schema import Architecture, BaseTraining
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+LOG_EVERY = 20
+CONTEXT_TOKENS = 512
+Log = Callable[[int, Mapping[str, float]], None]
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Token ids [B, T] int64, right padded, and targets [B, T] int64 with -100 outside the response."""
+
+
+class _Prompt(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+class _Demonstration(Protocol):
+    @property
+    def prompt(self) -> _Prompt: ...
+    @property
+    def response(self) -> str: ...
+
+
+class _Score(Protocol):
+    @property
+    def success(self) -> bool: ...
+
+
+class WordTask(Protocol):
+    """A task whose texts are blank-separated words of a small, known vocabulary."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def words(self) -> Sequence[str]:
+        """Every word that a prompt or response can hold."""
+        ...
+
+    def demonstrations(self, split: str, /) -> Sequence[_Demonstration]:
+        """Texts to train on."""
+        ...
+
+    def score(self, prompt: Any, text: str, /) -> _Score:
+        """The verdict on a response."""
+        ...
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word, which starts every text with ``<s>``."""
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=CONTEXT_TOKENS
+    )
+
+
+def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama-shaped model with random weights (from torch's current seed)."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT_TOKENS,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        num_key_value_heads=architecture.num_attention_heads,
+        tie_word_embeddings=False,
+        initializer_range=architecture.hidden_size**-0.5,  # the default, 0.02, is made for widths of thousands: slow to start here
+        **architecture.model_dump(),
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_Demonstration], max_length: int) -> Rows:
+    """Right-padded ids and response targets of a batch; ``ValueError`` when one has a word the vocabulary lacks."""
+    prompts = tokenizer([demo.prompt.text for demo in demonstrations])["input_ids"]
+    responses = tokenizer([demo.response for demo in demonstrations], add_special_tokens=False)["input_ids"]
+    rows = [(len(p), [*p, *r, tokenizer.eos_token_id][:max_length]) for p, r in zip(prompts, responses, strict=True)]
+    longest = max(len(row) for _, row in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    targets = torch.full((len(rows), longest), -100)
+    for i, (start, row) in enumerate(rows):
+        if tokenizer.unk_token_id in row:
+            demo = demonstrations[i]
+            raise ValueError(f"a word of {demo.prompt.text!r} or {demo.response!r} is not among the task's words; add it there")
+        ids[i, : len(row)] = torch.tensor(row)
+        targets[i, start : len(row)] = ids[i, start : len(row)]
+    return ids, targets
+
+
+def response_loss(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
+    """Mean cross-entropy per response token, in nats."""
+    ids, targets = rows
+    # Right padding needs no mask: under causal attention no real token sees it.
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
+
+
+def learning_rate_share(update: int, config: BaseTraining) -> float:
+    """Linear warm-up, then cosine from 1 to ``min_learning_rate_share``."""
+    if update < config.warmup_updates:
+        return (update + 1) / config.warmup_updates
+    progress = (update - config.warmup_updates) / max(1, config.updates - config.warmup_updates)
+    low = config.min_learning_rate_share
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _check(config: BaseTraining, task: WordTask) -> None:
+    problems = []
+    if config.num_workers != 1:
+        problems.append(f"base.train.num_workers is {config.num_workers}; the base stage trains in one process: set it to 1")
+    if config.microbatch_size is not None:
+        problems.append(f"base.train.microbatch_size is {config.microbatch_size}; the base stage has no accumulation: set it to null")
+    if not hasattr(task, "words"):
+        problems.append(f"task {task.name!r} has no fixed vocabulary; the base stage can train on 'countdown' only")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int, threads: int, log: Log) -> None:
+    """Train a model on ``task.demonstrations("train")`` and save it with its tokenizer to ``folder``.
+
+    Demonstrations are read in their order, so no text is seen twice before the task runs out; the first
+    ``solved_updates`` skip those that do not solve their problem.
+    ``log(step, metrics)`` gets ``loss`` (and ``learning_rate``) every 20 updates and ``heldout_loss`` at evaluations,
+    in nats per response token. Raises ``ValueError`` for settings that this stage does not have.
+    """
+    _check(config, task)
+    with _threads(threads), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = word_tokenizer(task.words)
+        model = new_model(config.architecture, tokenizer)
+        _train(config, model, tokenizer, task, log)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _train(config: BaseTraining, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: WordTask, log: Log) -> None:
+    train, heldout = task.demonstrations("train"), task.demonstrations("heldout")
+    held = encode_rows(tokenizer, list(heldout[: config.evaluation_sequences]), config.max_length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(update, config))
+    stream = (train[i % len(train)] for i in itertools.count())
+    solved = (demo for demo in stream if task.score(demo.prompt, demo.response).success)
+    for update in range(config.updates):
+        chosen = list(itertools.islice(solved if update < config.solved_updates else stream, config.batch_size))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            loss = response_loss(model, encode_rows(tokenizer, chosen, config.max_length))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        rate = float(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+        step = update + 1
+        metrics: dict[str, float] = {}
+        if step % LOG_EVERY == 0 or step == config.updates:
+            metrics |= {"loss": loss.item(), "learning_rate": rate}
+        if step % config.evaluate_every == 0 or step == config.updates:
+            metrics["heldout_loss"] = heldout_loss(model, held)
+        if metrics:
+            log(step, metrics)
+
+
+@torch.no_grad()
+def heldout_loss(model: LlamaForCausalLM, rows: Rows) -> float:
+    """Mean cross-entropy per response token on held-out rows, in nats."""
+    model.eval()
+    loss = response_loss(model, rows).item()
+    model.train()
+    return loss

@@ -1,0 +1,139 @@
+"""The central learner: RLlib's TorchLearner with the clipped surrogate over latent actions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+
+from configs.schema import Improve
+from latent_control.base import BaseLM
+from latent_control.distributions import action_log_probs
+from latent_control.losses import clipped_surrogate
+from latent_control.model import load_base
+from latent_control.persistence import base_path
+from learners.collate import Batch, Collate
+from learners.rl_module import build_policy
+
+
+def position_weights(mask: torch.Tensor, loss_mean: str) -> torch.Tensor:
+    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for sequences."""
+    mask = mask.float()
+    if loss_mean == "token":
+        return mask / mask.sum().clamp(min=1)
+    lengths = mask.sum(1, keepdim=True)
+    return mask / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+
+
+def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
+    """Row numbers in chunks of similar length whose padded size stays under ``most_tokens`` (one row at least)."""
+    order = lengths.argsort(descending=True).tolist()
+    chunks: list[torch.Tensor] = []
+    while order:
+        rows = max(1, most_tokens // int(lengths[order[0]]))
+        chunks.append(torch.tensor(order[:rows], device=lengths.device))
+        order = order[rows:]
+    return chunks
+
+
+class PolicyLearner(TorchLearner):
+    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``module`` (arguments of ``build_policy``),
+    ``sampling`` (temperature and top_k of the behaviour policy), ``reads`` (which base state the policy takes)."""
+
+    def build(self) -> None:
+        """Build the module, then the connector, which needs the device and maybe the base LM and the reference policy."""
+        super().build()
+        own: dict[str, Any] = self.config.learner_config_dict
+        self.improve: Improve = own["improve"]
+        base = None
+        if self.improve.features == "recompute":
+            base = self._base(own)
+        reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        connector = Collate(algorithm=self.improve.algorithm, device=self._device, base=base, reads=own["reads"], reference=reference, sampling=own["sampling"])
+        self._learner_connector.append(connector)
+
+    def _base(self, own: dict[str, Any]) -> BaseLM:
+        module = own["module"]
+        path = base_path(module["checkpoint"]) if module["level"] == "latent" else module["checkpoint"]
+        lm = load_base(path, dtype=own["dtype"], trust_remote_code=module["trust_remote_code"])
+        base = BaseLM(lm, own["late_blocks"] if own["reads"] == "late" else 0)
+        if own["reads"] == "late":
+            base.drop_late_blocks()
+        return base.to(self._device)
+
+    def get_parameters(self, module: Any) -> Sequence[torch.nn.Parameter]:
+        """Only what is trained; RLlib's default hands frozen tensors to the optimiser too."""
+        return [p for p in module.parameters() if p.requires_grad]
+
+    def compute_loss_for_module(self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]) -> torch.Tensor:
+        """The clipped surrogate of one microbatch, as its share of the minibatch's mean."""
+        mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
+        actions = batch[Columns.ACTIONS][mask]
+        reference = batch.get("reference_log_probs")
+        loss, metrics = clipped_surrogate(
+            action_log_probs(fwd_out[Columns.ACTION_DIST_INPUTS], keep=actions, **sampling),
+            actions=actions,
+            action_logp=batch[Columns.ACTION_LOGP][mask],
+            advantages=batch[Columns.ADVANTAGES][:, None].expand(mask.shape)[mask],
+            weights=batch["weights"][mask],
+            clip_low=self.improve.clip_low,
+            clip_high=self.improve.clip_high,
+            kl_coefficient=self.improve.kl_coefficient,
+            entropy_coefficient=self.improve.entropy_coefficient,
+            reference_log_probs=None if reference is None else reference[mask],
+        )
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        return loss
+
+    def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
+        """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the weights are untouched.
+        """
+        columns: Batch = dict(batch[DEFAULT_MODULE_ID])
+        columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean)
+        self._sums: dict[str, torch.Tensor | float] = {}
+        for optimizer in self._optimizer_parameters:
+            optimizer.zero_grad(set_to_none=True)
+        module, loss_sum = self.module[DEFAULT_MODULE_ID], torch.zeros((), device=self._device)
+        chunks = microbatches(columns["lengths"], self.improve.microbatch_tokens)
+        for number, rows in enumerate(chunks):
+            longest = int(columns["lengths"][rows].max())
+            part = {name: c[rows][:, :longest] if c.ndim > 1 else c[rows] for name, c in columns.items()}
+            last = number == len(chunks) - 1
+            with contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync():
+                loss_sum += self._backward(part)
+        gradients = {ref: p.grad for ref, p in self._params.items() if p.grad is not None}
+        self._check_finite(gradients)
+        self._set_learning_rate()
+        self.apply_gradients(self.postprocess_gradients(gradients))
+        self.metrics.log_dict({**self._sums, "policy_loss": loss_sum}, key=DEFAULT_MODULE_ID, window=1)
+        return {}, {DEFAULT_MODULE_ID: loss_sum}, {}
+
+    def _backward(self, part: Batch) -> torch.Tensor:
+        bf16 = self.improve.mixed_precision == "bf16"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16):
+            output = self.module.forward_train({DEFAULT_MODULE_ID: part})
+        loss = self.compute_losses(fwd_out=output, batch={DEFAULT_MODULE_ID: part})[DEFAULT_MODULE_ID]
+        loss.backward()
+        return loss.detach()
+
+    def _check_finite(self, gradients: dict[Any, torch.Tensor]) -> None:
+        # After the all-reduce every learner holds the same gradient, so all of them raise or none does.
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the policy gradient of update {self._weights_seq_no} is {float(norm)}; the weights were left as they are")
+
+    def _set_learning_rate(self) -> None:
+        warmup = min(1.0, self._weights_seq_no / max(1, self.improve.warmup_updates))
+        for optimizer in self._optimizer_parameters:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.lr * warmup

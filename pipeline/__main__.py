@@ -1,0 +1,5 @@
+"""``python -m pipeline`` is ``latent-control``."""
+
+from pipeline.cli import main
+
+main()

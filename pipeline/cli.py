@@ -1,0 +1,299 @@
+"""The command line, ``latent-control``. Nothing heavy is imported before a command needs it: ``--help`` is instant.
+
+Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+DEBUG = "LATENT_CONTROL_DEBUG"
+RUN_CONFIG = "config.yaml"
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+config_app = typer.Typer(no_args_is_help=True, help="Check, show or describe a config.")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Override values, e.g. improve.updates=3.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; metrics.jsonl is written all the same.")]
+
+
+@app.callback()
+def latent_control(debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also by {DEBUG}=1).")] = False) -> None:
+    """Teach a language model latent actions, then improve it by reinforcement learning over them.
+
+    Exit codes: 0 done, 1 failed while working, 2 wrong config or usage (nothing was started), 130 interrupted.
+    """
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of this run; default runs/<config>-<time>.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run all stages that CONFIG names."""
+    folder = (run_dir or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with sentences(USAGE):
+        settings = checked(config, overrides or [], also=_occupied(folder))
+        from pipeline.run import run as run_stages
+    with sentences(FAILED, resumable=folder):
+        done = run_stages(settings, folder, quiet)
+    if not quiet:
+        typer.echo(f"done: {done}")
+
+
+@app.command()
+def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of an interrupted run.")], quiet: Quiet = False) -> None:
+    """Continue a run where its last checkpoint stands."""
+    folder = run_dir.absolute()
+    with sentences(USAGE):
+        _existing(folder)
+        if not (folder / RUN_CONFIG).is_file():
+            raise ValueError(
+                f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG --run-dir {folder}"
+            )
+        from pipeline.run import resume as resume_stages
+    with sentences(FAILED, resumable=folder):
+        done = resume_stages(folder, quiet)
+    if not quiet:
+        typer.echo(f"done: {done}")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder or a checkpoint folder.")],
+    prompts: Annotated[int | None, typer.Option("--prompts", min=1, help="Held-out prompts to play.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Use this config's task and rollout settings, not the run's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sampled pass.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play held-out prompts with a run's models, or with one checkpoint."""
+    target = target.absolute()
+    with sentences(USAGE):
+        _existing(target)
+        settings = _evaluation_config(target, config, seed)
+        from pipeline.run import evaluate as evaluate_target
+    # The result alone goes to stdout: it may be piped.
+    with sentences(FAILED), redirect_stdout(sys.stderr):
+        result = evaluate_target(target, config=settings, prompts=prompts)
+    typer.echo(json.dumps(result, indent=2) if as_json else result_table(result))
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Dry run: find everything that can be wrong before work starts. Exit code 2 when something is."""
+    with sentences(USAGE):
+        settings, errors, warnings = examine(config, overrides or [])
+    if as_json:
+        typer.echo(json.dumps({"ok": not errors, "errors": errors, "warnings": warnings}, indent=2))
+    else:
+        report(config, errors, warnings)
+    if errors or settings is None:
+        raise typer.Exit(USAGE)
+    if not as_json:
+        typer.echo("ok")
+        for line in plan(settings):
+            typer.echo(line)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the whole config, defaults filled in, as YAML."""
+    from configs.loading import dump_config, load_config
+
+    with sentences(USAGE):
+        typer.echo(dump_config(load_config(config, overrides or [], check_paths=False)), nl=False)
+
+
+@config_app.command("schema")
+def config_schema_command(config: Annotated[str | None, typer.Argument(hidden=True)] = None) -> None:
+    """Print the JSON Schema of a config file (for editors); it is the same for every file."""
+    from configs.loading import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what is missing, and the command that installs it."""
+    from pipeline import doctor as examination
+
+    findings = examination.examine()
+    typer.echo(json.dumps(examination.as_data(findings), indent=2) if as_json else examination.as_text(findings))
+    raise typer.Exit(0 if examination.is_fine(findings) else FAILED)
+
+
+@app.command()
+def ui(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, a folder of runs, an mlflow.db file or a store URI.")],
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Default: 5000, or the next free one.")] = None,
+) -> None:
+    """Start an MLflow server on a run's store and print the links; stops with Ctrl-C."""
+    from pipeline import ui as server
+
+    with sentences(USAGE):
+        store = server.find_store(target)
+        chosen = server.choose_port(port)
+    with sentences(FAILED):
+        server.serve(store, chosen, typer.echo)
+
+
+def examine(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
+    """The config, or None, and all errors and warnings: those of reading it and those of the preflight together."""
+    from configs.loading import ConfigErrors, load_config
+    from pipeline.preflight import check
+
+    try:
+        config = load_config(path, overrides)
+    except ConfigErrors as problems:
+        errors, warnings = list(problems.messages), list[str]()
+        if problems.partial is not None:
+            more, warnings = check(problems.partial)
+            # What stands in for a wrong value says nothing about the config.
+            errors += [m for m in more if m not in errors and not any(name in m for name in problems.dropped)]
+        return None, errors, warnings
+    errors, warnings = check(config)
+    return config, errors, warnings
+
+
+def checked(path: Path, overrides: list[str], also: list[str]) -> RunConfig:
+    """The config of a run that may start; otherwise prints every error, those of ``also`` too, and exits with 2."""
+    config, errors, warnings = examine(path, overrides)
+    errors = errors + also
+    report(path, errors, warnings)
+    if errors or config is None:
+        raise typer.Exit(USAGE)
+    return config
+
+
+def report(path: Path, errors: list[str], warnings: list[str]) -> None:
+    """Warnings and errors to stderr, one line each."""
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if errors:
+        typer.echo(f"{path}: {len(errors)} {'error' if len(errors) == 1 else 'errors'}, nothing was started", err=True)
+        for error in errors:
+            typer.echo(f"  - {error}", err=True)
+
+
+def plan(config: RunConfig) -> Iterator[str]:
+    """One line for each stage that will run."""
+    for stage in config.stages:
+        yield f"  {stage:9} {_stage_line(config, stage)}"
+    learners = f"{config.cluster.num_learners} learner actors" if config.cluster.num_learners else "the learner in the driver"
+    yield f"  ray       {config.cluster.address}: {config.rollout.num_workers} rollout workers, {learners}"
+
+
+def _stage_line(config: RunConfig, stage: str) -> str:
+    from configs.checks import offline_sections
+
+    if stage == "evaluate":
+        assert config.evaluation is not None
+        return f"{config.evaluation.prompts} held-out prompts of {config.task.name}"
+    if stage == "improve":
+        assert config.improve is not None
+        i = config.improve
+        return f"{i.updates} {i.algorithm} updates of {i.prompts_per_update} prompts x {i.group_size} rollouts, {i.level} level, {i.mode}"
+    section = dict(offline_sections(config))["base.train" if stage == "base" else stage]
+    data = " + ".join(source.kind for source in section.data)
+    codes = f", {config.actions.num_actions} codes" if stage == "actions" and config.actions else ""
+    return f"{section.updates} updates of {section.batch_size} sequences ({data}){codes}"
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """An evaluation as aligned text: one row for each model, one column for each measure."""
+    rows = {name: value for name, value in result.items() if isinstance(value, dict)}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = [["", *columns], *([name, *(_cell(row.get(key)) for key in columns)] for name, row in rows.items())]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns) + 1)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in result.items() if name not in rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_cell(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(v)}" for key, v in value.items())
+    return "-" if value is None else str(value)
+
+
+def _occupied(folder: Path) -> list[str]:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    if not folder.is_dir():
+        return [f"--run-dir: {folder} is a file; give a folder"]
+    return [f"--run-dir: {folder} is not empty; continue that run with latent-control resume {folder}, or give another folder"]
+
+
+def _existing(folder: Path) -> None:
+    from configs.paths import nothing_at
+
+    if not folder.exists():
+        raise FileNotFoundError(nothing_at(folder))
+
+
+def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:
+    """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
+    from configs.loading import load_config
+
+    if config is None and seed is None:
+        return None
+    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
+    source = config or own
+    if source is None:
+        raise ValueError(f"{target} lies in no run folder, so --seed needs --config CONFIG too")
+    return load_config(source, [] if seed is None else [f"seed={seed}"], check_paths=False)
+
+
+@contextmanager
+def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
+    """What users can cause ends as one sentence and ``code``; defects keep their traceback. Ctrl-C says how to go on."""
+    from configs.loading import ConfigErrors
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        started = resumable is not None and (resumable / RUN_CONFIG).is_file()
+        typer.echo(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, ArithmeticError, FileNotFoundError, TimeoutError) as error:
+        if os.environ.get(DEBUG, "") not in ("", "0"):
+            raise
+        # Ray hands a worker's error over with its whole traceback as text; its cause is the sentence.
+        cause = getattr(error, "cause", None) or error
+        hint = "" if code == USAGE else " (the traceback: latent-control --debug ...)"
+        for message in cause.messages if isinstance(cause, ConfigErrors) else [f"{cause}{hint}"]:
+            typer.echo(f"error: {message}", err=True)
+        if resumable is not None and (resumable / RUN_CONFIG).is_file():
+            typer.echo(f"after the remedy, continue with: latent-control resume {resumable}", err=True)
+        raise typer.Exit(code) from None
+
+
+def main() -> None:
+    """Entry point of the installed program."""
+    try:
+        app(prog_name="latent-control")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,49 @@
+"""Ray: joining the job's cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from configs.schema import RunConfig
+
+# Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
+WORKER_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_ENABLE_AUTO_CONNECT": "0", "OMP_NUM_THREADS": "1"}
+DRIVER_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def cpus_wanted(config: RunConfig) -> float:
+    """CPUs that the actors of a run reserve at the same time."""
+    learners = config.cluster.num_learners * config.cluster.cpus_per_learner
+    offline = max((s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0)
+    return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
+
+
+@contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """Ray for the length of a block; a Ray that was there before is used and left running.
+
+    A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
+    local = config.cluster.address == "local"
+    cpus = max(os.cpu_count() or 1, int(cpus_wanted(config) + 0.999)) if local else None
+    ray.init(
+        address=config.cluster.address,
+        num_cpus=cpus,
+        include_dashboard=False if local else None,
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

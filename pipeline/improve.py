@@ -1,0 +1,134 @@
+"""The improve stage: reinforcement learning on RLlib, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import save_file
+
+from configs.schema import Improve
+from latent_control.model import LatentActionConfig
+from latent_control.persistence import base_path, read_config, with_policy
+from pipeline import checkpoints
+from pipeline.algorithm import LatentRL, algorithm_config
+from pipeline.cluster import connected
+from pipeline.context import StageContext, StageResult
+from pipeline.replay import ReplayActor
+from rollout_workers.episodes import HostSpec
+
+TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
+RECENT = 10  # updates whose mean reward the summary reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where RL starts from: a host and the shape of its policy."""
+
+    host: HostSpec
+    num_actions: int
+    reads: str
+    late_blocks: int
+    learning_rate: float
+
+
+def starting_point(context: StageContext, improve: Improve, source: Path, level: str) -> Start:
+    """The policy of ``level`` on top of latent-action checkpoint ``source``."""
+    base, shape = context.config.base, LatentActionConfig(**read_config(source)["latent_actions"])
+    common: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": base.trust_remote_code}
+    if level == "latent":
+        host = HostSpec(level="latent", checkpoint=str(source), **common)
+        return Start(host=host, num_actions=shape.num_actions, reads=shape.policy_reads, late_blocks=shape.policy_layers, learning_rate=improve.learning_rate)
+    blocks = improve.token_blocks or shape.policy_layers
+    host = HostSpec(level="token", checkpoint=base_path(source), token_blocks=blocks, **common)
+    # RLlib only wants to know that actions are numbers.
+    return Start(host=host, num_actions=2, reads="late", late_blocks=blocks, learning_rate=improve.token_learning_rate or improve.learning_rate)
+
+
+def run_improve(context: StageContext, stage: str, source: Path, level: str) -> StageResult:
+    """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and nothing else."""
+    improve = context.config.improve
+    assert improve is not None
+    start = starting_point(context, improve, source, level)
+    with connected(context.config):
+        torch.set_num_threads(context.config.cluster.learner_threads)
+        rllib = algorithm_config(
+            context.config, start.host, num_actions=start.num_actions, reads=start.reads, late_blocks=start.late_blocks, learning_rate=start.learning_rate
+        )
+        algorithm: LatentRL = rllib.build_algo()
+        try:
+            rewards = _loop(context, stage, algorithm, improve)
+            weights = algorithm.weights
+        finally:
+            algorithm.stop()
+    metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+    _finish(context, stage, source, start, weights, metrics)
+    return StageResult(checkpoint=context.result(stage), metrics=metrics)
+
+
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Improve) -> list[float]:
+    """Updates from wherever the newest valid checkpoint stands; returns each update's mean reward."""
+    found, skipped = checkpoints.newest_valid(context.checkpoints, stage)
+    for reason in skipped:
+        context.log.message(f"skipped checkpoint {reason}")
+    rewards: list[float] = []
+    if found is not None:
+        state = checkpoints.load_tree(found, "learner")
+        rewards = state.pop("rewards")
+        algorithm.restore_learner(state)
+    if context.config.replay.enabled:
+        algorithm.replay = replay_actor(context, stage)
+    context.log.truncate(stage, algorithm.policy.version)
+    with context.log.stage(stage, improve.updates):
+        for update in range(algorithm.policy.version + 1, improve.updates + 1):
+            metrics = update_metrics(algorithm.train())
+            rewards.append(metrics["reward"])
+            context.log.log(stage, update, metrics)
+            if update % improve.checkpoint_every == 0 and update < improve.updates:
+                _save(context, stage, update, algorithm, rewards)
+    return rewards
+
+
+def replay_actor(context: StageContext, stage: str) -> Any:
+    """The actor that writes this stage's rollouts to Parquet; it restarts, and drops what it has written already."""
+    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayActor)
+    return writer.remote(str(context.run_dir / "replay"), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}")
+
+
+def update_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one update out of RLlib's result."""
+    learner = result["learners"]["default_policy"]
+    names = ("policy_loss", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference", "gradients_default_optimizer_global_norm")
+    metrics = {name: float(value) for name, value in result["improve"].items()}
+    metrics |= {name: float(learner[name]) for name in names if name in learner}
+    return metrics | {"seconds_update_total": float(result["time_this_iter_s"])}
+
+
+def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
+    state = {**algorithm.learner_state(), "rewards": rewards}
+    folder = context.checkpoints / f"{stage}-{update:08d}"
+    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info={"stage": stage, "update": update})
+    checkpoints.prune(context.checkpoints, stage, keep=2)
+
+
+def _finish(context: StageContext, stage: str, source: Path, start: Start, weights: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write the stage's result: the source checkpoint with the new policy, or the token-level policy by itself."""
+
+    def files(folder: Path) -> None:
+        if start.host.level == "latent":
+            with_policy(source, folder, weights)
+            return
+        save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
+        (folder / TOKEN_INFO).write_text(json.dumps({"base": start.host.checkpoint, "token_blocks": start.host.token_blocks}))
+
+    checkpoints.write(context.result(stage), files=files, info={"stage": stage, "metrics": metrics})
+    checkpoints.prune(context.checkpoints, stage, keep=0)

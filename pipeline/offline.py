@@ -1,0 +1,244 @@
+"""Running an offline stage: in the driver's process, or on several Ray Train workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer
+
+from configs.schema import Actions, RunConfig, Training
+from latent_control.measures import codebook_measures, marginal_measures, reach_measures
+from latent_control.model import LatentActionLM
+from learners.actions import ActionsStage
+from learners.clone import CloneStage
+from learners.finetune import FinetuneStage
+from learners.offline import Hooks, OfflineStage, make_optimizer, train
+from pipeline import checkpoints
+from pipeline.cluster import connected
+from pipeline.context import LastMetrics, StageContext, StageResult
+from pipeline.data import heldout_batches, training_batches
+from rollout_workers.tasks import build_task
+
+Log = Callable[[int, dict[str, float]], None]
+# Measures that run the head for every code see this many positions.
+REACH_POSITIONS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineJob:
+    """An offline stage as plain data, so that it can be sent to Ray Train workers."""
+
+    stage: str
+    config: RunConfig
+    settings: Training
+    source: str | None
+    """Checkpoint of the stage before; ``None`` starts new modules beside the base LM."""
+    base: str
+    checkpoints: str
+
+    @property
+    def result(self) -> Path:
+        """Folder of the final checkpoint."""
+        return Path(self.checkpoints) / self.stage
+
+
+def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
+    """Train one offline stage from ``source``, or from where its newest valid checkpoint stands."""
+    job = OfflineJob(stage=stage, config=context.config, settings=settings, source=None if source is None else str(source), base=base, checkpoints=str(context.checkpoints))
+    last = LastMetrics()
+
+    def log(update: int, metrics: dict[str, float]) -> None:
+        last(metrics)
+        context.log.log(stage, update, metrics)
+
+    start = start_of(job, context.log.message)
+    context.log.truncate(stage, start)
+    with context.log.stage(stage, settings.updates):
+        if settings.num_workers == 1:
+            torch.set_num_threads(context.config.cluster.learner_threads)
+            work(job, log)
+        else:
+            with connected(context.config):
+                run_workers(job, log)
+    checkpoints.prune(context.checkpoints, stage, keep=0)
+    return StageResult(checkpoint=context.result(stage), metrics=last.values)
+
+
+def start_of(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -> int:
+    """Updates that the newest valid checkpoint has behind it."""
+    found, skipped = checkpoints.newest_valid(Path(job.checkpoints), job.stage)
+    for reason in skipped:
+        say(f"skipped checkpoint {reason}")
+    return 0 if found is None else int(found.name.rsplit("-", 1)[1])
+
+
+def build_stage(job: OfflineJob) -> OfflineStage:
+    """The stage with its model: new modules, or the checkpoint before it."""
+    config, stage = job.config, job.stage
+    # Fine-tuning changes the base by less than bfloat16 resolves, so it keeps float32 masters.
+    dtype = "float32" if stage == "finetune" else config.base.dtype
+    if job.source is not None:
+        model = LatentActionLM.from_pretrained(job.source, dtype=dtype, trust_remote_code=config.base.trust_remote_code)
+    else:
+        assert isinstance(job.settings, Actions)
+        model = new_model(job.settings, job.base, config, dtype)
+    kinds: dict[str, Any] = {"actions": ActionsStage, "clone": CloneStage, "reclone": CloneStage, "finetune": FinetuneStage}
+    return kinds[stage](model, job.settings)
+
+
+def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
+    """New modules beside the base LM, as the ``actions`` section shapes them."""
+    shape = ("num_actions", "head", "inverse_dynamics_layers", "merge_layers", "policy_layers", "inverse_dynamics_reads", "policy_reads")
+    arguments = {name: getattr(settings, name) for name in shape}
+    return LatentActionLM.from_base(base, dtype=dtype, trust_remote_code=config.base.trust_remote_code, seed=config.seed, **arguments)
+
+
+def work(job: OfflineJob, log: Log) -> None:
+    """Train the stage in this process, which may be one of several; the main one evaluates, logs and saves."""
+    config, settings = job.config, job.settings
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(), **settings.accelerate)
+    stage = build_stage(job)
+    optimizer = make_optimizer(stage, settings)
+    start = start_of(job)
+    if start:
+        restore(Path(job.checkpoints) / f"{job.stage}-{start:08d}", stage, optimizer)
+    tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source, trust_remote_code=config.base.trust_remote_code)
+    reading = {"task": build_task(config.task), "tokenizer": tokenizer, "chat": config.task.chat, "max_length": settings.max_length, "seed": config.seed}
+    batches = training_batches(
+        settings.data, batch_size=settings.batch_size, rank=accelerator.process_index, world=accelerator.num_processes, start=start, **reading
+    )
+    heldout = heldout_batches(settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading)
+    hooks = Hooks(
+        log=log if accelerator.is_main_process else lambda *_: None,
+        evaluate=lambda update: measure(job, stage, heldout, update) if accelerator.is_main_process else {},
+        save=lambda update, optimizer: save_state(job, stage, optimizer, update) if accelerator.is_main_process else None,
+    )
+    train(stage, batches, settings=settings, accelerator=accelerator, optimizer=optimizer, seed=config.seed, start=start, hooks=hooks)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_result(job, stage, tokenizer, measure(job, stage, heldout, settings.updates) if settings.updates == 0 else {})
+    accelerator.wait_for_everyone()
+
+
+def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
+    """Held-out measures of a stage; the costly ones at its end only.
+
+    Raises:
+        RuntimeError: the codebook has collapsed (stage ``actions``).
+    """
+    model = stage.model
+    found = codebook_measures(model, heldout)
+    final = update == job.settings.updates
+    if job.stage == "actions":
+        guard_codebook(job.settings, found, update)
+        found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
+    evaluation = job.config.evaluation
+    if final and job.stage in ("clone", "reclone", "finetune") and evaluation is not None and evaluation.marginal_sequences:
+        rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
+        found |= marginal_measures(model, heldout[:rows])
+    return found
+
+
+def guard_codebook(settings: Training, found: dict[str, float], update: int) -> None:
+    """Stop a run whose codebook has collapsed, before it wastes the later stages."""
+    assert isinstance(settings, Actions)
+    if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
+        raise RuntimeError(
+            f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after {update} updates "
+            f"(actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight (now {settings.usage_weight}), "
+            f"start with a higher actions.temperature (now {settings.temperature}), or ask for fewer codes (actions.num_actions)"
+        )
+
+
+def trained_names(stage: OfflineStage) -> dict[str, torch.nn.Parameter]:
+    """The stage's trained tensors by their name in the model."""
+    return {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
+
+
+def save_state(job: OfflineJob, stage: OfflineStage, optimizer: torch.optim.Optimizer, update: int) -> None:
+    """An intermediate checkpoint: trained tensors and optimiser state."""
+    state = {"model": {name: p.detach() for name, p in trained_names(stage).items()}, "optimizer": optimizer.state_dict()}
+    folder = Path(job.checkpoints) / f"{job.stage}-{update:08d}"
+    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info={"stage": job.stage, "update": update})
+    checkpoints.prune(Path(job.checkpoints), job.stage, keep=2)
+
+
+def restore(folder: Path, stage: OfflineStage, optimizer: torch.optim.Optimizer) -> None:
+    """Continue from ``save_state``."""
+    state = checkpoints.load_tree(folder, "state")
+    parameters = trained_names(stage)
+    assert parameters.keys() == state["model"].keys(), f"{folder} was saved by another stage or shape"
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state["model"][name])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:
+    """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in."""
+    tuned = job.stage == "finetune"
+
+    def files(folder: Path) -> None:
+        if tuned:
+            stored = LatentActionLM.from_pretrained(str(job.source), dtype=job.config.base.dtype).base.dtype
+            stage.model.base.lm.to(stored)
+        stage.model.save_pretrained(folder, bundle_base=tuned)
+        if tuned:
+            tokenizer.save_pretrained(folder / "base")
+
+    checkpoints.write(job.result, files=files, info={"stage": job.stage, "metrics": metrics})
+
+
+def run_workers(job: OfflineJob, log: Log) -> None:
+    """Data-parallel training on Ray Train workers; the first one's log lines come back through a queue."""
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    scaling = ScalingConfig(num_workers=job.settings.num_workers, use_gpu=job.settings.gpus_per_worker > 0, resources_per_worker=resources(job.settings))
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config={"job": job, "queue": queue},
+        scaling_config=scaling,
+        run_config=TrainRunConfig(name=job.stage, storage_path=str(Path(job.checkpoints).parent / "ray_train")),
+    )
+    finished = threading.Event()
+    reader = threading.Thread(target=forward, args=(queue, log, finished), daemon=True)
+    reader.start()
+    try:
+        trainer.fit()
+    finally:
+        finished.set()
+        reader.join()
+        queue.shutdown()
+
+
+def resources(settings: Training) -> dict[str, float]:
+    """What one training worker reserves."""
+    return {"CPU": 1.0} | ({"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {})
+
+
+def forward(queue: Any, log: Log, finished: threading.Event) -> None:
+    """Hand queued log lines on until training has finished and the queue is empty."""
+    from ray.util.queue import Empty
+
+    while True:
+        try:
+            log(*queue.get(timeout=0.2))
+        except Empty:
+            if finished.is_set():
+                return
+
+
+def worker_loop(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    torch.set_num_threads(1)
+    work(arguments["job"], lambda update, metrics: arguments["queue"].put((update, metrics)))

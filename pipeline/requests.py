@@ -1,0 +1,37 @@
+"""Which prompts an update trains on: a function of seed and update alone, so resume has nothing to remember."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+# Larger (generated) prompt sets are not permuted: their order means nothing.
+LARGEST_PERMUTED = 1_000_000
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def prompt_indices(update: int, count: int, *, size: int, seed: int) -> tuple[int, ...]:
+    """The ``count`` prompts of ``update`` out of ``size``: each prompt once per pass over the data, in a new order each pass."""
+    numbers = range(update * count, (update + 1) * count)
+    if size > LARGEST_PERMUTED:
+        return tuple(number % size for number in numbers)
+    return tuple(int(_permutation(seed, number // size, size)[number % size]) for number in numbers)
+
+
+def chunks(items: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+    """``items`` in at most ``parts`` consecutive, nearly equal pieces, none empty."""
+    bounds = np.linspace(0, len(items), min(parts, len(items)) + 1).round().astype(int)
+    return [tuple(items[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def chunk_count(prompts: int, workers: int, learners: int) -> int:
+    """Requests per update: at least one per worker, and a multiple of the learners, among which whole answers are shared out."""
+    learners = max(1, learners)
+    wanted = max(1, workers, learners)
+    return max(learners, min(-(-wanted // learners) * learners, prompts // learners * learners))

@@ -1,0 +1,224 @@
+"""A run: all stages that a config names, in order, each done once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import dump_config, load_config
+from configs.schema import RunConfig
+from pipeline import checkpoints
+from pipeline.bases import resolve_base
+from pipeline.context import StageContext, StageResult
+from pipeline.runlog import RunLog
+from pipeline.tracking import Tracker
+from rollout_workers.tasks import build_task
+
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A stage of a run: how it is run, given the checkpoint of the stage before."""
+
+    name: str
+    settings: Any
+    work: Callable[[StageContext, Path | None], StageResult]
+    passes_on: bool = True
+    """Whether the next stage starts from this one's result."""
+
+
+def plan(config: RunConfig) -> list[Planned]:
+    """The stages of ``config`` in order. FTA-I clones the policy again; the token-level baseline starts where ``improve`` did."""
+    from pipeline.improve import run_improve
+    from pipeline.offline import run_offline
+
+    def offline(name: str, settings: Any) -> Planned:
+        return Planned(name=name, settings=settings, work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config)))
+
+    def rl(name: str, level: str, *, passes_on: bool) -> Planned:
+        def work(context: StageContext, source: Path | None) -> StageResult:
+            if source is None:
+                raise ValueError("the improve stage needs latent actions: add the actions section, or set actions.init to a checkpoint with actions.updates=0")
+            return run_improve(context, name, source, level)
+
+        return Planned(name=name, settings=config.improve, work=work, passes_on=passes_on)
+
+    stages: list[Planned] = []
+    if config.base.train is not None:
+        stages.append(Planned(name="base", settings=config.base.train, work=train_base_stage, passes_on=False))
+    if config.actions is not None:
+        actions = offline("actions", config.actions)
+        stages.append(actions)
+    if config.clone is not None:
+        stages.append(offline("clone", config.clone))
+    if config.finetune is not None:
+        stages.append(offline("finetune", config.finetune))
+        if config.finetune.codes == "inverse_dynamics" and config.clone is not None:
+            stages.append(offline("reclone", config.clone))
+    if config.improve is not None:
+        if config.improve.token_baseline and config.improve.level == "latent":
+            stages.append(rl("token_level", "token", passes_on=False))
+        stages.append(rl("improve", config.improve.level, passes_on=True))
+    return stages
+
+
+def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
+    """Train the small base LM from scratch into ``base.model``."""
+    from learners.base_training import train_base
+
+    base = context.config.base
+    assert base.train is not None
+    with context.log.stage("base", base.train.updates):
+        train_base(
+            base.train,
+            task=context.task,
+            folder=Path(base.model),
+            seed=context.config.seed,
+            threads=context.config.cluster.learner_threads,
+            log=lambda update, metrics: context.log.log("base", update, metrics),
+        )
+    return StageResult(checkpoint=Path(base.model))
+
+
+def run(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
+    """Run all stages in a new folder ``run_dir`` and return it.
+
+    Raises:
+        ValueError: the folder holds a run already.
+    """
+    if (run_dir / CONFIG).exists():
+        raise ValueError(f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG).write_text(dump_config(config))
+    return execute(config, run_dir, quiet)
+
+
+def resume(run_dir: Path, quiet: bool = False) -> Path:
+    """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
+
+    Raises:
+        ValueError: there is no run in ``run_dir``.
+    """
+    if not (run_dir / CONFIG).is_file():
+        raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
+    return execute(load_config(run_dir / CONFIG, []), run_dir, quiet)
+
+
+def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
+    """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
+    log = RunLog(run_dir, quiet=quiet, tracker=tracker)
+    context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
+    summary: dict[str, Any] = {"stages": {}}
+    source: Path | None = None
+    for stage in plan(config):
+        result, seconds = finished(context, stage) or tracked(context, tracker, stage, source)
+        summary["stages"][stage.name] = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, run_dir), "metrics": result.metrics}
+        source = result.checkpoint if stage.passes_on else source
+        write_json(run_dir / SUMMARY, summary)
+    if config.evaluation is not None and source is not None:
+        summary["evaluation"] = evaluate_stage(context, tracker, summary)
+        write_json(run_dir / SUMMARY, summary)
+    log.close()
+    return run_dir
+
+
+def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
+    """The result of a stage that an earlier start of this run completed."""
+    record = context.run_dir / "stages" / f"{stage.name}.json"
+    if not record.is_file() or (stage.name != "base" and checkpoints.verify(context.result(stage.name))):
+        return None
+    saved = json.loads(record.read_text())
+    context.log.message(f"{stage.name}: done before, kept")
+    return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved["seconds"]
+
+
+def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
+    """Run a stage as an MLflow run of its own and record that it is done."""
+    started = time.perf_counter()
+    with tracking(context, tracker, stage.name):
+        result = stage.work(context, source)
+        if stage.name != "base":
+            tracker.artifact(result.checkpoint / "manifest.json", "checkpoint")
+    seconds = time.perf_counter() - started
+    record = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, context.run_dir), "metrics": result.metrics}
+    (context.run_dir / "stages").mkdir(exist_ok=True)
+    write_json(context.run_dir / "stages" / f"{stage.name}.json", record)
+    return result, seconds
+
+
+@contextmanager
+def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[None]:
+    """An MLflow run around a block, honest about how it ended."""
+    config = context.config
+    algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
+    tracker.start(stage, params=config.model_dump(mode="json"), tags={"algorithm": algorithm, "seed": str(config.seed)})
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, Any]) -> dict[str, Any]:
+    """The last stage: all variants on the same held-out prompts."""
+    from pipeline.evaluation import evaluate as play
+    from pipeline.evaluation import variants
+
+    config = context.config
+    assert config.evaluation is not None
+    stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
+    with tracking(context, tracker, "evaluate"):
+        result = play(config, variants(config, stages), prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate: {text}"))
+        numbers = {f"{name}/{key}": v for name, values in result.items() if isinstance(values, dict) for key, v in values.items() if isinstance(v, float)}
+        context.log.log("evaluate", 0, numbers)
+        write_json(context.run_dir / "evaluation.json", result)
+        tracker.artifact(context.run_dir / "evaluation.json")
+    return result
+
+
+def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> dict[str, Any]:
+    """Evaluate a run folder (all its results) or one checkpoint (with the config of its run, or ``config``).
+
+    Raises:
+        ValueError: there is nothing to evaluate at ``target``, or no config says on which task.
+    """
+    from pipeline.evaluation import checkpoint_host, first_base, variants
+    from pipeline.evaluation import evaluate as play
+    from rollout_workers.episodes import HostSpec
+
+    run_dir = target if (target / CONFIG).is_file() else target.parent.parent
+    if config is None:
+        if not (run_dir / CONFIG).is_file():
+            raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config")
+        config = load_config(run_dir / CONFIG, [])
+    count = prompts or (config.evaluation.prompts if config.evaluation else 512)
+    common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
+    if (target / CONFIG).is_file():
+        done = {p.stem: (target / json.loads(p.read_text())["checkpoint"]).resolve() for p in sorted((target / "stages").glob("*.json"))}
+        hosts = variants(config, done)
+    else:
+        hosts = {"base": HostSpec(level="base", checkpoint=first_base(config, {}), **common), target.name: checkpoint_host(target, common)}
+    return play(config, hosts, prompts=count, say=lambda text: print(text, flush=True))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,0 +1,237 @@
+"""The Ray actor that samples: RLlib's EnvRunner contract around a hosted language model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import ray
+import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.framework import get_device
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+from ray.rllib.utils.typing import StateDict
+
+from latent_control.decoding import generate
+from latent_control.distributions import rollout_seed
+from latent_control.persistence import array_hash
+from latent_control.records import Generation
+from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
+from rollout_workers.hosting import WorkerSettings, load_host
+from rollout_workers.tasks import Failure, Prompt, Score, build_task
+from rollout_workers.tasks.encoding import decode_response, encode_prompt
+
+T = TypeVar("T")
+
+
+class LMEnvRunner(EnvRunner, Checkpointable):
+    """Samples the rollouts that a ``RolloutRequest`` asks for, with exactly the policy version it names.
+
+    Weights travel with the request, so a restarted or new worker can never serve with others than asked for.
+    """
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.settings: WorkerSettings = self.config.env_config["worker"]
+        torch.set_num_threads(self.settings.rollout.torch_threads)
+        self.device = torch.device(get_device(self.config, self.config.num_gpus_per_env_runner if self.worker_index else 0))
+        self.make_env()
+        self.make_module()
+        self.policy_version, self.policy_hash = -1, ""
+
+    # -- RLlib's contract --------------------------------------------------------------------------------------------
+
+    def make_env(self) -> None:
+        """Load language model, tokenizer and task: what stands in for an environment."""
+        self.task = build_task(self.settings.task)
+        self.policy_dtype: torch.dtype = getattr(torch, self.settings.policy_dtype)
+        self.hosted = self.settings.host
+        self.host = load_host(self.hosted, self.device, self.policy_dtype) if self.hosted else None
+
+    def make_module(self) -> None:
+        """Build the policy's RLModule, in the dtype it samples with, and let it steer the hosted model."""
+        if self.host is None:
+            return
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module = spec.build().to(self.device, self.policy_dtype).eval()
+        self.host = self.host.with_policy(self.module.policy)
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        """Observation and action space, of which RLlib needs the sizes only."""
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    def assert_healthy(self) -> None:
+        """Raise unless the task is there."""
+        assert self.task is not None
+
+    def stop(self) -> None:
+        """Nothing to release: the model goes with the process."""
+
+    def apply(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run ``func(self, ...)``; an exception reaches the driver as itself.
+
+        RLlib's own version logs it, sleeps and exits the process, so the driver would only see a dead actor.
+        """
+        return func(self, *args, **kwargs)
+
+    def get_metrics(self) -> dict[str, Any]:
+        """RLlib's reduced metrics."""
+        return self.metrics.reduce()
+
+    def get_state(self, components: str | Collection[str] | None = None, *, not_components: str | Collection[str] | None = None, **kwargs: Any) -> StateDict:
+        """Policy weights and their version."""
+        if not self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            return {WEIGHTS_SEQ_NO: self.policy_version}
+        return {COMPONENT_RL_MODULE: self.module.get_state(**kwargs), WEIGHTS_SEQ_NO: self.policy_version}
+
+    def set_state(self, state: StateDict) -> None:
+        """RLlib's own way to push weights; requests bring theirs along, so only the weights are taken, no version is claimed."""
+        if COMPONENT_RL_MODULE not in state:
+            return
+        weights = state[COMPONENT_RL_MODULE]
+        weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+        self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+        self.policy_version, self.policy_hash = -1, ""
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How to build this object again."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        """The policy."""
+        return [(COMPONENT_RL_MODULE, self.module)]
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    def sample(self, *, request: RolloutRequest, **_: Any) -> list[Rollout]:
+        """The rollouts of ``request``, prompts outer, group inner.
+
+        Raises:
+            ValueError: a prompt is longer than ``task.max_prompt_tokens``, or the weights' hash is not the one announced.
+        """
+        self._rehost(request.host or self.settings.host)
+        if request.policy is not None:
+            self._use(request.policy)
+        prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
+        encoded = [self._encode(prompt) for prompt in prompts]
+        seeds = [rollout_seed(request.seed, index, place) for index in request.prompt_indices for place in range(request.group_size)]
+        generation = self._generate(request, encoded, seeds)
+        return [
+            self._rollout(request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row])
+            for row in range(len(seeds))
+        ]
+
+    def sample_request(self, request: RolloutRequest) -> tuple[ray.ObjectRef, RolloutSummary, dict[str, Any]]:
+        """``sample``, with the rollouts left in the object store: the driver gets a reference, a summary and metrics."""
+        started = time.perf_counter()
+        rollouts = self.sample(request=request)
+        tokens = sum(map(len, rollouts))
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
+        summary = RolloutSummary(
+            request_id=request.request_id,
+            worker=self.worker_index,
+            policy_version=self.policy_version,
+            policy_hash=self.policy_hash,
+            rollouts=len(rollouts),
+            tokens=tokens,
+            failures=sum(r.failure is not None for r in rollouts),
+            rewards=tuple(float("nan") if r.reward is None else r.reward for r in rollouts),
+            successes=tuple(r.success for r in rollouts),
+            seconds=time.perf_counter() - started,
+        )
+        return ray.put(rollouts), summary, self.get_metrics()
+
+    def _rehost(self, wanted: HostSpec | None) -> None:
+        """Host the model a request is for; evaluation asks for several in turn."""
+        assert wanted is not None, "a worker without a model of its own needs requests that name theirs"
+        if wanted != self.hosted:
+            self.host = None
+            self.host, self.hosted = load_host(wanted, self.device, self.policy_dtype), wanted
+
+    def _use(self, policy: PolicyVersion) -> None:
+        """Load the weights of ``policy`` unless they are loaded."""
+        if (policy.version, policy.weights_hash) == (self.policy_version, self.policy_hash):
+            return
+        weights = ray.get(policy.weights) if isinstance(policy.weights, ray.ObjectRef) else policy.weights
+        found = array_hash(weights)
+        if found != policy.weights_hash:
+            raise ValueError(f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was {policy.weights_hash[:12]}")
+        self.module.set_state(weights)
+        self.policy_version, self.policy_hash = policy.version, policy.weights_hash
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = encode_prompt(self.host.tokenizer, prompt, chat=self.settings.task.chat)
+        if len(ids) > self.settings.task.max_prompt_tokens:
+            raise ValueError(f"prompt {prompt.id} has {len(ids)} tokens, more than task.max_prompt_tokens={self.settings.task.max_prompt_tokens}: raise it or shorten the prompt")
+        return ids
+
+    def _generate(self, request: RolloutRequest, encoded: Sequence[list[int]], seeds: list[int]) -> Generation:
+        """Decode all rows of the request, left padded."""
+        width = max(map(len, encoded))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in encoded], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=self.device)
+        with torch.no_grad():
+            return generate(
+                self.host.base,
+                self.host.actor(),
+                ids,
+                mask,
+                max_new_tokens=self.settings.rollout.max_new_tokens,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                batch_size=self.settings.rollout.batch_size,
+                stop_token=self.host.tokenizer.eos_token_id,
+                repeats=request.group_size,
+                row_seeds=seeds,
+                return_features=request.ship_features,
+            )
+
+    def _rollout(self, request: RolloutRequest, prompt: Prompt, prompt_ids: list[int], generation: Generation, row: int, seed: int) -> Rollout:
+        """Row ``row`` of a generation as a scored record."""
+        length = int(generation.lengths[row])
+        tokens = generation.tokens[row, :length].int().cpu().numpy()
+        text = decode_response(self.host.tokenizer, tokens.tolist())
+        verdict = self.task.score(prompt, text)
+        score = verdict if isinstance(verdict, Score) else None
+        group = f"{request.split}-{request.seed}-{request.request_id}-{prompt.id}"
+        return Rollout(
+            rollout_id=f"{group}-{row % request.group_size}",
+            group_id=group,
+            prompt_id=prompt.id,
+            prompt_text=prompt.text,
+            text=text,
+            prompt_tokens=torch.tensor(prompt_ids, dtype=torch.int32).numpy(),
+            tokens=tokens,
+            actions=generation.actions[row, :length].int().cpu().numpy(),
+            action_logp=generation.action_logp[row, :length].float().cpu().numpy(),
+            finish_reason=generation.finish_reasons[row],
+            reward=score.reward if score else None,
+            reward_parts=dict(score.parts) if score else {},
+            success=score.success if score else False,
+            failure=f"{verdict.kind}: {verdict.message}" if isinstance(verdict, Failure) else None,
+            policy_version=self.policy_version,
+            policy_hash=self.policy_hash,
+            world_hash=self.host.world_hash,
+            codebook_hash=self.host.codebook_hash,
+            level=self.host.level,
+            seed=seed,
+            worker=self.worker_index,
+            created=time.time(),
+            features=self._shipped(generation, row),
+        )
+
+    @staticmethod
+    def _shipped(generation: Generation, row: int) -> Any:
+        """Features as numpy; bfloat16, which numpy lacks, travels as float32."""
+        if generation.features is None:
+            return None
+        features = generation.features[row]
+        return (features.float() if features.dtype == torch.bfloat16 else features).cpu().numpy()

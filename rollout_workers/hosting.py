@@ -1,0 +1,83 @@
+"""What a rollout worker hosts: base LM, world model, policy and tokenizer, loaded once per actor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from configs.schema import Rollout as RolloutSettings
+from configs.schema import Task as TaskSettings
+from latent_control.actors import base_actor, latent_actor, token_actor, token_policy
+from latent_control.base import BaseLM
+from latent_control.decoding import Actor
+from latent_control.model import LatentActionLM, load_base
+from latent_control.persistence import base_path, weights_hash, world_hash
+from latent_control.tower import Tower
+from rollout_workers.episodes import HostSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Everything a worker needs besides a model; plain data, shipped once."""
+
+    host: HostSpec | None
+    """The model requests are for by default; ``None`` for a worker whose requests all name theirs (evaluation)."""
+    policy_dtype: Literal["float32", "bfloat16"]
+    task: TaskSettings
+    rollout: RolloutSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A loaded model as the worker uses it."""
+
+    level: str
+    base: BaseLM
+    model: LatentActionLM | None
+    """``None`` at the levels without latent actions."""
+    policy: Tower | None
+    tokenizer: PreTrainedTokenizerBase
+    world_hash: str = ""
+    codebook_hash: str = ""
+
+    def with_policy(self, policy: Tower) -> Host:
+        """The same model steered by another policy."""
+        return replace(self, policy=policy)
+
+    def actor(self) -> Actor:
+        """How this host acts."""
+        if self.model is not None:
+            assert self.policy is not None
+            self.model.policy = self.policy
+            return latent_actor(self.model)
+        return base_actor(self.base) if self.policy is None else token_actor(self.base, self.policy)
+
+
+def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -> Host:
+    """Load a model for sampling: without inverse dynamics model, the world model in the base's dtype.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    trust = spec.trust_remote_code
+    path = base_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    if spec.level == "latent":
+        model = LatentActionLM.from_pretrained(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust).to(device)
+        world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
+        model.inverse_dynamics = None
+        model.cast_modules()
+        policy = model.policy.to(policy_dtype)
+        return Host(level="latent", base=model.base, model=model, policy=policy, tokenizer=tokenizer, world_hash=world, codebook_hash=codebook)
+    base = BaseLM(load_base(path, dtype=spec.dtype, trust_remote_code=trust), spec.token_blocks if spec.level == "token" else 0).to(device)
+    if spec.level == "base":
+        return Host(level="base", base=base, model=None, policy=None, tokenizer=tokenizer)
+    policy = token_policy(base)
+    if spec.policy_file:
+        policy.load_state_dict(load_file(spec.policy_file), strict=False)
+    base.drop_late_blocks()
+    return Host(level="token", base=base, model=None, policy=policy.to(policy_dtype), tokenizer=tokenizer)

@@ -1,0 +1,104 @@
+"""What a task is: prompts, demonstrations and a verifier, all deterministic by (split, index)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar, overload
+
+Split = Literal["train", "heldout"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One question.
+
+    ``Prompt(id="countdown/heldout/17", text="3 7 25 -> 29 :", metadata={"numbers": (3, 7, 25), "target": 29})``
+    """
+
+    id: str
+    """``<task>/<split>/<index>``."""
+    text: str
+    """What the model is given, few-shot examples included."""
+    metadata: Mapping[str, object]
+    """What the verifier needs; the model never sees it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """A prompt with a response, the end token not included."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A verdict. ``Score(reward=0.0, success=False, parts={"success": 0.0, "format": 1.0})``."""
+
+    reward: float
+    success: bool
+    parts: Mapping[str, float]
+    """Named parts that are logged; ``reward`` is not necessarily their sum."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The verifier could not judge: the rollout is masked, never scored 0."""
+
+    kind: str
+    """A short class of failures, e.g. ``verifier_error``."""
+    message: str
+
+
+class Task(Protocol):
+    """Prompts and their verifier."""
+
+    name: str
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """The prompts of a split; built when indexed, the same for the same index, disjoint between splits."""
+        ...
+
+    def demonstrations(self, split: Split) -> Sequence[Demonstration]:
+        """Texts to train on; element i answers prompt i of the split."""
+        ...
+
+    def score(self, prompt: Prompt, text: str) -> Score | Failure:
+        """Judge a response to ``prompt``. Never raises because of ``text``."""
+        ...
+
+
+class LazySequence(Sequence[T]):
+    """``make(0) .. make(length - 1)``, each built when asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], T]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazySequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
+        if isinstance(index, slice):
+            chosen = range(self._length)[index]
+            return LazySequence(len(chosen), lambda i: self._make(chosen[i]))
+        return self._make(range(self._length)[index])
+
+
+def split_of(key: str, heldout_share: float) -> Split:
+    """The split that a problem belongs to, by a hash of the problem itself: no problem can be in both."""
+    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return "heldout" if draw < heldout_share else "train"
+
+
+def require_split(split: str) -> None:
+    """Raise ``ValueError`` unless ``split`` is a split."""
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split is {split!r}; it must be 'train' or 'heldout'")

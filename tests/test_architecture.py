@@ -1,0 +1,192 @@
+"""The shape of the code, read from its syntax trees: who imports whom, and what is nowhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Package -> ours that it may import, besides itself. One way only.
+ARROWS = {
+    "configs": set(),
+    "latent_control": {"configs"},
+    "rollout_workers": {"configs", "latent_control"},
+    "learners": {"configs", "latent_control"},
+    "pipeline": {"configs", "latent_control", "rollout_workers", "learners"},
+}
+# Package -> third-party packages it must not touch, anywhere.
+HEAVY = {
+    "configs": {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate"},
+    "latent_control": {"ray", "mlflow", "pyarrow", "pandas", "accelerate"},
+    "rollout_workers": {"mlflow", "pyarrow"},
+    "learners": {"mlflow", "pyarrow"},
+    "pipeline": set(),
+}
+RLLIB = {
+    "rollout_workers/env_runner.py",
+    "rollout_workers/episodes.py",
+    "learners/rl_module.py",
+    "learners/learner.py",
+    "learners/collate.py",
+    "pipeline/algorithm.py",
+    "pipeline/evaluation.py",  # EnvRunnerGroup
+}
+# preflight reads the column names of a text file; rollouts pass through replay.py alone.
+PARQUET = {"pipeline/replay.py", "pipeline/data.py", "pipeline/preflight.py"}
+MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted module and line of each import, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: write the whole module name"
+            assert node.module is not None
+            yield node.module, node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def users_of(module: str) -> set[str]:
+    return {name_of(path) for path in MODULES for name, _ in imports(path) if name == module or name.startswith(f"{module}.")}
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout: the list of tracked files comes from git")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_reader_of_imports_sees_them_all(tmp_path):
+    source = tmp_path / "m.py"
+    source.write_text("import a.b\ndef f():\n    from c import d\nif True:\n    import e as x\n")
+    assert {name for name, _ in imports(source)} == {"a.b", "c", "c.d", "e"}
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_arrows_point_one_way(package):
+    assert (ROOT / package / "__init__.py").is_file()
+    allowed = ARROWS[package] | {package}
+    wrong = [
+        f"{name_of(path)}:{line} imports {module}"
+        for path in (ROOT / package).rglob("*.py")
+        for module, line in imports(path)
+        if module.partition(".")[0] in (ARROWS.keys() - allowed) | HEAVY[package] | {"tests", "benchmarks"}
+    ]
+    assert not wrong
+
+
+def test_mlflow_is_touched_in_one_file():
+    assert users_of("mlflow") <= {"pipeline/tracking.py"}
+
+
+def test_parquet_is_touched_in_its_files():
+    assert users_of("pyarrow") <= PARQUET
+
+
+def test_rllib_is_touched_in_its_files():
+    assert users_of("ray.rllib") <= RLLIB
+
+
+def test_ui_and_command_line_import_nothing_heavy_when_imported():
+    for name in ("pipeline/cli.py", "pipeline/preflight.py", "pipeline/doctor.py", "pipeline/ui.py"):
+        top = ast.parse((ROOT / name).read_text(encoding="utf-8")).body
+        modules = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+        modules += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
+        heavy = {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "latent_control", "learners", "rollout_workers"}
+        assert not heavy & {module.partition(".")[0] for module in modules}, name
+
+
+def test_nothing_unpickles():
+    assert not {user for module in ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib") for user in users_of(module)}
+    assert not [place for place, call in calls() if call in ("torch.load", "torch.save", "numpy.load", "np.load")]
+
+
+def test_nothing_is_evaluated():
+    assert not [place for place, call in calls() if call in ("eval", "exec", "compile", "__import__", "os.system")]
+
+
+def calls() -> Iterator[tuple[str, str]]:
+    """Place and dotted name of each call in our packages."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield f"{name_of(path)}:{node.lineno}", ast.unparse(node.func)
+
+
+def test_no_handler_catches_everything():
+    broad = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                if node.type is None or re.search(r"\b(Base)?Exception\b", caught):
+                    broad.append(f"{name_of(path)}:{node.lineno}: except {caught}")
+    assert not broad
+
+
+def test_functions_fit_a_screen():
+    long = [
+        f"{name_of(path)}:{node.lineno} {node.name} has {length} lines"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
+def test_modules_and_public_classes_say_what_they_are():
+    bare = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if tree.body and ast.get_docstring(tree) is None:
+            bare.append(name_of(path))
+        bare += [
+            f"{name_of(path)}:{node.lineno} {node.name}"
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and ast.get_docstring(node) is None
+        ]
+    assert not bare
+
+
+# Put together so that this file does not find itself.
+MACHINE = re.compile(r"(?<![\w.$}/-])/(?:" + "|".join(["root", "opt", "work", r"home/(?!me\b|you\b|user\b)\w+"]) + r")/[\w.]")
+HOSTS = re.compile(
+    "|".join([r"--(?:extra-)?index-" + "url", "find-" + "links", r"artifact" + r"ory\.", r"pkg" + r"\.dev/", r"files\.python" + "hosted"])
+)
+
+
+def test_no_machine_path_and_no_registry_host_in_tracked_files():
+    found = []
+    for path in tracked_files():
+        if path.suffix in (".safetensors", ".png", ".parquet", ".ico", ".gz"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if MACHINE.search(line) or HOSTS.search(line):
+                found.append(f"{name_of(path)}:{number}: {line.strip()[:120]}")
+    assert not found
+
+
+def test_the_lock_pins_what_the_project_asks_for():
+    import tomllib
+
+    pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#"))
+    assert pins["torch"] == "2.13.0"
+    assert not [f"{name}=={version}" for name, version in pins.items() if not re.fullmatch(r"[\w.]+", version)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    canonical = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
+    assert not {re.split(r"[\[<>=~ ]", d)[0].lower() for d in wanted} - canonical

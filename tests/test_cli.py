@@ -1,0 +1,379 @@
+"""The command line as users meet it: subprocesses, exit codes, and what is printed where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from configs.loading import load_config
+from pipeline import cli, doctor, preflight, ui
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate")
+
+
+def program(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def make(text: str, name: str = "mine.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def fake_stages(monkeypatch):
+    """Stands in for ``pipeline.run``: counts the calls, writes nothing."""
+    import types
+
+    calls: list[tuple] = []
+
+    def run(config, run_dir, quiet):
+        calls.append(("run", config, run_dir, quiet))
+        return run_dir
+
+    def resume(run_dir, quiet):
+        calls.append(("resume", run_dir, quiet))
+        return run_dir
+
+    def evaluate(target, *, config, prompts):
+        print("progress of the evaluation")
+        calls.append(("evaluate", target, config, prompts))
+        return {"prompts": prompts, "base": {"sampled": 0.25, "greedy": 0.5}, "cloned": {"sampled": 0.375}}
+
+    module = types.SimpleNamespace(run=run, resume=resume, evaluate=evaluate, calls=calls)
+    monkeypatch.setitem(sys.modules, "pipeline.run", module)
+    return module
+
+
+TRAINS_A_BASE = "base: {model: new, train: {updates: 1}}\nevaluation: null\ntracking: {enabled: false}\n"
+
+
+class TestHelp:
+    def test_importing_the_command_line_loads_nothing_heavy(self):
+        code = f"import sys, pipeline.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_help_is_quick_and_names_every_command(self):
+        walls = []
+        for _ in range(3):
+            start = time.perf_counter()
+            done = program("--help")
+            walls.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        for command in ("run", "resume", "evaluate", "config", "doctor", "ui"):
+            assert f" {command} " in done.stdout
+        # 0.26 s on two quiet cores; the bar is 0.5 s, the rest is for machines that do other things too.
+        assert min(walls) < 1.5
+
+    def test_reading_a_config_loads_nothing_heavy(self):
+        code = (
+            "import sys; from typer.testing import CliRunner; from pipeline.cli import app;"
+            "assert CliRunner().invoke(app, ['config', 'show', 'configs/base_countdown.yaml']).exit_code == 0;"
+            f"print([m for m in {HEAVY!r} if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == "[]"
+
+    @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]])
+    def test_usage_errors_are_2(self, arguments):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+
+class TestAllErrorsAtOnce:
+    TEXT = "base: {model: models/nothing-here}\nactions: {updats: 3}\nclone: {updates: three}\n"
+
+    def test_a_typo_a_wrong_type_and_a_missing_path(self, config_file, tmp_path):
+        path = config_file(self.TEXT)
+        (tmp_path / "models").mkdir()
+        for command in (["config", "check", str(path)], ["run", str(path)]):
+            done = program(*command, cwd=tmp_path)
+            assert done.returncode == 2
+            assert done.stdout == ""
+            assert done.stderr.splitlines() == [
+                f"{path}: 3 errors, nothing was started",
+                "  - actions.updats: unknown; did you mean actions.updates? [line 2]",
+                '  - clone.updates: expected a whole number, got "three" (text) [line 3]',
+                f"  - base.model: {tmp_path / 'models' / 'nothing-here'} does not exist ({tmp_path / 'models'} exists, nothing-here does not)",
+            ]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.yaml", "models"], "nothing may be started or written"
+
+    def test_preflight_errors_come_with_them(self, config_file, monkeypatch):
+        monkeypatch.setattr(preflight, "cpus_here", lambda: 2)
+        path = config_file(TRAINS_A_BASE + "task: {options: {numbers: 99}}\nclone: {}\nimprove: {}\nrollout: {num_workers: 5, top: 1}\n")
+        _, errors, _ = cli.examine(path, [])
+        places = sorted(e.partition(" ")[0] for e in errors)
+        assert places == ["clone:", "improve:", "rollout.num_workers:", "rollout.top:", "task.options.numbers"], errors
+
+    def test_a_default_in_place_of_a_wrong_value_is_not_judged(self, config_file, monkeypatch):
+        monkeypatch.setattr(preflight, "cpus_here", lambda: 1)
+        path = config_file(TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: many}\n")
+        _, errors, _ = cli.examine(path, [])
+        assert errors == ['rollout.num_workers: expected a whole number, got "many" (text) [line 7]']
+
+    def test_json(self, config_file):
+        done = CliRunner().invoke(cli.app, ["config", "check", str(config_file("base: 3\n")), "--json"])
+        assert done.exit_code == 2
+        assert json.loads(done.stdout)["errors"] == ["base: expected a section with keys of its own, got 3 (number) [line 1]"]
+
+
+class TestConfigCommands:
+    def test_check_says_ok_and_the_stages(self, config_file):
+        done = CliRunner().invoke(cli.app, ["config", "check", str(config_file(TRAINS_A_BASE)), "base.train.updates=7"])
+        assert done.exit_code == 0, done.output
+        assert done.stdout.splitlines()[:2] == ["ok", "  base      7 updates of 64 sequences (task)"]
+
+    def test_show_is_the_resolved_config(self, config_file):
+        path = config_file(TRAINS_A_BASE)
+        done = CliRunner().invoke(cli.app, ["config", "show", str(path), "seed=9"])
+        copy = config_file(done.stdout, "copy.yaml")
+        assert load_config(copy) == load_config(path, ["seed=9"])
+
+    def test_schema_is_json(self):
+        done = CliRunner().invoke(cli.app, ["config", "schema"])
+        assert json.loads(done.stdout)["title"] == "RunConfig"
+
+    def test_the_papers_config_passes_where_there_is_neither_hub_nor_gpu(self):
+        pytest.importorskip("reasoning_gym")
+        done = program("config", "check", "configs/llama31_8b_math.yaml", HF_HOME="nowhere")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("ok\n")
+        assert done.stderr.startswith("warning: base.model: meta-llama/Llama-3.1-8B")
+
+
+class TestPreflight:
+    def test_an_unreachable_hub_id_is_an_error_when_the_run_is_here(self, config_file, monkeypatch):
+        monkeypatch.setattr(preflight, "_hub_answers", lambda: False)
+        config = load_config(config_file("base: {model: no-such-org/no-such-model}\ncluster: {address: local}\n"))
+        errors, warnings = preflight.check(config)
+        assert (len(errors), warnings) == (1, [])
+        assert errors[0].startswith("base.model: no-such-org/no-such-model is neither a folder nor cached")
+
+    def test_a_folder_that_is_no_model(self, config_file, tmp_path):
+        (tmp_path / "empty").mkdir()
+        errors, _ = preflight.check(load_config(config_file("base: {model: empty}\n")))
+        assert [e.partition(":")[0] for e in errors] == ["base.model"]
+
+    def test_gpus_are_counted_only_here(self, config_file, monkeypatch):
+        monkeypatch.setattr(preflight, "gpus_here", lambda: 1)
+        text = (
+            TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: 2, gpus_per_worker: 0.75, cpus_per_worker: 0.1}\n"
+        )
+        config = load_config(config_file(text))
+        errors, _ = preflight.check(config)
+        assert errors == [
+            "rollout.num_workers: 1.5 GPUs asked for (rollout.num_workers x rollout.gpus_per_worker = 1.5), "
+            "but this machine has 1; ask for less, or set cluster.address"
+        ]
+        assert preflight.check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
+
+    @pytest.mark.parametrize(
+        ("name", "content", "wanted"),
+        [
+            ("a.jsonl", '{"body": "x"}\n', "has no column 'text' (it has body)"),
+            ("a.jsonl", "not json\n", "is no JSON object"),
+            ("a.txt", "", "is empty"),
+            ("a.docx", "x", "is no .jsonl, .parquet, .txt file"),
+            ("a.parquet", "x", "is no readable Parquet file"),
+        ],
+    )
+    def test_text_sources(self, name, content, wanted, config_file, tmp_path):
+        (tmp_path / name).write_text(content)
+        errors, _ = preflight.check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
+        assert len(errors) == 1
+        assert errors[0].startswith("actions.data[0].path: ")
+        assert wanted in errors[0]
+
+    def test_a_run_folder_without_replay(self, config_file, tmp_path):
+        (tmp_path / "old").mkdir()
+        errors, _ = preflight.check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
+        assert len(errors) == 1
+        assert "holds no replay shards" in errors[0]
+
+    def test_blocks_and_lengths_against_the_embedded_model(self, config_file):
+        model = ROOT / "configs" / "models" / "countdown-1m"
+        if not (model / "config.json").is_file():
+            pytest.skip("the embedded model is not there yet")
+        overrides = ["actions={policy_layers: 4, inverse_dynamics_layers: 5, inverse_dynamics_reads: final}", "clone={}"]
+        overrides += ["task.max_prompt_tokens=2", "rollout.max_new_tokens=100000"]
+        errors, _ = preflight.check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
+        assert [e.partition(":")[0] for e in errors] == [
+            "actions.inverse_dynamics_layers",
+            "actions.policy_layers",
+            "task.max_prompt_tokens",
+            "rollout.max_new_tokens",
+        ]
+
+
+class TestRunResumeEvaluate:
+    def test_run_makes_a_folder_name_and_hands_the_config_over(self, config_file, fake_stages, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "seed=5", "--quiet"])
+        assert done.exit_code == 0, done.output
+        ((_, config, folder, quiet),) = fake_stages.calls
+        assert (config.seed, quiet, done.stdout) == (5, True, "")
+        assert folder.parent == tmp_path / "runs"
+        assert folder.name.startswith("mine-20")
+
+    def test_an_occupied_folder_names_resume(self, config_file, fake_stages, tmp_path):
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "x").touch()
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        assert done.exit_code == 2
+        assert f"latent-control resume {tmp_path / 'r'}" in done.stderr
+        assert fake_stages.calls == []
+
+    def test_an_empty_folder_is_used(self, config_file, fake_stages, tmp_path):
+        (tmp_path / "r").mkdir()
+        assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")]).exit_code == 0
+        assert fake_stages.calls[0][2] == tmp_path / "r"
+
+    @pytest.mark.parametrize("error", [ValueError("the data is odd: use other data"), FileNotFoundError("x"), FloatingPointError("loss")])
+    def test_failures_while_working_are_one_sentence_and_1(self, error, config_file, fake_stages, tmp_path, monkeypatch):
+        def fail(config, run_dir, quiet):
+            raise error
+
+        fake_stages.run = fail
+        monkeypatch.delenv(cli.DEBUG, raising=False)
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        assert done.exit_code == 1
+        assert done.stderr == f"error: {error} (the traceback: latent-control --debug ...)\n"
+        monkeypatch.setenv(cli.DEBUG, "1")
+        assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")]).exception is error
+
+    def test_a_defect_keeps_its_traceback(self, config_file, fake_stages, tmp_path):
+        def fail(config, run_dir, quiet):
+            raise KeyError("a defect")
+
+        fake_stages.run = fail
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        assert isinstance(done.exception, KeyError)
+
+    def test_resume_wants_a_run_folder(self, fake_stages, tmp_path):
+        for folder, wanted in ((tmp_path, "is no run folder"), (tmp_path / "absent", "does not exist")):
+            done = CliRunner().invoke(cli.app, ["resume", str(folder)])
+            assert done.exit_code == 2
+            assert wanted in done.stderr
+        (tmp_path / "config.yaml").touch()
+        assert CliRunner().invoke(cli.app, ["resume", str(tmp_path)]).exit_code == 0
+        assert fake_stages.calls == [("resume", tmp_path, False)]
+
+    def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, tmp_path):
+        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
+        assert done.stdout.splitlines() == ["        sampled  greedy", "base    0.250    0.500", "cloned  0.375    -", "prompts: 8"]
+        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
+        assert json.loads(done.stdout)["base"] == {"sampled": 0.25, "greedy": 0.5}
+
+    def test_evaluate_with_a_seed_takes_the_runs_own_config(self, fake_stages, config_file, tmp_path):
+        config_file(TRAINS_A_BASE, "config.yaml")
+        checkpoint = tmp_path / "checkpoints" / "clone"
+        checkpoint.mkdir(parents=True)
+        assert CliRunner().invoke(cli.app, ["evaluate", str(checkpoint), "--seed", "4"]).exit_code == 0
+        assert fake_stages.calls[0][2].seed == 4
+
+    @pytest.mark.skipif(os.name != "posix", reason="signals")
+    def test_ctrl_c_says_how_to_go_on(self, config_file, tmp_path):
+        path, folder = config_file(TRAINS_A_BASE), tmp_path / "r"
+        code = (
+            "import pathlib, sys, time, types\n"
+            "def run(config, run_dir, quiet):\n"
+            "    run_dir.mkdir(); (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
+            "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
+            f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
+            "from pipeline.cli import main; main()\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "working\n"
+            child.send_signal(signal.SIGINT)
+            _, words = child.communicate(timeout=60)
+        assert child.returncode == 130
+        assert words.strip() == f"interrupted; continue with: latent-control resume {folder}"
+
+
+class TestDoctor:
+    def test_says_what_there_is(self):
+        done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+        found = {f["name"]: f for f in json.loads(done.stdout)["findings"]}
+        assert found["torch"]["state"] in ("ok", "other version")
+        assert done.exit_code == 0
+
+    def test_a_missing_core_package_is_1_and_names_the_command(self, monkeypatch):
+        monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("ray", "reasoning-gym") else "1.0")
+        findings = {f.name: f for f in doctor.examine()}
+        assert (findings["ray"].state, findings["ray"].remedy) == ("missing", "pip install -c requirements.lock -e .")
+        assert findings["reasoning-gym"].state == "optional"
+        assert not doctor.is_fine(list(findings.values()))
+
+    def test_the_cpu_build_is_the_pinned_version(self, monkeypatch):
+        monkeypatch.setattr(doctor, "_version", lambda name: {"torch": "2.13.0+cpu", "ray": "1.0"}[name])
+        pins = doctor.read_pins("# a comment\ntorch==2.13.0\nray==2.60.0\n")
+        assert doctor._core("torch", pins).state == "ok"
+        assert doctor._core("ray", pins).found == "1.0, tested with 2.60.0"
+
+
+class TestUi:
+    def test_stores(self, tmp_path):
+        run = tmp_path / "run"
+        run.mkdir()
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        (run / "mlflow.json").write_text(json.dumps({"tracking_uri": uri, "experiment_id": "3", "runs": {"clone": "ab"}}))
+        (tmp_path / "mlflow.db").touch()
+        assert ui.find_store(str(run)) == ui.Store(uri=uri, experiment_id="3", runs={"clone": "ab"})
+        assert ui.find_store(str(tmp_path)).uri == uri
+        assert ui.find_store(str(tmp_path / "mlflow.db")).uri == uri
+        assert ui.find_store("http://host:1").uri == "http://host:1"
+        with pytest.raises(FileNotFoundError, match=r"mlflow\.db"):
+            ui.find_store(str(tmp_path / "mlfow.db"))
+        with pytest.raises(ValueError, match="no mlflow.json"):
+            ui.find_store(str(ROOT / "configs"))
+
+    def test_links(self):
+        store = ui.Store(uri="x", experiment_id="3", runs={"clone": "ab"})
+        assert ui.links("http://h:1/", store, {"3": "mine"}) == [
+            "charts of mine: http://h:1/#/experiments/3/runs?workflowType=machine_learning&compareRunsMode=CHART",
+            "stage clone: http://h:1/#/experiments/3/runs/ab",
+        ]
+
+    def test_a_taken_port_names_a_free_one(self):
+        with socket.socket() as taken:
+            taken.bind((ui.HOST, 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(ValueError, match=rf"port {port} is taken; --port \d+ is free"):
+                ui.choose_port(port)
+
+    @pytest.mark.slow
+    def test_serves_the_store_and_ends_with_it(self, tmp_path):
+        with socket.socket() as probe:
+            probe.bind((ui.HOST, 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "pipeline", "ui", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(port)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            first = child.stdout.readline()
+            assert first.startswith(f"charts of Default: http://127.0.0.1:{port}/#/experiments/")
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+        assert child.returncode == 0
+        assert ui._is_free(port)
