@@ -22,11 +22,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True)
 
 
+class Task(Section):
+    """Prompts and their verifier."""
+
+    name: str = "countdown"
+    """``countdown``, or ``reasoning_gym/<dataset>`` for any reasoning-gym generator."""
+    options: dict[str, object] = Field(default_factory=dict)
+    """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
+    shots: NonNegativeInt = 0
+    """Solved examples put before each question (reasoning-gym tasks)."""
+    chat: bool = False
+    """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
+    max_prompt_tokens: PositiveInt = 512
+
+
 class DataSource(Section):
     """One stream of training text. Streams are mixed in proportion to ``weight``."""
 
     kind: Literal["task", "text", "replay"] = "task"
     """``task``: demonstrations of the configured task; ``text``: files at ``path``; ``replay``: rollouts of the run folder at ``path``."""
+    task: Task | None = None
+    """Demonstrations of another task than the run's (``task`` only), e.g. broader text to find codes on."""
     path: PathStr | None = None
     """A ``.jsonl``, ``.parquet`` or ``.txt`` file or folder (``text``), or a run folder (``replay``)."""
     column: str = "text"
@@ -96,20 +112,6 @@ class Base(Section):
     """Run code shipped with the model. Leave off unless you have read that code."""
     train: BaseTraining | None = None
     """Train the base LM first and save it to ``model`` (used to make the embedded model; leave out otherwise)."""
-
-
-class Task(Section):
-    """Prompts and their verifier."""
-
-    name: str = "countdown"
-    """``countdown``, or ``reasoning_gym/<dataset>`` for any reasoning-gym generator."""
-    options: dict[str, object] = Field(default_factory=dict)
-    """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
-    shots: NonNegativeInt = 0
-    """Solved examples put before each question (reasoning-gym tasks)."""
-    chat: bool = False
-    """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
-    max_prompt_tokens: PositiveInt = 512
 
 
 class Actions(Training):

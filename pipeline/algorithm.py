@@ -206,9 +206,22 @@ class LatentRL(Algorithm):
             assert asked is not None and (asked.version, asked.weights_hash) == (got.policy_version, got.policy_hash), f"request {got.request_id} was sampled with {got.policy_version}/{got.policy_hash[:12]}"
 
     def _store(self, refs: list[ray.ObjectRef]) -> None:
-        if self.replay_written is not None:
-            ray.get(self.replay_written)
+        """Hand the rollouts to the replay buffer; one batch may be on its way while the learner works."""
+        self._await_replay()
         self.replay_written = self.replay.add.remote(refs)
+
+    def _await_replay(self) -> None:
+        if self.replay_written is not None:
+            lost = ray.get(self.replay_written).lost
+            self.replay_written = None
+            if lost:
+                raise RuntimeError(f"{len(lost)} batches of rollouts were lost before they reached the replay buffer: {lost[0]}")
+
+    def flush_replay(self) -> None:
+        """Put every rollout trained on so far on the disk."""
+        if self.replay is not None:
+            self._await_replay()
+            ray.get(self.replay.flush.remote())
 
     def _log_rollouts(self, answers: Sequence[Answer]) -> None:
         rewards = [r for a in answers for r in a.summary.rewards if not math.isnan(r)]
@@ -251,7 +264,6 @@ class LatentRL(Algorithm):
         self.publish(state["version"])
 
     def cleanup(self) -> None:
-        """Finish the replay buffer, then stop workers and learners."""
-        if self.replay is not None:
-            ray.get(self.replay.close.remote())
+        """Put the replay buffer on the disk, then stop workers and learners."""
+        self.flush_replay()
         super().cleanup()

@@ -151,26 +151,26 @@ def checkpoints(root: Path, prefix: str) -> list[Path]:
 def newest_valid(root: Path, prefix: str) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in order, and a line on each newer one that was skipped.
 
-    ``(root / "improve-00000100", ["skipped improve-00000150: policy.safetensors is missing"])``
+    ``(root / "improve-00000100", ["improve-00000150: policy.safetensors is missing"])``
     """
-    skipped = []
+    skipped: list[str] = []
     for folder in checkpoints(root, prefix):
         problems = verify(folder)
         if not problems:
             return folder, skipped
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        skipped.append(f"skipped {folder.name}: {problems[0]}{more}")
+        skipped.append(f"{folder.name}: {problems[0]}{more}")
     return None, skipped
 
 
 def prune(root: Path, prefix: str, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
     """Delete all but the ``keep`` newest whole checkpoints and those in ``protect``; returns what was deleted.
 
-    A damaged folder never counts as one of the ``keep``, so the last good state survives. Hashes are not read here.
+    A damaged folder never counts as one of the ``keep``, so the last good state survives (0: none is wanted any more).
+    Hashes are not read here.
     """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}; keep at least 1 checkpoint")
-    kept, deleted = 0, []
+    kept = 0
+    deleted: list[Path] = []
     for folder in checkpoints(root, prefix):
         if kept < keep:
             kept += not verify(folder, hashes=False)

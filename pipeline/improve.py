@@ -114,6 +114,7 @@ def update_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
+    algorithm.flush_replay()
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
     checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info={"stage": stage, "update": update})

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ class ReplayWriter:
         names = [shard.path.name for shard in shards] + [Path(q.shard).name for q in self.quarantined]
         self._next = 1 + max((int(match[1]) for name in names if (match := _NAME.fullmatch(name))), default=-1)
         self._entries = [shard.entry for shard in shards]
+        # A reader that opens the buffer later must still be able to tell that rows are missing.
+        self._lost = _lost_before(self._partition) + [{"name": Path(q.shard).name, "reason": q.reason} for q in self.quarantined]
         self._seen = {rollout_id for shard in shards for rollout_id in _read_column(shard, "rollout_id")}
         self._pending: list[Rollout] = []
         self._write_manifest()
@@ -208,7 +211,7 @@ class ReplayWriter:
         del self._pending[:rows]
 
     def _write_manifest(self) -> None:
-        content = {"schema_version": SCHEMA_VERSION, "run_id": self._run_id, "shards": self._entries}
+        content = {"schema_version": SCHEMA_VERSION, "run_id": self._run_id, "shards": self._entries, "lost": self._lost}
         write_atomic(self._partition / MANIFEST, sealed(content))
 
 
@@ -282,8 +285,12 @@ class ReplayReader:
         self.rows_stored = sum(shard.footer.num_rows for shard in self.shards)
         """Rows of all ranks, before ``min_reward``."""
 
-    def batches(self, epoch: int = 0) -> Iterator[pa.RecordBatch]:
-        """One pass over this rank's rows in record batches of up to ``batch_size``; ``epoch`` sets another order."""
+    def batches(self, epoch: int = 0, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """One pass over this rank's rows in record batches of up to ``batch_size``; ``epoch`` sets another order.
+
+        ``columns``: only these of the reader's.
+        """
+        columns = self._columns if columns is None else list(columns)
         rng = np.random.default_rng([self._seed, epoch])
         groups = [(shard, i) for shard in self.shards for i in range(shard.footer.num_row_groups)]
         if self._shuffle:
@@ -292,7 +299,7 @@ class ReplayReader:
         # Each rank shuffles with its own stream; the deal above must be the same on all of them.
         rng = np.random.default_rng([self._seed, epoch, self._rank + 1])
         for first in range(0, len(mine), self._window):
-            table = pa.concat_tables([self._read(shard, i) for shard, i in mine[first : first + self._window]])
+            table = pa.concat_tables([self._read(shard, i, columns) for shard, i in mine[first : first + self._window]])
             if self._shuffle:
                 table = table.take(pa.array(rng.permutation(len(table))))
             yield from (b for b in table.combine_chunks().to_batches(max_chunksize=self._batch_size) if len(b))
@@ -304,13 +311,13 @@ class ReplayReader:
             for values in zip(*columns, strict=True):
                 yield dict(zip(self._columns, values, strict=True))
 
-    def _read(self, shard: Shard, group: int) -> pa.Table:
-        wanted = self._columns if self._min_reward is None or "reward" in self._columns else [*self._columns, "reward"]
+    def _read(self, shard: Shard, group: int, columns: Sequence[str]) -> pa.Table:
+        wanted = list(columns) if self._min_reward is None or "reward" in columns else [*columns, "reward"]
         with pq.ParquetFile(shard.path, metadata=shard.footer, page_checksum_verification=True) as file:
             table = file.read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None)
         if self._min_reward is not None:
             table = table.filter(pc.greater_equal(table["reward"], self._min_reward))
-        return table.select(self._columns)
+        return table.select(columns)
 
 
 def _python_column(column: pa.Array, field: pa.Field) -> Sequence[Any]:
@@ -319,7 +326,7 @@ def _python_column(column: pa.Array, field: pa.Field) -> Sequence[Any]:
     if pa.types.is_list(field.type):
         offsets = column.offsets.to_numpy()
         values = column.values.to_numpy()
-        return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [values[start:stop] for start, stop in pairwise(offsets)]
     return column.to_pylist()
 
 
@@ -372,6 +379,13 @@ def _read_manifest(partition: Path) -> dict[str, dict[str, Any]]:
         _LOG.warning("replay buffer %s: %s; the shards are checked by the hashes in their names instead", partition, error)
         return {}
     return {entry["name"]: entry for entry in content["shards"]}
+
+
+def _lost_before(partition: Path) -> list[dict[str, str]]:
+    try:
+        return list(unseal(partition / MANIFEST)["lost"])
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:

@@ -133,7 +133,8 @@ def test_no_handler_catches_everything():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
-                if node.type is None or re.search(r"\b(Base)?Exception\b", caught):
+                passed_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None  # tidies up, hides nothing
+                if not passed_on and (node.type is None or re.search(r"\b(Base)?Exception\b", caught)):
                     broad.append(f"{name_of(path)}:{node.lineno}: except {caught}")
     assert not broad
 

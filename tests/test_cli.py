@@ -104,7 +104,8 @@ class TestAllErrorsAtOnce:
 
     def test_a_typo_a_wrong_type_and_a_missing_path(self, config_file, tmp_path):
         path = config_file(self.TEXT)
-        (tmp_path / "models").mkdir()
+        models = tmp_path / "models"
+        models.mkdir()
         for command in (["config", "check", str(path)], ["run", str(path)]):
             done = program(*command, cwd=tmp_path)
             assert done.returncode == 2
@@ -113,7 +114,7 @@ class TestAllErrorsAtOnce:
                 f"{path}: 3 errors, nothing was started",
                 "  - actions.updats: unknown; did you mean actions.updates? [line 2]",
                 '  - clone.updates: expected a whole number, got "three" (text) [line 3]',
-                f"  - base.model: {tmp_path / 'models' / 'nothing-here'} does not exist ({tmp_path / 'models'} exists, nothing-here does not)",
+                f"  - base.model: {models / 'nothing-here'} does not exist ({models} exists, nothing-here does not)",
             ]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.yaml", "models"], "nothing may be started or written"
 
@@ -344,7 +345,7 @@ class TestUi:
         assert ui.find_store("http://host:1").uri == "http://host:1"
         with pytest.raises(FileNotFoundError, match=r"mlflow\.db"):
             ui.find_store(str(tmp_path / "mlfow.db"))
-        with pytest.raises(ValueError, match="no mlflow.json"):
+        with pytest.raises(ValueError, match=r"no mlflow\.json"):
             ui.find_store(str(ROOT / "configs"))
 
     def test_links(self):

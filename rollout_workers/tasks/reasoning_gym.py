@@ -24,7 +24,7 @@ _SEED_STRIDE = 1_000_000  # generators draw item i from seed + i: seeds must lie
 _HELDOUT_OFFSET = 500_000
 _LONGEST_ANSWER = 2_000
 INSTRUCTION = "Answer with only the final answer."
-OWN_OPTIONS = ("seed", "partial")
+OWN_OPTIONS = ("seed", "partial", "worked")
 # What a verifier can raise on an odd answer. Anything else is a defect and should be seen.
 _VERIFIER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, SyntaxError, RecursionError)
 # Some verifiers hand the answer to sympy's parser, which evaluates it: calls, powers and factorials can run for hours.
@@ -71,10 +71,11 @@ class _Source:
 class ReasoningGym:
     """The task; see the module's docstring."""
 
-    def __init__(self, source: _Source, *, shots: int, partial: bool) -> None:
+    def __init__(self, source: _Source, *, shots: int, partial: bool, worked: bool) -> None:
         self.name = f"reasoning_gym/{source.dataset}"
         self._source = source
         self._partial = partial
+        self._worked = worked
         self._generators: dict[tuple[str, int], Any] = {}
         self._generator("train", 0)  # says now, not in a worker, that an option is out of range
         chosen = [self._entry("train", LENGTHS["train"] + i) for i in range(shots)]
@@ -86,7 +87,7 @@ class ReasoningGym:
         return LazySequence(LENGTHS[split], lambda index: self._prompt(split, index))
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:
-        """The gold answers; ``ValueError`` when indexed for a dataset that has none."""
+        """The gold answers, or with the option ``worked`` the worked solutions; ``ValueError`` when indexed for a dataset without."""
         require_split(split)
         return LazySequence(LENGTHS[split], lambda index: self._demonstration(self._prompt(split, index)))
 
@@ -135,7 +136,10 @@ class ReasoningGym:
 
     def _demonstration(self, prompt: Prompt) -> Demonstration:
         entry: dict[str, Any] = prompt.metadata["entry"]  # type: ignore[assignment]
-        return Demonstration(prompt=prompt, response=self._gold(entry))
+        worked = entry.get("metadata", {}).get("answer_cot") if self._worked else None
+        if self._worked and not worked:
+            raise ValueError(f"{self.name} has no worked solutions: set task.options.worked to false")
+        return Demonstration(prompt=prompt, response=str(worked) if worked else self._gold(entry))
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -165,7 +169,8 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     seed, partial = options.get("seed", 0), options.get("partial", False)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"task.options.seed is {seed!r}; it must be a whole number, at least 0")
-    if not isinstance(partial, bool):
-        raise ValueError(f"task.options.partial is {partial!r}; it must be true or false")
+    worked = options.get("worked", False)
+    if not isinstance(partial, bool) or not isinstance(worked, bool):
+        raise ValueError(f"task.options: partial is {partial!r} and worked is {worked!r}; both must be true or false")
     passed = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
-    return ReasoningGym(_Source(dataset=dataset, options=passed, seed=seed), shots=shots, partial=partial)
+    return ReasoningGym(_Source(dataset=dataset, options=passed, seed=seed), shots=shots, partial=partial, worked=worked)

@@ -1,0 +1,393 @@
+"""MLflow, in one file. The truth is ``metrics.jsonl``; this is a copy that may lag, and never holds training up.
+
+Calls go through a queue to a thread of their own. While the store is away they wait there and are tried again; times and
+steps are fixed when a metric is logged, so one that arrives twice is stored once. Each stage is one flat run; after a
+restart it continues under the id kept in ``mlflow.json``, without a doubled step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from configs.schema import Tracking
+from pipeline.durable import write_atomic
+
+RECORD = "mlflow.json"
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+START_SECONDS = 60.0
+"""How long ``start`` waits for the store to name the run."""
+DRAIN_SECONDS = 15.0
+"""How long ``finish`` waits for what is still in the queue."""
+AWAY_SECONDS = 2.0
+"""How long both wait when the store did not answer before."""
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
+_FIRST_RETRY, _LONGEST_RETRY = 1.0, 30.0
+_HOPELESS = frozenset(
+    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_IMPLEMENTED"}
+)
+_HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "INVALID_STATE"}
+_LOG = logging.getLogger(__name__)
+
+
+def tracking_uri(uri: str | None, run_dir: Path) -> str:
+    """The store of a run: ``uri`` with a sqlite path made absolute; by default ``mlflow.db`` beside the run folders."""
+    if uri is None:
+        return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        # MLflow would take a relative one from the working folder, which in a Ray job is a temporary one.
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be written down."""
+    parts = urlsplit(uri)
+    return uri if parts.password is None else urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """``{"tracking_uri", "experiment_id", "runs": {stage: run id}}`` of a run folder; ``None`` when it was not tracked."""
+    try:
+        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("runs"), dict) else None
+
+
+def deep_link(experiment_id: str, *, server: str = "http://127.0.0.1:5000", group: str | None = None) -> str:
+    """Address of the experiment's chart page (its own start page is about something else), one group's runs only if given."""
+    link = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    return link if group is None else f"{link}&searchFilter={quote(f'tags.group = {json.dumps(group)}')}"
+
+
+def git_commit() -> str:
+    """The commit this code was run from, ``-dirty`` when changed since; empty when it is no git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{"improve": {"updates": 3}}`` -> ``{"improve.updates": "3"}``; lists and empty sections as JSON, no passwords of URIs."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[f"{prefix}{key}"] = without_password(text) if "://" in text else text
+    return flat
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+
+
+class Outbox(threading.Thread):
+    """Does calls one after the other, trying again while the store is away."""
+
+    def __init__(self) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self._calls: deque[tuple[str, Callable[[], None]]] = deque()
+        self._changed = threading.Condition()
+        self._hurry = threading.Event()
+        self._away = False
+        self._closed = False
+
+    def put(self, what: str, call: Callable[[], None]) -> None:
+        """Queue a call; ``what`` names it in a warning."""
+        with self._changed:
+            self._calls.append((what, call))
+            self._changed.notify_all()
+
+    def drained(self, seconds: float) -> bool:
+        """Wait until everything is done, at most ``seconds``, and not long while the store is away."""
+        begun = time.monotonic()
+        self._hurry.set()
+        with self._changed:
+            while self._calls and self.is_alive() and time.monotonic() - begun < (min(seconds, AWAY_SECONDS) if self._away else seconds):
+                self._changed.wait(0.1)
+            return not self._calls
+
+    def close(self) -> None:
+        """End the thread once the queue is empty."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """The thread."""
+        pause = _FIRST_RETRY
+        while True:
+            with self._changed:
+                while not self._calls and not self._closed:
+                    self._changed.wait()
+                if not self._calls:
+                    return
+                what, call = self._calls[0]
+            if self._attempt(what, call):
+                pause = _FIRST_RETRY
+                with self._changed:
+                    self._calls.popleft()
+                    self._changed.notify_all()
+            else:
+                self._hurry.wait(pause)
+                self._hurry.clear()
+                pause = min(_LONGEST_RETRY, 2 * pause)
+
+    def _attempt(self, what: str, call: Callable[[], None]) -> bool:
+        """Whether the call is over with: done, or of no use to try again."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            call()
+        except (MlflowException, OSError, SQLAlchemyError, ValueError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            # Failures of the network are OSErrors, also the one that is a ValueError: an answer that is no JSON.
+            ours = isinstance(error, FileNotFoundError | ImportError) or (isinstance(error, ValueError) and not isinstance(error, OSError))
+            hopeless = ours or getattr(error, "error_code", "") in _HOPELESS
+            if hopeless:
+                _LOG.warning("tracking: %s was not stored: %s", what, reason)
+            elif not self._away:
+                _LOG.warning("tracking: the store is away (%s): %s; training goes on, metrics are kept and sent later", what, reason)
+            self._away = self._away or not hopeless
+            return hopeless
+        if self._away:
+            self._away = False
+            _LOG.warning("tracking: the store is back")
+        return True
+
+
+class Tracker:
+    """One MLflow run per stage. With ``settings.enabled`` false every method does nothing.
+
+    ``group`` ties the stages of one run folder together (tag ``group``). Used by the driver only.
+    """
+
+    def __init__(self, settings: Tracking, run_dir: Path, group: str) -> None:
+        self._settings, self._run_dir, self._group = settings, run_dir, group
+        self.uri = tracking_uri(settings.uri, run_dir)
+        self._outbox: Outbox | None = None
+        self._run: _Run | None = None
+        if settings.enabled:
+            _import_mlflow()
+            self._outbox = Outbox()
+            self._outbox.start()
+            # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
+            store = _Store(self.uri, settings.experiment)
+            self._store = store
+            self._outbox.put("opening the store", store.open)
+
+    def start(self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Begin a stage's run, or continue the one this run folder began; returns its id.
+
+        The id is empty when tracking is off or the store is away: then the run is made when it is back.
+        """
+        if self._outbox is None:
+            return ""
+        about = {"group": self._group, "stage": stage, "git_commit": git_commit(), "ray_job_id": os.environ.get("RAY_JOB_ID", "")}
+        wanted = {key: value[:_LONGEST_TAG] for key, value in (about | dict(tags) | self._settings.tags).items() if value}
+        self._run = run = _Run(self._store, self._run_dir, stage, f"{self._group}/{stage}", wanted, flatten(params))
+        self._outbox.put(f"run {run.name}", run.begin)
+        self._outbox.put(f"the parameters of {run.name}", run.log_params)
+        if not self._outbox.drained(START_SECONDS):
+            _LOG.warning("tracking: %s has no run id yet: the store is slow or away", run.name)
+        return run.id
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Store metrics of a step, in one call. Returns at once."""
+        if self._outbox is not None and self._run is not None and metrics:
+            run, when, copy = self._run, int(time.time() * 1000), {_key(k): float(v) for k, v in metrics.items()}
+            self._outbox.put(f"step {step}", lambda: run.log(copy, step, when))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a copy of a file; it must stay until ``finish``."""
+        if self._outbox is not None and self._run is not None:
+            run = self._run
+            self._outbox.put(f"artifact {path}", lambda: run.artifact(path, folder))
+
+    def dataset(self, path: Path, name: str) -> None:
+        """Note that the run read the data at ``path`` (nothing is copied)."""
+        if self._outbox is not None and self._run is not None:
+            run = self._run
+            self._outbox.put(f"dataset {name}", lambda: run.dataset(path, name))
+
+    def finish(self, status: Status) -> None:
+        """End the stage's run and wait a little for what is still to be stored."""
+        if self._outbox is None or self._run is None:
+            return
+        run, self._run = self._run, None
+        when = int(time.time() * 1000)
+        self._outbox.put(f"end of {run.name}", lambda: run.end(status, when))
+        if not self._outbox.drained(DRAIN_SECONDS):
+            _LOG.warning("tracking: the store did not take everything of %s yet; metrics.jsonl has it all", run.name)
+
+    def close(self) -> None:
+        """Let the thread end; ``finish`` first."""
+        if self._outbox is not None:
+            self._outbox.close()
+
+
+def _import_mlflow() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    # MLflow alone would try for minutes; the queue does that better.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    del mlflow
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+class _Store:
+    """A tracking store with the experiment in it. Methods run in the outbox's thread."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+        self.experiment_id = ""
+        self.client: Any = None
+
+    def open(self) -> None:
+        """Connect, and find or make the experiment."""
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self.client = MlflowClient(tracking_uri=self.uri)
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                self.experiment_id = self.client.create_experiment(self.experiment, artifact_location=self._artifacts())
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(self.experiment)  # another run made it meanwhile
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            self.experiment_id = found.experiment_id
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+
+    def _artifacts(self) -> str | None:
+        """Beside a sqlite file: MLflow's own choice would be the working folder. A server knows its place."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / _key(self.experiment).replace("/", "_")).as_uri()
+
+
+class _Run:
+    """One stage's run. Methods run in the outbox's thread; when ``begin`` was of no use, so are the others, and they do nothing."""
+
+    def __init__(self, store: _Store, run_dir: Path, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        self._store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
+        self._tags, self._params = tags, params
+        self.id = ""
+        self._continued = False
+        self._logged: dict[str, int] = {}
+        """The last step of each metric that was stored before this start of the stage."""
+
+    def begin(self) -> None:
+        """Continue the recorded run if the store has it, else make one and record it."""
+        if not self._store.experiment_id:
+            self._store.open()
+        record = read_record(self._run_dir) or {}
+        if record.get("tracking_uri") != without_password(self._store.uri):
+            record = {}  # ids of another store mean nothing here
+        known = record.get("runs", {}).get(self._stage)
+        if known and self._continue(known):
+            return
+        if not self.id:
+            made = self._store.client.create_run(self._store.experiment_id, run_name=self.name, tags=dict(self._tags))
+            self.id = made.info.run_id
+        runs = record.get("runs", {}) | {self._stage: self.id}
+        about = {"tracking_uri": without_password(self._store.uri), "experiment_id": self._store.experiment_id, "runs": runs}
+        write_atomic(self._run_dir / RECORD, (json.dumps(about, indent=1) + "\n").encode())
+
+    def _continue(self, run_id: str) -> bool:
+        """Whether the run is there; marks it as running and finds out up to where its curves go."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._store.client
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        if run.info.lifecycle_stage != "active":
+            return False
+        client.update_run(run_id, status="RUNNING")
+        # A step that was stored before the crash and is computed again must not be in the curve twice.
+        self._logged = {key: max(m.step for m in client.get_metric_history(run_id, key)) for key in run.data.metrics}
+        self.id, self._continued = run_id, True
+        return True
+
+    def log_params(self) -> None:
+        """Store the parameters of a new run; those of an old one cannot change."""
+        from mlflow.entities import Param
+
+        if not self.id or self._continued:
+            return
+        params = [Param(_key(key)[:250], value[:_LONGEST_PARAM]) for key, value in self._params.items()]
+        for first in range(0, len(params), _PARAMS_AT_ONCE):
+            self._store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
+
+    def log(self, metrics: Mapping[str, float], step: int, when: int) -> None:
+        """Store a step's metrics that are not there yet."""
+        from mlflow.entities import Metric
+
+        new = [Metric(key, value, when, step) for key, value in metrics.items() if step > self._logged.get(key, -1)]
+        for first in range(0, len(new) if self.id else 0, _METRICS_AT_ONCE):
+            self._store.client.log_batch(self.id, metrics=new[first : first + _METRICS_AT_ONCE])
+
+    def artifact(self, path: Path, folder: str | None) -> None:
+        """Store a copy of a file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if self.id:
+            self._store.client.log_artifact(self.id, str(path), folder)
+
+    def dataset(self, path: Path, name: str) -> None:
+        """Note an input; its digest is that of the names and sizes of its files."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": path.resolve().as_uri()})
+        data = Dataset(name[:500], _digest(path), source_type="local", source=source)
+        tags = [InputTag("mlflow.data.context", "training")]
+        if self.id:
+            self._store.client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+
+    def end(self, status: str, when: int) -> None:
+        """Close the run."""
+        if self.id:
+            self._store.client.set_terminated(self.id, status=status, end_time=when)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name, size in _listing(path):
+        digest.update(f"{name}:{size};".encode())
+    return digest.hexdigest()[:16]
+
+
+def _listing(path: Path) -> Iterator[tuple[str, int]]:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return ((p.name, p.stat().st_size) for p in files)

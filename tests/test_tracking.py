@@ -1,0 +1,228 @@
+"""MLflow tracking: what is stored, resuming without doubled steps, and a store that is away."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.schema import Tracking
+from pipeline import tracking
+from pipeline.tracking import Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs; they share its sqlite store, which takes seconds to make."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def new_run(runs: Path, name: str) -> Path:
+    (runs / name).mkdir()
+    return runs / name
+
+
+def client(runs: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+
+
+def curve(runs: Path, run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client(runs).get_metric_history(run_id, key))
+
+
+def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> None:
+    run_dir = new_run(runs, "one")
+    tracker = Tracker(Tracking(tags={"team": "x"}), run_dir, group="one")
+    params = {"seed": 3, "improve": {"updates": 2, "top_k": None, "data": [1, 2]}, "tracking": {"uri": "http://me:secret@host/x"}}
+    run_id = tracker.start("improve", params, {"algorithm": "grpo", "seed": "3"})
+    assert run_id
+    tracker.log({"reward": 0.5, "rewards/max%": 1.0, "nan": float("nan")}, 1)
+    tracker.log({"reward": 0.75}, 2)
+    (run_dir / "a.txt").write_text("hello")
+    tracker.artifact(run_dir / "a.txt", "checkpoint")
+    tracker.dataset(run_dir, "replay")
+    tracker.finish("FINISHED")
+    run = client(runs).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["improve.updates"] == "2"
+    assert run.data.params["improve.top_k"] == "null"
+    assert run.data.params["improve.data"] == "[1, 2]"
+    assert "secret" not in json.dumps(run.data.params)
+    tags = run.data.tags
+    assert (tags["group"], tags["stage"], tags["algorithm"], tags["seed"], tags["team"]) == ("one", "improve", "grpo", "3", "x")
+    assert "mlflow.parentRunId" not in tags
+    assert curve(runs, run_id, "reward") == [(1, 0.5), (2, 0.75)]
+    assert curve(runs, run_id, "rewards/max_") == [(1, 1.0)]
+    assert [i.dataset.name for i in run.inputs.dataset_inputs] == ["replay"]
+    assert (runs / "mlartifacts").is_dir()
+    assert [f.path for f in client(runs).list_artifacts(run_id, "checkpoint")] == ["checkpoint/a.txt"]
+    experiment = client(runs).get_experiment_by_name("latent-control")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    record = read_record(run_dir)
+    assert record == {
+        "tracking_uri": f"sqlite:///{runs / 'mlflow.db'}",
+        "experiment_id": experiment.experiment_id,
+        "runs": {"improve": run_id},
+    }
+
+
+def test_resuming_continues_the_same_run_without_doubled_steps(runs: Path) -> None:
+    run_dir = new_run(runs, "two")
+    first = Tracker(Tracking(), run_dir, group="two")
+    clone_id = first.start("clone", {"a": 1}, {})
+    first.finish("FINISHED")
+    run_id = first.start("improve", {"a": 1}, {})
+    for step in range(1, 6):
+        first.log({"reward": step}, step)
+    first.log({"held/nll": 0.5}, 5)
+    first.finish("KILLED")
+    assert client(runs).get_run(run_id).info.status == "KILLED"
+    again = Tracker(Tracking(), run_dir, group="two")
+    assert again.start("improve", {"a": 2}, {}) == run_id
+    assert client(runs).get_run(run_id).info.status == "RUNNING"
+    for step in range(4, 8):
+        again.log({"reward": 10 * step, "new": 1.0}, step)
+    again.finish("FINISHED")
+    assert curve(runs, run_id, "reward") == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 60), (7, 70)]
+    assert [step for step, _ in curve(runs, run_id, "new")] == [4, 5, 6, 7]
+    assert read_record(run_dir)["runs"] == {"clone": clone_id, "improve": run_id}
+    assert clone_id != run_id
+    assert again.start("clone", {}, {}) == clone_id
+    again.finish("FAILED")
+    assert client(runs).get_run(clone_id).info.status == "FAILED"
+
+
+def test_a_recorded_run_that_is_gone_is_replaced(runs: Path) -> None:
+    run_dir = new_run(runs, "three")
+    tracker = Tracker(Tracking(), run_dir, group="three")
+    gone = tracker.start("clone", {}, {})
+    tracker.finish("FINISHED")
+    client(runs).delete_run(gone)
+    new = tracker.start("clone", {}, {})
+    assert new not in ("", gone)
+    record = json.loads((run_dir / "mlflow.json").read_text())
+    (run_dir / "mlflow.json").write_text(json.dumps(record | {"tracking_uri": "http://elsewhere"}))
+    tracker.finish("FINISHED")
+    assert tracker.start("clone", {}, {}) not in ("", gone, new)
+    tracker.finish("FINISHED")
+
+
+def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(Tracking(enabled=False), tmp_path, group="g")
+    assert tracker.start("clone", {}, {}) == ""
+    tracker.log({"a": 1.0}, 1)
+    tracker.artifact(tmp_path / "x")
+    tracker.dataset(tmp_path, "x")
+    tracker.finish("FINISHED")
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
+    assert read_record(tmp_path) is None
+
+
+def test_logging_returns_at_once_and_what_cannot_be_stored_is_one_warning(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_dir = new_run(runs, "four")
+    tracker = Tracker(Tracking(), run_dir, group="four")
+    run_id = tracker.start("clone", {}, {})
+    begun = time.perf_counter()
+    for step in range(100):
+        tracker.log({f"m{i}": step for i in range(40)}, step)
+    assert time.perf_counter() - begun < 0.5
+    tracker.artifact(run_dir / "nowhere.txt")
+    tracker.finish("FINISHED")
+    assert [r.message for r in caplog.records if "tracking" in r.message] == [
+        f"tracking: artifact {run_dir / 'nowhere.txt'} was not stored: there is no file {run_dir / 'nowhere.txt'}"
+    ]
+    assert len(curve(runs, run_id, "m39")) == 100
+
+
+def test_a_wrong_store_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(Tracking(uri="nonsense://x"), tmp_path, group="g")
+    assert tracker.start("clone", {"a": 1}, {}) == ""
+    tracker.log({"a": 1.0}, 1)
+    tracker.finish("FINISHED")
+    assert "nonsense" in caplog.text
+    assert len(caplog.records) <= 3
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """A store that answers 503 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_store_that_is_away_does_not_hold_training_up(
+    tmp_path: Path, broken_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "_FIRST_RETRY", 0.05)
+    tracker = Tracker(Tracking(uri=broken_server), tmp_path, group="g")
+    begun = time.perf_counter()
+    assert tracker.start("clone", {}, {}) == ""
+    for step in range(50):
+        tracker.log({"a": 1.0}, step)
+    tracker.finish("FAILED")
+    assert time.perf_counter() - begun < 12
+    away = [r for r in caplog.records if "is away" in r.message]
+    assert len(away) == 1, "one line for the whole outage"
+
+
+def test_metrics_of_an_outage_are_sent_when_it_is_over(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = new_run(runs, "five")
+    monkeypatch.setattr(tracking, "_FIRST_RETRY", 0.01)
+    tracker = Tracker(Tracking(), run_dir, group="five")
+    run_id = tracker.start("clone", {}, {})
+    whole: Callable[..., None] = tracker._store.client.log_batch
+    outage = threading.Event()
+    outage.set()
+
+    def sometimes(*args: Any, **kwargs: Any) -> None:
+        whole(*args, **kwargs)  # stored, but the answer is lost: tried again, it must not be there twice
+        if outage.is_set():
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(tracker._store.client, "log_batch", sometimes)
+    for step in range(20):
+        tracker.log({"a": step}, step)
+    time.sleep(0.3)
+    outage.clear()
+    tracker.finish("FINISHED")
+    assert curve(runs, run_id, "a") == [(step, float(step)) for step in range(20)]
+    assert [("away" in r.message, "back" in r.message) for r in caplog.records] == [(True, False), (False, True)]
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(None, Path("runs/a")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri("sqlite:///x.db", tmp_path) == f"sqlite:///{tmp_path}/x.db"
+    assert tracking_uri("http://host:5000", tmp_path) == "http://host:5000"
+    assert without_password("http://me:pw@host:5000/x") == "http://me:***@host:5000/x"
+    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert deep_link("7") == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert deep_link("7", group="a b").endswith("&searchFilter=tags.group%20%3D%20%22a%20b%22")
+    assert flatten({"a": {"b": {}, "c": True}, "d": "x"}) == {"a.b": "{}", "a.c": "true", "d": "x"}
