@@ -139,8 +139,8 @@ class ReplayWriter:
     def __init__(self, folder: Path, rows_per_shard: int, run_id: str) -> None:
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard is {rows_per_shard}; it must be at least 1")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
-            raise ValueError(f"run_id is {run_id!r}; use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[^/\\%=\x00-\x1f]+", run_id):
+            raise ValueError(f"run_id is {run_id!r}; it names a folder: leave out '/', '\\', '%', '=' and control characters")
         self._root, self._partition = Path(folder), Path(folder) / f"run={run_id}"
         self._rows_per_shard, self._run_id = rows_per_shard, run_id
         self._partition.mkdir(parents=True, exist_ok=True)

@@ -212,10 +212,11 @@ class Tracker:
         return run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Store metrics of a step, in one call. Returns at once."""
+        """Store metrics of a step, in one call; steps that had to wait share one. Returns at once."""
         if self._outbox is not None and self._run is not None and metrics:
             run, when, copy = self._run, int(time.time() * 1000), {_key(k): float(v) for k, v in metrics.items()}
-            self._outbox.put(f"step {step}", lambda: run.log(copy, step, when))
+            run.waiting.append((copy, step, when))
+            self._outbox.put(f"step {step}", run.send)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file; it must stay until ``finish``."""
@@ -300,6 +301,8 @@ class _Run:
         self._store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
         self._tags, self._params = tags, params
         self.id = ""
+        self.waiting: deque[tuple[Mapping[str, float], int, int]] = deque()
+        """Metrics, step and time in milliseconds of what is not stored yet; each has a ``send`` in the queue."""
         self._continued = False
         self._logged: dict[str, int] = {}
         """The last step of each metric that was stored before this start of the stage."""
@@ -350,13 +353,23 @@ class _Run:
         for first in range(0, len(params), _PARAMS_AT_ONCE):
             self._store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
 
-    def log(self, metrics: Mapping[str, float], step: int, when: int) -> None:
-        """Store a step's metrics that are not there yet."""
+    def send(self) -> None:
+        """Store what is waiting and not there yet, as many steps as fit into one call."""
         from mlflow.entities import Metric
 
-        new = [Metric(key, value, when, step) for key, value in metrics.items() if step > self._logged.get(key, -1)]
+        new: list[Any] = []
+        steps = 0
+        for metrics, step, when in list(self.waiting):
+            more = [Metric(key, value, when, step) for key, value in metrics.items() if step > self._logged.get(key, -1)]
+            if new and len(new) + len(more) > _METRICS_AT_ONCE:
+                break
+            new += more
+            steps += 1
         for first in range(0, len(new) if self.id else 0, _METRICS_AT_ONCE):
             self._store.client.log_batch(self.id, metrics=new[first : first + _METRICS_AT_ONCE])
+        # Only now: what the store did not take stays.
+        for _ in range(steps):
+            self.waiting.popleft()
 
     def artifact(self, path: Path, folder: str | None) -> None:
         """Store a copy of a file."""

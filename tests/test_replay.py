@@ -105,11 +105,11 @@ def test_schema_is_documented_and_versioned(tmp_path: Path) -> None:
 
 def test_others_can_read_it(tmp_path: Path) -> None:
     fill(tmp_path / "replay", 40, run_id="a")
-    fill(tmp_path / "replay", 10, run_id="b", first=100)
+    fill(tmp_path / "replay", 10, run_id="b ü[1]", first=100)
     (tmp_path / "replay" / "_quarantine").mkdir()
     frame = pd.read_parquet(tmp_path / "replay")
     assert len(frame) == 50
-    assert sorted(frame["run"].unique()) == ["a", "b"]
+    assert sorted(frame["run"].unique()) == ["a", "b ü[1]"]
     assert dict(frame.loc[frame.rollout_id == "run/3", "reward_parts"].item()) == {"format": 1.0, "success": 1.0}
     assert str(frame["created"].dtype).startswith("datetime64[us, UTC")
     assert frame["reward"].mean() == pytest.approx(np.mean([i % 4 / 2 for i in [*range(40), *range(100, 110)]]))
