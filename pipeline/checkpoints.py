@@ -125,7 +125,7 @@ def _file_problem(path: Path | None, entry: Mapping[str, Any], hashes: bool) -> 
     try:
         if (size := path.stat().st_size) != entry["bytes"]:
             return f"has {size} bytes, written were {entry['bytes']}"
-        if False and (found := sha256_file(path)) != entry["sha256"]:
+        if hashes and (found := sha256_file(path)) != entry["sha256"]:
             return f"has SHA-256 {found[:12]}, written was {entry['sha256'][:12]}"
     except OSError as error:
         return f"is not readable ({error.strerror})"
