@@ -273,7 +273,7 @@ class RunConfig(Section):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Stages this config names, in the order they run."""
-        wanted = (
+        wanted: tuple[tuple[Stage, Section | None], ...] = (
             ("base", self.base.train),
             ("actions", self.actions),
             ("clone", self.clone),

@@ -33,7 +33,9 @@ class BaseLM(nn.Module):
         self._late: torch.Tensor | None = None
         blocks = decoder_blocks(self.decoder)[1]
         if late_blocks >= len(blocks):
-            raise ValueError(f"{late_blocks} late blocks asked for, but the base LM has {len(blocks)} blocks: choose at most {len(blocks) - 1}")
+            raise ValueError(
+                f"{late_blocks} late blocks asked for, but the base LM has {len(blocks)} blocks: choose at most {len(blocks) - 1}"
+            )
         if late_blocks:
             blocks[-late_blocks].register_forward_pre_hook(self._capture_late, with_kwargs=True)
 
@@ -69,14 +71,24 @@ class BaseLM(nn.Module):
         """An empty key-value cache."""
         return DynamicCache(config=self.decoder.config)
 
-    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None, positions: torch.Tensor | None = None) -> Features:
+    def features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Features:
         """Features of ``input_ids`` [B, T]; gradients flow only when a base parameter asks for them."""
         trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.lm.parameters())
         if positions is None:
             positions = position_ids(attention_mask)
         with torch.set_grad_enabled(trainable):
             output = self.decoder(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
             )
         late, self._late = self._late, None
         return Features(final=None if self.late_only else output.last_hidden_state, late=late)

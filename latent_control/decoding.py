@@ -18,7 +18,8 @@ class Actor:
     """How actions are chosen and become tokens; three of these exist: latent policy, token-level policy, base LM."""
 
     logits: Callable[[Features, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
-    """(features of the new positions, attention mask [B, so far], positions [B, new], the actor's own cache) -> [B, actions] for the last position."""
+    """(features of the new positions, attention mask [B, so far], positions [B, new], the actor's own cache) -> [B, actions]
+    for the last position."""
     emit: Callable[[Features, torch.Tensor], torch.Tensor]
     """(features, actions [B]) -> tokens [B]"""
     new_cache: Callable[[], Cache]
@@ -43,7 +44,17 @@ class Rows:
     # Squeezing copies the caches, so it waits until this share of the rows is finished.
     SQUEEZE_SHARE = 0.25
 
-    def __init__(self, base: BaseLM, actor: Actor, sampling: Sampling, input_ids: torch.Tensor, attention_mask: torch.Tensor, limits: torch.Tensor, seeds: Sequence[int], repeats: int) -> None:
+    def __init__(
+        self,
+        base: BaseLM,
+        actor: Actor,
+        sampling: Sampling,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        limits: torch.Tensor,
+        seeds: Sequence[int],
+        repeats: int,
+    ) -> None:
         self.base, self.actor, self.sampling = base, actor, sampling
         rows, longest = len(limits), int(limits.max())
         device = input_ids.device
@@ -83,10 +94,8 @@ class Rows:
     def _choose(self, features: Features, logits: torch.Tensor, step: int) -> None:
         """Pick an action and a token for each live row at generated position ``step``."""
         log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
-        if self.sampling.temperature == 0:
-            actions = logits.argmax(-1)
-        else:
-            actions = sample_actions(log_probs, self.uniforms[self.live, step])
+        greedy = self.sampling.temperature == 0
+        actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[self.live, step])
         tokens = self.actor.emit(features, actions)
         rows = self.live[~self.finished]
         fresh = ~self.finished
@@ -130,7 +139,10 @@ class Rows:
         for index, (rows, states) in enumerate(self.states[1:]):
             steps[rows, index] = states[:, 0]
         prompt_length, length = self.prompt_lengths.tolist(), self.lengths.tolist()
-        return tuple(torch.cat([prompts[row, prompts.shape[1] - p :], steps[row, : n - 1]]) for row, (p, n) in enumerate(zip(prompt_length, length, strict=True)))
+        return tuple(
+            torch.cat([prompts[row, prompts.shape[1] - p :], steps[row, : n - 1]])
+            for row, (p, n) in enumerate(zip(prompt_length, length, strict=True))
+        )
 
 
 def left_pad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +158,18 @@ def left_pad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad_t
 
 
 @torch.no_grad()
-def decode(base: BaseLM, actor: Actor, sampling: Sampling, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, limits: torch.Tensor, seeds: Sequence[int], repeats: int, batch_size: int) -> Generation:
+def decode(
+    base: BaseLM,
+    actor: Actor,
+    sampling: Sampling,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    limits: torch.Tensor,
+    seeds: Sequence[int],
+    repeats: int,
+    batch_size: int,
+) -> Generation:
     """Decode ``repeats`` rollouts of each prompt [B, P] (left padded), at most ``batch_size`` rows at once.
 
     ``limits`` [B * repeats] bounds each row's new tokens; ``seeds`` name each row's random stream.
@@ -213,7 +236,9 @@ def generate(
     rows = len(input_ids) * repeats
     limits = row_limits(max_new_tokens, rows, input_ids.device)
     if temperature < 0 or (top_k is not None and top_k < 1) or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"temperature={temperature}, top_k={top_k}, batch_size={batch_size}: need temperature >= 0, top_k >= 1, batch_size >= 1")
+        raise ValueError(
+            f"temperature={temperature}, top_k={top_k}, batch_size={batch_size}: need temperature >= 0, top_k >= 1, batch_size >= 1"
+        )
     if row_seeds is None:
         start = int(torch.randint(2**31, ())) if seed is None else seed
         row_seeds = [rollout_seed(start, row) for row in range(rows)]

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 
-def action_log_probs(logits: torch.Tensor, *, temperature: float = 1.0, top_k: int | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
+def action_log_probs(
+    logits: torch.Tensor, *, temperature: float = 1.0, top_k: int | None = None, keep: torch.Tensor | None = None
+) -> torch.Tensor:
     """Log-probabilities [..., N] of logits [..., N] after temperature and top-k truncation, in float32.
 
     ``keep`` [...] names an action that stays in the support even where it has left the top k: the learner passes the

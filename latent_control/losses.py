@@ -11,7 +11,9 @@ import torch.nn.functional as F
 Metrics = dict[str, torch.Tensor]
 
 
-def straight_through_codes(logits: torch.Tensor, temperature: float, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def straight_through_codes(
+    logits: torch.Tensor, temperature: float, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gumbel-softmax with a hard forward pass (Jang et al., 2017): logits [M, N] -> (one-hot o, soft g), both [M, N].
 
     g = softmax((l + Gumbel)/tau), o = stopgrad(onehot(argmax g) - g) + g.
@@ -33,7 +35,14 @@ def negative_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def latent_action_loss(
-    nll: torch.Tensor, logits: torch.Tensor, soft: torch.Tensor, *, usage: torch.Tensor, usage_weight: float, entropy_weight: float, positions: float
+    nll: torch.Tensor,
+    logits: torch.Tensor,
+    soft: torch.Tensor,
+    *,
+    usage: torch.Tensor,
+    usage_weight: float,
+    entropy_weight: float,
+    positions: float,
 ) -> tuple[torch.Tensor, Metrics]:
     """Stage 1a: mean nll + beta_u * sum_k qbar_k log qbar_k + beta_e * mean_t sum_k g log g (method.md 4).
 

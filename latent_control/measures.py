@@ -21,7 +21,11 @@ def usage_measures(usage: torch.Tensor) -> dict[str, float]:
     ``alive_codes``: codes with usage > 0.1 / N. ``code_perplexity``: exp(H(usage)), between 1 and N.
     """
     alive = int((usage > ALIVE_SHARE / len(usage)).sum())
-    return {"alive_codes": float(alive), "alive_share": alive / len(usage), "code_perplexity": math.exp(-float(negative_entropy(usage.double())))}
+    return {
+        "alive_codes": float(alive),
+        "alive_share": alive / len(usage),
+        "code_perplexity": math.exp(-float(negative_entropy(usage.double()))),
+    }
 
 
 def shifted(model: LatentActionLM, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -78,7 +82,9 @@ def marginal_measures(model: LatentActionLM, batches: Sequence[TokenBatch], *, p
     finals, policies, all_targets = [], [], []
     for batch in batches:
         final, _, targets, policy = shifted(model, batch.to(model.codebook.device))
-        finals.append(final), all_targets.append(targets), policies.append(policy)
+        finals.append(final)
+        all_targets.append(targets)
+        policies.append(policy)
     final, targets, policy = torch.cat(finals), torch.cat(all_targets), torch.cat(policies)
     totals = {"nll_marginal": 0.0, "nll_base_same": 0.0, "kl_base_marginal": 0.0}
     chosen = spread(len(final), positions)

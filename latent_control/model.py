@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from latent_control.base import BaseLM
 from latent_control.actors import base_actor, latent_actor
+from latent_control.base import BaseLM
 from latent_control.decoding import Actor, generate
 from latent_control.merge import Merge
 from latent_control.records import Features, Generation
@@ -43,11 +43,15 @@ class LatentActionConfig:
     def __post_init__(self) -> None:
         problems = [f"{name}={value!r} must be one of {allowed}" for name, value, allowed in self._choices() if value not in allowed]
         sizes = ("num_actions", "inverse_dynamics_layers", "merge_layers", "policy_layers")
-        problems += [f"{name}={value!r} must be a positive whole number" for name in sizes if not isinstance(value := getattr(self, name), int) or value < 1]
+        problems += [
+            f"{name}={value!r} must be a positive whole number"
+            for name in sizes
+            if not isinstance(value := getattr(self, name), int) or value < 1
+        ]
         if self.inverse_dynamics_reads == self.policy_reads == "late" and self.inverse_dynamics_layers != self.policy_layers:
             problems.append(
-                f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} differ, but both read 'late', "
-                "which is one state that many blocks before the base's end: make them equal, or let one read 'final'"
+                f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} differ, but both read "
+                "'late', which is one state that many blocks before the base's end: make them equal, or let one read 'final'"
             )
         if problems:
             raise ValueError("; ".join(problems))
@@ -108,7 +112,9 @@ class LatentActionLM(nn.Module):
         self.config = config
         self.base = BaseLM(lm, config.late_blocks)
         self.codebook = nn.Parameter(torch.randn(config.num_actions, self.base.width) * 0.5)
-        self.merge = Merge(self.base.width, config.merge_size or merge_width(lm), config.merge_layers, identity_start=config.head == "residual")
+        self.merge = Merge(
+            self.base.width, config.merge_size or merge_width(lm), config.merge_layers, identity_start=config.head == "residual"
+        )
         self.policy = Tower(self.base.decoder, config.policy_layers, config.num_actions)
         self.inverse_dynamics = Tower(self.base.decoder, config.inverse_dynamics_layers, config.num_actions) if inverse_dynamics else None
         self.base_source: str | None = None
@@ -279,7 +285,14 @@ class LatentActionLM(nn.Module):
         return save(self, Path(folder), bundle_base=bundle_base, inverse_dynamics=inverse_dynamics)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, base: str | Path | PreTrainedModel | None = None, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False) -> LatentActionLM:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | Path | PreTrainedModel | None = None,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+    ) -> LatentActionLM:
         """Load what ``save_pretrained`` wrote, or a published CoLA checkpoint (its config has ``num_code``).
 
         Args:

@@ -153,7 +153,9 @@ def _load_ours(
     model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
     # In another precision the bytes differ by intention.
     if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
-        raise ValueError(f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded {recorded['sha256'][:12]})")
+        raise ValueError(
+            f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded {recorded['sha256'][:12]})"
+        )
     _fill(model, load_file(folder / WEIGHTS), folder)
     return model.eval()
 
@@ -161,8 +163,14 @@ def _load_ours(
 def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """Load the new modules' tensors; every one must be there and fit."""
     wanted = model.new_modules()
-    problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()] + [f"{name} is unknown" for name in tensors.keys() - wanted.keys()]
-    problems += [f"{n} is {tuple(tensors[n].shape)}, not {tuple(wanted[n].shape)}" for n in wanted.keys() & tensors.keys() if tensors[n].shape != wanted[n].shape]
+    problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()] + [
+        f"{name} is unknown" for name in tensors.keys() - wanted.keys()
+    ]
+    problems += [
+        f"{n} is {tuple(tensors[n].shape)}, not {tuple(wanted[n].shape)}"
+        for n in wanted.keys() & tensors.keys()
+        if tensors[n].shape != wanted[n].shape
+    ]
     if problems:
         raise ValueError(f"{folder} does not fit its own config: " + "; ".join(sorted(problems)[:8]))
     model.load_state_dict(tensors, strict=False)
@@ -186,7 +194,9 @@ def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.
     raw = json.loads((folder / "config.json").read_text())
     tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in load_file(file).items()}
     if not tensors:
-        raise ValueError(f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are not read)")
+        raise ValueError(
+            f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are not read)"
+        )
     ours = {"codebook": tensors.pop("model.action_code_book.weight").T.contiguous()}
     for theirs, mine in PUBLISHED_NAMES:
         ours |= {mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)}

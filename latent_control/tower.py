@@ -73,12 +73,24 @@ class Tower(nn.Module):
         fixed = {id(p) for module in self.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in fixed]
 
-    def hidden(self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def hidden(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": cache is not None}
         arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
         return self.decoder(inputs_embeds=states.to(self.head.weight.dtype), **arguments).last_hidden_state
 
-    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: Cache | None = None, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits [B, T, outputs] of ``states`` [B, T, D]."""
         return self.head(self.hidden(states, attention_mask, cache, positions))

@@ -6,7 +6,7 @@ Runs once per batch of rollouts, before epochs and minibatches; the base LM is r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,17 +19,30 @@ from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs
 from latent_control.tower import Tower
 
-if TYPE_CHECKING:
-    from rollout_workers.episodes import Rollout
-
 Batch = dict[str, torch.Tensor]
+
+
+class Rollout(Protocol):
+    """What is read of a rollout record (the workers' ``episodes.Rollout``; learners do not import workers)."""
+
+    group_id: str
+    prompt_tokens: np.ndarray
+    tokens: np.ndarray
+    actions: np.ndarray
+    action_logp: np.ndarray
+    reward: float | None
+    features: np.ndarray | None
+
+    def __len__(self) -> int: ...
 
 
 def group_advantages(rollouts: Sequence[Rollout], algorithm: str) -> torch.Tensor:
     """Advantages [B] of rollouts whose groups lie in consecutive, equally long runs; 0 where the verifier failed."""
     groups = [r.group_id for r in rollouts]
     size = groups.count(groups[0])
-    assert len(groups) % size == 0 and all(len(set(groups[i : i + size])) == 1 for i in range(0, len(groups), size)), f"broken groups: {groups[:20]}"
+    assert len(groups) % size == 0 and all(len(set(groups[i : i + size])) == 1 for i in range(0, len(groups), size)), (
+        f"broken groups: {groups[:20]}"
+    )
     valid = torch.tensor([r.reward is not None for r in rollouts]).view(-1, size)
     rewards = torch.tensor([r.reward or 0.0 for r in rollouts]).view(-1, size)
     return ADVANTAGES[algorithm](rewards, valid).flatten()
@@ -66,7 +79,17 @@ def pad_features(features: Sequence[Any], width: int) -> np.ndarray:
 class Collate(ConnectorV2):
     """``collate`` on the learner's device, then features (when not shipped) and the reference policy's log-probabilities."""
 
-    def __init__(self, *, algorithm: str, device: torch.device, base: BaseLM | None, reads: str, reference: Tower | None, sampling: dict[str, Any], rows_at_once: int = 32) -> None:
+    def __init__(
+        self,
+        *,
+        algorithm: str,
+        device: torch.device,
+        base: BaseLM | None,
+        reads: str,
+        reference: Tower | None,
+        sampling: dict[str, Any],
+        rows_at_once: int = 32,
+    ) -> None:
         super().__init__()
         self.algorithm, self.device, self.base, self.reads = algorithm, device, base, reads
         self.reference, self.sampling, self.rows_at_once = reference, sampling, rows_at_once
@@ -81,7 +104,10 @@ class Collate(ConnectorV2):
         return {DEFAULT_MODULE_ID: batch}
 
     def _by_rows(self, batch: Batch, compute: Any) -> torch.Tensor:
-        parts = [{name: column[i : i + self.rows_at_once] for name, column in batch.items()} for i in range(0, len(batch["tokens"]), self.rows_at_once)]
+        parts = [
+            {name: column[i : i + self.rows_at_once] for name, column in batch.items()}
+            for i in range(0, len(batch["tokens"]), self.rows_at_once)
+        ]
         with torch.no_grad():
             return torch.cat([compute(part) for part in parts])
 

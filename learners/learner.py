@@ -55,7 +55,14 @@ class PolicyLearner(TorchLearner):
         if self.improve.features == "recompute":
             base = self._base(own)
         reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
-        connector = Collate(algorithm=self.improve.algorithm, device=self._device, base=base, reads=own["reads"], reference=reference, sampling=own["sampling"])
+        connector = Collate(
+            algorithm=self.improve.algorithm,
+            device=self._device,
+            base=base,
+            reads=own["reads"],
+            reference=reference,
+            sampling=own["sampling"],
+        )
         self._learner_connector.append(connector)
 
     def _base(self, own: dict[str, Any]) -> BaseLM:
@@ -130,7 +137,9 @@ class PolicyLearner(TorchLearner):
         # After the all-reduce every learner holds the same gradient, so all of them raise or none does.
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the policy gradient of update {self._weights_seq_no} is {float(norm)}; the weights were left as they are")
+            raise FloatingPointError(
+                f"the policy gradient of update {self._weights_seq_no} is {float(norm)}; the weights were left as they are"
+            )
 
     def _set_learning_rate(self) -> None:
         warmup = min(1.0, self._weights_seq_no / max(1, self.improve.warmup_updates))

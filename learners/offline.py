@@ -81,7 +81,17 @@ def make_optimizer(stage: OfflineStage, settings: Training) -> torch.optim.Optim
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95))
 
 
-def train(stage: OfflineStage, batches: Iterator[TokenBatch], *, settings: Training, accelerator: Accelerator, optimizer: torch.optim.Optimizer, seed: int, start: int, hooks: Hooks) -> None:
+def train(
+    stage: OfflineStage,
+    batches: Iterator[TokenBatch],
+    *,
+    settings: Training,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    start: int,
+    hooks: Hooks,
+) -> None:
     """Run updates ``start`` .. ``settings.updates``; logs, evaluates and saves through ``hooks`` on the way.
 
     Raises:
@@ -91,7 +101,9 @@ def train(stage: OfflineStage, batches: Iterator[TokenBatch], *, settings: Train
     for update in range(start, settings.updates):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, update)
-        metrics = one_update(stage, module, next(batches), settings=settings, accelerator=accelerator, optimizer=optimizer, seed=seed, update=update)
+        metrics = one_update(
+            stage, module, next(batches), settings=settings, accelerator=accelerator, optimizer=optimizer, seed=seed, update=update
+        )
         done = update + 1
         if done % settings.evaluate_every == 0 or done == settings.updates:
             metrics |= hooks.evaluate(done)
@@ -101,7 +113,17 @@ def train(stage: OfflineStage, batches: Iterator[TokenBatch], *, settings: Train
     stage.finish()
 
 
-def one_update(stage: OfflineStage, module: nn.Module, batch: TokenBatch, *, settings: Training, accelerator: Accelerator, optimizer: torch.optim.Optimizer, seed: int, update: int) -> dict[str, float]:
+def one_update(
+    stage: OfflineStage,
+    module: nn.Module,
+    batch: TokenBatch,
+    *,
+    settings: Training,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    update: int,
+) -> dict[str, float]:
     """Accumulate the gradient of the batch's microbatches and take one optimiser step; returns the update's metrics."""
     batch = batch.to(accelerator.device)
     rows = len(batch.input_ids)
@@ -120,7 +142,9 @@ def one_update(stage: OfflineStage, module: nn.Module, batch: TokenBatch, *, set
         for name, value in {"loss": loss.detach(), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value
     if not torch.isfinite(totals["loss"]):
-        raise FloatingPointError(f"the loss of update {update} is {float(totals['loss'])}: lower learning_rate, or look for broken rows in the data")
+        raise FloatingPointError(
+            f"the loss of update {update} is {float(totals['loss'])}: lower learning_rate, or look for broken rows in the data"
+        )
     norm = accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.gradient_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

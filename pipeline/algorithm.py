@@ -50,7 +50,9 @@ class LatentRLConfig(AlgorithmConfig):
 def workers_config(config: RunConfig, settings: WorkerSettings, num_actions: int = 2) -> AlgorithmConfig:
     """The rollout workers' half of an RLlib config, with every default that loses or delays rollouts switched off."""
     rllib = LatentRLConfig()
-    rllib.environment(env=None, observation_space=gym.spaces.Discrete(2), action_space=gym.spaces.Discrete(num_actions), env_config={"worker": settings})
+    rllib.environment(
+        env=None, observation_space=gym.spaces.Discrete(2), action_space=gym.spaces.Discrete(num_actions), env_config={"worker": settings}
+    )
     rllib.framework("torch")
     rllib.env_runners(
         env_runner_cls=LMEnvRunner,
@@ -68,13 +70,20 @@ def workers_config(config: RunConfig, settings: WorkerSettings, num_actions: int
     return rllib
 
 
-def algorithm_config(config: RunConfig, host: HostSpec, *, num_actions: int, reads: str, late_blocks: int, learning_rate: float) -> AlgorithmConfig:
+def algorithm_config(
+    config: RunConfig, host: HostSpec, *, num_actions: int, reads: str, late_blocks: int, learning_rate: float
+) -> AlgorithmConfig:
     """An RLlib config for the ``improve`` section of ``config``, starting from the policy of ``host``."""
     improve, cluster = config.improve, config.cluster
     assert improve is not None
     dtype = "bfloat16" if improve.mixed_precision == "bf16" else "float32"
     settings = WorkerSettings(host=host, policy_dtype=dtype, task=config.task, rollout=config.rollout)
-    module = {"level": host.level, "checkpoint": host.checkpoint, "token_blocks": host.token_blocks, "trust_remote_code": host.trust_remote_code}
+    module = {
+        "level": host.level,
+        "checkpoint": host.checkpoint,
+        "token_blocks": host.token_blocks,
+        "trust_remote_code": host.trust_remote_code,
+    }
     sampling = {"temperature": config.rollout.temperature, "top_k": config.rollout.top_k}
     rllib = workers_config(config, settings, num_actions)
     rllib.env_config["run"] = config
@@ -86,7 +95,14 @@ def algorithm_config(config: RunConfig, host: HostSpec, *, num_actions: int, rea
         num_cpus_per_learner=cluster.cpus_per_learner,
         num_gpus_per_learner=cluster.gpus_per_learner,
         add_default_connectors_to_learner_pipeline=False,
-        learner_config_dict={"improve": improve, "module": module, "sampling": sampling, "reads": reads, "late_blocks": late_blocks, "dtype": host.dtype},
+        learner_config_dict={
+            "improve": improve,
+            "module": module,
+            "sampling": sampling,
+            "reads": reads,
+            "late_blocks": late_blocks,
+            "dtype": host.dtype,
+        },
     )
     return rllib
 
@@ -203,7 +219,9 @@ class LatentRL(Algorithm):
         """A rollout sampled with other weights than its request named must never be trained on."""
         for answer in answers:
             asked, got = answer.request.policy, answer.summary
-            assert asked is not None and (asked.version, asked.weights_hash) == (got.policy_version, got.policy_hash), f"request {got.request_id} was sampled with {got.policy_version}/{got.policy_hash[:12]}"
+            assert asked is not None and (asked.version, asked.weights_hash) == (got.policy_version, got.policy_hash), (
+                f"request {got.request_id} was sampled with {got.policy_version}/{got.policy_hash[:12]}"
+            )
 
     def _store(self, refs: list[ray.ObjectRef]) -> None:
         """Hand the rollouts to the replay buffer; one batch may be on its way while the learner works."""
@@ -255,7 +273,11 @@ class LatentRL(Algorithm):
     def learner_state(self) -> dict[str, Any]:
         """Weights, optimiser state and version: all that a resumed run needs, since prompts and seeds follow from the version."""
         state = self.learner_group.get_state(components=[LEARNER_MODULE, LEARNER_OPTIMIZER])[COMPONENT_LEARNER]
-        return {"version": self.policy.version, COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE], COMPONENT_OPTIMIZER: state[COMPONENT_OPTIMIZER]}
+        return {
+            "version": self.policy.version,
+            COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
+            COMPONENT_OPTIMIZER: state[COMPONENT_OPTIMIZER],
+        }
 
     def restore_learner(self, state: dict[str, Any]) -> None:
         """Continue from ``learner_state``."""

@@ -13,13 +13,20 @@ from configs.schema import RunConfig
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
 WORKER_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_ENABLE_AUTO_CONNECT": "0", "OMP_NUM_THREADS": "1"}
-DRIVER_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+DRIVER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 def cpus_wanted(config: RunConfig) -> float:
     """CPUs that the actors of a run reserve at the same time."""
     learners = config.cluster.num_learners * config.cluster.cpus_per_learner
-    offline = max((s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0)
+    offline = max(
+        (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0
+    )
     return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
 
 

@@ -30,7 +30,13 @@ def variants(config: RunConfig, stages: Mapping[str, Path]) -> dict[str, HostSpe
     """What there is to evaluate, by name, given the finished stages' checkpoints."""
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     found: dict[str, HostSpec] = {}
-    for name, stage in (("cloned", "clone"), ("finetuned", "finetune"), ("finetuned", "reclone"), ("improved", "improve"), ("token_level", "token_level")):
+    for name, stage in (
+        ("cloned", "clone"),
+        ("finetuned", "finetune"),
+        ("finetuned", "reclone"),
+        ("improved", "improve"),
+        ("token_level", "token_level"),
+    ):
         if stage in stages:
             found[name] = checkpoint_host(stages[stage], common)
     if "improved" in found and found["improved"].level == "token":
@@ -56,7 +62,9 @@ def checkpoint_host(folder: Path, common: dict[str, Any]) -> HostSpec:
         return HostSpec(level="latent", checkpoint=str(folder), **common)
     if (folder / TOKEN_INFO).is_file():
         info = json.loads((folder / TOKEN_INFO).read_text())
-        return HostSpec(level="token", checkpoint=info["base"], token_blocks=info["token_blocks"], policy_file=str(folder / TOKEN_POLICY), **common)
+        return HostSpec(
+            level="token", checkpoint=info["base"], token_blocks=info["token_blocks"], policy_file=str(folder / TOKEN_POLICY), **common
+        )
     raise ValueError(f"{folder} is no checkpoint: it has neither {CONFIG} nor {TOKEN_INFO}")
 
 
@@ -92,7 +100,16 @@ def _play(pool: RolloutPool, config: RunConfig, host: HostSpec, prompts: int) ->
     numbers: dict[str, Any] = {}
     for name, temperature in (("sampled", config.rollout.temperature), ("greedy", 0.0)):
         requests = [
-            RolloutRequest(request_id=i, split="heldout", prompt_indices=part, group_size=1, seed=seed, host=host, temperature=temperature, top_k=config.rollout.top_k)
+            RolloutRequest(
+                request_id=i,
+                split="heldout",
+                prompt_indices=part,
+                group_size=1,
+                seed=seed,
+                host=host,
+                temperature=temperature,
+                top_k=config.rollout.top_k,
+            )
             for i, part in enumerate(parts)
         ]
         pool.submit(requests)
@@ -126,4 +143,7 @@ def _differences(outcomes: Mapping[str, Mapping[str, np.ndarray]], seed: int) ->
     if "improved" not in outcomes:
         return {}
     others = [name for name in outcomes if name != "improved"]
-    return {f"improved - {o}": {p: paired_difference(outcomes["improved"][p], outcomes[o][p], seed) for p in ("sampled", "greedy")} for o in others}
+    return {
+        f"improved - {o}": {p: paired_difference(outcomes["improved"][p], outcomes[o][p], seed) for p in ("sampled", "greedy")}
+        for o in others
+    }

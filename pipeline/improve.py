@@ -42,11 +42,19 @@ def starting_point(context: StageContext, improve: Improve, source: Path, level:
     common: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": base.trust_remote_code}
     if level == "latent":
         host = HostSpec(level="latent", checkpoint=str(source), **common)
-        return Start(host=host, num_actions=shape.num_actions, reads=shape.policy_reads, late_blocks=shape.policy_layers, learning_rate=improve.learning_rate)
+        return Start(
+            host=host,
+            num_actions=shape.num_actions,
+            reads=shape.policy_reads,
+            late_blocks=shape.policy_layers,
+            learning_rate=improve.learning_rate,
+        )
     blocks = improve.token_blocks or shape.policy_layers
     host = HostSpec(level="token", checkpoint=base_path(source), token_blocks=blocks, **common)
     # RLlib only wants to know that actions are numbers.
-    return Start(host=host, num_actions=2, reads="late", late_blocks=blocks, learning_rate=improve.token_learning_rate or improve.learning_rate)
+    return Start(
+        host=host, num_actions=2, reads="late", late_blocks=blocks, learning_rate=improve.token_learning_rate or improve.learning_rate
+    )
 
 
 def run_improve(context: StageContext, stage: str, source: Path, level: str) -> StageResult:
@@ -57,7 +65,12 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
     with connected(context.config):
         torch.set_num_threads(context.config.cluster.learner_threads)
         rllib = algorithm_config(
-            context.config, start.host, num_actions=start.num_actions, reads=start.reads, late_blocks=start.late_blocks, learning_rate=start.learning_rate
+            context.config,
+            start.host,
+            num_actions=start.num_actions,
+            reads=start.reads,
+            late_blocks=start.late_blocks,
+            learning_rate=start.learning_rate,
         )
         algorithm: LatentRL = rllib.build_algo()
         try:

@@ -50,7 +50,14 @@ class OfflineJob:
 
 def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
     """Train one offline stage from ``source``, or from where its newest valid checkpoint stands."""
-    job = OfflineJob(stage=stage, config=context.config, settings=settings, source=None if source is None else str(source), base=base, checkpoints=str(context.checkpoints))
+    job = OfflineJob(
+        stage=stage,
+        config=context.config,
+        settings=settings,
+        source=None if source is None else str(source),
+        base=base,
+        checkpoints=str(context.checkpoints),
+    )
     last = LastMetrics()
 
     def log(update: int, metrics: dict[str, float]) -> None:
@@ -102,16 +109,29 @@ def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> La
 def work(job: OfflineJob, log: Log) -> None:
     """Train the stage in this process, which may be one of several; the main one evaluates, logs and saves."""
     config, settings = job.config, job.settings
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(), **settings.accelerate)
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(), **settings.accelerate
+    )
     stage = build_stage(job)
     optimizer = make_optimizer(stage, settings)
     start = start_of(job)
     if start:
         restore(Path(job.checkpoints) / f"{job.stage}-{start:08d}", stage, optimizer)
     tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source, trust_remote_code=config.base.trust_remote_code)
-    reading = {"task": build_task(config.task), "tokenizer": tokenizer, "chat": config.task.chat, "max_length": settings.max_length, "seed": config.seed}
+    reading = {
+        "task": build_task(config.task),
+        "tokenizer": tokenizer,
+        "chat": config.task.chat,
+        "max_length": settings.max_length,
+        "seed": config.seed,
+    }
     batches = training_batches(
-        settings.data, batch_size=settings.batch_size, rank=accelerator.process_index, world=accelerator.num_processes, start=start, **reading
+        settings.data,
+        batch_size=settings.batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        start=start,
+        **reading,
     )
     heldout = heldout_batches(settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading)
     hooks = Hooks(
@@ -203,7 +223,9 @@ def run_workers(job: OfflineJob, log: Log) -> None:
     from ray.util.queue import Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
-    scaling = ScalingConfig(num_workers=job.settings.num_workers, use_gpu=job.settings.gpus_per_worker > 0, resources_per_worker=resources(job.settings))
+    scaling = ScalingConfig(
+        num_workers=job.settings.num_workers, use_gpu=job.settings.gpus_per_worker > 0, resources_per_worker=resources(job.settings)
+    )
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={"job": job, "queue": queue},

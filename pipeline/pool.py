@@ -74,7 +74,10 @@ class RolloutPool:
         self._dispatch()
         if self.assigned and time.monotonic() - self.last_answer > self.timeout:
             silent = {worker: [r.request_id for r in requests] for worker, requests in self.assigned.items()}
-            raise RuntimeError(f"no rollout worker has answered for {self.timeout:.0f} s; waiting for {{worker: requests}} {silent}: raise cluster.worker_timeout_seconds, or look into these actors' logs")
+            raise RuntimeError(
+                f"no rollout worker has answered for {self.timeout:.0f} s; waiting for {{worker: requests}} {silent}: "
+                "raise cluster.worker_timeout_seconds, or look into these actors' logs"
+            )
 
     def _dispatch(self) -> None:
         for _ in range(self.in_flight):
@@ -105,5 +108,8 @@ class RolloutPool:
         for request in reversed(lost):
             self.losses[request.request_id] = self.losses.get(request.request_id, 0) + 1
             if self.losses[request.request_id] >= MOST_LOSSES:
-                raise RuntimeError(f"request {request.request_id} (prompts {request.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}") from error
+                raise RuntimeError(
+                    f"request {request.request_id} (prompts {request.prompt_indices}) was lost with its worker {MOST_LOSSES} times; "
+                    f"last: {error}"
+                ) from error
             self.waiting.appendleft(request)

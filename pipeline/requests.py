@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def prompt_indices(update: int, count: int, *, size: int, seed: int) -> tuple[in
 def chunks(items: Sequence[int], parts: int) -> list[tuple[int, ...]]:
     """``items`` in at most ``parts`` consecutive, nearly equal pieces, none empty."""
     bounds = np.linspace(0, len(items), min(parts, len(items)) + 1).round().astype(int)
-    return [tuple(items[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [tuple(items[a:b]) for a, b in pairwise(bounds)]
 
 
 def chunk_count(prompts: int, workers: int, learners: int) -> int:

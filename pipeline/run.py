@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
@@ -40,12 +40,17 @@ def plan(config: RunConfig) -> list[Planned]:
     from pipeline.offline import run_offline
 
     def offline(name: str, settings: Any) -> Planned:
-        return Planned(name=name, settings=settings, work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config)))
+        return Planned(
+            name=name, settings=settings, work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config))
+        )
 
     def rl(name: str, level: str, *, passes_on: bool) -> Planned:
         def work(context: StageContext, source: Path | None) -> StageResult:
             if source is None:
-                raise ValueError("the improve stage needs latent actions: add the actions section, or set actions.init to a checkpoint with actions.updates=0")
+                raise ValueError(
+                    "the improve stage needs latent actions: add the actions section, "
+                    "or set actions.init to a checkpoint with actions.updates=0"
+                )
             return run_improve(context, name, source, level)
 
         return Planned(name=name, settings=config.improve, work=work, passes_on=passes_on)
@@ -71,14 +76,14 @@ def plan(config: RunConfig) -> list[Planned]:
 
 def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
     """Train the small base LM from scratch into ``base.model``."""
-    from learners.base_training import train_base
+    from learners.base_training import WordTask, train_base
 
     base = context.config.base
     assert base.train is not None
     with context.log.stage("base", base.train.updates):
         train_base(
             base.train,
-            task=context.task,
+            task=cast(WordTask, context.task),
             folder=Path(base.model),
             seed=context.config.seed,
             threads=context.config.cluster.learner_threads,
@@ -108,7 +113,7 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
     """
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
-    return execute(load_config(run_dir / CONFIG, []), run_dir, quiet)
+    return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, quiet)
 
 
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
@@ -121,7 +126,11 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     source: Path | None = None
     for stage in plan(config):
         result, seconds = finished(context, stage) or tracked(context, tracker, stage, source)
-        summary["stages"][stage.name] = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, run_dir), "metrics": result.metrics}
+        summary["stages"][stage.name] = {
+            "seconds": seconds,
+            "checkpoint": os.path.relpath(result.checkpoint, run_dir),
+            "metrics": result.metrics,
+        }
         source = result.checkpoint if stage.passes_on else source
         write_json(run_dir / SUMMARY, summary)
     if config.evaluation is not None and source is not None:
@@ -161,7 +170,7 @@ def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[No
     config = context.config
     algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
     tracker.start(stage, params=config.model_dump(mode="json"), tags={"algorithm": algorithm, "seed": str(config.seed)})
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield
         status = "FINISHED"
@@ -181,8 +190,16 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     assert config.evaluation is not None
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
     with tracking(context, tracker, "evaluate"):
-        result = play(config, variants(config, stages), prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate: {text}"))
-        numbers = {f"{name}/{key}": v for name, values in result.items() if isinstance(values, dict) for key, v in values.items() if isinstance(v, float)}
+        result = play(
+            config, variants(config, stages), prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate: {text}")
+        )
+        numbers = {
+            f"{name}/{key}": v
+            for name, values in result.items()
+            if isinstance(values, dict)
+            for key, v in values.items()
+            if isinstance(v, float)
+        }
         context.log.log("evaluate", 0, numbers)
         write_json(context.run_dir / "evaluation.json", result)
         tracker.artifact(context.run_dir / "evaluation.json")
@@ -203,7 +220,7 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     if config is None:
         if not (run_dir / CONFIG).is_file():
             raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config")
-        config = load_config(run_dir / CONFIG, [])
+        config = load_config(run_dir / CONFIG, [], check_paths=False)
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if (target / CONFIG).is_file():

@@ -23,7 +23,7 @@ from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
 from latent_control.records import Generation
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
-from rollout_workers.hosting import WorkerSettings, load_host
+from rollout_workers.hosting import Host, WorkerSettings, load_host
 from rollout_workers.tasks import Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
@@ -85,7 +85,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         """RLlib's reduced metrics."""
         return self.metrics.reduce()
 
-    def get_state(self, components: str | Collection[str] | None = None, *, not_components: str | Collection[str] | None = None, **kwargs: Any) -> StateDict:
+    def get_state(
+        self, components: str | Collection[str] | None = None, *, not_components: str | Collection[str] | None = None, **kwargs: Any
+    ) -> StateDict:
         """Policy weights and their version."""
         if not self._check_component(COMPONENT_RL_MODULE, components, not_components):
             return {WEIGHTS_SEQ_NO: self.policy_version}
@@ -116,15 +118,17 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         Raises:
             ValueError: a prompt is longer than ``task.max_prompt_tokens``, or the weights' hash is not the one announced.
         """
-        self._rehost(request.host or self.settings.host)
+        host = self._rehost(request.host or self.settings.host)
         if request.policy is not None:
             self._use(request.policy)
         prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [self._encode(host, prompt) for prompt in prompts]
         seeds = [rollout_seed(request.seed, index, place) for index in request.prompt_indices for place in range(request.group_size)]
-        generation = self._generate(request, encoded, seeds)
+        generation = self._generate(host, request, encoded, seeds)
         return [
-            self._rollout(request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row])
+            self._rollout(
+                host, request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row]
+            )
             for row in range(len(seeds))
         ]
 
@@ -149,12 +153,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         )
         return ray.put(rollouts), summary, self.get_metrics()
 
-    def _rehost(self, wanted: HostSpec | None) -> None:
+    def _rehost(self, wanted: HostSpec | None) -> Host:
         """Host the model a request is for; evaluation asks for several in turn."""
         assert wanted is not None, "a worker without a model of its own needs requests that name theirs"
         if wanted != self.hosted:
             self.host = None
             self.host, self.hosted = load_host(wanted, self.device, self.policy_dtype), wanted
+        assert self.host is not None
+        return self.host
 
     def _use(self, policy: PolicyVersion) -> None:
         """Load the weights of ``policy`` unless they are loaded."""
@@ -163,42 +169,49 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         weights = ray.get(policy.weights) if isinstance(policy.weights, ray.ObjectRef) else policy.weights
         found = array_hash(weights)
         if found != policy.weights_hash:
-            raise ValueError(f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was {policy.weights_hash[:12]}")
+            raise ValueError(
+                f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was {policy.weights_hash[:12]}"
+            )
         self.module.set_state(weights)
         self.policy_version, self.policy_hash = policy.version, policy.weights_hash
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        ids = encode_prompt(self.host.tokenizer, prompt, chat=self.settings.task.chat)
+    def _encode(self, host: Host, prompt: Prompt) -> list[int]:
+        ids = encode_prompt(host.tokenizer, prompt, chat=self.settings.task.chat)
         if len(ids) > self.settings.task.max_prompt_tokens:
-            raise ValueError(f"prompt {prompt.id} has {len(ids)} tokens, more than task.max_prompt_tokens={self.settings.task.max_prompt_tokens}: raise it or shorten the prompt")
+            raise ValueError(
+                f"prompt {prompt.id} has {len(ids)} tokens, more than "
+                f"task.max_prompt_tokens={self.settings.task.max_prompt_tokens}: raise it or shorten the prompt"
+            )
         return ids
 
-    def _generate(self, request: RolloutRequest, encoded: Sequence[list[int]], seeds: list[int]) -> Generation:
+    def _generate(self, host: Host, request: RolloutRequest, encoded: Sequence[list[int]], seeds: list[int]) -> Generation:
         """Decode all rows of the request, left padded."""
         width = max(map(len, encoded))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in encoded], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=self.device)
         with torch.no_grad():
             return generate(
-                self.host.base,
-                self.host.actor(),
+                host.base,
+                host.actor(),
                 ids,
                 mask,
                 max_new_tokens=self.settings.rollout.max_new_tokens,
                 temperature=request.temperature,
                 top_k=request.top_k,
                 batch_size=self.settings.rollout.batch_size,
-                stop_token=self.host.tokenizer.eos_token_id,
+                stop_token=host.tokenizer.eos_token_id,
                 repeats=request.group_size,
                 row_seeds=seeds,
                 return_features=request.ship_features,
             )
 
-    def _rollout(self, request: RolloutRequest, prompt: Prompt, prompt_ids: list[int], generation: Generation, row: int, seed: int) -> Rollout:
+    def _rollout(
+        self, host: Host, request: RolloutRequest, prompt: Prompt, prompt_ids: list[int], generation: Generation, row: int, seed: int
+    ) -> Rollout:
         """Row ``row`` of a generation as a scored record."""
         length = int(generation.lengths[row])
         tokens = generation.tokens[row, :length].int().cpu().numpy()
-        text = decode_response(self.host.tokenizer, tokens.tolist())
+        text = decode_response(host.tokenizer, tokens.tolist())
         verdict = self.task.score(prompt, text)
         score = verdict if isinstance(verdict, Score) else None
         group = f"{request.split}-{request.seed}-{request.request_id}-{prompt.id}"
@@ -219,9 +232,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             failure=f"{verdict.kind}: {verdict.message}" if isinstance(verdict, Failure) else None,
             policy_version=self.policy_version,
             policy_hash=self.policy_hash,
-            world_hash=self.host.world_hash,
-            codebook_hash=self.host.codebook_hash,
-            level=self.host.level,
+            world_hash=host.world_hash,
+            codebook_hash=host.codebook_hash,
+            level=host.level,
             seed=seed,
             worker=self.worker_index,
             created=time.time(),

@@ -52,7 +52,7 @@ class RolloutRequest:
 
     request_id: int
     """Position in the driver's order of consumption."""
-    split: str
+    split: Literal["train", "heldout"]
     prompt_indices: tuple[int, ...]
     group_size: int
     seed: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +25,8 @@ class WorkerSettings:
 
     host: HostSpec | None
     """The model requests are for by default; ``None`` for a worker whose requests all name theirs (evaluation)."""
-    policy_dtype: Literal["float32", "bfloat16"]
+    policy_dtype: str
+    """"float32" or "bfloat16"."""
     task: TaskSettings
     rollout: RolloutSettings
 
@@ -72,7 +72,9 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         model.inverse_dynamics = None
         model.cast_modules()
         policy = model.policy.to(policy_dtype)
-        return Host(level="latent", base=model.base, model=model, policy=policy, tokenizer=tokenizer, world_hash=world, codebook_hash=codebook)
+        return Host(
+            level="latent", base=model.base, model=model, policy=policy, tokenizer=tokenizer, world_hash=world, codebook_hash=codebook
+        )
     base = BaseLM(load_base(path, dtype=spec.dtype, trust_remote_code=trust), spec.token_blocks if spec.level == "token" else 0).to(device)
     if spec.level == "base":
         return Host(level="base", base=base, model=None, policy=None, tokenizer=tokenizer)
