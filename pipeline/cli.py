@@ -58,7 +58,7 @@ def run(
     with sentences(FAILED, resumable=folder):
         done = run_stages(settings, folder, quiet)
     if not quiet:
-        typer.echo(f"done: {done}")
+        typer.echo(closing_words(done))
 
 
 @app.command()
@@ -75,7 +75,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold
     with sentences(FAILED, resumable=folder):
         done = resume_stages(folder, quiet)
     if not quiet:
-        typer.echo(f"done: {done}")
+        typer.echo(closing_words(done))
 
 
 @app.command()
@@ -219,24 +219,36 @@ def _stage_line(config: RunConfig, stage: str) -> str:
     return f"{section.updates} updates of {section.batch_size} sequences ({data}){codes}"
 
 
+def closing_words(run_dir: Path) -> str:
+    """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
+    evaluation = json.loads((run_dir / "summary.json").read_text()).get("evaluation")
+    table = f"{result_table(evaluation)}\n" if evaluation else ""
+    return f"{table}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
+
+
 def result_table(result: dict[str, Any]) -> str:
-    """An evaluation as aligned text: one row for each model, one column for each measure."""
-    rows = {name: value for name, value in result.items() if isinstance(value, dict)}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    table = [["", *columns], *([name, *(_cell(row.get(key)) for key in columns)] for name, row in rows.items())]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns) + 1)]
+    """An evaluation as aligned text: success of each model with its 95 % interval, then what improved over what."""
+    rows = {name: value for name, value in result.items() if isinstance(value, dict) and "greedy" in value}
+    table = [["success", "sampled", "95 % interval", "greedy", "95 % interval", "tokens"]]
+    table += [
+        [name, *(cell for p in ("sampled", "greedy") for cell in _success(row, p)), f"{row['sampled_tokens']:.1f}"]
+        for name, row in rows.items()
+    ]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return "\n".join([*lines, *(f"{name}: {value}" for name, value in result.items() if name not in rows)])
+    lines += [
+        f"{name}: " + ", ".join(_difference(p, d) for p, d in passes.items()) for name, passes in result.get("differences", {}).items()
+    ]
+    return "\n".join([*lines, f"{result['prompts']} held-out prompts, each played once sampled and once greedy"])
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_cell(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(v)}" for key, v in value.items())
-    return "-" if value is None else str(value)
+def _success(row: dict[str, Any], passes: str) -> list[str]:
+    low, high = row[f"{passes}_interval"]
+    return [f"{row[passes]:.3f}", f"{low:.3f} - {high:.3f}"]
+
+
+def _difference(name: str, difference: dict[str, float]) -> str:
+    return f"{name} {difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
 
 
 def _occupied(folder: Path) -> list[str]:

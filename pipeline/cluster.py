@@ -14,6 +14,7 @@ from configs.schema import RunConfig
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
 WORKER_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_ENABLE_AUTO_CONNECT": "0", "OMP_NUM_THREADS": "1"}
 DRIVER_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it warns that RLlib keeps its config in the object store, which the driver owns
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

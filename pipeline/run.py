@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
 
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    calm_libraries()
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     log = RunLog(run_dir, quiet=quiet, tracker=tracker)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
@@ -138,6 +139,15 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
         write_json(run_dir / SUMMARY, summary)
     log.close()
     return run_dir
+
+
+def calm_libraries() -> None:
+    """Keep progress bars and upgrade advice of libraries out of the run's own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
 
 
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
@@ -190,17 +200,11 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     assert config.evaluation is not None
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
     with tracking(context, tracker, "evaluate"):
-        result = play(
-            config, variants(config, stages), prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate: {text}")
-        )
-        numbers = {
-            f"{name}/{key}": v
-            for name, values in result.items()
-            if isinstance(values, dict)
-            for key, v in values.items()
-            if isinstance(v, float)
-        }
-        context.log.log("evaluate", 0, numbers)
+        hosts = variants(config, stages)
+        result = play(config, hosts, prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate {text}"))
+        numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
+        with context.log.stage("evaluate", 1):
+            context.log.log("evaluate", 1, numbers)
         write_json(context.run_dir / "evaluation.json", result)
         tracker.artifact(context.run_dir / "evaluation.json")
     return result
