@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from configs.schema import Base, DataSource, RunConfig, Training
 
 
+# Evaluation and checkpoints work on whole tensors.
+SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelism_config"}
+
+
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
     checks = (_stages, _finetune, _improve, _batches, _data, _rollout, _tracking)
@@ -68,6 +72,8 @@ def _batches(config: RunConfig) -> Iterator[str]:
         if section.batch_size % section.num_workers:
             workers = section.num_workers
             yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
+        for key in SHARDING & section.accelerate.keys():
+            yield f"{name}.accelerate.{key}: sharding one model over several GPUs is not supported; leave it out and use data-parallel workers"
     actions = config.actions
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature

@@ -82,7 +82,7 @@ class Training(Section):
     """Updates between checkpoints from which ``resume`` continues."""
     data: tuple[DataSource, ...] = (DataSource(),)
     accelerate: dict[str, object] = Field(default_factory=dict)
-    """Extra keyword arguments of ``accelerate.Accelerator``, e.g. ``{fsdp_plugin: {...}}``."""
+    """Extra keyword arguments of ``accelerate.Accelerator``, e.g. ``{dynamo_backend: inductor}``."""
 
 
 class Architecture(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +14,24 @@ from latent_control.tower import decoder_blocks, position_ids
 
 
 class PassThrough(nn.Module):
-    """Stands where a block was that nothing reads."""
+    """Stands where a block was that nothing reads; ``wrap`` gives its input the form of the architecture's block outputs."""
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden_states
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return self.wrap(hidden_states)
+
+
+def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some architectures do to the language head's output: scale it (Granite, Cohere), soft-cap it (Gemma 2)."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class BaseLM(nn.Module):
@@ -31,16 +46,31 @@ class BaseLM(nn.Module):
         self.late_blocks = late_blocks
         self.late_only = False
         self._late: torch.Tensor | None = None
+        self._tuples = False
         blocks = decoder_blocks(self.decoder)[1]
         if late_blocks >= len(blocks):
             raise ValueError(
                 f"{late_blocks} late blocks asked for, but the base LM has {len(blocks)} blocks: choose at most {len(blocks) - 1}"
             )
+        head = lm.get_output_embeddings()
+        if head is None or head.weight.shape[1] != self.width:
+            found = "none" if head is None else f"one of width {head.weight.shape[1]}"
+            raise ValueError(
+                f"{type(lm).__name__} needs a language head as wide as its blocks ({self.width}), but has {found}: this base LM is not supported"
+            )
         if late_blocks:
             blocks[-late_blocks].register_forward_pre_hook(self._capture_late, with_kwargs=True)
+            blocks[-late_blocks - 1].register_forward_hook(self._see_output)
 
     def _capture_late(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._late = args[0] if args else kwargs["hidden_states"]
+
+    def _see_output(self, _: nn.Module, __: Any, output: Any) -> None:
+        self._tuples = isinstance(output, tuple)
+
+    def _like_output(self, hidden_states: torch.Tensor) -> Any:
+        """``hidden_states`` as a block of this architecture returns it: bare, or first in a tuple (Falcon, Bloom, GPT-J)."""
+        return (hidden_states,) if self._tuples else hidden_states
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -63,8 +93,9 @@ class BaseLM(nn.Module):
         blocks = decoder_blocks(self.decoder)[1]
         for index in range(len(blocks) - self.late_blocks, len(blocks)):
             hooks = blocks[index]._forward_pre_hooks, blocks[index]._forward_pre_hooks_with_kwargs
-            blocks[index] = PassThrough()
+            blocks[index] = PassThrough(self._like_output)
             blocks[index]._forward_pre_hooks, blocks[index]._forward_pre_hooks_with_kwargs = hooks
+        self.lm.set_output_embeddings(None)
         self.late_only = True
 
     def new_cache(self) -> Cache:
@@ -94,7 +125,5 @@ class BaseLM(nn.Module):
         return Features(final=None if self.late_only else output.last_hidden_state, late=late)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Language head of states [..., D] -> [..., V], soft-capped where the architecture says so (Gemma 2)."""
-        logits = self.lm.get_output_embeddings()(states)
-        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Language head of states [..., D] -> [..., V], scaled and soft-capped where the architecture says so."""
+        return final_logits(self.lm.get_output_embeddings()(states), self.decoder.config)

@@ -38,7 +38,7 @@ class OfflineJob:
     config: RunConfig
     settings: Training
     source: str | None
-    """Checkpoint of the stage before; ``None`` starts new modules beside the base LM."""
+    """Checkpoint of the stage before, or ``actions.init``; ``None`` starts new modules beside the base LM."""
     base: str
     checkpoints: str
 
@@ -50,6 +50,8 @@ class OfflineJob:
 
 def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
     """Train one offline stage from ``source``, or from where its newest valid checkpoint stands."""
+    if source is None and isinstance(settings, Actions) and settings.init is not None:
+        source = Path(settings.init)
     job = OfflineJob(
         stage=stage,
         config=context.config,
@@ -117,7 +119,7 @@ def work(job: OfflineJob, log: Log) -> None:
     start = start_of(job)
     if start:
         restore(Path(job.checkpoints) / f"{job.stage}-{start:08d}", stage, optimizer)
-    tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source, trust_remote_code=config.base.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source or job.source, trust_remote_code=config.base.trust_remote_code)
     reading = {
         "task": build_task(config.task),
         "tokenizer": tokenizer,
@@ -201,15 +203,19 @@ def restore(folder: Path, stage: OfflineStage, optimizer: torch.optim.Optimizer)
 
 
 def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:
-    """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in."""
+    """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in.
+
+    So does the base of a published checkpoint, which has no folder of its own.
+    """
     tuned = job.stage == "finetune"
+    bundle = tuned or stage.model.base_source is None
 
     def files(folder: Path) -> None:
         if tuned:
             stored = LatentActionLM.from_pretrained(str(job.source), dtype=job.config.base.dtype).base.dtype
             stage.model.base.lm.to(stored)
-        stage.model.save_pretrained(folder, bundle_base=tuned)
-        if tuned:
+        stage.model.save_pretrained(folder, bundle_base=bundle)
+        if bundle:
             tokenizer.save_pretrained(folder / "base")
 
     checkpoints.write(job.result, files=files, info={"stage": job.stage, "metrics": metrics})
