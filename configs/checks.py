@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from configs.schema import Base, DataSource, RunConfig, Training
 
-
 # Evaluation and checkpoints work on whole tensors.
 SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelism_config"}
 
@@ -73,7 +72,7 @@ def _batches(config: RunConfig) -> Iterator[str]:
             workers = section.num_workers
             yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
         for key in SHARDING & section.accelerate.keys():
-            yield f"{name}.accelerate.{key}: sharding one model over several GPUs is not supported; leave it out and use data-parallel workers"
+            yield f"{name}.accelerate.{key}: sharding a model over GPUs is not supported; leave it out, workers are data-parallel"
     actions = config.actions
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from latent_control.base import BaseLM
+from latent_control.base import BaseLM, final_logits
 from latent_control.decoding import Actor
 from latent_control.records import Features
 from latent_control.tower import Tower
@@ -27,7 +28,7 @@ def latent_actor(model: LatentActionLM) -> Actor:
     return Actor(
         logits=lambda features, mask, positions, cache: model.policy(features.read(reads), mask, cache, positions)[:, -1],
         emit=emit,
-        new_cache=model.base.new_cache,
+        new_cache=model.policy.new_cache,
         state=lambda features: features.read(reads),
     )
 
@@ -47,9 +48,22 @@ def token_actor(base: BaseLM, policy: Tower) -> Actor:
     return Actor(
         logits=lambda features, mask, positions, cache: policy(features.read("late"), mask, cache, positions)[:, -1],
         emit=lambda _, actions: actions,
-        new_cache=base.new_cache,
+        new_cache=policy.new_cache,
         state=lambda features: features.read("late"),
     )
+
+
+class LanguageHead(nn.Linear):
+    """A copy of a base LM's language head, with what the architecture does to its output."""
+
+    def __init__(self, head: nn.Linear, config: PreTrainedConfig) -> None:
+        super().__init__(head.in_features, head.out_features, bias=head.bias is not None)
+        self.config = config
+        self.load_state_dict(head.state_dict())
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of states [..., D]."""
+        return final_logits(super().forward(states), self.config)
 
 
 def token_policy(base: BaseLM) -> Tower:
@@ -63,7 +77,6 @@ def token_policy(base: BaseLM) -> Tower:
     tower = Tower(base.decoder, base.late_blocks, 1)
     tower.start_from(base.decoder)
     head = base.lm.get_output_embeddings()
-    tower.head = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
-    tower.head.load_state_dict({name: tensor.clone() for name, tensor in head.state_dict().items()})
+    tower.head = LanguageHead(head, base.decoder.config)
     tower.head.requires_grad_(False)
     return tower

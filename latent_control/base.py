@@ -56,7 +56,7 @@ class BaseLM(nn.Module):
         if head is None or head.weight.shape[1] != self.width:
             found = "none" if head is None else f"one of width {head.weight.shape[1]}"
             raise ValueError(
-                f"{type(lm).__name__} needs a language head as wide as its blocks ({self.width}), but has {found}: this base LM is not supported"
+                f"{type(lm).__name__} is not supported: it needs a language head as wide as its blocks ({self.width}), but has {found}"
             )
         if late_blocks:
             blocks[-late_blocks].register_forward_pre_hook(self._capture_late, with_kwargs=True)

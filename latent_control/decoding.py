@@ -33,7 +33,7 @@ class Sampling:
 
     temperature: float
     top_k: int | None
-    stop_token: int | None
+    stop_tokens: tuple[int, ...]
     pad_token: int
     keep_features: bool
 
@@ -102,8 +102,8 @@ class Rows:
         self.actions[rows, step], self.tokens[rows, step] = actions[fresh], tokens[fresh]
         self.logp[rows, step] = log_probs.gather(-1, actions[:, None])[:, 0][fresh]
         self.lengths[rows] = step + 1
-        if self.sampling.stop_token is not None:
-            self.stopped[rows] = tokens[fresh] == self.sampling.stop_token
+        if self.sampling.stop_tokens:
+            self.stopped[rows] = torch.isin(tokens[fresh], tokens.new_tensor(self.sampling.stop_tokens))
         self.next_tokens = tokens
         self.finished = self.stopped[self.live] | (self.limits[self.live] <= step + 1)
 
@@ -174,7 +174,9 @@ def decode(
 
     ``limits`` [B * repeats] bounds each row's new tokens; ``seeds`` name each row's random stream.
     """
-    prompts_at_once = max(1, batch_size // repeats)
+    if batch_size < repeats:  # too few at once for a prompt's rollouts to share its prefill
+        input_ids, attention_mask, repeats = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0), 1
+    prompts_at_once = batch_size // repeats
     parts: list[Rows] = []
     for start in range(0, len(input_ids), prompts_at_once):
         prompts = slice(start, start + prompts_at_once)
@@ -207,13 +209,13 @@ def row_limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.dev
     return limits
 
 
-def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[int | None, int]:
-    """(end token or None, pad token) of a base LM; ``stop_token`` -1 switches the end token off."""
+def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[tuple[int, ...], int]:
+    """(end tokens, pad token) of a base LM; chat models have several. ``stop_token`` -1 switches them off."""
     config = lm.generation_config or lm.config
-    end = config.eos_token_id if stop_token is None else stop_token
-    end = end[0] if isinstance(end, list) else end
+    ends = config.eos_token_id if stop_token is None else stop_token
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     pad = config.pad_token_id if config.pad_token_id is not None else 0
-    return (None if end is None or end < 0 else end), pad
+    return tuple(end for end in ends if end >= 0), pad
 
 
 def generate(
@@ -242,7 +244,9 @@ def generate(
     if row_seeds is None:
         start = int(torch.randint(2**31, ())) if seed is None else seed
         row_seeds = [rollout_seed(start, row) for row in range(rows)]
-    stop, pad = special_tokens(base.lm, stop_token)
-    sampling = Sampling(temperature=temperature, top_k=top_k, stop_token=stop, pad_token=pad, keep_features=return_features)
+    if len(row_seeds) != rows:
+        raise ValueError(f"{len(row_seeds)} row_seeds given: need one for each of the {rows} rows")
+    stops, pad = special_tokens(base.lm, stop_token)
+    sampling = Sampling(temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     return decode(base, actor, sampling, input_ids, mask, limits=limits, seeds=row_seeds, repeats=repeats, batch_size=batch_size or rows)

@@ -48,6 +48,8 @@ class LatentActionConfig:
             for name in sizes
             if not isinstance(value := getattr(self, name), int) or value < 1
         ]
+        if self.merge_size is not None and (not isinstance(self.merge_size, int) or self.merge_size < 1):
+            problems.append(f"merge_size={self.merge_size!r} must be a positive whole number, or None for the base's own MLP width")
         if self.inverse_dynamics_reads == self.policy_reads == "late" and self.inverse_dynamics_layers != self.policy_layers:
             problems.append(
                 f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} differ, but both read "
@@ -111,6 +113,8 @@ class LatentActionLM(nn.Module):
         super().__init__()
         self.config = config
         self.base = BaseLM(lm, config.late_blocks)
+        if config.head == "official" and not hasattr(self.base.decoder, "norm"):
+            raise ValueError(f"head='official' is the published code's, for Llama-like bases, not {type(lm).__name__}: use 'residual'")
         self.codebook = nn.Parameter(torch.randn(config.num_actions, self.base.width) * 0.5)
         self.merge = Merge(
             self.base.width, config.merge_size or merge_width(lm), config.merge_layers, identity_start=config.head == "residual"
@@ -248,7 +252,7 @@ class LatentActionLM(nn.Module):
             top_k: sample among the k most likely codes.
             seed: row r draws from a stream made of (seed, r) alone; ``None`` takes one from torch's global stream.
             batch_size: rows decoded at once; ``None`` is all.
-            stop_token: end token; ``None`` is the base's, -1 none at all.
+            stop_token: end token; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             row_seeds: explicit stream per output row instead of ``seed``.

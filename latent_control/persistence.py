@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.tower import Tower
 
 if TYPE_CHECKING:
-    from latent_control.model import LatentActionLM
+    from latent_control.model import LatentActionConfig, LatentActionLM
 
 CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
 FORMAT = 1
@@ -101,9 +102,38 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    if lost := {"latent_actions", "inverse_dynamics", "base"} - config.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(lost))}: it is damaged, take another checkpoint")
     return config
+
+
+def read_shape(folder: Path) -> LatentActionConfig:
+    """The shape of a checkpoint's new modules.
+
+    Raises:
+        ValueError: the config is missing, damaged, or has settings this version does not know.
+    """
+    from latent_control.model import LatentActionConfig
+
+    settings = read_config(folder)["latent_actions"]
+    if unknown := settings.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)}:
+        raise ValueError(f"{folder / CONFIG} has unknown settings: {', '.join(sorted(unknown))}")
+    return LatentActionConfig(**settings)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}; take another checkpoint") from error
 
 
 def base_path(folder: str | Path) -> str:
@@ -115,7 +145,7 @@ def base_path(folder: str | Path) -> str:
 
 def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -> None:
     """Write checkpoint ``source`` to ``folder`` with the trained policy ``weights`` in place of its own; the base is not loaded."""
-    tensors = load_file(source / WEIGHTS)
+    tensors = read_weights(source / WEIGHTS)
     for name, array in weights.items():
         tensors[f"policy.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
     config = read_config(source)
@@ -127,10 +157,8 @@ def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -
 
 def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
     """The latent policy of a checkpoint alone, without loading the base LM's weights."""
-    from latent_control.model import LatentActionConfig
-
     folder = Path(folder)
-    shape = LatentActionConfig(**read_config(folder)["latent_actions"])
+    shape = read_shape(folder)
     base_config = AutoConfig.from_pretrained(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
@@ -143,20 +171,20 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower
 def _load_ours(
     cls: type[LatentActionLM], folder: Path, base: str | Path | PreTrainedModel | None, dtype: str | torch.dtype, trust_remote_code: bool
 ) -> LatentActionLM:
-    from latent_control.model import LatentActionConfig, load_base
+    from latent_control.model import load_base
 
-    saved = read_config(folder)
+    saved, shape = read_config(folder), read_shape(folder)
     recorded = saved["base"]
     source = base if base is not None else base_path(folder)
     lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = cls(lm, LatentActionConfig(**saved["latent_actions"]), inverse_dynamics=saved["inverse_dynamics"])
+    model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
     model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
     # In another precision the bytes differ by intention.
     if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
         raise ValueError(
             f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded {recorded['sha256'][:12]})"
         )
-    _fill(model, load_file(folder / WEIGHTS), folder)
+    _fill(model, read_weights(folder / WEIGHTS), folder)
     return model.eval()
 
 

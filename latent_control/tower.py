@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 
 def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -28,6 +28,20 @@ def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def _shorten(config: PreTrainedConfig, blocks: int) -> None:
+    """Make a base's config that of its last ``blocks`` blocks, fed with hidden states, without randomness."""
+    depth = config.num_hidden_layers
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth and (name == "layer_types" or name.endswith("_layers")):
+            setattr(config, name, getattr(config, name)[-blocks:])
+        # The sampler's and the learner's log-probabilities must agree, whatever mode a tower is in.
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    if hasattr(config, "embedding_multiplier"):  # Granite scales whatever it is fed
+        config.embedding_multiplier = 1.0
+    config.num_hidden_layers = blocks
+
+
 class Tower(nn.Module):
     """``n`` causal decoder blocks + the architecture's final norm + a bias-free linear layer D -> outputs.
 
@@ -40,9 +54,7 @@ class Tower(nn.Module):
         depth = config.num_hidden_layers
         if not 1 <= blocks <= depth:
             raise ValueError(f"{blocks} blocks asked for, but the base LM has {depth}: choose 1 to {depth}")
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[-blocks:]
-        config.num_hidden_layers = blocks
+        _shorten(config, blocks)
         config.vocab_size, config.pad_token_id = 1, None
         self.decoder = type(decoder)(config)
         self._remove_embeddings()
@@ -57,6 +69,8 @@ class Tower(nn.Module):
                 setattr(self.decoder, name, None)
             elif isinstance(module, nn.Embedding):
                 nn.init.zeros_(module.weight).requires_grad_(False)
+            elif name == "word_embeddings_layernorm":  # Bloom's blocks start after it
+                setattr(self.decoder, name, nn.Identity())
 
     def start_from(self, decoder: PreTrainedModel) -> None:
         """Copy the weights of ``decoder``'s last blocks and final norm."""
@@ -65,13 +79,17 @@ class Tower(nn.Module):
         for mine, source in zip(own, theirs[-len(own) :], strict=True):
             mine.load_state_dict(source.state_dict())
         for child_name, child in self.decoder.named_children():
-            if child_name != name and not isinstance(child, nn.Embedding):
+            if child_name != name and not isinstance(child, nn.Embedding) and child.state_dict():
                 child.load_state_dict(getattr(decoder, child_name).state_dict())
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters training may change: all but the zeroed position embeddings and whatever is frozen."""
         fixed = {id(p) for module in self.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         return [p for p in self.parameters() if id(p) not in fixed]
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache for these blocks, which may attend otherwise than the base's first ones."""
+        return DynamicCache(config=self.decoder.config)
 
     def hidden(
         self,

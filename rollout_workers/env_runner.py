@@ -214,7 +214,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         text = decode_response(host.tokenizer, tokens.tolist())
         verdict = self.task.score(prompt, text)
         score = verdict if isinstance(verdict, Score) else None
-        group = f"{request.split}-{request.seed}-{request.request_id}-{prompt.id}"
+        # Seed and prompt say which rollout this is, however the requests were cut: sampled again, it gets the same id.
+        group = f"{request.split}-{request.seed}-{prompt.id}"
         return Rollout(
             rollout_id=f"{group}-{row % request.group_size}",
             group_id=group,

@@ -1,0 +1,87 @@
+"""What several tests share: a tiny random base LM and latent-action models on it in which codes matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # the tests of configs and command line stay light
+    from transformers import PreTrainedModel
+
+    from latent_control import LatentActionLM
+
+VOCABULARY, END, PAD = 48, 2, 0
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": END,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def make_base() -> Callable[..., PreTrainedModel]:
+    """``make_base(**changed settings)``: a new random Llama in float32, the same one each time."""
+
+    def make(**settings: Any) -> PreTrainedModel:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return LlamaForCausalLM(LlamaConfig(**SHAPE | settings)).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[LatentActionLM], LatentActionLM]:
+    """Gives a new model merge weights and heads as large as training would: codes change tokens, choices are not uniform."""
+
+    def change(model: LatentActionLM, seed: int = 3) -> LatentActionLM:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        heads = [tower.head.weight for tower in (model.policy, model.inverse_dynamics) if tower is not None]
+        for weight, std in [(w, 0.2) for w in model.merge.parameters()] + [(w, 0.4) for w in heads]:
+            torch.nn.init.normal_(weight, std=std, generator=generator)
+        return model
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    make_base: Callable[..., PreTrainedModel], randomise: Callable[[LatentActionLM], LatentActionLM]
+) -> Callable[..., LatentActionLM]:
+    """``make_model(**arguments of from_base)``: a new model with 8 codes on a new base; ``untrained=True`` leaves its identity start."""
+
+    def make(*, untrained: bool = False, **arguments: Any) -> LatentActionLM:
+        from latent_control import LatentActionLM
+
+        base = arguments.pop("base", None) or make_base()
+        model = LatentActionLM.from_base(base, **{"num_actions": 8, "seed": 1} | arguments).eval()
+        return model if untrained else randomise(model)
+
+    return make
+
+
+@pytest.fixture
+def base(make_base: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """A tiny random Llama: 4 blocks x 32, 48 tokens, end token 2, pad token 0."""
+    return make_base()
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., LatentActionLM]) -> LatentActionLM:
+    """The usual model (8 codes, both towers ``late``, 2 blocks). Shared in a file: do not change it."""
+    return make_model()
