@@ -62,6 +62,11 @@ def _improve(config: RunConfig) -> Iterator[str]:
     prompts, learners = improve.prompts_per_update, max(1, config.cluster.num_learners)
     if prompts % learners:
         yield f"improve.prompts_per_update: {prompts} does not divide over cluster.num_learners = {learners}; set a multiple of it"
+    if improve.group_size > config.rollout.batch_size:
+        yield f"improve.group_size: {improve.group_size} rollouts of a prompt are decoded together; set rollout.batch_size to at least that"
+    if config.cluster.gpus_per_learner and not config.cluster.num_learners:
+        gpus = config.cluster.gpus_per_learner
+        yield f"cluster.gpus_per_learner: {gpus}, but num_learners is 0: a learner in the driver gets no GPU from Ray; set num_learners: 1"
     if improve.warmup_updates > max(1, improve.updates):
         yield f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; set fewer"
 

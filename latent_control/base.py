@@ -88,7 +88,7 @@ class BaseLM(nn.Module):
         return self.lm.dtype
 
     def drop_late_blocks(self) -> None:
-        """Free the last ``late_blocks`` blocks and the language head: from now on only ``late`` is supplied, at less cost."""
+        """Free the last ``late_blocks`` blocks: from now on only ``late`` is supplied, at less cost."""
         assert self.late_blocks, "nothing reads the late state"
         blocks = decoder_blocks(self.decoder)[1]
         for index in range(len(blocks) - self.late_blocks, len(blocks)):

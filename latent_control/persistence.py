@@ -220,12 +220,13 @@ def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.
     from latent_control.model import LatentActionConfig
 
     raw = json.loads((folder / "config.json").read_text())
-    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in load_file(file).items()}
+    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in read_weights(file).items()}
     if not tensors:
         raise ValueError(
             f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are not read)"
         )
-    ours = {"codebook": tensors.pop("model.action_code_book.weight").T.contiguous()}
+    codebook = tensors.pop("model.action_code_book.weight", None)
+    ours = {} if codebook is None else {"codebook": codebook.T.contiguous()}
     for theirs, mine in PUBLISHED_NAMES:
         ours |= {mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)}
     known = {k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}}

@@ -147,7 +147,7 @@ def calm_libraries() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)
 
 
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latent_control import Generation, LatentActionLM
-from latent_control.actors import token_actor, token_policy
+from latent_control.actors import base_actor, token_actor, token_policy
 from latent_control.base import BaseLM
 from latent_control.decoding import Rows, generate, left_pad, special_tokens
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
@@ -38,7 +37,14 @@ def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
 
 @torch.no_grad()
 def plain_rollout(
-    model: LatentActionLM, prompt: torch.Tensor, *, limit: int, stream: int, temperature: float = 1.0, top_k: int | None = None, stop: int = -1
+    model: LatentActionLM,
+    prompt: torch.Tensor,
+    *,
+    limit: int,
+    stream: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    stop: int = -1,
 ) -> tuple[list[int], list[int], list[float]]:
     """(actions, tokens, log-probabilities) without any cache, batch or padding."""
     uniforms = uniform_streams([stream], limit)[0]
@@ -75,6 +81,7 @@ def same(one: Generation, other: Generation, width: int | None = None) -> None:
     torch.testing.assert_close(one.action_logp[:, :width], other.action_logp[:, :width], **CLOSE)
 
 
+@torch.no_grad()
 def test_the_model_is_no_trivial_case(model: LatentActionLM) -> None:
     """Codes change the token, the policy is far from uniform and from certain: else the tests below would prove little."""
     features = model.features(torch.stack(prompts((12,) * 8)))
@@ -121,7 +128,7 @@ def early_end(model: LatentActionLM, rows: list[torch.Tensor], streams: list[int
     tokens = [plain_rollout(model, row, limit=limit, stream=stream)[1] for row, stream in zip(rows, streams, strict=True)]
     for candidate in range(VOCABULARY):
         ends = [row.index(candidate) for row in tokens if candidate in row]
-        if 1 < len(ends) < len(rows) and 0 < min(ends) and max(ends) < limit - 3 and len(set(ends)) > 1:
+        if 1 < len(ends) < len(rows) and min(ends) > 0 and max(ends) < limit - 3 and len(set(ends)) > 1:
             return candidate
     raise AssertionError("no token ends some rows early: choose other streams")
 
@@ -168,11 +175,18 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(model: LatentActionLM
     ids, mask = padded(prompts((6, 3)), "left")
     limits, streams = [5, 9, 2, 9, 4, 9], [31, 32, 33, 34, 35, 36]
     separate = model.generate(
-        ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), max_new_tokens=limits, row_seeds=streams, stop_token=-1, return_features=True
+        ids.repeat_interleave(3, 0),
+        mask.repeat_interleave(3, 0),
+        max_new_tokens=limits,
+        row_seeds=streams,
+        stop_token=-1,
+        return_features=True,
     )
     widths: list[tuple[int, ...]] = []
     features = BaseLM.features
-    monkeypatch.setattr(BaseLM, "features", lambda self, x, *args, **kwargs: (widths.append(tuple(x.shape)), features(self, x, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        BaseLM, "features", lambda self, x, *args, **kwargs: (widths.append(tuple(x.shape)), features(self, x, *args, **kwargs))[1]
+    )
     shared = model.generate(ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True)
     assert widths[0] == (2, 6)
     same(shared, separate)
@@ -332,7 +346,7 @@ def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrai
     base = BaseLM(make_base(), late_blocks=2)
     policy = token_policy(base)
     ids, mask = padded(prompts((6, 3, 8)), "left")
-    expected = generate(base, LatentActionLM.actor(SimpleNamespace(base=base), "base"), ids, mask, max_new_tokens=9, seed=5)
+    expected = generate(base, base_actor(base), ids, mask, max_new_tokens=9, seed=5)
     base.drop_late_blocks()
     got = generate(base, token_actor(base, policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
     same(got, expected)

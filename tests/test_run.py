@@ -1,0 +1,188 @@
+"""Whole runs through the command line: they learn, leave what they promise, survive kill -9 and close the offline loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+# One thread everywhere: tests share their two cores.
+SMALL = ["actions.updates=20", "clone.updates=20", "evaluation.prompts=16", "evaluation.marginal_sequences=16", "cluster.learner_threads=1"]
+SMALL += ["actions.evaluation_sequences=32", "clone.evaluation_sequences=32", "actions.min_alive_share=0", "rollout.num_workers=2"]
+TINY_RL = ["improve.prompts_per_update=4", "improve.group_size=4"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def call(*arguments: str, timeout: float = 400) -> str:
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{arguments} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def metrics(run_dir: Path, stage: str) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shortened quickstart."""
+    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
+    call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
+    return run_dir
+
+
+def test_reinforcement_learning_raises_success(learned: Path) -> None:
+    evaluation = json.loads((learned / "summary.json").read_text())["evaluation"]
+    assert evaluation["improved"]["sampled"] > evaluation["cloned"]["sampled"] + 0.1
+    assert evaluation["differences"]["improved - cloned"]["sampled"]["low"] > 0
+
+
+def test_codes_explain_the_next_token(learned: Path) -> None:
+    last = [record for record in metrics(learned, "actions") if "nll_codes" in record][-1]
+    assert last["nll_codes"] < 0.5 * last["nll_base"]
+    assert last["alive_share"] > 0.5
+
+
+def test_run_folder_holds_what_the_readme_says(learned: Path) -> None:
+    summary = json.loads((learned / "summary.json").read_text())
+    assert list(summary["stages"]) == ["actions", "clone", "improve"]
+    assert all((learned / stage["checkpoint"]).is_dir() and stage["seconds"] > 0 for stage in summary["stages"].values())
+    assert {"base", "cloned", "improved"} <= summary["evaluation"].keys() and summary["evaluation"]["prompts"] == 256
+    assert (learned / "config.yaml").is_file()
+    assert set(json.loads((learned / "mlflow.json").read_text())["runs"]) == {"actions", "clone", "improve", "evaluate"}
+    assert [record["step"] for record in metrics(learned, "improve")] == list(range(1, 51))
+
+
+def test_every_rollout_is_in_the_replay_buffer_once(learned: Path) -> None:
+    rollouts = pd.read_parquet(learned / "replay")
+    assert len(rollouts) == 50 * 16 * 8
+    assert rollouts.rollout_id.is_unique
+    assert sorted(rollouts.policy_version.unique()) == list(range(50))
+    logged = {record["step"] - 1: record["reward"] for record in metrics(learned, "improve")}
+    stored = rollouts.groupby("policy_version").reward.mean()
+    assert all(abs(stored[version] - reward) < 1e-6 for version, reward in logged.items())
+
+
+def test_worker_and_learner_agree_on_log_probabilities(learned: Path) -> None:
+    assert max(record["logp_gap"] for record in metrics(learned, "improve")) < 1e-4
+
+
+def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
+    result = json.loads(call("evaluate", str(learned / "checkpoints" / "improve"), "--prompts", "256", "--json"))
+    whole = json.loads((learned / "summary.json").read_text())["evaluation"]
+    assert result["improve"]["greedy"] == whole["improved"]["greedy"]
+    assert result["improve"]["sampled"] == whole["improved"]["sampled"]
+
+
+def test_latent_actions_are_found_again_on_the_replay_buffer(learned: Path, tmp_path: Path) -> None:
+    source = f"[{{kind: replay, path: {learned}, min_reward: 1.0}}]"
+    again = ["improve=null", f"actions.init={learned / 'checkpoints' / 'improve'}", f"actions.data={source}", f"clone.data={source}"]
+    call("run", QUICKSTART, *SMALL, *again, "--run-dir", str(tmp_path / "again"))
+    before, after = (
+        load_file(folder / "latent_actions.safetensors")
+        for folder in (learned / "checkpoints/improve", tmp_path / "again/checkpoints/actions")
+    )
+    assert torch.equal(before["policy.head.weight"], after["policy.head.weight"])
+    assert not torch.equal(before["codebook"], after["codebook"])
+    first, last = metrics(tmp_path / "again", "actions")[0], metrics(tmp_path / "again", "actions")[-1]
+    assert last["nll_codes"] < last["nll_base"] and first["loss"] > last["loss"] - 1.0
+
+
+def killed_during_improve(run_dir: Path, arguments: list[str], step: int) -> None:
+    """Start a run and kill -9 it once ``step`` updates are logged."""
+    process = subprocess.Popen(
+        command("run", QUICKSTART, *arguments, "--run-dir", str(run_dir)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not ((run_dir / "metrics.jsonl").is_file() and any(r["step"] >= step for r in metrics(run_dir, "improve"))):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
+    arguments = [*SMALL, *TINY_RL, "improve.updates=7", "improve.checkpoint_every=2", "evaluation=null"]
+    killed_during_improve(tmp_path / "killed", arguments, step=5)
+    call("resume", str(tmp_path / "killed"))
+    call("run", QUICKSTART, *arguments, "--run-dir", str(tmp_path / "whole"))
+    killed, whole = (load_file(tmp_path / name / "checkpoints/improve/latent_actions.safetensors") for name in ("killed", "whole"))
+    assert killed.keys() == whole.keys() and all(torch.equal(killed[name], whole[name]) for name in whole)
+    assert [r["step"] for r in metrics(tmp_path / "killed", "improve")] == list(range(1, 8))
+    assert [r["reward"] for r in metrics(tmp_path / "killed", "improve")] == [r["reward"] for r in metrics(tmp_path / "whole", "improve")]
+    rollouts = pd.read_parquet(tmp_path / "killed" / "replay")
+    assert rollouts.rollout_id.is_unique and len(rollouts) == 7 * 16
+
+
+@pytest.mark.slow
+def test_fine_tuning_and_token_level_baseline_run(tmp_path: Path) -> None:
+    arguments = [
+        *SMALL,
+        *TINY_RL,
+        "finetune={codes: inverse_dynamics, updates: 5}",
+        "improve.updates=2",
+        "improve.token_baseline=true",
+        "improve.mode=async",
+    ]
+    call("run", QUICKSTART, *arguments, "--run-dir", str(tmp_path / "all"))
+    summary = json.loads((tmp_path / "all" / "summary.json").read_text())
+    assert list(summary["stages"]) == ["actions", "clone", "finetune", "reclone", "token_level", "improve"]
+    assert {"base", "cloned", "finetuned", "improved", "token_level"} <= summary["evaluation"].keys()
+
+
+@pytest.mark.slow
+def test_shrunken_llama_config_runs(tmp_path: Path) -> None:
+    """The paper's config, with a tiny Llama in place of Llama-3.1-8B and everything made small by overrides."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    base = tmp_path / "tiny-llama"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "configs/models/countdown-1m")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 9, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    offline = [
+        f"{s}.{k}"
+        for s in ("actions", "clone", "finetune")
+        for k in ("updates=2", "batch_size=4", "num_workers=1", "gpus_per_worker=0", "mixed_precision=no", "evaluation_sequences=4")
+    ]
+    other = [
+        "task.name=countdown",
+        f"base.model={base}",
+        "base.dtype=float32",
+        "cluster.address=local",
+        "cluster.gpus_per_learner=0",
+        "cluster.num_learners=0",
+    ]
+    rollout = [
+        "rollout.num_workers=1",
+        "rollout.gpus_per_worker=0",
+        "rollout.cpus_per_worker=1",
+        "rollout.torch_threads=1",
+        "rollout.max_new_tokens=8",
+    ]
+    rl = [
+        "improve.updates=1",
+        "improve.prompts_per_update=2",
+        "improve.mixed_precision=no",
+        "evaluation.prompts=4",
+        "evaluation.marginal_sequences=4",
+        "actions.min_alive_share=0",
+    ]
+    call("run", str(ROOT / "configs/llama31_8b_math.yaml"), *offline, *other, *rollout, *rl, "--run-dir", str(tmp_path / "run"))
+    assert "improved" in json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
