@@ -89,6 +89,7 @@ def clipped_surrogate(
     kl_coefficient: float = 0.0,
     entropy_coefficient: float = 0.0,
     reference_log_probs: torch.Tensor | None = None,
+    full_log_probs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """Stage 3: PPO's clipped surrogate on the action ratio (Schulman et al., 2017), with exact KL and entropy over N.
 
@@ -96,7 +97,9 @@ def clipped_surrogate(
         log_probs: of the current policy under the sampler's truncation, [M, N].
         actions: sampled codes [M]; ``action_logp``: their stored behaviour log-probabilities [M].
         advantages: [M]; ``weights``: each position's share in the mean, summing to 1 over the minibatch, [M].
-        reference_log_probs: of the cloned policy [M, N], needed when ``kl_coefficient`` > 0.
+        reference_log_probs: of the cloned policy without truncation [M, N], needed when ``kl_coefficient`` > 0.
+        full_log_probs: of the current policy without truncation [M, N], for the KL, which is infinite between two different
+            truncations; ``None`` when ``log_probs`` are not truncated.
 
     Metrics are weighted sums too, so those of microbatches add up.
     """
@@ -104,8 +107,8 @@ def clipped_surrogate(
     ratio = torch.exp(logp - action_logp)
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-    probabilities = log_probs.exp()
-    entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
+    # 0 log 0 = 0, in the gradient too: actions outside the support have log-probability -inf.
+    entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)
     loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()
     metrics = {
         "entropy": (weights * entropy).sum(),
@@ -114,7 +117,8 @@ def clipped_surrogate(
         "logp_gap": (weights * (logp - action_logp).abs()).sum(),
     }
     if reference_log_probs is not None:
-        kl = torch.where(probabilities > 0, probabilities * (log_probs - reference_log_probs), 0.0).sum(-1)
+        full = log_probs if full_log_probs is None else full_log_probs
+        kl = (full.exp() * (full - reference_log_probs)).sum(-1)
         loss = loss + kl_coefficient * (weights * kl).sum()
         metrics["kl_to_reference"] = (weights * kl).sum()
     return loss, {name: value.detach() for name, value in metrics.items()}

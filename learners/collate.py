@@ -87,12 +87,12 @@ class Collate(ConnectorV2):
         base: BaseLM | None,
         reads: str,
         reference: Tower | None,
-        sampling: dict[str, Any],
+        temperature: float,
         rows_at_once: int = 32,
     ) -> None:
         super().__init__()
         self.algorithm, self.device, self.base, self.reads = algorithm, device, base, reads
-        self.reference, self.sampling, self.rows_at_once = reference, sampling, rows_at_once
+        self.reference, self.temperature, self.rows_at_once = reference, temperature, rows_at_once
 
     def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
@@ -117,4 +117,4 @@ class Collate(ConnectorV2):
 
     def _reference(self, part: Batch) -> torch.Tensor:
         assert self.reference is not None
-        return action_log_probs(self.reference(part["features"]), keep=part[Columns.ACTIONS], **self.sampling)
+        return action_log_probs(self.reference(part["features"]), temperature=self.temperature)

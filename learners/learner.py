@@ -61,7 +61,7 @@ class PolicyLearner(TorchLearner):
             base=base,
             reads=own["reads"],
             reference=reference,
-            sampling=own["sampling"],
+            temperature=own["sampling"]["temperature"],
         )
         self._learner_connector.append(connector)
 
@@ -82,9 +82,9 @@ class PolicyLearner(TorchLearner):
         """The clipped surrogate of one microbatch, as its share of the minibatch's mean."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
         actions = batch[Columns.ACTIONS][mask]
-        reference = batch.get("reference_log_probs")
+        logits, reference = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("reference_log_probs")
         loss, metrics = clipped_surrogate(
-            action_log_probs(fwd_out[Columns.ACTION_DIST_INPUTS], keep=actions, **sampling),
+            action_log_probs(logits, keep=actions, **sampling),
             actions=actions,
             action_logp=batch[Columns.ACTION_LOGP][mask],
             advantages=batch[Columns.ADVANTAGES][:, None].expand(mask.shape)[mask],
@@ -94,6 +94,7 @@ class PolicyLearner(TorchLearner):
             kl_coefficient=self.improve.kl_coefficient,
             entropy_coefficient=self.improve.entropy_coefficient,
             reference_log_probs=None if reference is None else reference[mask],
+            full_log_probs=None if reference is None else action_log_probs(logits, temperature=sampling["temperature"]),
         )
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

@@ -221,7 +221,8 @@ def _stage_line(config: RunConfig, stage: str) -> str:
 
 def closing_words(run_dir: Path) -> str:
     """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
-    evaluation = json.loads((run_dir / "summary.json").read_text()).get("evaluation")
+    summary = run_dir / "summary.json"
+    evaluation = json.loads(summary.read_text()).get("evaluation") if summary.is_file() else None
     table = f"{result_table(evaluation)}\n" if evaluation else ""
     return f"{table}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
 

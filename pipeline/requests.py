@@ -18,11 +18,20 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def prompt_indices(update: int, count: int, *, size: int, seed: int) -> tuple[int, ...]:
-    """The ``count`` prompts of ``update`` out of ``size``: each prompt once per pass over the data, in a new order each pass."""
-    numbers = range(update * count, (update + 1) * count)
+    """The ``count`` prompts of ``update`` out of ``size``, all different: each at most once per pass, in a new order each pass.
+
+    A pass has ``size // count`` updates; the few prompts left over in one come in another.
+
+    Raises:
+        ValueError: there are fewer than ``count`` prompts.
+    """
+    if count > size:
+        raise ValueError(f"improve.prompts_per_update is {count}, but the task has only {size} training prompts: set it to {size} or fewer")
+    epoch, place = divmod(update, size // count)
+    numbers = range(place * count, (place + 1) * count)
     if size > LARGEST_PERMUTED:
-        return tuple(number % size for number in numbers)
-    return tuple(int(_permutation(seed, number // size, size)[number % size]) for number in numbers)
+        return tuple(numbers)
+    return tuple(_permutation(seed, epoch, size)[numbers.start : numbers.stop].tolist())
 
 
 def chunks(items: Sequence[int], parts: int) -> list[tuple[int, ...]]:

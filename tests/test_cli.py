@@ -57,7 +57,8 @@ def fake_stages(monkeypatch):
     def evaluate(target, *, config, prompts):
         print("progress of the evaluation")
         calls.append(("evaluate", target, config, prompts))
-        return {"prompts": prompts, "base": {"sampled": 0.25, "greedy": 0.5}, "cloned": {"sampled": 0.375}}
+        row = {"sampled": 0.25, "greedy": 0.5, "sampled_interval": [0.1, 0.4], "greedy_interval": [0.3, 0.7], "sampled_tokens": 12.0}
+        return {"prompts": prompts, "base": row, "differences": {"improved - base": {"sampled": {"mean": 0.5, "low": 0.25, "high": 0.75}}}}
 
     module = types.SimpleNamespace(run=run, resume=resume, evaluate=evaluate, calls=calls)
     monkeypatch.setitem(sys.modules, "pipeline.run", module)
@@ -280,9 +281,14 @@ class TestRunResumeEvaluate:
 
     def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, tmp_path):
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
-        assert done.stdout.splitlines() == ["        sampled  greedy", "base    0.250    0.500", "cloned  0.375    -", "prompts: 8"]
+        assert done.stdout.splitlines() == [
+            "success  sampled  95 % interval  greedy  95 % interval  tokens",
+            "base     0.250    0.100 - 0.400  0.500   0.300 - 0.700  12.0",
+            "improved - base: sampled +0.500 (+0.250 to +0.750)",
+            "8 held-out prompts, each played once sampled and once greedy",
+        ]
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
-        assert json.loads(done.stdout)["base"] == {"sampled": 0.25, "greedy": 0.5}
+        assert json.loads(done.stdout)["base"]["greedy"] == 0.5
 
     def test_evaluate_with_a_seed_takes_the_runs_own_config(self, fake_stages, config_file, tmp_path):
         config_file(TRAINS_A_BASE, "config.yaml")
