@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from configs.schema import Base, DataSource, RunConfig, Training
 
-# Evaluation and checkpoints work on whole tensors.
+# Accelerate's own ways to split a model; ours is ``shard``, whose checkpoints any number of workers can read.
 SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelism_config"}
 
 
@@ -73,11 +73,13 @@ def _improve(config: RunConfig) -> Iterator[str]:
 
 def _batches(config: RunConfig) -> Iterator[str]:
     for name, section in offline_sections(config):
-        if section.batch_size % section.num_workers:
-            workers = section.num_workers
+        workers = section.num_workers
+        if section.batch_size % workers:
             yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
         for key in SHARDING & section.accelerate.keys():
-            yield f"{name}.accelerate.{key}: sharding a model over GPUs is not supported; leave it out, workers are data-parallel"
+            yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
+        if section.shard and workers < 2:
+            yield f"{name}.shard: true needs workers to split the model over; set {name}.num_workers: 2 or more, or shard: false"
     actions = config.actions
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature

@@ -73,6 +73,8 @@ class Training(Section):
     mixed_precision: Literal["no", "bf16"] = "no"
     num_workers: PositiveInt = 1
     """Data-parallel Ray Train workers; 1 trains in the driver's process."""
+    shard: bool = False
+    """Split base, towers and optimiser state over the workers (FSDP2) instead of copying them to each."""
     gpus_per_worker: NonNegativeInt = 0
     """Whole GPUs per training worker; 0 trains on the CPU."""
     evaluate_every: PositiveInt = 100

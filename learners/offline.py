@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from configs.schema import Training
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
+from learners.sharding import gathered, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Hooks:
 
     log: Callable[[int, dict[str, float]], None]
     evaluate: Callable[[int], dict[str, float]]
-    save: Callable[[int, torch.optim.Optimizer], None]
+    save: Callable[[int], None]
 
 
 def learning_rate(settings: Training, update: int) -> float:
@@ -97,7 +99,8 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; nothing was changed by that update.
     """
-    module, optimizer = accelerator.prepare(stage, optimizer)
+    module: nn.Module = stage if isinstance(stage, FSDPModule) else accelerator.prepare(stage)
+    optimizer = accelerator.prepare(optimizer)
     for update in range(start, settings.updates):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, update)
@@ -109,7 +112,7 @@ def train(
             metrics |= hooks.evaluate(done)
         hooks.log(done, metrics | {"learning_rate": learning_rate(settings, update)})
         if done % settings.checkpoint_every == 0 and done < settings.updates:
-            hooks.save(done, optimizer)
+            hooks.save(done)
     stage.finish()
 
 
@@ -130,7 +133,7 @@ def one_update(
     size = min(rows, settings.microbatch_size or rows)
     positions = accelerator.reduce(batch.response_mask[:, 1:].sum().float(), reduction="mean").clamp(min=1)
     generator = torch.Generator(accelerator.device).manual_seed(rollout_seed(seed, update, accelerator.process_index))
-    with accelerator.autocast():
+    with gathered(stage), accelerator.autocast():
         context = stage.whole_batch(batch, accelerator, size)
     step = Step(update=update, updates=settings.updates, positions=float(positions), generator=generator, context=context)
     totals: dict[str, torch.Tensor] = {}
@@ -148,4 +151,6 @@ def one_update(
     norm = accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.gradient_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {name: float(accelerator.reduce(value, reduction="mean")) for name, value in totals.items()} | {"gradient_norm": float(norm)}
+    return {name: float(accelerator.reduce(value, reduction="mean")) for name, value in totals.items()} | {
+        "gradient_norm": float(whole(norm))
+    }

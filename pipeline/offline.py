@@ -19,6 +19,7 @@ from learners.actions import ActionsStage
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
 from learners.offline import Hooks, OfflineStage, make_optimizer, train
+from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline import checkpoints
 from pipeline.cluster import connected
 from pipeline.context import LastMetrics, StageContext, StageResult
@@ -115,10 +116,8 @@ def work(job: OfflineJob, log: Log) -> None:
         mixed_precision=settings.mixed_precision, cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(), **settings.accelerate
     )
     stage = build_stage(job)
-    optimizer = make_optimizer(stage, settings)
     start = start_of(job)
-    if start:
-        restore(Path(job.checkpoints) / f"{job.stage}-{start:08d}", stage, optimizer)
+    optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)
     tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source or job.source, trust_remote_code=config.base.trust_remote_code)
     reading = {
         "task": build_task(config.task),
@@ -136,16 +135,46 @@ def work(job: OfflineJob, log: Log) -> None:
         **reading,
     )
     heldout = heldout_batches(settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading)
+    main = accelerator.is_main_process
     hooks = Hooks(
-        log=log if accelerator.is_main_process else lambda *_: None,
-        evaluate=lambda update: measure(job, stage, heldout, update) if accelerator.is_main_process else {},
-        save=lambda update, optimizer: save_state(job, stage, optimizer, update) if accelerator.is_main_process else None,
+        log=log if main else lambda *_: None,
+        # The workers of a sharded model can only compute together.
+        evaluate=lambda update: measure(job, stage, heldout, update) if main or settings.shard else {},
+        save=lambda update: save_state(job, stage, optimizer, update, write=main),
     )
     train(stage, batches, settings=settings, accelerator=accelerator, optimizer=optimizer, seed=config.seed, start=start, hooks=hooks)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_result(job, stage, tokenizer, measure(job, stage, heldout, settings.updates) if settings.updates == 0 else {})
+    plain = plain_copy(job, stage, main) if settings.shard else stage
+    if main:
+        save_result(job, plain, tokenizer, measure(job, plain, heldout, 0) if settings.updates == 0 else {})
     accelerator.wait_for_everyone()
+
+
+def plain_copy(job: OfflineJob, stage: OfflineStage, main: bool) -> OfflineStage:
+    """On the main process, a sharded stage put together again."""
+    state = whole_model_state(stage)
+    if main:
+        stage = build_stage(job)
+        stage.load_state_dict(state)
+    return stage
+
+
+def restored(job: OfflineJob, stage: OfflineStage, accelerator: Accelerator, folder: Path | None) -> torch.optim.Optimizer:
+    """The stage's optimiser; both as ``save_state`` left them in ``folder``, and split over the workers where asked for."""
+    optimizer = make_optimizer(stage, job.settings)
+    state = None if folder is None else checkpoints.load_tree(folder, "state")
+    if state is not None:
+        parameters = trained_names(stage)
+        assert parameters.keys() == state["model"].keys(), f"{folder} was saved by another stage or shape"
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["model"][name])
+    if job.settings.shard:
+        shard(stage, stage.model, accelerator.device, accelerator.num_processes)
+        optimizer = make_optimizer(stage, job.settings)
+    if state is not None:
+        restore_optimizer(stage, optimizer, state["optimizer"])
+    return optimizer
 
 
 def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
@@ -154,7 +183,12 @@ def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: in
     Raises:
         RuntimeError: the codebook has collapsed (stage ``actions``).
     """
-    model = stage.model
+    with gathered(stage):
+        return measure_whole(job, stage.model, heldout, update)
+
+
+def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], update: int) -> dict[str, float]:
+    """``measure`` of a model whose tensors are all there."""
     found = codebook_measures(model, heldout)
     final = update == job.settings.updates
     if job.stage == "actions":
@@ -183,23 +217,14 @@ def trained_names(stage: OfflineStage) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
 
 
-def save_state(job: OfflineJob, stage: OfflineStage, optimizer: torch.optim.Optimizer, update: int) -> None:
-    """An intermediate checkpoint: trained tensors and optimiser state."""
-    state = {"model": {name: p.detach() for name, p in trained_names(stage).items()}, "optimizer": optimizer.state_dict()}
+def save_state(job: OfflineJob, stage: OfflineStage, optimizer: torch.optim.Optimizer, update: int, *, write: bool) -> None:
+    """An intermediate checkpoint of trained tensors and optimiser state; every worker calls it, one writes."""
+    state = {"model": {name: whole(p.detach()) for name, p in trained_names(stage).items()}, "optimizer": optimizer_state(stage, optimizer)}
+    if not write:
+        return
     folder = Path(job.checkpoints) / f"{job.stage}-{update:08d}"
     checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info={"stage": job.stage, "update": update})
     checkpoints.prune(Path(job.checkpoints), job.stage, keep=2)
-
-
-def restore(folder: Path, stage: OfflineStage, optimizer: torch.optim.Optimizer) -> None:
-    """Continue from ``save_state``."""
-    state = checkpoints.load_tree(folder, "state")
-    parameters = trained_names(stage)
-    assert parameters.keys() == state["model"].keys(), f"{folder} was saved by another stage or shape"
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state["model"][name])
-    optimizer.load_state_dict(state["optimizer"])
 
 
 def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 import ray
@@ -13,7 +14,6 @@ from ray.exceptions import RayActorError
 
 from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
-TAG = "sample"
 # A request that has cost this many workers their life is at fault itself.
 MOST_LOSSES = 3
 
@@ -27,17 +27,29 @@ class Answer:
     summary: RolloutSummary
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A request in a worker's hands."""
+
+    worker: int
+    request: RolloutRequest
+    rollouts: ray.ObjectRef
+
+
 class RolloutPool:
     """Requests in, answers out, over an RLlib ``EnvRunnerGroup``.
 
     A lost worker's requests go back to the head of the queue; RLlib restarts the worker. An exception inside a worker is
-    a bug or a user's error and is raised here as it is.
+    a bug or a user's error and is raised here as it is. Rollouts are return values of the workers' calls, so this process
+    owns them: they outlive the worker that made them (what a worker itself puts into the object store dies with it).
     """
 
     def __init__(self, group: Any, *, restore: Callable[[], Any], timeout: float, in_flight: int = 2) -> None:
-        self.group, self.restore, self.timeout, self.in_flight = group, restore, timeout, in_flight
+        self.workers = group._worker_manager
+        self.restore, self.timeout, self.in_flight = restore, timeout, in_flight
         self.waiting: deque[RolloutRequest] = deque()
-        self.assigned: dict[int, list[RolloutRequest]] = {}
+        self.running: dict[ray.ObjectRef, Running] = {}
+        """By the reference to the call's (summary, metrics), in the order of sending."""
         self.answers: dict[int, Answer] = {}
         self.losses: dict[int, int] = {}
         self.metrics: list[dict[str, Any]] = []
@@ -45,7 +57,7 @@ class RolloutPool:
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:
         """Queue requests; they start as workers are free."""
-        if not self.waiting and not self.assigned:
+        if not self.waiting and not self.running:
             self.last_answer = time.monotonic()
         self.waiting.extend(requests)
         self._dispatch()
@@ -63,53 +75,64 @@ class RolloutPool:
 
     def poll(self, seconds: float = 0.0) -> None:
         """Fetch what is finished, requeue what was lost, and keep the workers busy."""
-        for result in self.group._worker_manager.fetch_ready_async_reqs(tags=TAG, timeout_seconds=seconds):
-            if result.ok:
-                self._finish(result.actor_id, *result.get())
-            elif isinstance(error := result.get(), RayActorError):
-                self._lose(result.actor_id, error)
-            else:
-                raise error
+        if self.running:
+            ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
+            self._collect(ready)
+        else:
+            time.sleep(seconds)
         self.restore()
         self._dispatch()
-        if self.assigned and time.monotonic() - self.last_answer > self.timeout:
-            silent = {worker: [r.request_id for r in requests] for worker, requests in self.assigned.items()}
+        if (self.running or self.waiting) and time.monotonic() - self.last_answer > self.timeout:
             raise RuntimeError(
-                f"no rollout worker has answered for {self.timeout:.0f} s; waiting for {{worker: requests}} {silent}: "
+                f"no rollout worker has answered for {self.timeout:.0f} s; {self._hands()}: "
                 "raise cluster.worker_timeout_seconds, or look into these actors' logs"
             )
 
+    def _hands(self) -> str:
+        """Who is being waited for."""
+        hands: dict[int, list[int]] = {worker: [] for worker in self.workers.actor_ids()}
+        for call in self.running.values():
+            hands.setdefault(call.worker, []).append(call.request.request_id)
+        down = sorted(hands.keys() - set(self.workers.healthy_actor_ids()))
+        queued = [request.request_id for request in self.waiting]
+        return f"waiting for {{worker: requests}} {hands}" + f", queued {queued}" * bool(queued) + f", down are workers {down}" * bool(down)
+
     def _dispatch(self) -> None:
         for _ in range(self.in_flight):
-            for worker in self.group.healthy_worker_ids():
-                if self.waiting and len(self.assigned.get(worker, ())) < self.in_flight:
-                    self._send(worker)
+            for worker in self.workers.healthy_actor_ids():
+                if self.waiting and sum(call.worker == worker for call in self.running.values()) < self.in_flight:
+                    self._send(worker, self.waiting.popleft())
 
-    def _send(self, worker: int) -> None:
-        request = self.waiting.popleft()
-        sent = self.group.foreach_env_runner_async("sample_request", tag=TAG, kwargs=[{"request": request}], remote_worker_ids=[worker])
-        if sent:
-            self.assigned.setdefault(worker, []).append(request)
-        else:
-            self.waiting.appendleft(request)
+    def _send(self, worker: int, request: RolloutRequest) -> None:
+        call = self.workers.actors()[worker].apply.options(num_returns=2)
+        rollouts, report = call.remote(methodcaller("sample_request", request))
+        self.running[report] = Running(worker=worker, request=request, rollouts=rollouts)
 
-    def _finish(self, worker: int, rollouts: ray.ObjectRef, summary: RolloutSummary, metrics: dict[str, Any]) -> None:
-        request = next(r for r in self.assigned[worker] if r.request_id == summary.request_id)
-        self.assigned[worker].remove(request)
-        if not self.assigned[worker]:
-            del self.assigned[worker]
-        self.answers[request.request_id] = Answer(request=request, rollouts=rollouts, summary=summary)
-        self.metrics.append(metrics)
-        self.last_answer = time.monotonic()
+    def _collect(self, ready: list[ray.ObjectRef]) -> None:
+        for report in ready:
+            call = self.running.get(report)
+            if call is None:
+                continue  # lost with its worker a moment ago
+            try:
+                summary, metrics = ray.get(report)
+            except RayActorError as error:
+                self._lose(call.worker, error)
+                continue
+            del self.running[report]
+            self.losses.pop(call.request.request_id, None)
+            self.answers[call.request.request_id] = Answer(request=call.request, rollouts=call.rollouts, summary=summary)
+            self.metrics.append(metrics)
+            self.last_answer = time.monotonic()
 
     def _lose(self, worker: int, error: RayActorError) -> None:
-        """RLlib forgets everything in flight at a dead actor, so all of it is queued again."""
-        lost = self.assigned.pop(worker, [])
-        for request in reversed(lost):
-            self.losses[request.request_id] = self.losses.get(request.request_id, 0) + 1
-            if self.losses[request.request_id] >= MOST_LOSSES:
-                raise RuntimeError(
-                    f"request {request.request_id} (prompts {request.prompt_indices}) was lost with its worker {MOST_LOSSES} times; "
-                    f"last: {error}"
-                ) from error
-            self.waiting.appendleft(request)
+        """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
+        self.workers.set_actor_state(worker, healthy=False)
+        lost = [report for report, call in self.running.items() if call.worker == worker]
+        requests = [self.running.pop(report).request for report in lost]
+        blamed = requests[0]
+        self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
+        if self.losses[blamed.request_id] >= MOST_LOSSES:
+            raise RuntimeError(
+                f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}"
+            ) from error
+        self.waiting.extendleft(reversed(requests))

@@ -132,8 +132,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             for row in range(len(seeds))
         ]
 
-    def sample_request(self, request: RolloutRequest) -> tuple[ray.ObjectRef, RolloutSummary, dict[str, Any]]:
-        """``sample``, with the rollouts left in the object store: the driver gets a reference, a summary and metrics."""
+    def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
+        """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
         started = time.perf_counter()
         rollouts = self.sample(request=request)
         tokens = sum(map(len, rollouts))
@@ -151,7 +151,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             successes=tuple(r.success for r in rollouts),
             seconds=time.perf_counter() - started,
         )
-        return ray.put(rollouts), summary, self.get_metrics()
+        return rollouts, (summary, self.get_metrics())
 
     def _rehost(self, wanted: HostSpec | None) -> Host:
         """Host the model a request is for; evaluation asks for several in turn."""

@@ -234,9 +234,7 @@ def test_latent_action_loss_by_hand() -> None:
     logits = torch.zeros(2, 2)
     soft = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     arguments: dict[str, Any] = {"usage": torch.tensor([0.5, 0.5]), "positions": 2.0}
-    prediction, metrics = latent_action_loss(
-        torch.tensor([1.0, 3.0]), logits, soft, usage_weight=0.0, entropy_weight=0.0, **arguments
-    )
+    prediction, metrics = latent_action_loss(torch.tensor([1.0, 3.0]), logits, soft, usage_weight=0.0, entropy_weight=0.0, **arguments)
     assert float(prediction) == 2.0 == float(metrics["nll_sampled_codes"])
     usage, _ = latent_action_loss(torch.zeros(2), logits, soft, usage_weight=1.0, entropy_weight=0.0, **arguments)
     assert float(usage) == pytest.approx(1.0 - LN2)  # sum qbar log qbar = -ln 2, and its linearisation adds sum q = 1

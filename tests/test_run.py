@@ -186,3 +186,25 @@ def test_shrunken_llama_config_runs(tmp_path: Path) -> None:
     ]
     call("run", str(ROOT / "configs/llama31_8b_math.yaml"), *offline, *other, *rollout, *rl, "--run-dir", str(tmp_path / "run"))
     assert "improved" in json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
+
+
+@pytest.mark.slow
+def test_one_worker_two_workers_and_two_shards_take_the_same_steps(tmp_path: Path) -> None:
+    """Stage ``clone`` has no noise, so the same global batches must give the same losses and gradients however they are split."""
+    short = [
+        "actions.updates=0",
+        "clone.updates=4",
+        "clone.checkpoint_every=2",
+        "clone.evaluate_every=4",
+        "improve=null",
+        "evaluation=null",
+    ]
+    kinds = {"one": [], "two": ["clone.num_workers=2"], "shards": ["clone.num_workers=2", "clone.shard=true"]}
+    curves = {}
+    for name, extra in kinds.items():
+        call("run", QUICKSTART, *SMALL, *short, *extra, "--run-dir", str(tmp_path / name))
+        curves[name] = [(r["loss"], r["gradient_norm"]) for r in metrics(tmp_path / name, "clone")]
+    weights = {name: load_file(tmp_path / name / "checkpoints/clone/latent_actions.safetensors") for name in kinds}
+    for name in ("two", "shards"):
+        torch.testing.assert_close(torch.tensor(curves[name]), torch.tensor(curves["one"]), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weights[name], weights["one"], rtol=1e-3, atol=1e-5)

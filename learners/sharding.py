@@ -1,0 +1,72 @@
+"""Sharding a stage over its workers (FSDP2): base, towers and optimiser state are split instead of copied to each.
+
+The blocks of each decoder are units of their own, everything else is the root's. Whatever calls into the model outside the
+stage's own ``forward`` must gather the root first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from latent_control.model import LatentActionLM
+from latent_control.tower import decoder_blocks
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def shard(stage: nn.Module, model: LatentActionLM, device: torch.device, workers: int) -> None:
+    """Split the tensors of ``stage`` and its ``model`` over ``workers`` processes, in place; make the optimiser afterwards."""
+    mesh = init_device_mesh(device.type, (workers,))
+    decoders = [model.base.decoder, model.policy.decoder]
+    if model.inverse_dynamics is not None:
+        decoders.append(model.inverse_dynamics.decoder)
+    for decoder in decoders:
+        for block in decoder_blocks(decoder)[1]:
+            fully_shard(block, mesh=mesh)
+    root = fully_shard(stage, mesh=mesh)
+    # Otherwise the first block that is called outside the stage's forward would take itself for the root.
+    root._get_fsdp_state()._lazy_init()
+
+
+@contextmanager
+def gathered(stage: nn.Module) -> Iterator[None]:
+    """The root's tensors whole for the length of a block; nothing to do for a stage that is not sharded."""
+    if isinstance(stage, FSDPModule):
+        stage.unshard()
+    yield
+    if isinstance(stage, FSDPModule):
+        stage.reshard()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's full value, whether it is split or not."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_model_state(stage: nn.Module) -> dict[str, torch.Tensor]:
+    """The stage's state dict, whole, on the main process (empty elsewhere). All processes must call it."""
+    return get_model_state_dict(stage, options=WHOLE)
+
+
+def optimizer_state(stage: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Optimiser state by parameter name, whole, on the main process: any number of workers can go on from it."""
+    return get_optimizer_state_dict(stage, optimizer, options=WHOLE)
+
+
+def restore_optimizer(stage: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from ``optimizer_state``, which every process has read for itself."""
+    set_optimizer_state_dict(stage, optimizer, state, options=StateDictOptions(full_state_dict=True))

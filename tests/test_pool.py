@@ -1,0 +1,343 @@
+"""The rollout pool against workers that finish in any order, die, fail and fall silent; the asynchronous window over it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from configs.schema import Improve, RunConfig
+from pipeline import pool as pool_module
+from pipeline.algorithm import LatentRL
+from pipeline.pool import Answer, RolloutPool
+from pipeline.requests import prompt_indices
+from rollout_workers.episodes import PolicyVersion, RolloutRequest, RolloutSummary
+
+
+def request(number: int, policy: PolicyVersion | None = None) -> RolloutRequest:
+    return RolloutRequest(request_id=number, split="train", prompt_indices=(number,), group_size=2, seed=0, policy=policy)
+
+
+class Ref:
+    """Stands for an object reference; holds what getting it gives or raises."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.ready = False
+
+
+class FakeCluster:
+    """Workers that take requests first in, first out, as an ``EnvRunnerGroup`` and as the ``ray`` module at once.
+
+    Each ``wait`` lets chance decide: a worker finishes its first request, or dies with all it has.
+    """
+
+    def __init__(self, workers: int, *, seed: int = 0, death: float = 0.0) -> None:
+        self.queues: dict[int, deque[tuple[Ref, Ref, Any]]] = {i: deque() for i in range(1, workers + 1)}
+        self.healthy = dict.fromkeys(self.queues, True)
+        self.alive = dict.fromkeys(self.queues, True)
+        self.chance, self.death = random.Random(seed), death
+        self.sampled: Counter[int] = Counter()
+        self.deaths = 0
+        self.act: Callable[[FakeCluster], None] = FakeCluster.by_chance
+
+    # -- what the pool uses of the group ------------------------------------------------------------------------------
+
+    @property
+    def _worker_manager(self) -> FakeCluster:
+        return self
+
+    def actor_ids(self) -> list[int]:
+        return list(self.queues)
+
+    def healthy_actor_ids(self) -> list[int]:
+        return [worker for worker, healthy in self.healthy.items() if healthy]
+
+    def set_actor_state(self, worker: int, healthy: bool) -> None:
+        self.healthy[worker] = healthy
+
+    def actors(self) -> dict[int, Any]:
+        return {worker: SimpleNamespace(apply=self.apply(worker)) for worker in self.queues}
+
+    def apply(self, worker: int) -> Any:
+        def remote(function: Callable[[Any], Any]) -> tuple[Ref, Ref]:
+            refs = Ref(), Ref()
+            self.queues[worker].append((*refs, function))
+            if not self.alive[worker]:
+                self.kill(worker)
+            return refs
+
+        def options(*, num_returns: int) -> Any:
+            assert num_returns == 2
+            return SimpleNamespace(remote=remote)
+
+        return SimpleNamespace(options=options)
+
+    def restore(self) -> None:
+        """What RLlib does between polls: a worker that Ray has restarted answers a ping and is healthy again."""
+        for worker in self.queues:
+            if not self.alive[worker] and self.chance.random() < 0.5:
+                self.alive[worker] = True
+            self.healthy[worker] = self.healthy[worker] or self.alive[worker]
+
+    # -- what the pool uses of ray ------------------------------------------------------------------------------------
+
+    def wait(self, refs: list[Ref], *, num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
+        assert num_returns == len(refs)
+        self.act(self)
+        return [r for r in refs if r.ready], [r for r in refs if not r.ready]
+
+    def get(self, ref: Ref) -> Any:
+        if ref.error is not None:
+            raise ref.error
+        return ref.value
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def by_chance(self) -> None:
+        worker = self.chance.choice(list(self.queues))
+        if self.chance.random() < self.death:
+            self.kill(worker)
+        elif self.queues[worker]:
+            self.finish(worker)
+
+    def kill(self, worker: int) -> None:
+        self.alive[worker], self.deaths = False, self.deaths + 1
+        while self.queues[worker]:
+            for ref in self.queues[worker].popleft()[:2]:
+                ref.error, ref.ready = ActorDiedError(), True
+
+    def finish(self, worker: int) -> None:
+        rollouts, report, function = self.queues[worker].popleft()
+        rollouts.value, report.value = function(SimpleNamespace(sample_request=lambda asked: self.answer(worker, asked)))
+        rollouts.ready = report.ready = True
+
+    def fail(self, worker: int, error: Exception) -> None:
+        _, report, _ = self.queues[worker].popleft()
+        report.error, report.ready = error, True
+
+    def answer(self, worker: int, asked: RolloutRequest) -> Any:
+        self.sampled[asked.request_id] += 1
+        version = asked.policy.version if asked.policy else 0
+        summary = RolloutSummary(
+            request_id=asked.request_id,
+            worker=worker,
+            policy_version=version,
+            policy_hash=asked.policy.weights_hash if asked.policy else "",
+            rollouts=2,
+            tokens=2,
+            failures=0,
+            rewards=(0.0, 1.0),
+            successes=(False, True),
+            seconds=0.0,
+        )
+        return [f"rollout {asked.request_id}"], (summary, {"worker": worker})
+
+
+@pytest.fixture
+def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool, FakeCluster]]:
+    def make(workers: int = 2, *, timeout: float = 60.0, **settings: Any) -> tuple[RolloutPool, FakeCluster]:
+        cluster = FakeCluster(workers, **settings)
+        monkeypatch.setattr(pool_module, "ray", cluster)
+        return RolloutPool(cluster, restore=cluster.restore, timeout=timeout), cluster
+
+    return make
+
+
+Make = Callable[..., tuple[RolloutPool, FakeCluster]]
+
+
+def check(answers: list[Answer], numbers: list[int]) -> None:
+    assert [a.summary.request_id for a in answers] == numbers == [a.request.request_id for a in answers]
+    assert [a.rollouts.value for a in answers] == [[f"rollout {n}"] for n in numbers]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_come_in_the_order_asked_for_whoever_finishes_first(make_pool: Make, seed: int) -> None:
+    pool, cluster = make_pool(3, seed=seed)
+    pool.submit(map(request, range(10)))
+    check(pool.take([7, 2, 9]), [7, 2, 9])
+    check(pool.take([0, 1, 3, 4, 5, 6, 8]), [0, 1, 3, 4, 5, 6, 8])
+    assert set(cluster.sampled.values()) == {1} and not pool.answers and not pool.running
+    assert len(pool.metrics) == 10
+
+
+def test_a_worker_holds_two_requests_at_most_and_each_gets_one_first(make_pool: Make) -> None:
+    pool, cluster = make_pool(3)
+    pool.submit(map(request, range(4)))
+    assert [len(queue) for queue in cluster.queues.values()] == [2, 1, 1]
+    pool.submit(map(request, range(4, 20)))
+    assert [len(queue) for queue in cluster.queues.values()] == [2, 2, 2] and len(pool.waiting) == 14
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lost_workers_cost_nothing(make_pool: Make, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "MOST_LOSSES", 100)
+    pool, cluster = make_pool(3, seed=seed, death=0.3)
+    pool.submit(map(request, range(12)))
+    check(pool.take(range(12)), list(range(12)))
+    assert cluster.deaths > 0
+    assert not pool.running and not pool.waiting and not pool.answers and not pool.losses
+
+
+def test_requests_of_a_lost_worker_go_to_the_head_of_the_queue_in_their_order(make_pool: Make) -> None:
+    pool, cluster = make_pool(1)
+    pool.submit(map(request, range(5)))
+    cluster.act, cluster.restore, pool.restore = (lambda c: c.kill(1)), (lambda: None), (lambda: None)
+    pool.poll()
+    assert [r.request_id for r in pool.waiting] == [0, 1, 2, 3, 4]
+    assert pool.losses == {0: 1}, "only the request that was being worked on is to blame"
+    assert cluster.healthy_actor_ids() == []
+
+
+def test_an_answer_that_arrived_before_its_worker_died_counts(make_pool: Make) -> None:
+    pool, cluster = make_pool(1)
+    pool.submit(map(request, range(2)))
+
+    def finish_then_die(c: FakeCluster) -> None:
+        c.finish(1)
+        c.kill(1)
+        c.act = FakeCluster.by_chance
+
+    cluster.act = finish_then_die
+    check(pool.take([0, 1]), [0, 1])
+    assert cluster.sampled == {0: 1, 1: 1}
+
+
+def test_an_exception_in_a_worker_comes_out_as_itself(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    pool.submit(map(request, range(4)))
+    cluster.act = lambda c: c.fail(2, ValueError("prompt 1 has 600 tokens"))
+    with pytest.raises(ValueError, match="prompt 1 has 600 tokens"):
+        pool.take(range(4))
+
+
+def test_a_request_that_keeps_killing_workers_is_named(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+
+    def poison(c: FakeCluster) -> None:
+        for worker, queue in c.queues.items():
+            if queue:
+                first = queue[0][2](SimpleNamespace(sample_request=lambda asked: asked.request_id))
+                c.kill(worker) if first == 3 else c.finish(worker)
+
+    cluster.act = poison
+    pool.submit(map(request, range(6)))
+    with pytest.raises(RuntimeError, match=r"request 3 \(prompts \(3,\)\) was lost with its worker 3 times; last: .*died"):
+        pool.take(range(6))
+    assert cluster.deaths == 3
+
+
+def test_silence_is_an_error_that_names_the_workers(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, cluster = make_pool(2, timeout=5.0)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    pool.last_answer = 0.0
+    pool.submit(map(request, range(3)))
+
+    def answer_once_then_hang(c: FakeCluster) -> None:
+        clock.now += 1.0
+        if clock.now == 4.0:
+            c.finish(1)
+
+    cluster.act = answer_once_then_hang
+    with pytest.raises(RuntimeError, match=r"no rollout worker has answered for 5 s.*\{1: \[2\], 2: \[1\]\}.*worker_timeout_seconds"):
+        pool.take(range(3))
+    assert clock.now == 10.0, "the clock starts at the last answer"
+
+
+def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in anyone's hands then, but somebody waits."""
+    pool, cluster = make_pool(2, timeout=5.0)
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(_: float) -> None:
+        clock.now += 1.0
+
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    pool.last_answer = 0.0
+    pool.restore = lambda: None
+    cluster.act = lambda c: (c.kill(1), c.kill(2))
+    pool.submit(map(request, range(3)))
+    with pytest.raises(RuntimeError, match=r"queued \[0, 1, 2\], down are workers \[1, 2\]"):
+        pool.take(range(3))
+
+
+def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = make_pool(2, timeout=5.0)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    pool.last_answer = 0.0
+    clock.now = 100.0  # the learner worked, nobody was asked
+    pool.submit([request(0)])
+    check(pool.take([0]), [0])
+
+
+# -- the asynchronous window ------------------------------------------------------------------------------------------------
+
+
+class Window(LatentRL):
+    """``LatentRL``'s own loop over a pool, without RLlib: an update is only counted."""
+
+    def __init__(self, pool: RolloutPool, *, max_staleness: int, version: int = 0) -> None:
+        improve = Improve(mode="async", max_staleness=max_staleness, prompts_per_update=4)
+        self.run_config = RunConfig(base={"model": "x"}, improve=improve)
+        self.prompt_count, self.requested, self.pool = 1000, 0, pool
+        self.consumed: list[tuple[int, list[Answer]]] = []
+        self.publish(version)
+
+    def publish(self, version: int) -> None:
+        self.policy = PolicyVersion(version=version, weights_hash=f"hash {version}", weights=None)
+
+    def _consume(self, answers: Any) -> None:
+        self._check_hashes(answers)
+        self.consumed.append((self.policy.version, answers))
+        self.publish(self.policy.version + 1)
+
+    def _log(self, name: str, value: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_rollout_is_staler_than_allowed_whatever_the_workers_do(
+    make_pool: Make, seed: int, max_staleness: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "MOST_LOSSES", 100)
+    chance = random.Random(seed)
+    pool, _ = make_pool(chance.randint(1, 4), seed=seed, death=0.15)
+    window = Window(pool, max_staleness=max_staleness, version=(start := chance.choice([0, 7])))
+    for _ in range(25):
+        window.training_step()
+        for _ in range(chance.randrange(3)):
+            pool.poll()  # the learner is slow: workers run ahead
+    versions = [version for version, _ in window.consumed]
+    assert versions == list(range(start, start + 25))
+    staleness = [version - a.summary.policy_version for version, answers in window.consumed for a in answers]
+    assert 0 <= min(staleness) and max(staleness) <= max_staleness
+    if start == 0:
+        assert max(staleness) == max_staleness, "the window is used"
+    prompts = [tuple(i for a in answers for i in a.request.prompt_indices) for _, answers in window.consumed]
+    assert prompts == [prompt_indices(version, 4, size=1000, seed=0) for version in versions], "nothing lost, doubled or reordered"
+
+
+def test_a_rollout_of_other_weights_is_never_trained_on(make_pool: Make) -> None:
+    pool, cluster = make_pool(1)
+    window = Window(pool, max_staleness=0)
+    honest = cluster.answer
+
+    def liar(worker: int, asked: RolloutRequest) -> Any:
+        rollouts, (summary, metrics) = honest(worker, asked)
+        changed = {name: getattr(summary, name) for name in RolloutSummary.__dataclass_fields__} | {"policy_hash": "other"}
+        return rollouts, (RolloutSummary(**changed), metrics)
+
+    cluster.answer = liar  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="sampled with 0/other"):
+        window.training_step()
+    assert window.consumed == []
