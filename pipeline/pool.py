@@ -39,7 +39,7 @@ class Running:
 class RolloutPool:
     """Requests in, answers out, over an RLlib ``EnvRunnerGroup``.
 
-    A lost worker's requests go back to the head of the queue; RLlib restarts the worker. An exception inside a worker is
+    A lost worker's requests go back to their place in the queue; RLlib restarts the worker. An exception inside a worker is
     a bug or a user's error and is raised here as it is. Rollouts are return values of the workers' calls, so this process
     owns them: they outlive the worker that made them (what a worker itself puts into the object store dies with it).
     """
@@ -135,4 +135,4 @@ class RolloutPool:
             raise RuntimeError(
                 f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}"
             ) from error
-        self.waiting.extendleft(reversed(requests))
+        self.waiting = deque(sorted([*requests, *self.waiting], key=lambda request: request.request_id))

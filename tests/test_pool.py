@@ -320,7 +320,7 @@ def test_no_rollout_is_staler_than_allowed_whatever_the_workers_do(
     versions = [version for version, _ in window.consumed]
     assert versions == list(range(start, start + 25))
     staleness = [version - a.summary.policy_version for version, answers in window.consumed for a in answers]
-    assert 0 <= min(staleness) and max(staleness) <= max_staleness
+    assert min(staleness) >= 0 and max(staleness) <= max_staleness
     if start == 0:
         assert max(staleness) == max_staleness, "the window is used"
     prompts = [tuple(i for a in answers for i in a.request.prompt_indices) for _, answers in window.consumed]
