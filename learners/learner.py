@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -14,7 +15,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from configs.schema import Improve
 from latent_control.base import BaseLM
-from latent_control.distributions import action_log_probs
+from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate
 from latent_control.model import load_base
 from latent_control.persistence import base_path
@@ -22,13 +23,19 @@ from learners.collate import Batch, Collate
 from learners.rl_module import build_policy
 
 
-def position_weights(mask: torch.Tensor, loss_mean: str) -> torch.Tensor:
-    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for sequences."""
+def position_weights(
+    mask: torch.Tensor, loss_mean: str, average: Callable[[torch.Tensor], torch.Tensor] = lambda count: count
+) -> torch.Tensor:
+    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for sequences.
+
+    ``average`` takes a count's mean over all learners: since DDP averages their gradients, positions then count the same
+    on every learner, however many each of them has.
+    """
     mask = mask.float()
     if loss_mean == "token":
-        return mask / mask.sum().clamp(min=1)
+        return mask / average(mask.sum()).clamp(min=1e-6)
     lengths = mask.sum(1, keepdim=True)
-    return mask / lengths.clamp(min=1) / (lengths > 0).sum().clamp(min=1)
+    return mask / lengths.clamp(min=1) / average((lengths > 0).float().sum()).clamp(min=1e-6)
 
 
 def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
@@ -78,6 +85,11 @@ class PolicyLearner(TorchLearner):
         """Only what is trained; RLlib's default hands frozen tensors to the optimiser too."""
         return [p for p in module.parameters() if p.requires_grad]
 
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume shuffles alike."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
+
     def compute_loss_for_module(self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]) -> torch.Tensor:
         """The clipped surrogate of one microbatch, as its share of the minibatch's mean."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
@@ -107,7 +119,7 @@ class PolicyLearner(TorchLearner):
             FloatingPointError: the gradient is not finite; the weights are untouched.
         """
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
-        columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean)
+        columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
         self._sums: dict[str, torch.Tensor | float] = {}
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
@@ -133,6 +145,12 @@ class PolicyLearner(TorchLearner):
         loss = self.compute_losses(fwd_out=output, batch={DEFAULT_MODULE_ID: part})[DEFAULT_MODULE_ID]
         loss.backward()
         return loss.detach()
+
+    def _average(self, count: torch.Tensor) -> torch.Tensor:
+        if self.config.num_learners > 1:
+            torch.distributed.all_reduce(count)
+            count = count / self.config.num_learners
+        return count
 
     def _check_finite(self, gradients: dict[Any, torch.Tensor]) -> None:
         # After the all-reduce every learner holds the same gradient, so all of them raise or none does.

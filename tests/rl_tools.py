@@ -1,0 +1,129 @@
+"""What the tests of reinforcement learning share: a task that chance solves, workers and learners in this process.
+
+Ray workers import it too, for ``EvenRunner``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from configs.schema import RunConfig
+from latent_control.persistence import array_hash
+from learners.learner import PolicyLearner
+from pipeline.algorithm import algorithm_config
+from rollout_workers.env_runner import LMEnvRunner
+from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
+from rollout_workers.tasks import Failure, Prompt, Score, Split
+from rollout_workers.tasks.countdown import Countdown
+from rollout_workers.tasks.protocol import LazySequence
+
+NUM_ACTIONS, WIDTH = 8, 32
+
+Config = Callable[..., RunConfig]
+
+
+class EvenTask(Countdown):
+    """Countdown's prompts cut to several lengths; the reward is the share of generated words that are even numbers."""
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """Prompt i lacks i % 3 of its words: batches need padding."""
+        whole = super().prompts(split)
+        return LazySequence(len(whole), lambda i: replace(whole[i], text=" ".join(whole[i].text.split()[i % 3 :])))
+
+    def score(self, prompt: Prompt, text: str) -> Score | Failure:  # type: ignore[override]
+        """Fails to judge an empty text."""
+        words = text.split()
+        if not words:
+            return Failure(kind="empty", message="nothing was generated")
+        share = sum(word.isdigit() and int(word) % 2 == 0 for word in words) / len(words)
+        return Score(reward=share, success=share == 1.0, parts={"words": float(len(words))})
+
+
+class EvenRunner(LMEnvRunner):
+    """A worker on ``EvenTask``."""
+
+    def make_env(self) -> None:
+        """As always, with the other verifier."""
+        super().make_env()
+        self.task = EvenTask()
+
+
+def rl_config(base: Path, *, improve: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+    """A small config: 4 prompts x 4 rollouts of up to 6 tokens."""
+    cluster = {"learner_threads": 1, **sections.pop("cluster", {})}
+    return RunConfig(
+        base={"model": str(base)},
+        improve={"prompts_per_update": 4, "group_size": 4, "learning_rate": 1e-2, **(improve or {})},
+        rollout={"num_workers": 2, "max_new_tokens": 6, **(rollout or {})},
+        cluster=cluster,
+        **sections,
+    )
+
+
+def host_of(checkpoint: Path, level: str = "latent") -> HostSpec:
+    """The policy of ``level`` on a checkpoint; the token level trains its base's last block."""
+    if level == "latent":
+        return HostSpec(level="latent", checkpoint=str(checkpoint))
+    return HostSpec(level="token", checkpoint=str(checkpoint.parent / "base"), token_blocks=1)
+
+
+def rllib_config(config: RunConfig, host: HostSpec) -> Any:
+    """RLlib's config with ``EvenRunner`` as worker."""
+    assert config.improve is not None
+    actions = NUM_ACTIONS if host.level == "latent" else 2
+    rllib = algorithm_config(config, host, num_actions=actions, reads="late", late_blocks=1, learning_rate=config.improve.learning_rate)
+    return rllib.env_runners(env_runner_cls=EvenRunner)
+
+
+def make_learner(config: RunConfig, checkpoint: Path, level: str = "latent") -> PolicyLearner:
+    """A learner in this process, without Ray."""
+    rllib = rllib_config(config, host_of(checkpoint, level))
+    spaces = (rllib.observation_space, rllib.action_space)
+    return rllib.build_learner(spaces={DEFAULT_MODULE_ID: spaces})
+
+
+def make_runner(config: RunConfig, checkpoint: Path, level: str = "latent") -> EvenRunner:
+    """A rollout worker in this process, without Ray."""
+    return EvenRunner(config=rllib_config(config, host_of(checkpoint, level)), worker_index=0)
+
+
+def weights_of(learner: PolicyLearner) -> dict[str, Any]:
+    """A copy of the learner's trained tensors as arrays."""
+    return learner.module[DEFAULT_MODULE_ID].get_state()
+
+
+def sample(runner: LMEnvRunner, learner: PolicyLearner | None = None, **changes: Any) -> list[Rollout]:
+    """Four groups of four rollouts, with the learner's weights when one is given."""
+    policy = None
+    if learner is not None:
+        weights = weights_of(learner)
+        policy = PolicyVersion(version=0, weights_hash=array_hash(weights), weights=weights)
+    asked = RolloutRequest(
+        request_id=0, split="train", prompt_indices=(0, 1, 2, 3), group_size=4, seed=3, policy=policy, ship_features=True
+    )
+    return runner.sample(request=replace(asked, **changes))
+
+
+def with_rewards(rollouts: Sequence[Rollout], rewards: Sequence[float | None]) -> list[Rollout]:
+    """The rollouts with other rewards; ``None`` is a failed verifier."""
+    return [replace(r, reward=reward) for r, reward in zip(rollouts, rewards, strict=True)]
+
+
+def update(learner: PolicyLearner, rollouts: Sequence[Rollout], **arguments: Any) -> dict[str, float]:
+    """One update as the pipeline asks for it; its metrics as numbers."""
+    improve = learner.improve
+    size = -(-len(rollouts) // improve.minibatches)
+    results = learner.update(
+        episodes=list(rollouts),
+        num_epochs=improve.epochs,
+        minibatch_size=size,
+        num_total_minibatches=improve.epochs * improve.minibatches,
+        shuffle_batch_per_epoch=improve.minibatches > 1,
+        **arguments,
+    )
+    return {name: float(value.peek()) for name, value in results[DEFAULT_MODULE_ID].items()}

@@ -1,0 +1,414 @@
+"""The learner, in this process: gradients by equivalence, what changes and what does not, agreement with the worker, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from rl_tools import Config, make_learner, make_runner, sample, update, weights_of, with_rewards
+
+from latent_control.distributions import action_log_probs
+from learners.collate import collate
+from learners.learner import PolicyLearner, microbatches, position_weights
+from learners.rl_module import build_policy
+from pipeline import checkpoints
+from rollout_workers.episodes import Rollout
+
+pytest_plugins = ("rl_fixtures",)
+
+REWARDS = [0.0, 1.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.5, 0.0, 0.0, 1.0, 0.0, 2.0, 0.5, 1.0]
+FREE = {"gradient_clip": 1e9}  # clipping would hide differences
+
+
+def shortened(rollout: Rollout, length: int) -> Rollout:
+    """The rollout's first ``length`` tokens."""
+    assert rollout.features is not None
+    parts = {name: getattr(rollout, name)[:length] for name in ("tokens", "actions", "action_logp")}
+    return replace(rollout, features=rollout.features[: len(rollout.prompt_tokens) + length - 1], **parts)
+
+
+@pytest.fixture(scope="module")
+def rollouts(config: Config, tiny_checkpoint: Path) -> list[Rollout]:
+    """Four groups of four, of all lengths from 1 to 6, with rewards that differ within each group."""
+    found = sample(make_runner(config(), tiny_checkpoint))
+    cut = [shortened(r, min(len(r), 1 + i % 6)) for i, r in enumerate(found)]
+    return with_rewards(cut, REWARDS)
+
+
+@pytest.fixture
+def learner(config: Config, tiny_checkpoint: Path) -> Callable[..., PolicyLearner]:
+    """``learner(level=..., rollout={...}, **improve settings)``."""
+
+    def build(level: str = "latent", rollout: dict[str, Any] | None = None, **improve: Any) -> PolicyLearner:
+        return make_learner(config(improve=improve, rollout=rollout), tiny_checkpoint, level)
+
+    return build
+
+
+Learners = Callable[..., PolicyLearner]
+
+
+def gradient(learner: PolicyLearner, rollouts: Sequence[Rollout]) -> dict[str, torch.Tensor]:
+    """The gradient that one update on ``rollouts`` used."""
+    update(learner, rollouts)
+    return {name: p.grad.clone() for name, p in learner.module[DEFAULT_MODULE_ID].trained().items()}
+
+
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert found.keys() == wanted.keys()
+    size = max(float(g.abs().max()) for g in wanted.values())
+    assert size > 1e-4, "nothing to compare"
+    for name, value in wanted.items():
+        assert float((found[name] - value).abs().max()) <= tolerance * size, name
+
+
+# -- weights and pieces -----------------------------------------------------------------------------------------------------
+
+MASK = torch.tensor([[True, True, False], [False, True, False], [False, False, False]])
+
+
+def test_token_mean_weighs_tokens_equally() -> None:
+    weights = position_weights(MASK, "token")
+    assert weights.tolist() == [[pytest.approx(1 / 3)] * 2 + [0.0], [0.0, pytest.approx(1 / 3), 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_sequence_mean_weighs_sequences_equally_and_leaves_empty_ones_out() -> None:
+    assert position_weights(MASK, "sequence").tolist() == [[0.25, 0.25, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+def test_nothing_to_weigh_is_zero(loss_mean: str) -> None:
+    assert not position_weights(torch.zeros(2, 3, dtype=torch.bool), loss_mean).any()
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+def test_shares_of_two_learners_average_to_those_of_one(loss_mean: str) -> None:
+    """The second learner has a third of the tokens; a plain mean of both means would give each of them twice the weight."""
+    whole = torch.tensor([[True, True], [True, False], [True, False], [False, False]])
+    counts = {"token": 2.0, "sequence": 1.5}
+    parts = [position_weights(part, loss_mean, lambda _: torch.tensor(counts[loss_mean])) for part in whole.split(2)]
+    assert torch.allclose(torch.cat(parts) / 2, position_weights(whole, loss_mean))
+
+
+def test_microbatches_hold_every_row_once_under_the_limit() -> None:
+    lengths = torch.tensor([3, 9, 1, 4, 4, 12, 2])
+    chunks = microbatches(lengths, 12)
+    assert sorted(i for chunk in chunks for i in chunk.tolist()) == list(range(7))
+    assert all(len(chunk) == 1 or len(chunk) * int(lengths[chunk].max()) <= 12 for chunk in chunks)
+    assert [len(chunk) for chunk in chunks] == [1, 1, 3, 2]
+
+
+def test_a_row_longer_than_the_limit_goes_alone() -> None:
+    assert [chunk.tolist() for chunk in microbatches(torch.tensor([5, 50, 5]), 10)] == [[1], [0, 2]]
+
+
+def toy(**changes: Any) -> Rollout:
+    values: dict[str, Any] = dict.fromkeys(Rollout.__dataclass_fields__, "")
+    values |= {"group_id": "g", "prompt_tokens": np.array([1, 5, 6], np.int32), "tokens": np.array([7, 8], np.int32)}
+    values |= {"actions": np.array([3, 4], np.int32), "action_logp": np.array([-0.5, -1.5], np.float32), "reward": 1.0}
+    return Rollout(**values | {"features": None} | changes)
+
+
+def test_collate_puts_an_action_where_it_was_taken() -> None:
+    other = toy(prompt_tokens=np.array([1], np.int32), tokens=np.array([9, 2, 3], np.int32), actions=np.array([0, 1, 2], np.int32),
+                action_logp=np.zeros(3, np.float32), reward=0.0)  # fmt: skip
+    batch = collate([toy(), other], "rloo")
+    assert batch["tokens"].tolist() == [[1, 5, 6, 7], [1, 9, 2, 0]]
+    assert batch[Columns.ACTIONS].tolist() == [[0, 0, 3, 4], [0, 1, 2, 0]]
+    assert batch[Columns.ACTION_LOGP].tolist() == [[0.0, 0.0, -0.5, -1.5], [0.0, 0.0, 0.0, 0.0]]
+    assert batch[Columns.LOSS_MASK].tolist() == [[False, False, True, True], [True, True, True, False]]
+    assert batch["lengths"].tolist() == [4, 3]
+    assert batch[Columns.ADVANTAGES].tolist() == [1.0, -1.0]
+
+
+def test_collate_masks_a_failed_rollout_whole() -> None:
+    batch = collate([toy(), toy(reward=None), toy(reward=0.0)], "rloo")
+    assert batch[Columns.LOSS_MASK].sum(1).tolist() == [2, 0, 2]
+    assert batch[Columns.ADVANTAGES].tolist() == [1.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("groups", ["aab", "aabbb", "abab"])
+def test_broken_groups_are_refused(groups: str) -> None:
+    with pytest.raises(AssertionError, match="broken groups"):
+        collate([toy(group_id=g) for g in groups], "rloo")
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_microbatched_gradient_is_the_full_batch_gradient(learner: Learners, rollouts: list[Rollout], loss_mean: str, tokens: int) -> None:
+    whole = gradient(learner(**FREE, loss_mean=loss_mean), rollouts)
+    assert_close(gradient(learner(**FREE, loss_mean=loss_mean, microbatch_tokens=tokens), rollouts), whole)
+
+
+def test_token_and_sequence_mean_are_different_losses(learner: Learners, rollouts: list[Rollout]) -> None:
+    token, sequence = (gradient(learner(**FREE, loss_mean=mean), rollouts) for mean in ("token", "sequence"))
+    with pytest.raises(AssertionError):
+        assert_close(token, sequence, 0.05)
+
+
+def test_gradient_is_the_one_written_down(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
+    """The first update's gradient against d/dtheta of -sum of weight x advantage x log pi, row by row, without padding."""
+    found = gradient(learner(**FREE, algorithm="rloo", loss_mean="sequence"), rollouts)
+    policy = build_policy(level="latent", checkpoint=str(tiny_checkpoint), token_blocks=0, trust_remote_code=False)
+    loss = torch.zeros(())
+    for index, r in enumerate(rollouts):
+        group = REWARDS[index // 4 * 4 : index // 4 * 4 + 4]
+        advantage = REWARDS[index] - (sum(group) - REWARDS[index]) / 3
+        logits = policy(torch.from_numpy(r.features.copy())[None])[0, len(r.prompt_tokens) - 1 :]
+        logp = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(r.actions.astype(np.int64))[:, None])
+        loss = loss - advantage * logp.mean() / 16
+    loss.backward()
+    assert_close(found, {name: p.grad for name, p in policy.named_parameters()}, 1e-5)
+
+
+def test_gradient_is_clipped_by_its_global_norm(learner: Learners, rollouts: list[Rollout]) -> None:
+    free, clipped = (gradient(learner(gradient_clip=limit), rollouts) for limit in (1e9, 0.01))
+    norm = torch.nn.utils.get_total_norm(list(free.values()))
+    assert float(norm) > 0.01
+    assert_close(clipped, {name: g * 0.01 / norm for name, g in free.items()}, 1e-4)
+
+
+def test_bf16_autocast_gives_nearly_the_same_gradient(learner: Learners, rollouts: list[Rollout]) -> None:
+    exact, rough = (gradient(learner(**FREE, mixed_precision=precision), rollouts) for precision in ("no", "bf16"))
+    a, b = (torch.cat([g.flatten() for g in grads.values()]) for grads in (exact, rough))
+    assert 0.99 < float(torch.nn.functional.cosine_similarity(a, b, dim=0)) < 1.0
+
+
+# -- failed rollouts --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_failed_rollout_holds_does_not_matter(learner: Learners, rollouts: list[Rollout]) -> None:
+    failed = {2, 7, 8}
+    broken = with_rewards(rollouts, [None if i in failed else r for i, r in enumerate(REWARDS)])
+    other = [replace(r, actions=(r.actions + 1) % 8, action_logp=r.action_logp - 3) if i in failed else r for i, r in enumerate(broken)]
+    wanted = gradient(learner(**FREE), broken)
+    assert_close(gradient(learner(**FREE), other), wanted, 0.0)
+    with pytest.raises(AssertionError):
+        assert_close(gradient(learner(**FREE), rollouts), wanted, 1e-3)
+
+
+def test_a_batch_of_failures_changes_nothing(learner: Learners, rollouts: list[Rollout]) -> None:
+    trained = learner()
+    before = weights_of(trained)
+    metrics = update(trained, with_rewards(rollouts, [None] * 16))
+    assert metrics["policy_loss"] == 0.0
+    assert all(np.array_equal(before[name], after) for name, after in weights_of(trained).items())
+
+
+# -- epochs and minibatches -------------------------------------------------------------------------------------------------
+
+
+def test_epochs_and_minibatches_take_every_rollout_once_per_epoch(
+    learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, seen = learner(epochs=3, minibatches=2), []
+    original = PolicyLearner._update
+
+    def spy(self: PolicyLearner, batch: dict[str, Any], **kwargs: Any) -> Any:
+        columns = batch[DEFAULT_MODULE_ID]
+        seen.append([bytes(row.numpy().tobytes()) for row in columns[Columns.ACTION_LOGP]])
+        return original(self, batch, **kwargs)
+
+    monkeypatch.setattr(PolicyLearner, "_update", spy)
+    update(trained, rollouts)
+    assert [len(rows) for rows in seen] == [8] * 6
+    epochs = [seen[i] + seen[i + 1] for i in (0, 2, 4)]
+    assert len(set(epochs[0])) == 16 and set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2], "epochs are shuffled"
+    steps = {int(state["step"]) for o in trained._optimizer_parameters for state in o.state_dict()["state"].values()}
+    assert steps == {6}
+
+
+def test_base_features_are_computed_once_per_rollout_not_per_epoch(
+    learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latent_control.base import BaseLM
+
+    rows = []
+    original = BaseLM.features
+
+    def count(self: BaseLM, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(input_ids))
+        return original(self, input_ids, *args, **kwargs)
+
+    trained = learner(features="recompute", epochs=3, minibatches=2)
+    monkeypatch.setattr(BaseLM, "features", count)
+    update(trained, [replace(r, features=None) for r in rollouts])
+    assert sum(rows) == 16
+
+
+def test_more_epochs_than_one_move_the_ratio(learner: Learners, rollouts: list[Rollout]) -> None:
+    assert update(learner(epochs=1), rollouts)["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert abs(update(learner(epochs=4), rollouts)["ratio_mean"] - 1.0) > 1e-3
+
+
+def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, rates = learner(warmup_updates=4, learning_rate=0.08), []
+    original = PolicyLearner.apply_gradients
+
+    def spy(self: PolicyLearner, gradients: Any) -> None:
+        rates.extend(group["lr"] for o in self._optimizer_parameters for group in o.param_groups)
+        original(self, gradients)
+
+    monkeypatch.setattr(PolicyLearner, "apply_gradients", spy)
+    for _ in range(6):
+        update(trained, rollouts)
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08, 0.08])
+
+
+# -- invariant 6: what changes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["latent", "token"])
+@pytest.mark.parametrize("features", ["ship", "recompute"])
+def test_only_trained_tensors_change(config: Config, tiny_checkpoint: Path, level: str, features: str) -> None:
+    settings = config(improve={"features": features, "kl_coefficient": 0.1})
+    trained = make_learner(settings, tiny_checkpoint, level)
+    module = trained.module[DEFAULT_MODULE_ID]
+    rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level), ship_features=features == "ship"), REWARDS)
+    connector = next(c for c in trained._learner_connector.connectors if hasattr(c, "reference"))
+    watched = {"policy": module.policy, "reference": connector.reference} | ({"base": connector.base} if connector.base else {})
+    before = {part: {n: t.clone() for n, t in model.state_dict().items()} for part, model in watched.items()}
+    update(trained, rollouts)
+    changed = {p: {n for n, t in m.state_dict().items() if not torch.equal(t, before[p][n])} for p, m in watched.items()}
+    assert changed["policy"] == module.trained().keys() == weights_of(trained).keys()
+    assert not changed["reference"] and not changed.get("base")
+    frozen = before["policy"].keys() - module.trained().keys()
+    assert frozen == ({"head.weight"} if level == "token" else set())
+
+
+def test_optimiser_holds_the_trained_tensors_only(learner: Learners) -> None:
+    trained = learner(level="token")
+    held = [p for o in trained._optimizer_parameters for group in o.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in trained.module[DEFAULT_MODULE_ID].trained().values()}
+
+
+def test_foreign_weights_are_refused(learner: Learners) -> None:
+    module = learner().module[DEFAULT_MODULE_ID]
+    weights = module.get_state()
+    with pytest.raises(ValueError, match=r"do not fit.*head\.weight"):
+        module.set_state({name: w for name, w in weights.items() if name != "head.weight"})
+    with pytest.raises(ValueError, match=r"do not fit.*extra"):
+        module.set_state(weights | {"extra": np.zeros(1)})
+
+
+# -- invariant 4: worker and learner agree ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["latent", "token"])
+@pytest.mark.parametrize("features", ["ship", "recompute"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"top_k": 3}, {"temperature": 1.5, "top_k": 2}])
+def test_worker_and_learner_agree_on_log_probabilities(
+    config: Config, tiny_checkpoint: Path, level: str, features: str, sampling: dict[str, Any]
+) -> None:
+    """With weights that are no longer those of the checkpoint, prompts of several lengths, and decoding from a cache."""
+    settings = config(improve={"features": features, "kl_coefficient": 0.1, "entropy_coefficient": 0.01}, rollout=sampling)
+    trained, runner = make_learner(settings, tiny_checkpoint, level), make_runner(settings, tiny_checkpoint, level)
+    first = sample(runner, trained, ship_features=features == "ship", **sampling)
+    update(trained, with_rewards(first, REWARDS))
+    second = sample(runner, trained, ship_features=features == "ship", **sampling)
+    assert {len(r.prompt_tokens) for r in second} == {5, 6, 7}
+    assert any(not np.array_equal(a.actions, b.actions) for a, b in zip(first, second, strict=True))
+    metrics = update(trained, with_rewards(second, REWARDS))
+    assert metrics["logp_gap"] < 2e-6
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5) and metrics["clip_share"] == 0.0
+
+
+def test_stale_weights_show_in_the_gap(config: Config, tiny_checkpoint: Path) -> None:
+    """The measure of agreement can fail."""
+    trained, runner = make_learner(config(), tiny_checkpoint), make_runner(config(), tiny_checkpoint)
+    rollouts = with_rewards(sample(runner, trained), REWARDS)
+    update(trained, rollouts)
+    assert update(trained, rollouts)["logp_gap"] > 1e-3
+
+
+def test_shipped_and_recomputed_features_give_the_same_gradient(learner: Learners, rollouts: list[Rollout]) -> None:
+    shipped = gradient(learner(**FREE), rollouts)
+    bare = [replace(r, features=None) for r in rollouts]
+    assert_close(gradient(learner(**FREE, features="recompute"), bare), shipped, 1e-5)
+
+
+# -- the reference policy -----------------------------------------------------------------------------------------------------
+
+
+def kl_by_hand(trained: PolicyLearner, checkpoint: Path, rollouts: Sequence[Rollout]) -> float:
+    """Mean over tokens of KL(current policy || policy of the checkpoint)."""
+    reference = build_policy(level="latent", checkpoint=str(checkpoint), token_blocks=0, trust_remote_code=False)
+    current = trained.module[DEFAULT_MODULE_ID].policy
+    terms = []
+    for r in rollouts:
+        states = torch.from_numpy(r.features.copy())[None]
+        with torch.no_grad():
+            p, q = (action_log_probs(policy(states)[0, len(r.prompt_tokens) - 1 :]) for policy in (current, reference))
+        terms.append((p.exp() * (p - q)).sum(-1))
+    return float(torch.cat(terms).mean())
+
+
+def test_kl_is_to_the_checkpoints_policy_before_and_after_a_restore(
+    learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path
+) -> None:
+    trained = learner(kl_coefficient=0.05)
+    assert update(trained, rollouts)["kl_to_reference"] == pytest.approx(0.0, abs=1e-6)
+    update(trained, rollouts)
+    wanted = kl_by_hand(trained, tiny_checkpoint, rollouts)
+    assert wanted > 1e-3
+    restored = learner(kl_coefficient=0.05)
+    restored.set_state(trained.get_state())
+    for one in (trained, restored):
+        assert update(one, rollouts)["kl_to_reference"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_kl_holds_the_policy_back(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
+    distances = []
+    for coefficient in (0.0, 5.0):
+        trained = learner(kl_coefficient=coefficient, epochs=8)
+        update(trained, rollouts)
+        distances.append(kl_by_hand(trained, tiny_checkpoint, rollouts))
+    assert distances[1] < 0.7 * distances[0]
+
+
+# -- broken numbers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(learner: Learners, rollouts: list[Rollout], reward: float) -> None:
+    trained = learner()
+    update(trained, rollouts)
+    before, moments = weights_of(trained), [o.state_dict()["state"] for o in trained._optimizer_parameters]
+    moments = [{i: {k: v.clone() for k, v in s.items()} for i, s in m.items()} for m in moments]
+    with pytest.raises(FloatingPointError, match=r"gradient of update 2 is nan; the weights were left as they are"):
+        update(trained, with_rewards(rollouts, [reward, *REWARDS[1:]]))
+    assert all(np.array_equal(before[name], after) for name, after in weights_of(trained).items())
+    for optimizer, old in zip(trained._optimizer_parameters, moments, strict=True):
+        assert all(torch.equal(v, old[i][k]) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items())
+
+
+# -- state --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["latent", "token"])
+def test_state_survives_the_disk_and_the_next_update_is_the_same(config: Config, tiny_checkpoint: Path, tmp_path: Path, level: str) -> None:
+    settings = config(improve={"warmup_updates": 10, "epochs": 2, "minibatches": 2})
+    rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level)), REWARDS)
+    straight = make_learner(settings, tiny_checkpoint, level)
+    for _ in range(3):
+        update(straight, rollouts)
+    state = straight.get_state(components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
+    checkpoints.save_tree(tmp_path, "learner", {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)})
+    restored = make_learner(settings, tiny_checkpoint, level)
+    restored.set_state({**checkpoints.load_tree(tmp_path, "learner"), "weights_seq_no": 3})
+    for one in (straight, restored):
+        update(one, rollouts)
+    continued, again = weights_of(straight), weights_of(restored)
+    assert all(np.array_equal(continued[name], again[name]) for name in continued)
+    assert not list(tmp_path.glob("*.pkl"))
