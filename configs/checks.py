@@ -78,8 +78,6 @@ def _batches(config: RunConfig) -> Iterator[str]:
             yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
         for key in SHARDING & section.accelerate.keys():
             yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
-        if section.shard and workers < 2:
-            yield f"{name}.shard: true needs workers to split the model over; set {name}.num_workers: 2 or more, or shard: false"
     actions = config.actions
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature

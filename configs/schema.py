@@ -74,7 +74,7 @@ class Training(Section):
     num_workers: PositiveInt = 1
     """Data-parallel Ray Train workers; 1 trains in the driver's process."""
     shard: bool = False
-    """Split base, towers and optimiser state over the workers (FSDP2) instead of copying them to each."""
+    """Split base, towers and optimiser state over the workers (FSDP2) instead of copying them to each; one worker has it all."""
     gpus_per_worker: NonNegativeInt = 0
     """Whole GPUs per training worker; 0 trains on the CPU."""
     evaluate_every: PositiveInt = 100
@@ -85,6 +85,11 @@ class Training(Section):
     data: tuple[DataSource, ...] = (DataSource(),)
     accelerate: dict[str, object] = Field(default_factory=dict)
     """Extra keyword arguments of ``accelerate.Accelerator``, e.g. ``{dynamo_backend: inductor}``."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether there is anything to split over."""
+        return self.shard and self.num_workers > 1
 
 
 class Architecture(Section):

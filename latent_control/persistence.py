@@ -37,7 +37,8 @@ def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 def array_hash(arrays: Mapping[str, np.ndarray]) -> str:
     """``weights_hash`` of numpy arrays."""
-    return weights_hash((name, torch.from_numpy(np.ascontiguousarray(array))) for name, array in arrays.items())
+    # What comes out of Ray's object store is read-only, which torch warns of.
+    return weights_hash((name, torch.from_numpy(np.require(array, requirements=("C", "W")))) for name, array in arrays.items())
 
 
 def world_hash(model: LatentActionLM) -> str:

@@ -12,6 +12,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from configs.schema import Improve
 from latent_control.base import BaseLM
@@ -84,6 +85,12 @@ class PolicyLearner(TorchLearner):
     def get_parameters(self, module: Any) -> Sequence[torch.nn.Parameter]:
         """Only what is trained; RLlib's default hands frozen tensors to the optimiser too."""
         return [p for p in module.parameters() if p.requires_grad]
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when the new one is 0."""
+        if WEIGHTS_SEQ_NO in state:
+            self._weights_seq_no = 0
+        super().set_state(state)
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume shuffles alike."""

@@ -116,8 +116,16 @@ class LatentRL(Algorithm):
         return LatentRLConfig()
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Build workers and learner (RLlib), then publish version 0."""
-        super().setup(config)
+        """Build workers and learner (RLlib), then publish version 0.
+
+        Raises:
+            RuntimeError: no worker could start.
+        """
+        try:
+            super().setup(config)
+        except IndexError as error:
+            # RLlib logs why, goes on, and stumbles over having no worker to ask.
+            raise RuntimeError("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
         self.run_config: RunConfig = config.env_config["run"]
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
         self.pool = RolloutPool(

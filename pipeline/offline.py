@@ -139,12 +139,12 @@ def work(job: OfflineJob, log: Log) -> None:
     hooks = Hooks(
         log=log if main else lambda *_: None,
         # The workers of a sharded model can only compute together.
-        evaluate=lambda update: measure(job, stage, heldout, update) if main or settings.shard else {},
+        evaluate=lambda update: measure(job, stage, heldout, update) if main or settings.sharded else {},
         save=lambda update: save_state(job, stage, optimizer, update, write=main),
     )
     train(stage, batches, settings=settings, accelerator=accelerator, optimizer=optimizer, seed=config.seed, start=start, hooks=hooks)
     accelerator.wait_for_everyone()
-    plain = plain_copy(job, stage, main) if settings.shard else stage
+    plain = plain_copy(job, stage, main) if settings.sharded else stage
     if main:
         save_result(job, plain, tokenizer, measure(job, plain, heldout, 0) if settings.updates == 0 else {})
     accelerator.wait_for_everyone()
@@ -169,7 +169,7 @@ def restored(job: OfflineJob, stage: OfflineStage, accelerator: Accelerator, fol
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state["model"][name])
-    if job.settings.shard:
+    if job.settings.sharded:
         shard(stage, stage.model, accelerator.device, accelerator.num_processes)
         optimizer = make_optimizer(stage, job.settings)
     if state is not None:

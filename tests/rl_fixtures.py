@@ -35,7 +35,8 @@ def tiny_checkpoint(tiny_base: Path, randomise: Callable[[LatentActionLM], Laten
     """Eight codes that matter on ``tiny_base``; policy and inverse dynamics of one block read ``late``."""
     layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
     model = randomise(LatentActionLM.from_base(tiny_base, num_actions=NUM_ACTIONS, seed=1, **layers))
-    # Smaller choices than `randomise` makes: the policy explores.
+    # Large codes: a token depends on its code more than on its state, which is soon learned. Small choices: the policy explores.
+    model.codebook.data *= 8
     torch.nn.init.normal_(model.policy.head.weight, std=0.05, generator=torch.Generator().manual_seed(6))
     return model.save_pretrained(tiny_base.parent / "checkpoint")
 

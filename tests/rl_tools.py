@@ -1,15 +1,14 @@
-"""What the tests of reinforcement learning share: a task that chance solves, workers and learners in this process.
-
-Ray workers import it too, for ``EvenRunner``.
-"""
+"""What the tests of reinforcement learning share: a task that chance solves, workers and learners in this process."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from configs.schema import RunConfig
@@ -23,6 +22,8 @@ from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.protocol import LazySequence
 
 NUM_ACTIONS, WIDTH = 8, 32
+# Ray workers do not find this file: they get its classes themselves.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 Config = Callable[..., RunConfig]
 

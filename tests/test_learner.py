@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -407,8 +408,24 @@ def test_state_survives_the_disk_and_the_next_update_is_the_same(config: Config,
     checkpoints.save_tree(tmp_path, "learner", {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)})
     restored = make_learner(settings, tiny_checkpoint, level)
     restored.set_state({**checkpoints.load_tree(tmp_path, "learner"), "weights_seq_no": 3})
-    for one in (straight, restored):
-        update(one, rollouts)
+    update(straight, rollouts)
+    update(restored, rollouts)
     continued, again = weights_of(straight), weights_of(restored)
     assert all(np.array_equal(continued[name], again[name]) for name in continued)
     assert not list(tmp_path.glob("*.pkl"))
+
+
+def test_an_older_state_is_taken_by_a_learner_that_has_gone_on(learner: Learners, rollouts: list[Rollout]) -> None:
+    """RLlib ignores weights with a smaller number of updates than its own."""
+    trained = learner(warmup_updates=4)
+    start = copy.deepcopy(trained.get_state())
+    update(trained, rollouts)
+    state = copy.deepcopy(trained.get_state())
+    update(trained, rollouts)
+    wanted = weights_of(trained)
+    update(trained, rollouts)
+    trained.set_state(state)
+    update(trained, rollouts)
+    assert all(np.array_equal(wanted[name], w) for name, w in weights_of(trained).items())
+    trained.set_state(start)
+    assert trained._weights_seq_no == 0 and not any(o.state_dict()["state"] for o in trained._optimizer_parameters)

@@ -1,0 +1,327 @@
+"""The RL loops on real Ray: plumbing by counting, repeatability, killed workers, the asynchronous window, several learners."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.training_data import TrainingData
+from rl_tools import Config, EvenTask, host_of, rllib_config
+
+from latent_control.advantages import ADVANTAGES
+from latent_control.persistence import array_hash
+from learners.collate import Collate
+from pipeline import checkpoints
+from pipeline.algorithm import LatentRL
+from pipeline.improve import replay_actor, update_metrics
+from pipeline.pool import Answer, RolloutPool
+from pipeline.requests import prompt_indices
+from rollout_workers.episodes import Rollout
+from rollout_workers.tasks import Score
+
+pytest_plugins = ("rl_fixtures",)
+
+Algorithms = Callable[..., LatentRL]
+
+
+@pytest.fixture(scope="module")
+def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator[LatentRL]:
+    """Two workers and a learner in this process. Tests start it from version 0 with ``fresh``."""
+    algorithm = rllib_config(config(), host_of(tiny_checkpoint)).build_algo()
+    algorithm.start = algorithm.learner_state()
+    yield algorithm
+    algorithm.stop()
+
+
+@pytest.fixture
+def fresh(shared: LatentRL, config: Config) -> LatentRL:
+    """``shared`` as it was built."""
+    shared.run_config, shared.requested, shared.replay = config(), 0, None
+    shared.restore_learner(shared.start)
+    return shared
+
+
+@contextmanager
+def consumed(algorithm: LatentRL, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, list[Answer], list[Rollout]]]]:
+    """What each update is given: (version before it, answers, their rollouts out of the object store)."""
+    found: list[tuple[int, list[Answer], list[Rollout]]] = []
+    original = LatentRL._consume
+
+    def spy(self: LatentRL, answers: list[Answer]) -> None:
+        found.append((self.policy.version, answers, [r for a in answers for r in ray.get(a.rollouts)]))
+        original(self, answers)
+
+    monkeypatch.setattr(LatentRL, "_consume", spy)
+    yield found
+
+
+def train(algorithm: LatentRL, updates: int) -> list[dict[str, float]]:
+    return [update_metrics(algorithm.train()) for _ in range(updates)]
+
+
+def kill(algorithm: LatentRL, worker: int) -> None:
+    """SIGKILL the process of a rollout worker."""
+    actor = algorithm.env_runner_group._worker_manager.actors()[worker]
+    os.kill(ray.get(actor.apply.remote(lambda _: os.getpid())), signal.SIGKILL)
+
+
+def wait_until_healthy(algorithm: LatentRL) -> None:
+    deadline = time.monotonic() + 60
+    while len(algorithm.env_runner_group.healthy_worker_ids()) < 2:
+        assert time.monotonic() < deadline, "the worker did not come back"
+        algorithm.pool.poll(0.1)
+
+
+# -- plumbing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_everyone_counts_the_same(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Driver's summary, rollouts in the object store and the learner's batch agree, update by update."""
+    batches: list[tuple[list[Rollout], dict[str, torch.Tensor]]] = []
+    original = Collate.__call__
+
+    def spy(self: Collate, *, episodes: list[Rollout], **kwargs: Any) -> Any:
+        batch = original(self, episodes=episodes, **kwargs)
+        batches.append((episodes, batch[DEFAULT_MODULE_ID]))
+        return batch
+
+    monkeypatch.setattr(Collate, "__call__", spy)
+    hashes = [fresh.policy.weights_hash]
+    with consumed(fresh, monkeypatch) as given:
+        metrics = []
+        for _ in range(3):
+            metrics += train(fresh, 1)
+            hashes.append(fresh.policy.weights_hash)
+    assert len(set(hashes)) == 4, "every update changes the weights"
+    task, seen = EvenTask(), set()
+    for number, ((version, answers, rollouts), (episodes, batch)) in enumerate(zip(given, batches, strict=True)):
+        assert version == number and len(rollouts) == 16
+        assert {(r.policy_version, r.policy_hash) for r in rollouts} == {(number, hashes[number])}
+        prompts = [f"countdown/train/{i}" for i in prompt_indices(number, 4, size=1_000_000, seed=0)]
+        assert [r.prompt_id for r in rollouts] == [p for p in prompts for _ in range(4)]
+        # The driver saw summaries only; they are those of the rollouts, which are those the learner got, in the same order.
+        assert [r for a in answers for r in a.summary.rewards] == [r.reward for r in rollouts]
+        assert metrics[number]["reward"] == pytest.approx(np.mean([r.reward for r in rollouts]))
+        assert metrics[number]["rollouts"] == 16 and metrics[number]["tokens"] == sum(map(len, rollouts))
+        assert [r.rollout_id for r in episodes] == [r.rollout_id for r in rollouts]
+        rewards = torch.tensor([r.reward for r in rollouts]).view(4, 4)
+        assert torch.equal(batch[Columns.ADVANTAGES], ADVANTAGES["grpo"](rewards, torch.ones(4, 4, dtype=torch.bool)).flatten())
+        for row, rollout in enumerate(rollouts):
+            mask = batch[Columns.LOSS_MASK][row]
+            assert batch[Columns.ACTIONS][row][mask].tolist() == rollout.actions.tolist()
+            assert batch["tokens"][row][: len(rollout.prompt_tokens)].tolist() == rollout.prompt_tokens.tolist()
+            verdict = task.score(task.prompts("train")[int(rollout.prompt_id.rsplit("/", 1)[1])], rollout.text)
+            assert isinstance(verdict, Score) and verdict.reward == rollout.reward
+        assert metrics[number]["logp_gap"] < 1e-5 and metrics[number]["staleness_max"] == 0
+        seen |= {r.rollout_id for r in rollouts}
+    assert len(seen) == 48
+    assert fresh.policy.version == 3 == fresh.learner_group._learner._weights_seq_no
+
+
+def test_policy_weights_only_travel(fresh: LatentRL) -> None:
+    trained = fresh.learner_group._learner.module[DEFAULT_MODULE_ID].trained()
+    assert fresh.weights.keys() == trained.keys() and array_hash(fresh.weights) == fresh.policy.weights_hash
+    assert fresh.env_runner_group.local_env_runner is None, "the driver hosts no language model"
+
+
+def test_failed_verdicts_are_counted_and_masked(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout whose first token ends it has no text: the verifier cannot judge."""
+    with consumed(fresh, monkeypatch) as given:
+        metrics = train(fresh, 4)
+    failed = [sum(r.reward is None for r in rollouts) for _, _, rollouts in given]
+    assert [m["failures"] for m in metrics] == failed
+    assert all((r.reward is None) == (r.text == "") == (r.failure == "empty: nothing was generated") for _, _, rs in given for r in rs)
+
+
+# -- repeatability ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: LatentRL, config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Rewards of three updates from version 0, and the weights after them."""
+    shared.run_config, shared.requested, shared.replay = config(), 0, None
+    shared.restore_learner(shared.start)
+    return [m["reward"] for m in train(shared, 3)], shared.weights
+
+
+Undisturbed = tuple[list[float], dict[str, np.ndarray]]
+
+
+def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
+    return found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_same_config_and_seed_same_run(algorithm: Algorithms, config: Config, undisturbed: Undisturbed) -> None:
+    """Other processes, the same bits."""
+    again = algorithm(config())
+    assert [m["reward"] for m in train(again, 3)] == undisturbed[0]
+    assert same(again.weights, undisturbed[1])
+
+
+def test_another_seed_is_another_run(fresh: LatentRL, config: Config, undisturbed: Undisturbed) -> None:
+    fresh.run_config = config(seed=1)
+    assert [m["reward"] for m in train(fresh, 2)] != undisturbed[0][:2]
+
+
+def test_continues_from_its_state_as_if_never_stopped(fresh: LatentRL, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    train(fresh, 2)
+    checkpoints.save_tree(tmp_path, "learner", fresh.learner_state())
+    train(fresh, 2)
+    fresh.restore_learner(checkpoints.load_tree(tmp_path, "learner"))
+    assert fresh.policy.version == 2
+    assert [m["reward"] for m in train(fresh, 1)] == undisturbed[0][2:]
+    assert same(fresh.weights, undisturbed[1])
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> None:
+    asked = fresh.requests_of(0)[0]
+    for broken, error, message in (
+        (replace(asked, prompt_indices=(10**9,)), IndexError, "out of range"),
+        (replace(asked, policy=replace(asked.policy, version=7, weights_hash="0" * 64)), ValueError, "announced was 000000000000"),
+    ):
+        fresh.pool.submit([broken])
+        with pytest.raises(error, match=message):
+            fresh.pool.take([broken.request_id])
+        fresh.pool.running.clear()
+    assert len(train(fresh, 1)) == 1, "the workers live on"
+
+
+# -- asynchronous -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_asynchronous_updates_stay_within_the_staleness(
+    fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch, max_staleness: int
+) -> None:
+    fresh.run_config = config(improve={"mode": "async", "max_staleness": max_staleness})
+    with consumed(fresh, monkeypatch) as given:
+        metrics = train(fresh, 6)
+    assert [version for version, _, _ in given] == list(range(6))
+    for number, (version, _, rollouts) in enumerate(given):
+        staleness = {version - r.policy_version for r in rollouts}
+        assert staleness == {min(number, max_staleness)}, "measured where it is consumed, and bounded by construction"
+        assert metrics[number]["staleness_max"] == max(staleness)
+    assert len({r.rollout_id for _, _, rs in given for r in rs}) == 6 * 16
+    # What runs ahead is for updates to come; it is not left to the next test.
+    ahead = [r.request_id for number in range(6, 6 + max_staleness) for r in fresh.requests_of(number)]
+    fresh.pool.take(ahead)
+
+
+# -- several learners, the token level, learning ----------------------------------------------------------------------------
+
+
+def learner_weights(algorithm: LatentRL) -> list[dict[str, np.ndarray]]:
+    results = algorithm.learner_group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].get_state())
+    return [result.get() for result in results]
+
+
+def test_two_learners_hold_the_same_weights_and_train_as_one(
+    algorithm: Algorithms, fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [fresh.weights] + [(train(fresh, 1), fresh.weights)[1] for _ in range(2)]
+    two = algorithm(config(cluster={"num_learners": 2}))
+    with consumed(two, monkeypatch) as given:
+        train(two, 2)
+    first, second = learner_weights(two)
+    assert same(first, second) and same(two.weights, first)
+    # Updates of Adam's first steps have the size of the learning rate, whatever the gradient: compare with that.
+    assert max(float(np.abs(two.weights[name] - alone[2][name]).max()) for name in first) < 0.05 * 1e-2
+    assert [len(rollouts) for _, _, rollouts in given] == [16, 16]
+    # A gradient that is not finite on one learner stops both: neither is left waiting for the other.
+    broken = [[replace(r, reward=float("nan")) for r in rollouts] for rollouts in (ray.get(a.rollouts) for a in given[-1][1])]
+    whole = ray.get(given[-1][1][1].rollouts)
+    data = TrainingData(episodes_refs=[ray.put(broken[0]), ray.put(whole)])
+    with pytest.raises(FloatingPointError, match="the weights were left as they are"):
+        two.learner_group.update(training_data=data, num_epochs=1, minibatch_size=8, num_total_minibatches=1)
+
+
+def test_token_level_trains_the_last_block_only(algorithm: Algorithms, config: Config) -> None:
+    tokens = algorithm(config(improve={"level": "token", "features": "recompute"}, rollout={"num_workers": 1}), level="token")
+    module = tokens.learner_group._learner.module[DEFAULT_MODULE_ID]
+    head, before = module.policy.head.weight.clone(), tokens.weights
+    metrics = train(tokens, 2)
+    assert all(m["logp_gap"] < 1e-5 for m in metrics)
+    assert torch.equal(module.policy.head.weight, head) and "head.weight" not in tokens.weights
+    assert any(not np.array_equal(before[name], tokens.weights[name]) for name in before)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
+    """Even words are rewarded; less than half of them are even by chance."""
+    fresh.run_config = config(improve={"mode": mode, "max_staleness": 1})
+    rewards = [m["reward"] for m in train(fresh, 30)]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.25
+    if mode == "async":
+        fresh.pool.take([r.request_id for r in fresh.requests_of(30)])
+
+
+# -- workers die (last, since they take seconds to come back) --------------------------------------------------------------
+
+
+def test_a_worker_killed_while_sampling_costs_nothing(
+    fresh: LatentRL, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipeline.context import StageContext
+    from pipeline.runlog import RunLog
+
+    context = StageContext(config=fresh.run_config, run_dir=tmp_path, log=RunLog(tmp_path, quiet=True), task=EvenTask())
+    fresh.replay = replay_actor(context, "improve")
+    original, killed = RolloutPool._send, []
+
+    def send_then_kill(self: RolloutPool, worker: int, request: Any) -> None:
+        if fresh.policy.version == 1 and not killed:
+            killed.append(worker)
+            kill(fresh, worker)  # asked while idle, so that the request meets a dying worker
+        original(self, worker, request)
+
+    monkeypatch.setattr(RolloutPool, "_send", send_then_kill)
+    with consumed(fresh, monkeypatch) as given:
+        metrics = train(fresh, 3)
+    fresh.flush_replay()
+    assert killed and [m["reward"] for m in metrics] == undisturbed[0]
+    assert same(fresh.weights, undisturbed[1]), "the same updates, bit for bit"
+    assert [(v, {r.policy_version for r in rs}, len(rs)) for v, _, rs in given] == [(v, {v}, 16) for v in range(3)]
+    stored = pd.read_parquet(tmp_path / "replay")
+    assert sorted(stored.rollout_id) == sorted({r.rollout_id for _, _, rs in given for r in rs}) and len(stored) == 48
+    fresh.replay = None
+    wait_until_healthy(fresh)
+
+
+def test_rollouts_outlive_the_worker_that_made_them(fresh: LatentRL) -> None:
+    """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere warning."""
+    requests = fresh.requests_of(0)
+    fresh.pool.submit(requests)
+    answers = fresh.pool.take([r.request_id for r in requests])
+    workers = {a.summary.worker for a in answers}
+    for worker in workers:
+        kill(fresh, worker)
+    time.sleep(1.0)
+    data = TrainingData(episodes_refs=[a.rollouts for a in answers])
+    data.solve_refs()
+    assert len(data.episodes) == 16
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_are_an_error_that_says_so(
+    ray_session: None, config: Config, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    settings = rllib_config(config(rollout={"num_workers": 1}), host_of(tiny_checkpoint))
+    settings.env_config["worker"] = replace(settings.env_config["worker"], host=host_of(tmp_path / "nowhere"))
+    with pytest.raises(RuntimeError, match="no rollout worker could start"):
+        settings.build_algo()
