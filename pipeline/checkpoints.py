@@ -48,9 +48,8 @@ def write(folder: Path, *, files: Callable[[Path], None], info: Mapping[str, Any
         files(staging)
         _seal(staging, info)
         _publish(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # gone already when it was published
 
 
 def _seal(staging: Path, info: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from configs.schema import RunConfig
 from pipeline import checkpoints
 from pipeline.bases import resolve_base
 from pipeline.context import StageContext, StageResult
+from pipeline.durable import write_atomic
 from pipeline.runlog import RunLog
 from pipeline.tracking import Tracker
 from rollout_workers.tasks import build_task
@@ -237,9 +238,4 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    write_atomic(path, json.dumps(value, indent=1).encode())

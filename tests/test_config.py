@@ -240,7 +240,7 @@ class TestCrossFieldChecks:
         ],
     )
     def test_fitting_fields_pass(self, overrides, write_config):
-        load_config(write_config(), overrides)
+        assert "evaluate" in load_config(write_config(), overrides).stages
 
 
 def test_what_is_right_is_still_known_when_something_is_wrong(write_config):
