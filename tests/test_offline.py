@@ -19,7 +19,7 @@ from latent_control.records import TokenBatch
 from learners.actions import ActionsStage, gumbel_temperature
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
-from learners.offline import OfflineStage, learning_rate, make_optimizer, one_update
+from learners.offline import OfflineStage, Step, learning_rate, make_optimizer, one_update
 from pipeline.data import training_batches
 from pipeline.offline import OfflineJob, guard_codebook, new_model, run_workers, work
 from rollout_workers.tasks import build_task
@@ -191,6 +191,40 @@ def gradients(stage: OfflineStage, settings: Training, batch: TokenBatch | None 
         update=0,
     )
     return {name: before[name] - p.detach() for name, p in trained.items()}
+
+
+def by_hand(model: LatentActionLM, batch: TokenBatch, kind: str) -> float:
+    """A stage's loss from the method's own arrows, position by position: a_t is taken at t and explains x_{t+1}."""
+    terms = []
+    for ids, mask, response in zip(batch.input_ids, batch.attention_mask, batch.response_mask, strict=True):
+        row = ids[None, : int(mask.sum())]
+        features, labels = model.features(row), model.label_actions(row)
+        policy = torch.log_softmax(model.policy_logits(features), -1)[0]
+        codes = policy.argmax(-1)[None] if kind == "fta_p" else torch.cat([labels, labels[:, -1:]], 1)
+        world = torch.log_softmax(model.world_logits(features, codes), -1)[0]
+        for t in range(row.shape[1] - 1):
+            if response[t + 1]:
+                terms.append(-policy[t, labels[0, t]] if kind == "clone" else -world[t, row[0, t + 1]])
+    return float(torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("kind", ["clone", "fta_p", "fta_i", "actions"])
+def test_losses_pair_each_token_with_the_code_that_produced_it(tiny_checkpoint: Path, kind: str) -> None:
+    model = LatentActionLM.from_pretrained(tiny_checkpoint)
+    # So cold and so sure that Gumbel noise decides nothing: the sampled code is the label.
+    model.inverse_dynamics.head.weight.data *= 1e4
+    stages: dict[str, OfflineStage] = {
+        "clone": CloneStage(model, clone(targets="hard")),
+        "fta_p": FinetuneStage(model, finetune(codes="policy")),
+        "fta_i": FinetuneStage(model, finetune(codes="inverse_dynamics")),
+        "actions": ActionsStage(model, actions(usage_weight=0.0, temperature=0.5)),
+    }
+    batch = batch_of(model)
+    positions = float(batch.response_mask[:, 1:].sum())
+    step = Step(update=0, updates=1, positions=positions, generator=torch.Generator().manual_seed(0), context=None)
+    with torch.no_grad():
+        loss, _ = stages[kind](batch, step)
+        assert float(loss) == pytest.approx(by_hand(model, batch, kind), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["actions", "clone_soft", "clone_hard", "finetune"])

@@ -18,6 +18,9 @@ from pipeline.pool import Answer, RolloutPool
 from pipeline.requests import prompt_indices
 from rollout_workers.episodes import PolicyVersion, RolloutRequest, RolloutSummary
 
+# A pool that loses a request waits for ever.
+pytestmark = pytest.mark.timeout(60)
+
 
 def request(number: int, policy: PolicyVersion | None = None) -> RolloutRequest:
     return RolloutRequest(request_id=number, split="train", prompt_indices=(number,), group_size=2, seed=0, policy=policy)
