@@ -301,7 +301,9 @@ class TestRunResumeEvaluate:
     def test_ctrl_c_says_how_to_go_on(self, config_file, tmp_path):
         path, folder = config_file(TRAINS_A_BASE), tmp_path / "r"
         code = (
-            "import pathlib, sys, time, types\n"
+            "import pathlib, signal, sys, time, types\n"
+            # A shell that starts the tests in the background has them ignore Ctrl-C.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def run(config, run_dir, quiet):\n"
             "    run_dir.mkdir(); (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"

@@ -357,3 +357,10 @@ def test_two_workers_see_the_usage_of_the_whole_batch(make_job: Jobs, ray_sessio
     run_workers(job, lambda update, metrics: logged.append(metrics))
     assert len(logged) == 3 and all(torch.isfinite(torch.tensor(r["loss"])) for r in logged)
     assert job.result.is_dir()
+
+
+@pytest.mark.slow
+def test_a_collapsed_codebook_stops_several_workers_with_the_same_advice(make_job: Jobs, ray_session: None) -> None:
+    job = make_job("actions", actions(updates=2, anneal_share=0.5, min_alive_share=1.0, num_workers=2), "two")
+    with pytest.raises(RuntimeError, match=r"(?s)the codebook has collapsed.*Raise actions.usage_weight"):
+        run_workers(job, lambda *_: None)
