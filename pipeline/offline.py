@@ -181,7 +181,7 @@ def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: in
     """Held-out measures of a stage; the costly ones at its end only.
 
     Raises:
-        RuntimeError: the codebook has collapsed (stage ``actions``).
+        ValueError: the codebook has collapsed (stage ``actions``).
     """
     with gathered(stage):
         return measure_whole(job, stage.model, heldout, update)
@@ -205,7 +205,7 @@ def guard_codebook(settings: Training, found: dict[str, float], update: int) -> 
     """Stop a run whose codebook has collapsed, before it wastes the later stages."""
     assert isinstance(settings, Actions)
     if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
-        raise RuntimeError(
+        raise ValueError(
             f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after {update} updates "
             f"(actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight (now {settings.usage_weight}), "
             f"start with a higher actions.temperature (now {settings.temperature}), or ask for fewer codes (actions.num_actions)"
@@ -247,9 +247,13 @@ def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: d
 
 
 def run_workers(job: OfflineJob, log: Log) -> None:
-    """Data-parallel training on Ray Train workers; the first one's log lines come back through a queue."""
+    """Data-parallel training on Ray Train workers; the first one's log lines come back through a queue.
+
+    Raises:
+        Whatever a worker raised.
+    """
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train import ScalingConfig
+    from ray.train import ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
@@ -268,6 +272,9 @@ def run_workers(job: OfflineJob, log: Log) -> None:
     reader.start()
     try:
         trainer.fit()
+    except WorkerGroupError as error:
+        # Ray Train wraps what happened in a worker in its own report of it.
+        raise next((getattr(e, "_base_exc", e) for e in error.worker_failures.values()), error) from error
     finally:
         finished.set()
         reader.join()

@@ -66,7 +66,8 @@ class RolloutPool:
         """Wait for these requests and return their answers in the given order.
 
         Raises:
-            RuntimeError: no worker answered within the timeout, or a request was lost with its worker too often.
+            TimeoutError: no worker answered in time.
+            RuntimeError: a request was lost with its worker too often.
         """
         wanted = list(request_ids)
         while not all(i in self.answers for i in wanted):
@@ -83,7 +84,7 @@ class RolloutPool:
         self.restore()
         self._dispatch()
         if (self.running or self.waiting) and time.monotonic() - self.last_answer > self.timeout:
-            raise RuntimeError(
+            raise TimeoutError(
                 f"no rollout worker has answered for {self.timeout:.0f} s; {self._hands()}: "
                 "raise cluster.worker_timeout_seconds, or look into these actors' logs"
             )

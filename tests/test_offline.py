@@ -317,7 +317,7 @@ def test_a_collapsed_codebook_stops_the_run_with_advice(make_job: Jobs) -> None:
         r"the codebook has collapsed: \d of 8 codes are alive after 2 updates \(actions.min_alive_share is 1.0\)\. "
         r"Raise actions.usage_weight \(now 0.0\).*actions.temperature \(now 2.0\).*actions.num_actions"
     )
-    with pytest.raises(RuntimeError, match=wanted):
+    with pytest.raises(ValueError, match=wanted):
         done(job)
     assert not job.result.exists()
 
@@ -327,7 +327,7 @@ def test_the_guard_waits_for_the_annealing(update: int, share: float, stops: boo
     settings = Actions(updates=100, anneal_share=0.2, min_alive_share=0.25)
     found = {"alive_share": share, "alive_codes": share * 64}
     if stops:
-        with pytest.raises(RuntimeError, match=f"{share * 64:.0f} of 64 codes are alive after {update} updates"):
+        with pytest.raises(ValueError, match=f"{share * 64:.0f} of 64 codes are alive after {update} updates"):
             guard_codebook(settings, found, update)
     else:
         guard_codebook(settings, found, update)
@@ -362,5 +362,5 @@ def test_two_workers_see_the_usage_of_the_whole_batch(make_job: Jobs, ray_sessio
 @pytest.mark.slow
 def test_a_collapsed_codebook_stops_several_workers_with_the_same_advice(make_job: Jobs, ray_session: None) -> None:
     job = make_job("actions", actions(updates=2, anneal_share=0.5, min_alive_share=1.0, num_workers=2), "two")
-    with pytest.raises(RuntimeError, match=r"(?s)the codebook has collapsed.*Raise actions.usage_weight"):
+    with pytest.raises(ValueError, match=r"(?s)the codebook has collapsed.*Raise actions.usage_weight"):
         run_workers(job, lambda *_: None)

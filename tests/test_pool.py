@@ -250,7 +250,7 @@ def test_silence_is_an_error_that_names_the_workers(make_pool: Make, monkeypatch
             c.finish(1)
 
     cluster.act = answer_once_then_hang
-    with pytest.raises(RuntimeError, match=r"no rollout worker has answered for 5 s.*\{1: \[2\], 2: \[1\]\}.*worker_timeout_seconds"):
+    with pytest.raises(TimeoutError, match=r"no rollout worker has answered for 5 s.*\{1: \[2\], 2: \[1\]\}.*worker_timeout_seconds"):
         pool.take(range(3))
     assert clock.now == 10.0, "the clock starts at the last answer"
 
@@ -268,7 +268,7 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
     pool.restore = lambda: None
     cluster.act = lambda c: (c.kill(1), c.kill(2))
     pool.submit(map(request, range(3)))
-    with pytest.raises(RuntimeError, match=r"queued \[0, 1, 2\], down are workers \[1, 2\]"):
+    with pytest.raises(TimeoutError, match=r"queued \[0, 1, 2\], down are workers \[1, 2\]"):
         pool.take(range(3))
 
 
