@@ -196,6 +196,7 @@ def decode(
         action_logp=joined("logp", 0.0),
         lengths=torch.cat([part.lengths for part in parts]),
         finish_reasons=tuple("stop" if s else "length" for part in parts for s in part.stopped.tolist()),
+        versions=torch.where(joined("actions", -1) < 0, -1, 0),
         features=tuple(f for part in parts for f in part.features()) if sampling.keep_features else None,
     )
 
@@ -233,8 +234,12 @@ def generate(
     repeats: int = 1,
     row_seeds: Sequence[int] | None = None,
     return_features: bool = False,
+    refresh: Callable[[], int] | None = None,
 ) -> Generation:
-    """``LatentActionLM.generate`` for any actor; see there for the arguments."""
+    """``LatentActionLM.generate`` for any actor; see there for the arguments.
+
+    ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
+    """
     rows = len(input_ids) * repeats
     limits = row_limits(max_new_tokens, rows, input_ids.device)
     if temperature < 0 or (top_k is not None and top_k < 1) or (batch_size is not None and batch_size < 1):

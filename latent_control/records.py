@@ -69,5 +69,7 @@ class Generation:
     """[B] int64"""
     finish_reasons: tuple[str, ...]
     """"stop" (end token) or "length", per row"""
+    versions: torch.Tensor
+    """[B, T] int64, version of the policy that chose each action: 0 throughout unless ``refresh`` was given; -1 after the end"""
     features: tuple[torch.Tensor, ...] | None = None
     """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""

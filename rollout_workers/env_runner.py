@@ -18,12 +18,12 @@ from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from ray.rllib.utils.typing import StateDict
 
-from latent_control.decoding import generate
 from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
 from latent_control.records import Generation
+from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
-from rollout_workers.hosting import Host, WorkerSettings, load_host
+from rollout_workers.hosting import WorkerSettings
 from rollout_workers.tasks import Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
@@ -52,15 +52,18 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         self.task = build_task(self.settings.task)
         self.policy_dtype: torch.dtype = getattr(torch, self.settings.policy_dtype)
         self.hosted = self.settings.host
-        self.host = load_host(self.hosted, self.device, self.policy_dtype) if self.hosted else None
+        self.engine = self._load(self.hosted) if self.hosted else None
+
+    def _load(self, spec: HostSpec) -> RolloutEngine:
+        return load_engine(spec, self.settings.rollout, device=self.device, policy_dtype=self.policy_dtype)
 
     def make_module(self) -> None:
         """Build the policy's RLModule, in the dtype it samples with, and let it steer the hosted model."""
-        if self.host is None:
+        if self.engine is None:
             return
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
         self.module = spec.build().to(self.device, self.policy_dtype).eval()
-        self.host = self.host.with_policy(self.module.policy)
+        self.engine.use(self.module.policy)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Observation and action space, of which RLlib needs the sizes only."""
@@ -118,16 +121,26 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         Raises:
             ValueError: a prompt is longer than ``task.max_prompt_tokens``, or the weights' hash is not the one announced.
         """
-        host = self._rehost(request.host or self.settings.host)
+        engine = self._rehost(request.host or self.settings.host)
         if request.policy is not None:
             self._use(request.policy)
         prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
-        encoded = [self._encode(host, prompt) for prompt in prompts]
+        encoded = [self._encode(engine, prompt) for prompt in prompts]
         seeds = [rollout_seed(request.seed, index, place) for index in request.prompt_indices for place in range(request.group_size)]
-        generation = self._generate(host, request, encoded, seeds)
+        generation = engine.generate(
+            DecodeJob(
+                prompts=tuple(encoded),
+                repeats=request.group_size,
+                seeds=tuple(seeds),
+                max_new_tokens=self.settings.rollout.max_new_tokens,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                keep_features=request.ship_features,
+            )
+        )
         return [
             self._rollout(
-                host, request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row]
+                engine, request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row]
             )
             for row in range(len(seeds))
         ]
@@ -153,14 +166,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         )
         return rollouts, (summary, self.get_metrics())
 
-    def _rehost(self, wanted: HostSpec | None) -> Host:
+    def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:
         """Host the model a request is for; evaluation asks for several in turn."""
         assert wanted is not None, "a worker without a model of its own needs requests that name theirs"
         if wanted != self.hosted:
-            self.host = None
-            self.host, self.hosted = load_host(wanted, self.device, self.policy_dtype), wanted
-        assert self.host is not None
-        return self.host
+            self.engine = None
+            self.engine, self.hosted = self._load(wanted), wanted
+        assert self.engine is not None
+        return self.engine
 
     def _use(self, policy: PolicyVersion) -> None:
         """Load the weights of ``policy`` unless they are loaded."""
@@ -173,45 +186,33 @@ class LMEnvRunner(EnvRunner, Checkpointable):
                 f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was {policy.weights_hash[:12]}"
             )
         self.module.set_state(weights)
+        assert self.engine is not None
+        self.engine.use(self.module.policy)
         self.policy_version, self.policy_hash = policy.version, policy.weights_hash
 
-    def _encode(self, host: Host, prompt: Prompt) -> list[int]:
-        ids = encode_prompt(host.tokenizer, prompt, chat=self.settings.task.chat)
+    def _encode(self, engine: RolloutEngine, prompt: Prompt) -> tuple[int, ...]:
+        ids = encode_prompt(engine.tokenizer, prompt, chat=self.settings.task.chat)
         if len(ids) > self.settings.task.max_prompt_tokens:
             raise ValueError(
                 f"prompt {prompt.id} has {len(ids)} tokens, more than "
                 f"task.max_prompt_tokens={self.settings.task.max_prompt_tokens}: raise it or shorten the prompt"
             )
-        return ids
-
-    def _generate(self, host: Host, request: RolloutRequest, encoded: Sequence[list[int]], seeds: list[int]) -> Generation:
-        """Decode all rows of the request, left padded."""
-        width = max(map(len, encoded))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in encoded], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=self.device)
-        with torch.no_grad():
-            return generate(
-                host.base,
-                host.actor(),
-                ids,
-                mask,
-                max_new_tokens=self.settings.rollout.max_new_tokens,
-                temperature=request.temperature,
-                top_k=request.top_k,
-                batch_size=self.settings.rollout.batch_size,
-                stop_token=host.tokenizer.eos_token_id,
-                repeats=request.group_size,
-                row_seeds=seeds,
-                return_features=request.ship_features,
-            )
+        return tuple(ids)
 
     def _rollout(
-        self, host: Host, request: RolloutRequest, prompt: Prompt, prompt_ids: list[int], generation: Generation, row: int, seed: int
+        self,
+        engine: RolloutEngine,
+        request: RolloutRequest,
+        prompt: Prompt,
+        prompt_ids: Sequence[int],
+        generation: Generation,
+        row: int,
+        seed: int,
     ) -> Rollout:
         """Row ``row`` of a generation as a scored record."""
         length = int(generation.lengths[row])
         tokens = generation.tokens[row, :length].int().cpu().numpy()
-        text = decode_response(host.tokenizer, tokens.tolist())
+        text = decode_response(engine.tokenizer, tokens.tolist())
         verdict = self.task.score(prompt, text)
         score = verdict if isinstance(verdict, Score) else None
         # Seed and prompt say which rollout this is, however the requests were cut: sampled again, it gets the same id.
@@ -233,9 +234,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             failure=f"{verdict.kind}: {verdict.message}" if isinstance(verdict, Failure) else None,
             policy_version=self.policy_version,
             policy_hash=self.policy_hash,
-            world_hash=host.world_hash,
-            codebook_hash=host.codebook_hash,
-            level=host.level,
+            world_hash=engine.world_hash,
+            codebook_hash=engine.codebook_hash,
+            level=engine.level,
             seed=seed,
             worker=self.worker_index,
             created=time.time(),
@@ -244,8 +245,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
 
     @staticmethod
     def _shipped(generation: Generation, row: int) -> Any:
-        """Features as numpy; bfloat16, which numpy lacks, travels as float32."""
+        """Features as numpy; bfloat16, which numpy lacks, travels as its bits (uint16)."""
         if generation.features is None:
             return None
-        features = generation.features[row]
-        return (features.float() if features.dtype == torch.bfloat16 else features).cpu().numpy()
+        features = generation.features[row].cpu()
+        return features.view(torch.uint16).numpy() if features.dtype == torch.bfloat16 else features.numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
@@ -43,10 +43,6 @@ class Host:
     tokenizer: PreTrainedTokenizerBase
     world_hash: str = ""
     codebook_hash: str = ""
-
-    def with_policy(self, policy: Tower) -> Host:
-        """The same model steered by another policy."""
-        return replace(self, policy=policy)
 
     def actor(self) -> Actor:
         """How this host acts."""

@@ -1,0 +1,21 @@
+"""Decoding engines behind one protocol; ``rollout.engine`` names one."""
+
+from __future__ import annotations
+
+import torch
+
+from configs.schema import Rollout as RolloutSettings
+from rollout_workers.engines.local import LocalEngine
+from rollout_workers.engines.protocol import DecodeJob, RolloutEngine
+from rollout_workers.episodes import HostSpec
+
+__all__ = ["DecodeJob", "RolloutEngine", "load_engine"]
+
+
+def load_engine(spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> RolloutEngine:
+    """The engine ``settings.engine`` names, hosting the model of ``spec``.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the engine cannot host it.
+    """
+    return LocalEngine.load(spec, settings, device=device, policy_dtype=policy_dtype)

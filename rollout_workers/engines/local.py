@@ -1,0 +1,58 @@
+"""The built-in engine: this project's own decoding on a hosted model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from configs.schema import Rollout as RolloutSettings
+from latent_control.decoding import generate
+from latent_control.records import Generation
+from latent_control.tower import Tower
+from rollout_workers.engines.protocol import DecodeJob
+from rollout_workers.episodes import HostSpec
+from rollout_workers.hosting import Host, load_host
+
+
+class LocalEngine:
+    """``latent_control.decoding.generate`` on any supported base LM, CPU or GPU."""
+
+    ships_features = True
+
+    def __init__(self, host: Host, settings: RolloutSettings) -> None:
+        self.host, self.settings = host, settings
+        self.level, self.world_hash, self.codebook_hash = host.level, host.world_hash, host.codebook_hash
+        self.tokenizer: PreTrainedTokenizerBase = host.tokenizer
+
+    @classmethod
+    def load(cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> LocalEngine:
+        """Host the model of ``spec``."""
+        return cls(load_host(spec, device, policy_dtype), settings)
+
+    def use(self, policy: Tower) -> None:
+        """Steer by this very tower: changes of its weights in place need no further call."""
+        self.host = replace(self.host, policy=policy)
+
+    def generate(self, job: DecodeJob) -> Generation:
+        """Decode, at most ``rollout.batch_size`` rows at once."""
+        device, width = self.host.base.lm.device, max(map(len, job.prompts))
+        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in job.prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in job.prompts], device=device)
+        with torch.inference_mode():
+            return generate(
+                self.host.base,
+                self.host.actor(),
+                ids,
+                mask,
+                max_new_tokens=job.max_new_tokens,
+                temperature=job.temperature,
+                top_k=job.top_k,
+                batch_size=self.settings.batch_size,
+                stop_token=self.tokenizer.eos_token_id,
+                repeats=job.repeats,
+                row_seeds=job.seeds,
+                return_features=job.keep_features,
+                refresh=job.refresh,
+            )

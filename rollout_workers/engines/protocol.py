@@ -1,0 +1,58 @@
+"""What a rollout worker asks of the thing that decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from latent_control.records import Generation
+from latent_control.tower import Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob:
+    """One call's work: ``repeats`` rollouts of each prompt.
+
+    ``DecodeJob(prompts=((5, 9, 2), (7, 1)), repeats=8, seeds=tuple(range(16)), max_new_tokens=48)``
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    """Token ids, no padding."""
+    repeats: int
+    seeds: tuple[int, ...]
+    """One random stream per rollout, prompts outer: a rollout depends on its own stream, never on its company."""
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int | None = None
+    keep_features: bool = False
+    """Also return the states the policy read, where the engine can (``ships_features``)."""
+    refresh: Callable[[], int] | None = None
+    """Asked between decoding steps: may call the engine's ``use`` and returns the policy version from now on."""
+
+
+class RolloutEngine(Protocol):
+    """Decodes with the policy it was given last; ``rollout.engine`` of the config names which one."""
+
+    level: str
+    """"latent", "token" or "base"."""
+    tokenizer: PreTrainedTokenizerBase
+    world_hash: str
+    """Of base LM, merge and codebook; "" at the levels without latent actions."""
+    codebook_hash: str
+    ships_features: bool
+    """Whether ``keep_features`` is possible; without it the learner recomputes them."""
+
+    def use(self, policy: Tower) -> None:
+        """Steer by ``policy`` as it is now; called again whenever its weights have changed."""
+        ...
+
+    def generate(self, job: DecodeJob) -> Generation:
+        """Decode the job; rows are prompts outer, repeats inner.
+
+        Where ``job.refresh`` changed the policy on the way, ``Generation.versions`` says which one chose each action.
+        """
+        ...
