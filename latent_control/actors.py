@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,48 +11,45 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from latent_control.base import BaseLM, final_logits
-from latent_control.decoding import Actor
-from latent_control.records import Features
 from latent_control.tower import Tower
 
 if TYPE_CHECKING:
     from latent_control.model import LatentActionLM
 
 
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """How actions are chosen and become tokens; three of these exist: latent policy, token-level policy, base LM."""
+
+    tower: Tower | None
+    """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
+    reads: str
+    """Which of the base's states tower (or head) reads, "final" or "late"."""
+    head: Callable[[torch.Tensor], torch.Tensor]
+    """hidden [B, D] -> logits [B, actions]"""
+    emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
+    """(the base's final state [B, D], actions [B]) -> tokens [B]"""
+
+
 def latent_actor(model: LatentActionLM) -> Actor:
     """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is tabulated."""
-    reads, table = model.config.policy_reads, model.merge.table(model.codebook)
+    table = model.merge.table(model.codebook)
 
-    def emit(features: Features, actions: torch.Tensor) -> torch.Tensor:
-        last = features.read("final")[:, -1]
-        return model.head(last, model.merge.lookup(last.to(model.codebook.dtype), actions, table)).argmax(-1)
+    def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
+        assert final is not None
+        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
 
-    return Actor(
-        logits=lambda features, mask, positions, cache: model.policy(features.read(reads), mask, cache, positions)[:, -1],
-        emit=emit,
-        new_cache=model.policy.new_cache,
-        state=lambda features: features.read(reads),
-    )
+    return Actor(tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit)
 
 
 def base_actor(base: BaseLM) -> Actor:
     """The bare base LM: an action is a token."""
-    return Actor(
-        logits=lambda features, *_: base.logits(features.read("final")[:, -1]),
-        emit=lambda _, actions: actions,
-        new_cache=base.new_cache,
-        state=lambda features: features.read("final"),
-    )
+    return Actor(tower=None, reads="final", head=base.logits, emit=lambda _, actions: actions)
 
 
-def token_actor(base: BaseLM, policy: Tower) -> Actor:
+def token_actor(policy: Tower) -> Actor:
     """The token-level baseline: ``policy`` (see ``token_policy``) on the base's ``late`` state, an action is a token."""
-    return Actor(
-        logits=lambda features, mask, positions, cache: policy(features.read("late"), mask, cache, positions)[:, -1],
-        emit=lambda _, actions: actions,
-        new_cache=policy.new_cache,
-        state=lambda features: features.read("late"),
-    )
+    return Actor(tower=policy, reads="late", head=policy.head, emit=lambda _, actions: actions)
 
 
 class LanguageHead(nn.Linear):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from latent_control.linear import linear
 from latent_control.records import Features
 from latent_control.tower import decoder_blocks, position_ids
 
@@ -126,4 +127,6 @@ class BaseLM(nn.Module):
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Language head of states [..., D] -> [..., V], scaled and soft-capped where the architecture says so."""
-        return final_logits(self.lm.get_output_embeddings()(states), self.decoder.config)
+        head = self.lm.get_output_embeddings()
+        logits = linear(states, head.weight, head.bias) if type(head) is nn.Linear else head(states)
+        return final_logits(logits, self.decoder.config)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latent_control.linear import linear
+
 
 class MergeBlock(nn.Module):
     """s + Down(silu(Gate [s; c]) * Up [s; c]), no biases."""
@@ -30,7 +32,7 @@ class MergeBlock(nn.Module):
 
 
 Table = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per block, the code terms of all codes: two of [N, inner]."""
+"""Per block: the state's share of Gate and Up, joined, [2 * inner, D]; the code terms of all codes, joined, [N, 2 * inner]."""
 
 
 class Merge(nn.Module):
@@ -52,12 +54,20 @@ class Merge(nn.Module):
         return state
 
     def table(self, codebook: torch.Tensor) -> Table:
-        """Code terms of a whole codebook [N, D], computed once for many steps."""
-        return [block.code_terms(codebook) for block in self.blocks]
+        """What of the blocks depends on a whole codebook [N, D], computed once for many steps."""
+        width = codebook.shape[-1]
+        return [
+            (
+                torch.cat([block.gate_proj.weight[:, :width], block.up_proj.weight[:, :width]]),
+                torch.cat(block.code_terms(codebook), dim=-1),
+            )
+            for block in self.blocks
+        ]
 
     def lookup(self, features: torch.Tensor, actions: torch.Tensor, table: Table) -> torch.Tensor:
         """``forward`` with codes given by number: features [..., D], actions [...] -> state [..., D]."""
         state = features
-        for block, (gate, up) in zip(self.blocks, table, strict=True):
-            state = block(state, (F.embedding(actions, gate), F.embedding(actions, up)))
+        for block, (weight, terms) in zip(self.blocks, table, strict=True):
+            gate, up = (linear(state, weight) + F.embedding(actions, terms)).chunk(2, -1)
+            state = state + linear(F.silu(gate) * up, block.down_proj.weight)
         return state

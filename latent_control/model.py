@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from latent_control.actors import base_actor, latent_actor
+from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
-from latent_control.decoding import Actor, generate
+from latent_control.decoding import generate
 from latent_control.merge import Merge
 from latent_control.records import Features, Generation
 from latent_control.tower import Tower

@@ -10,9 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
-from latent_control.actors import base_actor, latent_actor, token_actor, token_policy
+from latent_control.actors import Actor, base_actor, latent_actor, token_actor, token_policy
 from latent_control.base import BaseLM
-from latent_control.decoding import Actor
 from latent_control.model import LatentActionLM, load_base
 from latent_control.persistence import base_path, weights_hash, world_hash
 from latent_control.tower import Tower
@@ -50,7 +49,7 @@ class Host:
             assert self.policy is not None
             self.model.policy = self.policy
             return latent_actor(self.model)
-        return base_actor(self.base) if self.policy is None else token_actor(self.base, self.policy)
+        return base_actor(self.base) if self.policy is None else token_actor(self.policy)
 
 
 def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -> Host:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from latent_control import Generation, LatentActionLM
+from latent_control import Generation, LatentActionLM, engine
 from latent_control.actors import base_actor, token_actor, token_policy
 from latent_control.base import BaseLM
-from latent_control.decoding import Rows, generate, left_pad, special_tokens
+from latent_control.decoding import generate, left_pad, special_tokens
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
+from latent_control.engine import Engine
+from latent_control.slots import SlotMemory
 
 VOCABULARY, END, PAD = 48, 2, 0
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -137,12 +139,11 @@ def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(model: Laten
     rows, streams = prompts((4, 7, 2, 5, 5, 3)), [21, 22, 23, 24, 25, 26]
     stop = early_end(model, rows, streams, 14)
     squeezed: list[int] = []
-    squeeze = Rows._squeeze
-    monkeypatch.setattr(Rows, "_squeeze", lambda self: (squeezed.append(int(self.finished.sum())), squeeze(self)))
+    move = SlotMemory.move
+    monkeypatch.setattr(SlotMemory, "move", lambda self, sources, targets: (squeezed.append(len(sources)), move(self, sources, targets)))
     settings: dict[str, Any] = {"max_new_tokens": 14, "row_seeds": streams, "stop_token": stop, "return_features": True}
     generation = model.generate(*padded(rows, "left"), **settings)
     assert squeezed
-    assert min(squeezed) >= 1
     for index, row in enumerate(rows):
         expected = plain_rollout(model, row, limit=14, stream=streams[index], stop=stop)
         check_row(generation, index, expected)
@@ -152,7 +153,7 @@ def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(model: Laten
     assert set(generation.finish_reasons) == {"stop", "length"}
     # Never squeezing gives the same.
     squeezed.clear()
-    monkeypatch.setattr(Rows, "SQUEEZE_SHARE", 2.0)
+    monkeypatch.setattr(engine, "SQUEEZE_SHARE", 2.0)
     patient = model.generate(*padded(rows, "left"), **settings)
     assert not squeezed
     same(generation, patient)
@@ -161,11 +162,11 @@ def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(model: Laten
 
 
 def test_decoding_ends_when_all_rows_have_ended(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[int] = []
-    features = BaseLM.features
-    monkeypatch.setattr(BaseLM, "features", lambda self, *args, **kwargs: (passes.append(1), features(self, *args, **kwargs))[1])
+    steps: list[int] = []
+    advance = Engine._advance
+    monkeypatch.setattr(Engine, "_advance", lambda self, live: (steps.append(len(live)), advance(self, live))[1])
     model.generate(torch.stack(prompts((4, 4))), max_new_tokens=[3, 2], seed=0, stop_token=-1)
-    assert len(passes) == 3  # prefill, then two fed tokens: the last token of a rollout is never fed
+    assert steps == [2, 1]  # after the prefill two tokens are fed, then one: the last token of a rollout is never fed
 
 
 # -- batches, repeats, seeds -------------------------------------------------------------------------------------------
@@ -183,12 +184,10 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(model: LatentActionLM
         return_features=True,
     )
     widths: list[tuple[int, ...]] = []
-    features = BaseLM.features
-    monkeypatch.setattr(
-        BaseLM, "features", lambda self, x, *args, **kwargs: (widths.append(tuple(x.shape)), features(self, x, *args, **kwargs))[1]
-    )
+    prefill = Engine._base_prompts
+    monkeypatch.setattr(Engine, "_base_prompts", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1])
     shared = model.generate(ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True)
-    assert widths[0] == (2, 6)
+    assert widths == [(2, 6)]
     same(shared, separate)
     assert len({tuple(row) for row in shared.actions[:3, :2].tolist()}) > 1  # the group's rollouts differ
     for one, other in zip(shared.features, separate.features, strict=True):
@@ -201,8 +200,8 @@ def test_batch_size_changes_nothing_and_is_kept(model: LatentActionLM, monkeypat
     settings: dict[str, Any] = {"max_new_tokens": [4, 7, 1, 2, 3, 5], "seed": 4, "repeats": 2, "return_features": True}
     whole = model.generate(ids, mask, **settings)
     rows: list[int] = []
-    choose = Rows._choose
-    monkeypatch.setattr(Rows, "_choose", lambda self, features, *rest: (rows.append(len(self.live)), choose(self, features, *rest)))
+    choose = Engine._choose
+    monkeypatch.setattr(Engine, "_choose", lambda self, slots, *rest: (rows.append(len(slots)), choose(self, slots, *rest)))
     chunked = model.generate(ids, mask, batch_size=batch_size, **settings)
     assert max(rows) <= batch_size
     same(whole, chunked)
@@ -348,7 +347,7 @@ def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrai
     ids, mask = padded(prompts((6, 3, 8)), "left")
     expected = generate(base, base_actor(base), ids, mask, max_new_tokens=9, seed=5)
     base.drop_late_blocks()
-    got = generate(base, token_actor(base, policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
+    got = generate(base, token_actor(policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
     same(got, expected)
     lengths = mask.sum(1) + got.lengths - 1
     assert [len(states) for states in got.features] == lengths.tolist()

@@ -265,7 +265,7 @@ def test_merge_block_by_hand() -> None:
 def test_lookup_equals_forward(model: LatentActionLM) -> None:
     features, actions = model.features(tokens(3, 7)).final, tokens(3, 7, 1) % CODES
     table = model.merge.table(model.codebook)
-    assert [gate.shape for gate, _ in table] == [(CODES, 64)] * 2
+    assert [(tuple(weight.shape), tuple(terms.shape)) for weight, terms in table] == [((2 * 64, 32), (CODES, 2 * 64))] * 2
     torch.testing.assert_close(model.merge.lookup(features, actions, table), model.merge(features, model.codebook[actions]), **CLOSE)
 
 
