@@ -81,13 +81,4 @@ def generate(
     sampling = Sampling(temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features)
     ids, mask = left_pad(input_ids, attention_mask, pad)
     engine = Engine(base, actor, sampling, ids, mask, limits, row_seeds, repeats=repeats, slots=batch_size or rows, refresh=refresh)
-    engine.run()
-    return Generation(
-        tokens=engine.tokens,
-        actions=engine.actions,
-        action_logp=engine.logp,
-        versions=engine.versions,
-        lengths=torch.tensor(engine.lengths, device=input_ids.device),
-        finish_reasons=tuple("stop" if stopped else "length" for stopped in engine.stopped),
-        features=tuple(f for f in engine.features if f is not None) if return_features else None,
-    )
+    return engine.run()

@@ -16,7 +16,7 @@ def action_log_probs(
     ``keep`` [...] names an action that stays in the support even where it has left the top k: the learner passes the
     sampled one, so that its ratio stays finite. Temperature 0 (greedy) is the argmax's business: here it counts as 1.
     """
-    scaled = logits.float() / (temperature or 1.0)
+    scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     if top_k is not None and top_k < scaled.shape[-1]:
         kept = torch.zeros_like(scaled, dtype=torch.bool).scatter_(-1, scaled.topk(top_k, dim=-1).indices, True)
         if keep is not None:

@@ -19,7 +19,7 @@ from latent_control.actors import Actor
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.lean import lean_blocks
-from latent_control.records import Features
+from latent_control.records import Features, Generation
 from latent_control.slots import Buffer, SlotMemory
 from latent_control.tower import Tower, position_ids
 
@@ -66,7 +66,7 @@ class Entry:
 
 
 class Engine:
-    """Decodes ``repeats`` rollouts of each prompt [B, P] (left padded) on at most ``slots`` rows at once; results are attributes.
+    """Decodes ``repeats`` rollouts of each prompt [B, P] (left padded) on at most ``slots`` rows at once.
 
     ``limits`` [B * repeats] bounds each row's new tokens, ``seeds`` name each row's random stream. ``refresh`` is asked before
     every step for the policy's version; when that has changed, the policy's own caches are made anew from the kept states, while
@@ -92,11 +92,9 @@ class Engine:
         rows, longest, device = len(limits), int(limits.max()), input_ids.device
         self.prompt_lengths = attention_mask.sum(1).tolist()
         self.limits = limits.tolist()
-        self.uniforms = uniform_streams(seeds, longest).to(device)
-        self.tokens = torch.full((rows, longest), sampling.pad_token, dtype=torch.long, device=device)
-        self.actions = torch.full((rows, longest), -1, dtype=torch.long, device=device)
-        self.versions = torch.full((rows, longest), -1, dtype=torch.long, device=device)
-        self.logp = torch.zeros(rows, longest, device=device)
+        self.longest = longest
+        self.uniforms = uniform_streams(seeds, longest).flatten().to(device)
+        self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.lengths = [0] * rows
         self.stopped = [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
@@ -118,24 +116,49 @@ class Engine:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self) -> Generation:
         """Decode until every row has finished."""
-        while True:
-            if self.refresh is not None and (version := self.refresh()) != self.version:
-                self.version = version
-                self._refresh_policy()
-            entering = self._entering()
-            live = [slot for slot, row in enumerate(self.rows_in) if row is not None]
-            if not live and not entering:
-                return
-            final, logits = self._advance(live) if live else (None, None)
-            slots = live
-            if entering:
-                final, logits = self._enter(entering, final, logits)
-                slots = live + [slot for slot, _ in entering]
-            assert logits is not None
-            self._choose(slots, final, logits)
-            self._squeeze()
+        while self._step():
+            pass
+        return self._results()
+
+    def _step(self) -> bool:
+        """One token for every live row; False when there is none."""
+        if self.refresh is not None and (version := self.refresh()) != self.version:
+            self.version = version
+            self._refresh_policy()
+        entering = self._entering()
+        live = [slot for slot, row in enumerate(self.rows_in) if row is not None]
+        if not live and not entering:
+            return False
+        final, logits = self._advance(live) if live else (None, None)
+        slots = live
+        if entering:
+            final, logits = self._enter(entering, final, logits)
+            slots = live + [slot for slot, _ in entering]
+        assert logits is not None
+        self._choose(slots, final, logits)
+        self._squeeze()
+        return True
+
+    def _results(self) -> Generation:
+        """What was chosen, gathered from the steps."""
+        cells, *columns = (torch.cat(parts) for parts in zip(*self.chosen, strict=True))
+        actions, tokens, logp, versions = (
+            torch.full((len(self.lengths) * self.longest,), fill, dtype=column.dtype, device=column.device)
+            .index_copy_(0, cells, column)
+            .view(-1, self.longest)
+            for column, fill in zip(columns, (-1, self.sampling.pad_token, 0.0, -1), strict=True)
+        )
+        return Generation(
+            tokens=tokens,
+            actions=actions,
+            action_logp=logp,
+            versions=versions,
+            lengths=torch.tensor(self.lengths, device=self.ids.device),
+            finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
+            features=tuple(f for f in self.features if f is not None) if self.sampling.keep_features else None,
+        )
 
     def _entering(self) -> list[tuple[int, Entry]]:
         """(slot, entry) pairs for the free slots, once enough of them are free."""
@@ -252,8 +275,10 @@ class Engine:
     def _advance(self, live: list[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Feed each live row its last token; final states [b, D] and policy logits [b, actions] of the live rows."""
         memory, rows = self.memory, len(self.rows_in)
-        memory.rows, memory.start = rows, memory.end - max(self._span(row) for row in self.rows_in if row is not None)
-        memory.reserve(before=0, after=1)
+        memory.rows = rows
+        if memory.end == memory.capacity:  # columns that only rows since finished had filled need not be kept
+            memory.start = memory.end - max(self._span(row) for row in self.rows_in if row is not None)
+            memory.reserve(before=0, after=1)
         self.seen.data[:rows, memory.end] = True
         final, late = self._base_step()
         state = late if self.actor.reads == "late" else final
@@ -273,45 +298,44 @@ class Engine:
         assert self.base_cache is not None
         if self.lean_base is not None:
             x = self.base.decoder.get_input_embeddings()(tokens)
-            return self.lean_base.step(x, positions, self.base_cache, self._bias(x.dtype), self.base.late_blocks)
-        features = self.base.features(tokens[:, None], self._mask(), self.base_cache, positions[:, None])
+            self.place = self.lean_base.place(positions, self._seen(), x)
+            return self.lean_base.step(x, self.place, self.base_cache, self.base.late_blocks)
+        features = self.base.features(tokens[:, None], self._seen().long(), self.base_cache, positions[:, None])
         return tuple(None if x is None else x[:, -1] for x in (features.final, features.late))  # type: ignore[return-value]
 
     def _tower_step(self, tower: Tower, state: torch.Tensor) -> torch.Tensor:
-        positions = self.position[: self.memory.rows]
         assert self.tower_cache is not None
-        if self.lean_tower is not None:
-            x = state.to(tower.head.weight.dtype)
-            hidden = self.lean_tower.step(x, positions, self.tower_cache, self._bias(x.dtype))[0]
+        if self.lean_base is not None and self.lean_tower is not None:  # one architecture: the place is the same
+            hidden, _ = self.lean_tower.step(state.to(tower.head.weight.dtype), self.place, self.tower_cache)
             assert hidden is not None
             return hidden
-        return tower.hidden(state[:, None], self._mask(), self.tower_cache, positions[:, None])[:, -1]
+        positions = self.position[: self.memory.rows, None]
+        return tower.hidden(state[:, None], self._seen().long(), self.tower_cache, positions)[:, -1]
 
-    def _mask(self) -> torch.Tensor:
-        """[rows, W + 1], 1 on the row's own columns, the new one included."""
-        return self.seen.data[: self.memory.rows, self.memory.start : self.memory.end + 1, 0].long()
-
-    def _bias(self, dtype: torch.dtype) -> torch.Tensor:
-        """``_mask`` as a term of attention scores."""
-        seen = self.seen.data[: self.memory.rows, self.memory.start : self.memory.end + 1, 0]
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    def _seen(self) -> torch.Tensor:
+        """[rows, W + 1], True on the row's own columns, the new one included."""
+        return self.seen.data[: self.memory.rows, self.memory.start : self.memory.end + 1, 0]
 
     def _choose(self, slots: list[int], final: torch.Tensor | None, logits: torch.Tensor) -> None:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
-        at = torch.tensor([rows, [self.lengths[row] for row in rows]], device=logits.device).unbind()
+        cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
         log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
         greedy = self.sampling.temperature == 0
-        actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[at])
+        actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
         tokens = self.actor.emit(final, actions)
-        self.actions[at], self.tokens[at], self.versions[at] = actions, tokens, self.version
-        self.logp[at] = log_probs.gather(-1, actions[:, None])[:, 0]
-        self.next_tokens[slots] = tokens
+        self.chosen.append((cells, actions, tokens, log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)))
+        if len(slots) == len(self.rows_in) and slots[-1] == len(slots) - 1:
+            self.next_tokens[: len(slots)] = tokens
+        else:
+            self.next_tokens[slots] = tokens
         for slot, row, token in zip(slots, rows, tokens.tolist(), strict=True):
             self.lengths[row] += 1
-            self.stopped[row] = token in self.sampling.stop_tokens
-            if self.stopped[row] or self.lengths[row] == self.limits[row]:
-                self._leave(slot, row)
+            if token in self.sampling.stop_tokens:
+                self.stopped[row] = True
+            elif self.lengths[row] < self.limits[row]:
+                continue
+            self._leave(slot, row)
 
     def _leave(self, slot: int, row: int) -> None:
         if self.sampling.keep_features:

@@ -8,6 +8,7 @@ parameters become views of the joined ones, so nothing is stored twice and chang
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
+from transformers.activations import SiLUActivation
 
 from latent_control.linear import linear
 from latent_control.slots import SlotLayer
@@ -54,17 +56,18 @@ def _blocks(decoder: Any) -> list[Any]:
     return [block for block in decoder.layers if hasattr(block, "self_attn")]
 
 
-def _joinable(block: Any) -> tuple[list[nn.Linear], list[nn.Linear]]:
-    """Linear layers with the same input: (query, key, value), (gate, up)."""
+def _parts(block: Any) -> list[nn.Parameter]:
+    """The weights of a block that are used as they are, and of those that are joined."""
     attention, mlp = block.self_attn, block.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+    modules = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return [module.weight for module in [*modules, block.input_layernorm, block.post_attention_layernorm]]
 
 
 class Joined:
     """Linear layers on the same input as one; their parameters become views of the joined ones."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self.linears = linears
+    def __init__(self, *linears: nn.Linear) -> None:
+        self.first = linears[0].weight
         self.weight = self._join([linear.weight for linear in linears])
         biases = [linear.bias for linear in linears if linear.bias is not None]
         self.bias = self._join(biases) if biases else None
@@ -77,15 +80,9 @@ class Joined:
             parameter.data = view
         return joined
 
-    def valid(self, linears: Sequence[nn.Linear]) -> bool:
-        """Whether these are the layers, and their parameters still are views of the joined ones (``to`` replaces them)."""
-        first = linears[0].weight
-        return (
-            self.linears == linears
-            and first.data_ptr() == self.weight.data_ptr()
-            and first.dtype == self.weight.dtype
-            and first.device == self.weight.device
-        )
+    def valid(self) -> bool:
+        """Whether the parameters still are views of the joined ones (``to`` replaces them)."""
+        return (self.first.data_ptr(), self.first.dtype) == (self.weight.data_ptr(), self.weight.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
@@ -100,18 +97,30 @@ class LeanBlock:
 
     def __init__(self, block: Any) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.qkv, self.gate_up = (Joined(linears) for linears in _joinable(block))
-        self.attention, self.mlp, self.norms = attention, mlp, (block.input_layernorm, block.post_attention_layernorm)
+        self.parts = _parts(block)
         self.size: int = attention.head_dim
         self.heads, self.kv_heads = (len(p.weight) // self.size for p in (attention.q_proj, attention.k_proj))
+        self.scaling: float = attention.scaling
+        self.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = Joined(mlp.gate_proj, mlp.up_proj)
+        self.out = attention.o_proj.weight, attention.o_proj.bias
+        self.down = mlp.down_proj.weight, mlp.down_proj.bias
+        self.activation = F.silu if isinstance(mlp.act_fn, nn.SiLU | SiLUActivation) else mlp.act_fn
+        self.before, self.between = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
+        self.head_norms = (Norm(attention.q_norm), Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+
+    def valid(self, block: Any) -> bool:
+        """Whether ``block`` still holds the weights this was made of."""
+        same = all(mine is theirs for mine, theirs in zip(self.parts, _parts(block), strict=True))
+        return same and self.qkv.valid() and self.gate_up.valid()
 
     def step(self, x: torch.Tensor, layer: SlotLayer, rotation: Rotation, mask: torch.Tensor) -> torch.Tensor:
         """One position per row, [B, D] -> [B, D]; ``mask`` [B * kv_heads, heads / kv_heads, W] is added to the scores."""
         rows = len(x)
-        queries, keys, values = self._project(x[:, None], rotation)
-        keys, values = layer.update(keys.transpose(1, 2), values.transpose(1, 2))
+        queries, keys, values = self._project(x, rotation)
+        keys, values = layer.update(keys[:, :, None], values[:, :, None])
         queries = queries.reshape(rows * self.kv_heads, -1, self.size)
-        scores = torch.baddbmm(mask, queries, keys.flatten(0, 1).mT, alpha=self.attention.scaling)
+        scores = torch.baddbmm(mask, queries, keys.flatten(0, 1).mT, alpha=self.scaling)
         return self._finish(x, torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1))
 
     def prefill(
@@ -131,64 +140,89 @@ class LeanBlock:
             values,
             attn_mask=mask,
             is_causal=mask is None and not last_only,
-            scale=self.attention.scaling,
+            scale=self.scaling,
             enable_gqa=self.heads != self.kv_heads,
         )
         return self._finish(x, mixed.transpose(1, 2).flatten(2)), keys, values
 
     def _project(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values [B, T, heads, d] of x [B, T, D]."""
-        heads = self.qkv(_norm(self.norms[0], x)).unflatten(-1, (-1, self.size))
+        """Queries, keys and values [..., heads, d] of x [..., D]."""
+        heads = self.qkv(self.before(x)).view(*x.shape[:-1], -1, self.size)
         turned, values = heads.split([self.heads + self.kv_heads, self.kv_heads], -2)
-        if hasattr(self.attention, "q_norm"):
-            queries, keys = turned.split([self.heads, self.kv_heads], -2)
-            turned = torch.cat([_norm(self.attention.q_norm, queries), _norm(self.attention.k_norm, keys)], -2)
+        if self.head_norms is not None:
+            parts = turned.split([self.heads, self.kv_heads], -2)
+            turned = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], -2)
         turned = torch.addcmul(turned * rotation[0], turned.roll(self.size // 2, -1), rotation[1])
-        return turned[..., : self.heads, :], turned[..., self.heads :, :], values
+        queries, keys = turned.split([self.heads, self.kv_heads], -2)
+        return queries, keys, values
 
     def _finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """What follows attention: output projection and MLP, each added to its input."""
-        x = x + linear(mixed, self.attention.o_proj.weight, self.attention.o_proj.bias)
-        gate, up = self.gate_up(_norm(self.norms[1], x)).chunk(2, -1)
-        return x + linear(self.mlp.act_fn(gate) * up, self.mlp.down_proj.weight, self.mlp.down_proj.bias)
+        x = x + linear(mixed, *self.out)
+        gate, up = self.gate_up(self.between(x)).chunk(2, -1)
+        return x + linear(self.activation(gate) * up, *self.down)
 
 
-def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+class Norm:
+    """Root-mean-square norm."""
+
+    def __init__(self, norm: Any) -> None:
+        self.weight, self.epsilon, self.shape = norm.weight, norm.variance_epsilon, tuple(norm.weight.shape)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a step's new positions stand: the same for all stacks of one architecture."""
+
+    rotation: Rotation
+    mask: torch.Tensor
+    """[B * kv_heads, heads / kv_heads, W]"""
+
+    def to(self, dtype: torch.dtype) -> Place:
+        """The same in another precision."""
+        if self.mask.dtype == dtype:
+            return self
+        return Place(rotation=(self.rotation[0].to(dtype), self.rotation[1].to(dtype)), mask=self.mask.to(dtype))
 
 
 class LeanBlocks:
     """A decoder's blocks and final norm."""
 
     def __init__(self, decoder: Any) -> None:
-        self.rotary, self.final_norm = decoder.rotary_emb, decoder.norm
+        self.rotary, self.final_norm = decoder.rotary_emb, Norm(decoder.norm)
         self.blocks = [LeanBlock(block) for block in _blocks(decoder)]
         self.complete = len(self.blocks) == len(decoder.layers)
 
     def valid(self, decoder: Any) -> bool:
-        """Whether the decoder still has these blocks, and their parameters are the joined ones."""
-        pairs = [(lean, _joinable(block)) for lean, block in zip(self.blocks, _blocks(decoder), strict=False)]
-        complete = len(self.blocks) == len(_blocks(decoder))
-        return complete and all(lean.qkv.valid(qkv) and lean.gate_up.valid(gate_up) for lean, (qkv, gate_up) in pairs)
+        """Whether the decoder still has these blocks with these weights."""
+        blocks = _blocks(decoder)
+        return len(blocks) == len(self.blocks) and all(lean.valid(block) for lean, block in zip(self.blocks, blocks, strict=True))
 
-    def step(
-        self, x: torch.Tensor, positions: torch.Tensor, cache: Cache, mask: torch.Tensor, late_blocks: int = 0
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """One position per row: x [B, D] at ``positions`` [B], added ``mask`` [B, W] over the cache's columns and the new one.
+    def place(self, positions: torch.Tensor, seen: torch.Tensor, like: torch.Tensor) -> Place:
+        """New positions [B] whose rows see the columns ``seen`` [B, W], in the dtype of ``like``."""
+        first = self.blocks[0]
+        groups = first.heads // first.kv_heads
+        mask = torch.zeros(seen.shape, dtype=like.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        mask = mask[:, None, None].expand(-1, first.kv_heads, groups, -1).reshape(-1, groups, seen.shape[1])
+        cos, sin = self._rotation(like, positions[:, None])
+        return Place(rotation=(cos[:, 0], sin[:, 0]), mask=mask)
+
+    def step(self, x: torch.Tensor, place: Place, cache: Cache, late_blocks: int = 0) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """One position per row, x [B, D].
 
         Returns:
             (last state after the final norm [B, D], ``None`` when the last blocks were dropped; state entering the last
             ``late_blocks`` blocks [B, D], ``None`` when none were asked for)
         """
-        first = self.blocks[0]
-        groups = first.heads // first.kv_heads
-        mask = mask[:, None, None].expand(-1, first.kv_heads, groups, -1).reshape(-1, groups, mask.shape[-1])
-        rotation, late = self._rotation(x[:, None], positions[:, None]), None
+        place, late, entry = place.to(x.dtype), None, self._entry(late_blocks)
         for number, block in enumerate(self.blocks):
-            if number == self._entry(late_blocks):
+            if number == entry:
                 late = x
-            x = block.step(x, cache.layers[number], rotation, mask)
-        return (_norm(self.final_norm, x), late) if self.complete else (None, x)
+            x = block.step(x, cache.layers[number], place.rotation, place.mask)
+        return (self.final_norm(x), late) if self.complete else (None, x)
 
     def prefill(
         self, x: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, late_blocks: int = 0, *, last_only: bool
@@ -212,7 +246,7 @@ class LeanBlocks:
             last = self.complete and number == len(self.blocks) - 1
             x, keys, values = block.prefill(x, rotation, mask, last_only=last_only and last)
             cache.update(keys, values, number)
-        return (_norm(self.final_norm, x), late) if self.complete else (None, x)
+        return (self.final_norm(x), late) if self.complete else (None, x)
 
     def _entry(self, late_blocks: int) -> int:
         """Number of the block that the late state enters."""

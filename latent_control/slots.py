@@ -29,7 +29,7 @@ class SlotMemory:
     """
 
     # Columns added at a time: so many, or this share of those in use.
-    LEAST_ROOM, ROOM_SHARE = 16, 0.25
+    LEAST_ROOM, ROOM_SHARE = 8, 1 / 16
 
     def __init__(self, slots: int, columns: int) -> None:
         self.slots = slots

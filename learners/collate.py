@@ -62,18 +62,20 @@ def collate(rollouts: Sequence[Rollout], algorithm: str) -> Batch:
         taken = slice(len(r.prompt_tokens) - 1, length)
         tokens[row, :length] = np.concatenate([r.prompt_tokens, r.tokens[:-1]])
         actions[row, taken], logp[row, taken], mask[row, taken] = r.actions, r.action_logp, r.reward is not None
-    batch = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
+    columns = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
+    batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
-    return {name: torch.from_numpy(column) for name, column in batch.items()} | {Columns.ADVANTAGES: group_advantages(rollouts, algorithm)}
+    return batch | {Columns.ADVANTAGES: group_advantages(rollouts, algorithm)}
 
 
-def pad_features(features: Sequence[Any], width: int) -> np.ndarray:
-    """[B, width, D] from arrays [T_b, D]."""
+def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
+    """[B, width, D] from arrays [T_b, D]; arrays of uint16 hold the bits of bfloat16, which numpy lacks."""
     padded = np.zeros((len(features), width, features[0].shape[-1]), features[0].dtype)
     for row, values in enumerate(features):
         padded[row, : len(values)] = values
-    return padded
+    tensor = torch.from_numpy(padded)
+    return tensor.view(torch.bfloat16) if padded.dtype == np.uint16 else tensor
 
 
 class Collate(ConnectorV2):
