@@ -54,12 +54,12 @@ def _improve(config: RunConfig) -> Iterator[str]:
     if improve.level == "token" and improve.token_baseline:
         yield "improve.token_baseline: true adds a token-level run, but improve.level is token already; set token_baseline: false"
     rollouts = improve.prompts_per_update * improve.group_size
-    if improve.minibatches > rollouts:
-        yield (
-            f"improve.minibatches: {improve.minibatches} pieces of {rollouts} rollouts (prompts_per_update x group_size); "
-            f"set {rollouts} or fewer"
-        )
     prompts, learners = improve.prompts_per_update, max(1, config.cluster.num_learners)
+    if prompts % learners == 0 and rollouts % (improve.minibatches * learners):  # RLlib would fill the last piece with rollouts it has used
+        yield (
+            f"improve.minibatches: {improve.minibatches} pieces for each of {learners} learners do not divide the {rollouts} rollouts "
+            f"of an update (prompts_per_update x group_size); set a divisor of {rollouts // learners}"
+        )
     if prompts % learners:
         yield f"improve.prompts_per_update: {prompts} does not divide over cluster.num_learners = {learners}; set a multiple of it"
     if improve.group_size > config.rollout.batch_size:
