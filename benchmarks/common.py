@@ -87,6 +87,37 @@ def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
     return measured
 
 
+class Peer:
+    """A script of ``benchmarks/peers`` under another environment's interpreter, kept alive between rounds.
+
+    It gets ``settings`` as JSON in its first argument; then each ``ask`` is one JSON line to it and one back.
+    """
+
+    def __init__(self, python: str, script: str, settings: Mapping[str, Any], *, threads: int) -> None:
+        # PASSIVE: its threads must not spin while the other side is measured.
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        command = [python, str(ROOT / "benchmarks" / "peers" / script), json.dumps(settings)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def ask(self, request: Any) -> Any:
+        """The peer's answer; ``RuntimeError`` when it has died."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended with exit code {self._process.wait()}; what it said is above")
+        return json.loads(line)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()  # the end of its input ends it
+        self._process.wait(60)
+
+
 def ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """``a / b`` round by round: ``{"median", "min", "max"}``."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]

@@ -92,6 +92,22 @@ def test_every_column_comes_back_exactly(tmp_path: Path) -> None:
     assert [row["failure_kind"] for row in read] == [None, "verifier_error", None, None]
 
 
+def test_shuffled_tables_hold_what_pyarrow_would_take() -> None:
+    table = replay.to_table([rollout(i, reward_parts={"part": i} if i % 3 else {}) for i in range(40)])
+    order = pa.array(np.random.default_rng(0).permutation(20))
+    for part in (table.slice(0, 20), table.slice(13, 20), table.select(["tokens"]).slice(5, 20)):
+        assert replay._take(part, order).equals(part.take(order))
+        assert replay._take(part, order[:0]).equals(part.take(order[:0]))
+    assert replay._take(table[:0], order[:0]).equals(table[:0])
+    assert replay._take(pa.concat_tables([table, table]), order).equals(table.take(order))
+
+
+def test_many_more_shards_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "OPEN_FILES", 2)
+    fill(tmp_path, 60, rows_per_shard=5)
+    assert sorted(ids(ReplayReader(tmp_path).rows())) == list(range(60))
+
+
 def test_schema_is_documented_and_versioned(tmp_path: Path) -> None:
     fill(tmp_path, 16)
     schema = pq.read_schema(shards(tmp_path)[0])
