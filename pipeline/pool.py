@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import methodcaller
@@ -99,10 +99,16 @@ class RolloutPool:
         return f"waiting for {{worker: requests}} {hands}" + f", queued {queued}" * bool(queued) + f", down are workers {down}" * bool(down)
 
     def _dispatch(self) -> None:
-        for _ in range(self.in_flight):
-            for worker in self.workers.healthy_actor_ids():
-                if self.waiting and sum(call.worker == worker for call in self.running.values()) < self.in_flight:
+        """Everybody gets one request before anybody gets two."""
+        if not self.waiting:
+            return
+        loads = Counter(call.worker for call in self.running.values())
+        healthy = self.workers.healthy_actor_ids()
+        for depth in range(self.in_flight):
+            for worker in healthy:
+                if self.waiting and loads[worker] <= depth:
                     self._send(worker, self.waiting.popleft())
+                    loads[worker] += 1
 
     def _send(self, worker: int, request: RolloutRequest) -> None:
         call = self.workers.actors()[worker].apply.options(num_returns=2)
