@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,17 @@ def latent_model(name: str, **arguments: Any) -> LatentActionLM:
     for weight in model.merge.parameters():
         torch.nn.init.normal_(weight, std=0.02, generator=generator)
     return model.eval()
+
+
+def endless(work: Path) -> Path:
+    """A checkpoint in ``work`` on the tiny base LM whose end token becomes one that it never emits: responses of full length."""
+    base = work / "base"
+    shutil.copytree(base_folder("tiny"), base)
+    for name, change in {
+        "config.json": {"eos_token_id": None},
+        "generation_config.json": {"eos_token_id": None},
+        "tokenizer_config.json": {"eos_token": "<unk>"},
+    }.items():
+        (base / name).write_text(json.dumps(json.loads((base / name).read_text()) | change))
+    model = LatentActionLM.from_base(base, num_actions=64, seed=0, policy_layers=2, inverse_dynamics_layers=2, merge_layers=2)
+    return model.save_pretrained(work / "checkpoint")
