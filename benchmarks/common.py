@@ -144,7 +144,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any], results_dir: Path) -> Path:
     """Print the table and write ``results_dir/name.json``: benchmark, command, machine, rows, and ``data`` (the raw repeats)."""
-    content = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine(), "rows": list(rows), **data}
+    # Where things lie on one machine means nothing on another.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    content = {"benchmark": name, "command": " ".join(["python", *words]), "machine": machine(), "rows": list(rows), **data}
     results_dir.mkdir(parents=True, exist_ok=True)
     path = results_dir / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
