@@ -16,6 +16,13 @@ def cross_field_problems(config: RunConfig) -> list[str]:
     return [message for check in checks for message in check(config)]
 
 
+def simulation_warning(config: RunConfig) -> list[str]:
+    """What is to be said, loudly, of a run whose rollouts are noise."""
+    if config.rollout.engine != "simulated" or config.improve is None:
+        return []
+    return ["SIMULATED: rollout.engine is simulated, so rollouts, rewards and the improved policy are NOISE; only times and sizes count"]
+
+
 def offline_sections(config: RunConfig) -> Iterator[tuple[str, Training]]:
     """Dotted name and settings of each offline stage that is on."""
     named = (("base.train", config.base.train), ("actions", config.actions), ("clone", config.clone), ("finetune", config.finetune))
@@ -111,7 +118,11 @@ def _source(place: str, source: DataSource) -> Iterator[str]:
 
 
 def _rollout(config: RunConfig) -> Iterator[str]:
-    top_k, actions = config.rollout.top_k, config.actions
+    top_k, actions, engine = config.rollout.top_k, config.actions, config.rollout.engine
+    if engine == "simulated" and config.evaluation is not None:
+        yield "evaluation: rollout.engine is simulated, its rollouts are noise; set evaluation: null, or rollout.engine: local"
+    if engine == "local" and config.rollout.engine_options:
+        yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
     if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
         yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
 

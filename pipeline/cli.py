@@ -221,10 +221,11 @@ def _stage_line(config: RunConfig, stage: str) -> str:
 
 def closing_words(run_dir: Path) -> str:
     """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
-    summary = run_dir / "summary.json"
-    evaluation = json.loads(summary.read_text()).get("evaluation") if summary.is_file() else None
-    table = f"{result_table(evaluation)}\n" if evaluation else ""
-    return f"{table}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
+    path = run_dir / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
+    warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
+    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
 
 
 def result_table(result: dict[str, Any]) -> str:

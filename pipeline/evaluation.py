@@ -74,7 +74,12 @@ def evaluate(config: RunConfig, hosts: Mapping[str, HostSpec], *, prompts: int, 
     Returns:
         ``{"prompts": n, "<variant>": {"sampled", "greedy", "sampled_interval", ...}, "differences": {"improved - cloned": ...}}``;
         intervals are at 95 %: Wilson's for a success rate, paired bootstrap over prompts for a difference.
+
+    Raises:
+        ValueError: the engine only simulates decoding.
     """
+    if config.rollout.engine == "simulated":
+        raise ValueError("rollout.engine is simulated: its rollouts are noise, there is nothing to evaluate; set rollout.engine: local")
     outcomes: dict[str, dict[str, np.ndarray]] = {}
     result: dict[str, Any] = {"prompts": prompts}
     with connected(config):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from configs.checks import cross_field_problems, offline_sections
+from configs.checks import cross_field_problems, offline_sections, simulation_warning
 from configs.paths import BUNDLED, missing_paths
 from configs.schema import DataSource, RunConfig
 
@@ -32,7 +32,7 @@ class Findings(NamedTuple):
     errors: list[str]
     """Each stops the run."""
     warnings: list[str]
-    """What could not be checked on this machine."""
+    """What could not be checked on this machine, and what is not to be overlooked."""
 
 
 class Unreachable(Exception):
@@ -42,8 +42,9 @@ class Unreachable(Exception):
 def check(config: RunConfig) -> Findings:
     """All errors and warnings of ``config`` at once; takes seconds."""
     errors = cross_field_problems(config) + missing_paths(config.model_dump(mode="json"))
-    warnings: list[str] = []
+    warnings = simulation_warning(config)
     errors += _sources(config)
+    errors += _engine(config)
     errors += _resources(config)
     errors += _tracking(config)
     task = _task(config, errors)
@@ -239,6 +240,17 @@ def _column_problem(path: Path, column: str) -> str | None:
         except (OSError, ValueError) as error:
             return f"{path} is no readable Parquet file: {_first_line(error)}"
     return None if column in names else f"{path} has no column {column!r} (it has {', '.join(map(str, names)) or 'none'}); set column"
+
+
+def _engine(config: RunConfig) -> Iterator[str]:
+    """The options of an engine that has some."""
+    if config.rollout.engine == "simulated":
+        from rollout_workers.engines.simulated import read_options
+
+        try:
+            read_options(config.rollout)
+        except ValueError as error:
+            yield _placed("rollout", error)
 
 
 def _resources(config: RunConfig) -> Iterator[str]:

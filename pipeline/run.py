@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline import checkpoints
@@ -124,7 +125,10 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     log = RunLog(run_dir, quiet=quiet, tracker=tracker)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
-    summary: dict[str, Any] = {"stages": {}}
+    warnings = simulation_warning(config)
+    summary: dict[str, Any] = ({"warnings": warnings} if warnings else {}) | {"stages": {}}
+    for warning in warnings:
+        log.message(warning)
     source: Path | None = None
     for stage in plan(config):
         result, seconds = finished(context, stage) or tracked(context, tracker, stage, source)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from configs.schema import Rollout as RolloutSettings
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob, RolloutEngine
+from rollout_workers.engines.simulated import SimulatedEngine
 from rollout_workers.episodes import HostSpec
 
 __all__ = ["DecodeJob", "RolloutEngine", "load_engine"]
+
+ENGINES: Mapping[str, Callable[..., RolloutEngine]] = {"local": LocalEngine.load, "simulated": SimulatedEngine.load}
 
 
 def load_engine(spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> RolloutEngine:
@@ -18,4 +23,4 @@ def load_engine(spec: HostSpec, settings: RolloutSettings, *, device: torch.devi
     Raises:
         ValueError: there is no such checkpoint, or the engine cannot host it.
     """
-    return LocalEngine.load(spec, settings, device=device, policy_dtype=policy_dtype)
+    return ENGINES[settings.engine](spec, settings, device=device, policy_dtype=policy_dtype)

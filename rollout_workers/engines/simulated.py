@@ -1,0 +1,139 @@
+"""An engine that decodes nothing: random codes and tokens after the time decoding would have taken.
+
+For planning a cluster without GPUs: worker, records, verifier, transport, replay buffer and learner are the real ones, only the
+base LM and its decoding are left out. What it makes is noise; ``world_hash`` and ``codebook_hash`` of its records say ``simulated``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import PositiveFloat, ValidationError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from configs.schema import Rollout as RolloutSettings
+from configs.schema import Section
+from latent_control.persistence import base_path, read_shape
+from latent_control.records import Generation
+from latent_control.tower import Tower
+from rollout_workers.engines.protocol import DecodeJob
+from rollout_workers.episodes import HostSpec
+
+SIMULATED = "simulated"
+
+
+class SimulatedOptions(Section):
+    """``rollout.engine_options``, e.g. ``{tokens_per_second: 1500, mean_tokens: 200}``."""
+
+    tokens_per_second: PositiveFloat
+    """What a worker decodes over all its rows, as ``benchmarks/decode.py`` or ``benchmarks/gpu.py`` measured it."""
+    mean_tokens: PositiveFloat | None = None
+    """Lengths are geometric with this mean, cut at ``rollout.max_new_tokens``; ``None``: every response has full length."""
+
+
+def read_options(settings: RolloutSettings) -> SimulatedOptions:
+    """The options of ``settings``.
+
+    Raises:
+        ValueError: one is missing, unknown or no positive number.
+    """
+    try:
+        return SimulatedOptions.model_validate(settings.engine_options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["rollout.engine_options", *map(str, first["loc"])])
+        raise ValueError(f"{place}: {first['msg']}; engine simulated takes {', '.join(SimulatedOptions.model_fields)}") from error
+
+
+class SimulatedEngine:
+    """Uniform codes and tokens at a stated rate and length; a rollout depends on its own seed alone."""
+
+    ships_features = True
+
+    def __init__(
+        self,
+        options: SimulatedOptions,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        level: str,
+        num_actions: int | None,
+        width: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """``num_actions`` is ``None`` where an action is a token; ``width`` and ``dtype`` are the features'."""
+        self.options, self.tokenizer, self.level = options, tokenizer, level
+        self.num_actions, self.width, self.dtype = num_actions, width, dtype
+        self.words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        """A special token amid a response would end its text."""
+        self.world_hash = self.codebook_hash = SIMULATED
+
+    @classmethod
+    def load(cls, spec: HostSpec, settings: RolloutSettings, **_: object) -> SimulatedEngine:
+        """Stand in for the model of ``spec``, of which only tokenizer and shapes are read; needs no device.
+
+        Raises:
+            ValueError: wrong ``rollout.engine_options``, or no such checkpoint.
+        """
+        trust, latent = spec.trust_remote_code, spec.level == "latent"
+        base = base_path(spec.checkpoint) if latent else spec.checkpoint
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+        dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else config.dtype or torch.float32
+        return cls(
+            read_options(settings),
+            AutoTokenizer.from_pretrained(base, trust_remote_code=trust),
+            level=spec.level,
+            num_actions=read_shape(Path(spec.checkpoint)).num_actions if latent else None,
+            width=config.get_text_config().hidden_size,
+            dtype=dtype,
+        )
+
+    def use(self, policy: Tower) -> None:
+        """Nothing is steered."""
+
+    def generate(self, job: DecodeJob) -> Generation:
+        """Noise of the right shapes; takes the tokens' number divided by ``tokens_per_second``, however many steps that were."""
+        rows = [self._row(seed, job.max_new_tokens) for seed in job.seeds]
+        lengths = torch.tensor([len(tokens) for tokens, _, _ in rows])
+        live = torch.arange(job.max_new_tokens) < lengths[:, None]
+        tokens, actions = torch.zeros(live.shape, dtype=torch.long), torch.full(live.shape, -1)
+        tokens[live] = torch.from_numpy(np.concatenate([tokens for tokens, _, _ in rows]))
+        actions[live] = torch.from_numpy(np.concatenate([actions for _, actions, _ in rows]))
+        choices = self.num_actions or len(self.words)
+        prompts = [len(prompt) for prompt in job.prompts for _ in range(job.repeats)]
+        return Generation(
+            tokens=tokens,
+            actions=actions,
+            action_logp=live * -float(np.log(choices)),
+            lengths=lengths,
+            finish_reasons=tuple(reason for _, _, reason in rows),
+            versions=self._pass_time(job, live),
+            features=tuple(torch.zeros(p + int(n) - 1, self.width, dtype=self.dtype) for p, n in zip(prompts, lengths, strict=True))
+            if job.keep_features
+            else None,
+        )
+
+    def _row(self, seed: int, limit: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Tokens [T], actions [T] and finish reason of the rollout with this seed."""
+        stream, mean = np.random.default_rng(seed), self.options.mean_tokens
+        length = limit if mean is None else int(stream.geometric(min(1.0, 1 / mean)))
+        stops = mean is not None and length <= limit
+        tokens = stream.choice(self.words, size=min(length, limit))
+        if stops and self.tokenizer.eos_token_id is not None:
+            tokens[-1] = self.tokenizer.eos_token_id
+        actions = tokens if self.num_actions is None else stream.integers(self.num_actions, size=len(tokens))
+        return tokens, actions, "stop" if stops else "length"
+
+    def _pass_time(self, job: DecodeJob, live: torch.Tensor) -> torch.Tensor:
+        """Sleep as long as decoding takes; versions [B, T] of the policy that is told between steps of equal length."""
+        steps, seconds = int(live.any(0).sum()), int(live.sum()) / self.options.tokens_per_second
+        versions = torch.where(live, 0, -1)
+        if job.refresh is None:
+            time.sleep(seconds)
+            return versions
+        for step in range(steps):
+            versions[live[:, step], step] = job.refresh()
+            time.sleep(seconds / steps)
+        return versions
