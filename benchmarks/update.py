@@ -59,7 +59,8 @@ def make_learner(config: RunConfig, checkpoint: Path, name: str) -> PolicyLearne
 def sample(config: RunConfig, checkpoint: Path, name: str, prompts: int) -> list[Rollout]:
     """Groups of 8 with features and random rewards."""
     runner = LMEnvRunner(config=rllib_config(config, checkpoint, name), worker_index=0)
-    request = RolloutRequest(request_id=0, split="train", prompt_indices=tuple(range(prompts)), group_size=8, seed=1, ship_features=True)
+    asked = {"prompt_indices": tuple(range(prompts)), "seeds": (1,) * prompts, "group_size": 8}
+    request = RolloutRequest(request_id=0, split="train", ship_features=True, **asked)
     rewards = np.random.default_rng(0).random(prompts * 8)
     return [replace(r, reward=float(x)) for r, x in zip(runner.sample(request=request), rewards, strict=True)]
 

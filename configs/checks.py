@@ -12,7 +12,7 @@ SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelis
 
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
-    checks = (_stages, _finetune, _improve, _batches, _data, _rollout, _tracking)
+    checks = (_stages, _finetune, _improve, _staleness, _batches, _data, _rollout, _tracking)
     return [message for check in checks for message in check(config)]
 
 
@@ -56,8 +56,6 @@ def _improve(config: RunConfig) -> Iterator[str]:
     improve = config.improve
     if improve is None:
         return
-    if improve.mode == "async" and improve.max_staleness == 0:
-        yield "improve.max_staleness: 0 with improve.mode async waits for every update; set improve.mode: sync, or max_staleness: 1 or more"
     if improve.level == "token" and improve.token_baseline:
         yield "improve.token_baseline: true adds a token-level run, but improve.level is token already; set token_baseline: false"
     rollouts = improve.prompts_per_update * improve.group_size
@@ -76,6 +74,22 @@ def _improve(config: RunConfig) -> Iterator[str]:
         yield f"cluster.gpus_per_learner: {gpus}, but num_learners is 0: a learner in the driver gets no GPU from Ray; set num_learners: 1"
     if improve.warmup_updates > max(1, improve.updates):
         yield f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; set fewer"
+
+
+def _staleness(config: RunConfig) -> Iterator[str]:
+    improve = config.improve
+    if improve is None:
+        return
+    if improve.mode == "async" and improve.max_staleness == 0:
+        yield "improve.max_staleness: 0 with improve.mode async waits for every update; set improve.mode: sync, or max_staleness: 1 or more"
+    if improve.mode == "sync" and improve.stale != "wait":
+        yield f"improve.stale: {improve.stale} is for improve.mode async, only there rollouts grow stale; leave it out, or set mode: async"
+    if improve.mode == "sync" and improve.refresh_in_flight:
+        yield "improve.refresh_in_flight: true is for improve.mode async, this is sync; leave it out, or set mode: async"
+    if improve.refresh_in_flight and config.rollout.engine != "local":
+        yield f"improve.refresh_in_flight: true needs rollout.engine: local, this is {config.rollout.engine}; leave it out"
+    if improve.stale == "reweight" and improve.importance_cap is None:
+        yield "improve.stale: reweight truncates weights at importance_cap, which is not set; set e.g. improve.importance_cap: 2.0"
 
 
 def _batches(config: RunConfig) -> Iterator[str]:

@@ -179,6 +179,14 @@ class Improve(Section):
     mode: Literal["sync", "async"] = "sync"
     max_staleness: NonNegativeInt = 1
     """Async only: updates by which a rollout's policy may lag the one it trains."""
+    stale: Literal["wait", "drop", "reweight"] = "wait"
+    """Async only, when a straggler would become staler than that: ``wait`` for it; train on others and ``drop`` it when it comes (its
+    prompts are asked for anew); or train on it all the same, its weight truncated by ``importance_cap``."""
+    importance_cap: PositiveFloat | None = None
+    """Async only: the loss at each position is weighted by min(importance_cap, pi_learner / pi_behaviour), pi_learner being the
+    policy at the start of the update (decoupled PPO); ``null``: no weights."""
+    refresh_in_flight: bool = False
+    """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's is made anew."""
     prompts_per_update: PositiveInt = 16
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts per prompt; their mean is the baseline."""

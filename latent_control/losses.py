@@ -5,6 +5,8 @@ Axes: M loss positions (flattened over rollouts and tokens), N codes, V vocabula
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -90,6 +92,8 @@ def clipped_surrogate(
     entropy_coefficient: float = 0.0,
     reference_log_probs: torch.Tensor | None = None,
     full_log_probs: torch.Tensor | None = None,
+    proximal_logp: torch.Tensor | None = None,
+    importance_cap: float = math.inf,
 ) -> tuple[torch.Tensor, Metrics]:
     """Stage 3: PPO's clipped surrogate on the action ratio (Schulman et al., 2017), with exact KL and entropy over N.
 
@@ -100,13 +104,24 @@ def clipped_surrogate(
         reference_log_probs: of the cloned policy without truncation [M, N], needed when ``kl_coefficient`` > 0.
         full_log_probs: of the current policy without truncation [M, N], for the KL, which is infinite between two different
             truncations; ``None`` when ``log_probs`` are not truncated.
+        proximal_logp: of the actions under the policy at the start of the update [M]. When given, the ratio is to that policy and
+            each position's surrogate is multiplied by min(importance_cap, pi_proximal / pi_behaviour), which corrects for rollouts
+            of older policies (decoupled PPO, Hilton et al., 2022, with the truncated weights of Espeholt et al., 2018).
 
     Metrics are weighted sums too, so those of microbatches add up.
     """
     logp = log_probs.gather(-1, actions[:, None])[:, 0]
-    ratio = torch.exp(logp - action_logp)
+    ratio = torch.exp(logp - (action_logp if proximal_logp is None else proximal_logp))
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    importance = {}
+    if proximal_logp is not None:
+        importance_ratio = torch.exp(proximal_logp - action_logp)
+        surrogate = surrogate * importance_ratio.clamp(max=importance_cap)
+        importance = {
+            "importance_mean": (weights * importance_ratio).sum(),
+            "importance_capped_share": (weights * (importance_ratio > importance_cap)).sum(),
+        }
     # 0 log 0 = 0, in the gradient too: actions outside the support have log-probability -inf.
     entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)
     loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()
@@ -115,6 +130,7 @@ def clipped_surrogate(
         "clip_share": (weights * (ratio != clipped)).sum(),
         "ratio_mean": (weights * ratio).sum(),
         "logp_gap": (weights * (logp - action_logp).abs()).sum(),
+        **importance,
     }
     if reference_log_probs is not None:
         full = log_probs if full_log_probs is None else full_log_probs

@@ -1,11 +1,11 @@
-"""The learner connector: rollouts of any length -> one padded batch with advantages, base features and reference policy.
+"""The learner connector: rollouts of any length -> one padded batch with advantages, base features and proximal policy.
 
 Runs once per batch of rollouts, before epochs and minibatches; the base LM is run at most once per rollout, here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
 
 
 class Collate(ConnectorV2):
-    """``collate`` on the learner's device, then features (when not shipped) and the reference policy's log-probabilities."""
+    """``collate`` on the learner's device, then features (when not shipped), and the actions' log-probabilities under ``proximal``."""
 
     def __init__(
         self,
@@ -88,21 +88,21 @@ class Collate(ConnectorV2):
         device: torch.device,
         base: BaseLM | None,
         reads: str,
-        reference: Tower | None,
-        temperature: float,
+        sampling: Mapping[str, Any],
+        proximal: Tower | None,
         rows_at_once: int = 32,
     ) -> None:
         super().__init__()
         self.algorithm, self.device, self.base, self.reads = algorithm, device, base, reads
-        self.reference, self.temperature, self.rows_at_once = reference, temperature, rows_at_once
+        self.sampling, self.proximal, self.rows_at_once = sampling, proximal, rows_at_once
 
     def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
         batch = {name: column.to(self.device) for name, column in collate(episodes, self.algorithm).items()}
         if "features" not in batch:
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
-        if self.reference is not None:
-            batch["reference_log_probs"] = self._by_rows(batch, self._reference)
+        if self.proximal is not None:
+            batch["proximal_logp"] = self._by_rows(batch, self._proximal)
         return {DEFAULT_MODULE_ID: batch}
 
     def _by_rows(self, batch: Batch, compute: Any) -> torch.Tensor:
@@ -117,6 +117,9 @@ class Collate(ConnectorV2):
         assert self.base is not None, "rollouts came without features and the learner hosts no base LM"
         return self.base.features(tokens).read(self.reads)
 
-    def _reference(self, part: Batch) -> torch.Tensor:
-        assert self.reference is not None
-        return action_log_probs(self.reference(part["features"]), temperature=self.temperature)
+    def _proximal(self, part: Batch) -> torch.Tensor:
+        """Log-probabilities [B, T] of the actions taken, under the policy being trained as it is before this batch."""
+        assert self.proximal is not None
+        actions = part[Columns.ACTIONS]
+        log_probs = action_log_probs(self.proximal(part["features"]), keep=actions, **self.sampling)
+        return log_probs.gather(-1, actions[..., None])[..., 0]

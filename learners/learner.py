@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,14 +63,14 @@ class PolicyLearner(TorchLearner):
         base = None
         if self.improve.features == "recompute":
             base = self._base(own)
-        reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        self.reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
         connector = Collate(
             algorithm=self.improve.algorithm,
             device=self._device,
             base=base,
             reads=own["reads"],
-            reference=reference,
-            temperature=own["sampling"]["temperature"],
+            sampling=own["sampling"],
+            proximal=self.module[DEFAULT_MODULE_ID].unwrapped().policy if self.improve.importance_cap is not None else None,
         )
         self._learner_connector.append(connector)
 
@@ -101,7 +102,8 @@ class PolicyLearner(TorchLearner):
         """The clipped surrogate of one microbatch, as its share of the minibatch's mean."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
         actions = batch[Columns.ACTIONS][mask]
-        logits, reference = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("reference_log_probs")
+        logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
+        reference = self._reference_log_probs(batch)
         loss, metrics = clipped_surrogate(
             action_log_probs(logits, keep=actions, **sampling),
             actions=actions,
@@ -112,12 +114,22 @@ class PolicyLearner(TorchLearner):
             clip_high=self.improve.clip_high,
             kl_coefficient=self.improve.kl_coefficient,
             entropy_coefficient=self.improve.entropy_coefficient,
-            reference_log_probs=None if reference is None else reference[mask],
+            reference_log_probs=reference,
             full_log_probs=None if reference is None else action_log_probs(logits, temperature=sampling["temperature"]),
+            proximal_logp=None if proximal is None else proximal[mask],
+            importance_cap=self.improve.importance_cap or math.inf,
         )
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         return loss
+
+    def _reference_log_probs(self, batch: Batch) -> torch.Tensor | None:
+        """[M, N] at a microbatch's loss positions; never kept for a whole batch, which at token level would take B x T x V numbers."""
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            hidden = self.reference.hidden(batch["features"])[batch[Columns.LOSS_MASK]]
+            return action_log_probs(self.reference.head(hidden), temperature=self.config.learner_config_dict["sampling"]["temperature"])
 
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.

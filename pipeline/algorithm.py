@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import ray
@@ -16,17 +21,24 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
-from configs.schema import RunConfig
+from configs.schema import Improve, RunConfig
 from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
+from pipeline import schedule
 from pipeline.pool import Answer, RolloutPool
-from pipeline.requests import chunk_count, chunks, prompt_indices
+from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest
 from rollout_workers.hosting import WorkerSettings
+from rollout_workers.policy_board import make_board
 from rollout_workers.tasks import build_task
+
+T = TypeVar("T")
+
+# Seconds between two looks at the workers while the learner works.
+SERVE_EVERY = 0.01
 
 LEARNER_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 LEARNER_OPTIMIZER = f"{COMPONENT_LEARNER}/{COMPONENT_OPTIMIZER}"
@@ -63,7 +75,7 @@ def workers_config(config: RunConfig, settings: WorkerSettings, num_actions: int
         sample_timeout_s=None,
         max_requests_in_flight_per_env_runner=2,
     )
-    rllib.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.5, env_runner_health_probe_timeout_s=0.5)
+    rllib.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.5, env_runner_health_probe_timeout_s=0.1)
     rllib.debugging(seed=config.seed, log_level="ERROR")
     rllib.merge_env_runner_states = False
     rllib.broadcast_env_runner_states = False
@@ -128,30 +140,37 @@ class LatentRL(Algorithm):
             raise RuntimeError("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
         self.run_config: RunConfig = config.env_config["run"]
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
-        self.pool = RolloutPool(
-            self.env_runner_group,
-            restore=lambda: self.restore_env_runners(self.env_runner_group),
-            timeout=self.run_config.cluster.worker_timeout_seconds,
-        )
+        self.pool = RolloutPool(self.env_runner_group, timeout=self.run_config.cluster.worker_timeout_seconds, stamp=self._stamped)
         self.replay: Any = None
         self.replay_written: ray.ObjectRef | None = None
-        self.requested = 0
+        self.board: Any = None
+        self.published: dict[int, str] = {}
+        self.open: dict[int, tuple[int, ...]] = {}
+        """Positions in the stream of prompts by request, for those asked for and not yet trained on (asynchronous only)."""
+        self.unasked: deque[int] = deque()
+        self.next_position = 0
+        self.dropped = 0
         self.publish(0)
+        self.updated = time.perf_counter()
 
     # -- the two loops -----------------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
         """One update."""
-        assert self.run_config.improve is not None
-        if self.run_config.improve.mode == "async":
+        if self.improve.mode == "async":
             self._asynchronous_step()
         else:
             self._synchronous_step()
 
+    @property
+    def improve(self) -> Improve:
+        """The section of the config this algorithm is about."""
+        assert self.run_config.improve is not None
+        return self.run_config.improve
+
     def _synchronous_step(self) -> None:
         """Sample with the current policy, update it, publish it."""
-        update = self.policy.version
-        requests = self.requests_of(update)
+        requests = self.requests_of(self.policy.version)
         started = time.perf_counter()
         self.pool.submit(requests)
         answers = self.pool.take(request.request_id for request in requests)
@@ -159,76 +178,119 @@ class LatentRL(Algorithm):
         self._consume(answers)
 
     def _asynchronous_step(self) -> None:
-        """Keep requests for the next ``max_staleness`` updates in the workers' hands; consume in the order of request.
-
-        A request for update u is sent when the policy's version is at least u - max_staleness, so no rollout can be
-        staler than that when it is consumed, and none has to be dropped.
-        """
-        assert self.run_config.improve is not None
-        update = self.policy.version
-        self.requested = max(self.requested, update)
-        while self.requested <= update + self.run_config.improve.max_staleness:
-            self.pool.submit(self.requests_of(self.requested))
-            self.requested += 1
+        """Ask ahead as far as the staleness allows, and train on whatever is finished and may be taken (``pipeline.schedule``)."""
+        self._ask_ahead()
         started = time.perf_counter()
-        answers = self.pool.take(request.request_id for request in self.requests_of(update))
+        answers = self.pool.take_when(self._next_batch)
         self._log("seconds_waiting", time.perf_counter() - started)
+        self._log("requests_ready", len(self.pool.answers))
+        for answer in answers:
+            del self.open[answer.request.request_id]
         self._consume(answers)
-        self.pool.poll()
+
+    def _ask_ahead(self) -> None:
+        """Open as many requests as the schedule has room for."""
+        parts = self._equal_parts()
+        size = self.improve.prompts_per_update // parts
+        for _ in range(schedule.room(self.pool.stamps(), per_update=parts, max_staleness=self.improve.max_staleness)):
+            while len(self.unasked) < size:
+                self.unasked.append(self.next_position)
+                self.next_position += 1
+            positions = tuple(self.unasked.popleft() for _ in range(size))
+            self.open[positions[0]] = positions
+            self.pool.submit([self._request(positions)])
+
+    def _equal_parts(self) -> int:
+        """Requests per update, all of one size."""
+        return equal_chunk_count(self.improve.prompts_per_update, self.run_config.rollout.num_workers, self.run_config.cluster.num_learners)
+
+    def _next_batch(self) -> list[int] | None:
+        """What the next update trains on; with ``stale: drop`` what is too old by now is thrown away and asked for anew."""
+        improve, version = self.improve, self.policy.version
+        if improve.stale == "drop":
+            gone = schedule.expired(self.pool.stamps(), self.pool.answers, version=version, max_staleness=improve.max_staleness)
+            self.dropped += len(gone)
+            self.pool.submit([self.pool.answers.pop(i).request for i in gone])
+        return schedule.next_batch(
+            self.pool.stamps(),
+            self.pool.answers,
+            version=version,
+            per_update=self._equal_parts(),
+            max_staleness=improve.max_staleness if improve.stale == "wait" else None,
+        )
 
     def requests_of(self, update: int) -> list[RolloutRequest]:
-        """The requests of an update, under the current policy version."""
-        run, improve = self.run_config, self.run_config.improve
-        assert improve is not None
-        indices = prompt_indices(update, improve.prompts_per_update, size=self.prompt_count, seed=run.seed)
-        parts = chunks(indices, chunk_count(len(indices), run.rollout.num_workers, run.cluster.num_learners))
-        return [
-            RolloutRequest(
-                request_id=update * len(parts) + number,
-                split="train",
-                prompt_indices=part,
-                group_size=improve.group_size,
-                seed=rollout_seed(run.seed, update) >> 1,
-                policy=self.policy,
-                temperature=run.rollout.temperature,
-                top_k=run.rollout.top_k,
-                ship_features=improve.features == "ship",
-            )
-            for number, part in enumerate(parts)
-        ]
+        """The requests of an update in synchronous mode."""
+        run, count = self.run_config, self.improve.prompts_per_update
+        positions = range(update * count, (update + 1) * count)
+        return [self._request(part) for part in chunks(positions, chunk_count(count, run.rollout.num_workers, run.cluster.num_learners))]
+
+    def _request(self, positions: Sequence[int]) -> RolloutRequest:
+        """A request for the prompts at these positions of the run's stream of prompts."""
+        run, improve = self.run_config, self.improve
+        places = [prompt_at(p, improve.prompts_per_update, size=self.prompt_count, seed=run.seed) for p in positions]
+        return RolloutRequest(
+            request_id=positions[0],
+            split="train",
+            prompt_indices=tuple(index for _, index in places),
+            seeds=tuple(rollout_seed(run.seed, update) >> 1 for update, _ in places),
+            group_size=improve.group_size,
+            policy=self.policy,
+            temperature=run.rollout.temperature,
+            top_k=run.rollout.top_k,
+            ship_features=improve.features == "ship",
+            board=self.board,
+        )
+
+    def _stamped(self, request: RolloutRequest) -> RolloutRequest:
+        """What a worker gets is to be sampled with the newest policy, however long it has waited."""
+        return replace(request, policy=self.policy)
 
     # -- one update --------------------------------------------------------------------------------------------------
 
     def _consume(self, answers: Sequence[Answer]) -> None:
         """Update the policy on these answers, store them, publish the new version."""
         self._check_hashes(answers)
-        refs = [answer.rollouts for answer in answers]
         if self.replay is not None:
-            self._store(refs)
+            self._store([answer.rollouts for answer in answers])
         self._log_rollouts(answers)
-        improve, learners = self.run_config.improve, max(1, self.run_config.cluster.num_learners)
-        assert improve is not None
-        rows = max(1, math.ceil(sum(a.summary.rollouts for a in answers) / learners))
         started = time.perf_counter()
-        results = self.learner_group.update(
-            training_data=TrainingData(episodes_refs=refs),
+        results = self._update(answers) if self.improve.mode == "sync" else self._while_serving(partial(self._update, answers))
+        seconds = time.perf_counter() - started
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self._log("seconds_updating", seconds)
+        started = time.perf_counter()
+        self.publish(self.policy.version + 1)
+        self._log("seconds_publishing", time.perf_counter() - started)
+        self._log_idle(seconds)
+
+    def _update(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """The learner's part: its metrics."""
+        improve, learners = self.improve, max(1, self.run_config.cluster.num_learners)
+        rows = max(1, math.ceil(sum(a.summary.rollouts for a in answers) / learners))
+        results: list[dict[str, Any]] = self.learner_group.update(
+            training_data=TrainingData(episodes_refs=[answer.rollouts for answer in answers]),
             num_epochs=improve.epochs,
             minibatch_size=math.ceil(rows / improve.minibatches),
             num_total_minibatches=improve.epochs * improve.minibatches,
             shuffle_batch_per_epoch=improve.minibatches > 1,
         )
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self._log("seconds_updating", time.perf_counter() - started)
-        started = time.perf_counter()
-        self.publish(self.policy.version + 1)
-        self._log("seconds_publishing", time.perf_counter() - started)
+        return results
+
+    def _while_serving(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in a thread; meanwhile this one hands the workers what they ask for."""
+        with ThreadPoolExecutor(1) as thread:
+            future = thread.submit(work)
+            while not wait([future], timeout=SERVE_EVERY).done:
+                self.pool.poll()
+        return future.result()
 
     def _check_hashes(self, answers: Sequence[Answer]) -> None:
-        """A rollout sampled with other weights than its request named must never be trained on."""
+        """A rollout sampled with weights that were never published, or with older ones than asked for, must never be trained on."""
         for answer in answers:
-            asked, got = answer.request.policy, answer.summary
-            assert asked is not None and (asked.version, asked.weights_hash) == (got.policy_version, got.policy_hash), (
-                f"request {got.request_id} was sampled with {got.policy_version}/{got.policy_hash[:12]}"
+            asked, found = answer.request.policy, answer.summary.policies
+            assert asked is not None and all(v >= asked.version and self.published.get(v) == h for v, h, _ in found), (
+                f"request {answer.summary.request_id} was sampled with {[(v, h[:12]) for v, h, _ in found]}"
             )
 
     def _store(self, refs: list[ray.ObjectRef]) -> None:
@@ -253,36 +315,64 @@ class LatentRL(Algorithm):
         rewards = [r for a in answers for r in a.summary.rewards if not math.isnan(r)]
         rollouts = sum(a.summary.rollouts for a in answers)
         tokens = sum(a.summary.tokens for a in answers)
-        staleness = [self.policy.version - a.summary.policy_version for a in answers]
         self._log("reward", sum(rewards) / max(1, len(rewards)))
         self._log("success", sum(s for a in answers for s in a.summary.successes) / rollouts)
         self._log("failures", sum(a.summary.failures for a in answers))
         self._log("rollouts", rollouts)
         self._log("tokens", tokens)
         self._log("tokens_per_rollout", tokens / rollouts)
-        self._log("staleness_mean", sum(staleness) / len(staleness))
-        self._log("staleness_max", max(staleness))
         self._log("worker_seconds", sum(a.summary.seconds for a in answers))
+        self._log_staleness(answers)
         self.metrics.aggregate(self.pool.metrics, key=ENV_RUNNER_RESULTS)
         self.pool.metrics.clear()
+
+    def _log_staleness(self, answers: Sequence[Answer]) -> None:
+        """How many updates old the policy was that chose each action trained on: mean, maximum, shares."""
+        actions: Counter[int] = Counter()
+        for answer in answers:
+            for version, _, count in answer.summary.policies:
+                actions[self.policy.version - version] += count
+        self._log("staleness_mean", sum(age * count for age, count in actions.items()) / actions.total())
+        self._log("staleness_max", max(actions))
+        if self.improve.mode == "async":
+            for age in range(max(self.improve.max_staleness, *actions) + 1):
+                self._log(f"staleness_{age}", actions[age] / actions.total())
+            self._log("stale_dropped", self.dropped)
+            self.dropped = 0
+
+    def _log_idle(self, seconds_updating: float) -> None:
+        """Shares of the time since the last update in which the learner had nothing to train on, and workers nothing to sample."""
+        now = time.perf_counter()
+        elapsed, self.updated = now - self.updated, now
+        self._log("idle_learner", max(0.0, 1 - seconds_updating / elapsed))
+        self._log("idle_workers", max(0.0, 1 - self.pool.busy_seconds() / (elapsed * len(self.pool.workers.actor_ids()))))
 
     def _log(self, name: str, value: float) -> None:
         self.metrics.log_value(("improve", name), value, window=1)
 
     def publish(self, version: int) -> None:
-        """Make the learner's weights the policy of all requests to come."""
+        """Make the learner's weights the policy of all requests to come, and of those in flight where that is wanted."""
         state = self.learner_group.get_state(components=LEARNER_MODULE, inference_only=True)
         weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
         self.weights = weights
         self.policy = PolicyVersion(version=version, weights_hash=array_hash(weights), weights=ray.put(weights))
+        self.published[version] = self.policy.weights_hash
+        if self.improve.refresh_in_flight:
+            self.board = self.board or make_board()
+            self.board.publish.remote(self.policy)
 
     # -- state, as plain arrays ---------------------------------------------------------------------------------------
 
     def learner_state(self) -> dict[str, Any]:
-        """Weights, optimiser state and version: all that a resumed run needs, since prompts and seeds follow from the version."""
+        """Weights, optimiser state, version, and the place in the stream of prompts: all that a resumed run needs.
+
+        What is in flight is asked for again: its prompts come first in a resumed run, so that none is lost or doubled.
+        """
         state = self.learner_group.get_state(components=[LEARNER_MODULE, LEARNER_OPTIMIZER])[COMPONENT_LEARNER]
         return {
             "version": self.policy.version,
+            "unasked": sorted([*self.unasked, *chain(*self.open.values())]),
+            "next_position": max(self.next_position, self.policy.version * self.improve.prompts_per_update),
             COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
             COMPONENT_OPTIMIZER: state[COMPONENT_OPTIMIZER],
         }
@@ -291,6 +381,9 @@ class LatentRL(Algorithm):
         """Continue from ``learner_state``."""
         parts = {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)}
         self.learner_group.set_state({COMPONENT_LEARNER: {**parts, WEIGHTS_SEQ_NO: state["version"]}})
+        self.pool.forget()
+        self.open.clear()
+        self.unasked, self.next_position = deque(state["unasked"]), state["next_position"]
         self.publish(state["version"])
 
     def cleanup(self) -> None:

@@ -86,7 +86,7 @@ def evaluate(config: RunConfig, hosts: Mapping[str, HostSpec], *, prompts: int, 
         dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
         settings = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=config.rollout)
         group = EnvRunnerGroup(config=workers_config(config, settings), local_env_runner=False)
-        pool = RolloutPool(group, restore=group.probe_unhealthy_env_runners, timeout=config.cluster.worker_timeout_seconds)
+        pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds)
         try:
             for name, host in hosts.items():
                 outcomes[name], result[name] = _play(pool, config, host, prompts)
@@ -109,8 +109,8 @@ def _play(pool: RolloutPool, config: RunConfig, host: HostSpec, prompts: int) ->
                 request_id=i,
                 split="heldout",
                 prompt_indices=part,
+                seeds=(seed,) * len(part),
                 group_size=1,
-                seed=seed,
                 host=host,
                 temperature=temperature,
                 top_k=config.rollout.top_k,

@@ -22,6 +22,10 @@ from pipeline.replay import ReplayActor
 from rollout_workers.episodes import HostSpec
 
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
+LEARNER_METRICS = (
+    *("policy_loss", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
+    *("importance_mean", "importance_capped_share", "gradients_default_optimizer_global_norm"),
+)
 RECENT = 10  # updates whose mean reward the summary reports
 
 
@@ -120,9 +124,8 @@ def replay_actor(context: StageContext, stage: str) -> Any:
 def update_metrics(result: dict[str, Any]) -> dict[str, float]:
     """The numbers of one update out of RLlib's result."""
     learner = result["learners"]["default_policy"]
-    names = ("policy_loss", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference", "gradients_default_optimizer_global_norm")
     metrics = {name: float(value) for name, value in result["improve"].items()}
-    metrics |= {name: float(learner[name]) for name in names if name in learner}
+    metrics |= {name: float(learner[name]) for name in LEARNER_METRICS if name in learner}
     return metrics | {"seconds_update_total": float(result["time_this_iter_s"])}
 
 

@@ -44,16 +44,25 @@ class RolloutPool:
     owns them: they outlive the worker that made them (what a worker itself puts into the object store dies with it).
     """
 
-    def __init__(self, group: Any, *, restore: Callable[[], Any], timeout: float, in_flight: int = 2) -> None:
-        self.workers = group._worker_manager
-        self.restore, self.timeout, self.in_flight = restore, timeout, in_flight
+    def __init__(
+        self,
+        group: Any,
+        *,
+        timeout: float,
+        stamp: Callable[[RolloutRequest], RolloutRequest] = lambda request: request,
+        in_flight: int = 2,
+    ) -> None:
+        self.workers, self.restore = group._worker_manager, group.probe_unhealthy_env_runners
+        self.stamp, self.timeout, self.in_flight = stamp, timeout, in_flight
         self.waiting: deque[RolloutRequest] = deque()
         self.running: dict[ray.ObjectRef, Running] = {}
         """By the reference to the call's (summary, metrics), in the order of sending."""
         self.answers: dict[int, Answer] = {}
         self.losses: dict[int, int] = {}
         self.metrics: list[dict[str, Any]] = []
-        self.last_answer = time.monotonic()
+        self.last_answer = self._ticked = time.monotonic()
+        self._loads: Counter[int] = Counter()
+        self._busy_seconds = 0.0
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:
         """Queue requests; they start as workers are free."""
@@ -63,25 +72,51 @@ class RolloutPool:
         self._dispatch()
 
     def take(self, request_ids: Iterable[int]) -> list[Answer]:
-        """Wait for these requests and return their answers in the given order.
+        """Wait for these requests and return their answers in the given order; raises what ``take_when`` raises."""
+        wanted = list(request_ids)
+        return self.take_when(lambda: wanted if all(i in self.answers for i in wanted) else None)
+
+    def take_when(self, choose: Callable[[], list[int] | None]) -> list[Answer]:
+        """Poll until ``choose`` names finished requests, and return their answers in its order.
 
         Raises:
             TimeoutError: no worker answered in time.
             RuntimeError: a request was lost with its worker too often.
         """
-        wanted = list(request_ids)
-        while not all(i in self.answers for i in wanted):
-            self.poll(0.01)
-        return [self.answers.pop(i) for i in wanted]
+        while (chosen := choose()) is None:
+            self.poll(0.1)
+        return [self.answers.pop(i) for i in chosen]
+
+    def stamps(self) -> dict[int, int | None]:
+        """Every open request's policy version, ``None`` while it waits for a worker."""
+        handed_out = [call.request for call in self.running.values()] + [answer.request for answer in self.answers.values()]
+        waiting: dict[int, int | None] = {request.request_id: None for request in self.waiting}
+        return waiting | {request.request_id: request.policy.version for request in handed_out if request.policy}
+
+    def busy_seconds(self) -> float:
+        """Seconds since the last call that workers had work in their hands, summed over the workers."""
+        self._tick()
+        seconds, self._busy_seconds = self._busy_seconds, 0.0
+        return seconds
+
+    def forget(self) -> None:
+        """Drop all requests and answers; what a worker is at is finished and thrown away."""
+        self.waiting.clear()
+        self.running.clear()
+        self.answers.clear()
+        self.losses.clear()
+        self._loads.clear()
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Fetch what is finished, requeue what was lost, and keep the workers busy."""
+        """Fetch what is finished, waiting up to ``seconds`` for the first of it, requeue what was lost, keep the workers busy."""
+        if not self.running:
+            time.sleep(min(seconds, 0.01))
+        elif seconds:
+            ray.wait(list(self.running), num_returns=1, timeout=seconds)
         if self.running:
-            ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
+            ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             self._collect(ready)
-        else:
-            time.sleep(seconds)
-        self.restore()
+        self.restore()  # asks the workers that are down only
         self._dispatch()
         if (self.running or self.waiting) and time.monotonic() - self.last_answer > self.timeout:
             raise TimeoutError(
@@ -102,18 +137,29 @@ class RolloutPool:
         """Everybody gets one request before anybody gets two."""
         if not self.waiting:
             return
-        loads = Counter(call.worker for call in self.running.values())
         healthy = self.workers.healthy_actor_ids()
         for depth in range(self.in_flight):
             for worker in healthy:
-                if self.waiting and loads[worker] <= depth:
-                    self._send(worker, self.waiting.popleft())
-                    loads[worker] += 1
+                if self.waiting and self._loads[worker] <= depth:
+                    self._send(worker, self.stamp(self.waiting.popleft()))
 
     def _send(self, worker: int, request: RolloutRequest) -> None:
         call = self.workers.actors()[worker].apply.options(num_returns=2)
         rollouts, report = call.remote(methodcaller("sample_request", request))
         self.running[report] = Running(worker=worker, request=request, rollouts=rollouts)
+        self._tick()
+        self._loads[worker] += 1
+
+    def _received(self, report: ray.ObjectRef) -> None:
+        """A call is over."""
+        self._tick()
+        self._loads[self.running.pop(report).worker] -= 1
+
+    def _tick(self) -> None:
+        """Count the time since the last change of anyone's load."""
+        now = time.monotonic()
+        self._busy_seconds += (now - self._ticked) * sum(load > 0 for load in self._loads.values())
+        self._ticked = now
 
     def _collect(self, ready: list[ray.ObjectRef]) -> None:
         for report in ready:
@@ -125,7 +171,7 @@ class RolloutPool:
             except RayActorError as error:
                 self._lose(call.worker, error)
                 continue
-            del self.running[report]
+            self._received(report)
             self.losses.pop(call.request.request_id, None)
             self.answers[call.request.request_id] = Answer(request=call.request, rollouts=call.rollouts, summary=summary)
             self.metrics.append(metrics)
@@ -135,7 +181,9 @@ class RolloutPool:
         """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
         lost = [report for report, call in self.running.items() if call.worker == worker]
-        requests = [self.running.pop(report).request for report in lost]
+        requests = [self.running[report].request for report in lost]
+        for report in lost:
+            self._received(report)
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:

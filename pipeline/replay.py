@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from pipeline.durable import fsync_file, fsync_folder, sealed, sha256_file, unseal, write_atomic
 from rollout_workers.episodes import Rollout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROW_GROUP = 256
 MANIFEST = "_manifest.json"
 QUARANTINE = "_quarantine"
@@ -69,8 +69,9 @@ SCHEMA = pa.schema(
         _field("success", pa.bool_(), "the verifier's full mark"),
         _field("failure_kind", pa.string(), "class of the verifier's failure; null when it judged", nullable=True),
         _field("failure", pa.string(), "'kind: message' of the verifier's failure; null when it judged", nullable=True),
-        _field("policy_version", pa.int64(), "learner updates done by the policy that sampled"),
+        _field("policy_version", pa.int64(), "learner updates done by the policy that sampled (the oldest one that did)"),
         _field("policy_hash", pa.string(), "SHA-256 of that policy's weights"),
+        _field("action_versions", _items(pa.int32()), "policy version that chose each action; empty where policy_version chose all"),
         _field("world_hash", pa.string(), "SHA-256 of codebook and merge module"),
         _field("codebook_hash", pa.string(), "SHA-256 of the codebook: what the numbers in actions mean"),
         _field("level", pa.string(), "latent (codes sampled), token (baseline) or base (base LM)"),
@@ -83,7 +84,8 @@ SCHEMA = pa.schema(
 
 # A dictionary pays where a row group repeats values; where values are many it costs time and bytes.
 _MANY_VALUES = {"rollout_id", "text", "prompt_tokens", "tokens", "action_logp", "seed", "created"}
-_LEAVES = {"reward_parts": ("reward_parts.key_value.key", "reward_parts.key_value.value"), "actions": ("actions.list.element",)}
+_LEAVES: dict[str, tuple[str, ...]] = {"reward_parts": ("reward_parts.key_value.key", "reward_parts.key_value.value")}
+_LEAVES |= {name: (f"{name}.list.element",) for name in ("actions", "action_versions")}
 _ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": [leaf for name in SCHEMA.names if name not in _MANY_VALUES for leaf in _LEAVES.get(name, (name,))],

@@ -1,4 +1,4 @@
-"""Which prompts an update trains on: a function of seed and update alone, so resume has nothing to remember."""
+"""Which prompts a run trains on, in which order: a function of the seed alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
+@lru_cache(maxsize=64)
 def prompt_indices(update: int, count: int, *, size: int, seed: int) -> tuple[int, ...]:
     """The ``count`` prompts of ``update`` out of ``size``, all different: each at most once per pass, in a new order each pass.
 
@@ -34,6 +35,12 @@ def prompt_indices(update: int, count: int, *, size: int, seed: int) -> tuple[in
     return tuple(_permutation(seed, epoch, size)[numbers.start : numbers.stop].tolist())
 
 
+def prompt_at(position: int, count: int, *, size: int, seed: int) -> tuple[int, int]:
+    """(update, prompt) at a position of the run's stream of prompts, ``count`` of which belong to each update in turn."""
+    update, place = divmod(position, count)
+    return update, prompt_indices(update, count, size=size, seed=seed)[place]
+
+
 def chunks(items: Sequence[int], parts: int) -> list[tuple[int, ...]]:
     """``items`` in at most ``parts`` consecutive, nearly equal pieces, none empty."""
     bounds = np.linspace(0, len(items), min(parts, len(items)) + 1).round().astype(int)
@@ -45,3 +52,10 @@ def chunk_count(prompts: int, workers: int, learners: int) -> int:
     learners = max(1, learners)
     wanted = max(1, workers, learners)
     return max(learners, min(-(-wanted // learners) * learners, prompts // learners * learners))
+
+
+def equal_chunk_count(prompts: int, workers: int, learners: int) -> int:
+    """``chunk_count`` when all pieces must be of one size, for updates that take any of them."""
+    learners = max(1, learners)
+    wanted = min(max(1, workers, learners), prompts)
+    return next(parts for parts in range(wanted, prompts + 1) if prompts % parts == 0 and parts % learners == 0)

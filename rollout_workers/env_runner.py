@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -24,6 +26,7 @@ from latent_control.records import Generation
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.hosting import WorkerSettings
+from rollout_workers.policy_board import Follower
 from rollout_workers.tasks import Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
@@ -44,6 +47,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         self.make_env()
         self.make_module()
         self.policy_version, self.policy_hash = -1, ""
+        self.hashes: dict[int, str] = {}
+        """Of the policy versions that had a part in the rollouts being sampled."""
 
     # -- RLlib's contract --------------------------------------------------------------------------------------------
 
@@ -124,9 +129,11 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         engine = self._rehost(request.host or self.settings.host)
         if request.policy is not None:
             self._use(request.policy)
+        self.hashes = {self.policy_version: self.policy_hash}
         prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
         encoded = [self._encode(engine, prompt) for prompt in prompts]
-        seeds = [rollout_seed(request.seed, index, place) for index in request.prompt_indices for place in range(request.group_size)]
+        streams = list(zip(request.seeds, request.prompt_indices, strict=True))
+        seeds = [rollout_seed(seed, index, place) for seed, index in streams for place in range(request.group_size)]
         generation = engine.generate(
             DecodeJob(
                 prompts=tuple(encoded),
@@ -136,6 +143,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
                 temperature=request.temperature,
                 top_k=request.top_k,
                 keep_features=request.ship_features,
+                refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
             )
         )
         return [
@@ -155,8 +163,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         summary = RolloutSummary(
             request_id=request.request_id,
             worker=self.worker_index,
-            policy_version=self.policy_version,
-            policy_hash=self.policy_hash,
+            policies=self._policies(rollouts),
             rollouts=len(rollouts),
             tokens=tokens,
             failures=sum(r.failure is not None for r in rollouts),
@@ -165,6 +172,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             seconds=time.perf_counter() - started,
         )
         return rollouts, (summary, self.get_metrics())
+
+    def _policies(self, rollouts: Sequence[Rollout]) -> tuple[tuple[int, str, int], ...]:
+        """(version, hash, actions) of every policy that chose an action of these rollouts."""
+        counts: Counter[int] = Counter()
+        for rollout in rollouts:
+            versions = rollout.action_versions.tolist() or [rollout.policy_version] * len(rollout)
+            counts.update(versions)
+        return tuple((version, self.hashes[version], counts[version]) for version in sorted(counts))
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:
         """Host the model a request is for; evaluation asks for several in turn."""
@@ -189,6 +204,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         assert self.engine is not None
         self.engine.use(self.module.policy)
         self.policy_version, self.policy_hash = policy.version, policy.weights_hash
+        self.hashes[policy.version] = policy.weights_hash
 
     def _encode(self, engine: RolloutEngine, prompt: Prompt) -> tuple[int, ...]:
         ids = encode_prompt(engine.tokenizer, prompt, chat=self.settings.task.chat)
@@ -215,8 +231,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         text = decode_response(engine.tokenizer, tokens.tolist())
         verdict = self.task.score(prompt, text)
         score = verdict if isinstance(verdict, Score) else None
-        # Seed and prompt say which rollout this is, however the requests were cut: sampled again, it gets the same id.
-        group = f"{request.split}-{request.seed}-{prompt.id}"
+        versions = generation.versions[row, :length].int().cpu().numpy()
+        mixed = request.board is not None and versions[0] != versions[-1]
+        version = int(versions[0]) if request.board is not None else self.policy_version
+        # Seed, prompt and policy say which rollout this is, however the requests were cut: sampled again, it gets the same id.
+        stream = request.seeds[row // request.group_size]
+        group = f"{request.split}-{stream}-{prompt.id}-{self.hashes[version][:8]}"
         return Rollout(
             rollout_id=f"{group}-{row % request.group_size}",
             group_id=group,
@@ -232,14 +252,15 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             reward_parts=dict(score.parts) if score else {},
             success=score.success if score else False,
             failure=f"{verdict.kind}: {verdict.message}" if isinstance(verdict, Failure) else None,
-            policy_version=self.policy_version,
-            policy_hash=self.policy_hash,
+            policy_version=version,
+            policy_hash=self.hashes[version],
             world_hash=engine.world_hash,
             codebook_hash=engine.codebook_hash,
             level=engine.level,
             seed=seed,
             worker=self.worker_index,
             created=time.time(),
+            action_versions=versions if mixed else np.empty(0, np.int32),
             features=self._shipped(generation, row),
         )
 

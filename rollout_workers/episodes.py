@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -46,17 +46,17 @@ class PolicyVersion:
 class RolloutRequest:
     """One piece of work for a rollout worker.
 
-    ``RolloutRequest(request_id=12, split="train", prompt_indices=(4, 5), group_size=8, seed=7, policy=PolicyVersion(...))``
+    ``RolloutRequest(request_id=12, split="train", prompt_indices=(4, 5), seeds=(7, 7), group_size=8, policy=PolicyVersion(...))``
     asks for 8 rollouts of training prompts 4 and 5.
     """
 
     request_id: int
-    """Position in the driver's order of consumption."""
+    """Place in the driver's order; in training, of its first prompt in the run's stream of prompts."""
     split: Literal["train", "heldout"]
     prompt_indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    """One per prompt: rollout g of prompt p draws from its own stream, derived from (seed, p, g) alone."""
     group_size: int
-    seed: int
-    """Rollout g of prompt p draws from its own stream, derived from (seed, p, g) alone."""
     policy: PolicyVersion | None = None
     """``None`` samples with the policy as loaded."""
     host: HostSpec | None = None
@@ -65,6 +65,8 @@ class RolloutRequest:
     """0 is greedy."""
     top_k: int | None = None
     ship_features: bool = False
+    board: Any = None
+    """Actor handle of a ``PolicyBoard``: rollouts in flight go on with newer policies as they are published; ``None``: they don't."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,7 @@ class Rollout:
     failure: str | None
     """"kind: message" of a verifier failure."""
     policy_version: int
+    """The oldest that chose an action of it."""
     policy_hash: str
     world_hash: str
     codebook_hash: str
@@ -104,6 +107,8 @@ class Rollout:
     worker: int
     created: float
     """Unix time, seconds."""
+    action_versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32 [T], the policy version that chose each action; empty where ``policy_version`` chose all."""
     features: np.ndarray | None = None
     """[P + T - 1, D], the state the policy reads; travels to the learner, not to Parquet."""
 
@@ -117,8 +122,8 @@ class RolloutSummary:
 
     request_id: int
     worker: int
-    policy_version: int
-    policy_hash: str
+    policies: tuple[tuple[int, str, int], ...]
+    """(policy version, hash of its weights, actions it chose) for each that had a part, oldest first."""
     rollouts: int
     tokens: int
     failures: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from learners.learner import PolicyLearner
 from pipeline.algorithm import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
+from rollout_workers.policy_board import Follower
 from rollout_workers.tasks import Failure, Prompt, Score, Split
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.protocol import LazySequence
@@ -52,6 +54,18 @@ class EvenRunner(LMEnvRunner):
         """As always, with the other verifier."""
         super().make_env()
         self.task = EvenTask()
+
+
+def slow_down(_: LMEnvRunner, seconds: float) -> None:
+    """Let a worker that follows the policy board sleep so long at each token."""
+    look = getattr(Follower, "look", Follower.__call__)
+
+    def slowly(follower: Follower) -> int:
+        time.sleep(seconds)
+        version: int = look(follower)
+        return version
+
+    Follower.look, Follower.__call__ = look, slowly  # type: ignore[attr-defined,method-assign]
 
 
 def rl_config(base: Path, *, improve: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
@@ -105,7 +119,7 @@ def sample(runner: LMEnvRunner, learner: PolicyLearner | None = None, **changes:
         weights = weights_of(learner)
         policy = PolicyVersion(version=0, weights_hash=array_hash(weights), weights=weights)
     asked = RolloutRequest(
-        request_id=0, split="train", prompt_indices=(0, 1, 2, 3), group_size=4, seed=3, policy=policy, ship_features=True
+        request_id=0, split="train", prompt_indices=(0, 1, 2, 3), seeds=(3,) * 4, group_size=4, policy=policy, ship_features=True
     )
     return runner.sample(request=replace(asked, **changes))
 

@@ -19,7 +19,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
-from rl_tools import Config, EvenTask, host_of, rllib_config
+from rl_tools import Config, EvenTask, host_of, rllib_config, slow_down
 
 from latent_control.advantages import ADVANTAGES
 from latent_control.persistence import array_hash
@@ -49,7 +49,7 @@ def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator
 @pytest.fixture
 def fresh(shared: LatentRL, config: Config) -> LatentRL:
     """``shared`` as it was built."""
-    shared.run_config, shared.requested, shared.replay = config(), 0, None
+    shared.run_config, shared.replay, shared.board = config(), None, None
     shared.restore_learner(shared.start)
     return shared
 
@@ -152,7 +152,7 @@ def test_failed_verdicts_are_counted_and_masked(fresh: LatentRL, monkeypatch: py
 @pytest.fixture(scope="module")
 def undisturbed(shared: LatentRL, config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
     """Rewards of three updates from version 0, and the weights after them."""
-    shared.run_config, shared.requested, shared.replay = config(), 0, None
+    shared.run_config, shared.replay, shared.board = config(), None, None
     shared.restore_learner(shared.start)
     return [m["reward"] for m in train(shared, 3)], shared.weights
 
@@ -191,14 +191,16 @@ def test_continues_from_its_state_as_if_never_stopped(fresh: LatentRL, undisturb
 
 def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> None:
     asked = fresh.requests_of(0)[0]
-    for broken, error, message in (
-        (replace(asked, prompt_indices=(10**9,)), IndexError, "out of range"),
-        (replace(asked, policy=replace(asked.policy, version=7, weights_hash="0" * 64)), ValueError, "announced was 000000000000"),
+    for broken, policy, error, message in (
+        (replace(asked, prompt_indices=(10**9,), seeds=(0,)), fresh.policy, IndexError, "out of range"),
+        (asked, replace(fresh.policy, version=7, weights_hash="0" * 64), ValueError, "announced was 000000000000"),
     ):
+        right, fresh.policy = fresh.policy, policy
         fresh.pool.submit([broken])
         with pytest.raises(error, match=message):
             fresh.pool.take([broken.request_id])
-        fresh.pool.running.clear()
+        fresh.pool.forget()
+        fresh.policy = right
     assert len(train(fresh, 1)) == 1, "the workers live on"
 
 
@@ -211,16 +213,87 @@ def test_asynchronous_updates_stay_within_the_staleness(
 ) -> None:
     fresh.run_config = config(improve={"mode": "async", "max_staleness": max_staleness})
     with consumed(fresh, monkeypatch) as given:
-        metrics = train(fresh, 6)
-    assert [version for version, _, _ in given] == list(range(6))
-    for number, (version, _, rollouts) in enumerate(given):
-        staleness = {version - r.policy_version for r in rollouts}
-        assert staleness == {min(number, max_staleness)}, "measured where it is consumed, and bounded by construction"
-        assert metrics[number]["staleness_max"] == max(staleness)
-    assert len({r.rollout_id for _, _, rs in given for r in rs}) == 6 * 16
-    # What runs ahead is for updates to come; it is not left to the next test.
-    ahead = [r.request_id for number in range(6, 6 + max_staleness) for r in fresh.requests_of(number)]
-    fresh.pool.take(ahead)
+        metrics = train(fresh, 8)
+    assert [version for version, _, _ in given] == list(range(8))
+    for (version, _, rollouts), found in zip(given, metrics, strict=True):
+        ages = [version - r.policy_version for r in rollouts for _ in range(len(r))]
+        assert min(ages) >= 0 and max(ages) <= max_staleness
+        assert found["staleness_max"] == max(ages) and found["staleness_mean"] == pytest.approx(np.mean(ages))
+        assert [found[f"staleness_{age}"] for age in range(max_staleness + 1)] == pytest.approx(
+            [ages.count(age) / len(ages) for age in range(max_staleness + 1)]
+        )
+        assert 0 <= found["idle_learner"] <= 1 and 0 <= found["idle_workers"] <= 1
+    if max_staleness:
+        assert max(m["staleness_max"] for m in metrics) > 0, "workers run ahead"
+        assert min(m["idle_workers"] for m in metrics[2:]) < 0.2, "they always have something to do"
+    assert len({r.rollout_id for _, _, rs in given for r in rs}) == 8 * 16
+
+
+def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
+    fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second request of every update is held back as long as the bound allows, so consumption is out of order at the stop."""
+    fresh.run_config = config(improve={"mode": "async", "max_staleness": 2})
+    original = RolloutPool._collect
+
+    def hold_back(self: RolloutPool, ready: list[ray.ObjectRef]) -> None:
+        late = [r for r in ready if self.running[r].request.request_id == 2 and fresh.policy.version < 2]
+        original(self, [r for r in ready if r not in late])
+
+    monkeypatch.setattr(RolloutPool, "_collect", hold_back)
+    with consumed(fresh, monkeypatch) as given:
+        train(fresh, 2)
+        assert 2 not in {a.request.request_id for _, answers, _ in given for a in answers}
+        checkpoints.save_tree(tmp_path, "learner", state := fresh.learner_state())
+        assert {2, 3} <= set(state["unasked"]) and state["next_position"] > 8
+        train(fresh, 1)  # in vain
+        del given[2:]
+        fresh.restore_learner(checkpoints.load_tree(tmp_path, "learner"))
+        train(fresh, 4)
+    prompts = [r.prompt_id for _, _, rollouts in given for r in rollouts[::4]]
+    wanted = [f"countdown/train/{i}" for u in range(9) for i in prompt_indices(u, 4, size=1_000_000, seed=0)]
+    unasked = [wanted[p] for p in fresh.learner_state()["unasked"]]
+    assert sorted(prompts + unasked) == sorted(wanted[: fresh.next_position]) and len(prompts) == 24
+    assert [max(v - r.policy_version for r in rollouts) <= 2 for v, _, rollouts in given] == [True] * 6
+
+
+def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each action carries its version, and its log-probability is that of its own version's weights over the whole prefix."""
+    fresh.run_config = config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True}, rollout={"max_new_tokens": 6})
+    fresh.restore_learner(fresh.start)
+    weights = {}
+    original = LatentRL.publish
+
+    def keep(self: LatentRL, version: int) -> None:
+        original(self, version)
+        weights[version] = self.weights
+
+    monkeypatch.setattr(LatentRL, "publish", keep)
+    weights[0] = fresh.weights
+    workers = fresh.env_runner_group._worker_manager.actors().values()
+    ray.get([worker.apply.remote(slow_down, 0.06) for worker in workers])
+    with consumed(fresh, monkeypatch) as given:
+        metrics = train(fresh, 8)
+    ray.get([worker.apply.remote(slow_down, 0.0) for worker in workers])
+    rollouts = [r for _, _, rs in given for r in rs]
+    mixed = [r for r in rollouts if len(r.action_versions)]
+    assert mixed, "no rollout met a new policy"
+    module = fresh.learner_group._learner.module[DEFAULT_MODULE_ID]
+    for rollout in mixed:
+        assert rollout.action_versions.shape == rollout.actions.shape
+        assert (np.diff(rollout.action_versions) >= 0).all() and rollout.policy_version == rollout.action_versions[0]
+        for version in set(rollout.action_versions.tolist()):
+            module.set_state(weights[version])
+            with torch.no_grad():
+                logits = module.policy(torch.from_numpy(np.array(rollout.features))[None])[0, len(rollout.prompt_tokens) - 1 :]
+            logp = logits.log_softmax(-1).gather(1, torch.tensor(rollout.actions, dtype=torch.long)[:, None])[:, 0].numpy()
+            own = rollout.action_versions == version
+            assert np.abs(logp - rollout.action_logp)[own].max() < 1e-4
+            assert version == rollout.action_versions[0] or np.abs(logp - rollout.action_logp)[~own].max() > 1e-4
+    for (version, _, rs), found in zip(given, metrics, strict=True):
+        ages = np.concatenate([version - (r.action_versions if len(r.action_versions) else np.full(len(r), r.policy_version)) for r in rs])
+        assert found["staleness_mean"] == pytest.approx(ages.mean()) and found["staleness_max"] == ages.max() <= 1
+    module.set_state(fresh.weights)
 
 
 # -- several learners, the token level, learning ----------------------------------------------------------------------------
@@ -282,8 +355,6 @@ def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
     fresh.run_config = config(improve={"mode": mode, "max_staleness": 1})
     rewards = [m["reward"] for m in train(fresh, 30)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.25
-    if mode == "async":
-        fresh.pool.take([r.request_id for r in fresh.requests_of(30)])
 
 
 # -- workers die (last, since they take seconds to come back) --------------------------------------------------------------

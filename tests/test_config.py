@@ -211,6 +211,13 @@ class TestCrossFieldChecks:
             (["actions={}", "finetune.codes=policy"], "finetune: needs a cloned policy"),
             (["actions.init=.", "finetune.codes=inverse_dynamics"], "finetune.codes: "),
             (["actions={}", "clone={}", "improve={mode: async, max_staleness: 0}"], "improve.max_staleness: 0"),
+            (["actions={}", "clone={}", "improve={stale: drop}"], "improve.stale: drop is for improve.mode async"),
+            (["actions={}", "clone={}", "improve={mode: async, stale: reweight}"], "set e.g. improve.importance_cap"),
+            (["actions={}", "clone={}", "improve={refresh_in_flight: true}"], "improve.refresh_in_flight: true is for improve.mode async"),
+            (
+                ["actions={}", "clone={}", "improve={mode: async, refresh_in_flight: true}", "rollout.engine=simulated"],
+                "refresh_in_flight: true needs rollout.engine: local",
+            ),
             (["actions={}", "improve={level: token, token_baseline: true}"], "improve.token_baseline: true"),
             (["improve.level=token"], "improve: needs latent actions"),
             (["actions={}", "improve={level: token, minibatches: 1000}"], "improve.minibatches: 1000 pieces for each of 1 learners"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,30 @@ def test_more_epochs_than_one_move_the_ratio(learner: Learners, rollouts: list[R
     assert abs(update(learner(epochs=4), rollouts)["ratio_mean"] - 1.0) > 1e-3
 
 
+@pytest.mark.parametrize("level", ["latent", "token"])
+def test_importance_weights_scale_the_gradient_of_older_rollouts(config: Config, tiny_checkpoint: Path, level: str) -> None:
+    """Actions that the behaviour policy found half as likely count twice, or as much as the cap allows."""
+    settings = config(improve={"features": "ship"})
+    rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level)), REWARDS)
+
+    def weighed(cap: float | None, shift: float = 0.0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        older = [replace(r, action_logp=r.action_logp - np.float32(shift)) for r in rollouts]
+        trained = make_learner(config(improve={"features": "ship", "importance_cap": cap, "gradient_clip": 1e9}), tiny_checkpoint, level)
+        metrics = update(trained, older)
+        return {name: p.grad.clone() for name, p in trained.module[DEFAULT_MODULE_ID].trained().items()}, metrics
+
+    plain, metrics = weighed(None)
+    assert "importance_mean" not in metrics
+    fresh, metrics = weighed(1.5)
+    assert_close(fresh, plain, 1e-4)
+    assert metrics["importance_mean"] == pytest.approx(1.0, abs=1e-4) and metrics["importance_capped_share"] == 0.0
+    for cap, wanted, capped in ((1.5, 1.5, 1.0), (3.0, 2.0, 0.0)):
+        found, metrics = weighed(cap, math.log(2.0))
+        assert_close(found, {name: wanted * g for name, g in plain.items()}, 1e-4)
+        assert metrics["importance_mean"] == pytest.approx(2.0, rel=1e-4) and metrics["importance_capped_share"] == pytest.approx(capped)
+        assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4), "the ratio is to the policy at the start of the update"
+
+
 def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
     trained, rates = learner(warmup_updates=4, learning_rate=0.08), []
     original = PolicyLearner.apply_gradients
@@ -277,8 +302,8 @@ def test_only_trained_tensors_change(config: Config, tiny_checkpoint: Path, leve
     trained = make_learner(settings, tiny_checkpoint, level)
     module = trained.module[DEFAULT_MODULE_ID]
     rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level), ship_features=features == "ship"), REWARDS)
-    connector = next(c for c in trained._learner_connector.connectors if hasattr(c, "reference"))
-    watched = {"policy": module.policy, "reference": connector.reference} | ({"base": connector.base} if connector.base else {})
+    connector = next(c for c in trained._learner_connector.connectors if hasattr(c, "base"))
+    watched = {"policy": module.policy, "reference": trained.reference} | ({"base": connector.base} if connector.base else {})
     before = {part: {n: t.clone() for n, t in model.state_dict().items()} for part, model in watched.items()}
     update(trained, rollouts)
     changed = {p: {n for n, t in m.state_dict().items() if not torch.equal(t, before[p][n])} for p, m in watched.items()}

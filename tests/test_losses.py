@@ -61,6 +61,15 @@ def test_clipped_surrogate(probability: float, behaviour: float, advantage: floa
     assert bool(gradient.any()) is moves
 
 
+@pytest.mark.parametrize(("cap", "weight", "capped"), [(2.0, 1.6, 0.0), (1.2, 1.2, 1.0)])
+def test_importance_weights_are_truncated(cap: float, weight: float, capped: float) -> None:
+    """Probability 0.5 now, 0.4 at the start of the update, 0.25 when it was sampled: ratio 1.25, weight 1.6."""
+    found, metrics, _ = surrogate([0.5, 0.5], 0.25, 3.0, proximal_logp=torch.tensor([0.4]).log(), importance_cap=cap)
+    assert found == pytest.approx(-3.0 * 1.25 * weight, rel=1e-5)
+    assert metrics["ratio_mean"] == pytest.approx(1.25) and metrics["importance_mean"] == pytest.approx(1.6)
+    assert metrics["importance_capped_share"] == capped and metrics["logp_gap"] == pytest.approx(LN2)
+
+
 def test_at_ratio_one_the_gradient_is_that_of_reinforce() -> None:
     _, _, gradient = surrogate([0.25, 0.75], 0.25, 2.0)
     # d/dlogits of -A log pi(0) = -A (onehot - pi)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from configs.schema import Improve, RunConfig
+from latent_control.distributions import rollout_seed
 from pipeline import pool as pool_module
 from pipeline.algorithm import LatentRL
 from pipeline.pool import Answer, RolloutPool
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def request(number: int, policy: PolicyVersion | None = None) -> RolloutRequest:
-    return RolloutRequest(request_id=number, split="train", prompt_indices=(number,), group_size=2, seed=0, policy=policy)
+    return RolloutRequest(request_id=number, split="train", prompt_indices=(number,), seeds=(0,), group_size=2, policy=policy)
 
 
 class Ref:
@@ -82,7 +84,7 @@ class FakeCluster:
 
         return SimpleNamespace(options=options)
 
-    def restore(self) -> None:
+    def probe_unhealthy_env_runners(self) -> None:
         """What RLlib does between polls: a worker that Ray has restarted answers a ping and is healthy again."""
         for worker in self.queues:
             if not self.alive[worker] and self.chance.random() < 0.5:
@@ -92,8 +94,9 @@ class FakeCluster:
     # -- what the pool uses of ray ------------------------------------------------------------------------------------
 
     def wait(self, refs: list[Ref], *, num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
-        assert num_returns == len(refs)
-        self.act(self)
+        assert num_returns == len(refs) if timeout == 0 else num_returns == 1
+        if timeout == 0:
+            self.act(self)
         return [r for r in refs if r.ready], [r for r in refs if not r.ready]
 
     def get(self, ref: Ref) -> Any:
@@ -131,8 +134,7 @@ class FakeCluster:
         summary = RolloutSummary(
             request_id=asked.request_id,
             worker=worker,
-            policy_version=version,
-            policy_hash=asked.policy.weights_hash if asked.policy else "",
+            policies=((version, asked.policy.weights_hash if asked.policy else "", 2),),
             rollouts=2,
             tokens=2,
             failures=0,
@@ -148,7 +150,7 @@ def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPoo
     def make(workers: int = 2, *, timeout: float = 60.0, **settings: Any) -> tuple[RolloutPool, FakeCluster]:
         cluster = FakeCluster(workers, **settings)
         monkeypatch.setattr(pool_module, "ray", cluster)
-        return RolloutPool(cluster, restore=cluster.restore, timeout=timeout), cluster
+        return RolloutPool(cluster, timeout=timeout), cluster
 
     return make
 
@@ -192,7 +194,7 @@ def test_lost_workers_cost_nothing(make_pool: Make, seed: int, monkeypatch: pyte
 def test_requests_of_a_lost_worker_go_to_the_head_of_the_queue_in_their_order(make_pool: Make) -> None:
     pool, cluster = make_pool(1)
     pool.submit(map(request, range(5)))
-    cluster.act, cluster.restore, pool.restore = (lambda c: c.kill(1)), (lambda: None), (lambda: None)
+    cluster.act, pool.restore = (lambda c: c.kill(1)), (lambda: None)
     pool.poll()
     assert [r.request_id for r in pool.waiting] == [0, 1, 2, 3, 4]
     assert pool.losses == {0: 1}, "only the request that was being worked on is to blame"
@@ -282,65 +284,162 @@ def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch:
     check(pool.take([0]), [0])
 
 
+def test_busy_seconds_are_those_with_work_in_hand(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    pool, cluster = make_pool(3)
+    cluster.act = lambda _: None
+    clock.now = 5.0  # nobody has anything
+    pool.submit(map(request, range(4)))  # worker 1 has two, workers 2 and 3 one each
+    clock.now = 7.0
+    cluster.finish(2)
+    cluster.finish(1)
+    pool.poll()
+    clock.now = 10.0  # workers 1 and 3 are still at it
+    assert pool.busy_seconds() == 3 * 2.0 + 2 * 3.0
+    cluster.kill(1)
+    pool.poll()  # its request goes to worker 2, which had nothing
+    clock.now = 11.0
+    assert [len(q) for q in cluster.queues.values()] == [0, 1, 1] and pool.busy_seconds() == 2.0
+    pool.forget()
+    clock.now = 20.0
+    assert pool.busy_seconds() == 0.0 and pool.stamps() == {}
+
+
+def test_requests_are_stamped_when_a_worker_gets_them_and_again_when_it_is_lost(make_pool: Make) -> None:
+    pool, cluster = make_pool(1)
+    version = 3
+
+    def stamp(asked: RolloutRequest) -> RolloutRequest:
+        return replace(asked, policy=PolicyVersion(version=version, weights_hash="", weights=None))
+
+    pool.stamp, pool.restore, cluster.act = stamp, lambda: None, lambda _: None
+    pool.submit([request(i, PolicyVersion(version=0, weights_hash="", weights=None)) for i in range(4)])
+    assert pool.stamps() == {0: 3, 1: 3, 2: None, 3: None}
+    version = 4
+    cluster.finish(1)
+    pool.poll()
+    assert pool.stamps() == {0: 3, 1: 3, 2: 4, 3: None}
+    cluster.kill(1)
+    pool.poll()
+    assert pool.stamps() == {0: 3, 1: None, 2: None, 3: None}
+    version, cluster.alive[1], cluster.healthy[1] = 5, True, True
+    pool.poll()
+    assert pool.stamps() == {0: 3, 1: 5, 2: 5, 3: None}
+
+
 # -- the asynchronous window ------------------------------------------------------------------------------------------------
 
 
 class Window(LatentRL):
     """``LatentRL``'s own loop over a pool, without RLlib: an update is only counted."""
 
-    def __init__(self, pool: RolloutPool, *, max_staleness: int, version: int = 0) -> None:
-        improve = Improve(mode="async", max_staleness=max_staleness, prompts_per_update=4)
-        self.run_config = RunConfig(base={"model": "x"}, improve=improve)
-        self.prompt_count, self.requested, self.pool = 1000, 0, pool
+    def __init__(self, pool: RolloutPool, *, state: dict[str, Any] | None = None, workers: int = 2, **improve: Any) -> None:
+        settings = Improve(mode="async", prompts_per_update=4, **improve)
+        self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
+        self.prompt_count, self.pool, self.board, self.dropped = 1000, pool, None, 0
+        self.open, self.published, self.unasked = {}, {}, deque((state or {}).get("unasked", ()))
+        self.next_position = (state or {}).get("next_position", 0)
         self.consumed: list[tuple[int, list[Answer]]] = []
-        self.publish(version)
+        self.logged: dict[str, list[float]] = defaultdict(list)
+        pool.stamp = self._stamped
+        self.publish((state or {}).get("version", 0))
 
     def publish(self, version: int) -> None:
         self.policy = PolicyVersion(version=version, weights_hash=f"hash {version}", weights=None)
+        self.published[version] = self.policy.weights_hash
 
     def _consume(self, answers: Any) -> None:
         self._check_hashes(answers)
+        self._log_staleness(answers)
         self.consumed.append((self.policy.version, answers))
         self.publish(self.policy.version + 1)
 
+    def state(self) -> dict[str, Any]:
+        """``learner_state`` without a learner."""
+        unasked = sorted([*self.unasked, *(p for positions in self.open.values() for p in positions)])
+        return {"version": self.policy.version, "unasked": unasked, "next_position": self.next_position}
+
     def _log(self, name: str, value: float) -> None:
-        pass
+        self.logged[name].append(value)
+
+    def prompts(self) -> list[tuple[int, int]]:
+        """(seed, prompt) of everything consumed."""
+        requests = [a.request for _, answers in self.consumed for a in answers]
+        return [pair for r in requests for pair in zip(r.seeds, r.prompt_indices, strict=True)]
+
+
+def stream(count: int) -> list[tuple[int, int]]:
+    """The first prompts of the run, with their seeds."""
+    return [(rollout_seed(0, u) >> 1, i) for u in range(-(-count // 4)) for i in prompt_indices(u, 4, size=1000, seed=0)][:count]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(8))
-def test_no_rollout_is_staler_than_allowed_whatever_the_workers_do(
+def test_no_rollout_is_staler_than_allowed_and_no_prompt_lost_whatever_the_workers_do(
     make_pool: Make, seed: int, max_staleness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Workers finish in any order and die; the run is stopped and resumed with another number of them."""
     monkeypatch.setattr(pool_module, "MOST_LOSSES", 100)
-    chance = random.Random(seed)
-    pool, _ = make_pool(chance.randint(1, 4), seed=seed, death=0.15)
-    window = Window(pool, max_staleness=max_staleness, version=(start := chance.choice([0, 7])))
-    for _ in range(25):
+    chance, state, consumed, updates = random.Random(seed), None, [], 0
+    for _ in range(4):
+        workers = chance.randint(1, 5)
+        pool, _ = make_pool(workers, seed=chance.random(), death=0.15)
+        window = Window(pool, state=state, workers=workers, max_staleness=max_staleness)
+        for _ in range(chance.randint(1, 12)):
+            window.training_step()
+            updates += 1
+            for _ in range(chance.randrange(3)):
+                pool.poll()  # the learner is slow: workers run ahead
+            assert len(pool.stamps()) <= (max_staleness + 1) * window._equal_parts()
+        consumed += window.prompts()
+        state = window.state()
+        assert max(window.logged["staleness_max"]) <= max_staleness and min(window.logged["staleness_mean"]) >= 0
+    assert state["version"] == updates and len(consumed) == 4 * updates == len(set(consumed))
+    wanted = stream(state["next_position"])
+    unasked = [wanted[p] for p in state["unasked"]]
+    assert sorted(consumed + unasked) == sorted(wanted), "everything asked for is consumed or remembered"
+
+
+@pytest.mark.parametrize("stale", ["wait", "drop", "reweight"])
+def test_a_straggler_is_waited_for_dropped_or_taken_late(make_pool: Make, stale: str) -> None:
+    """Worker 1 finishes nothing before version 4, unless nobody else has anything to do; the bound is 1."""
+    pool, cluster = make_pool(2)
+    window = Window(pool, max_staleness=1, stale=stale)
+
+    def but_for_one(c: FakeCluster) -> None:
+        if c.queues[1] and (window.policy.version >= 4 or (stale == "wait" and not c.queues[2])):
+            c.finish(1)
+        elif c.queues[2]:
+            c.finish(2)
+
+    cluster.act = but_for_one
+    for _ in range(8):
         window.training_step()
-        for _ in range(chance.randrange(3)):
-            pool.poll()  # the learner is slow: workers run ahead
-    versions = [version for version, _ in window.consumed]
-    assert versions == list(range(start, start + 25))
-    staleness = [version - a.summary.policy_version for version, answers in window.consumed for a in answers]
-    assert min(staleness) >= 0 and max(staleness) <= max_staleness
-    if start == 0:
-        assert max(staleness) == max_staleness, "the window is used"
-    prompts = [tuple(i for a in answers for i in a.request.prompt_indices) for _, answers in window.consumed]
-    assert prompts == [prompt_indices(version, 4, size=1000, seed=0) for version in versions], "nothing lost, doubled or reordered"
+    first = [version for version, answers in window.consumed for a in answers if a.request.request_id == 0]
+    if stale == "wait":
+        assert first == [1], "the last update that may have it"
+        assert max(window.logged["staleness_max"]) == 1
+    elif stale == "drop":
+        assert max(window.logged["staleness_max"]) <= 1 and sum(window.logged["stale_dropped"]) > 0
+        assert len(set(window.prompts())) == len(window.prompts()) == 32
+        assert first and first[0] >= 4, "its prompts were asked for anew"
+    else:
+        assert max(window.logged["staleness_max"]) > 1 and first[0] >= 4
 
 
-def test_a_rollout_of_other_weights_is_never_trained_on(make_pool: Make) -> None:
+@pytest.mark.parametrize(("version", "weights"), [(0, "other"), (7, "hash 7"), (0, "hash 0")])
+def test_a_rollout_of_unpublished_or_older_weights_is_never_trained_on(make_pool: Make, version: int, weights: str) -> None:
     pool, cluster = make_pool(1)
-    window = Window(pool, max_staleness=0)
+    window = Window(pool, max_staleness=0, state={"version": 1})
+    window.published[0] = "hash 0"
     honest = cluster.answer
 
     def liar(worker: int, asked: RolloutRequest) -> Any:
         rollouts, (summary, metrics) = honest(worker, asked)
-        changed = {name: getattr(summary, name) for name in RolloutSummary.__dataclass_fields__} | {"policy_hash": "other"}
-        return rollouts, (RolloutSummary(**changed), metrics)
+        return rollouts, (replace(summary, policies=((version, weights, 2),)), metrics)
 
     cluster.answer = liar  # type: ignore[method-assign]
-    with pytest.raises(AssertionError, match="sampled with 0/other"):
+    with pytest.raises(AssertionError, match=rf"sampled with \[\({version}, '{weights}'\)\]"):
         window.training_step()
     assert window.consumed == []
