@@ -1,9 +1,9 @@
-"""Works out what limits a cluster: rollouts/s of workers, learners and driver, for the paper's 8 B setting or any other.
+"""Works out what limits a cluster: rollouts/s of its workers, learners, network and driver, for the paper's 8 B setting or any other.
 
     python benchmarks/scaling_plan.py [--gpus 8 16 ...] [--set FIELD=VALUE ...] [--results DIR]
 
-Every field of ``Setting`` can be set; ``docs/scaling.md`` explains the formulas. The driver's cost and the speed of publishing come
-from ``scaling.json`` and ``scaling_publish.json`` in ``--results`` where they are there; everything about GPUs and networks is assumed.
+Every field of ``Setting`` can be set; ``docs/scaling.md`` explains the formulas. What the driver costs and how fast weights are
+published and loaded comes from ``scaling.json`` and ``publish.json`` in ``--results``; everything about GPUs and networks is assumed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 from common import RESULTS, short, table
 
+from pipeline.requests import equal_chunk_count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Llama-3.1-8B with the paper's policy, on H100s. Weights in billions; bytes and rates in SI units."""
+    """Llama-3.1-8B with the paper's policy on H100s. Weights in billions; GB and TFLOP in powers of ten."""
 
     base_billions: float = 8.03
     policy_billions: float = 1.75
@@ -34,38 +37,42 @@ class Setting:
     prompt_tokens: int = 256
     response_tokens: int = 768
     group: int = 16
-    rollouts_per_update: int = 4096
-    rollouts_per_request: int = 16
+    prompts: int = 256
+    """Per update."""
+    staleness: int = 1
+    """``improve.max_staleness``."""
     rows: int = 128
-    """Decoded at once on a GPU."""
+    """``rollout.batch_size``: decoded at once on a GPU."""
     recompute: int = 0
     """1: the learner runs the base LM itself; 0: features travel."""
+    refresh: int = 0
+    """1: ``improve.refresh_in_flight``."""
     memory_tb: float = 3.35
-    """TB/s of a GPU (H100 SXM, data sheet)."""
+    """TB/s of a GPU."""
     memory_share: float = 0.4
-    """Of it that decoding reaches (assumed)."""
+    """Of it that decoding reaches."""
     matmul_tflops: float = 989.0
-    """bf16, dense (H100 SXM, data sheet)."""
+    """bf16, dense."""
     matmul_share: float = 0.4
-    """Of it that an update reaches (assumed)."""
+    """Of it that an update reaches."""
     gpus_per_node: int = 8
     network_gb: float = 2.0
-    """GB/s from one node's object store to another's (assumed)."""
+    """GB/s into a node's object store."""
     link_gb: float = 40.0
-    """GB/s between learners for gradients (assumed)."""
-    driver_ms_per_request: float = 3.0
-    """Main thread."""
-    publish_gb: float = 0.5
-    """GB/s at which the driver gathers, hashes and stores weights."""
-    load_gb: float = 0.5
+    """GB/s between learners for gradients."""
+    driver_ms: float = 0.2
+    """Main thread per rollout."""
+    publish_gb: float = 1.0
+    """GB/s at which the driver copies, hashes and stores weights."""
+    load_gb: float = 1.4
     """GB/s at which a worker hashes and loads them."""
 
 
-def decode_rate(s: Setting) -> float:
+def decode_rate(s: Setting, rows: float) -> float:
     """Tokens/s of a GPU: each step reads all weights once and every row's caches, at half the response on average."""
     weights = 2e9 * (s.base_billions + s.policy_billions + s.merge_billions)
-    caches = s.rows * (s.prompt_tokens + s.response_tokens / 2) * 2 * s.layers * s.cache_width
-    return s.rows * s.memory_tb * 1e12 * s.memory_share / (weights + caches)
+    caches = rows * (s.prompt_tokens + s.response_tokens / 2) * 2 * s.layers * s.cache_width
+    return rows * s.memory_tb * 1e12 * s.memory_share / (weights + caches)
 
 
 def learn_rate(s: Setting) -> float:
@@ -74,47 +81,61 @@ def learn_rate(s: Setting) -> float:
     return s.matmul_tflops * 1e12 * s.matmul_share / (flop * (s.prompt_tokens + s.response_tokens))
 
 
-def plan(s: Setting, gpus: int) -> dict[str, Any]:
+def standstill(s: Setting, workers: int, rows: float) -> float:
+    """Seconds in which a worker does not decode because of a new policy version: it arrives, is hashed and loaded.
+
+    In flight it arrives meanwhile, but the policy's caches of all rows are computed anew.
+    """
+    gigabytes, nodes = 4 * s.policy_billions, math.ceil(workers / s.gpus_per_node)
+    broadcast = gigabytes / s.network_gb * math.ceil(math.log2(nodes + 1))
+    positions = rows * (s.prompt_tokens + s.response_tokens / 2)
+    again = 2e9 * s.policy_billions * positions / (s.matmul_tflops * 1e12 * s.matmul_share)
+    return gigabytes / s.load_gb + (again if s.refresh else broadcast)
+
+
+def plan(s: Setting, workers: int, learners: int) -> dict[str, Any]:
     """Rates in rollouts/s, times in seconds; ``limit`` names the smallest of the rates."""
-    per_worker, per_learner = decode_rate(s) / s.response_tokens, learn_rate(s)
-    learners = max(1, round(gpus * per_worker / (per_worker + per_learner)))
-    workers, update = gpus - learners, s.rollouts_per_update
-    nodes, weights_gb = math.ceil(workers / s.gpus_per_node), 4 * s.policy_billions
-    publish, load = weights_gb / s.publish_gb, weights_gb / s.load_gb
-    requests = update / s.rollouts_per_request
-    reduce_ = 2 * weights_gb / s.link_gb * (learners - 1) / learners
-    rates = {
-        # A worker stands still while it loads a version.
-        "workers": update / (update / (workers * per_worker) + load),
-        "learners": update / (update / (learners * per_learner) + reduce_),
-        "driver": update / (requests * s.driver_ms_per_request / 1e3 + publish),
+    update = s.prompts * s.group
+    requests = equal_chunk_count(s.prompts, workers, learners)
+    rows = min(s.rows, update / requests)  # a worker decodes one request at a time
+    busy = min(workers, (s.staleness + 1) * requests)  # more requests are never open
+    decode = update * s.response_tokens / (busy * decode_rate(s, rows))
+    learn, gigabytes = update / (learners * learn_rate(s)), 4 * s.policy_billions
+    reduce, publish = 2 * gigabytes / s.link_gb * (learners - 1) / learners, gigabytes / s.publish_gb
+    features = 0 if s.recompute else 2e-9 * s.width * (s.prompt_tokens + s.response_tokens - 1)
+    seconds = {
+        "workers": decode + standstill(s, workers, rows),
+        "learners": learn + reduce + publish,  # it waits while its weights are published
+        "network": update * features / (s.network_gb * math.ceil(learners / s.gpus_per_node)),
+        "driver": update * s.driver_ms / 1e3 + publish,
     }
-    limit = min(rates, key=lambda name: rates[name])
-    features = 0 if s.recompute else 2 * s.width * (s.prompt_tokens + s.response_tokens - 1)
+    limit = max(seconds, key=lambda name: seconds[name])
     return {
-        "gpus": gpus,
-        "split": f"{workers} + {learners}",
-        **rates,
+        "workers": workers,
+        "learners": learners,
+        "rows": rows,
+        "busy": busy,
+        "seconds": seconds,
         "limit": limit,
-        "seconds_per_update": update / rates[limit],
-        # What is being decoded when an update ends was begun under older versions.
-        "staleness": math.ceil(workers * s.rows / update),
-        "features_gb": rates[limit] * features / 1e9,
-        "broadcast": weights_gb / s.network_gb * math.ceil(math.log2(nodes + 1)),
-        "busy": rates[limit] / (workers * per_worker),
+        "rollouts_per_second": update / seconds[limit],
     }
+
+
+def best(s: Setting, gpus: int) -> dict[str, Any]:
+    """The fastest split of so many GPUs; learners must divide the prompts."""
+    splits = [plan(s, gpus - learners, learners) for learners in range(1, gpus) if s.prompts % learners == 0]
+    return max(splits, key=lambda split: split["rollouts_per_second"])
 
 
 def measured(results: Path) -> dict[str, float]:
-    """The fields of ``Setting`` that the results in this folder give."""
+    """The fields of ``Setting`` that the results in this folder give: the driver's cost with the largest number of workers."""
     found: dict[str, float] = {}
     if (results / "scaling.json").is_file():
         runs = json.loads((results / "scaling.json").read_text())["measured"]
         largest = max(runs, key=lambda run: run["workers"])
-        times = sorted(window["main_thread_ms"] for window in largest["windows"])
-        found["driver_ms_per_request"] = times[len(times) // 2] * largest["rollouts_per_request"]
-    if (results / "scaling_publish.json").is_file():
-        found |= json.loads((results / "scaling_publish.json").read_text())["setting"]
+        found["driver_ms"] = statistics.median(window["main_thread_ms"] for window in largest["windows"])
+    if (results / "publish.json").is_file():
+        found |= json.loads((results / "publish.json").read_text())["setting"]
     return found
 
 
@@ -129,17 +150,14 @@ def with_values(setting: Setting, values: Mapping[str, float | str]) -> Setting:
 def cells(row: Mapping[str, Any]) -> dict[str, str]:
     """A line of the printed table."""
     return {
-        "GPUs": str(row["gpus"]),
-        "workers + learners": row["split"],
-        "workers, rollouts/s": short(row["workers"]),
-        "learners": short(row["learners"]),
-        "driver": short(row["driver"]),
+        "GPUs": str(row["workers"] + row["learners"]),
+        "workers + learners": f"{row['workers']} + {row['learners']}",
+        "rows": short(row["rows"]),
+        "busy": str(row["busy"]),
+        **{f"{name}, s": short(seconds) for name, seconds in row["seconds"].items()},
         "limit": row["limit"],
-        "workers' share of decoding": f"{row['busy']:.0%}",
-        "s / update": short(row["seconds_per_update"]),
-        "updates in flight": str(row["staleness"]),
-        "features, GB/s": short(row["features_gb"]),
-        "broadcast, s": short(row["broadcast"]),
+        "rollouts/s": short(row["rollouts_per_second"]),
+        "per GPU": short(row["rollouts_per_second"] / (row["workers"] + row["learners"])),
     }
 
 
@@ -152,9 +170,9 @@ def main() -> None:
     options = parser.parse_args()
     found = measured(options.results)
     setting = with_values(with_values(Setting(), found), dict(word.split("=", 1) for word in options.set))
-    rates = f"{decode_rate(setting):,.0f} tokens/s decoded, {learn_rate(setting):.3g} rollouts/s learned"
-    print(f"per GPU: {rates}; measured: {', '.join(f'{name} = {short(value)}' for name, value in found.items()) or 'nothing'}\n")
-    print(table([cells(plan(setting, gpus)) for gpus in options.gpus]))
+    print(f"per GPU: {decode_rate(setting, setting.rows):,.0f} tokens/s decoded, {learn_rate(setting):.3g} rollouts/s learned")
+    print(f"measured: {', '.join(f'{name} = {short(value)}' for name, value in found.items()) or 'nothing'}\n")
+    print(table([cells(best(setting, gpus)) for gpus in options.gpus]))
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ def _rollout(config: RunConfig) -> Iterator[str]:
         yield "evaluation: rollout.engine is simulated, its rollouts are noise; set evaluation: null, or rollout.engine: local"
     if engine == "local" and config.rollout.engine_options:
         yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
+    if engine == "vllm" and config.improve is not None:
+        if config.improve.features == "ship":
+            yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"
+        if config.improve.level == "token" or config.improve.token_baseline:
+            yield "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
     if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
         yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
 

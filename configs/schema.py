@@ -207,18 +207,19 @@ class Improve(Section):
     loss_mean: Literal["token", "sequence"] = "token"
     gradient_clip: PositiveFloat = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
-    features: Literal["ship", "recompute"] = "ship"
-    """Base features travel with the rollouts, or the learner computes them once per rollout. Shipping is the default because it was
-    faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the 0.9 M-parameter base: 0.07 against 0.10;
-    `benchmarks/update.py`); recompute where the network between workers and learner is slow."""
+    features: Literal["auto", "ship", "recompute"] = "auto"
+    """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where the engine can
+    (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the
+    0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is slow."""
     checkpoint_every: PositiveInt = 50
 
 
 class Rollout(Section):
     """Ray actors that sample."""
 
-    engine: Literal["local", "simulated"] = "local"
-    """What decodes: ``local``: built in; ``simulated``: random tokens after the time decoding would take, to plan a cluster."""
+    engine: Literal["local", "vllm", "simulated"] = "local"
+    """What decodes: ``local``: built in; ``vllm``: vLLM, for Llama-shaped bases (docs/vllm.md); ``simulated``: random tokens after the
+    time decoding would take, to plan a cluster."""
     engine_options: dict[str, object] = Field(default_factory=dict)
     """The engine's own settings, e.g. ``{tokens_per_second: 1500}`` of ``simulated``."""
     num_workers: PositiveInt = 2
@@ -290,6 +291,12 @@ class RunConfig(Section):
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+
+    @property
+    def ships_features(self) -> bool:
+        """Whether rollouts bring the base's features along (``improve.features``)."""
+        assert self.improve is not None
+        return self.improve.features == "ship" or (self.improve.features == "auto" and self.rollout.engine != "vllm")
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -52,8 +52,9 @@ def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
 
 
 class PolicyLearner(TorchLearner):
-    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``module`` (arguments of ``build_policy``),
-    ``sampling`` (temperature and top_k of the behaviour policy), ``reads`` (which base state the policy takes)."""
+    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``recompute`` (whether features come from a base LM of
+    its own), ``module`` (arguments of ``build_policy``), ``sampling`` (temperature and top_k of the behaviour policy), ``reads``
+    (which base state the policy takes)."""
 
     def build(self) -> None:
         """Build the module, then the connector, which needs the device and maybe the base LM and the reference policy."""
@@ -61,7 +62,7 @@ class PolicyLearner(TorchLearner):
         own: dict[str, Any] = self.config.learner_config_dict
         self.improve: Improve = own["improve"]
         base = None
-        if self.improve.features == "recompute":
+        if own["recompute"]:
             base = self._base(own)
         self.reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
         connector = Collate(

@@ -109,6 +109,7 @@ def algorithm_config(
         add_default_connectors_to_learner_pipeline=False,
         learner_config_dict={
             "improve": improve,
+            "recompute": not config.ships_features,
             "module": module,
             "sampling": sampling,
             "reads": reads,
@@ -238,7 +239,7 @@ class LatentRL(Algorithm):
             policy=self.policy,
             temperature=run.rollout.temperature,
             top_k=run.rollout.top_k,
-            ship_features=improve.features == "ship",
+            ship_features=run.ships_features,
             board=self.board,
         )
 

@@ -84,7 +84,9 @@ def evaluate(config: RunConfig, hosts: Mapping[str, HostSpec], *, prompts: int, 
     result: dict[str, Any] = {"prompts": prompts}
     with connected(config):
         dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
-        settings = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=config.rollout)
+        # Whatever engine trains, one and the same judges.
+        rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
+        settings = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout)
         group = EnvRunnerGroup(config=workers_config(config, settings), local_env_runner=False)
         pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds)
         try:

@@ -10,6 +10,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -243,14 +244,17 @@ def _column_problem(path: Path, column: str) -> str | None:
 
 
 def _engine(config: RunConfig) -> Iterator[str]:
-    """The options of an engine that has some."""
-    if config.rollout.engine == "simulated":
-        from rollout_workers.engines.simulated import read_options
+    """The options of an engine that has some, and whether it is there."""
+    if config.rollout.engine == "local":
+        return
+    from rollout_workers.engines import simulated, vllm
 
-        try:
-            read_options(config.rollout)
-        except ValueError as error:
-            yield _placed("rollout", error)
+    try:
+        {"simulated": simulated.read_options, "vllm": vllm.read_options}[config.rollout.engine](config.rollout)
+    except ValueError as error:
+        yield _placed("rollout", error)
+    if config.rollout.engine == "vllm" and config.cluster.address == "local" and find_spec("vllm") is None:
+        yield "rollout.engine: vllm is not installed in this environment; docs/vllm.md has the lines, or set rollout.engine: local"
 
 
 def _resources(config: RunConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,30 @@ def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     content = run("gpu", tmp_path, "--device", "cpu")
     assert content["limits"]["bytes_per_second"] > 1e8 and content["limits"]["flop_per_second"] > 1e8
     assert [row["what"].split(",")[0] for row in content["rows"]] == ["decode", "prefill", "ship", "recompute", "update"]
+
+
+def test_publish(tmp_path: Path) -> None:
+    content = run("publish", tmp_path)
+    slow = {name: 1 / statistics.median(rates) for name, rates in content["gigabytes_per_second"].items()}
+    assert content["setting"] == pytest.approx(
+        {"publish_gb": 1 / (slow["copy"] + slow["hash"] + slow["put"]), "load_gb": 1 / (slow["hash"] + slow["load"])}
+    )
+
+
+@pytest.mark.slow
+def test_workers(tmp_path: Path) -> None:
+    rates = run("workers", tmp_path)["tokens_per_second"]
+    assert rates.keys() == {"1", "2"} and all(len(values) == 2 and min(values) > 0 for values in rates.values())
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    measured = run("scaling", tmp_path)["measured"]
+    assert [(m["kind"], m["workers"]) for m in measured] == [("real", 1), ("light", 1), ("light", 2)]
+    for window in (window for m in measured for window in m["windows"]):
+        assert 0 < window["main_thread_ms"] <= window["driver_ms"]
+        # Features of the base are most of a record: 128 wide, float32, for at least one token.
+        assert window["bytes"] > 4 * 128
 
 
 @pytest.mark.slow

@@ -10,11 +10,16 @@ from configs.schema import Rollout as RolloutSettings
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob, RolloutEngine
 from rollout_workers.engines.simulated import SimulatedEngine
+from rollout_workers.engines.vllm import VllmEngine
 from rollout_workers.episodes import HostSpec
 
 __all__ = ["DecodeJob", "RolloutEngine", "load_engine"]
 
-ENGINES: Mapping[str, Callable[..., RolloutEngine]] = {"local": LocalEngine.load, "simulated": SimulatedEngine.load}
+ENGINES: Mapping[str, Callable[..., RolloutEngine]] = {
+    "local": LocalEngine.load,
+    "simulated": SimulatedEngine.load,
+    "vllm": VllmEngine.load,
+}
 
 
 def load_engine(spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> RolloutEngine:

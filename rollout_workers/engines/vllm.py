@@ -1,0 +1,186 @@
+"""vLLM as the engine: paged caches and its own scheduler, for Llama-shaped bases at the latent level (``docs/vllm.md``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt, ValidationError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from configs.schema import Rollout as RolloutSettings
+from configs.schema import Section
+from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.persistence import WEIGHTS, base_path, weights_hash
+from latent_control.records import Generation
+from latent_control.tower import Tower
+from rollout_workers.engines.protocol import DecodeJob
+from rollout_workers.episodes import HostSpec
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+
+
+class VllmOptions(Section):
+    """``rollout.engine_options``, e.g. ``{gpu_memory_utilization: 0.8}``."""
+
+    max_model_len: PositiveInt | None = None
+    """Tokens of prompt and response together; ``None``: the base LM's own."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU that weights and caches may take."""
+    cpu_cache_gb: PositiveInt = 1
+    """Key-value cache on a machine without GPU."""
+
+
+def read_options(settings: RolloutSettings) -> VllmOptions:
+    """The options of ``settings``.
+
+    Raises:
+        ValueError: one is unknown or out of range.
+    """
+    try:
+        return VllmOptions.model_validate(settings.engine_options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["rollout.engine_options", *map(str, first["loc"])])
+        raise ValueError(f"{place}: {first['msg']}; engine vllm takes {', '.join(VllmOptions.model_fields)}") from error
+
+
+class Chooser:
+    """Picks a step's codes, each row from its own random stream, and keeps what was picked.
+
+    vLLM orders a step's rows as it likes; its runner knows whose they are. A row in the middle of its prompt is chosen for too,
+    and the choice for the same place comes again later, so the last one counts.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.job: DecodeJob | None = None
+
+    def begin(self, job: DecodeJob) -> None:
+        """Empty records [B, T] for a job."""
+        self.job, shape = job, (len(job.seeds), job.max_new_tokens)
+        self.uniforms = uniform_streams(job.seeds, job.max_new_tokens)
+        self.actions = torch.full(shape, -1, dtype=torch.long)
+        self.logp = torch.zeros(shape)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Codes [M] of policy logits [M, N]."""
+        if self.job is None:  # vLLM tries its memory out
+            return logits.argmax(-1)
+        states = [self.runner.requests[name] for name in self.runner.input_batch.req_ids[: len(logits)]]
+        rows = torch.tensor([state.sampling_params.extra_args["row"] for state in states])
+        steps = torch.tensor([len(state.output_token_ids) for state in states])
+        log_probs = action_log_probs(logits, temperature=self.job.temperature, top_k=self.job.top_k)
+        uniforms = self.uniforms[rows, steps].to(logits.device)
+        actions = logits.argmax(-1) if self.job.temperature == 0 else sample_actions(log_probs, uniforms)
+        self.actions[rows, steps] = actions.cpu()
+        self.logp[rows, steps] = log_probs.gather(-1, actions[:, None])[:, 0].cpu()
+        return actions
+
+
+class VllmEngine:
+    """One vLLM engine in this process. Rollouts are the built-in engine's, as far as its kernels compute the same numbers."""
+
+    ships_features = False
+    level = "latent"
+
+    def __init__(self, llm: Any, tokenizer: PreTrainedTokenizerBase, *, world_hash: str, codebook_hash: str) -> None:
+        self.llm, self.tokenizer = llm, tokenizer
+        self.world_hash, self.codebook_hash = world_hash, codebook_hash
+        runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        self.model, self.chooser = runner.model, Chooser(runner)
+        self.model.choose = self.chooser
+
+    @classmethod
+    def load(cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> VllmEngine:
+        """Host the model of ``spec``; the policy runs in the base's dtype, whatever ``policy_dtype`` is.
+
+        Raises:
+            ValueError: wrong options, no such checkpoint, or a base LM that is no Llama.
+            ModuleNotFoundError: vLLM is not installed here.
+        """
+        options = read_options(settings)
+        if find_spec("vllm") is None:
+            raise ModuleNotFoundError(
+                "rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local"
+            )
+        base = base_path(spec.checkpoint)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
+        architecture = (config.architectures or ["none"])[0]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set rollout.engine: local")
+        tensors = load_file(Path(spec.checkpoint) / WEIGHTS)
+        world = [(name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge"))]
+        return cls(
+            # vLLM's own "auto" would make float32 models half as precise.
+            _start(spec, base, config.dtype or "float32" if spec.dtype == "auto" else spec.dtype, settings.batch_size, options),
+            AutoTokenizer.from_pretrained(base, trust_remote_code=spec.trust_remote_code),
+            world_hash=weights_hash(world),
+            codebook_hash=weights_hash([("codebook", tensors["codebook"])]),
+        )
+
+    def use(self, policy: Tower) -> None:
+        """Copy the weights; what vLLM has cached of prompts was made by the old ones."""
+        self.model.policy.load(policy.state_dict())
+        self.llm.reset_prefix_cache()
+
+    def generate(self, job: DecodeJob) -> Generation:
+        """Decode the job. ``keep_features`` and ``refresh`` are not possible here."""
+        return self.decode(job, [job.max_new_tokens] * len(job.seeds))
+
+    def decode(self, job: DecodeJob, limits: Sequence[int]) -> Generation:
+        """``generate`` with a limit of new tokens per row, each at most ``job.max_new_tokens``."""
+        from vllm import SamplingParams
+
+        assert not job.keep_features and job.refresh is None, "engine vllm neither ships features nor follows policies in flight"
+        self.chooser.begin(job)
+        stop = self.tokenizer.eos_token_id
+        fixed = {"temperature": 0.0, "stop_token_ids": [] if stop is None else [stop], "ignore_eos": True, "detokenize": False}
+        prompts = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts for _ in range(job.repeats)]
+        settings = [SamplingParams(max_tokens=limit, extra_args={"row": row}, **fixed) for row, limit in enumerate(limits)]
+        answers = [output.outputs[0] for output in self.llm.generate(prompts, settings, use_tqdm=False)]
+        self.chooser.job = None
+        lengths = torch.tensor([len(answer.token_ids) for answer in answers])
+        live = torch.arange(job.max_new_tokens) < lengths[:, None]
+        tokens = torch.full(live.shape, self.tokenizer.pad_token_id or 0)
+        tokens[live] = torch.tensor([token for answer in answers for token in answer.token_ids])
+        return Generation(
+            tokens=tokens,
+            actions=self.chooser.actions.where(live, torch.tensor(-1)),
+            action_logp=self.chooser.logp * live,
+            lengths=lengths,
+            finish_reasons=tuple(answer.finish_reason for answer in answers),
+            versions=torch.where(live, 0, -1),
+        )
+
+
+def _start(spec: HostSpec, base: str, dtype: str | torch.dtype, rows: int, options: VllmOptions) -> Any:
+    """A vLLM engine on the base LM's folder, in this process, where its runner can be reached."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_cache_gb),
+    }
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # as many threads as the worker was given
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm import LLM, ModelRegistry
+
+    ModelRegistry.register_model("LatentLlama", "rollout_workers.engines.vllm_model:LatentLlama")
+    return LLM(
+        model=base,
+        dtype=dtype,
+        trust_remote_code=spec.trust_remote_code,
+        hf_overrides={"architectures": ["LatentLlama"], "latent_checkpoint": str(spec.checkpoint)},
+        max_model_len=options.max_model_len,
+        max_num_seqs=rows,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        enforce_eager=True,
+        async_scheduling=False,
+        disable_log_stats=True,
+        seed=0,
+    )
