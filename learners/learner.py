@@ -24,6 +24,10 @@ from latent_control.persistence import base_path
 from learners.collate import Batch, Collate
 from learners.rl_module import build_policy
 
+# Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than another
+# pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the time of one pass.
+PADDING, SMALL_PASS = 0.1, 512
+
 
 def position_weights(
     mask: torch.Tensor, loss_mean: str, average: Callable[[torch.Tensor], torch.Tensor] = lambda count: count
@@ -41,11 +45,20 @@ def position_weights(
 
 
 def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
-    """Row numbers in chunks of similar length whose padded size stays under ``most_tokens`` (one row at least)."""
+    """Row numbers in chunks of similar length whose padded size stays under ``most_tokens`` (one row at least).
+
+    A chunk also ends where its padding would grow beyond ``PADDING`` of its real tokens, unless it is small.
+    """
     order = lengths.argsort(descending=True).tolist()
+    sizes = lengths.tolist()
     chunks: list[torch.Tensor] = []
     while order:
-        rows = max(1, most_tokens // int(lengths[order[0]]))
+        longest, real, rows = sizes[order[0]], sizes[order[0]], 1
+        for row in order[1:]:
+            padded, real = (rows + 1) * longest, real + sizes[row]
+            if padded > most_tokens or padded > max(SMALL_PASS, real * (1 + PADDING)):
+                break
+            rows += 1
         chunks.append(torch.tensor(order[:rows], device=lengths.device))
         order = order[rows:]
     return chunks

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ def test_microbatches_hold_every_row_once_under_the_limit() -> None:
     assert sorted(i for chunk in chunks for i in chunk.tolist()) == list(range(7))
     assert all(len(chunk) == 1 or len(chunk) * int(lengths[chunk].max()) <= 12 for chunk in chunks)
     assert [len(chunk) for chunk in chunks] == [1, 1, 3, 2]
+
+
+def test_microbatches_end_where_padding_would_cost_more_than_another_pass() -> None:
+    lengths = torch.tensor([100] * 10 + [20] * 10 + [95] * 10 + [60] * 10)
+    chunks = [lengths[chunk].tolist() for chunk in microbatches(lengths, 10_000)]
+    assert sorted(x for chunk in chunks for x in chunk) == sorted(lengths.tolist())
+    assert all(max(chunk) * len(chunk) <= max(512, 1.1 * sum(chunk)) for chunk in chunks)
+    # The next row would have been too much: nothing is cut without need.
+    whole = [[*chunk, later[0]] for chunk, later in pairwise(chunks)]
+    assert all(max(chunk) * len(chunk) > max(512, 1.1 * sum(chunk)) for chunk in whole) and len(chunks) == 3
+    assert len(microbatches(torch.tensor([50, 30, 10, 5]), 10_000)) == 1, "200 padded tokens are one pass"
 
 
 def test_a_row_longer_than_the_limit_goes_alone() -> None:
