@@ -24,7 +24,7 @@ from common import arguments, report, spread
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from latent_control import LatentActionLM
+from latent_control import LatentActionLM, decoding
 from latent_control.distributions import action_log_probs
 from latent_control.losses import clipped_surrogate
 from latent_control.model import LatentActionConfig
@@ -129,13 +129,16 @@ def weights(module: nn.Module) -> int:
     return sum(p.numel() for name, p in module.named_parameters() if "embed_tokens" not in name)
 
 
-def decode(model: LatentActionLM, shape: Shape, load: Load, rows: int, clock: Clock, limit: dict[str, float]) -> list[dict[str, Any]]:
-    """Steady decoding and prefill with ``rows`` rows at once."""
+def decode(
+    model: LatentActionLM, shape: Shape, load: Load, rows: int, clock: Clock, limit: dict[str, float], *, static: bool
+) -> list[dict[str, Any]]:
+    """Steady decoding and prefill with ``rows`` rows at once; ``static`` by CUDA graphs (on a processor: without)."""
     prompts = torch.randint(3, shape.vocabulary, (rows // GROUP, load.prompt), device=clock.device)
 
     def generate(new: int) -> None:
         with torch.inference_mode():
-            model.generate(prompts, max_new_tokens=new, repeats=GROUP, batch_size=rows, seed=0, stop_token=-1, return_features=False)
+            settings = {"max_new_tokens": new, "repeats": GROUP, "batch_size": rows, "seed": 0, "stop_token": -1}
+            decoding.generate(model.base, model.actor(), prompts, static=static, **settings)
 
     first = sorted(clock.seconds(lambda: generate(1)))
     steady = [s - first[len(first) // 2] for s in clock.seconds(lambda: generate(load.new + 1))]
@@ -160,6 +163,8 @@ def decode(model: LatentActionLM, shape: Shape, load: Load, rows: int, clock: Cl
         / limit["flop_per_second"],
         "raw": prefilled,
     }
+    if static:
+        return [{"what": f"decode static, {rows} rows", **line}]
     return [{"what": f"decode, {rows} rows", **line}, {"what": f"prefill, {rows // GROUP} x {load.prompt}", **prefill}]
 
 
@@ -250,7 +255,8 @@ def main() -> None:
     for size in options.sizes or (["toy"] if options.quick else ["0.1b", "1b", "8b"]):
         model = build(SHAPES[size], device)
         model.cast_modules()
-        found = [line for rows in load.rows for line in decode(model, SHAPES[size], load, rows, clock, limit)]
+        ways = [(rows, static) for rows in load.rows for static in (False, True)]
+        found = [line for rows, static in ways for line in decode(model, SHAPES[size], load, rows, clock, limit, static=static)]
         found += ship(model, SHAPES[size], load, clock, limit)
         found.append(update(model, SHAPES[size], load, clock, limit))
         lines += [{"size": size, **line} for line in found]

@@ -137,6 +137,8 @@ def _rollout(config: RunConfig) -> Iterator[str]:
         yield "evaluation: rollout.engine is simulated, its rollouts are noise; set evaluation: null, or rollout.engine: local"
     if engine == "local" and config.rollout.engine_options:
         yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
+    if engine != "local" and config.rollout.static_cache:
+        yield f"rollout.static_cache: true is for rollout.engine local, this is {engine}; leave it out"
     if engine == "vllm" and config.improve is not None:
         if config.improve.features == "ship":
             yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"

@@ -229,6 +229,9 @@ class Rollout(Section):
     """Sample among the k most likely codes."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
+    static_cache: bool = False
+    """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph. Llama-shaped
+    bases only; on a CPU it is slower."""
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
     """Fractions share a GPU."""

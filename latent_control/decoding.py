@@ -12,6 +12,7 @@ from latent_control.base import BaseLM
 from latent_control.distributions import rollout_seed
 from latent_control.engine import Engine, Sampling
 from latent_control.records import Generation
+from latent_control.static import StaticEngine
 
 
 def left_pad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,10 +62,12 @@ def generate(
     row_seeds: Sequence[int] | None = None,
     return_features: bool = False,
     refresh: Callable[[], int] | None = None,
+    static: bool = False,
 ) -> Generation:
     """``LatentActionLM.generate`` for any actor; see there for the arguments.
 
     ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
+    ``static`` decodes on tensors of fixed size and, on a GPU, by a CUDA graph (``StaticEngine``).
     """
     rows = len(input_ids) * repeats
     limits = row_limits(max_new_tokens, rows, input_ids.device)
@@ -80,5 +83,6 @@ def generate(
     stops, pad = special_tokens(base.lm, stop_token)
     sampling = Sampling(temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features)
     ids, mask = left_pad(input_ids, attention_mask, pad)
-    engine = Engine(base, actor, sampling, ids, mask, limits, row_seeds, repeats=repeats, slots=batch_size or rows, refresh=refresh)
+    kind = StaticEngine if static else Engine
+    engine = kind(base, actor, sampling, ids, mask, limits, row_seeds, repeats=repeats, slots=batch_size or rows, refresh=refresh)
     return engine.run()

@@ -44,8 +44,12 @@ class SlotMemory:
 
     def cache_like(self, cache: Cache) -> Cache:
         """A cache over slots for the layers of a prefilled one; blocks that were dropped have stored nothing."""
-        layers = [layer if layer.keys is None else SlotLayer(self, layer.keys, layer.values) for layer in cache.layers]
+        layers = [layer if layer.keys is None else self.new_layer(layer.keys, layer.values) for layer in cache.layers]
         return Cache(layers=layers)
+
+    def new_layer(self, keys: torch.Tensor, values: torch.Tensor) -> SlotLayer:
+        """A layer for keys and values like these."""
+        return SlotLayer(self, keys, values)
 
     def place(self, target: Buffer, rows: torch.Tensor, slots: torch.Tensor) -> None:
         """Put rows [B, ..., W, size] into ``slots`` [B] of ``target``, ending where all rows end."""

@@ -127,7 +127,7 @@ def test_decode(tmp_path: Path) -> None:
 def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     content = run("gpu", tmp_path, "--device", "cpu")
     assert content["limits"]["bytes_per_second"] > 1e8 and content["limits"]["flop_per_second"] > 1e8
-    assert [row["what"].split(",")[0] for row in content["rows"]] == ["decode", "prefill", "ship", "recompute", "update"]
+    assert [row["what"].split(",")[0] for row in content["rows"]] == ["decode", "prefill", "decode static", "ship", "recompute", "update"]
 
 
 def test_publish(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from latent_control import Generation, LatentActionLM, engine
+from latent_control import Generation, LatentActionLM, decoding, engine, static
 from latent_control.decoding import generate
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.engine import Engine
 from latent_control.lean import lean_blocks
 from latent_control.linear import linear
+from latent_control.static import StaticEngine
 
 VOCABULARY = 48
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -41,11 +42,14 @@ def same(one: Generation, other: Generation) -> None:
         torch.testing.assert_close(mine, theirs, **CLOSE)
 
 
-@pytest.fixture(params=["lean", "transformers"])
+@pytest.fixture(params=["lean", "transformers", "static"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Decode with the lean blocks, or with the base's own."""
+    """Decode with the lean blocks, with the base's own, or on tensors of fixed size (often moved to the left)."""
     if request.param == "transformers":
         monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    if request.param == "static":
+        monkeypatch.setattr(decoding, "Engine", StaticEngine)
+        monkeypatch.setattr(static, "ROOM", 2)
     return request.param
 
 
@@ -86,6 +90,40 @@ def test_other_reading_places(make_model: Callable[..., LatentActionLM], blocks:
     ids, mask = padded((4, 7, 2, 5, 6))
     arguments: dict[str, Any] = {"max_new_tokens": [3, 8, 5, 2, 6], "seed": 1, "stop_token": -1, "return_features": True}
     same(model.generate(ids, mask, batch_size=2, **arguments), model.generate(ids, mask, **arguments))
+
+
+def test_static_steps_read_and_write_the_same_tensors(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph relies on, over rows that come, go, and are moved."""
+    monkeypatch.setattr(static, "ROOM", 2)
+    places: set[tuple[int, ...]] = set()
+    compute = StaticEngine._compute
+
+    def watch(self: StaticEngine) -> Any:
+        tensors = [self.next_tokens, self.position, self.memory.column, *(buffer.data for buffer in self.memory.buffers)]
+        places.add(tuple(tensor.data_ptr() for tensor in tensors))
+        return compute(self)
+
+    monkeypatch.setattr(StaticEngine, "_compute", watch)
+    ids, mask = padded((3, 2, 4, 2, 3, 30, 2, 3))
+    limits = [40, 3, 4, 2, 3, 20, 5, 3]
+    arguments: dict[str, Any] = {"max_new_tokens": limits, "row_seeds": range(8), "stop_token": -1, "batch_size": 2, "static": True}
+    got = generate(model.base, model.actor(), ids, mask, **arguments)
+    assert len(places) == 1
+    same(got, generate(model.base, model.actor(), ids, mask, **arguments | {"static": False}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
+def test_a_replayed_graph_decodes_the_same(model: LatentActionLM) -> None:
+    on_gpu = copy.deepcopy(model).to("cuda")
+    ids, mask = (tensor.cuda() for tensor in padded((4, 11, 6, 3, 9, 5, 7)))
+    arguments: dict[str, Any] = {"max_new_tokens": 24, "row_seeds": range(7), "stop_token": -1, "batch_size": 3}
+    same(*(generate(on_gpu.base, on_gpu.actor(), ids, mask, static=way, **arguments) for way in (True, False)))
+
+
+def test_static_needs_blocks_it_knows(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    with pytest.raises(ValueError, match="static caches need Llama-shaped blocks"):
+        generate(model.base, model.actor(), *padded((3,)), max_new_tokens=2, static=True)
 
 
 # -- a policy that changes under way -----------------------------------------------------------------------------------

@@ -55,4 +55,5 @@ class LocalEngine:
                 row_seeds=job.seeds,
                 return_features=job.keep_features,
                 refresh=job.refresh,
+                static=self.settings.static_cache,
             )
