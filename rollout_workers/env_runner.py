@@ -234,9 +234,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         versions = generation.versions[row, :length].int().cpu().numpy()
         mixed = request.board is not None and versions[0] != versions[-1]
         version = int(versions[0]) if request.board is not None else self.policy_version
-        # Seed, prompt and policy say which rollout this is, however the requests were cut: sampled again, it gets the same id.
-        stream = request.seeds[row // request.group_size]
-        group = f"{request.split}-{stream}-{prompt.id}-{self.hashes[version][:8]}"
+        # Seed, prompt and the policy asked for say which rollout this is: sampled again, however requests are cut, it gets the same id.
+        stream, asked = request.seeds[row // request.group_size], request.policy.weights_hash[:8] if request.policy else ""
+        group = f"{request.split}-{stream}-{prompt.id}-{asked}"
         return Rollout(
             rollout_id=f"{group}-{row % request.group_size}",
             group_id=group,

@@ -259,7 +259,7 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
 
 def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each action carries its version, and its log-probability is that of its own version's weights over the whole prefix."""
-    fresh.run_config = config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True}, rollout={"max_new_tokens": 6})
+    fresh.run_config = config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True})
     fresh.restore_learner(fresh.start)
     weights = {}
     original = LatentRL.publish

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,11 +19,13 @@ from ray.rllib.core.columns import Columns
 from rl_tools import Config, make_learner, make_runner, sample, update, weights_of, with_rewards
 
 from latent_control.distributions import action_log_probs
-from learners.collate import collate
+from latent_control.persistence import array_hash
+from learners.collate import collate, group_advantages
 from learners.learner import PolicyLearner, microbatches, position_weights
 from learners.rl_module import build_policy
 from pipeline import checkpoints
-from rollout_workers.episodes import Rollout
+from rollout_workers import env_runner
+from rollout_workers.episodes import PolicyVersion, Rollout, RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -288,6 +291,42 @@ def test_importance_weights_scale_the_gradient_of_older_rollouts(config: Config,
         assert_close(found, {name: wanted * g for name, g in plain.items()}, 1e-4)
         assert metrics["importance_mean"] == pytest.approx(2.0, rel=1e-4) and metrics["importance_capped_share"] == pytest.approx(capped)
         assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4), "the ratio is to the policy at the start of the update"
+
+
+def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five slots for four groups of four: some rollouts of a group begin after the change, others before."""
+    settings = config(rollout={"batch_size": 5})
+    trained, runner = make_learner(settings, tiny_checkpoint), make_runner(settings, tiny_checkpoint)
+    first = weights_of(trained)
+    second = {name: array + 0.01 for name, array in first.items()}
+    old, new = (PolicyVersion(version=v, weights_hash=array_hash(w), weights=w) for v, w in ((3, first), (4, second)))
+
+    class Announced:
+        """Stands for the policy board: the fourth look finds the new policy."""
+
+        def __init__(self, board: str, version: int, use: Callable[[PolicyVersion], None]) -> None:
+            assert (board, version) == ("board", 3)
+            self.use, self.looks = use, 0
+
+        def __call__(self) -> int:
+            self.looks += 1
+            if self.looks == 4:
+                self.use(new)
+            return 4 if self.looks >= 4 else 3
+
+    monkeypatch.setattr(env_runner, "Follower", Announced)
+    asked = {"prompt_indices": (0, 1, 2, 3), "seeds": (3,) * 4, "group_size": 4, "policy": old, "board": "board"}
+    request = RolloutRequest(request_id=0, split="train", **asked)
+    rollouts, (summary, _) = runner.sample_request(request)
+    versions = [r.policy_version for r in rollouts]
+    assert {3, 4} == set(versions) and any(len(set(versions[i : i + 4])) == 2 for i in range(0, 16, 4)), "a group began under both"
+    mixed = [r for r in rollouts if len(r.action_versions)]
+    assert mixed and all(r.policy_version == 3 and set(r.action_versions.tolist()) == {3, 4} for r in mixed)
+    assert all(r.policy_hash == (old if r.policy_version == 3 else new).weights_hash for r in rollouts)
+    counts = Counter(v for r in rollouts for v in (r.action_versions.tolist() or [r.policy_version] * len(r)))
+    assert summary.policies == ((3, old.weights_hash, counts[3]), (4, new.weights_hash, counts[4]))
+    assert len({r.group_id for r in rollouts}) == 4 and len({r.rollout_id for r in rollouts}) == 16
+    assert len(group_advantages(rollouts, "grpo")) == 16
 
 
 def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
