@@ -96,7 +96,7 @@ def token_level(name: str, rollouts: Sequence[Rollout], most_tokens: int) -> Cal
                 torch.log_softmax(logits.float(), -1),
                 actions=part[Columns.ACTIONS][mask],
                 action_logp=part[Columns.ACTION_LOGP][mask],
-                advantages=part[Columns.ADVANTAGES][:, None].expand(mask.shape)[mask],
+                advantages=part[Columns.ADVANTAGES][mask],
                 weights=part["weights"][mask],
                 clip_low=CLIP,
                 clip_high=CLIP,

@@ -56,6 +56,12 @@ def _improve(config: RunConfig) -> Iterator[str]:
     improve = config.improve
     if improve is None:
         return
+    if improve.algorithm in ("grpo", "dr_grpo", "rloo") and improve.group_size < 2:
+        yield f"improve.group_size: {improve.group_size}, but {improve.algorithm} compares rollouts of one prompt; set 2 or more"
+    if improve.algorithm == "ppo" and improve.token_trains == "all" and (improve.level == "token" or improve.token_baseline):
+        yield "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks or added_blocks"
+    if improve.kl_in == "reward" and improve.kl_coefficient == 0:
+        yield "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
     if improve.level == "token" and improve.token_baseline:
         yield "improve.token_baseline: true adds a token-level run, but improve.level is token already; set token_baseline: false"
     rollouts = improve.prompts_per_update * improve.group_size

@@ -167,13 +167,23 @@ class Improve(Section):
     """Stage 3: reinforcement learning of the latent policy alone."""
 
     updates: NonNegativeInt = 150
-    algorithm: Literal["grpo", "rloo"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "rloo", "remax", "reinforce_pp", "ppo"] = "grpo"
+    """How advantages are estimated: from the prompt's other rollouts (``grpo``; ``dr_grpo``, without the standard deviation; ``rloo``),
+    its greedy rollout (``remax``), the whole batch (``reinforce_pp``) or a critic (``ppo``, a value head on the base's features)."""
+    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """``reinforce_pp`` and ``ppo``: how much less a reward counts per action that lies before it."""
+    gae_lambda: Share = 1.0
+    """``ppo``: 1 waits for the reward itself, less trusts the critic more (the published code's 0.95 hides a reward 100 tokens off)."""
+    value_learning_rate: PositiveFloat = 1e-3
+    """``ppo``: learning rate of the critic."""
     level: Literal["latent", "token"] = "latent"
-    """``latent``: RL over codes; ``token``: the baseline, RL over tokens of ``token_blocks`` blocks."""
+    """``latent``: RL over codes; ``token``: the baseline, RL over tokens."""
     token_baseline: bool = False
     """Also train the token-level baseline with the same settings and report it as ``token_level``."""
+    token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
+    """What is trained at token level: the base's last ``token_blocks`` blocks, as many new ones put on it, or all its parameters."""
     token_blocks: PositiveInt | None = None
-    """Last blocks trained at token level; ``null`` is ``actions.policy_layers``; the base's depth trains all blocks."""
+    """``null`` is ``actions.policy_layers``."""
     token_learning_rate: PositiveFloat | None = None
     """Learning rate of the token level; ``null`` is ``learning_rate``."""
     mode: Literal["sync", "async"] = "sync"
@@ -188,8 +198,8 @@ class Improve(Section):
     refresh_in_flight: bool = False
     """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's is made anew."""
     prompts_per_update: PositiveInt = 16
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Rollouts per prompt; their mean is the baseline."""
+    group_size: PositiveInt = 8
+    """Rollouts per prompt."""
     learning_rate: PositiveFloat = 5e-4
     warmup_updates: NonNegativeInt = 0
     epochs: PositiveInt = 1
@@ -202,7 +212,9 @@ class Improve(Section):
     clip_high: PositiveFloat = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the exact KL(policy || cloned policy) in the loss."""
+    """Weight of the exact KL(policy || cloned policy)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where that KL enters: as a term of the loss, or taken off the reward of each action."""
     entropy_coefficient: float = 0.0
     loss_mean: Literal["token", "sequence"] = "token"
     gradient_clip: PositiveFloat = 1.0

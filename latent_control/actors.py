@@ -1,4 +1,4 @@
-"""How actions are chosen and become tokens: by the latent policy, by the bare base LM, or by a token-level policy."""
+"""How actions are chosen and become tokens: by the latent policy, or by the bare base LM."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig
 
-from latent_control.base import BaseLM, final_logits
+from latent_control.base import BaseLM
 from latent_control.tower import Tower
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """How actions are chosen and become tokens; three of these exist: latent policy, token-level policy, base LM."""
+    """How actions are chosen and become tokens; these exist: latent policy, base LM, policy over tokens (``token_level``)."""
 
     tower: Tower | None
     """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
@@ -45,37 +43,3 @@ def latent_actor(model: LatentActionLM) -> Actor:
 def base_actor(base: BaseLM) -> Actor:
     """The bare base LM: an action is a token."""
     return Actor(tower=None, reads="final", head=base.logits, emit=lambda _, actions: actions)
-
-
-def token_actor(policy: Tower) -> Actor:
-    """The token-level baseline: ``policy`` (see ``token_policy``) on the base's ``late`` state, an action is a token."""
-    return Actor(tower=policy, reads="late", head=policy.head, emit=lambda _, actions: actions)
-
-
-class LanguageHead(nn.Linear):
-    """A copy of a base LM's language head, with what the architecture does to its output."""
-
-    def __init__(self, head: nn.Linear, config: PreTrainedConfig) -> None:
-        super().__init__(head.in_features, head.out_features, bias=head.bias is not None)
-        self.config = config
-        self.load_state_dict(head.state_dict())
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of states [..., D]."""
-        return final_logits(super().forward(states), self.config)
-
-
-def token_policy(base: BaseLM) -> Tower:
-    """The base's own last blocks as a tower under its own, frozen, language head; before training it is exactly the base LM.
-
-    Raises:
-        ValueError: ``base`` supplies no ``late`` state for it to read.
-    """
-    if not base.late_blocks:
-        raise ValueError("a token-level policy reads the late state: make the base with late_blocks >= 1")
-    tower = Tower(base.decoder, base.late_blocks, 1)
-    tower.start_from(base.decoder)
-    head = base.lm.get_output_embeddings()
-    tower.head = LanguageHead(head, base.decoder.config)
-    tower.head.requires_grad_(False)
-    return tower

@@ -192,7 +192,8 @@ class LeanBlocks:
     """A decoder's blocks and final norm."""
 
     def __init__(self, decoder: Any) -> None:
-        self.rotary, self.final_norm = decoder.rotary_emb, Norm(decoder.norm)
+        self.rotary = decoder.rotary_emb
+        self.final_norm = decoder.norm if isinstance(decoder.norm, nn.Identity) else Norm(decoder.norm)
         self.blocks = [LeanBlock(block) for block in _blocks(decoder)]
         self.complete = len(self.blocks) == len(decoder.layers)
 

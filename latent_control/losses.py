@@ -13,6 +13,11 @@ import torch.nn.functional as F
 Metrics = dict[str, torch.Tensor]
 
 
+def kl_divergence(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The exact KL(p || reference), [M], of log-probabilities [M, N] without truncation."""
+    return (log_probs.exp() * (log_probs - reference)).sum(-1)
+
+
 def straight_through_codes(
     logits: torch.Tensor, temperature: float, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +139,13 @@ def clipped_surrogate(
     }
     if reference_log_probs is not None:
         full = log_probs if full_log_probs is None else full_log_probs
-        kl = (full.exp() * (full - reference_log_probs)).sum(-1)
+        kl = kl_divergence(full, reference_log_probs)
         loss = loss + kl_coefficient * (weights * kl).sum()
         metrics["kl_to_reference"] = (weights * kl).sum()
     return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def value_loss(values: torch.Tensor, returns: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    """Half the squared error of a critic's values [M] against returns [M], each position counting ``weights`` [M]."""
+    loss = 0.5 * (weights * (values.float() - returns) ** 2).sum()
+    return loss, {"value_loss": loss.detach(), "value_mean": (weights * values).sum().detach()}

@@ -1,11 +1,12 @@
-"""The learner connector: rollouts of any length -> one padded batch with advantages, base features and proximal policy.
+"""The learner connector: rollouts of any length -> one padded batch with base features and advantages.
 
 Runs once per batch of rollouts, before epochs and minibatches; the base LM is run at most once per rollout, here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,14 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
-from latent_control.advantages import ADVANTAGES
+from configs.schema import Improve
+from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs
+from latent_control.losses import kl_divergence
+from latent_control.token_level import WholeModel
 from latent_control.tower import Tower
+from learners.rl_module import PolicyModule
 
 Batch = dict[str, torch.Tensor]
 
@@ -31,28 +36,27 @@ class Rollout(Protocol):
     actions: np.ndarray
     action_logp: np.ndarray
     reward: float | None
+    baseline: float | None
     features: np.ndarray | None
 
     def __len__(self) -> int: ...
 
 
-def group_advantages(rollouts: Sequence[Rollout], algorithm: str) -> torch.Tensor:
-    """Advantages [B] of rollouts whose groups lie in consecutive, equally long runs; 0 where the verifier failed."""
+def group_size(rollouts: Sequence[Rollout]) -> int:
+    """Rollouts of each prompt, whose groups must lie in consecutive, equally long runs."""
     groups = [r.group_id for r in rollouts]
     size = groups.count(groups[0])
     assert len(groups) % size == 0 and all(len(set(groups[i : i + size])) == 1 for i in range(0, len(groups), size)), (
         f"broken groups: {groups[:20]}"
     )
-    valid = torch.tensor([r.reward is not None for r in rollouts]).view(-1, size)
-    rewards = torch.tensor([r.reward or 0.0 for r in rollouts]).view(-1, size)
-    return ADVANTAGES[algorithm](rewards, valid).flatten()
+    return size
 
 
-def collate(rollouts: Sequence[Rollout], algorithm: str) -> Batch:
+def collate(rollouts: Sequence[Rollout]) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
-    rollout without a reward); advantages [B]; lengths [B]; features [B, T, D] when they were shipped.
+    rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
     """
     lengths = [len(r.prompt_tokens) + len(r) - 1 for r in rollouts]
     shape = (len(rollouts), max(lengths))
@@ -66,7 +70,7 @@ def collate(rollouts: Sequence[Rollout], algorithm: str) -> Batch:
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
-    return batch | {Columns.ADVANTAGES: group_advantages(rollouts, algorithm)}
+    return batch
 
 
 def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
@@ -79,33 +83,63 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
 
 
 class Collate(ConnectorV2):
-    """``collate`` on the learner's device, then features (when not shipped), and the actions' log-probabilities under ``proximal``."""
+    """``collate`` on the learner's device, then what is computed once per batch with the policy as it is before the update: features
+    (when not shipped), log-probabilities under it (decoupled PPO), its KL to ``reference`` (when that is a penalty), the critic's
+    values; and from all that the advantages."""
 
     def __init__(
         self,
         *,
-        algorithm: str,
+        improve: Improve,
         device: torch.device,
         base: BaseLM | None,
         reads: str,
         sampling: Mapping[str, Any],
-        proximal: Tower | None,
+        module: PolicyModule,
+        reference: Tower | WholeModel | None,
+        average: Callable[[torch.Tensor], torch.Tensor],
         rows_at_once: int = 32,
     ) -> None:
         super().__init__()
-        self.algorithm, self.device, self.base, self.reads = algorithm, device, base, reads
-        self.sampling, self.proximal, self.rows_at_once = sampling, proximal, rows_at_once
+        self.improve, self.device, self.base, self.reads = improve, device, base, reads
+        self.sampling, self.module, self.average, self.rows_at_once = sampling, module, average, rows_at_once
+        self.reference = reference if improve.kl_in == "reward" else None
+        self.algorithm = ALGORITHMS[improve.algorithm]
 
     def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
-        batch = {name: column.to(self.device) for name, column in collate(episodes, self.algorithm).items()}
+        batch = {name: column.to(self.device) for name, column in collate(episodes).items()}
         if "features" not in batch:
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
-        if self.proximal is not None:
+        if self.improve.importance_cap is not None:
             batch["proximal_logp"] = self._by_rows(batch, self._proximal)
+        if self.reference is not None:
+            batch["penalty_kl"] = self._by_rows(batch, self._penalty_kl)
+        estimate = self.algorithm.estimate(self._outcomes(episodes, batch))
+        batch[Columns.ADVANTAGES] = estimate.advantages
+        if estimate.returns is not None:
+            batch["returns"] = estimate.returns
         return {DEFAULT_MODULE_ID: batch}
 
-    def _by_rows(self, batch: Batch, compute: Any) -> torch.Tensor:
+    def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch) -> Outcomes:
+        def of_rollouts(values: list[float]) -> torch.Tensor:
+            return torch.tensor(values, device=self.device)
+
+        kl = batch.get("penalty_kl")
+        return Outcomes(
+            rewards=of_rollouts([r.reward or 0.0 for r in rollouts]),
+            valid=torch.tensor([r.reward is not None for r in rollouts], device=self.device),
+            group_size=group_size(rollouts),
+            taken=batch[Columns.LOSS_MASK],
+            penalties=None if kl is None else -self.improve.kl_coefficient * kl,
+            baselines=of_rollouts([math.nan if r.baseline is None else r.baseline for r in rollouts]) if self.algorithm.greedy else None,
+            values=self._by_rows(batch, self._values) if self.algorithm.critic else None,
+            discount=self.improve.discount,
+            gae_lambda=self.improve.gae_lambda,
+            average=self.average,
+        )
+
+    def _by_rows(self, batch: Batch, compute: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         parts = [
             {name: column[i : i + self.rows_at_once] for name, column in batch.items()}
             for i in range(0, len(batch["tokens"]), self.rows_at_once)
@@ -114,12 +148,38 @@ class Collate(ConnectorV2):
             return torch.cat([compute(part) for part in parts])
 
     def _features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the policy reads; the tokens themselves where it is a whole model."""
+        if self.reads == "tokens":
+            return tokens
         assert self.base is not None, "rollouts came without features and the learner hosts no base LM"
         return self.base.features(tokens).read(self.reads)
 
     def _proximal(self, part: Batch) -> torch.Tensor:
-        """Log-probabilities [B, T] of the actions taken, under the policy being trained as it is before this batch."""
-        assert self.proximal is not None
-        actions = part[Columns.ACTIONS]
-        log_probs = action_log_probs(self.proximal(part["features"]), keep=actions, **self.sampling)
-        return log_probs.gather(-1, actions[..., None])[..., 0]
+        """Log-probabilities [B, T] of the actions taken, under the policy being trained."""
+        mask = part[Columns.LOSS_MASK]
+        actions = part[Columns.ACTIONS][mask]
+        log_probs = action_log_probs(_logits(self.module.policy, part), keep=actions, **self.sampling)
+        return _at(mask, log_probs.gather(-1, actions[:, None])[:, 0])
+
+    def _penalty_kl(self, part: Batch) -> torch.Tensor:
+        """The exact KL(policy || reference), [B, T], of their distributions without truncation."""
+        assert self.reference is not None
+        temperature = self.sampling["temperature"]
+        log_probs = action_log_probs(_logits(self.module.policy, part), temperature=temperature)
+        reference = action_log_probs(_logits(self.reference, part), temperature=temperature)
+        return _at(part[Columns.LOSS_MASK], kl_divergence(log_probs, reference))
+
+    def _values(self, part: Batch) -> torch.Tensor:
+        """The critic's values, [B, T]."""
+        assert self.module.critic is not None
+        return _at(part[Columns.LOSS_MASK], self.module.critic(part["features"][part[Columns.LOSS_MASK]]))
+
+
+def _logits(policy: Tower | WholeModel, part: Batch) -> torch.Tensor:
+    """[M, N] at the loss positions only: at token level, all positions would take B x T x V numbers."""
+    return policy.head(policy.hidden(part["features"])[part[Columns.LOSS_MASK]])
+
+
+def _at(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values [M] of the loss positions in their places, 0 elsewhere, [B, T]."""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())

@@ -18,11 +18,11 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from configs.schema import Improve
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs, rollout_seed
-from latent_control.losses import clipped_surrogate
+from latent_control.losses import clipped_surrogate, value_loss
 from latent_control.model import load_base
 from latent_control.persistence import base_path
 from learners.collate import Batch, Collate
-from learners.rl_module import build_policy
+from learners.rl_module import PolicyModule, build_policy
 
 # Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than another
 # pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the time of one pass.
@@ -74,19 +74,35 @@ class PolicyLearner(TorchLearner):
         super().build()
         own: dict[str, Any] = self.config.learner_config_dict
         self.improve: Improve = own["improve"]
-        base = None
-        if own["recompute"]:
-            base = self._base(own)
-        self.reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        base = self._base(own) if own["recompute"] and own["reads"] != "tokens" else None
+        reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        self.reference = reference if self.improve.kl_in == "loss" else None
         connector = Collate(
-            algorithm=self.improve.algorithm,
+            improve=self.improve,
             device=self._device,
             base=base,
             reads=own["reads"],
             sampling=own["sampling"],
-            proximal=self.module[DEFAULT_MODULE_ID].unwrapped().policy if self.improve.importance_cap is not None else None,
+            module=self.module[DEFAULT_MODULE_ID].unwrapped(),
+            reference=reference,
+            average=self._average,
         )
         self._learner_connector.append(connector)
+
+    def configure_optimizers_for_module(self, module_id: str, config: AlgorithmConfig | None = None) -> None:
+        """Adam for the policy (RLlib's default) and one of its own, with its own clipping, for the critic."""
+        super().configure_optimizers_for_module(module_id, config)
+        module: PolicyModule = self._module[module_id].unwrapped()
+        if module.critic is not None:
+            parameters = list(module.critic.parameters())
+            rate = self.config.learner_config_dict["improve"].value_learning_rate
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name="critic",
+                optimizer=torch.optim.Adam(parameters, lr=rate),
+                params=parameters,
+                lr_or_lr_schedule=rate,
+            )
 
     def _base(self, own: dict[str, Any]) -> BaseLM:
         module = own["module"]
@@ -98,8 +114,8 @@ class PolicyLearner(TorchLearner):
         return base.to(self._device)
 
     def get_parameters(self, module: Any) -> Sequence[torch.nn.Parameter]:
-        """Only what is trained; RLlib's default hands frozen tensors to the optimiser too."""
-        return [p for p in module.parameters() if p.requires_grad]
+        """What is trained of the policy; RLlib's default hands frozen tensors to the optimiser too."""
+        return [p for p in module.unwrapped().policy.parameters() if p.requires_grad]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when the new one is 0."""
@@ -113,7 +129,7 @@ class PolicyLearner(TorchLearner):
         np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
 
     def compute_loss_for_module(self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]) -> torch.Tensor:
-        """The clipped surrogate of one microbatch, as its share of the minibatch's mean."""
+        """The clipped surrogate of one microbatch, as its share of the minibatch's mean, and the critic's loss where there is one."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
         actions = batch[Columns.ACTIONS][mask]
         logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
@@ -122,7 +138,7 @@ class PolicyLearner(TorchLearner):
             action_log_probs(logits, keep=actions, **sampling),
             actions=actions,
             action_logp=batch[Columns.ACTION_LOGP][mask],
-            advantages=batch[Columns.ADVANTAGES][:, None].expand(mask.shape)[mask],
+            advantages=batch[Columns.ADVANTAGES][mask],
             weights=batch["weights"][mask],
             clip_low=self.improve.clip_low,
             clip_high=self.improve.clip_high,
@@ -133,6 +149,11 @@ class PolicyLearner(TorchLearner):
             proximal_logp=None if proximal is None else proximal[mask],
             importance_cap=self.improve.importance_cap or math.inf,
         )
+        if "penalty_kl" in batch:
+            metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()
+        if Columns.VF_PREDS in fwd_out:
+            critic_loss, critic_metrics = value_loss(fwd_out[Columns.VF_PREDS], batch["returns"][mask], batch["weights"][mask])
+            loss, metrics = loss + critic_loss, metrics | critic_metrics
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         return loss
@@ -195,6 +216,7 @@ class PolicyLearner(TorchLearner):
 
     def _set_learning_rate(self) -> None:
         warmup = min(1.0, self._weights_seq_no / max(1, self.improve.warmup_updates))
-        for optimizer in self._optimizer_parameters:
+        for name, optimizer in self._named_optimizers.items():
+            rate = self.improve.value_learning_rate if name.endswith("_critic") else self.config.lr
             for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * warmup
+                group["lr"] = rate * warmup

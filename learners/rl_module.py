@@ -9,43 +9,66 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import StateDict
+from torch import nn
 
-from latent_control.actors import token_policy
-from latent_control.base import BaseLM
 from latent_control.model import load_base
 from latent_control.persistence import load_policy
+from latent_control.token_level import Trains, WholeModel, token_policy
 from latent_control.tower import Tower
 
+CRITIC = "critic."
+"""What the names of the critic's parameters begin with."""
 
-def build_policy(*, level: str, checkpoint: str, token_blocks: int, trust_remote_code: bool) -> Tower:
+
+def build_policy(*, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool) -> Tower | WholeModel:
     """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at level
-    "token", the last blocks of the base LM in folder ``checkpoint``."""
+    "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
     if level == "latent":
         return load_policy(checkpoint, trust_remote_code=trust_remote_code)
     lm = load_base(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    return token_policy(BaseLM(lm, token_blocks))
+    return token_policy(lm, token_trains, token_blocks)[1]
+
+
+class Critic(nn.Module):
+    """What is still to come, V, of a state the policy reads: a norm and one hidden layer, 0 everywhere before training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[M, D] -> [M]."""
+        values: torch.Tensor = self.head(self.hidden(states.to(self.head.weight.dtype)))[..., 0]
+        return values
 
 
 class PolicyModule(TorchRLModule):
-    """``model_config``: the arguments of ``build_policy``.
+    """``model_config``: the arguments of ``build_policy``, and ``critic``: whether the learner's copy has one.
 
     Its state is the trained parameters alone, as float32 arrays: frozen heads neither travel nor are stored.
     """
 
     def setup(self) -> None:
         """Build the policy."""
-        self.policy = build_policy(**self.model_config)
+        with_critic = self.model_config["critic"] and not self.inference_only
+        self.policy = build_policy(**{name: value for name, value in self.model_config.items() if name != "critic"})
         trained = {id(p) for p in self.policy.trainable() if p.requires_grad}
         for parameter in self.policy.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+        self.critic = Critic(self.policy.head.in_features) if with_critic and isinstance(self.policy, Tower) else None
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
+    def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that RL changes, by name."""
-        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        critic = {} if self.critic is None else {f"{CRITIC}{name}": p for name, p in self.critic.named_parameters()}
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad} | critic
 
-    def get_state(self, *_: Any, **__: Any) -> StateDict:
-        """``{name: float32 array}`` of the trained parameters."""
-        return {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained().items()}
+    def get_state(self, *_: Any, inference_only: bool = False, **__: Any) -> StateDict:
+        """``{name: float32 array}`` of the trained parameters; ``inference_only`` leaves the critic out."""
+        wanted = {name: p for name, p in self.trained().items() if not (inference_only and name.startswith(CRITIC))}
+        return {name: p.detach().float().cpu().numpy().copy() for name, p in wanted.items()}
 
     def set_state(self, state: StateDict) -> None:
         """Load what ``get_state`` gave.
@@ -61,8 +84,10 @@ class PolicyModule(TorchRLModule):
                 parameter.copy_(torch.from_numpy(np.asarray(state[name]).copy()))
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
-        """Logits at the loss positions only, [M, actions]: ``features`` [B, T, D] right padded, ``loss_mask`` [B, T]."""
-        hidden = self.policy.hidden(batch["features"])[batch[Columns.LOSS_MASK]]
-        return {Columns.ACTION_DIST_INPUTS: self.policy.head(hidden)}
+        """Logits at the loss positions only, [M, actions], and the critic's values [M]: ``features`` [B, T, D] right padded,
+        ``loss_mask`` [B, T]."""
+        mask = batch[Columns.LOSS_MASK]
+        output = {Columns.ACTION_DIST_INPUTS: self.policy.head(self.policy.hidden(batch["features"])[mask])}
+        return output if self.critic is None else output | {Columns.VF_PREDS: self.critic(batch["features"][mask])}
 
     _forward = _forward_train

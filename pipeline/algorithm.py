@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS_SEQ_NO
 
 from configs.schema import Improve, RunConfig
+from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
 from learners.learner import PolicyLearner
@@ -82,6 +83,12 @@ def workers_config(config: RunConfig, settings: WorkerSettings, num_actions: int
     return rllib
 
 
+def ships_features(config: RunConfig, host: HostSpec) -> bool:
+    """Whether rollouts bring the base's features along; a policy that is the whole model reads none."""
+    whole = host.level == "token" and host.token_trains == "all"
+    return config.ships_features and not whole
+
+
 def algorithm_config(
     config: RunConfig, host: HostSpec, *, num_actions: int, reads: str, late_blocks: int, learning_rate: float
 ) -> AlgorithmConfig:
@@ -93,13 +100,15 @@ def algorithm_config(
     module = {
         "level": host.level,
         "checkpoint": host.checkpoint,
+        "token_trains": host.token_trains,
         "token_blocks": host.token_blocks,
         "trust_remote_code": host.trust_remote_code,
     }
     sampling = {"temperature": config.rollout.temperature, "top_k": config.rollout.top_k}
     rllib = workers_config(config, settings, num_actions)
-    rllib.env_config["run"] = config
-    rllib.rl_module(rl_module_spec=RLModuleSpec(module_class=PolicyModule, model_config=module))
+    rllib.env_config |= {"run": config, "ships_features": ships_features(config, host)}
+    critic = ALGORITHMS[improve.algorithm].critic
+    rllib.rl_module(rl_module_spec=RLModuleSpec(module_class=PolicyModule, model_config={**module, "critic": critic}))
     rllib.training(lr=learning_rate, grad_clip=improve.gradient_clip, grad_clip_by="global_norm", num_epochs=improve.epochs)
     rllib.learners(
         learner_class=PolicyLearner,
@@ -109,7 +118,7 @@ def algorithm_config(
         add_default_connectors_to_learner_pipeline=False,
         learner_config_dict={
             "improve": improve,
-            "recompute": not config.ships_features,
+            "recompute": not ships_features(config, host),
             "module": module,
             "sampling": sampling,
             "reads": reads,
@@ -140,6 +149,7 @@ class LatentRL(Algorithm):
             # RLlib logs why, goes on, and stumbles over having no worker to ask.
             raise RuntimeError("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
         self.run_config: RunConfig = config.env_config["run"]
+        self.ships_features: bool = config.env_config["ships_features"]
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
         self.pool = RolloutPool(self.env_runner_group, timeout=self.run_config.cluster.worker_timeout_seconds, stamp=self._stamped)
         self.replay: Any = None
@@ -239,7 +249,8 @@ class LatentRL(Algorithm):
             policy=self.policy,
             temperature=run.rollout.temperature,
             top_k=run.rollout.top_k,
-            ship_features=run.ships_features,
+            ship_features=self.ships_features,
+            greedy_baseline=ALGORITHMS[improve.algorithm].greedy,
             board=self.board,
         )
 

@@ -63,7 +63,12 @@ def checkpoint_host(folder: Path, common: dict[str, Any]) -> HostSpec:
     if (folder / TOKEN_INFO).is_file():
         info = json.loads((folder / TOKEN_INFO).read_text())
         return HostSpec(
-            level="token", checkpoint=info["base"], token_blocks=info["token_blocks"], policy_file=str(folder / TOKEN_POLICY), **common
+            level="token",
+            checkpoint=info["base"],
+            token_trains=info["token_trains"],
+            token_blocks=info["token_blocks"],
+            policy_file=str(folder / TOKEN_POLICY),
+            **common,
         )
     raise ValueError(f"{folder} is no checkpoint: it has neither {CONFIG} nor {TOKEN_INFO}")
 

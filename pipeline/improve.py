@@ -22,9 +22,10 @@ from pipeline.replay import ReplayActor
 from rollout_workers.episodes import HostSpec
 
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
+TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *("policy_loss", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
-    *("importance_mean", "importance_capped_share", "gradients_default_optimizer_global_norm"),
+    *("importance_mean", "importance_capped_share", "value_loss", "value_mean", "gradients_default_optimizer_global_norm"),
 )
 RECENT = 10  # updates whose mean reward the summary reports
 
@@ -54,10 +55,14 @@ def starting_point(context: StageContext, improve: Improve, source: Path, level:
             learning_rate=improve.learning_rate,
         )
     blocks = improve.token_blocks or shape.policy_layers
-    host = HostSpec(level="token", checkpoint=base_path(source), token_blocks=blocks, **common)
-    # RLlib only wants to know that actions are numbers.
+    host = HostSpec(level="token", checkpoint=base_path(source), token_trains=improve.token_trains, token_blocks=blocks, **common)
+    reads = TOKEN_READS[improve.token_trains]
     return Start(
-        host=host, num_actions=2, reads="late", late_blocks=blocks, learning_rate=improve.token_learning_rate or improve.learning_rate
+        host=host,
+        num_actions=2,  # RLlib only wants to know that actions are numbers
+        reads=reads,
+        late_blocks=blocks if reads == "late" else 0,
+        learning_rate=improve.token_learning_rate or improve.learning_rate,
     )
 
 
@@ -145,7 +150,9 @@ def _finish(context: StageContext, stage: str, source: Path, start: Start, weigh
             with_policy(source, folder, weights)
             return
         save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
-        (folder / TOKEN_INFO).write_text(json.dumps({"base": start.host.checkpoint, "token_blocks": start.host.token_blocks}))
+        host = start.host
+        info = {"base": host.checkpoint, "token_trains": host.token_trains, "token_blocks": host.token_blocks}
+        (folder / TOKEN_INFO).write_text(json.dumps(info))
 
     checkpoints.write(context.result(stage), files=files, info={"stage": stage, "metrics": metrics})
     checkpoints.prune(context.checkpoints, stage, keep=0)

@@ -162,7 +162,7 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
         yield "actions.inverse_dynamics_layers", actions.inverse_dynamics_layers, actions.inverse_dynamics_reads == "late"
         yield "actions.policy_layers", actions.policy_layers, actions.policy_reads == "late"
     if improve is not None and improve.token_blocks is not None:
-        yield "improve.token_blocks", improve.token_blocks, False
+        yield "improve.token_blocks", improve.token_blocks, improve.token_trains == "last_blocks"
 
 
 def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -19,9 +19,7 @@ def room(stamps: Stamps, *, per_update: int, max_staleness: int) -> int:
     return (max_staleness + 1) * per_update - len(stamps)
 
 
-def next_batch(
-    stamps: Stamps, finished: Collection[int], *, version: int, per_update: int, max_staleness: int | None
-) -> list[int] | None:
+def next_batch(stamps: Stamps, finished: Collection[int], *, version: int, per_update: int, max_staleness: int | None) -> list[int] | None:
     """The ``per_update`` finished requests that update ``version`` trains on, in the order of their ids; ``None``: wait.
 
     ``max_staleness=None`` does not look at what is left: an update never waits for a straggler.

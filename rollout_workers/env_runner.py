@@ -134,24 +134,30 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         encoded = [self._encode(engine, prompt) for prompt in prompts]
         streams = list(zip(request.seeds, request.prompt_indices, strict=True))
         seeds = [rollout_seed(seed, index, place) for seed, index in streams for place in range(request.group_size)]
-        generation = engine.generate(
-            DecodeJob(
-                prompts=tuple(encoded),
-                repeats=request.group_size,
-                seeds=tuple(seeds),
-                max_new_tokens=self.settings.rollout.max_new_tokens,
-                temperature=request.temperature,
-                top_k=request.top_k,
-                keep_features=request.ship_features,
-                refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
-            )
+        baselines = self._baselines(engine, prompts, encoded) if request.greedy_baseline else [None] * len(prompts)
+        job = DecodeJob(
+            prompts=tuple(encoded),
+            repeats=request.group_size,
+            seeds=tuple(seeds),
+            max_new_tokens=self.settings.rollout.max_new_tokens,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            keep_features=request.ship_features,
+            refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
         )
+        generation = engine.generate(job)
         return [
-            self._rollout(
-                engine, request, prompts[row // request.group_size], encoded[row // request.group_size], generation, row, seeds[row]
-            )
-            for row in range(len(seeds))
+            self._rollout(engine, request, prompts[place], encoded[place], generation, row, seeds[row], baselines[place])
+            for row, place in enumerate(row // request.group_size for row in range(len(seeds)))
         ]
+
+    def _baselines(self, engine: RolloutEngine, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]]) -> list[float | None]:
+        """Reward of each prompt's greedy rollout with the policy as loaded; ``None`` where the verifier failed."""
+        seeds, limit = (0,) * len(prompts), self.settings.rollout.max_new_tokens  # greedy decoding draws nothing
+        job = DecodeJob(prompts=tuple(encoded), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
+        generation = engine.generate(job)
+        verdicts = [self.task.score(prompt, _text(engine, generation, row)) for row, prompt in enumerate(prompts)]
+        return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
@@ -224,11 +230,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         generation: Generation,
         row: int,
         seed: int,
+        baseline: float | None,
     ) -> Rollout:
         """Row ``row`` of a generation as a scored record."""
         length = int(generation.lengths[row])
         tokens = generation.tokens[row, :length].int().cpu().numpy()
-        text = decode_response(engine.tokenizer, tokens.tolist())
+        text = _text(engine, generation, row)
         verdict = self.task.score(prompt, text)
         score = verdict if isinstance(verdict, Score) else None
         versions = generation.versions[row, :length].int().cpu().numpy()
@@ -261,6 +268,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             worker=self.worker_index,
             created=time.time(),
             action_versions=versions if mixed else np.empty(0, np.int32),
+            baseline=baseline,
             features=self._shipped(generation, row),
         )
 
@@ -271,3 +279,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             return None
         features = generation.features[row].cpu()
         return features.view(torch.uint16).numpy() if features.dtype == torch.bfloat16 else features.numpy()
+
+
+def _text(engine: RolloutEngine, generation: Generation, row: int) -> str:
+    """What a row of a generation says."""
+    return decode_response(engine.tokenizer, generation.tokens[row, : int(generation.lengths[row])].tolist())

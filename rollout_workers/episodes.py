@@ -21,10 +21,12 @@ class HostSpec:
     level: Level
     checkpoint: str
     """A latent-action checkpoint (level "latent"), else the base LM's folder or hub id."""
+    token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
+    """What the policy of level "token" is."""
     token_blocks: int = 0
-    """Last blocks of the base that make up the policy of level "token"."""
+    """How many blocks that is, except for "all"."""
     policy_file: str | None = None
-    """Trained weights of a token-level policy; ``None`` is the base's own blocks."""
+    """Trained weights of a token-level policy; ``None`` is the base as it is."""
     dtype: str = "auto"
     """Of the base LM: "auto" (as stored), "float32" or "bfloat16"."""
     trust_remote_code: bool = False
@@ -65,6 +67,8 @@ class RolloutRequest:
     """0 is greedy."""
     top_k: int | None = None
     ship_features: bool = False
+    greedy_baseline: bool = False
+    """Also play each prompt once greedily; its reward is the ``baseline`` of the prompt's rollouts."""
     board: Any = None
     """Actor handle of a ``PolicyBoard``: rollouts in flight go on with newer policies as they are published; ``None``: they don't."""
 
@@ -109,6 +113,8 @@ class Rollout:
     """Unix time, seconds."""
     action_versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """int32 [T], the policy version that chose each action; empty where ``policy_version`` chose all."""
+    baseline: float | None = None
+    """Reward of the prompt's greedy rollout, where one was asked for and judged; travels to the learner, not to Parquet."""
     features: np.ndarray | None = None
     """[P + T - 1, D], the state the policy reads; travels to the learner, not to Parquet."""
 

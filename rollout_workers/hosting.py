@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import load_file
@@ -10,10 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
-from latent_control.actors import Actor, base_actor, latent_actor, token_actor, token_policy
+from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
 from latent_control.model import LatentActionLM, load_base
 from latent_control.persistence import base_path, weights_hash, world_hash
+from latent_control.token_level import WholeModel, token_actor, token_policy
 from latent_control.tower import Tower
 from rollout_workers.episodes import HostSpec
 
@@ -38,7 +39,7 @@ class Host:
     base: BaseLM
     model: LatentActionLM | None
     """``None`` at the levels without latent actions."""
-    policy: Tower | None
+    policy: Tower | WholeModel | None
     tokenizer: PreTrainedTokenizerBase
     world_hash: str = ""
     codebook_hash: str = ""
@@ -46,10 +47,14 @@ class Host:
     def actor(self) -> Actor:
         """How this host acts."""
         if self.model is not None:
-            assert self.policy is not None
+            assert isinstance(self.policy, Tower)
             self.model.policy = self.policy
             return latent_actor(self.model)
-        return base_actor(self.base) if self.policy is None else token_actor(self.policy)
+        return base_actor(self.base) if self.policy is None else token_actor(self.base, self.policy)
+
+    def steered_by(self, policy: Tower | WholeModel) -> Host:
+        """This host with another policy; one that is a whole model replaces the base too."""
+        return replace(self, policy=policy, base=policy.base if isinstance(policy, WholeModel) else self.base)
 
 
 def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -> Host:
@@ -70,11 +75,12 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         return Host(
             level="latent", base=model.base, model=model, policy=policy, tokenizer=tokenizer, world_hash=world, codebook_hash=codebook
         )
-    base = BaseLM(load_base(path, dtype=spec.dtype, trust_remote_code=trust), spec.token_blocks if spec.level == "token" else 0).to(device)
+    lm = load_base(path, dtype=spec.dtype, trust_remote_code=trust)
     if spec.level == "base":
-        return Host(level="base", base=base, model=None, policy=None, tokenizer=tokenizer)
-    policy = token_policy(base)
+        return Host(level="base", base=BaseLM(lm).to(device), model=None, policy=None, tokenizer=tokenizer)
+    base, tokens = token_policy(lm, spec.token_trains, spec.token_blocks)
     if spec.policy_file:
-        policy.load_state_dict(load_file(spec.policy_file), strict=False)
-    base.drop_late_blocks()
-    return Host(level="token", base=base, model=None, policy=policy.to(policy_dtype), tokenizer=tokenizer)
+        tokens.load_state_dict(load_file(spec.policy_file), strict=False)
+    if base.late_blocks:
+        base.drop_late_blocks()
+    return Host(level="token", base=base.to(device), model=None, policy=tokens.to(device, policy_dtype), tokenizer=tokenizer)

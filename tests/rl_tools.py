@@ -14,8 +14,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from configs.schema import RunConfig
 from latent_control.persistence import array_hash
+from latent_control.token_level import Trains
 from learners.learner import PolicyLearner
 from pipeline.algorithm import algorithm_config
+from pipeline.improve import TOKEN_READS
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
 from rollout_workers.policy_board import Follower
@@ -80,31 +82,34 @@ def rl_config(base: Path, *, improve: dict[str, Any] | None = None, rollout: dic
     )
 
 
-def host_of(checkpoint: Path, level: str = "latent") -> HostSpec:
-    """The policy of ``level`` on a checkpoint; the token level trains its base's last block."""
+def host_of(checkpoint: Path, level: str = "latent", trains: Trains = "last_blocks") -> HostSpec:
+    """The policy of ``level`` on a checkpoint; the token level trains one block."""
     if level == "latent":
         return HostSpec(level="latent", checkpoint=str(checkpoint))
-    return HostSpec(level="token", checkpoint=str(checkpoint.parent / "base"), token_blocks=1)
+    return HostSpec(level="token", checkpoint=str(checkpoint.parent / "base"), token_trains=trains, token_blocks=1)
 
 
 def rllib_config(config: RunConfig, host: HostSpec) -> Any:
     """RLlib's config with ``EvenRunner`` as worker."""
     assert config.improve is not None
-    actions = NUM_ACTIONS if host.level == "latent" else 2
-    rllib = algorithm_config(config, host, num_actions=actions, reads="late", late_blocks=1, learning_rate=config.improve.learning_rate)
+    actions, reads = (NUM_ACTIONS, "late") if host.level == "latent" else (2, TOKEN_READS[host.token_trains])
+    rate, late_blocks = config.improve.learning_rate, 1 if reads == "late" else 0
+    rllib = algorithm_config(config, host, num_actions=actions, reads=reads, late_blocks=late_blocks, learning_rate=rate)
     return rllib.env_runners(env_runner_cls=EvenRunner)
 
 
 def make_learner(config: RunConfig, checkpoint: Path, level: str = "latent") -> PolicyLearner:
     """A learner in this process, without Ray."""
-    rllib = rllib_config(config, host_of(checkpoint, level))
+    assert config.improve is not None
+    rllib = rllib_config(config, host_of(checkpoint, level, config.improve.token_trains))
     spaces = (rllib.observation_space, rllib.action_space)
     return rllib.build_learner(spaces={DEFAULT_MODULE_ID: spaces})
 
 
 def make_runner(config: RunConfig, checkpoint: Path, level: str = "latent") -> EvenRunner:
     """A rollout worker in this process, without Ray."""
-    return EvenRunner(config=rllib_config(config, host_of(checkpoint, level)), worker_index=0)
+    assert config.improve is not None
+    return EvenRunner(config=rllib_config(config, host_of(checkpoint, level, config.improve.token_trains)), worker_index=0)
 
 
 def weights_of(learner: PolicyLearner) -> dict[str, Any]:

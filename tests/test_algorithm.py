@@ -21,7 +21,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from rl_tools import Config, EvenTask, host_of, rllib_config, slow_down
 
-from latent_control.advantages import ADVANTAGES
+from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.persistence import array_hash
 from learners.collate import Collate
 from pipeline import checkpoints
@@ -117,8 +117,10 @@ def test_everyone_counts_the_same(fresh: LatentRL, monkeypatch: pytest.MonkeyPat
         assert metrics[number]["reward"] == pytest.approx(np.mean([r.reward for r in rollouts]))
         assert metrics[number]["rollouts"] == 16 and metrics[number]["tokens"] == sum(map(len, rollouts))
         assert [r.rollout_id for r in episodes] == [r.rollout_id for r in rollouts]
-        rewards = torch.tensor([r.reward for r in rollouts]).view(4, 4)
-        assert torch.equal(batch[Columns.ADVANTAGES], ADVANTAGES["grpo"](rewards, torch.ones(4, 4, dtype=torch.bool)).flatten())
+        taken = batch[Columns.LOSS_MASK]
+        rewards = torch.tensor([r.reward for r in rollouts])
+        outcomes = Outcomes(rewards=rewards, valid=torch.ones(16, dtype=torch.bool), group_size=4, taken=taken)
+        assert torch.equal(batch[Columns.ADVANTAGES], ALGORITHMS["grpo"].estimate(outcomes).advantages)
         for row, rollout in enumerate(rollouts):
             mask = batch[Columns.LOSS_MASK][row]
             assert batch[Columns.ACTIONS][row][mask].tolist() == rollout.actions.tolist()
@@ -317,20 +319,23 @@ def gradients(algorithm: LatentRL, parts: list[list[Rollout]]) -> list[dict[str,
     return [result.get() for result in results]
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
 def test_two_learners_hold_the_same_weights_and_train_as_one(
-    algorithm: Algorithms, fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch
+    algorithm: Algorithms, config: Config, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    two = algorithm(config(cluster={"num_learners": 2}))
+    one = algorithm(config(improve={"algorithm": name}, rollout={"num_workers": 1}))
+    two = algorithm(config(improve={"algorithm": name}, cluster={"num_learners": 2}))
     with consumed(two, monkeypatch) as given:
         train(two, 2)
     first, second = learner_weights(two)
-    assert same(first, second) and same(two.weights, first) and not same(first, fresh.weights)
+    assert same(first, second) and not same(two.weights, one.weights)
+    assert same(two.weights, {tensor: first[tensor] for tensor in two.weights})
     assert [len(rollouts) for _, _, rollouts in given] == [16, 16]
     # Most of the first learner's rollouts failed: each token must still count as much as on the second.
     parts = [ray.get(a.rollouts) for a in given[1][1]]
     parts[0] = [replace(r, reward=None if i % 4 > 1 else float(i)) for i, r in enumerate(parts[0])]
-    fresh.restore_learner(two.learner_state())
-    (alone,) = gradients(fresh, parts)
+    one.restore_learner(two.learner_state())
+    (alone,) = gradients(one, parts)
     size = max(float(np.abs(g).max()) for g in alone.values())
     for together in gradients(two, parts):
         assert max(float(np.abs(together[name] - alone[name]).max()) for name in alone) < 1e-5 * size

@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from latent_control import Generation, LatentActionLM, engine
-from latent_control.actors import base_actor, token_actor, token_policy
+from latent_control.actors import base_actor
 from latent_control.base import BaseLM
 from latent_control.decoding import generate, left_pad, special_tokens
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.engine import Engine
 from latent_control.slots import SlotMemory
+from latent_control.token_level import Trains, token_actor, token_policy
 
 VOCABULARY, END, PAD = 48, 2, 0
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -341,13 +342,15 @@ def test_base_level_greedy_is_transformers_own_generate(model: LatentActionLM) -
     assert torch.equal(ours.actions.masked_fill(ours.actions == -1, PAD), ours.tokens)
 
 
-def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrainedModel]) -> None:
-    base = BaseLM(make_base(), late_blocks=2)
-    policy = token_policy(base)
+@pytest.mark.parametrize("trains", ["last_blocks", "added_blocks", "all"])
+def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrainedModel], trains: Trains) -> None:
     ids, mask = padded(prompts((6, 3, 8)), "left")
-    expected = generate(base, base_actor(base), ids, mask, max_new_tokens=9, seed=5)
-    base.drop_late_blocks()
-    got = generate(base, token_actor(policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
+    plain = BaseLM(make_base())
+    expected = generate(plain, base_actor(plain), ids, mask, max_new_tokens=9, seed=5)
+    base, policy = token_policy(make_base(), trains, 2)
+    if base.late_blocks:
+        base.drop_late_blocks()
+    got = generate(base, token_actor(base, policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
     same(got, expected)
     lengths = mask.sum(1) + got.lengths - 1
     assert [len(states) for states in got.features] == lengths.tolist()

@@ -18,9 +18,11 @@ from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MOD
 from ray.rllib.core.columns import Columns
 from rl_tools import Config, make_learner, make_runner, sample, update, weights_of, with_rewards
 
+from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import action_log_probs
 from latent_control.persistence import array_hash
-from learners.collate import collate, group_advantages
+from latent_control.tower import Tower
+from learners.collate import collate, group_size
 from learners.learner import PolicyLearner, microbatches, position_weights
 from learners.rl_module import build_policy
 from pipeline import checkpoints
@@ -59,6 +61,12 @@ def learner(config: Config, tiny_checkpoint: Path) -> Callable[..., PolicyLearne
 
 
 Learners = Callable[..., PolicyLearner]
+
+
+def latent_policy(checkpoint: Path) -> Tower:
+    policy = build_policy(level="latent", checkpoint=str(checkpoint), token_trains="all", token_blocks=0, trust_remote_code=False)
+    assert isinstance(policy, Tower)
+    return policy
 
 
 def gradient(learner: PolicyLearner, rollouts: Sequence[Rollout]) -> dict[str, torch.Tensor]:
@@ -136,25 +144,23 @@ def toy(**changes: Any) -> Rollout:
 def test_collate_puts_an_action_where_it_was_taken() -> None:
     other = toy(prompt_tokens=np.array([1], np.int32), tokens=np.array([9, 2, 3], np.int32), actions=np.array([0, 1, 2], np.int32),
                 action_logp=np.zeros(3, np.float32), reward=0.0)  # fmt: skip
-    batch = collate([toy(), other], "rloo")
+    batch = collate([toy(), other])
     assert batch["tokens"].tolist() == [[1, 5, 6, 7], [1, 9, 2, 0]]
     assert batch[Columns.ACTIONS].tolist() == [[0, 0, 3, 4], [0, 1, 2, 0]]
     assert batch[Columns.ACTION_LOGP].tolist() == [[0.0, 0.0, -0.5, -1.5], [0.0, 0.0, 0.0, 0.0]]
     assert batch[Columns.LOSS_MASK].tolist() == [[False, False, True, True], [True, True, True, False]]
     assert batch["lengths"].tolist() == [4, 3]
-    assert batch[Columns.ADVANTAGES].tolist() == [1.0, -1.0]
 
 
 def test_collate_masks_a_failed_rollout_whole() -> None:
-    batch = collate([toy(), toy(reward=None), toy(reward=0.0)], "rloo")
+    batch = collate([toy(), toy(reward=None), toy(reward=0.0)])
     assert batch[Columns.LOSS_MASK].sum(1).tolist() == [2, 0, 2]
-    assert batch[Columns.ADVANTAGES].tolist() == [1.0, 0.0, -1.0]
 
 
 @pytest.mark.parametrize("groups", ["aab", "aabbb", "abab"])
 def test_broken_groups_are_refused(groups: str) -> None:
     with pytest.raises(AssertionError, match="broken groups"):
-        collate([toy(group_id=g) for g in groups], "rloo")
+        group_size([toy(group_id=g) for g in groups])
 
 
 # -- gradients --------------------------------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ def test_token_and_sequence_mean_are_different_losses(learner: Learners, rollout
 def test_gradient_is_the_one_written_down(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
     """The first update's gradient against d/dtheta of -sum of weight x advantage x log pi, row by row, without padding."""
     found = gradient(learner(**FREE, algorithm="rloo", loss_mean="sequence"), rollouts)
-    policy = build_policy(level="latent", checkpoint=str(tiny_checkpoint), token_blocks=0, trust_remote_code=False)
+    policy = latent_policy(tiny_checkpoint)
     loss = torch.zeros(())
     for index, r in enumerate(rollouts):
         group = REWARDS[index // 4 * 4 : index // 4 * 4 + 4]
@@ -186,6 +192,66 @@ def test_gradient_is_the_one_written_down(learner: Learners, rollouts: list[Roll
         loss = loss - advantage * logp.mean() / 16
     loss.backward()
     assert_close(found, {name: p.grad for name, p in policy.named_parameters()}, 1e-5)
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_makes_good_actions_likelier(learner: Learners, rollouts: list[Rollout], algorithm: str) -> None:
+    """Log-probability of the rollouts with the most reward against that of the ones with the least, after a few updates."""
+    scored = [replace(r, baseline=0.5) for r in rollouts]
+    trained = learner(algorithm=algorithm, learning_rate=3e-3)
+
+    def gap() -> float:
+        batch = trained._learner_connector(episodes=scored, rl_module=None, batch={}, shared_data={}, metrics=None)[DEFAULT_MODULE_ID]
+        mask, policy = batch[Columns.LOSS_MASK], trained.module[DEFAULT_MODULE_ID].policy
+        with torch.no_grad():
+            logp = torch.log_softmax(policy(batch["features"]), -1).gather(-1, batch[Columns.ACTIONS][..., None])[..., 0]
+        means = torch.stack([row[m].mean() for row, m in zip(logp, mask, strict=True)])
+        rewards = torch.tensor(REWARDS)
+        return float(means[rewards >= 1.0].mean() - means[rewards == 0.0].mean())
+
+    before = gap()
+    for _ in range(8):
+        update(trained, scored)
+    assert gap() > before + 0.05
+
+
+def test_kl_in_the_reward_is_taken_off_each_action(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
+    """With rewards all equal only the KL is left: advantages are minus its sum to come, normalised."""
+    trained = learner(algorithm="reinforce_pp", kl_coefficient=0.5, kl_in="reward")
+    for _ in range(3):
+        update(trained, rollouts)
+    level = with_rewards(rollouts, [1.0] * 16)
+    batch = trained._learner_connector(episodes=level, rl_module=None, batch={}, shared_data={}, metrics=None)[DEFAULT_MODULE_ID]
+    kl, mask = batch["penalty_kl"], batch[Columns.LOSS_MASK]
+    assert float(kl[mask].mean()) == pytest.approx(kl_by_hand(trained, tiny_checkpoint, rollouts), rel=1e-4)
+    to_come = 1.0 - 0.5 * kl.flip(1).cumsum(1).flip(1)
+    wanted = (to_come - to_come[mask].mean()) / to_come[mask].std(unbiased=False)
+    assert torch.allclose(batch[Columns.ADVANTAGES][mask], wanted[mask], atol=1e-4)
+    assert update(trained, level)["kl_to_reference"] == pytest.approx(float(kl[mask].mean()), rel=1e-4)
+
+
+# -- the critic -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_critic_learns_what_to_expect_and_stays_with_the_learner(learner: Learners, rollouts: list[Rollout]) -> None:
+    trained = learner(algorithm="ppo", learning_rate=1e-6, value_learning_rate=3e-3)
+    level = with_rewards(rollouts, [2.0] * 16)
+    first = update(trained, level)
+    assert first["value_loss"] == pytest.approx(2.0) and first["value_mean"] == 0.0
+    for _ in range(60):
+        last = update(trained, level)
+    assert last["value_mean"] == pytest.approx(2.0, abs=0.2) and last["value_loss"] < 0.1
+    module = trained.module[DEFAULT_MODULE_ID]
+    everything, travelling = module.get_state(), module.get_state(inference_only=True)
+    assert travelling.keys() == {name for name in everything if not name.startswith("critic.")} != everything.keys()
+
+
+def test_the_critic_moves_no_policy_tensor(learner: Learners, rollouts: list[Rollout]) -> None:
+    """The policy's gradient is the one of the same advantages without a critic's loss."""
+    trained = learner(**FREE, algorithm="ppo")
+    found = {name: g for name, g in gradient(trained, rollouts).items() if not name.startswith("critic.")}
+    plain = learner(**FREE, algorithm="reinforce_pp")  # with values 0 and lambda 1 both see the same sums
+    assert_close(found, gradient(plain, rollouts), 1e-5)
 
 
 def test_gradient_is_clipped_by_its_global_norm(learner: Learners, rollouts: list[Rollout]) -> None:
@@ -326,7 +392,7 @@ def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_chec
     counts = Counter(v for r in rollouts for v in (r.action_versions.tolist() or [r.policy_version] * len(r)))
     assert summary.policies == ((3, old.weights_hash, counts[3]), (4, new.weights_hash, counts[4]))
     assert len({r.group_id for r in rollouts}) == 4 and len({r.rollout_id for r in rollouts}) == 16
-    assert len(group_advantages(rollouts, "grpo")) == 16
+    assert group_size(rollouts) == 4
 
 
 def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,12 +481,35 @@ def test_shipped_and_recomputed_features_give_the_same_gradient(learner: Learner
     assert_close(gradient(learner(**FREE, features="recompute"), bare), shipped, 1e-5)
 
 
+def test_greedy_baselines_are_the_rewards_of_greedy_rollouts(config: Config, tiny_checkpoint: Path) -> None:
+    runner, prompts = make_runner(config(), tiny_checkpoint), {"prompt_indices": tuple(range(24)), "seeds": (3,) * 24}
+    found, plain = sample(runner, **prompts, greedy_baseline=True), sample(runner, **prompts)
+    greedy = [r.reward for r in sample(runner, **prompts, temperature=0.0, group_size=1)]
+    assert len(set(greedy)) > 1
+    assert [r.baseline for r in found] == [reward for reward in greedy for _ in range(4)]
+    assert [r.text for r in found] == [r.text for r in plain] and all(r.baseline is None for r in plain)
+
+
+@pytest.mark.parametrize("trains", ["added_blocks", "all"])
+def test_worker_and_learner_agree_at_token_level_whatever_is_trained(config: Config, tiny_checkpoint: Path, trains: str) -> None:
+    settings = config(improve={"level": "token", "token_trains": trains, "kl_coefficient": 0.1, "learning_rate": 1e-3})
+    trained, runner = make_learner(settings, tiny_checkpoint, "token"), make_runner(settings, tiny_checkpoint, "token")
+    ships = trains != "all"
+    for _ in range(3):  # added blocks open in the first update only
+        rollouts = with_rewards(sample(runner, trained, ship_features=ships), REWARDS)
+        metrics = update(trained, rollouts)
+        assert metrics["logp_gap"] < 2e-6 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["kl_to_reference"] > 1e-6
+    names = set(weights_of(trained))
+    assert "base.lm.model.embed_tokens.weight" in names if trains == "all" else all("layers.0." in name for name in names)
+
+
 # -- the reference policy -----------------------------------------------------------------------------------------------------
 
 
 def kl_by_hand(trained: PolicyLearner, checkpoint: Path, rollouts: Sequence[Rollout]) -> float:
     """Mean over tokens of KL(current policy || policy of the checkpoint)."""
-    reference = build_policy(level="latent", checkpoint=str(checkpoint), token_blocks=0, trust_remote_code=False)
+    reference = latent_policy(checkpoint)
     current = trained.module[DEFAULT_MODULE_ID].policy
     terms = []
     for r in rollouts:
@@ -473,9 +562,11 @@ def test_a_gradient_that_is_not_finite_stops_and_leaves_the_weights(learner: Lea
 # -- state --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", ["latent", "token"])
-def test_state_survives_the_disk_and_the_next_update_is_the_same(config: Config, tiny_checkpoint: Path, tmp_path: Path, level: str) -> None:
-    settings = config(improve={"warmup_updates": 10, "epochs": 2, "minibatches": 2})
+@pytest.mark.parametrize(("level", "algorithm"), [("latent", "grpo"), ("token", "grpo"), ("latent", "ppo"), ("token", "ppo")])
+def test_state_survives_the_disk_and_the_next_update_is_the_same(
+    config: Config, tiny_checkpoint: Path, tmp_path: Path, level: str, algorithm: str
+) -> None:
+    settings = config(improve={"algorithm": algorithm, "warmup_updates": 10, "epochs": 2, "minibatches": 2})
     rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level)), REWARDS)
     straight = make_learner(settings, tiny_checkpoint, level)
     for _ in range(3):

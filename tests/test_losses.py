@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_control.advantages import ADVANTAGES, grpo, rloo
+from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.distributions import action_log_probs
 from latent_control.losses import (
     clipped_surrogate,
@@ -149,6 +149,14 @@ def test_weights_share_out_the_mean() -> None:
 REWARDS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 2.0]])  # [states, actions]
 
 
+def of_groups(algorithm: str, rewards: torch.Tensor) -> torch.Tensor:
+    """Advantages [B] of rollouts of one action with rewards [P, G]."""
+    count = rewards.numel()
+    everywhere = torch.ones(count, dtype=torch.bool)
+    outcomes = Outcomes(rewards=rewards.flatten(), valid=everywhere, group_size=rewards.shape[1], taken=everywhere[:, None])
+    return ALGORITHMS[algorithm].estimate(outcomes).advantages[:, 0]
+
+
 def expected_gradient(theta: torch.Tensor, group_size: int) -> torch.Tensor:
     """The expectation of the RLOO gradient over all groups of a two-state bandit, by enumeration."""
     states, count = theta.shape
@@ -157,7 +165,7 @@ def expected_gradient(theta: torch.Tensor, group_size: int) -> torch.Tensor:
     for state in range(states):
         for actions in torch.cartesian_prod(*[torch.arange(count)] * group_size).view(-1, group_size):
             chance = behaviour[state, actions].sum().exp() / states
-            advantages = rloo(REWARDS[state, actions][None], torch.ones(1, group_size, dtype=torch.bool))[0]
+            advantages = of_groups("rloo", REWARDS[state, actions][None])
             logits = theta.clone().requires_grad_()
             loss, _ = clipped_surrogate(
                 torch.log_softmax(logits[state], -1).expand(group_size, -1),
@@ -181,20 +189,20 @@ def test_expected_gradient_is_the_analytic_policy_gradient(group_size: int) -> N
     assert torch.allclose(expected_gradient(theta, group_size), -analytic, atol=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", sorted(ADVANTAGES))
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "grpo", "reinforce_pp", "rloo"])
 def test_following_the_gradient_finds_the_best_actions(algorithm: str) -> None:
     theta = torch.zeros(2, 3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(150):
         behaviour = torch.log_softmax(theta, -1)
         actions = torch.multinomial(behaviour.exp(), 8, replacement=True, generator=generator)  # [states, group]
-        advantages = ADVANTAGES[algorithm](REWARDS.gather(1, actions), torch.ones(2, 8, dtype=torch.bool))
+        advantages = of_groups(algorithm, REWARDS.gather(1, actions))
         logits = theta.clone().requires_grad_()
         loss, _ = clipped_surrogate(
             torch.log_softmax(logits, -1).repeat_interleave(8, 0),
             actions=actions.flatten(),
             action_logp=behaviour.gather(1, actions).flatten(),
-            advantages=advantages.flatten(),
+            advantages=advantages,
             weights=torch.full((16,), 1 / 16),
             clip_low=0.2,
             clip_high=0.2,
@@ -205,9 +213,9 @@ def test_following_the_gradient_finds_the_best_actions(algorithm: str) -> None:
 
 
 def test_grpo_differs_from_rloo_by_a_positive_scale_per_group() -> None:
-    rewards, valid = torch.tensor([[0.0, 1.0, 1.0, 4.0]]), torch.ones(1, 4, dtype=torch.bool)
-    scale = grpo(rewards, valid) / rloo(rewards, valid)
-    assert torch.allclose(scale, scale[0, 0].expand_as(scale)) and scale[0, 0] > 0
+    rewards = torch.tensor([[0.0, 1.0, 1.0, 4.0]])
+    scale = of_groups("grpo", rewards) / of_groups("rloo", rewards)
+    assert torch.allclose(scale, scale[0].expand_as(scale)) and scale[0] > 0
 
 
 # -- cloning ----------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import LatentActionConfig, LatentActionLM
-from latent_control.actors import token_policy
 from latent_control.base import BaseLM
 from latent_control.merge import Merge
 from latent_control.persistence import base_hash, base_path, load_policy, with_policy, world_hash
+from latent_control.token_level import Trains, WholeModel, token_policy
 from latent_control.tower import Tower, decoder_blocks
 
 MakeModel = Callable[..., LatentActionLM]
@@ -214,18 +214,32 @@ def test_gradients_reach_a_base_that_asks_for_them(make_model: MakeModel) -> Non
 
 
 @torch.no_grad()
-def test_token_policy_starts_as_the_base(make_base: MakeBase) -> None:
-    base, ids = BaseLM(make_base(), late_blocks=2), tokens(2, 9)
-    policy = token_policy(base)
-    assert torch.equal(policy(base.features(ids).late), base.lm(ids).logits)
+@pytest.mark.parametrize(("trains", "reads"), [("last_blocks", "late"), ("added_blocks", "final")])
+def test_token_policy_starts_as_the_base(make_base: MakeBase, trains: Trains, reads: str) -> None:
+    ids = tokens(2, 9)
+    base, policy = token_policy(make_base(), trains, 2)
+    assert torch.equal(policy.head(policy.hidden(base.features(ids).read(reads))), base.lm(ids).logits)
     assert not any(p.requires_grad for p in policy.head.parameters())
     policy.head.weight.zero_()  # its own copy
     assert float(base.lm.lm_head.weight.abs().sum()) > 0
 
 
-def test_token_policy_needs_late_blocks(make_base: MakeBase) -> None:
-    with pytest.raises(ValueError, match="late_blocks >= 1"):
-        token_policy(BaseLM(make_base()))
+def test_a_whole_model_is_a_policy_on_tokens(make_base: MakeBase) -> None:
+    lm, ids = make_base(), tokens(2, 9)
+    base, policy = token_policy(lm, "all", 0)
+    assert isinstance(policy, WholeModel) and policy.base is base
+    assert torch.equal(policy.head(policy.hidden(ids)), lm(ids).logits)
+    assert {id(p) for p in policy.trainable()} == {id(p) for p in lm.parameters()}
+
+
+def test_added_blocks_have_as_many_parameters_and_learn(make_base: MakeBase) -> None:
+    lm, ids = make_base(), tokens(2, 9)
+    base, policy = token_policy(lm, "added_blocks", 2)
+    blocks = list(base.decoder.layers)[-2:]
+    assert sum(p.numel() for p in policy.trainable() if p.requires_grad) == sum(p.numel() for b in blocks for p in b.parameters())
+    policy.head(policy.hidden(base.features(ids).final)).square().sum().backward()
+    moved = [name for name, p in policy.named_parameters() if p.requires_grad and float(p.grad.abs().sum()) > 0]
+    assert moved and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in moved), "the first step opens the blocks"
 
 
 @torch.no_grad()
@@ -686,10 +700,11 @@ def test_any_architecture_starts_as_itself(any_lm: PreTrainedModel) -> None:
     for code in range(CODES):
         assert torch.equal(model.world_logits(features, torch.full_like(ids, code)), expected), code
     assert torch.equal(model.policy.hidden(features.late), features.final)
-    base = BaseLM(copy.deepcopy(any_lm), late_blocks=3)
-    policy = token_policy(base)
+    base, policy = token_policy(copy.deepcopy(any_lm), "last_blocks", 3)
     base.drop_late_blocks()
-    assert torch.equal(policy(base.features(ids).late), expected)
+    assert torch.equal(policy.head(policy.hidden(base.features(ids).late)), expected)
+    base, policy = token_policy(copy.deepcopy(any_lm), "added_blocks", 2)
+    assert torch.equal(policy.head(policy.hidden(base.features(ids).final)), expected)
 
 
 @torch.no_grad()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from latent_control.decoding import generate
 from latent_control.records import Generation
+from latent_control.token_level import WholeModel
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.episodes import HostSpec
@@ -31,9 +30,9 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: Tower) -> None:
-        """Steer by this very tower: changes of its weights in place need no further call."""
-        self.host = replace(self.host, policy=policy)
+    def use(self, policy: Tower | WholeModel) -> None:
+        """Steer by this very policy: changes of its weights in place need no further call."""
+        self.host = self.host.steered_by(policy)
 
     def generate(self, job: DecodeJob) -> Generation:
         """Decode, at most ``rollout.batch_size`` rows at once."""

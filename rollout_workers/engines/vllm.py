@@ -106,9 +106,7 @@ class VllmEngine:
         """
         options = read_options(settings)
         if find_spec("vllm") is None:
-            raise ModuleNotFoundError(
-                "rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local"
-            )
+            raise ModuleNotFoundError("rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local")
         base = base_path(spec.checkpoint)
         config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
         architecture = (config.architectures or ["none"])[0]

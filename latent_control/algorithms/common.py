@@ -1,0 +1,97 @@
+"""What the algorithms share: the outcomes of a batch, group means, discounted sums, batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What a batch came to: B rollouts, ``group_size`` of each prompt in a run, over T positions."""
+
+    rewards: torch.Tensor
+    """[B], of whole rollouts"""
+    valid: torch.Tensor
+    """[B] bool, False where the verifier failed: such a rollout gets advantage 0 and stays out of every mean"""
+    group_size: int
+    taken: torch.Tensor
+    """[B, T] bool, positions of actions, of each row in one run; all False where not valid"""
+    penalties: torch.Tensor | None = None
+    """[B, T], added to the reward where the action was taken (KL in the reward); ``None`` is 0"""
+    baselines: torch.Tensor | None = None
+    """[B], reward of the prompt's greedy rollout, NaN where its verifier failed; for algorithms that ask for it"""
+    values: torch.Tensor | None = None
+    """[B, T], a critic's estimates of what is to come, for algorithms that ask for it"""
+    discount: float = 1.0
+    gae_lambda: float = 1.0
+    average: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    """Mean over the learners, in place or not, of what each has computed on its share"""
+
+    def totals(self) -> torch.Tensor:
+        """Reward and penalties of each rollout, [P, G]; 0 where not valid."""
+        total = torch.where(self.valid, self.rewards, 0.0)
+        if self.penalties is not None:
+            total = total + (self.penalties * self.taken).sum(1)
+        return total.view(-1, self.group_size)
+
+    def groups(self) -> torch.Tensor:
+        """``valid`` by group, [P, G]."""
+        return self.valid.view(-1, self.group_size)
+
+    def per_position(self, advantages: torch.Tensor) -> torch.Tensor:
+        """Advantages of rollouts [P, G] at each of their actions, [B, T]."""
+        return torch.where(self.taken, advantages.reshape(-1, 1), 0.0)
+
+    def step_rewards(self) -> torch.Tensor:
+        """[B, T]: penalties, and the rollout's reward at its last action."""
+        last = self.taken & ~torch.nn.functional.pad(self.taken[:, 1:], (0, 1))
+        rewards = torch.where(last, torch.where(self.valid, self.rewards, 0.0)[:, None], 0.0)
+        return rewards if self.penalties is None else rewards + torch.where(self.taken, self.penalties, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an algorithm makes of outcomes."""
+
+    advantages: torch.Tensor
+    """[B, T], 0 where no action was taken"""
+    returns: torch.Tensor | None = None
+    """[B, T], what a critic's values should have been"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """An estimator of advantages and what it needs beside rewards."""
+
+    estimate: Callable[[Outcomes], Estimate]
+    critic: bool = False
+    """Needs ``Outcomes.values``."""
+    greedy: bool = False
+    """Needs ``Outcomes.baselines``: one greedy rollout more per prompt."""
+
+
+def group_mean(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean over the valid rollouts of each group, [P, 1], of rewards [P, G]."""
+    return (rewards * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+
+
+def sums_to_come(steps: torch.Tensor, taken: torch.Tensor, decay: float) -> torch.Tensor:
+    """sum_{i >= t} decay^(i - t) steps_i over each row's run of actions, [B, T]."""
+    sums, later = torch.zeros_like(steps), torch.zeros_like(steps[:, 0])
+    for t in reversed(range(steps.shape[1])):
+        later = torch.where(taken[:, t], steps[:, t] + decay * later, 0.0)
+        sums[:, t] = later
+    return sums
+
+
+def normalised(advantages: torch.Tensor, outcomes: Outcomes) -> torch.Tensor:
+    """Advantages [B, T] with mean 0 and standard deviation 1 over all actions of the batch, on all learners."""
+    taken = outcomes.taken
+    moments = torch.stack([taken.sum(), (advantages * taken).sum(), (advantages**2 * taken).sum()]).to(advantages.dtype)
+    count, total, squares = outcomes.average(moments)
+    mean = total / count.clamp(min=1)
+    std = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+    return torch.where(taken, (advantages - mean) / (std + 1e-8), 0.0)
