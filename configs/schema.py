@@ -132,6 +132,10 @@ class Actions(Training):
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last one (the paper)."""
     policy_reads: Literal["late", "final"] = "late"
+    span: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tokens for which a code is held: the policy chooses once for so many, and its horizon is so much shorter."""
+    look_ahead: PositiveInt | None = None
+    """Tokens the inverse dynamics model sees from where a code is chosen; ``null`` is ``span``, fewer cannot be."""
     init: PathStr | None = None
     """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it is)."""
     usage_weight: NonNegativeFloat = 0.05

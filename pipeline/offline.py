@@ -105,7 +105,7 @@ def build_stage(job: OfflineJob) -> OfflineStage:
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
     """New modules beside the base LM, as the ``actions`` section shapes them."""
     shape = ("num_actions", "head", "inverse_dynamics_layers", "merge_layers", "policy_layers", "inverse_dynamics_reads", "policy_reads")
-    arguments = {name: getattr(settings, name) for name in shape}
+    arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}
     return LatentActionLM.from_base(base, dtype=dtype, trust_remote_code=config.base.trust_remote_code, seed=config.seed, **arguments)
 
 
