@@ -168,7 +168,7 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     if evaluation.embedder is not None and samples < 2:
         yield "evaluation.embedder: compares the responses to a prompt, but evaluation.samples_per_prompt is 1; set 2 or more"
     if samples > config.rollout.batch_size:
-        yield f"evaluation.samples_per_prompt: {samples} responses to a prompt are decoded together; set rollout.batch_size to at least that"
+        yield f"evaluation.samples_per_prompt: {samples} responses are decoded together; set rollout.batch_size to at least that"
     if evaluation.retention is not None:
         yield from _source("evaluation.retention", evaluation.retention)
 

@@ -29,7 +29,7 @@ COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition. ``parse_gate("improved.greedy >= 0.5")`` is ``Gate(variant="improved", measure="greedy", sign=">=", bound=0.5, ...)``."""
+    """One condition: ``Gate(text="improved.greedy >= 0.5", variant="improved", measure="greedy", sign=">=", bound=0.5)``."""
 
     text: str
     variant: str | None

@@ -296,7 +296,7 @@ class Evaluation(Section):
     pass_at: tuple[PositiveInt, ...] = ()
     """Each k of the unbiased pass@k to report, at most ``samples_per_prompt``."""
     embedder: PathStr | None = None
-    """Encoder for semantic diversity: a ``save_pretrained`` folder or hub id of a transformers model, mean-pooled; ``null``: distinct-n only."""
+    """Encoder for semantic diversity: folder or hub id of a transformers model, whose states are mean-pooled; ``null``: distinct-n only."""
     slices: tuple[str, ...] = ()
     """Fields of the prompts' metadata by which success is reported slice by slice, e.g. ``[target]``; nested ones with a dot."""
     slice_minimum: PositiveInt = 20

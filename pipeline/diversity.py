@@ -55,9 +55,7 @@ def prompt_cosines(responses: Responses, embed: Embed) -> np.ndarray:
 
 def solutions(responses: Responses, successes: Sequence[Sequence[bool]]) -> list[list[str]]:
     """Per prompt, the responses that succeeded."""
-    return [
-        [text for text, good in zip(group, marks, strict=True) if good] for group, marks in zip(responses, successes, strict=True)
-    ]
+    return [[text for text, good in zip(group, marks, strict=True) if good] for group, marks in zip(responses, successes, strict=True)]
 
 
 def of_solutions(found: Responses, seed: int, cosines: np.ndarray | None) -> dict[str, Any]:
