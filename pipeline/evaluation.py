@@ -210,7 +210,8 @@ def _variety(played: Played, samples: int, seed: int, cosines: Cosines | None) -
     """Diversity of all responses and of the solutions; nothing when there is one response per prompt."""
     if samples < 2:
         return {}
-    solved, among_all, among_solved = _solved(played, samples), *((None, None) if cosines is None else cosines)
+    among_all, among_solved = (None, None) if cosines is None else cosines
+    solved = _solved(played, samples)
     return diversity(grouped(played.sampled, samples), seed, among_all) | of_solutions(solved, seed, among_solved)
 
 

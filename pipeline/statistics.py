@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def group_means(values: np.ndarray, labels: Sequence[str], minimum: int) -> dict
     return {label: values[array == label] for label in sorted(counts) if counts[label] >= minimum}
 
 
-def largest_gap(values: np.ndarray, labels: Sequence[str], minimum: int, seed: int) -> dict[str, object] | None:
+def largest_gap(values: np.ndarray, labels: Sequence[str], minimum: int, seed: int) -> dict[str, Any] | None:
     """Largest minus smallest mean of ``values`` [P] among groups of at least ``minimum`` prompts; ``None`` with fewer than two.
 
     ``low``, ``high``: 95 % bootstrap, prompts resampled within their group; the largest and smallest are found anew each time.
