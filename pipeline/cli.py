@@ -222,11 +222,9 @@ def _stage_line(config: RunConfig, stage: str) -> str:
 
 def finish(run_dir: Path, quiet: bool) -> None:
     """The last words of a run, then the gates."""
-    path = run_dir / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
     if not quiet:
-        typer.echo(closing_words(run_dir, summary))
-    pass_gates(summary.get("gates"), quiet)
+        typer.echo(closing_words(run_dir))
+    pass_gates(_summary(run_dir).get("gates"), quiet)
 
 
 def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
@@ -240,8 +238,15 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
         raise typer.Exit(GATES)
 
 
-def closing_words(run_dir: Path, summary: dict[str, Any]) -> str:
+def _summary(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "summary.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def closing_words(run_dir: Path) -> str:
     """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
+    summary = _summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
     return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
