@@ -64,6 +64,13 @@ def _task(config: RunConfig, errors: list[str]) -> Task | None:
     except ValueError as error:
         errors.append(_placed("task", error))
         return None
+    if config.evaluation is not None and config.evaluation.slices:
+        from pipeline.slices import field_problems
+
+        prompts = task.prompts("heldout")
+        errors += field_problems(
+            config.evaluation.slices, [prompts[i].metadata for i in range(min(config.evaluation.prompts, len(prompts)))]
+        )
     return task
 
 
