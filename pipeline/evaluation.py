@@ -91,7 +91,7 @@ def evaluate(config: RunConfig, hosts: Mapping[str, HostSpec], *, prompts: int, 
         dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
         # Whatever engine trains, one and the same judges.
         rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
-        settings = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout)
+        settings = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout, reward=config.reward)
         group = EnvRunnerGroup(config=workers_config(config, settings), local_env_runner=False)
         pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds)
         try:
