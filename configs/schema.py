@@ -233,6 +233,10 @@ class Improve(Section):
     (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the
     0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is slow."""
     checkpoint_every: PositiveInt = 50
+    evaluate_every: PositiveInt | None = None
+    """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``); ``null``: never."""
+    evaluate_prompts: PositiveInt = 128
+    """Held-out prompts of such a play, each once sampled and once greedy: the first ones of the final evaluation."""
 
 
 class Rollout(Section):
@@ -292,12 +296,24 @@ class Cluster(Section):
 
 
 class Evaluation(Section):
-    """The last stage."""
+    """The last stage (docs/evaluation.md)."""
 
     prompts: PositiveInt = 512
-    """Held-out prompts, each played once sampled and once greedy."""
+    """Held-out prompts, each played ``samples_per_prompt`` times sampled and once greedy."""
+    samples_per_prompt: PositiveInt = 1
+    """Sampled responses to each prompt; 2 or more give pass@k and diversity."""
+    pass_at: tuple[PositiveInt, ...] = ()
+    """Each k of the unbiased pass@k to report, at most ``samples_per_prompt``."""
+    embedder: PathStr | None = None
+    """Encoder for semantic diversity: folder or hub id of a transformers model, whose states are mean-pooled; ``null``: distinct-n only."""
+    slices: tuple[str, ...] = ()
+    """Fields of the prompts' metadata by which success is reported slice by slice, e.g. ``[target]``; nested ones with a dot."""
+    slice_minimum: PositiveInt = 20
+    """Prompts a slice needs to count in ``slice_gap``."""
     marginal_sequences: NonNegativeInt = 64
-    """Held-out texts for marginal NLL and KL(base || marginal); 0 skips them."""
+    """Held-out texts for NLL, KL to the base LM, codebook health and retention; 0 skips them."""
+    retention: DataSource | None = None
+    """Where those texts come from; ``null``: the task's held-out demonstrations."""
 
 
 class RunConfig(Section):
@@ -312,6 +328,9 @@ class RunConfig(Section):
     finetune: Finetune | None = None
     improve: Improve | None = None
     evaluation: Evaluation | None = Evaluation()
+    gates: tuple[str, ...] = ()
+    """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy >= 0.5"]``; when one
+    fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
     rollout: Rollout = Rollout()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()

@@ -198,6 +198,9 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     if final and job.stage in ("clone", "reclone", "finetune") and evaluation is not None and evaluation.marginal_sequences:
         rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
         found |= marginal_measures(model, heldout[:rows])
+    if final:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
+        found["parameters_trained"] = float(trained)
     return found
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rollout_workers.tasks import Task
 
 DECODERS = "only decoder-only language models are supported"
+PROMPTS_LOOKED_AT = 64
+"""Held-out prompts whose metadata tell which fields there are to slice by."""
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 
 
@@ -66,6 +68,11 @@ def _task(config: RunConfig, errors: list[str]) -> Task | None:
     except ValueError as error:
         errors.append(_placed("task", error))
         return None
+    if config.evaluation is not None and config.evaluation.slices:
+        from pipeline.slices import field_problems
+
+        prompts = task.prompts("heldout")
+        errors += field_problems(config.evaluation.slices, [prompts[i].metadata for i in range(min(PROMPTS_LOOKED_AT, len(prompts)))])
     return task
 
 

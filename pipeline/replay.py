@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.durable import fsync_file, fsync_folder, sealed, sha256_file, unseal, write_atomic
+from pipeline.outcomes import Outcome
 from rollout_workers.episodes import Rollout
 
 SCHEMA_VERSION = 3
@@ -81,6 +82,22 @@ SCHEMA = pa.schema(
         _field("seed", pa.int64(), "of this rollout's own random stream"),
         _field("worker", pa.int32(), "index of the rollout worker"),
         _field("created", pa.timestamp("us", tz="UTC"), "when it was finished"),
+    ]
+)
+
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        _field("variant", pa.string(), "which model answered: base, cloned, finetuned, improved, token_level"),
+        _field("mode", pa.string(), "sampled or greedy"),
+        _field("prompt_id", pa.string(), "<task>/heldout/<index>"),
+        _field("sample", pa.int32(), "0 to samples_per_prompt - 1; 0 when greedy"),
+        _field("success", pa.bool_(), "the verifier's full mark"),
+        _field("reward", pa.float64(), "the verifier's score; null when it failed", nullable=True),
+        _field("reward_parts", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
+        _field("response", pa.string(), "what the model generated, without special tokens"),
+        _field("prompt", pa.string(), "what the model was given, before the chat template"),
+        _field("new_tokens", pa.int32(), "generated tokens, the end token included"),
     ]
 )
 
@@ -335,7 +352,9 @@ class ReplayReader:
 
     def _read(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
         wanted = list(columns) if self._min_reward is None or "reward" in columns else [*columns, "reward"]
-        table = _completed(self._open(number).read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None), wanted)
+        table = _completed(
+            self._open(number).read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None), wanted
+        )
         if self._min_reward is not None:
             table = table.filter(pc.greater_equal(table["reward"], self._min_reward))
         return table.select(columns)
@@ -488,3 +507,12 @@ def _quarantine(root: Path, path: Path, reason: str) -> Quarantined:
 def _read_column(shard: Shard, name: str) -> list[Any]:
     with pq.ParquetFile(shard.path, metadata=shard.footer) as file:
         return file.read(columns=[name]).column(0).to_pylist()
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """The judged responses of an evaluation as one Parquet file (``OUTCOME_SCHEMA``), put at ``path`` whole."""
+    columns = {name: [getattr(outcome, name) for outcome in outcomes] for name in OUTCOME_SCHEMA.names}
+    columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=OUTCOME_SCHEMA), buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue().to_pybytes())

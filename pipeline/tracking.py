@@ -224,6 +224,12 @@ class Tracker:
             run = self._run
             self._outbox.put(f"artifact {path}", lambda: run.artifact(path, folder))
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Tag the stage's run."""
+        if self._outbox is not None and self._run is not None and tags:
+            run, wanted = self._run, {_key(name)[:250]: value[:_LONGEST_TAG] for name, value in tags.items()}
+            self._outbox.put(f"tags of {run.name}", lambda: run.tag(wanted))
+
     def dataset(self, path: Path, name: str) -> None:
         """Note that the run read the data at ``path`` (nothing is copied)."""
         if self._outbox is not None and self._run is not None:
@@ -377,6 +383,13 @@ class _Run:
             raise FileNotFoundError(f"there is no file {path}")
         if self.id:
             self._store.client.log_artifact(self.id, str(path), folder)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags; those of an earlier start are replaced."""
+        from mlflow.entities import RunTag
+
+        if self.id:
+            self._store.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def dataset(self, path: Path, name: str) -> None:
         """Note an input; its digest is that of the names and sizes of its files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors.torch import load_file
@@ -30,7 +30,7 @@ class WorkerSettings:
     """"float32" or "bfloat16"."""
     task: TaskSettings
     rollout: RolloutSettings
-    reward: RewardSettings = RewardSettings()
+    reward: RewardSettings = field(default_factory=RewardSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
