@@ -516,3 +516,14 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=OUTCOME_SCHEMA), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """What ``write_outcomes`` wrote; ``ValueError`` when it is no such file."""
+    try:
+        rows = pq.read_table(path, schema=OUTCOME_SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is no evaluation file ({str(error).partition(chr(10))[0]}); make it again: latent-control evaluate"
+        ) from error
+    return [Outcome(**row | {"reward_parts": dict(row["reward_parts"])}) for row in rows]
