@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -53,3 +53,53 @@ def reward_report(run_dir: Run, as_json: cli.AsJson = False) -> None:
         if not level["flags"]:
             typer.echo("no flag: nothing rises while success falls or stands still")
     typer.echo(f"page: {page}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+
+
+@cli.app.command()
+def compare(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN_A RUN_B]", help="Two run folders.")] = None,
+    a: Annotated[list[Path] | None, typer.Option("--a", help="A run of side A; several for several seeds.")] = None,
+    b: Annotated[list[Path] | None, typer.Option("--b", help="A run of side B.")] = None,
+    variant_a: Annotated[str, typer.Option(help="Which model of A: base, cloned, finetuned, improved, token_level.")] = "improved",
+    variant_b: Annotated[str, typer.Option(help="Which model of B.")] = "improved",
+    html: Annotated[Path | None, typer.Option("--html", help="Default: RUN_B/compare-with-<A>.html.")] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Config, success on the same held-out prompts, cost and learning curves of two runs, and a verdict with its interval."""
+    with cli.sentences(cli.USAGE):
+        left, right = _sides(runs or [], a or [], b or [])
+        for folder in (*left, *right):
+            cli.run_folder(folder)
+        from pipeline import compare as comparison
+
+        result = comparison.compare(left, right, (variant_a, variant_b))
+    path = (html or right[-1] / f"compare-with-{left[0].name}.html").absolute()
+    with cli.sentences(cli.FAILED):
+        not_tracked = comparison.write_page(result, path)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    print_comparison(result)
+    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """Tables and verdict."""
+    from pipeline import compare as comparison
+
+    for table in comparison.tables(result):
+        print_table(table["title"], table["head"], table["rows"])
+    for note in result["notes"]:
+        typer.echo(f"note: {note}")
+    typer.echo(result["verdict"])
+
+
+def _sides(runs: list[Path], a: list[Path], b: list[Path]) -> tuple[list[Path], list[Path]]:
+    if runs and (a or b):
+        raise ValueError("give two run folders, or --a and --b, not both")
+    if not runs and not (a and b):
+        raise ValueError("give two run folders, RUN_A RUN_B, or several a side: --a RUN --a RUN --b RUN --b RUN")
+    if runs and len(runs) != 2:
+        raise ValueError(f"{len(runs)} run folders: give two, or several a side by --a and --b")
+    left, right = (runs[:1], runs[1:]) if runs else (a, b)
+    return [path.absolute() for path in left], [path.absolute() for path in right]

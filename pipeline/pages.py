@@ -7,7 +7,8 @@ from typing import Any
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.2em .8em;text-align:left}
-pre{white-space:pre-wrap;background:#f5f5f5;padding:.6em}.flag{border-left:4px solid #c33;padding-left:1em}figure{display:inline-block;margin:1em}"""
+pre{white-space:pre-wrap;background:#f5f5f5;padding:.6em}
+.flag{border-left:4px solid #c33;padding-left:1em}figure{display:inline-block;margin:1em}"""
 FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>{{ style }}</style></head>
 <body><h1>{{ title }}</h1>{% for line in lines %}<p>{{ line }}</p>{% endfor %}
 {% for table in tables %}<h2>{{ table.title }}</h2><table><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
@@ -18,7 +19,8 @@ FRAME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ 
 CHART = """<figure><figcaption>{{ title }}</figcaption><svg viewBox="0 0 460 260" width="460" height="260" role="img" font-size="11">
 <rect x="45" y="10" width="400" height="200" fill="none" stroke="#ccc"/>
 <text x="40" y="16" text-anchor="end">{{ top }}</text><text x="40" y="212" text-anchor="end">{{ bottom }}</text>
-<text x="45" y="226">{{ left }}</text><text x="445" y="226" text-anchor="end">{{ right }}</text><text x="245" y="226" text-anchor="middle">{{ across }}</text>
+<text x="45" y="226">{{ left }}</text><text x="445" y="226" text-anchor="end">{{ right }}</text>
+<text x="245" y="226" text-anchor="middle">{{ across }}</text>
 {% for line in lines %}<polyline fill="none" stroke="{{ line.colour }}" stroke-width="1.5" points="{{ line.points }}"/>
 <text x="{{ 50 + 130 * loop.index0 }}" y="248" fill="{{ line.colour }}">{{ line.name }}</text>{% endfor %}</svg></figure>"""
 COLOURS = ("#1b6ca8", "#c4622d", "#3a8f4d", "#8a4f9e", "#777777", "#b3a125")
