@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,3 +106,42 @@ def _sides(runs: list[Path], a: list[Path], b: list[Path]) -> tuple[list[Path], 
         raise ValueError(f"{len(runs)} run folders: give two, or several a side by --a and --b")
     left, right = (runs[:1], runs[1:]) if runs else (a, b)
     return [path.absolute() for path in left], [path.absolute() for path in right]
+
+
+@cli.app.command()
+def pilot(
+    prompts: Annotated[Path, typer.Option("--prompts", help="A .jsonl file, a row per prompt.")],
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Budget of the whole pilot.")] = 60.0,
+    prompt_key: Annotated[str, typer.Option("--prompt-key", help="Key of the prompt in a row.")] = "prompt",
+    answers: Annotated[str, typer.Option("--answers", help="Key of the answer in a row.")] = "answer",
+    verifier: Annotated[str, typer.Option("--verifier", help="exact, number, contains or regex.")] = "exact",
+    base: Annotated[str, typer.Option("--base", help="Base LM: a folder, a hub id, or the bundled one.")] = "smollm2-135m-instruct",
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the base's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 48,
+    heldout: Annotated[int, typer.Option("--heldout", min=8, help="Held-out prompts to play.")] = 256,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the result; default runs/pilot-<time>.")] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Latent actions against the token level on your own rows, inside a budget: a comparison, its interval, and what to spend next."""
+    folder = (out or Path("runs") / f"pilot-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with cli.sentences(cli.USAGE):
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"--out: {folder} is not empty; give another folder")
+        from pipeline import pilot as pilots
+
+        rows = pilots.Rows(path=prompts.absolute(), prompt=prompt_key, answer=answers, verifier=verifier)
+        model = str(Path(base).absolute()) if Path(base).is_dir() else base
+        config = pilots.template(rows, model, chat=chat, max_new_tokens=max_new_tokens, heldout=heldout)
+        cli.checked(pilots.written(folder / pilots.CONFIG, pilots.with_updates(config, pilots.PROBED)), [], also=[])
+    # The result alone goes to stdout: it may be piped.
+    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        result = pilots.pilot(folder, config, minutes, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    print_comparison(result)
+    for line in result["advice"]:
+        typer.echo(f"next: {line}")
+    typer.echo(
+        f"{result['seconds'] / 60:.1f} of {minutes:g} minutes; A is latent, B token level; config: {result['config']}; page: {result['page']}"
+    )
