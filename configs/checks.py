@@ -13,7 +13,7 @@ SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelis
 
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
-    checks = (_stages, _finetune, _improve, _staleness, _batches, _data, _rollout, _evaluation, gate_problems, _tracking)
+    checks = (_stages, _finetune, _improve, _staleness, _batches, _data, _rollout, _evaluation, gate_problems, _reward, _tracking)
     return [message for check in checks for message in check(config)]
 
 
@@ -153,6 +153,12 @@ def _rollout(config: RunConfig) -> Iterator[str]:
             yield "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
     if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
         yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
+
+
+def _reward(config: RunConfig) -> Iterator[str]:
+    weights = config.reward.weights
+    if weights is not None and not any(weights.values()):
+        yield f"reward.weights: {weights} rewards nothing; give a part a weight, e.g. {{success: 1.0}}, or null for the task's own reward"
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:

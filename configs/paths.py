@@ -70,6 +70,15 @@ def resolve_paths(data: Any, folder: Path) -> None:
             put(str(path))
         elif (trained and place == BASE_MODEL) or not (place in MODELS and is_hub_id(value) and not _meant_as_path(folder, path)):
             put(str((folder / path).resolve()))
+    _resolve_rows(data, folder)
+
+
+def _resolve_rows(data: Any, folder: Path) -> None:
+    """The file of the task ``jsonl``: options are free, so the schema does not mark it as a path."""
+    task = data.get("task") if isinstance(data, dict) else None
+    options = task.get("options") if isinstance(task, dict) and task.get("name") == "jsonl" else None
+    if isinstance(options, dict) and isinstance(options.get("path"), str):
+        options["path"] = str((folder / Path(options["path"]).expanduser()).resolve())
 
 
 def _meant_as_path(folder: Path, path: Path) -> bool:

@@ -26,7 +26,7 @@ class Task(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``, or ``reasoning_gym/<dataset>`` for any reasoning-gym generator."""
+    """``countdown``, ``reasoning_gym/<dataset>`` for any reasoning-gym generator, or ``jsonl`` for rows of your own."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
@@ -34,6 +34,15 @@ class Task(Section):
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512
+
+
+class Reward(Section):
+    """What RL maximises."""
+
+    weights: dict[str, float] | None = None
+    """The reward is the sum of these parts of the verifier's score, each times its weight, e.g. ``{success: 1.0, length: 0.1}``;
+    ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens) and ``stop`` (it ended by
+    itself). ``success`` stays the verifier's verdict, whatever is rewarded (docs/rewards.md)."""
 
 
 class DataSource(Section):
@@ -317,6 +326,7 @@ class RunConfig(Section):
     seed: NonNegativeInt = 0
     base: Base
     task: Task = Task()
+    reward: Reward = Reward()
     actions: Actions | None = None
     clone: Clone | None = None
     finetune: Finetune | None = None

@@ -32,7 +32,7 @@ from pipeline.heldout import heldout_requests
 from pipeline.pool import Answer, RolloutPool
 from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest
+from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest, RolloutSummary
 from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import make_board
 from rollout_workers.tasks import build_task
@@ -97,7 +97,7 @@ def algorithm_config(
     improve, cluster = config.improve, config.cluster
     assert improve is not None
     dtype = "bfloat16" if improve.mixed_precision == "bf16" else "float32"
-    settings = WorkerSettings(host=host, policy_dtype=dtype, task=config.task, rollout=config.rollout)
+    settings = WorkerSettings(host=host, policy_dtype=dtype, task=config.task, rollout=config.rollout, reward=config.reward)
     module = {
         "level": host.level,
         "checkpoint": host.checkpoint,
@@ -330,6 +330,8 @@ class LatentRL(Algorithm):
         tokens = sum(a.summary.tokens for a in answers)
         self._log("reward", sum(rewards) / max(1, len(rewards)))
         self._log("success", sum(s for a in answers for s in a.summary.successes) / rollouts)
+        for name, value in mean_parts([a.summary for a in answers]).items():
+            self._log(f"reward/{name}", value)
         self._log("failures", sum(a.summary.failures for a in answers))
         self._log("rollouts", rollouts)
         self._log("tokens", tokens)
@@ -437,3 +439,10 @@ class LatentRL(Algorithm):
         """Put the replay buffer on the disk, then stop workers and learners."""
         self.flush_replay()
         super().cleanup()
+
+
+def mean_parts(summaries: Sequence[RolloutSummary]) -> dict[str, float]:
+    """Mean of each part of the score over the judged rollouts of several requests."""
+    judged = [(s.rollouts - s.failures, s.part_means) for s in summaries if s.part_means]
+    total = sum(count for count, _ in judged)
+    return {name: sum(count * means[name] for count, means in judged) / total for name in judged[0][1]} if judged else {}

@@ -324,6 +324,13 @@ def _existing(folder: Path) -> None:
         raise FileNotFoundError(nothing_at(folder))
 
 
+def run_folder(folder: Path) -> None:
+    """``ValueError`` or ``FileNotFoundError`` unless ``folder`` is a run folder."""
+    _existing(folder)
+    if not (folder / RUN_CONFIG).is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {RUN_CONFIG}; give the folder of a run")
+
+
 def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:
     """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
     from configs.loading import load_config
@@ -363,6 +370,9 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
+    from pipeline import cli_evidence  # its commands join ``app``
+
+    assert cli_evidence.cli.app is app
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

@@ -156,7 +156,7 @@ def _play_all(
     dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
     # Whatever engine trains, one and the same judges.
     rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
-    workers = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout)
+    workers = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout, reward=config.reward)
     group = EnvRunnerGroup(config=workers_config(config, workers), local_env_runner=False)
     pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds)
     played: dict[str, Played] = {}

@@ -56,11 +56,13 @@ def check(config: RunConfig) -> Findings:
 
 def _task(config: RunConfig, errors: list[str]) -> Task | None:
     from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.rewards import unknown_parts
 
     try:
         task = build_task(config.task)
         if not len(task.prompts("train")) or not len(task.prompts("heldout")):
             errors.append(f"task: {config.task.name} with these options has no prompts; widen task.options")
+        errors += unknown_parts(task, config.reward)
     except ValueError as error:
         errors.append(_placed("task", error))
         return None

@@ -25,6 +25,7 @@ from pipeline.outcomes import OUTCOMES
 from pipeline.runlog import RunLog
 from pipeline.tracking import Tracker
 from rollout_workers.tasks import build_task
+from rollout_workers.tasks.rewards import reward_hash
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -189,7 +190,8 @@ def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[No
     """An MLflow run around a block, honest about how it ended."""
     config = context.config
     algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
-    tracker.start(stage, params=config.model_dump(mode="json"), tags={"algorithm": algorithm, "seed": str(config.seed)})
+    tags = {"algorithm": algorithm, "seed": str(config.seed), "reward_hash": reward_hash(config.task, config.reward)}
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield

@@ -252,6 +252,27 @@ class Tracker:
             self._outbox.close()
 
 
+def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
+    """Store a copy of a file with a stage's run that is over; returns "" or why that was not done."""
+    record = read_record(run_dir)
+    if not settings.enabled or record is None:
+        return "the run was not tracked"
+    run_id = record["runs"].get(stage) or next(iter(record["runs"].values()), None)
+    uri = tracking_uri(settings.uri, run_dir)
+    if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
+        return f"there is no such run in {without_password(uri)}"
+    _import_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        MlflowClient(tracking_uri=uri).log_artifact(run_id, str(path))
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
+    return ""
+
+
 def _import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
