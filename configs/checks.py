@@ -35,7 +35,12 @@ def _stages(config: RunConfig) -> Iterator[str]:
         yield "nothing to do: no stage is named; add actions, clone, improve or evaluation"
     reuse = "add actions, e.g. actions: {num_actions: 64}, or reuse a checkpoint: actions: {init: FOLDER, updates: 0}"
     if config.actions is None:
-        later = (("clone", config.clone), ("finetune", config.finetune), ("improve_offline", config.improve_offline), ("improve", config.improve))
+        later = (
+            ("clone", config.clone),
+            ("finetune", config.finetune),
+            ("improve_offline", config.improve_offline),
+            ("improve", config.improve),
+        )
         for name, section in later:
             if section is not None:
                 yield f"{name}: needs latent actions, but there is no actions section; {reuse}"

@@ -82,7 +82,9 @@ class Report:
             found.append(f"one rollout has {self.largest_share:.0%} of all weight (more than {LARGEST_SHARE:.0%})")
         weight = self.mean_weight
         if self.weight_cap is None and not weight.low <= 1 <= weight.high:
-            found.append(f"weights average {weight.value:.2f} ({weight.low:.2f} to {weight.high:.2f}), not 1: the policy does what was not tried")
+            found.append(
+                f"weights average {weight.value:.2f} ({weight.low:.2f} to {weight.high:.2f}), not 1: the policy does what was not tried"
+            )
         return found
 
 

@@ -34,6 +34,7 @@ def variants(config: RunConfig, stages: Mapping[str, Path]) -> dict[str, HostSpe
         ("cloned", "clone"),
         ("finetuned", "finetune"),
         ("finetuned", "reclone"),
+        ("offline", "improve_offline"),
         ("improved", "improve"),
         ("token_level", "token_level"),
     ):
@@ -151,11 +152,11 @@ def paired_difference(better: np.ndarray, worse: np.ndarray, seed: int, draws: i
 
 
 def _differences(outcomes: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Any]:
-    """Improved against each of the others, sampled and greedy."""
-    if "improved" not in outcomes:
-        return {}
-    others = [name for name in outcomes if name != "improved"]
+    """Improved against each of the others, and what came of the replay buffer against what was before it; sampled and greedy."""
+    pairs = [("improved", other) for other in outcomes if other != "improved"]
+    pairs += [("offline", other) for other in outcomes if other not in ("offline", "improved", "token_level")]
     return {
-        f"improved - {o}": {p: paired_difference(outcomes["improved"][p], outcomes[o][p], seed) for p in ("sampled", "greedy")}
-        for o in others
+        f"{better} - {worse}": {p: paired_difference(outcomes[better][p], outcomes[worse][p], seed) for p in ("sampled", "greedy")}
+        for better, worse in pairs
+        if better in outcomes
     }
