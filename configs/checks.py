@@ -66,7 +66,7 @@ def _improve_offline(config: RunConfig) -> Iterator[str]:
         return
     for index, source in enumerate(section.data):
         if source.kind != "replay":
-            yield f"improve_offline.data[{index}].kind: {source.kind} has no rewards to improve by; set kind: replay with the path of a run folder"
+            yield f"improve_offline.data[{index}].kind: {source.kind} has no rewards; set kind: replay and a run folder's path"
     if section.shard:
         yield "improve_offline.shard: true, but this stage keeps the base's features of each worker's own rollouts; set shard: false"
     if section.policy_versions is not None and section.policy_versions[0] > section.policy_versions[1]:

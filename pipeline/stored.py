@@ -134,8 +134,8 @@ def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, 
     foreign = next((row["world_hash"] for row in latent if row["world_hash"] != world), None)
     if foreign is not None:
         raise ValueError(
-            f"the rollouts in {folder} were made with another codebook or world model (hash {foreign[:12]}, the checkpoint's is {world[:12]}): "
-            "their codes mean something else; use a checkpoint with the actions stage of that run"
+            f"the rollouts in {folder} were made with another codebook or world model (hash {foreign[:12]}, the checkpoint's is "
+            f"{world[:12]}): their codes mean something else; use a checkpoint with the actions stage of that run"
         )
     return latent
 
