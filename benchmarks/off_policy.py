@@ -109,13 +109,13 @@ class Bench:
         """
         improve, policies = self.config.improve, [self.weights()]
         assert improve is not None
-        writer = ReplayWriter(folder / "replay", 4096, "bench")
-        prompts = np.random.default_rng(seed).choice(900_000, (updates, improve.prompts_per_update), replace=False)
+        own, traffic = (ReplayWriter(folder / name / "replay", 4096, name) for name in ("own", "traffic"))
+        prompts = np.random.default_rng(seed).choice(900_000, (updates, 2, improve.prompts_per_update), replace=False).tolist()
         for update in range(updates):
-            rollouts = self.play(
-                policies[-1], prompts[update].tolist(), improve.group_size, rollout_seed(seed, update) >> 1, version=update
-            )
-            writer.add(rollouts)
+            streams = [rollout_seed(seed, update, place) >> 1 for place in range(2)]
+            rollouts = self.play(policies[-1], prompts[update][0], improve.group_size, streams[0], version=update)
+            own.add(rollouts)
+            traffic.add(self.play(policies[-1], prompts[update][1], improve.group_size, streams[1], version=update))
             self.learner.update(
                 episodes=rollouts,
                 num_epochs=1,
