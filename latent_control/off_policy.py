@@ -9,11 +9,14 @@ which would shrink the weights' variance but need b's whole distribution, of whi
 The reward model of the doubly robust estimators is the mean reward of the prompt's *other* rollouts, shrunk towards that of all
 other prompts. Given the prompt it is independent of the rollout it is used for, whatever it says, so ``dr`` is unbiased
 (cross-fitting, Chernozhukov et al., 2018); it needs no features, and difficulty differs between prompts more than anything else.
+
+All of this holds for policies that were not trained on the rollouts they are judged by. With many codes for the same token a
+policy learns the very codes of its training rollouts, so that their weights say that it found what it was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,14 +182,16 @@ def _gain(measure: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]
     return lambda s: measure(s) - behaviour_mean(s)
 
 
-def verdict(report: Report, estimator: str = RECOMMENDED, at_least: float | None = None) -> tuple[str, str]:
+def verdict(
+    report: Report, estimator: str = RECOMMENDED, at_least: float | None = None, more_doubts: Sequence[str] = ()
+) -> tuple[str, str]:
     """("yes" | "no" | "unknown", the sentence): may the policy go online?
 
     Yes when the interval's lower end reaches ``at_least`` or, without one, shows a gain over the behaviour policy.
     """
     found, gain = report.estimates[estimator], report.gains[estimator]
-    if report.doubts:
-        return "unknown", f"cannot tell: {'; '.join(report.doubts)}. Collect rollouts with a policy nearer to this one"
+    if doubts := [*more_doubts, *report.doubts]:
+        return "unknown", f"cannot tell: {'; '.join(doubts)}. Judge it by rollouts it was not trained on, of a policy nearer to it"
     text = f"{estimator} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
     if at_least is not None:
         good = found.low >= at_least

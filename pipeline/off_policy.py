@@ -78,14 +78,14 @@ def judge(
     if share:
         rollouts = rollouts.split(share)[1]
     report = off_policy_report(logged(model, rollouts, config.rollout), cap=weight_cap)
-    answer, words = verdict(report, estimator, at_least)
+    answer, words = verdict(report, estimator, at_least, remembered(checkpoint, run_dir, config, replay))
     result = {
         "checkpoint": checkpoint.name,
         "replay": [str(path) for path in replay],
         "unjudged": rollouts.unjudged,
         "estimator": estimator,
         "report": asdict(report),
-        "notes": notes(checkpoint, run_dir, replay, share),
+        "notes": notes(checkpoint, share),
         "verdict": answer,
         "words": words,
     }
@@ -93,16 +93,34 @@ def judge(
     return result
 
 
-def notes(checkpoint: Path, run_dir: Path, replay: Sequence[Path], heldout_share: float | None) -> list[str]:
-    """What the reader must know of the rollouts the estimate rests on."""
+def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
+    """What the estimates are for."""
     found = ["the estimates are for the prompts of the replay buffer, not for held-out ones"]
     if heldout_share:
-        found.append(f"only prompts that {checkpoint.name} was not trained on count ({heldout_share:.0%} of the buffer)")
-    elif heldout_share == 0.0:
-        found.append(f"{checkpoint.name} was trained with heldout_share 0: it may know these rollouts, and the estimates be too high")
-    own = run_dir.resolve()
-    if checkpoint.name == "improve" and any(own == path.resolve() or own in path.resolve().parents for path in replay):
-        found.append("improve was trained on these very rollouts: the estimates are too high where it remembers them")
+        found.append(f"only prompts that {checkpoint.name} was not trained on count ({heldout_share:.0%} of the buffer's)")
+    return found
+
+
+def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Sequence[Path]) -> list[str]:
+    """Why the rollouts may be ones that the policy was trained on; their own codes it finds likely whatever it has learned of others."""
+    known = {path.resolve() for path in trained_on(checkpoint, run_dir, config)}
+    again = [path for path in replay if known & {path.resolve(), *path.resolve().parents}]
+    found = [f"{checkpoint.name} was trained on the rollouts of {path.name}" for path in again]
+    if checkpoint.name == "improve_offline" and config.improve_offline is not None and not config.improve_offline.heldout_share:
+        found.append("improve_offline.heldout_share was 0: it may have been trained on these rollouts")
+    return found
+
+
+def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]:
+    """Run folders all of whose rollouts had a part in the policy of ``checkpoint``, back to the run it came from."""
+    found = []
+    if checkpoint.name == "improve":
+        offline = config.improve_offline.data if config.improve_offline is not None else ()
+        found = [run_dir, *(Path(str(source.path)) for source in offline)]
+    init = config.actions.init if config.actions is not None else None
+    before = Path(init).parent.parent if init is not None else None
+    if init is not None and before is not None and (before / RUN_CONFIG).is_file():
+        found += trained_on(Path(init), before, load_config(before / RUN_CONFIG, [], check_paths=False))
     return found
 
 
