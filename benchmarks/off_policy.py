@@ -167,7 +167,16 @@ def repeats(bench: Bench, folder: Path, windows: int, group: int, seed: int, off
     """All kinds of policies judged by each window of one run of reinforcement learning."""
     policies = bench.improve(windows * WINDOW + max(AHEAD.values()), folder, seed)
     world = world_hash(LatentActionLM.from_pretrained(bench.checkpoint))
-    settings = ImproveOffline(updates=offline_updates, batch_size=64, heldout_share=0.5, evaluate_every=10**6, checkpoint_every=10**6)
+    once = 10**6
+    settings = ImproveOffline(
+        updates=offline_updates,
+        batch_size=64,
+        temperature=0.3,
+        learning_rate=3e-4,
+        heldout_share=0.5,
+        evaluate_every=once,
+        checkpoint_every=once,
+    )
     found = []
     for window in range(windows):
         first, last = window * WINDOW, (window + 1) * WINDOW - 1

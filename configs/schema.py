@@ -168,7 +168,7 @@ class ImproveOffline(Training):
 
     method: Literal["awr", "filtered"] = "awr"
     """``awr``: every rollout counts by exp(advantage / ``temperature``); ``filtered``: those better than their baseline count, alike."""
-    temperature: PositiveFloat = 0.3
+    temperature: PositiveFloat = 0.1
     """In units of reward; lower follows the best rollouts more closely (``awr`` only)."""
     weight_cap: PositiveFloat = 20.0
     """No rollout counts more than this (``awr`` only)."""
@@ -176,7 +176,6 @@ class ImproveOffline(Training):
     """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (where prompts were played once)."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the exact KL(policy || the policy the stage starts from) in the loss."""
-    learning_rate: PositiveFloat = 3e-4
     policy_versions: tuple[NonNegativeInt, NonNegativeInt] | None = None
     """Only rollouts of these policy versions, first and last; ``null``: all."""
     heldout_share: Share = 0.1

@@ -114,6 +114,7 @@ def off_policy(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint folder, or a run folder: then its last policy.")],
     replay: Annotated[list[Path], typer.Option("--replay", help="A run folder with rollouts of other policies; may be repeated.")],
     last_updates: Annotated[int | None, typer.Option("--last-updates", min=1, help="Only rollouts of the newest so many updates.")] = None,
+    versions: Annotated[str | None, typer.Option("--versions", metavar="FIRST-LAST", help="Only rollouts of these policies.")] = None,
     estimator: Annotated[Estimator, typer.Option("--estimator", help="The one the verdict goes by.")] = Estimator.dr,
     at_least: Annotated[
         float | None, typer.Option("--at-least", help="The reward it must surely reach; default: the behaviour's own.")
@@ -125,12 +126,14 @@ def off_policy(
     with sentences(USAGE):
         for folder in (target, *replay):
             _existing(folder.absolute())
+        window = _versions(versions)
         from pipeline.off_policy import judge
     with sentences(FAILED), redirect_stdout(sys.stderr):
         result = judge(
             target.absolute(),
             [path.absolute() for path in replay],
             last_updates=last_updates,
+            versions=window,
             weight_cap=weight_cap,
             estimator=estimator.value,
             at_least=at_least,
@@ -327,6 +330,16 @@ def _existing(folder: Path) -> None:
 
     if not folder.exists():
         raise FileNotFoundError(nothing_at(folder))
+
+
+def _versions(text: str | None) -> tuple[int, int] | None:
+    """``"0-19"`` -> (0, 19)."""
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(f"--versions is {text!r}; write the first and the last policy version, e.g. --versions 0-19")
+    return int(first), int(last)
 
 
 def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:

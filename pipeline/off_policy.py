@@ -19,7 +19,7 @@ from latent_control.off_policy import Logged, Report, off_policy_report, verdict
 from latent_control.persistence import world_hash
 from pipeline import checkpoints
 from pipeline.durable import write_atomic
-from pipeline.stored import StoredRollouts, read_rollouts
+from pipeline.stored import StoredRollouts, Versions, read_rollouts
 from pipeline.tracking import Tracker
 
 RUN_CONFIG, FOLDER = "config.yaml", "off_policy"
@@ -58,11 +58,15 @@ def judge(
     replay: Sequence[Path],
     *,
     last_updates: int | None = None,
+    versions: Versions | None = None,
     weight_cap: float | None = None,
     estimator: str,
     at_least: float | None = None,
 ) -> dict[str, Any]:
     """Estimates of a policy's reward on the prompts of replay buffers, and whether it may go online.
+
+    ``versions`` (first, last), ``last_updates``: only rollouts of these policies. By default all, but for a policy that was
+    improved offline those of the policies it was improved on.
 
     Written to ``RUN/off_policy/<checkpoint>-<n>.json``, and to MLflow when the run is tracked.
 
@@ -73,7 +77,9 @@ def judge(
     config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
     model = LatentActionLM.from_pretrained(checkpoint, dtype=config.base.dtype, trust_remote_code=config.base.trust_remote_code)
     sources = [DataSource(kind="replay", path=str(path)) for path in replay]
-    rollouts = read_rollouts(sources, world=world_hash(model), last_updates=last_updates)
+    if versions is None and last_updates is None and checkpoint.name == "improve_offline" and config.improve_offline is not None:
+        versions = config.improve_offline.policy_versions  # what it was improved on is near to it
+    rollouts = read_rollouts(sources, world=world_hash(model), versions=versions, last_updates=last_updates)
     share = checkpoints.read_info(checkpoint).get(HELDOUT)
     if share:
         rollouts = rollouts.split(share)[1]

@@ -30,7 +30,7 @@ from latent_control.off_policy import (
 )
 from latent_control.persistence import world_hash
 from pipeline import checkpoints
-from pipeline.cli import off_policy_table
+from pipeline.cli import _versions, off_policy_table
 from pipeline.off_policy import HELDOUT, judge, logged
 from pipeline.replay import ReplayWriter
 from pipeline.stored import read_rollouts
@@ -236,10 +236,18 @@ def test_a_checkpoint_is_judged_and_the_result_kept(replay: Path, config: Config
     result = judge(run_dir, [replay], estimator="dr", at_least=0.0)
     assert (result["verdict"], result["checkpoint"]) == ("yes", "clone")
     assert judge(run_dir / "checkpoints" / "clone", [replay], estimator="wis", last_updates=2)["report"]["prompts"] == 8
-    assert sorted(p.name for p in (run_dir / "off_policy").iterdir()) == ["clone-1.json", "clone-2.json"]
+    assert judge(run_dir, [replay], estimator="dr", versions=(1, 3))["report"]["prompts"] == 12
+    assert sorted(p.name for p in (run_dir / "off_policy").iterdir()) == ["clone-1.json", "clone-2.json", "clone-3.json"]
     assert json.loads((run_dir / "off_policy" / "clone-1.json").read_text()) == result
     table = off_policy_table(result)
     assert "behaviour" in table and "clone may go online: dr" in table and f"{len(stored(replay, tiny_checkpoint))} rollouts" in table
+
+
+@pytest.mark.parametrize("text", ["19", "5-2", "a-b", "-3"])
+def test_versions_that_are_none_are_named(text: str) -> None:
+    with pytest.raises(ValueError, match=f"--versions is '{text}'; write the first and the last"):
+        _versions(text)
+    assert _versions("3-19") == (3, 19)
 
 
 def test_only_heldout_prompts_judge_what_was_improved_offline(replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
