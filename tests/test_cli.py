@@ -405,4 +405,4 @@ def test_off_policy_says_what_is_wrong_before_it_starts(arguments: list[str], sa
 def test_estimators_of_the_command_line_are_those_there_are() -> None:
     from latent_control.off_policy import ESTIMATORS, RECOMMENDED
 
-    assert [e.value for e in cli.Estimator] == list(ESTIMATORS) and RECOMMENDED == cli.Estimator.dr
+    assert [e.value for e in cli.Estimator] == list(ESTIMATORS) and cli.Estimator.dr == RECOMMENDED
