@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from latent_control.distributions import action_log_probs
 from latent_control.losses import negative_entropy
 from latent_control.model import LatentActionLM, token_nll
-from latent_control.records import TokenBatch
+from latent_control.records import RolloutBatch, TokenBatch
 
 # A code is alive when its usage exceeds this share of the uniform usage 1/N.
 ALIVE_SHARE = 0.1
@@ -134,3 +135,16 @@ def _marginal_sums(model: LatentActionLM, at: Positions, rows: torch.Tensor) -> 
 def spread(total: int, wanted: int) -> torch.Tensor:
     """At most ``wanted`` indices spread evenly over ``range(total)``."""
     return torch.linspace(0, total - 1, min(total, wanted)).round().long()
+
+
+@torch.no_grad()
+def rollout_logp(model: LatentActionLM, batch: RolloutBatch, *, temperature: float = 1.0, top_k: int | None = None) -> torch.Tensor:
+    """Log-probability [B] of each rollout's codes under the model's policy as it would sample them; one base pass.
+
+    A code outside of the policy's own top k has probability 0: -inf.
+    """
+    batch = batch.to(model.codebook.device)
+    states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
+    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
+    taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
+    return torch.where(batch.response_mask[:, 1:], taken, 0.0).double().sum(1)
