@@ -142,6 +142,8 @@ def _batches(config: RunConfig) -> Iterator[str]:
         for key in SHARDING & section.accelerate.keys():
             yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
     actions = config.actions
+    if actions is not None and actions.look_ahead is not None and actions.look_ahead < actions.span:
+        yield f"actions.look_ahead: {actions.look_ahead}, but a code explains {actions.span} tokens (actions.span); set as many, or null"
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature
         yield f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
@@ -183,6 +185,8 @@ def _rollout(config: RunConfig) -> Iterator[str]:
         yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
     if engine != "local" and config.rollout.static_cache:
         yield f"rollout.static_cache: true is for rollout.engine local, this is {engine}; leave it out"
+    if engine == "vllm" and actions is not None and actions.span > 1:
+        yield f"actions.span: {actions.span}, but rollout.engine vllm chooses a code for every token; set rollout.engine: local"
     if engine == "vllm" and config.improve is not None:
         if config.improve.features == "ship":
             yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"

@@ -147,4 +147,4 @@ def rollout_logp(model: LatentActionLM, batch: RolloutBatch, *, temperature: flo
     states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
     log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
-    return torch.where(batch.response_mask[:, 1:], taken, 0.0).double().sum(1)
+    return torch.where(model.spans(batch.response_mask[:, 1:]).starts, taken, 0.0).double().sum(1)

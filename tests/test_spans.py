@@ -11,6 +11,7 @@ from latent_control import LatentActionConfig, LatentActionLM
 from latent_control.measures import codebook_measures, marginal_measures
 from latent_control.records import TokenBatch
 from latent_control.spans import lay_spans
+from latent_control.text_measures import latent_speaker
 
 MakeModel = Callable[..., LatentActionLM]
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1, 1, 1]], dtype=torch.bool)
@@ -106,3 +107,17 @@ def test_marginal_of_a_span_by_enumeration(make_model: MakeModel, randomise: Cal
     base = torch.log_softmax(model.base.lm(ids).logits[0], -1)
     assert found["nll_base_same"] == pytest.approx(-float(sum(base[t, ids[0, t + 1]] for t in (2, 3, 4))) / 3, rel=1e-4)
     assert codebook_measures(model, [batch])["nll_codes"] > 0
+
+
+@torch.no_grad()
+def test_a_span_told_token_by_token_is_told_whole(make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM]) -> None:
+    """The next-token distributions of a latent speaker multiply to the marginal of the whole spans."""
+    model = randomise(make_model(span=3))
+    ids = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(5))
+    response = torch.ones_like(ids, dtype=torch.bool)
+    response[:, :2] = False
+    batch = TokenBatch(input_ids=ids, attention_mask=torch.ones_like(ids), response_mask=response)
+    log_probs = latent_speaker(model)(batch)(torch.arange(14))
+    assert torch.allclose(log_probs.exp().sum(-1), torch.ones(14), atol=1e-5)
+    told = -log_probs.gather(-1, ids[:, 2:].reshape(-1, 1)).mean()
+    assert float(told) == pytest.approx(marginal_measures(model, [batch])["nll_marginal"], rel=1e-4)
