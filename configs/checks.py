@@ -13,7 +13,20 @@ SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelis
 
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
-    checks = (_stages, _finetune, _improve, _staleness, _batches, _data, _rollout, _evaluation, gate_problems, _reward, _tracking)
+    checks = (
+        _stages,
+        _finetune,
+        _improve_offline,
+        _improve,
+        _staleness,
+        _batches,
+        _data,
+        _rollout,
+        _evaluation,
+        gate_problems,
+        _reward,
+        _tracking,
+    )
     return [message for check in checks for message in check(config)]
 
 
@@ -27,7 +40,8 @@ def simulation_warning(config: RunConfig) -> list[str]:
 def offline_sections(config: RunConfig) -> Iterator[tuple[str, Training]]:
     """Dotted name and settings of each offline stage that is on."""
     named = (("base.train", config.base.train), ("actions", config.actions), ("clone", config.clone), ("finetune", config.finetune))
-    return ((name, section) for name, section in named if section is not None)
+    every: tuple[tuple[str, Training | None], ...] = (*named, ("improve_offline", config.improve_offline))
+    return ((name, section) for name, section in every if section is not None)
 
 
 def _stages(config: RunConfig) -> Iterator[str]:
@@ -35,12 +49,19 @@ def _stages(config: RunConfig) -> Iterator[str]:
         yield "nothing to do: no stage is named; add actions, clone, improve or evaluation"
     reuse = "add actions, e.g. actions: {num_actions: 64}, or reuse a checkpoint: actions: {init: FOLDER, updates: 0}"
     if config.actions is None:
-        for name, section in (("clone", config.clone), ("finetune", config.finetune), ("improve", config.improve)):
+        later = (
+            ("clone", config.clone),
+            ("finetune", config.finetune),
+            ("improve_offline", config.improve_offline),
+            ("improve", config.improve),
+        )
+        for name, section in later:
             if section is not None:
                 yield f"{name}: needs latent actions, but there is no actions section; {reuse}"
     elif config.clone is None and config.actions.init is None:
         latent = config.improve is not None and config.improve.level == "latent"
-        for name, needs in (("finetune", config.finetune is not None), ("improve", latent)):
+        offline = config.improve_offline is not None
+        for name, needs in (("finetune", config.finetune is not None), ("improve_offline", offline), ("improve", latent)):
             if needs:
                 yield f"{name}: needs a cloned policy, but there is no clone section; add clone, or set actions.init to a cloned one"
 
@@ -51,6 +72,20 @@ def _finetune(config: RunConfig) -> Iterator[str]:
             "finetune.codes: inverse_dynamics clones the policy again with clone's settings, but there is no clone section; "
             "add clone, or set finetune.codes: policy"
         )
+
+
+def _improve_offline(config: RunConfig) -> Iterator[str]:
+    section = config.improve_offline
+    if section is None:
+        return
+    for index, source in enumerate(section.data):
+        if source.kind != "replay":
+            yield f"improve_offline.data[{index}].kind: {source.kind} has no rewards; set kind: replay and a run folder's path"
+    if section.shard:
+        yield "improve_offline.shard: true, but this stage keeps the base's features of each worker's own rollouts; set shard: false"
+    if section.policy_versions is not None and section.policy_versions[0] > section.policy_versions[1]:
+        first, last = section.policy_versions
+        yield f"improve_offline.policy_versions: [{first}, {last}] holds no version; write the smaller one first"
 
 
 def _improve(config: RunConfig) -> Iterator[str]:
@@ -107,6 +142,8 @@ def _batches(config: RunConfig) -> Iterator[str]:
         for key in SHARDING & section.accelerate.keys():
             yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
     actions = config.actions
+    if actions is not None and actions.look_ahead is not None and actions.look_ahead < actions.span:
+        yield f"actions.look_ahead: {actions.look_ahead}, but a code explains {actions.span} tokens (actions.span); set as many, or null"
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature
         yield f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
@@ -124,7 +161,9 @@ def _architecture(base: Base) -> Iterator[str]:
 def _data(config: RunConfig) -> Iterator[str]:
     for name, section in offline_sections(config):
         if not section.data:
-            yield f"{name}.data: an empty list; leave it out for the task's demonstrations, or write e.g. [{{kind: text, path: FILE}}]"
+            replay = name == "improve_offline"
+            remedy = "write e.g. [{kind: replay, path: RUN_FOLDER}]" if replay else "leave it out for the task's demonstrations"
+            yield f"{name}.data: an empty list; {remedy}{'' if replay else ', or write e.g. [{kind: text, path: FILE}]'}"
         for index, source in enumerate(section.data):
             yield from _source(f"{name}.data[{index}]", source)
 
@@ -146,6 +185,8 @@ def _rollout(config: RunConfig) -> Iterator[str]:
         yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
     if engine != "local" and config.rollout.static_cache:
         yield f"rollout.static_cache: true is for rollout.engine local, this is {engine}; leave it out"
+    if engine == "vllm" and actions is not None and actions.span > 1:
+        yield f"actions.span: {actions.span}, but rollout.engine vllm chooses a code for every token; set rollout.engine: local"
     if engine == "vllm" and config.improve is not None:
         if config.improve.features == "ship":
             yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"

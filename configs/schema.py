@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Stage = Literal["base", "actions", "clone", "finetune", "improve", "evaluate"]
+Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
 
@@ -141,6 +141,10 @@ class Actions(Training):
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last one (the paper)."""
     policy_reads: Literal["late", "final"] = "late"
+    span: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tokens for which a code is held: the policy chooses once for so many, and its horizon is so much shorter."""
+    look_ahead: PositiveInt | None = None
+    """Tokens the inverse dynamics model sees from where a code is chosen; ``null`` is ``span``, fewer cannot be."""
     init: PathStr | None = None
     """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it is)."""
     usage_weight: NonNegativeFloat = 0.05
@@ -170,6 +174,29 @@ class Finetune(Training):
     codes: Literal["inverse_dynamics", "policy"] = "policy"
     """FTA-I (then the policy is cloned again with ``clone``'s settings) or FTA-P."""
     train_merge: bool = False
+
+
+class ImproveOffline(Training):
+    """Improves the latent policy from the replay buffer alone (docs/offline.md); the base is frozen and no rollout is sampled."""
+
+    method: Literal["awr", "filtered"] = "awr"
+    """``awr``: every rollout counts by exp(advantage / ``temperature``); ``filtered``: those better than their baseline count, alike."""
+    temperature: PositiveFloat = 0.1
+    """In units of reward; lower follows the best rollouts more closely (``awr`` only)."""
+    weight_cap: PositiveFloat = 20.0
+    """No rollout counts more than this (``awr`` only)."""
+    baseline: Literal["prompt", "all"] = "prompt"
+    """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (where prompts were played once)."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the exact KL(policy || the policy the stage starts from) in the loss."""
+    policy_versions: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """Only rollouts of these policy versions, first and last; ``null``: all."""
+    heldout_share: Share = 0.1
+    """Share of the prompts that is not trained on, so that ``latent-control off-policy`` can judge the result by them."""
+    cache_megabytes: PositiveInt = 2048
+    """Base features of up to so many megabytes are kept in memory by each worker; those of further rollouts are computed each time."""
+    data: tuple[DataSource, ...] = ()
+    """Replay buffers, e.g. ``[{kind: replay, path: ../runs/first}]``; ``weight`` is a buffer's share of the rollouts drawn."""
 
 
 class Improve(Section):
@@ -326,6 +353,7 @@ class RunConfig(Section):
     actions: Actions | None = None
     clone: Clone | None = None
     finetune: Finetune | None = None
+    improve_offline: ImproveOffline | None = None
     improve: Improve | None = None
     evaluation: Evaluation | None = Evaluation()
     gates: tuple[str, ...] = ()
@@ -350,6 +378,7 @@ class RunConfig(Section):
             ("actions", self.actions),
             ("clone", self.clone),
             ("finetune", self.finetune),
+            ("improve_offline", self.improve_offline),
             ("improve", self.improve),
             ("evaluate", self.evaluation),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -42,14 +43,26 @@ class TokenBatch:
     response_mask: torch.Tensor
     """[B, T] bool, True where the token was generated or belongs to the gold response (plain text: every real token)"""
 
-    def to(self, device: torch.device | str) -> TokenBatch:
+    def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``."""
-        return TokenBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return type(self)(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-    def rows(self, start: int, stop: int) -> TokenBatch:
+    def rows(self, start: int, stop: int) -> Self:
         """Rows ``start:stop``, trimmed to their longest one."""
         length = int(self.attention_mask[start:stop].sum(1).max())
-        return TokenBatch(**{name: tensor[start:stop, :length] for name, tensor in vars(self).items()})
+        return type(self)(**{name: t[start:stop, :length] if t.ndim > 1 else t[start:stop] for name, t in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(TokenBatch):
+    """Stored rollouts, right padded: prompt and generated tokens; ``response_mask`` is True on the generated ones."""
+
+    actions: torch.Tensor
+    """[B, T] int64, each code at the place of the token it produced; 0 elsewhere"""
+    advantages: torch.Tensor
+    """[B] float32, reward minus baseline"""
+    index: torch.Tensor
+    """[B] int64, the rollout's number in its buffer, by which its features are kept"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +75,10 @@ class Generation:
     tokens: torch.Tensor
     """[B, T] int64, padded with the pad token"""
     actions: torch.Tensor
-    """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end"""
+    """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end. A code that lasts for
+    several tokens stands at each of them"""
     action_logp: torch.Tensor
-    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 after the end"""
+    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 inside a span and after the end"""
     lengths: torch.Tensor
     """[B] int64"""
     finish_reasons: tuple[str, ...]

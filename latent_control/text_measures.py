@@ -25,15 +25,27 @@ POSITIONS_AT_ONCE = 8
 
 
 def latent_speaker(model: LatentActionLM) -> Speaker:
-    """The marginal sum_a pi(a) p_W(x|a) of a model with latent actions, at temperature 1."""
+    """The marginal sum_a p(a) p_W(x|a) of a model with latent actions, at temperature 1.
+
+    p(a) is the policy's, or, within a span, what the span's tokens so far make of it: proportional to pi(a) prod p_W(tokens|a).
+    """
 
     def read(batch: TokenBatch) -> LogProbs:
         features, mask = model.features(batch.input_ids), batch.response_mask[:, 1:]
         final, policy = features.read("final")[:, :-1][mask], model.policy_logits(features)[:, :-1][mask]
+        targets, first = batch.input_ids[:, 1:][mask], model.spans(mask).first
+        start = torch.where(first, torch.arange(len(first), device=first.device), 0).cummax(0).values
+
+        def world(rows: torch.Tensor) -> torch.Tensor:
+            return torch.log_softmax(model.world_logits_of_all(final[rows]).float(), -1)  # [m, N, V]
 
         def answer(rows: torch.Tensor) -> torch.Tensor:
-            world = torch.log_softmax(model.world_logits_of_all(final[rows]).float(), -1)  # [m, N, V]
-            return torch.logsumexp(torch.log_softmax(policy[rows].float(), -1)[..., None] + world, 1)
+            belief = torch.log_softmax(policy[start[rows]].float(), -1)
+            for back in range(1, model.config.span):
+                inside = rows - back >= start[rows]
+                told = world(rows[inside] - back).gather(-1, targets[rows[inside] - back, None, None].expand(-1, belief.shape[1], 1))
+                belief[inside] += told[..., 0]
+            return torch.logsumexp(torch.log_softmax(belief, -1)[..., None] + world(rows), 1)
 
         return answer
 

@@ -52,8 +52,10 @@ def group_size(rollouts: Sequence[Rollout]) -> int:
     return size
 
 
-def collate(rollouts: Sequence[Rollout]) -> Batch:
+def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
+
+    Where codes last for ``span`` tokens only the position that chose one is a loss position.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
     rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
@@ -65,7 +67,8 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
     for row, (r, length) in enumerate(zip(rollouts, lengths, strict=True)):
         taken = slice(len(r.prompt_tokens) - 1, length)
         tokens[row, :length] = np.concatenate([r.prompt_tokens, r.tokens[:-1]])
-        actions[row, taken], logp[row, taken], mask[row, taken] = r.actions, r.action_logp, r.reward is not None
+        actions[row, taken], logp[row, taken] = r.actions, r.action_logp
+        mask[row, len(r.prompt_tokens) - 1 : length : span] = r.reward is not None
     columns = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].features is not None:
@@ -94,6 +97,7 @@ class Collate(ConnectorV2):
         device: torch.device,
         base: BaseLM | None,
         reads: str,
+        span: int,
         sampling: Mapping[str, Any],
         module: PolicyModule,
         reference: Tower | WholeModel | None,
@@ -101,27 +105,28 @@ class Collate(ConnectorV2):
         rows_at_once: int = 32,
     ) -> None:
         super().__init__()
-        self.improve, self.device, self.base, self.reads = improve, device, base, reads
+        self.improve, self.device, self.base, self.reads, self.span = improve, device, base, reads, span
         self.sampling, self.module, self.average, self.rows_at_once = sampling, module, average, rows_at_once
         self.reference = reference if improve.kl_in == "reward" else None
         self.algorithm = ALGORITHMS[improve.algorithm]
 
     def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
-        batch = {name: column.to(self.device) for name, column in collate(episodes).items()}
+        batch = {name: column.to(self.device) for name, column in collate(episodes, self.span).items()}
         if "features" not in batch:
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
         if self.improve.importance_cap is not None:
             batch["proximal_logp"] = self._by_rows(batch, self._proximal)
         if self.reference is not None:
             batch["penalty_kl"] = self._by_rows(batch, self._penalty_kl)
-        estimate = self.algorithm.estimate(self._outcomes(episodes, batch))
-        batch[Columns.ADVANTAGES] = estimate.advantages
+        places = Places(batch[Columns.LOSS_MASK])
+        estimate = self.algorithm.estimate(self._outcomes(episodes, batch, places))
+        batch[Columns.ADVANTAGES] = places.spread(estimate.advantages)
         if estimate.returns is not None:
-            batch["returns"] = estimate.returns
+            batch["returns"] = places.spread(estimate.returns)
         return {DEFAULT_MODULE_ID: batch}
 
-    def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch) -> Outcomes:
+    def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch, places: Places) -> Outcomes:
         def of_rollouts(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, device=self.device)
 
@@ -130,10 +135,10 @@ class Collate(ConnectorV2):
             rewards=of_rollouts([r.reward or 0.0 for r in rollouts]),
             valid=torch.tensor([r.reward is not None for r in rollouts], device=self.device),
             group_size=group_size(rollouts),
-            taken=batch[Columns.LOSS_MASK],
-            penalties=None if kl is None else -self.improve.kl_coefficient * kl,
+            taken=places.taken,
+            penalties=None if kl is None else -self.improve.kl_coefficient * places.gather(kl),
             baselines=of_rollouts([math.nan if r.baseline is None else r.baseline for r in rollouts]) if self.algorithm.greedy else None,
-            values=self._by_rows(batch, self._values) if self.algorithm.critic else None,
+            values=places.gather(self._by_rows(batch, self._values)) if self.algorithm.critic else None,
             discount=self.improve.discount,
             gae_lambda=self.improve.gae_lambda,
             average=self.average,
@@ -173,6 +178,24 @@ class Collate(ConnectorV2):
         """The critic's values, [B, T]."""
         assert self.module.critic is not None
         return _at(part[Columns.LOSS_MASK], self.module.critic(part["features"][part[Columns.LOSS_MASK]]))
+
+
+class Places:
+    """Loss positions ``mask`` [B, T] as one dense run of actions per row, [B, A]: what algorithms reckon with."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        counts = mask.sum(1)
+        self.mask = mask
+        self.taken = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+        """[B, A] bool"""
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """[B, T] -> [B, A], 0 where a row has no more actions."""
+        return torch.zeros(self.taken.shape, device=values.device).masked_scatter(self.taken, values[self.mask])
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[B, A] -> [B, T], 0 elsewhere."""
+        return _at(self.mask, values[self.taken])
 
 
 def _logits(policy: Tower | WholeModel, part: Batch) -> torch.Tensor:

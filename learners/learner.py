@@ -82,6 +82,7 @@ class PolicyLearner(TorchLearner):
             device=self._device,
             base=base,
             reads=own["reads"],
+            span=own["span"],
             sampling=own["sampling"],
             module=self.module[DEFAULT_MODULE_ID].unwrapped(),
             reference=reference,

@@ -91,7 +91,7 @@ def ships_features(config: RunConfig, host: HostSpec) -> bool:
 
 
 def algorithm_config(
-    config: RunConfig, host: HostSpec, *, num_actions: int, reads: str, late_blocks: int, learning_rate: float
+    config: RunConfig, host: HostSpec, *, num_actions: int, reads: str, late_blocks: int, learning_rate: float, span: int = 1
 ) -> AlgorithmConfig:
     """An RLlib config for the ``improve`` section of ``config``, starting from the policy of ``host``."""
     improve, cluster = config.improve, config.cluster
@@ -123,6 +123,7 @@ def algorithm_config(
             "module": module,
             "sampling": sampling,
             "reads": reads,
+            "span": span,
             "late_blocks": late_blocks,
             "dtype": host.dtype,
         },

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
 RUN_CONFIG = "config.yaml"
+
+
+class Estimator(StrEnum):
+    """Names of ``latent_control.off_policy.ESTIMATORS``, which the command line does not import."""
+
+    ips = "ips"
+    wis = "wis"
+    dr = "dr"
+    wdr = "wdr"
+
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 config_app = typer.Typer(no_args_is_help=True, help="Check, show or describe a config.")
@@ -97,6 +108,38 @@ def evaluate(
         result = evaluate_target(target, config=settings, prompts=prompts)
     typer.echo(json.dumps(result, indent=2) if as_json else result_table(result))
     pass_gates(result.get("gates"), quiet=as_json)
+
+
+@app.command("off-policy")
+def off_policy(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint folder, or a run folder: then its last policy.")],
+    replay: Annotated[list[Path], typer.Option("--replay", help="A run folder with rollouts of other policies; may be repeated.")],
+    last_updates: Annotated[int | None, typer.Option("--last-updates", min=1, help="Only rollouts of the newest so many updates.")] = None,
+    versions: Annotated[str | None, typer.Option("--versions", metavar="FIRST-LAST", help="Only rollouts of these policies.")] = None,
+    estimator: Annotated[Estimator, typer.Option("--estimator", help="The one the verdict goes by.")] = Estimator.dr,
+    at_least: Annotated[
+        float | None, typer.Option("--at-least", help="The reward it must surely reach; default: the behaviour's own.")
+    ] = None,
+    weight_cap: Annotated[float | None, typer.Option("--weight-cap", min=1.0, help="Truncate weights there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a policy's reward from other policies' rollouts, without playing; may it go online?"""
+    with sentences(USAGE):
+        for folder in (target, *replay):
+            _existing(folder.absolute())
+        window = _versions(versions)
+        from pipeline.off_policy import judge
+    with sentences(FAILED), redirect_stdout(sys.stderr):
+        result = judge(
+            target.absolute(),
+            [path.absolute() for path in replay],
+            last_updates=last_updates,
+            versions=window,
+            weight_cap=weight_cap,
+            estimator=estimator.value,
+            at_least=at_least,
+        )
+    typer.echo(json.dumps(result, indent=2) if as_json else off_policy_table(result))
 
 
 @config_app.command("check")
@@ -260,8 +303,7 @@ def result_table(result: dict[str, Any]) -> str:
         [name, *(cell for p in ("sampled", "greedy") for cell in _success(row, p)), f"{row['sampled_tokens']:.1f}"]
         for name, row in rows.items()
     ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines = aligned(table)
     lines += [
         f"{name}: " + ", ".join(_difference(p, d) for p, d in passes.items()) for name, passes in result.get("differences", {}).items()
     ]
@@ -272,7 +314,13 @@ def result_table(result: dict[str, Any]) -> str:
 
 
 # Shown below the table, where measured: name in the evaluation, format.
-SHOWN = (("semantic_diversity", ".3f"), ("distinct_2", ".3f"), ("differing_pairs_successful", ".3f"), ("nll", ".3f"), ("nll_rise", "+.3f"))
+SHOWN: tuple[tuple[str, str], ...] = (
+    ("semantic_diversity", ".3f"),
+    ("distinct_2", ".3f"),
+    ("differing_pairs_successful", ".3f"),
+    ("nll", ".3f"),
+    ("nll_rise", "+.3f"),
+)
 SHOWN += (("kl_to_base", ".3f"), ("code_perplexity", ".1f"), ("coverage", ".3f"))
 
 
@@ -298,6 +346,28 @@ def _slice_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
                     f"slice_gap of {name} by {field}: {gap['gap']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}; by chance below "
                     f"{gap['by_chance']:.3f}), best {gap['largest']}, worst {gap['smallest']}"
                 )
+
+
+def aligned(table: list[list[str]]) -> list[str]:
+    """Lines of cells in columns."""
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def off_policy_table(result: dict[str, Any]) -> str:
+    """Off-policy estimates as aligned text, what speaks for and against them, and the verdict."""
+    report = result["report"]
+    rows = {"behaviour": report["behaviour"]} | report["estimates"]
+    table = [["reward", "estimate", "95 % interval", "gain", "95 % interval"]]
+    for name, row in rows.items():
+        gain = report["gains"].get(name)
+        more = [f"{gain['value']:+.3f}", f"{gain['low']:+.3f} - {gain['high']:+.3f}"] if gain else ["", ""]
+        table.append([name, f"{row['value']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}", *more])
+    weight = report["mean_weight"]
+    lines = aligned(table)
+    lines.append(f"{report['rollouts']} rollouts of {report['prompts']} prompts; effective: {report['effective']:.0f}")
+    lines.append(f"mean weight {weight['value']:.3f} ({weight['low']:.3f} to {weight['high']:.3f}), 1 when all is well")
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"]), f"{result['checkpoint']} {result['words']}"])
 
 
 def _success(row: dict[str, Any], passes: str) -> list[str]:
@@ -329,6 +399,16 @@ def run_folder(folder: Path) -> None:
     _existing(folder)
     if not (folder / RUN_CONFIG).is_file():
         raise ValueError(f"{folder} is no run folder: it has no {RUN_CONFIG}; give the folder of a run")
+
+
+def _versions(text: str | None) -> tuple[int, int] | None:
+    """``"0-19"`` -> (0, 19)."""
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(f"--versions is {text!r}; write the first and the last policy version, e.g. --versions 0-19")
+    return int(first), int(last)
 
 
 def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:

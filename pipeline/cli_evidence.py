@@ -142,5 +142,5 @@ def pilot(
     print_comparison(result)
     for line in result["advice"]:
         typer.echo(f"next: {line}")
-    typer.echo(f"A is latent, B token level; {result['seconds'] / 60:.1f} of {minutes:g} minutes")
-    typer.echo(f"config: {result['config']}\npage: {result['page']}")
+    typer.echo(f"{result['seconds'] / 60:.1f} of {minutes:g} minutes; A is latent, B token level")
+    typer.echo(f"config: {result['config']}; page: {result['page']}")

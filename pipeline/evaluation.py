@@ -45,6 +45,7 @@ def variants(config: RunConfig, stages: Mapping[str, Path]) -> dict[str, HostSpe
         ("cloned", "clone"),
         ("finetuned", "finetune"),
         ("finetuned", "reclone"),
+        ("offline", "improve_offline"),
         ("improved", "improve"),
         ("token_level", "token_level"),
     ):
@@ -244,16 +245,17 @@ def _texts(config: RunConfig, hosts: Mapping[str, HostSpec]) -> tuple[dict[str, 
 
 
 def _differences(played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int) -> dict[str, Any]:
-    """Improved against each of the others: success sampled and greedy, and diversity at equal success."""
-    if "improved" not in played:
-        return {}
-    ours, varied = played["improved"].successes(samples), _varied(played["improved"], samples, cosines.get("improved"))
+    """Improved against each of the others, and what came of the replay buffer against what was before it: success sampled and greedy,
+    and diversity at equal success."""
+    pairs = [("improved", other) for other in played if other != "improved"]
+    pairs += [("offline", other) for other in played if other not in ("offline", "improved", "token_level")]
+    successes = {name: variant.successes(samples) for name, variant in played.items()}
+    varied = {name: _varied(variant, samples, cosines.get(name)) for name, variant in played.items()}
     differences = {}
-    for other in (name for name in played if name != "improved"):
-        theirs = played[other].successes(samples)
-        passes = {mode: paired_difference(ours[mode], theirs[mode], seed) for mode in ours}
-        equal = at_equal_success(varied, _varied(played[other], samples, cosines.get(other)), seed) if samples > 1 else {}
-        differences[f"improved - {other}"] = passes | equal
+    for better, worse in (pair for pair in pairs if pair[0] in played):
+        passes = {mode: paired_difference(rates, successes[worse][mode], seed) for mode, rates in successes[better].items()}
+        equal = at_equal_success(varied[better], varied[worse], seed) if samples > 1 else {}
+        differences[f"{better} - {worse}"] = passes | equal
     return differences
 
 

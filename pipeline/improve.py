@@ -40,6 +40,7 @@ class Start:
     reads: str
     late_blocks: int
     learning_rate: float
+    span: int = 1
 
 
 def starting_point(context: StageContext, improve: Improve, source: Path, level: str) -> Start:
@@ -54,6 +55,7 @@ def starting_point(context: StageContext, improve: Improve, source: Path, level:
             reads=shape.policy_reads,
             late_blocks=shape.policy_layers,
             learning_rate=improve.learning_rate,
+            span=shape.span,
         )
     blocks = improve.token_blocks or shape.policy_layers
     host = HostSpec(level="token", checkpoint=base_path(source), token_trains=improve.token_trains, token_blocks=blocks, **common)
@@ -81,6 +83,7 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
             reads=start.reads,
             late_blocks=start.late_blocks,
             learning_rate=start.learning_rate,
+            span=start.span,
         )
         algorithm: LatentRL = rllib.build_algo()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,24 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer
 
-from configs.schema import Actions, RunConfig, Training
+from configs.schema import Actions, ImproveOffline, RunConfig, Training
 from latent_control.measures import codebook_measures, marginal_measures, reach_measures
 from latent_control.model import LatentActionLM
+from latent_control.off_policy import RECOMMENDED, off_policy_report
+from latent_control.persistence import world_hash
+from latent_control.records import TokenBatch
 from learners.actions import ActionsStage
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
+from learners.improve_offline import ImproveOfflineStage
 from learners.offline import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline import checkpoints
 from pipeline.cluster import connected
 from pipeline.context import LastMetrics, StageContext, StageResult
 from pipeline.data import heldout_batches, training_batches
+from pipeline.off_policy import HELDOUT, logged
+from pipeline.stored import read_rollouts, rollout_batches
 from rollout_workers.tasks import build_task
 
 Log = Callable[[int, dict[str, float]], None]
@@ -98,6 +104,8 @@ def build_stage(job: OfflineJob) -> OfflineStage:
     else:
         assert isinstance(job.settings, Actions)
         model = new_model(job.settings, job.base, config, dtype)
+    if isinstance(job.settings, ImproveOffline):
+        return ImproveOfflineStage(model, job.settings, config.rollout.temperature)
     kinds: dict[str, Any] = {"actions": ActionsStage, "clone": CloneStage, "reclone": CloneStage, "finetune": FinetuneStage}
     return kinds[stage](model, job.settings)
 
@@ -105,7 +113,7 @@ def build_stage(job: OfflineJob) -> OfflineStage:
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
     """New modules beside the base LM, as the ``actions`` section shapes them."""
     shape = ("num_actions", "head", "inverse_dynamics_layers", "merge_layers", "policy_layers", "inverse_dynamics_reads", "policy_reads")
-    arguments = {name: getattr(settings, name) for name in shape}
+    arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}
     return LatentActionLM.from_base(base, dtype=dtype, trust_remote_code=config.base.trust_remote_code, seed=config.seed, **arguments)
 
 
@@ -119,22 +127,7 @@ def work(job: OfflineJob, log: Log) -> None:
     start = start_of(job)
     optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)
     tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source or job.source, trust_remote_code=config.base.trust_remote_code)
-    reading = {
-        "task": build_task(config.task),
-        "tokenizer": tokenizer,
-        "chat": config.task.chat,
-        "max_length": settings.max_length,
-        "seed": config.seed,
-    }
-    batches = training_batches(
-        settings.data,
-        batch_size=settings.batch_size,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        start=start,
-        **reading,
-    )
-    heldout = heldout_batches(settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading)
+    batches, heldout = streams(job, stage, accelerator, tokenizer, start)
     main = accelerator.is_main_process
     hooks = Hooks(
         log=log if main else lambda *_: None,
@@ -148,6 +141,27 @@ def work(job: OfflineJob, log: Log) -> None:
     if main:
         save_result(job, plain, tokenizer, measure(job, plain, heldout, 0) if settings.updates == 0 else {})
     accelerator.wait_for_everyone()
+
+
+def streams(
+    job: OfflineJob, stage: OfflineStage, accelerator: Accelerator, tokenizer: Any, start: int
+) -> tuple[Iterator[TokenBatch], list[Any]]:
+    """(this process's training batches from update ``start`` on, what is held out for measures)."""
+    config, settings = job.config, job.settings
+    dealt = {"rank": accelerator.process_index, "world": accelerator.num_processes, "start": start}
+    if isinstance(settings, ImproveOffline):
+        found = read_rollouts(settings.data, world=world_hash(stage.model), versions=settings.policy_versions)
+        training, held = found.split(settings.heldout_share)
+        return rollout_batches(training, settings, seed=config.seed, **dealt), [held] if len(held) else []
+    reading: dict[str, Any] = {
+        "task": build_task(config.task),
+        "tokenizer": tokenizer,
+        "chat": config.task.chat,
+        "max_length": settings.max_length,
+        "seed": config.seed,
+    }
+    batches = training_batches(settings.data, batch_size=settings.batch_size, **reading, **dealt)
+    return batches, heldout_batches(settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading)
 
 
 def plain_copy(job: OfflineJob, stage: OfflineStage, main: bool) -> OfflineStage:
@@ -189,6 +203,8 @@ def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: in
 
 def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], update: int) -> dict[str, float]:
     """``measure`` of a model whose tensors are all there."""
+    if isinstance(job.settings, ImproveOffline):
+        return measure_rollouts(job.config, model, heldout)
     found = codebook_measures(model, heldout)
     final = update == job.settings.updates
     if job.stage == "actions":
@@ -202,6 +218,14 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
         found["parameters_trained"] = float(trained)
     return found
+
+
+def measure_rollouts(config: RunConfig, model: LatentActionLM, heldout: list[Any]) -> dict[str, float]:
+    """What the policy would earn on the held-out prompts, estimated from their rollouts; ``effective`` of them count."""
+    if not heldout or len(heldout[0].prompt_ids) < 2:
+        return {}
+    report = off_policy_report(logged(model, heldout[0], config.rollout), draws=200)
+    return {"estimated_reward": report.estimates[RECOMMENDED].value, "effective": report.effective, "replay_reward": report.behaviour.value}
 
 
 def guard_codebook(settings: Training, found: dict[str, float], update: int) -> None:
@@ -246,7 +270,10 @@ def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: d
         if bundle:
             tokenizer.save_pretrained(folder / "base")
 
-    checkpoints.write(job.result, files=files, info={"stage": job.stage, "metrics": metrics})
+    info: dict[str, Any] = {"stage": job.stage, "metrics": metrics}
+    if isinstance(job.settings, ImproveOffline):
+        info[HELDOUT] = job.settings.heldout_share
+    checkpoints.write(job.result, files=files, info=info)
 
 
 def run_workers(job: OfflineJob, log: Log) -> None:

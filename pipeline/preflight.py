@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rollout_workers.tasks import Task
 
 DECODERS = "only decoder-only language models are supported"
-PROMPTS_LOOKED_AT = 64
-"""Held-out prompts whose metadata tell which fields there are to slice by."""
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 
 
@@ -72,7 +70,9 @@ def _task(config: RunConfig, errors: list[str]) -> Task | None:
         from pipeline.slices import field_problems
 
         prompts = task.prompts("heldout")
-        errors += field_problems(config.evaluation.slices, [prompts[i].metadata for i in range(min(PROMPTS_LOOKED_AT, len(prompts)))])
+        errors += field_problems(
+            config.evaluation.slices, [prompts[i].metadata for i in range(min(config.evaluation.prompts, len(prompts)))]
+        )
     return task
 
 

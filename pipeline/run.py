@@ -74,6 +74,8 @@ def plan(config: RunConfig) -> list[Planned]:
         stages.append(offline("finetune", config.finetune))
         if config.finetune.codes == "inverse_dynamics" and config.clone is not None:
             stages.append(offline("reclone", config.clone))
+    if config.improve_offline is not None:
+        stages.append(offline("improve_offline", config.improve_offline))
     if config.improve is not None:
         if config.improve.token_baseline and config.improve.level == "latent":
             stages.append(rl("token_level", "token", passes_on=False))

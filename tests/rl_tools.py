@@ -121,7 +121,7 @@ def sample(runner: LMEnvRunner, learner: PolicyLearner | None = None, **changes:
     """Four groups of four rollouts, with the learner's weights when one is given."""
     policy = None
     if learner is not None:
-        weights = weights_of(learner)
+        weights = learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
         policy = PolicyVersion(version=0, weights_hash=array_hash(weights), weights=weights)
     asked = RolloutRequest(
         request_id=0, split="train", prompt_indices=(0, 1, 2, 3), seeds=(3,) * 4, group_size=4, policy=policy, ship_features=True

@@ -338,7 +338,7 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
     algorithm: Algorithms, config: Config, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     one = algorithm(config(improve={"algorithm": name}, rollout={"num_workers": 1}))
-    two = algorithm(config(improve={"algorithm": name}, cluster={"num_learners": 2}))
+    two = algorithm(config(improve={"algorithm": name}, rollout={"num_workers": 1}, cluster={"num_learners": 2}))
     with consumed(two, monkeypatch) as given:
         train(two, 2)
     first, second = learner_weights(two)

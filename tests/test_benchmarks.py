@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+pytest_plugins = ("rl_fixtures",)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -169,3 +171,23 @@ def test_trl_grpo(tmp_path: Path) -> None:
     for case in run("trl_grpo", tmp_path, "--peer-python", python)["measured"].values():
         assert case["ours_mean_per_update"]["tokens_per_rollout"] == 4
         assert all(answer["tokens"] == 4 for answer in case["trl_rounds"])
+
+
+@pytest.mark.slow
+def test_off_policy(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
+    from configs.loading import dump_config
+
+    shape = {
+        "num_actions": 8,
+        "policy_layers": 1,
+        "inverse_dynamics_layers": 1,
+        "merge_layers": 1,
+        "init": str(tiny_checkpoint),
+        "updates": 0,
+    }
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(config(actions=shape)))
+    (tmp_path / "run" / "checkpoints" / "clone").symlink_to(tiny_checkpoint)
+    content = run("off_policy", tmp_path, "--runs", str(tmp_path / "run"))
+    assert [one["kind"] for one in content["repeats"]] == list(dict.fromkeys(row["policy"] for row in content["rows"]))
+    assert all(one["estimates"].keys() == {"ips", "wis", "dr", "wdr"} for one in content["repeats"])

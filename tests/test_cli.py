@@ -430,3 +430,23 @@ class TestUi:
                 child.wait(30)
         assert child.returncode == 0
         assert ui._is_free(port)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--replay", "nowhere"], "nowhere"),
+        (["--replay", ".", "--versions", "9-3"], "--versions is '9-3'; write the first and the last policy version"),
+        ([], "Missing option '--replay'"),
+    ],
+)
+def test_off_policy_says_what_is_wrong_before_it_starts(arguments: list[str], said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, ["off-policy", str(tmp_path), *arguments])
+    assert result.exit_code == 2 and said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_estimators_of_the_command_line_are_those_there_are() -> None:
+    from latent_control.off_policy import ESTIMATORS, RECOMMENDED
+
+    assert [e.value for e in cli.Estimator] == list(ESTIMATORS) and cli.Estimator.dr == RECOMMENDED

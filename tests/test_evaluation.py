@@ -74,7 +74,7 @@ def test_differences_are_paired_and_diversity_is_compared_at_equal_success() -> 
 def test_an_unknown_slice_ends_it_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "connected", lambda _: pytest.fail("Ray was started"))
     config = RunConfig(base={"model": "x"}, evaluation={"slices": ["targets"]})
-    with pytest.raises(ValueError, match=r"did you mean target. the fields there are: numbers, target"):
+    with pytest.raises(ValueError, match=r"did you mean target\? the fields there are: numbers, target"):
         evaluation.evaluate(config, {"base": HostSpec(level="base", checkpoint="x")}, prompts=4, say=print)
 
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from rl_tools import Config, make_learner, make_runner, sample, update, weights_of, with_rewards
+from rl_tools import Config, EvenRunner, host_of, make_learner, make_runner, rllib_config, sample, update, weights_of, with_rewards
 
+from latent_control import LatentActionLM
 from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import action_log_probs
 from latent_control.persistence import array_hash
 from latent_control.tower import Tower
-from learners.collate import collate, group_size
+from learners.collate import Places, collate, group_size
 from learners.learner import PolicyLearner, microbatches, position_weights
 from learners.rl_module import build_policy
 from pipeline import checkpoints
@@ -150,6 +151,21 @@ def test_collate_puts_an_action_where_it_was_taken() -> None:
     assert batch[Columns.ACTION_LOGP].tolist() == [[0.0, 0.0, -0.5, -1.5], [0.0, 0.0, 0.0, 0.0]]
     assert batch[Columns.LOSS_MASK].tolist() == [[False, False, True, True], [True, True, True, False]]
     assert batch["lengths"].tolist() == [4, 3]
+
+
+def test_collate_trains_where_a_span_begins() -> None:
+    long = toy(tokens=np.arange(5, dtype=np.int32), actions=np.array([3, 3, 4, 4, 6], np.int32), action_logp=np.zeros(5, np.float32))
+    batch = collate([long, toy()], 2)
+    assert batch[Columns.LOSS_MASK].int().tolist() == [[0, 0, 1, 0, 1, 0, 1], [0, 0, 1, 0, 0, 0, 0]]
+    assert batch[Columns.ACTIONS][0].tolist() == [0, 0, 3, 3, 4, 4, 6]
+
+
+def test_places_gather_actions_and_spread_them_again() -> None:
+    mask = torch.tensor([[False, True, False, True], [False, True, False, False], [False] * 4])
+    places, values = Places(mask), torch.arange(12.0).view(3, 4)
+    assert places.taken.tolist() == [[True, True], [True, False], [False, False]]
+    assert places.gather(values).tolist() == [[1.0, 3.0], [5.0, 0.0], [0.0, 0.0]]
+    assert torch.equal(places.spread(places.gather(values)), values * mask)
 
 
 def test_collate_masks_a_failed_rollout_whole() -> None:
@@ -502,6 +518,26 @@ def test_worker_and_learner_agree_at_token_level_whatever_is_trained(config: Con
     assert metrics["kl_to_reference"] > 1e-6
     names = set(weights_of(trained))
     assert "base.lm.model.embed_tokens.weight" in names if trains == "all" else all("layers.0." in name for name in names)
+
+
+def test_worker_and_learner_agree_on_codes_that_last(config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Log-probabilities are compared, and actions trained, only where a span begins."""
+    model = LatentActionLM.from_pretrained(tiny_checkpoint)
+    model.config = replace(model.config, span=2)
+    checkpoint = model.save_pretrained(tmp_path / "spans")
+    settings = config(improve={"algorithm": "ppo"})
+    host = replace(host_of(tiny_checkpoint), checkpoint=str(checkpoint))
+    runner = EvenRunner(config=rllib_config(settings, host), worker_index=0)
+    rllib = rllib_config(settings, host)
+    rllib.learner_config_dict["span"] = 2
+    trained = rllib.build_learner(spaces={DEFAULT_MODULE_ID: (rllib.observation_space, rllib.action_space)})
+    for _ in range(2):
+        rollouts = with_rewards(sample(runner, trained), REWARDS)
+        metrics = update(trained, rollouts)
+        assert metrics["logp_gap"] < 2e-6 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    for r in rollouts:
+        places = np.arange(len(r)) // 2 * 2
+        assert np.array_equal(r.actions, r.actions[places]) and not r.action_logp[1::2].any() and r.action_logp[::2].all()
 
 
 # -- the reference policy -----------------------------------------------------------------------------------------------------

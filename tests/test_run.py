@@ -148,6 +148,19 @@ def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["improve"]["nll"] == evaluation["improved"]["nll"]
 
 
+def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "improve_offline.yaml")
+    paths = [f"actions.init={learned / 'checkpoints/clone'}", f"improve_offline.data=[{{kind: replay, path: {learned}}}]"]
+    short = ["improve_offline.updates=150", "evaluation.prompts=256", "cluster.learner_threads=1"]
+    call("run", config, *paths, *short, "--run-dir", str(tmp_path / "offline"))
+    evaluation = json.loads((tmp_path / "offline" / "summary.json").read_text())["evaluation"]
+    assert evaluation["differences"]["offline - cloned"]["sampled"]["low"] > 0
+    judged = json.loads(call("off-policy", str(tmp_path / "offline"), "--replay", str(learned), "--json"))
+    assert judged["checkpoint"] == "improve_offline" and 0 < judged["report"]["prompts"] < 0.3 * 50 * 16
+    # What reinforcement learning was trained on says nothing about it.
+    assert json.loads(call("off-policy", str(learned), "--replay", str(learned), "--json"))["verdict"] == "unknown"
+
+
 def killed_during_improve(run_dir: Path, arguments: list[str], step: int) -> None:
     """Start a run and kill -9 it once ``step`` updates are logged."""
     process = subprocess.Popen(

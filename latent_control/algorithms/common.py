@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What a batch came to: B rollouts, ``group_size`` of each prompt in a run, over T positions."""
+    """What a batch came to: B rollouts, ``group_size`` of each prompt in a run, of up to A actions."""
 
     rewards: torch.Tensor
     """[B], of whole rollouts"""
@@ -18,13 +18,13 @@ class Outcomes:
     """[B] bool, False where the verifier failed: such a rollout gets advantage 0 and stays out of every mean"""
     group_size: int
     taken: torch.Tensor
-    """[B, T] bool, positions of actions, of each row in one run; all False where not valid"""
+    """[B, A] bool, actions there are, of each row in one run; none where not valid"""
     penalties: torch.Tensor | None = None
-    """[B, T], added to the reward where the action was taken (KL in the reward); ``None`` is 0"""
+    """[B, A], added to the reward where the action was taken (KL in the reward); ``None`` is 0"""
     baselines: torch.Tensor | None = None
     """[B], reward of the prompt's greedy rollout, NaN where its verifier failed; for algorithms that ask for it"""
     values: torch.Tensor | None = None
-    """[B, T], a critic's estimates of what is to come, for algorithms that ask for it"""
+    """[B, A], a critic's estimates of what is to come, for algorithms that ask for it"""
     discount: float = 1.0
     gae_lambda: float = 1.0
     average: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
@@ -42,11 +42,11 @@ class Outcomes:
         return self.valid.view(-1, self.group_size)
 
     def per_position(self, advantages: torch.Tensor) -> torch.Tensor:
-        """Advantages of rollouts [P, G] at each of their actions, [B, T]."""
+        """Advantages of rollouts [P, G] at each of their actions, [B, A]."""
         return torch.where(self.taken, advantages.reshape(-1, 1), 0.0)
 
     def step_rewards(self) -> torch.Tensor:
-        """[B, T]: penalties, and the rollout's reward at its last action."""
+        """[B, A]: penalties, and the rollout's reward at its last action."""
         last = self.taken & ~torch.nn.functional.pad(self.taken[:, 1:], (0, 1))
         rewards = torch.where(last, torch.where(self.valid, self.rewards, 0.0)[:, None], 0.0)
         return rewards if self.penalties is None else rewards + torch.where(self.taken, self.penalties, 0.0)
@@ -57,9 +57,9 @@ class Estimate:
     """What an algorithm makes of outcomes."""
 
     advantages: torch.Tensor
-    """[B, T], 0 where no action was taken"""
+    """[B, A], 0 where no action was taken"""
     returns: torch.Tensor | None = None
-    """[B, T], what a critic's values should have been"""
+    """[B, A], what a critic's values should have been"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def group_mean(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def sums_to_come(steps: torch.Tensor, taken: torch.Tensor, decay: float) -> torch.Tensor:
-    """sum_{i >= t} decay^(i - t) steps_i over each row's run of actions, [B, T]."""
+    """sum_{i >= t} decay^(i - t) steps_i over each row's run of actions, [B, A]."""
     sums, later = torch.zeros_like(steps), torch.zeros_like(steps[:, 0])
     for t in reversed(range(steps.shape[1])):
         later = torch.where(taken[:, t], steps[:, t] + decay * later, 0.0)
@@ -88,7 +88,7 @@ def sums_to_come(steps: torch.Tensor, taken: torch.Tensor, decay: float) -> torc
 
 
 def normalised(advantages: torch.Tensor, outcomes: Outcomes) -> torch.Tensor:
-    """Advantages [B, T] with mean 0 and standard deviation 1 over all actions of the batch, on all learners."""
+    """Advantages [B, A] with mean 0 and standard deviation 1 over all actions of the batch, on all learners."""
     taken = outcomes.taken
     moments = torch.stack([taken.sum(), (advantages * taken).sum(), (advantages**2 * taken).sum()]).to(advantages.dtype)
     count, total, squares = outcomes.average(moments)

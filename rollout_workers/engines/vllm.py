@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
-from latent_control.persistence import WEIGHTS, base_path, weights_hash
+from latent_control.persistence import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
@@ -112,6 +112,10 @@ class VllmEngine:
         architecture = (config.architectures or ["none"])[0]
         if architecture not in ARCHITECTURES:
             raise ValueError(f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set rollout.engine: local")
+        if (span := read_shape(Path(spec.checkpoint)).span) > 1:
+            raise ValueError(
+                f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {span}: set rollout.engine: local"
+            )
         tensors = load_file(Path(spec.checkpoint) / WEIGHTS)
         world = [(name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge"))]
         return cls(
