@@ -25,6 +25,8 @@ from pipeline.tracking import attach
 COLUMNS = ("rollout_id", "prompt_text", "text", "reward", "reward_parts", "success", "policy_version", "level", "reward_hash")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DRAWS, TO_READ, FEWEST_UPDATES = 1000, 5, 5
+ROUNDING = 1e-6
+"""A smaller change is the arithmetic's."""
 PAGE = "reward-report.html"
 REWARD, SUCCESS = "reward", "success"
 
@@ -155,7 +157,7 @@ def hacking_flags(trends: Mapping[str, Trend], weights: Mapping[str, float] | No
     for name, found in trends.items():
         weight = 1.0 if name == REWARD else (weights or {}).get(name, 0.0)
         risen = found.high < 0 if weight < 0 else found.low > 0
-        if name != SUCCESS and risen:
+        if name != SUCCESS and risen and abs(found.change) > ROUNDING:
             how = "falls" if success.high < 0 else "stands still"
             flags.append({"part": name, "paid": bool(weight), "success": how, "trend": asdict(found), "success_trend": asdict(success)})
     return sorted(flags, key=lambda flag: not flag["paid"])

@@ -265,7 +265,9 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     else:
         records = {}
         hosts = {"base": HostSpec(level="base", checkpoint=first_base(config, {}), **common), target.name: checkpoint_host(target, common)}
-    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True))
+    # A run keeps the outcomes of its own evaluation; one that has none yet can be compared after this.
+    file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
+    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
     add_costs(config, result, records)
     if gates := applicable(config.gates, result):
         result["gates"] = judgement(judge(gates, result, final_of(result)))

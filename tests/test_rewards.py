@@ -1,0 +1,150 @@
+"""Rewards in the open: weights by hand, hashes, the report on a buffer where the reward was gamed and on one where it was not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from configs.loading import dump_config
+from configs.schema import Reward, RunConfig
+from configs.schema import Task as TaskConfig
+from pipeline import cli, cli_evidence, reward_report
+from pipeline.algorithm import mean_parts
+from pipeline.pages import chart, page
+from pipeline.replay import ReplayReader, ReplayWriter
+from rollout_workers.episodes import Rollout, RolloutSummary
+from rollout_workers.tasks import Prompt
+from rollout_workers.tasks.countdown import Countdown
+from rollout_workers.tasks.rewards import Response, judge, part_names, reward_hash, unknown_parts
+
+PROBLEM = Prompt(id="countdown/train/0", text="3 7 25 -> 29 :", metadata={"numbers": (3, 7, 25), "target": 29})
+MISSED = Response(text="25 + 3 = 28 , 28 + 7 = 35", new_tokens=12, limit=16, stopped=True)
+
+
+def test_weights_add_up_by_hand_and_success_stays_the_verifiers() -> None:
+    score = judge(Countdown(), Reward(weights={"format": 0.5, "length": 0.4, "stop": 2.0}), PROBLEM, MISSED)
+    assert score.parts == {"success": 0.0, "format": 1.0, "length": -0.75, "stop": 1.0}
+    assert score.reward == pytest.approx(0.5 - 0.3 + 2.0) and score.success is False
+    assert judge(Countdown(), Reward(), PROBLEM, MISSED).reward == 0.0
+
+
+def test_unknown_parts_are_named_with_those_there_are() -> None:
+    assert part_names(Countdown()) == ("success", "format", "length", "stop")
+    (message,) = unknown_parts(Countdown(), Reward(weights={"fromat": 1.0, "stop": 1.0}))
+    assert (
+        message.startswith("reward.weights.fromat:") and "did you mean 'format'" in message and "success, format, length, stop" in message
+    )
+
+
+def test_hash_changes_with_task_options_and_weights_only() -> None:
+    plain = reward_hash(TaskConfig(), Reward())
+    assert len(plain) == 12 and plain == reward_hash(TaskConfig(chat=True), Reward())
+    others = [(TaskConfig(options={"numbers": 4}), Reward()), (TaskConfig(), Reward(weights={"stop": 1.0}))]
+    assert len({plain, *(reward_hash(task, reward) for task, reward in others)}) == 3
+    assert reward_hash(TaskConfig(), Reward(weights={"a": 1, "b": 2})) == reward_hash(TaskConfig(), Reward(weights={"b": 2, "a": 1}))
+
+
+def test_part_means_weigh_requests_by_their_judged_rollouts() -> None:
+    base = RolloutSummary(
+        request_id=0,
+        worker=1,
+        policies=(),
+        rollouts=4,
+        tokens=4,
+        failures=1,
+        rewards=(),
+        successes=(),
+        seconds=0.0,
+        part_means={"stop": 1.0},
+    )
+    assert mean_parts([base, replace(base, rollouts=1, failures=0, part_means={"stop": 0.0})]) == {"stop": 0.75}
+    assert mean_parts([replace(base, part_means={})]) == {}
+
+
+def rollout(update: int, place: int, parts: Mapping[str, float], *, success: bool) -> Rollout:
+    return Rollout(
+        rollout_id=f"r{update}-{place}",
+        group_id=f"g{update}",
+        prompt_id="countdown/train/0",
+        prompt_text="3 7 25 -> 29 :",
+        text=f"<b>answer</b> {place}",
+        prompt_tokens=np.array([1], np.int32),
+        tokens=np.array([2], np.int32),
+        actions=np.array([3], np.int32),
+        action_logp=np.array([-1.0], np.float32),
+        finish_reason="stop",
+        reward=parts["format"],
+        reward_parts=parts,
+        success=success,
+        failure=None,
+        policy_version=update,
+        policy_hash="p",
+        world_hash="w",
+        codebook_hash="c",
+        level="latent",
+        seed=0,
+        worker=1,
+        created=0.0,
+        reward_hash="abc",
+    )
+
+
+def gamed(folder: Path, *, success_falls: bool) -> Path:
+    """A run of 10 updates x 10 rollouts: ``format`` rises from 0 to 0.9; success falls from 0.9 to 0, or rises with it."""
+    folder.mkdir()
+    config = RunConfig(base={"model": "x"}, reward={"weights": {"format": 1.0}}, tracking={"enabled": False})
+    (folder / "config.yaml").write_text(dump_config(config))
+    writer = ReplayWriter(folder / "replay", 50, "a")
+    for update in range(10):
+        solved = 9 - update if success_falls else update
+        writer.add([rollout(update, i, {"format": float(i >= 10 - update), "constant": 1.0}, success=i < solved) for i in range(10)])
+    writer.close()
+    return folder
+
+
+def test_report_flags_the_part_that_rises_while_success_falls(tmp_path: Path) -> None:
+    level = reward_report.report(gamed(tmp_path / "run", success_falls=True))["levels"]["latent"]
+    # A straight line from 0 to 0.9 over ten updates.
+    assert level["trends"]["format"]["change"] == pytest.approx(0.9) and level["trends"]["success"]["change"] == pytest.approx(-0.9)
+    assert [(f["part"], f["paid"], f["success"]) for f in level["flags"]] == [("format", True, "falls"), ("reward", True, "falls")]
+    read = level["flags"][0]["rollouts"]
+    assert read and all(r["policy_version"] >= 7 and r["format"] == 1.0 for r in read) and len({r["text"] for r in read}) == len(read)
+    assert level["parts"]["format"]["mean"] == pytest.approx(0.45) and level["parts"]["format"]["share_at_max"] == pytest.approx(0.45)
+    assert level["correlations"]["constant"]["success"] is None and level["correlations"]["format"]["reward"] == pytest.approx(1.0)
+    assert level["reward_hashes"] == ["abc"]
+
+
+def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
+    assert not reward_report.report(gamed(tmp_path / "run", success_falls=False))["levels"]["latent"]["flags"]
+
+
+def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None:
+    run_dir = gamed(tmp_path / "run", success_falls=True)
+    done = CliRunner().invoke(cli_evidence.cli.app, ["reward", "report", str(run_dir)])
+    assert done.exit_code == 0 and "FLAG format rises by +0.900" in done.output and "perhaps the policy games it" in done.output
+    text = (run_dir / reward_report.PAGE).read_text()
+    assert "&lt;b&gt;answer" in text and "<b>answer" not in text and "<polyline" in text
+    assert json.loads(CliRunner().invoke(cli.app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {"format": 1.0}
+    assert CliRunner().invoke(cli.app, ["reward", "report", str(tmp_path)]).exit_code == 2
+
+
+def test_replay_keeps_the_hash(tmp_path: Path) -> None:
+    rows = list(ReplayReader(gamed(tmp_path / "run", success_falls=True), columns=["reward_hash", "rollout_id"]).rows())
+    assert len(rows) == 100 and {row["reward_hash"] for row in rows} == {"abc"}
+
+
+def test_a_trend_is_the_fitted_line_over_the_span() -> None:
+    trend = reward_report.trend([(1, 0.0), (2, 1.0), (3, 2.0)])
+    assert trend.change == pytest.approx(2.0) and trend.low <= 2.0 <= trend.high
+
+
+def test_charts_map_points_to_their_frame_and_pages_escape() -> None:
+    assert 'points="45.0,210.0 445.0,10.0"' in chart("t", "x", {"a": [(0, 0), (1, 1)], "none": []})
+    assert chart("t", "x", {"none": []}) == ""
+    assert "&lt;script&gt;" in page("<script>")
