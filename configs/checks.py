@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from configs.gates import gate_problems
 from configs.schema import Base, DataSource, RunConfig, Training
 
 # Accelerate's own ways to split a model; ours is ``shard``, whose checkpoints any number of workers can read.
@@ -12,7 +13,20 @@ SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelis
 
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
-    checks = (_stages, _finetune, _improve_offline, _improve, _staleness, _batches, _data, _rollout, _tracking)
+    checks = (
+        _stages,
+        _finetune,
+        _improve_offline,
+        _improve,
+        _staleness,
+        _batches,
+        _data,
+        _rollout,
+        _evaluation,
+        gate_problems,
+        _reward,
+        _tracking,
+    )
     return [message for check in checks for message in check(config)]
 
 
@@ -176,6 +190,30 @@ def _rollout(config: RunConfig) -> Iterator[str]:
             yield "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
     if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
         yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
+
+
+def _reward(config: RunConfig) -> Iterator[str]:
+    weights = config.reward.weights
+    if weights is not None and not any(weights.values()):
+        yield f"reward.weights: {weights} rewards nothing; give a part a weight, e.g. {{success: 1.0}}, or null for the task's own reward"
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    improve, evaluation = config.improve, config.evaluation
+    if improve is not None and improve.evaluate_every is not None and config.rollout.engine == "simulated":
+        yield "improve.evaluate_every: rollout.engine is simulated, its rollouts are noise; set evaluate_every: null"
+    if evaluation is None:
+        return
+    samples = evaluation.samples_per_prompt
+    if evaluation.pass_at and max(evaluation.pass_at) > samples:
+        most = max(evaluation.pass_at)
+        yield f"evaluation.pass_at: {most} is more than evaluation.samples_per_prompt = {samples}; set samples_per_prompt: {most} or more"
+    if evaluation.embedder is not None and samples < 2:
+        yield "evaluation.embedder: compares the responses to a prompt, but evaluation.samples_per_prompt is 1; set 2 or more"
+    if samples > config.rollout.batch_size:
+        yield f"evaluation.samples_per_prompt: {samples} responses are decoded together; set rollout.batch_size to at least that"
+    if evaluation.retention is not None:
+        yield from _source("evaluation.retention", evaluation.retention)
 
 
 def _tracking(config: RunConfig) -> Iterator[str]:

@@ -14,6 +14,8 @@ from configs.yaml_text import dotted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 BASE_MODEL: KeyPath = ("base", "model")
+MODELS: tuple[KeyPath, ...] = (BASE_MODEL, ("evaluation", "embedder"))
+"""Fields that may hold the hub id of a model instead of a path."""
 BUNDLED = "smollm2-135m-instruct"
 
 
@@ -66,8 +68,17 @@ def resolve_paths(data: Any, folder: Path) -> None:
         path = Path(value).expanduser()
         if path.is_absolute():
             put(str(path))
-        elif trained or not (place == BASE_MODEL and is_hub_id(value) and not _meant_as_path(folder, path)):
+        elif (trained and place == BASE_MODEL) or not (place in MODELS and is_hub_id(value) and not _meant_as_path(folder, path)):
             put(str((folder / path).resolve()))
+    _resolve_rows(data, folder)
+
+
+def _resolve_rows(data: Any, folder: Path) -> None:
+    """The file of the task ``jsonl``: options are free, so the schema does not mark it as a path."""
+    task = data.get("task") if isinstance(data, dict) else None
+    options = task.get("options") if isinstance(task, dict) and task.get("name") == "jsonl" else None
+    if isinstance(options, dict) and isinstance(options.get("path"), str):
+        options["path"] = str((folder / Path(options["path"]).expanduser()).resolve())
 
 
 def _meant_as_path(folder: Path, path: Path) -> bool:
@@ -86,7 +97,7 @@ def missing_paths(data: Any) -> list[str]:
     trained = _base_is_trained(data)
     messages = []
     for place, value, _ in path_fields(data):
-        if place == BASE_MODEL and (trained or is_hub_id(value)):
+        if place in MODELS and ((trained and place == BASE_MODEL) or is_hub_id(value)):
             near = difflib.get_close_matches(value.lower(), [BUNDLED], n=1, cutoff=0.8)
             if near and value != BUNDLED and not trained:
                 messages.append(f"{dotted(place)}: {value} is unknown; did you mean {BUNDLED}?")

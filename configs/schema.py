@@ -26,7 +26,7 @@ class Task(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``, or ``reasoning_gym/<dataset>`` for any reasoning-gym generator."""
+    """``countdown``, ``reasoning_gym/<dataset>`` for any reasoning-gym generator, or ``jsonl`` for rows of your own."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
@@ -34,6 +34,15 @@ class Task(Section):
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512
+
+
+class Reward(Section):
+    """What RL maximises."""
+
+    weights: dict[str, float] | None = None
+    """The reward is the sum of these parts of the verifier's score, each times its weight, e.g. ``{success: 1.0, length: 0.1}``;
+    ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens) and ``stop`` (it ended by
+    itself). ``success`` stays the verifier's verdict, whatever is rewarded (docs/rewards.md)."""
 
 
 class DataSource(Section):
@@ -132,6 +141,10 @@ class Actions(Training):
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last one (the paper)."""
     policy_reads: Literal["late", "final"] = "late"
+    span: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tokens for which a code is held: the policy chooses once for so many, and its horizon is so much shorter."""
+    look_ahead: PositiveInt | None = None
+    """Tokens the inverse dynamics model sees from where a code is chosen; ``null`` is ``span``, fewer cannot be."""
     init: PathStr | None = None
     """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it is)."""
     usage_weight: NonNegativeFloat = 0.05
@@ -247,6 +260,10 @@ class Improve(Section):
     (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the
     0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is slow."""
     checkpoint_every: PositiveInt = 50
+    evaluate_every: PositiveInt | None = None
+    """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``); ``null``: never."""
+    evaluate_prompts: PositiveInt = 128
+    """Held-out prompts of such a play, each once sampled and once greedy: the first ones of the final evaluation."""
 
 
 class Rollout(Section):
@@ -306,12 +323,24 @@ class Cluster(Section):
 
 
 class Evaluation(Section):
-    """The last stage."""
+    """The last stage (docs/evaluation.md)."""
 
     prompts: PositiveInt = 512
-    """Held-out prompts, each played once sampled and once greedy."""
+    """Held-out prompts, each played ``samples_per_prompt`` times sampled and once greedy."""
+    samples_per_prompt: PositiveInt = 1
+    """Sampled responses to each prompt; 2 or more give pass@k and diversity."""
+    pass_at: tuple[PositiveInt, ...] = ()
+    """Each k of the unbiased pass@k to report, at most ``samples_per_prompt``."""
+    embedder: PathStr | None = None
+    """Encoder for semantic diversity: folder or hub id of a transformers model, whose states are mean-pooled; ``null``: distinct-n only."""
+    slices: tuple[str, ...] = ()
+    """Fields of the prompts' metadata by which success is reported slice by slice, e.g. ``[target]``; nested ones with a dot."""
+    slice_minimum: PositiveInt = 20
+    """Prompts a slice needs to count in ``slice_gap``."""
     marginal_sequences: NonNegativeInt = 64
-    """Held-out texts for marginal NLL and KL(base || marginal); 0 skips them."""
+    """Held-out texts for NLL, KL to the base LM, codebook health and retention; 0 skips them."""
+    retention: DataSource | None = None
+    """Where those texts come from; ``null``: the task's held-out demonstrations."""
 
 
 class RunConfig(Section):
@@ -320,12 +349,16 @@ class RunConfig(Section):
     seed: NonNegativeInt = 0
     base: Base
     task: Task = Task()
+    reward: Reward = Reward()
     actions: Actions | None = None
     clone: Clone | None = None
     finetune: Finetune | None = None
     improve_offline: ImproveOffline | None = None
     improve: Improve | None = None
     evaluation: Evaluation | None = Evaluation()
+    gates: tuple[str, ...] = ()
+    """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy >= 0.5"]``; when one
+    fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
     rollout: Rollout = Rollout()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()

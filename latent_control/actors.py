@@ -27,6 +27,8 @@ class Actor:
     """hidden [B, D] -> logits [B, actions]"""
     emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
     """(the base's final state [B, D], actions [B]) -> tokens [B]"""
+    span: int = 1
+    """Tokens for which an action is held."""
 
 
 def latent_actor(model: LatentActionLM) -> Actor:
@@ -37,7 +39,7 @@ def latent_actor(model: LatentActionLM) -> Actor:
         assert final is not None
         return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
 
-    return Actor(tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit)
+    return Actor(tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span)
 
 
 def base_actor(base: BaseLM) -> Actor:

@@ -108,6 +108,8 @@ class Engine:
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         self.position = torch.zeros(self.slots, dtype=torch.long, device=device)
         self.next_tokens = torch.zeros(self.slots, dtype=torch.long, device=device)
+        self.held = torch.zeros(self.slots, dtype=torch.long, device=device)  # the action of the span each slot is in
+        self.held_version = torch.zeros(self.slots, dtype=torch.long, device=device)
         self.base_cache: Cache | None = None
         self.tower_cache: Cache | None = None
         self.states: Buffer | None = None
@@ -268,7 +270,7 @@ class Engine:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def _span(self, row: int) -> int:
+    def _filled(self, row: int) -> int:
         """Columns a row has filled: its prompt and every generated token but the last, which has not been fed."""
         return self.prompt_lengths[row // self.repeats] + self.lengths[row] - 1
 
@@ -277,7 +279,7 @@ class Engine:
         memory, rows = self.memory, len(self.rows_in)
         memory.rows = rows
         if memory.end == memory.capacity:  # columns that only rows since finished had filled need not be kept
-            memory.start = memory.end - max(self._span(row) for row in self.rows_in if row is not None)
+            memory.start = memory.end - max(self._filled(row) for row in self.rows_in if row is not None)
             memory.reserve(before=0, after=1)
         self.seen.data[:rows, memory.end] = True
         final, late = self._base_step()
@@ -323,8 +325,11 @@ class Engine:
         log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
         greedy = self.sampling.temperature == 0
         actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
+        logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
+        if self.actor.span > 1:
+            actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
         tokens = self.actor.emit(final, actions)
-        self.chosen.append((cells, actions, tokens, log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)))
+        self.chosen.append((cells, actions, tokens, logp, versions))
         if len(slots) == len(self.rows_in) and slots[-1] == len(slots) - 1:
             self.next_tokens[: len(slots)] = tokens
         else:
@@ -337,10 +342,20 @@ class Engine:
                 continue
             self._leave(slot, row)
 
+    def _hold(
+        self, slots: list[int], rows: list[int], actions: torch.Tensor, logp: torch.Tensor, versions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inside a span the action stays what it was; no choice is made, so its log-probability is 0."""
+        inside = torch.tensor([self.lengths[row] % self.actor.span != 0 for row in rows], device=actions.device)
+        actions = torch.where(inside, self.held[slots], actions)
+        versions = torch.where(inside, self.held_version[slots], versions)
+        self.held[slots], self.held_version[slots] = actions, versions
+        return actions, logp.masked_fill(inside, 0.0), versions
+
     def _leave(self, slot: int, row: int) -> None:
         if self.sampling.keep_features:
             assert self.states is not None
-            self.features[row] = self.states.data[slot, self.memory.end - self._span(row) : self.memory.end].clone()
+            self.features[row] = self.states.data[slot, self.memory.end - self._filled(row) : self.memory.end].clone()
         self.rows_in[slot] = None
 
     def _squeeze(self) -> None:
@@ -352,7 +367,7 @@ class Engine:
         movers = live[len(live) - len(gaps) :]
         if gaps:
             self.memory.move(movers, gaps)
-            for vector in (self.position, self.next_tokens):
+            for vector in (self.position, self.next_tokens, self.held, self.held_version):
                 vector[gaps] = vector[movers]
         for gap, mover in zip(gaps, movers, strict=True):
             self.rows_in[gap] = self.rows_in[mover]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -29,15 +30,37 @@ def usage_measures(usage: torch.Tensor) -> dict[str, float]:
     }
 
 
-def shifted(model: LatentActionLM, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(features.final, inverse dynamics logits l, targets, policy logits) at the batch's response positions, each [M, ...].
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """What a model makes of the M response positions of a batch."""
 
-    Rows are right padded and everything is causal, so no attention mask is needed: padding never reaches a real position.
-    """
+    final: torch.Tensor
+    """[M, D]"""
+    labels: torch.Tensor
+    """[M, N], inverse dynamics logits l of the span each position is in"""
+    targets: torch.Tensor
+    """[M], the tokens that follow"""
+    policy: torch.Tensor
+    """[M, N], policy logits"""
+    number: torch.Tensor
+    """[M], the span each position is in"""
+    first: torch.Tensor
+    """[M] bool, whether it begins that span"""
+
+
+def positions_of(model: LatentActionLM, batch: TokenBatch) -> Positions:
+    """Rows are right padded and everything is causal, so no attention mask is needed: padding never reaches a real position."""
     features = model.features(batch.input_ids)
     mask = batch.response_mask[:, 1:]
-    labels = model.inverse_dynamics_logits(features)[:, 1:][mask]
-    return features.read("final")[:, :-1][mask], labels, batch.input_ids[:, 1:][mask], model.policy_logits(features)[:, :-1][mask]
+    spans = model.spans(mask)
+    return Positions(
+        final=features.read("final")[:, :-1][mask],
+        labels=spans.labels(model.inverse_dynamics_logits(features))[mask],
+        targets=batch.input_ids[:, 1:][mask],
+        policy=model.policy_logits(features)[:, :-1][mask],
+        number=spans.number,
+        first=spans.first,
+    )
 
 
 @torch.no_grad()
@@ -46,12 +69,12 @@ def codebook_measures(model: LatentActionLM, batches: Sequence[TokenBatch]) -> d
     totals = {"nll_codes": 0.0, "nll_base": 0.0, "code_entropy": 0.0}
     counts = torch.zeros(model.config.num_actions, device=model.codebook.device)
     for batch in batches:
-        final, labels, targets, _ = shifted(model, batch.to(counts.device))
-        actions = labels.argmax(-1)
-        world = model.world_logits_from_codes(final, model.codebook[actions])
-        totals["nll_codes"] += float(token_nll(world, targets).sum())
-        totals["nll_base"] += float(token_nll(model.base.logits(final), targets).sum())
-        totals["code_entropy"] -= float(negative_entropy(torch.softmax(labels.float(), -1)).sum())
+        at = positions_of(model, batch.to(counts.device))
+        actions = at.labels.argmax(-1)
+        world = model.world_logits_from_codes(at.final, model.codebook[actions])
+        totals["nll_codes"] += float(token_nll(world, at.targets).sum())
+        totals["nll_base"] += float(token_nll(model.base.logits(at.final), at.targets).sum())
+        totals["code_entropy"] -= float(negative_entropy(torch.softmax(at.labels.float(), -1)).sum())
         counts += torch.bincount(actions, minlength=len(counts))
     positions = float(counts.sum())
     return {name: total / positions for name, total in totals.items()} | usage_measures(counts / positions)
@@ -63,12 +86,12 @@ def reach_measures(model: LatentActionLM, batch: TokenBatch, *, positions: int =
 
     ``coverage``: share of true next tokens that are the argmax of some code; ``distinct_tokens``: tokens reachable per state.
     """
-    final, _, targets, _ = shifted(model, batch.to(model.codebook.device))
-    chosen = spread(len(final), positions)
+    at = positions_of(model, batch.to(model.codebook.device))
+    chosen = spread(len(at.final), positions)
     covered, distinct = 0, 0
     for rows in chosen.split(16):
-        reached = model.world_logits_of_all(final[rows]).argmax(-1)  # [m, N]
-        covered += int((reached == targets[rows, None]).any(1).sum())
+        reached = model.world_logits_of_all(at.final[rows]).argmax(-1)  # [m, N]
+        covered += int((reached == at.targets[rows, None]).any(1).sum())
         distinct += sum(len(set(row)) for row in reached.tolist())
     return {"coverage": covered / len(chosen), "distinct_tokens": distinct / len(chosen)}
 
@@ -77,26 +100,36 @@ def reach_measures(model: LatentActionLM, batch: TokenBatch, *, positions: int =
 def marginal_measures(model: LatentActionLM, batches: Sequence[TokenBatch], *, positions: int = 512) -> dict[str, float]:
     """The honest cost of adding latent actions, on up to ``positions`` response positions.
 
-    ``nll_marginal``: -log sum_a pi(a) p_W(x|a), beside the base LM's on the same positions (``nll_base_same``), and
-    ``kl_base_marginal``: KL(base || marginal).
+    ``nll_marginal``: per token, -log sum_a pi(a) p_W(x|a), where x are the tokens of a span; beside the base LM's on the same
+    positions (``nll_base_same``), and ``kl_base_marginal``: KL(base || marginal) of the next token, where a code is chosen.
     """
-    finals, policies, all_targets = [], [], []
-    for batch in batches:
-        final, _, targets, policy = shifted(model, batch.to(model.codebook.device))
-        finals.append(final)
-        all_targets.append(targets)
-        policies.append(policy)
-    final, targets, policy = torch.cat(finals), torch.cat(all_targets), torch.cat(policies)
     totals = {"nll_marginal": 0.0, "nll_base_same": 0.0, "kl_base_marginal": 0.0}
-    chosen = spread(len(final), positions)
-    for rows in chosen.split(8):
-        world = torch.log_softmax(model.world_logits_of_all(final[rows]).float(), -1)
-        marginal = torch.logsumexp(torch.log_softmax(policy[rows].float(), -1)[..., None] + world, 1)
-        base = torch.log_softmax(model.base.logits(final[rows]).float(), -1)
-        totals["nll_marginal"] -= float(marginal.gather(-1, targets[rows, None]).sum())
-        totals["nll_base_same"] -= float(base.gather(-1, targets[rows, None]).sum())
-        totals["kl_base_marginal"] += float((base.exp() * (base - marginal)).sum())
-    return {name: total / len(chosen) for name, total in totals.items()}
+    tokens = choices = 0
+    every = max(1, sum(int(batch.response_mask[:, 1:].sum()) for batch in batches) // positions)
+    for batch in batches:
+        at = positions_of(model, batch.to(model.codebook.device))
+        for spans in torch.arange(0, int(at.number[-1]) + 1, every, device=at.number.device).split(8):
+            rows = torch.isin(at.number, spans).nonzero()[:, 0]
+            for name, value in _marginal_sums(model, at, rows).items():
+                totals[name] += value
+            tokens, choices = tokens + len(rows), choices + len(spans)
+    return {name: total / (choices if name == "kl_base_marginal" else tokens) for name, total in totals.items()}
+
+
+def _marginal_sums(model: LatentActionLM, at: Positions, rows: torch.Tensor) -> dict[str, float]:
+    """Sums over the whole spans that ``rows`` are (m positions of s spans)."""
+    first, targets = at.first[rows], at.targets[rows, None]
+    span = first.cumsum(0) - 1
+    world = torch.log_softmax(model.world_logits_of_all(at.final[rows]).float(), -1)  # [m, N, V]
+    policy = torch.log_softmax(at.policy[rows[first]].float(), -1)  # [s, N]
+    told = world.gather(-1, targets[..., None].expand(-1, world.shape[1], 1))[..., 0]
+    base = torch.log_softmax(model.base.logits(at.final[rows]).float(), -1)  # [m, V]
+    marginal = torch.logsumexp(policy[..., None] + world[first], 1)  # [s, V]
+    return {
+        "nll_marginal": -float(torch.logsumexp(policy.index_add(0, span, told), -1).sum()),
+        "nll_base_same": -float(base.gather(-1, targets).sum()),
+        "kl_base_marginal": float((base[first].exp() * (base[first] - marginal)).sum()),
+    }
 
 
 def spread(total: int, wanted: int) -> torch.Tensor:
@@ -114,4 +147,5 @@ def rollout_logp(model: LatentActionLM, batch: RolloutBatch, *, temperature: flo
     states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
     log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
-    return torch.where(batch.response_mask[:, 1:], taken, 0.0).double().sum(1)
+    chosen = model.spans(batch.response_mask[:, 1:]).starts
+    return torch.where(chosen, taken, 0.0).double().sum(1)

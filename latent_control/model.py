@@ -18,6 +18,7 @@ from latent_control.base import BaseLM
 from latent_control.decoding import generate
 from latent_control.merge import Merge
 from latent_control.records import Features, Generation
+from latent_control.spans import Spans, lay_spans
 from latent_control.tower import Tower
 
 Reads = Literal["late", "final"]
@@ -39,10 +40,14 @@ class LatentActionConfig:
     policy_reads: Reads = "late"
     merge_size: int | None = None
     """Inner width of the merge blocks; ``None`` is the base's own MLP width."""
+    span: int = 1
+    """Tokens for which a code is held."""
+    look_ahead: int | None = None
+    """Tokens the inverse dynamics model sees from the beginning of a span on; ``None`` is ``span``."""
 
     def __post_init__(self) -> None:
         problems = [f"{name}={value!r} must be one of {allowed}" for name, value, allowed in self._choices() if value not in allowed]
-        sizes = ("num_actions", "inverse_dynamics_layers", "merge_layers", "policy_layers")
+        sizes = ("num_actions", "inverse_dynamics_layers", "merge_layers", "policy_layers", "span")
         problems += [
             f"{name}={value!r} must be a positive whole number"
             for name in sizes
@@ -50,6 +55,8 @@ class LatentActionConfig:
         ]
         if self.merge_size is not None and (not isinstance(self.merge_size, int) or self.merge_size < 1):
             problems.append(f"merge_size={self.merge_size!r} must be a positive whole number, or None for the base's own MLP width")
+        if self.look_ahead is not None and (not isinstance(self.look_ahead, int) or self.look_ahead < self.span):
+            problems.append(f"look_ahead={self.look_ahead!r} must be at least the span of {self.span} tokens that a code explains, or None")
         if self.inverse_dynamics_reads == self.policy_reads == "late" and self.inverse_dynamics_layers != self.policy_layers:
             problems.append(
                 f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} differ, but both read "
@@ -137,6 +144,8 @@ class LatentActionLM(nn.Module):
         inverse_dynamics_reads: Reads = "late",
         policy_reads: Reads = "late",
         merge_size: int | None = None,
+        span: int = 1,
+        look_ahead: int | None = None,
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
         seed: int | None = None,
@@ -158,6 +167,8 @@ class LatentActionLM(nn.Module):
             inverse_dynamics_reads=inverse_dynamics_reads,
             policy_reads=policy_reads,
             merge_size=merge_size,
+            span=span,
+            look_ahead=look_ahead,
         )
         lm = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -188,8 +199,14 @@ class LatentActionLM(nn.Module):
         return self.inverse_dynamics(features.read(self.config.inverse_dynamics_reads), attention_mask)
 
     def label_actions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """a [B, T-1]: a_t = argmax of u at t + 1, the code that explains x_{t+1}."""
-        return self.inverse_dynamics_logits(self.features(input_ids, attention_mask), attention_mask)[:, 1:].argmax(-1)
+        """a [B, T-1]: a_t = argmax of u at t + 1, the code that explains x_{t+1} (spans are laid from each row's first token)."""
+        logits = self.inverse_dynamics_logits(self.features(input_ids, attention_mask), attention_mask)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.spans(real.bool()[:, :-1] & real.bool()[:, 1:]).labels(logits).argmax(-1)
+
+    def spans(self, mask: torch.Tensor) -> Spans:
+        """Where codes begin and end, given which positions [B, T-1] produce response tokens."""
+        return lay_spans(mask, self.config.span, self.config.look_ahead)
 
     def policy_logits(self, features: Features, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """pi [B, T, N], from the prefix alone."""

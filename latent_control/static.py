@@ -86,7 +86,7 @@ class StaticEngine(Engine):
         memory = self.memory
         assert isinstance(memory, StaticMemory)
         if memory.end == memory.capacity:
-            memory.start = memory.end - max(self._span(row) for row in self.rows_in if row is not None)
+            memory.start = memory.end - max(self._filled(row) for row in self.rows_in if row is not None)
             memory.reserve(before=0, after=1)
         memory.column.fill_(memory.end)
         self.seen.data[:, memory.end] = True  # of empty slots too: what sees nothing becomes NaN

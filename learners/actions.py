@@ -39,8 +39,9 @@ class ActionsStage(OfflineStage):
         usage = torch.zeros(self.model.config.num_actions, device=accelerator.device)
         for first in range(0, len(batch.input_ids), microbatch):
             part = batch.rows(first, min(first + microbatch, len(batch.input_ids)))
+            mask = part.response_mask[:, 1:]
             logits = self.model.inverse_dynamics_logits(self.model.features(part.input_ids))
-            usage += usage_of(logits[:, 1:][part.response_mask[:, 1:]])
+            usage += usage_of(self.model.spans(mask).labels(logits)[mask])
         usage = accelerator.reduce(usage, reduction="sum")
         return usage / usage.sum()
 
@@ -48,13 +49,14 @@ class ActionsStage(OfflineStage):
         """Loss of one microbatch."""
         mask = batch.response_mask[:, 1:]
         features = self.model.features(batch.input_ids)
-        logits = self.model.inverse_dynamics_logits(features)[:, 1:][mask]
-        codes, soft = straight_through_codes(logits, gumbel_temperature(self.settings, step.update), step.generator)
-        world = self.model.world_logits_from_codes(features.read("final")[:, :-1][mask], codes @ self.model.codebook)
+        spans = self.model.spans(mask)
+        logits = spans.labels(self.model.inverse_dynamics_logits(features))[mask]
+        codes, soft = straight_through_codes(logits[spans.first], gumbel_temperature(self.settings, step.update), step.generator)
+        world = self.model.world_logits_from_codes(features.read("final")[:, :-1][mask], (codes @ self.model.codebook)[spans.number])
         return latent_action_loss(
             token_nll(world, batch.input_ids[:, 1:][mask]),
             logits,
-            soft,
+            soft[spans.number],
             usage=usage_of(logits.detach()) / len(logits) if step.context is None else step.context,
             usage_weight=self.settings.usage_weight,
             entropy_weight=self.settings.entropy_weight,

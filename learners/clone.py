@@ -23,11 +23,15 @@ class CloneStage(OfflineStage):
         """The latent policy."""
         return self.model.policy.trainable()
 
+    def positions(self, batch: TokenBatch) -> torch.Tensor:
+        """Where a code is chosen."""
+        return self.model.spans(batch.response_mask[:, 1:]).starts.sum()
+
     def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
         """Loss of one microbatch."""
-        mask = batch.response_mask[:, 1:]
+        spans = self.model.spans(batch.response_mask[:, 1:])
         features = self.model.features(batch.input_ids)
         with torch.no_grad():
-            targets = self.model.inverse_dynamics_logits(features)[:, 1:][mask]
-        policy = self.model.policy_logits(features)[:, :-1][mask]
+            targets = spans.labels(self.model.inverse_dynamics_logits(features))[spans.starts]
+        policy = self.model.policy_logits(features)[:, :-1][spans.starts]
         return cloning_loss(policy, targets, soft=self.settings.targets == "soft", positions=step.positions)

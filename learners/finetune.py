@@ -30,9 +30,10 @@ class FinetuneStage(OfflineStage):
 
     @torch.no_grad()
     def _codes(self, features: Features, mask: torch.Tensor) -> torch.Tensor:
+        spans = self.model.spans(mask)
         if self.settings.codes == "policy":
-            return self.model.policy_logits(features)[:, :-1][mask].argmax(-1)
-        return self.model.inverse_dynamics_logits(features)[:, 1:][mask].argmax(-1)
+            return self.model.policy_logits(features)[:, :-1][spans.starts].argmax(-1)[spans.number]
+        return spans.labels(self.model.inverse_dynamics_logits(features))[mask].argmax(-1)
 
     def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
         """Cross-entropy of one microbatch."""

@@ -34,10 +34,14 @@ class ImproveOfflineStage(OfflineStage):
         """The latent policy."""
         return self.model.policy.trainable()
 
+    def positions(self, batch: TokenBatch) -> torch.Tensor:
+        """Tokens at which a code is chosen."""
+        return self.model.spans(batch.response_mask[:, 1:]).starts.sum()
+
     def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
         """Loss of one microbatch."""
         assert isinstance(batch, RolloutBatch)
-        mask, states = batch.response_mask[:, 1:], self.cache(batch)
+        mask, states = self.model.spans(batch.response_mask[:, 1:]).starts, self.cache(batch)
         weights = WEIGHTS[self.settings.method](batch.advantages, self.settings.temperature, self.settings.weight_cap)
         with torch.no_grad():
             reference = self._log_probs(self.reference, states, mask)

@@ -47,6 +47,10 @@ class OfflineStage(nn.Module):
         """What must be known of the whole batch before its microbatches; nothing by default."""
         return None
 
+    def positions(self, batch: TokenBatch) -> torch.Tensor:
+        """Number of positions the loss is a mean over."""
+        return batch.response_mask[:, 1:].sum()
+
     def finish(self) -> None:
         """Called once after the last update."""
 
@@ -131,7 +135,7 @@ def one_update(
     batch = batch.to(accelerator.device)
     rows = len(batch.input_ids)
     size = min(rows, settings.microbatch_size or rows)
-    positions = accelerator.reduce(batch.response_mask[:, 1:].sum().float(), reduction="mean").clamp(min=1)
+    positions = accelerator.reduce(stage.positions(batch).float(), reduction="mean").clamp(min=1)
     generator = torch.Generator(accelerator.device).manual_seed(rollout_seed(seed, update, accelerator.process_index))
     with gathered(stage), accelerator.autocast():
         context = stage.whole_batch(batch, accelerator, size)

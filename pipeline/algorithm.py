@@ -28,10 +28,11 @@ from latent_control.persistence import array_hash
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from pipeline import schedule
+from pipeline.heldout import heldout_requests
 from pipeline.pool import Answer, RolloutPool
 from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest
+from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest, RolloutSummary
 from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import make_board
 from rollout_workers.tasks import build_task
@@ -96,7 +97,7 @@ def algorithm_config(
     improve, cluster = config.improve, config.cluster
     assert improve is not None
     dtype = "bfloat16" if improve.mixed_precision == "bf16" else "float32"
-    settings = WorkerSettings(host=host, policy_dtype=dtype, task=config.task, rollout=config.rollout)
+    settings = WorkerSettings(host=host, policy_dtype=dtype, task=config.task, rollout=config.rollout, reward=config.reward)
     module = {
         "level": host.level,
         "checkpoint": host.checkpoint,
@@ -329,6 +330,8 @@ class LatentRL(Algorithm):
         tokens = sum(a.summary.tokens for a in answers)
         self._log("reward", sum(rewards) / max(1, len(rewards)))
         self._log("success", sum(s for a in answers for s in a.summary.successes) / rollouts)
+        for name, value in mean_parts([a.summary for a in answers]).items():
+            self._log(f"reward/{name}", value)
         self._log("failures", sum(a.summary.failures for a in answers))
         self._log("rollouts", rollouts)
         self._log("tokens", tokens)
@@ -361,6 +364,40 @@ class LatentRL(Algorithm):
 
     def _log(self, name: str, value: float) -> None:
         self.metrics.log_value(("improve", name), value, window=1)
+
+    def play_heldout(self) -> dict[str, float]:
+        """Held-out prompts played with the policy as published, sampled and greedy, beside training: it touches no random stream,
+        no prompt, no replay buffer and no metric of training.
+
+        Returns:
+            ``heldout_success`` and ``heldout_reward`` (sampled), ``heldout_greedy`` (success), and what it took.
+        """
+        started, seen = time.perf_counter(), len(self.pool.metrics)
+        run, prompts = self.run_config, self.improve.evaluate_prompts
+        means: dict[str, tuple[float, float]] = {}
+        tokens = 0
+        for mode, temperature in (("sampled", run.rollout.temperature), ("greedy", 0.0)):
+            # Requests of training have ids from 0 on.
+            requests = heldout_requests(run, prompts, run.rollout.num_workers, samples=1, temperature=temperature, first_id=-prompts)
+            self.pool.submit(requests)
+            answers = self.pool.take(request.request_id for request in requests)
+            self._check_hashes(answers)
+            tokens += sum(a.summary.tokens for a in answers)
+            rewards = [r for a in answers for r in a.summary.rewards if not math.isnan(r)]
+            means[mode] = (sum(s for a in answers for s in a.summary.successes) / prompts, sum(rewards) / max(1, len(rewards)))
+        if self.improve.mode == "sync":  # else answers of training have come in between
+            del self.pool.metrics[seen:]
+        self.pool.busy_seconds()
+        self.updated = time.perf_counter()
+        (success, reward), (greedy, _) = means["sampled"], means["greedy"]
+        seconds = self.updated - started
+        return {
+            "heldout_success": success,
+            "heldout_reward": reward,
+            "heldout_greedy": greedy,
+            "heldout_tokens": float(tokens),
+            "seconds_heldout": seconds,
+        }
 
     def publish(self, version: int) -> None:
         """Make the learner's weights the policy of all requests to come, and of those in flight where that is wanted."""
@@ -402,3 +439,10 @@ class LatentRL(Algorithm):
         """Put the replay buffer on the disk, then stop workers and learners."""
         self.flush_replay()
         super().cleanup()
+
+
+def mean_parts(summaries: Sequence[RolloutSummary]) -> dict[str, float]:
+    """Mean of each part of the score over the judged rollouts of several requests."""
+    judged = [(s.rollouts - s.failures, s.part_means) for s in summaries if s.part_means]
+    total = sum(count for count, _ in judged)
+    return {name: sum(count * means[name] for count, means in judged) / total for name in judged[0][1]} if judged else {}

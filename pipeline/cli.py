@@ -1,6 +1,7 @@
 """The command line, ``latent-control``. Nothing heavy is imported before a command needs it: ``--help`` is instant.
 
-Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 130 interrupted.
+Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 3 done, but a gate of the config failed
+(docs/evaluation.md); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import typer
 if TYPE_CHECKING:
     from configs.schema import RunConfig
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
 RUN_CONFIG = "config.yaml"
 
@@ -48,7 +49,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; m
 def latent_control(debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also by {DEBUG}=1).")] = False) -> None:
     """Teach a language model latent actions, then improve it by reinforcement learning over them.
 
-    Exit codes: 0 done, 1 failed while working, 2 wrong config or usage (nothing was started), 130 interrupted.
+    Exit codes: 0 done, 1 failed while working, 2 wrong config or usage (nothing was started), 3 done, but a gate of the config failed,
+    130 interrupted.
     """
     if debug:
         os.environ[DEBUG] = "1"
@@ -68,8 +70,7 @@ def run(
         from pipeline.run import run as run_stages
     with sentences(FAILED, resumable=folder):
         done = run_stages(settings, folder, quiet)
-    if not quiet:
-        typer.echo(closing_words(done))
+    finish(done, quiet)
 
 
 @app.command()
@@ -85,8 +86,7 @@ def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Fold
         from pipeline.run import resume as resume_stages
     with sentences(FAILED, resumable=folder):
         done = resume_stages(folder, quiet)
-    if not quiet:
-        typer.echo(closing_words(done))
+    finish(done, quiet)
 
 
 @app.command()
@@ -97,7 +97,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sampled pass.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Play held-out prompts with a run's models, or with one checkpoint."""
+    """Play held-out prompts with a run's models, or with one checkpoint. Exit code 3 when a gate of the config fails."""
     target = target.absolute()
     with sentences(USAGE):
         _existing(target)
@@ -107,6 +107,7 @@ def evaluate(
     with sentences(FAILED), redirect_stdout(sys.stderr):
         result = evaluate_target(target, config=settings, prompts=prompts)
     typer.echo(json.dumps(result, indent=2) if as_json else result_table(result))
+    pass_gates(result.get("gates"), quiet=as_json)
 
 
 @app.command("off-policy")
@@ -262,10 +263,33 @@ def _stage_line(config: RunConfig, stage: str) -> str:
     return f"{section.updates} updates of {section.batch_size} sequences ({data}){codes}"
 
 
+def finish(run_dir: Path, quiet: bool) -> None:
+    """The last words of a run, then the gates."""
+    if not quiet:
+        typer.echo(closing_words(run_dir))
+    pass_gates(_summary(run_dir).get("gates"), quiet)
+
+
+def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
+    """Each gate's verdict with its value, the failed ones to stderr; exits with 3 when one failed."""
+    for verdict in gates["verdicts"] if gates else ():
+        found = "not measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
+        word = "passed" if verdict["passed"] else "FAILED"
+        if not (quiet and verdict["passed"]):
+            typer.echo(f"gate {word}: {verdict['gate']}  ({verdict['variant']}: {found})", err=not verdict["passed"])
+    if gates and not gates["passed"]:
+        raise typer.Exit(GATES)
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "summary.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
 def closing_words(run_dir: Path) -> str:
     """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
-    path = run_dir / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary = _summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
     return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
@@ -283,7 +307,45 @@ def result_table(result: dict[str, Any]) -> str:
     lines += [
         f"{name}: " + ", ".join(_difference(p, d) for p, d in passes.items()) for name, passes in result.get("differences", {}).items()
     ]
-    return "\n".join([*lines, f"{result['prompts']} held-out prompts, each played once sampled and once greedy"])
+    samples = result.get("samples_per_prompt", 1)
+    times = "once" if samples == 1 else f"{samples} times"
+    lines += [*_more(rows), *_slice_lines(rows)]
+    return "\n".join([*lines, f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"])
+
+
+# Shown below the table, where measured: name in the evaluation, format.
+SHOWN: tuple[tuple[str, str], ...] = (
+    ("semantic_diversity", ".3f"),
+    ("distinct_2", ".3f"),
+    ("differing_pairs_successful", ".3f"),
+    ("nll", ".3f"),
+    ("nll_rise", "+.3f"),
+)
+SHOWN += (("kl_to_base", ".3f"), ("code_perplexity", ".1f"), ("coverage", ".3f"))
+
+
+def _more(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """One line for each other measure: its value for every variant that has it."""
+    passes = sorted({key for row in rows.values() for key in row if key.startswith("pass_at_") and not key.endswith("_interval")}, key=_k)
+    for key, form in (*((key, ".3f") for key in passes), *SHOWN):
+        values = [f"{name} {row[key]:{form}}" for name, row in rows.items() if row.get(key) is not None]
+        if values:
+            yield f"{key}: {', '.join(values)}"
+
+
+def _k(name: str) -> int:
+    return int(name.removeprefix("pass_at_"))
+
+
+def _slice_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The largest gap of every variant by field, sampled."""
+    for name, row in rows.items():
+        for field, gaps in row.get("slice_gaps", {}).items():
+            if (gap := gaps["sampled"]) is not None:
+                yield (
+                    f"slice_gap of {name} by {field}: {gap['gap']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}; by chance below "
+                    f"{gap['by_chance']:.3f}), best {gap['largest']}, worst {gap['smallest']}"
+                )
 
 
 def aligned(table: list[list[str]]) -> list[str]:
@@ -342,6 +404,13 @@ def _versions(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def run_folder(folder: Path) -> None:
+    """``ValueError`` or ``FileNotFoundError`` unless ``folder`` is a run folder."""
+    _existing(folder)
+    if not (folder / RUN_CONFIG).is_file():
+        raise ValueError(f"{folder} is no run folder: it has no {RUN_CONFIG}; give the folder of a run")
+
+
 def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:
     """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
     from configs.loading import load_config
@@ -381,6 +450,9 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
+    from pipeline import cli_evidence  # its commands join ``app``
+
+    assert cli_evidence.cli.app is app
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

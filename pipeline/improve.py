@@ -19,6 +19,7 @@ from pipeline.algorithm import LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
 from pipeline.replay import ReplayActor
+from pipeline.runlog import total
 from rollout_workers.episodes import HostSpec
 
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
@@ -88,6 +89,7 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
         finally:
             algorithm.stop()
     metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+    metrics |= {"tokens": total(context.log.path, stage, "tokens"), "parameters_trained": float(sum(w.size for w in weights.values()))}
     _finish(context, stage, source, start, weights, metrics)
     return StageResult(checkpoint=context.result(stage), metrics=metrics)
 
@@ -114,6 +116,8 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
         for update in range(algorithm.policy.version + 1, improve.updates + 1):
             metrics = update_metrics(algorithm.train())
             rewards.append(metrics["reward"])
+            if improve.evaluate_every is not None and (update % improve.evaluate_every == 0 or update == improve.updates):
+                metrics |= algorithm.play_heldout()
             context.log.log(stage, update, metrics)
             if update % improve.checkpoint_every == 0 and update < improve.updates:
                 _save(context, stage, update, algorithm, rewards)

@@ -113,7 +113,7 @@ def build_stage(job: OfflineJob) -> OfflineStage:
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
     """New modules beside the base LM, as the ``actions`` section shapes them."""
     shape = ("num_actions", "head", "inverse_dynamics_layers", "merge_layers", "policy_layers", "inverse_dynamics_reads", "policy_reads")
-    arguments = {name: getattr(settings, name) for name in shape}
+    arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}
     return LatentActionLM.from_base(base, dtype=dtype, trust_remote_code=config.base.trust_remote_code, seed=config.seed, **arguments)
 
 
@@ -214,6 +214,9 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     if final and job.stage in ("clone", "reclone", "finetune") and evaluation is not None and evaluation.marginal_sequences:
         rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
         found |= marginal_measures(model, heldout[:rows])
+    if final:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
+        found["parameters_trained"] = float(trained)
     return found
 
 

@@ -56,14 +56,23 @@ def check(config: RunConfig) -> Findings:
 
 def _task(config: RunConfig, errors: list[str]) -> Task | None:
     from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.rewards import unknown_parts
 
     try:
         task = build_task(config.task)
         if not len(task.prompts("train")) or not len(task.prompts("heldout")):
             errors.append(f"task: {config.task.name} with these options has no prompts; widen task.options")
+        errors += unknown_parts(task, config.reward)
     except ValueError as error:
         errors.append(_placed("task", error))
         return None
+    if config.evaluation is not None and config.evaluation.slices:
+        from pipeline.slices import field_problems
+
+        prompts = task.prompts("heldout")
+        errors += field_problems(
+            config.evaluation.slices, [prompts[i].metadata for i in range(min(config.evaluation.prompts, len(prompts)))]
+        )
     return task
 
 

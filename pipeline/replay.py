@@ -30,9 +30,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.durable import fsync_file, fsync_folder, sealed, sha256_file, unseal, write_atomic
+from pipeline.outcomes import Outcome
 from rollout_workers.episodes import Rollout
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+OLDER = {2: ("reward_hash",)}
+"""Schema versions that are read too, with the columns that their shards lack."""
 ROW_GROUP = 256
 MANIFEST = "_manifest.json"
 QUARANTINE = "_quarantine"
@@ -66,6 +69,7 @@ SCHEMA = pa.schema(
         _field("finish_reason", pa.string(), "stop (end token) or length (cut off)"),
         _field("reward", pa.float64(), "the verifier's score; null when it failed", nullable=True),
         _field("reward_parts", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
+        _field("reward_hash", pa.string(), "names the definition of the reward (task, options, weights); empty before schema version 3"),
         _field("success", pa.bool_(), "the verifier's full mark"),
         _field("failure_kind", pa.string(), "class of the verifier's failure; null when it judged", nullable=True),
         _field("failure", pa.string(), "'kind: message' of the verifier's failure; null when it judged", nullable=True),
@@ -78,6 +82,22 @@ SCHEMA = pa.schema(
         _field("seed", pa.int64(), "of this rollout's own random stream"),
         _field("worker", pa.int32(), "index of the rollout worker"),
         _field("created", pa.timestamp("us", tz="UTC"), "when it was finished"),
+    ]
+)
+
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        _field("variant", pa.string(), "which model answered: base, cloned, finetuned, improved, token_level"),
+        _field("mode", pa.string(), "sampled or greedy"),
+        _field("prompt_id", pa.string(), "<task>/heldout/<index>"),
+        _field("sample", pa.int32(), "0 to samples_per_prompt - 1; 0 when greedy"),
+        _field("success", pa.bool_(), "the verifier's full mark"),
+        _field("reward", pa.float64(), "the verifier's score; null when it failed", nullable=True),
+        _field("reward_parts", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
+        _field("response", pa.string(), "what the model generated, without special tokens"),
+        _field("prompt", pa.string(), "what the model was given, before the chat template"),
+        _field("new_tokens", pa.int32(), "generated tokens, the end token included"),
     ]
 )
 
@@ -332,10 +352,20 @@ class ReplayReader:
 
     def _read(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
         wanted = list(columns) if self._min_reward is None or "reward" in columns else [*columns, "reward"]
-        table = self._open(number).read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None)
+        table = _completed(
+            self._open(number).read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None), wanted
+        )
         if self._min_reward is not None:
             table = table.filter(pc.greater_equal(table["reward"], self._min_reward))
         return table.select(columns)
+
+
+def _completed(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
+    """``table`` with empty texts for the columns that an older shard lacks."""
+    for name in wanted:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.array([""] * len(table), pa.string()))
+    return table.select(wanted)
 
 
 def _take(table: pa.Table, order: pa.Array) -> pa.Table:
@@ -442,11 +472,13 @@ def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
         raise ValueError(f"it is no readable Parquet file: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(about, dict):
         raise ValueError("it carries no replay schema: not written by this buffer")
-    if about.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"it has schema version {about.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
+    version = about.get("schema_version")
+    if version != SCHEMA_VERSION and version not in OLDER:
+        known = ", ".join(map(str, sorted([*OLDER, SCHEMA_VERSION])))
+        raise ValueError(f"it has schema version {version!r}, this version reads {known}")
     if about.get("run_id") != run_id:
         raise ValueError(f"it belongs to run {about.get('run_id')!r}, not to {run_id!r}")
-    if not schema.equals(SCHEMA):
+    if not schema.equals(pa.schema([f for f in SCHEMA if f.name not in OLDER.get(version, ())])):
         raise ValueError("its columns are not those of the replay schema")
     kept = ("schema_version", "run_id", "rows", "min_policy_version", "max_policy_version")
     found = {"name": path.name, "sha256": digest, "bytes": path.stat().st_size} | {key: about[key] for key in kept}
@@ -475,3 +507,23 @@ def _quarantine(root: Path, path: Path, reason: str) -> Quarantined:
 def _read_column(shard: Shard, name: str) -> list[Any]:
     with pq.ParquetFile(shard.path, metadata=shard.footer) as file:
         return file.read(columns=[name]).column(0).to_pylist()
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """The judged responses of an evaluation as one Parquet file (``OUTCOME_SCHEMA``), put at ``path`` whole."""
+    columns = {name: [getattr(outcome, name) for outcome in outcomes] for name in OUTCOME_SCHEMA.names}
+    columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=OUTCOME_SCHEMA), buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """What ``write_outcomes`` wrote; ``ValueError`` when it is no such file."""
+    try:
+        rows = pq.read_table(path, schema=OUTCOME_SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is no evaluation file ({str(error).partition(chr(10))[0]}); make it again: latent-control evaluate"
+        ) from error
+    return [Outcome(**row | {"reward_parts": dict(row["reward_parts"])}) for row in rows]

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,14 @@ from configs.schema import RunConfig
 from pipeline import checkpoints
 from pipeline.bases import resolve_base
 from pipeline.context import StageContext, StageResult
+from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
+from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
+from pipeline.outcomes import OUTCOMES
 from pipeline.runlog import RunLog
 from pipeline.tracking import Tracker
 from rollout_workers.tasks import build_task
+from rollout_workers.tasks.rewards import reward_hash
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -142,7 +146,9 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
         source = result.checkpoint if stage.passes_on else source
         write_json(run_dir / SUMMARY, summary)
     if config.evaluation is not None and source is not None:
-        summary["evaluation"] = evaluate_stage(context, tracker, summary)
+        summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
+        if config.gates:
+            summary["gates"] = judgement(verdicts)
         write_json(run_dir / SUMMARY, summary)
     log.close()
     return run_dir
@@ -186,7 +192,8 @@ def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[No
     """An MLflow run around a block, honest about how it ended."""
     config = context.config
     algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
-    tracker.start(stage, params=config.model_dump(mode="json"), tags={"algorithm": algorithm, "seed": str(config.seed)})
+    tags = {"algorithm": algorithm, "seed": str(config.seed), "reward_hash": reward_hash(config.task, config.reward)}
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield
@@ -198,8 +205,8 @@ def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[No
         tracker.finish(status)
 
 
-def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, Any]) -> dict[str, Any]:
-    """The last stage: all variants on the same held-out prompts."""
+def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, Any]) -> tuple[dict[str, Any], list[Verdict]]:
+    """The last stage: all variants on the same held-out prompts, and what the gates say to that."""
     from pipeline.evaluation import evaluate as play
     from pipeline.evaluation import variants
 
@@ -208,13 +215,31 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
     with tracking(context, tracker, "evaluate"):
         hosts = variants(config, stages)
-        result = play(config, hosts, prompts=config.evaluation.prompts, say=lambda text: context.log.message(f"evaluate {text}"))
+        result = play(
+            config,
+            hosts,
+            prompts=config.evaluation.prompts,
+            say=lambda text: context.log.message(f"evaluate {text}"),
+            outcomes_file=context.run_dir / OUTCOMES,
+        )
+        add_costs(config, result, summary["stages"])
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         with context.log.stage("evaluate", 1):
             context.log.log("evaluate", 1, numbers)
         write_json(context.run_dir / "evaluation.json", result)
-        tracker.artifact(context.run_dir / "evaluation.json")
-    return result
+        for name in ("evaluation.json", OUTCOMES):
+            tracker.artifact(context.run_dir / name)
+        verdicts = judge(config.gates, result, final_of(result))
+        tracker.tag(tags(verdicts) if verdicts else {})
+    return result, verdicts
+
+
+def add_costs(config: RunConfig, result: dict[str, Any], stages: Mapping[str, Any]) -> None:
+    """Put into each variant's row what it cost to make."""
+    level = config.improve.level if config.improve is not None else "latent"
+    for name, cost in variant_costs(stages, level=level).items():
+        if name in result:
+            result[name] |= cost
 
 
 def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> dict[str, Any]:
@@ -235,11 +260,16 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if (target / CONFIG).is_file():
-        done = {p.stem: (target / json.loads(p.read_text())["checkpoint"]).resolve() for p in sorted((target / "stages").glob("*.json"))}
-        hosts = variants(config, done)
+        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / "stages").glob("*.json"))}
+        hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
     else:
+        records = {}
         hosts = {"base": HostSpec(level="base", checkpoint=first_base(config, {}), **common), target.name: checkpoint_host(target, common)}
-    return play(config, hosts, prompts=count, say=lambda text: print(text, flush=True))
+    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True))
+    add_costs(config, result, records)
+    if gates := applicable(config.gates, result):
+        result["gates"] = judgement(judge(gates, result, final_of(result)))
+    return result
 
 
 def write_json(path: Path, value: Any) -> None:

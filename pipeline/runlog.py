@@ -136,6 +136,12 @@ class _Progress:
         return Group(*parts)
 
 
+def total(path: Path, stage: str, metric: str) -> float:
+    """Sum of ``metric`` over the steps of ``stage`` in a ``metrics.jsonl``: earlier starts of the run count too."""
+    records = (_record(line) for line in path.read_bytes().splitlines(keepends=True))
+    return sum(float(r.get(metric) or 0.0) for r in records if r is not None and r.get("stage") == stage)
+
+
 class RunLog:
     """Writes ``run_dir/metrics.jsonl`` and shows how the run gets on.
 

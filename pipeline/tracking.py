@@ -224,6 +224,12 @@ class Tracker:
             run = self._run
             self._outbox.put(f"artifact {path}", lambda: run.artifact(path, folder))
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Tag the stage's run."""
+        if self._outbox is not None and self._run is not None and tags:
+            run, wanted = self._run, {_key(name)[:250]: value[:_LONGEST_TAG] for name, value in tags.items()}
+            self._outbox.put(f"tags of {run.name}", lambda: run.tag(wanted))
+
     def dataset(self, path: Path, name: str) -> None:
         """Note that the run read the data at ``path`` (nothing is copied)."""
         if self._outbox is not None and self._run is not None:
@@ -244,6 +250,27 @@ class Tracker:
         """Let the thread end; ``finish`` first."""
         if self._outbox is not None:
             self._outbox.close()
+
+
+def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
+    """Store a copy of a file with a stage's run that is over; returns "" or why that was not done."""
+    record = read_record(run_dir)
+    if not settings.enabled or record is None:
+        return "the run was not tracked"
+    run_id = record["runs"].get(stage) or next(iter(record["runs"].values()), None)
+    uri = tracking_uri(settings.uri, run_dir)
+    if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
+        return f"there is no such run in {without_password(uri)}"
+    _import_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        MlflowClient(tracking_uri=uri).log_artifact(run_id, str(path))
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
+    return ""
 
 
 def _import_mlflow() -> None:
@@ -377,6 +404,13 @@ class _Run:
             raise FileNotFoundError(f"there is no file {path}")
         if self.id:
             self._store.client.log_artifact(self.id, str(path), folder)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags; those of an earlier start are replaced."""
+        from mlflow.entities import RunTag
+
+        if self.id:
+            self._store.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def dataset(self, path: Path, name: str) -> None:
         """Note an input; its digest is that of the names and sizes of its files."""

@@ -29,6 +29,7 @@ from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import Follower
 from rollout_workers.tasks import Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
+from rollout_workers.tasks.rewards import Response, judge, reward_hash
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
     def make_env(self) -> None:
         """Load language model, tokenizer and task: what stands in for an environment."""
         self.task = build_task(self.settings.task)
+        self.reward_hash = reward_hash(self.settings.task, self.settings.reward)
         self.policy_dtype: torch.dtype = getattr(torch, self.settings.policy_dtype)
         self.hosted = self.settings.host
         self.engine = self._load(self.hosted) if self.hosted else None
@@ -156,8 +158,18 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         seeds, limit = (0,) * len(prompts), self.settings.rollout.max_new_tokens  # greedy decoding draws nothing
         job = DecodeJob(prompts=tuple(encoded), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
         generation = engine.generate(job)
-        verdicts = [self.task.score(prompt, _text(engine, generation, row)) for row, prompt in enumerate(prompts)]
+        verdicts = [self._judge(engine, prompt, generation, row) for row, prompt in enumerate(prompts)]
         return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
+
+    def _judge(self, engine: RolloutEngine, prompt: Prompt, generation: Generation, row: int) -> Score | Failure:
+        """The verdict on a row of a generation, its reward as the config weighs it."""
+        response = Response(
+            text=_text(engine, generation, row),
+            new_tokens=int(generation.lengths[row]),
+            limit=self.settings.rollout.max_new_tokens,
+            stopped=generation.finish_reasons[row] == "stop",
+        )
+        return judge(self.task, self.settings.reward, prompt, response)
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
@@ -176,6 +188,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             rewards=tuple(float("nan") if r.reward is None else r.reward for r in rollouts),
             successes=tuple(r.success for r in rollouts),
             seconds=time.perf_counter() - started,
+            part_means=_part_means(rollouts),
         )
         return rollouts, (summary, self.get_metrics())
 
@@ -236,7 +249,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         length = int(generation.lengths[row])
         tokens = generation.tokens[row, :length].int().cpu().numpy()
         text = _text(engine, generation, row)
-        verdict = self.task.score(prompt, text)
+        verdict = self._judge(engine, prompt, generation, row)
         score = verdict if isinstance(verdict, Score) else None
         versions = generation.versions[row, :length].int().cpu().numpy()
         mixed = request.board is not None and versions[0] != versions[-1]
@@ -267,6 +280,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             seed=seed,
             worker=self.worker_index,
             created=time.time(),
+            reward_hash=self.reward_hash,
             action_versions=versions if mixed else np.empty(0, np.int32),
             baseline=baseline,
             features=self._shipped(generation, row),
@@ -279,6 +293,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             return None
         features = generation.features[row].cpu()
         return features.view(torch.uint16).numpy() if features.dtype == torch.bfloat16 else features.numpy()
+
+
+def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Of the rollouts that were judged; all of them have the same parts."""
+    judged = [r.reward_parts for r in rollouts if r.failure is None]
+    return {name: sum(parts[name] for parts in judged) / len(judged) for name in judged[0]} if judged else {}
 
 
 def _text(engine: RolloutEngine, generation: Generation, row: int) -> str:

@@ -98,6 +98,7 @@ class Rollout:
     reward: float | None
     """``None`` when the verifier failed: the rollout is masked and counted, never scored 0."""
     reward_parts: Mapping[str, float]
+    """Named parts of the score, the generic ones included."""
     success: bool
     failure: str | None
     """"kind: message" of a verifier failure."""
@@ -113,6 +114,8 @@ class Rollout:
     """Unix time, seconds."""
     action_versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """int32 [T], the policy version that chose each action; empty where ``policy_version`` chose all."""
+    reward_hash: str = ""
+    """Names the definition that ``reward`` follows (task, options, weights)."""
     baseline: float | None = None
     """Reward of the prompt's greedy rollout, where one was asked for and judged; travels to the learner, not to Parquet."""
     features: np.ndarray | None = None
@@ -137,3 +140,5 @@ class RolloutSummary:
     successes: tuple[bool, ...]
     """Per rollout, in the request's order (prompts outer, group inner)."""
     seconds: float
+    part_means: Mapping[str, float] = field(default_factory=dict)
+    """Mean of each part of the score over the rollouts that were judged."""

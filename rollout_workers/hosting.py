@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from configs.schema import Reward as RewardSettings
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
 from latent_control.actors import Actor, base_actor, latent_actor
@@ -29,6 +30,7 @@ class WorkerSettings:
     """"float32" or "bfloat16"."""
     task: TaskSettings
     rollout: RolloutSettings
+    reward: RewardSettings = field(default_factory=RewardSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

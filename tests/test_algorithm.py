@@ -148,6 +148,20 @@ def test_failed_verdicts_are_counted_and_masked(fresh: LatentRL, monkeypatch: py
     assert all((r.reward is None) == (r.text == "") == (r.failure == "empty: nothing was generated") for _, _, rs in given for r in rs)
 
 
+def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undisturbed: Undisturbed) -> None:
+    """Same rewards and weights to the last bit as without; the same policy gets the same result however often it plays."""
+    fresh.run_config = fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"evaluate_prompts": 6})})
+    rewards, plays = [], [fresh.play_heldout(), fresh.play_heldout()]
+    for _ in range(3):
+        rewards += [m["reward"] for m in train(fresh, 1)]
+        plays.append(fresh.play_heldout())
+    assert rewards == undisturbed[0]
+    assert same(fresh.weights, undisturbed[1])
+    results = [{name: value for name, value in play.items() if name != "seconds_heldout"} for play in plays]
+    assert results[0] == results[1] != results[-1]
+    assert all(0 <= r["heldout_reward"] <= 1 and r["heldout_tokens"] >= 12 for r in results)
+
+
 # -- repeatability ----------------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +338,7 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
     algorithm: Algorithms, config: Config, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     one = algorithm(config(improve={"algorithm": name}, rollout={"num_workers": 1}))
-    two = algorithm(config(improve={"algorithm": name}, cluster={"num_learners": 2}))
+    two = algorithm(config(improve={"algorithm": name}, rollout={"num_workers": 1}, cluster={"num_learners": 2}))
     with consumed(two, monkeypatch) as given:
         train(two, 2)
     first, second = learner_weights(two)

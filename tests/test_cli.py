@@ -226,6 +226,15 @@ class TestPreflight:
         ]
 
 
+class TestSlices:
+    def test_an_unknown_field_is_an_error_that_lists_the_fields(self, config_file):
+        text = TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}") + "actions: {}\nclone: {}\n"
+        errors, _ = preflight.check(load_config(config_file(text)))
+        assert errors == [
+            "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there are: numbers, target"
+        ]
+
+
 class TestRunResumeEvaluate:
     def test_run_makes_a_folder_name_and_hands_the_config_over(self, config_file, fake_stages, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
@@ -289,6 +298,41 @@ class TestRunResumeEvaluate:
         ]
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
         assert json.loads(done.stdout)["base"]["greedy"] == 0.5
+
+    GATES = {  # noqa: RUF012
+        "passed": False,
+        "verdicts": [
+            {"gate": "success >= 0.2", "variant": "improved", "value": 0.25, "passed": True, "tag": ""},
+            {"gate": "coverage > 0.5", "variant": "improved", "value": None, "passed": False, "tag": ""},
+        ],
+    }
+
+    @pytest.mark.parametrize("command", ["run", "resume"])
+    def test_a_failed_gate_is_3_after_the_run_is_done(self, command, config_file, fake_stages, tmp_path, monkeypatch):
+        path, folder = config_file(TRAINS_A_BASE), tmp_path / "r"
+
+        def work(*arguments):
+            folder.mkdir(exist_ok=True)
+            (folder / "summary.json").write_text(json.dumps({"gates": self.GATES}))
+            return folder
+
+        fake_stages.run = fake_stages.resume = work
+        if command == "resume":
+            folder.mkdir()
+            (folder / "config.yaml").touch()
+        arguments = ["run", str(path), "--run-dir", str(folder)] if command == "run" else ["resume", str(folder)]
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 3
+        assert done.stdout.splitlines()[0] == f"run folder: {folder}"
+        assert done.stdout.splitlines()[-1] == "gate passed: success >= 0.2  (improved: 0.25)"
+        assert done.stderr == "gate FAILED: coverage > 0.5  (improved: not measured)\n"
+
+    def test_evaluate_obeys_the_gates_too(self, fake_stages, tmp_path):
+        plain = fake_stages.evaluate
+        fake_stages.evaluate = lambda target, *, config, prompts: plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
+        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
+        assert done.exit_code == 3
+        assert json.loads(done.stdout)["gates"] == self.GATES
 
     def test_evaluate_with_a_seed_takes_the_runs_own_config(self, fake_stages, config_file, tmp_path):
         config_file(TRAINS_A_BASE, "config.yaml")

@@ -291,7 +291,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "foreign place": (lambda f: shutil.copy(shards(f)[0], f / "mine.parquet"), "outside of the run=<id> folders", False),
     "no Parquet": (lambda f: (f / "run=a" / "part-00000009-2d711642.parquet").write_bytes(b"x"), "no readable Parquet file", False),
     "foreign schema": (lambda f: foreign(f / "run=a" / "x.parquet"), "carries no replay schema", False),
-    "later schema": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=3), "schema version 3, this version reads 2", False),
+    "later schema": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=4), "schema version 4, this version reads 2, 3", False),
     "other columns": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=2, run_id="a"), "not those of the replay schema", False),
     "of another run": (wrong_run, "belongs to run 'b', not to 'a'", False),
 }
@@ -367,3 +367,18 @@ def test_actor_stores_what_is_behind_references(tmp_path: Path, monkeypatch: pyt
     assert (added.rows, added.duplicates, len(added.lost)) == (20, 5, 1)
     assert actor.close() == 20
     assert sorted(ids(ReplayReader(tmp_path).rows())) == list(range(20))
+
+
+def test_outcomes_of_an_evaluation_come_back(tmp_path: Path) -> None:
+    from pipeline.outcomes import Outcome
+    from pipeline.replay import write_outcomes
+
+    common = {"variant": "base", "mode": "sampled", "prompt_id": "t/heldout/3", "response": "a", "prompt": "q", "new_tokens": 2}
+    judged = Outcome(**common, sample=0, success=True, reward=0.5, reward_parts={"form": 1.0, "sum": 0.0})
+    failed = Outcome(**common, sample=1, success=False, reward=None, reward_parts={})
+    write_outcomes(tmp_path / "e.parquet", [judged, failed])
+    table = pd.read_parquet(tmp_path / "e.parquet")
+    assert list(table.columns) == list(Outcome.__dataclass_fields__)
+    assert table["sample"].tolist() == [0, 1] and table.success.tolist() == [True, False]
+    assert table.reward[0] == 0.5 and pd.isna(table.reward[1])
+    assert [dict(parts) for parts in table.reward_parts] == [{"form": 1.0, "sum": 0.0}, {}]

@@ -117,6 +117,50 @@ def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tm
     assert json.loads(call("off-policy", str(learned), "--replay", str(learned), "--json"))["verdict"] == "unknown"
 
 
+def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
+    """Every measure, the stored outcomes, the held-out curve, and exit code 3 with all of it written."""
+    run_dir = tmp_path / "gated"
+    measures = ["evaluation.samples_per_prompt=4", "evaluation.pass_at=[1, 4]", "evaluation.slices=[target, numbers]"]
+    measures += ["evaluation.slice_minimum=2", f"evaluation.embedder={ROOT / 'configs/models/countdown-1m'}"]
+    curve = ["improve.updates=3", "improve.evaluate_every=2", "improve.evaluate_prompts=8"]
+    gates = "gates=['base.greedy >= 0', 'success >= 2']"
+    done = subprocess.run(
+        command("run", QUICKSTART, *SMALL, *TINY_RL, *measures, *curve, gates, "--run-dir", str(run_dir)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert "gate FAILED: success >= 2  (improved: " in done.stderr and "gate passed: base.greedy >= 0" in done.stdout
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert [v["passed"] for v in summary["gates"]["verdicts"]] == [True, False] and not summary["gates"]["passed"]
+    rows = pd.read_parquet(run_dir / "evaluation.parquet")
+    for name in ("base", "cloned", "improved"):
+        found, own = summary["evaluation"][name], rows[rows.variant == name]
+        sampled = own[own["mode"] == "sampled"]
+        assert len(sampled) == 64 and sorted(sampled["sample"].unique()) == [0, 1, 2, 3] and (own["mode"] == "greedy").sum() == 16
+        solved = sampled.groupby("prompt_id").success
+        assert found["pass_at_1"] == pytest.approx(found["sampled"]) and found["sampled"] == pytest.approx(solved.mean().mean())
+        assert found["pass_at_4"] == pytest.approx(solved.max().mean())
+        assert sum(s["prompts"] for s in found["slices"]["target"].values()) == 16 and list(found["slices"]["numbers"]) == ["length 3"]
+        assert found["semantic_diversity"] >= 1.0 and 0 < found["distinct_2"] <= 1
+        assert found["sampled_tokens"] == pytest.approx(sampled.new_tokens.mean())
+    evaluation = summary["evaluation"]
+    assert evaluation["base"]["nll_rise"] == 0 < evaluation["cloned"]["kl_to_base"]
+    assert 1 <= evaluation["improved"]["code_perplexity"] <= 64 and 0 <= evaluation["improved"]["coverage"] <= 1
+    assert evaluation["improved"]["cost_tokens"] == pd.read_parquet(run_dir / "replay").length.sum()
+    assert evaluation["improved"]["cost_seconds"] > evaluation["cloned"]["cost_seconds"] > evaluation["base"]["cost_seconds"] == 0
+    lines = metrics(run_dir, "improve")
+    assert [r["step"] for r in lines if "heldout_success" in r] == [2, 3]
+    again = subprocess.run(
+        command("evaluate", str(run_dir / "checkpoints/improve"), "--prompts", "8", "--json"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 3
+    assert json.loads(again.stdout)["gates"]["verdicts"][1]["variant"] == "improve"
+    assert json.loads(again.stdout)["improve"]["nll"] == evaluation["improved"]["nll"]
+
+
 def killed_during_improve(run_dir: Path, arguments: list[str], step: int) -> None:
     """Start a run and kill -9 it once ``step`` updates are logged."""
     process = subprocess.Popen(

@@ -29,6 +29,19 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_total_adds_up_a_stage_and_passes_over_torn_lines(tmp_path: Path) -> None:
+    from pipeline.runlog import total
+
+    lines = [
+        {"stage": "improve", "tokens": 3.0},
+        {"stage": "clone", "tokens": 5.0},
+        {"stage": "improve"},
+        {"stage": "improve", "tokens": None},
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]) + '{"stage": "improve", "tokens": 9')
+    assert total(tmp_path / "m.jsonl", "improve", "tokens") == 6.0
+
+
 def test_each_step_is_a_line_at_once_and_goes_to_the_tracker(tmp_path: Path) -> None:
     tracker = Tracked()
     log = RunLog(tmp_path / "run", quiet=True, tracker=tracker)

@@ -49,6 +49,8 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     (run_dir / "a.txt").write_text("hello")
     tracker.artifact(run_dir / "a.txt", "checkpoint")
     tracker.dataset(run_dir, "replay")
+    tracker.tag({"gates": "failed", "gate: success at least 0.6": "failed (0.5)"})
+    tracker.tag({"gates": "passed"})
     tracker.finish("FINISHED")
     run = client(runs).get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -58,6 +60,7 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     assert "secret" not in json.dumps(run.data.params)
     tags = run.data.tags
     assert (tags["group"], tags["stage"], tags["algorithm"], tags["seed"], tags["team"]) == ("one", "improve", "grpo", "3", "x")
+    assert (tags["gates"], tags["gate: success at least 0.6"]) == ("passed", "failed (0.5)"), "the later one counts"
     assert "mlflow.parentRunId" not in tags
     assert curve(runs, run_id, "reward") == [(1, 0.5), (2, 0.75)]
     assert curve(runs, run_id, "rewards/max_") == [(1, 1.0)]

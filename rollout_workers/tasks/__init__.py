@@ -6,6 +6,7 @@ import difflib
 
 from configs.schema import Task as TaskConfig
 from rollout_workers.tasks.countdown import Countdown, countdown_options
+from rollout_workers.tasks.jsonl import Jsonl, jsonl_options
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task
 from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 
@@ -19,8 +20,12 @@ def build_task(config: TaskConfig) -> Task:
         if config.shots:
             raise ValueError(f"task.shots is {config.shots}, but countdown has no few-shot examples; set task.shots to 0")
         return Countdown(countdown_options(config.options))
+    if config.name == "jsonl":
+        if config.shots:
+            raise ValueError(f"task.shots is {config.shots}, but jsonl has no few-shot examples; put them into the prompts")
+        return Jsonl(jsonl_options(config.options))
     if family == "reasoning_gym":
         return build_reasoning_gym(dataset, config.options, shots=config.shots)
-    near = difflib.get_close_matches(family, ("countdown", "reasoning_gym"), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(family, ("countdown", "jsonl", "reasoning_gym"), n=1, cutoff=0.5)
     hint = f"did you mean {'reasoning_gym/<dataset>' if near[0] == 'reasoning_gym' else near[0]!r}? " if near else ""
-    raise ValueError(f"task.name is {config.name!r}; {hint}known: 'countdown', 'reasoning_gym/<dataset>'")
+    raise ValueError(f"task.name is {config.name!r}; {hint}known: 'countdown', 'jsonl', 'reasoning_gym/<dataset>'")

@@ -113,6 +113,7 @@ class Countdown:
     """The task; see the module's docstring."""
 
     name = "countdown"
+    parts = ("success", "format")
     words = (*map(str, range(MAX_VALUE + 1)), *SYMBOLS)
     """Every word of a prompt or response: the vocabulary of a base LM trained for this task."""
 

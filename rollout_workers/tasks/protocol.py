@@ -58,6 +58,11 @@ class Task(Protocol):
 
     name: str
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that every score has, e.g. ``("success", "format")``."""
+        ...
+
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """The prompts of a split; built when indexed, the same for the same index, disjoint between splits."""
         ...

@@ -71,6 +71,8 @@ class _Source:
 class ReasoningGym:
     """The task; see the module's docstring."""
 
+    parts = ("success", "mark", "answered")
+
     def __init__(self, source: _Source, *, shots: int, partial: bool, worked: bool) -> None:
         self.name = f"reasoning_gym/{source.dataset}"
         self._source = source

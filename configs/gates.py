@@ -1,0 +1,131 @@
+"""Gates: conditions on the evaluation, such as ``success >= 0.6``, that a run must meet. Parsed by a regular expression, never evaluated.
+
+A gate is ``[variant.]measure OPERATOR number``; without a variant it is about the final one. What each measure is: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from configs.schema import RunConfig
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+FORM = re.compile(r"\s*(?:([a-z_]+)\.)?([a-z][a-z0-9_]*)\s*(>=|<=|>|<)\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+EXAMPLE = "e.g. success >= 0.6 or improved.greedy >= 0.5"
+VARIANTS = ("base", "cloned", "finetuned", "improved", "token_level")
+PLAYED = ("success", "sampled", "greedy", "tokens", "failures")
+"""Measures of any evaluation: success@1 sampled (two names), greedy; generated tokens per sampled response; verifier failures."""
+DIVERSE = ("distinct_1", "distinct_2", "distinct_3", "distinct_responses", "differing_pairs", "differing_pairs_successful")
+SEMANTIC = ("semantic_diversity", "semantic_diversity_successful")
+ON_TEXT = ("nll", "nll_rise", "base_nll", "base_nll_rise", "kl_to_base")
+OF_CODES = ("nll_codes", "code_perplexity", "alive_codes", "alive_share", "coverage", "distinct_tokens")
+SLICED = ("slice_gap", "slice_gap_greedy")
+COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One condition: ``Gate(text="improved.greedy >= 0.5", variant="improved", measure="greedy", sign=">=", bound=0.5)``."""
+
+    text: str
+    variant: str | None
+    """``None`` is the final variant."""
+    measure: str
+    sign: str
+    bound: float
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` meets it; a NaN never does."""
+        return OPERATORS[self.sign](value, self.bound)
+
+
+def parse_gate(text: str) -> Gate:
+    """The gate that ``text`` says.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    match = FORM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no condition of the form [variant.]measure >= number, {EXAMPLE}")
+    variant, measure, sign, bound = match.groups()
+    return Gate(text=" ".join(text.split()), variant=variant, measure=measure, sign=sign, bound=float(bound))
+
+
+def final_variant(config: RunConfig) -> str:
+    """What a gate without a variant is about: the last model a run of ``config`` makes."""
+    made = made_variants(config)
+    last = "token_level" if config.improve is not None and config.improve.level == "token" else "improved"
+    return next(name for name in (last, "finetuned", "cloned", "base") if name in made)
+
+
+def made_variants(config: RunConfig) -> tuple[str, ...]:
+    """The variants that a run of ``config`` evaluates."""
+    improve = config.improve
+    there = {
+        "base": True,
+        "cloned": config.clone is not None,
+        "finetuned": config.finetune is not None,
+        "improved": improve is not None,
+        "token_level": improve is not None and (improve.token_baseline or improve.level == "token"),
+    }
+    return tuple(name for name in VARIANTS if there[name])
+
+
+def measures(config: RunConfig) -> dict[str, str]:
+    """Every measure a gate can name, with what ``config`` lacks for it to be there ("" when nothing)."""
+    evaluation = config.evaluation
+    assert evaluation is not None
+    several = "" if evaluation.samples_per_prompt > 1 else "evaluation.samples_per_prompt of 2 or more"
+    text = "" if evaluation.marginal_sequences else "evaluation.marginal_sequences of 1 or more"
+    groups = [(PLAYED, ""), (COSTS, ""), (DIVERSE, several), (ON_TEXT, text), (OF_CODES, text)]
+    groups += [(SEMANTIC, several or ("" if evaluation.embedder else "evaluation.embedder"))]
+    groups += [(SLICED, "" if evaluation.slices else "evaluation.slices, e.g. [target]")]
+    groups += [(tuple(f"pass_at_{k}" for k in evaluation.pass_at), "")]
+    return {name: lacks for names, lacks in groups for name in names}
+
+
+def gate_problems(config: RunConfig) -> Iterator[str]:
+    """One message for each gate of ``config`` that could never be judged."""
+    if config.gates and config.evaluation is None:
+        yield "gates: they judge the evaluation, but evaluation is null; set e.g. evaluation: {prompts: 512}, or leave gates out"
+        return
+    for index, text in enumerate(config.gates):
+        try:
+            gate = parse_gate(text)
+        except ValueError as error:
+            yield f"gates[{index}]: {error}"
+            continue
+        yield from (f"gates[{index}]: {problem}" for problem in _unknown(config, gate))
+
+
+def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
+    known, made = measures(config), made_variants(config)
+    variant = gate.variant or final_variant(config)
+    if variant not in VARIANTS:
+        yield f"{gate.text}: unknown variant {variant}; {_near(variant, VARIANTS)}"
+    elif variant not in made:
+        yield f"{gate.text}: this config makes no variant {variant}; it makes {', '.join(made)}"
+    if gate.measure.startswith("pass_at_") and gate.measure not in known:
+        k = gate.measure.removeprefix("pass_at_")
+        yield f"{gate.text}: {gate.measure} needs {k} in evaluation.pass_at, which is {list(config.evaluation.pass_at)}"  # type: ignore[union-attr]
+    elif gate.measure not in known:
+        yield f"{gate.text}: unknown measure {gate.measure}; {_near(gate.measure, tuple(known))}"
+    elif known[gate.measure]:
+        yield f"{gate.text}: {gate.measure} needs {known[gate.measure]}"
+    elif gate.measure in OF_CODES and _has_no_codes(config, variant):
+        yield f"{gate.text}: {variant} has no latent actions, so no {gate.measure}; name another variant"
+
+
+def _has_no_codes(config: RunConfig, variant: str) -> bool:
+    at_token_level = variant == "improved" and config.improve is not None and config.improve.level == "token"
+    return variant in ("base", "token_level") or at_token_level
+
+
+def _near(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

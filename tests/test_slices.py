@@ -1,0 +1,57 @@
+"""Slices by metadata: labels, unknown fields, a planted bias that must be found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.slices import field_problems, flat, labels, sliced
+from pipeline.statistics import wilson
+
+NUMBERS = [{"target": t, "numbers": (1,) * (2 + t % 2), "kind": {"group": "ab"[t % 2]}} for t in range(40)]
+
+
+def test_labels_by_kind_of_value() -> None:
+    assert labels("kind.group", NUMBERS)[:3] == ["a", "b", "a"]
+    assert labels("numbers", NUMBERS)[:3] == ["length 2", "length 3", "length 2"]
+    assert sorted(set(labels("target", NUMBERS))) == ["0 to 9", "10 to 19", "20 to 29", "30 to 39"]
+    assert labels("x", [{"x": 1}, {"x": 2}, {}, {"x": True}]) == ["1", "2", "missing", "True"]
+    many = labels("x", [{"x": "often"}] * 3 + [{"x": f"word {i}"} for i in range(40)])
+    assert many[0] == "often"
+    assert len(set(many)) == 21
+    assert many[-1] == "other"
+
+
+def test_an_unknown_field_names_the_near_one_and_all() -> None:
+    assert dict(flat(NUMBERS[1])) == {"target": 1, "numbers": (1, 1, 1), "kind.group": "b"}
+    (message,) = field_problems(["numbers", "targt"], NUMBERS)
+    assert message.startswith("evaluation.slices[1]: no prompt has the metadata field targt; did you mean target?")
+    assert message.endswith("the fields there are: target, numbers, kind.group")
+    assert field_problems(["target"], NUMBERS) == []
+    assert "no metadata" in field_problems(["a"], [{}])[0]
+
+
+def test_a_planted_bias_is_the_gap() -> None:
+    groups = labels("kind.group", NUMBERS)
+    sampled = np.array([1.0 if group == "a" else 0.25 for group in groups])
+    outcomes = {"sampled": sampled, "greedy": np.ones(40)}
+    found = sliced(outcomes, {"kind.group": groups, "target": labels("target", NUMBERS)}, minimum=10, seed=0)
+    assert found["slice_gap"] == 0.75, "the field with the largest gap"
+    assert found["slice_gap_interval"] == [0.75, 0.75]
+    assert found["slice_gap_greedy"] == 0.0
+    assert found["slices"]["kind.group"]["b"] == {
+        "prompts": 20,
+        "sampled": 0.25,
+        "sampled_interval": wilson(5, 20),
+        "greedy": 1.0,
+        "greedy_interval": wilson(20, 20),
+    }
+    assert found["slice_gaps"]["kind.group"]["sampled"]["smallest"] == "b"
+    assert found["slice_gaps"]["target"]["sampled"]["gap"] == pytest.approx(0.0)
+    assert list(found["slices"]["target"]) == ["0 to 9", "10 to 19", "20 to 29", "30 to 39"]
+
+
+def test_no_gap_without_two_large_slices() -> None:
+    found = sliced({"sampled": np.ones(40), "greedy": np.ones(40)}, {"kind.group": labels("kind.group", NUMBERS)}, minimum=21, seed=0)
+    assert "slice_gap" not in found
+    assert found["slice_gaps"] == {"kind.group": {"sampled": None, "greedy": None}}
