@@ -16,7 +16,7 @@ from configs.schema import RunConfig
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FORM = re.compile(r"\s*(?:([a-z_]+)\.)?([a-z][a-z0-9_]*)\s*(>=|<=|>|<)\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 EXAMPLE = "e.g. success >= 0.6 or improved.greedy >= 0.5"
-VARIANTS = ("base", "cloned", "finetuned", "improved", "token_level")
+VARIANTS = ("base", "cloned", "finetuned", "offline", "improved", "token_level")
 PLAYED = ("success", "sampled", "greedy", "tokens", "failures")
 """Measures of any evaluation: success@1 sampled (two names), greedy; generated tokens per sampled response; verifier failures."""
 DIVERSE = ("distinct_1", "distinct_2", "distinct_3", "distinct_responses", "differing_pairs", "differing_pairs_successful")
@@ -60,7 +60,7 @@ def final_variant(config: RunConfig) -> str:
     """What a gate without a variant is about: the last model a run of ``config`` makes."""
     made = made_variants(config)
     last = "token_level" if config.improve is not None and config.improve.level == "token" else "improved"
-    return next(name for name in (last, "finetuned", "cloned", "base") if name in made)
+    return next(name for name in (last, "offline", "finetuned", "cloned", "base") if name in made)
 
 
 def made_variants(config: RunConfig) -> tuple[str, ...]:
@@ -70,6 +70,7 @@ def made_variants(config: RunConfig) -> tuple[str, ...]:
         "base": True,
         "cloned": config.clone is not None,
         "finetuned": config.finetune is not None,
+        "offline": config.improve_offline is not None,
         "improved": improve is not None,
         "token_level": improve is not None and (improve.token_baseline or improve.level == "token"),
     }

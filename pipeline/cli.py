@@ -320,8 +320,10 @@ SHOWN: tuple[tuple[str, str], ...] = (
     ("differing_pairs_successful", ".3f"),
     ("nll", ".3f"),
     ("nll_rise", "+.3f"),
+    ("kl_to_base", ".3f"),
+    ("code_perplexity", ".1f"),
+    ("coverage", ".3f"),
 )
-SHOWN += (("kl_to_base", ".3f"), ("code_perplexity", ".1f"), ("coverage", ".3f"))
 
 
 def _more(rows: dict[str, dict[str, Any]]) -> Iterator[str]:

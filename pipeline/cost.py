@@ -9,7 +9,8 @@ PATHS: dict[str, tuple[str, ...]] = {
     "base": (),
     "cloned": ("actions", "clone"),
     "finetuned": ("actions", "clone", "finetune", "reclone"),
-    "improved": ("actions", "clone", "finetune", "reclone", "improve"),
+    "offline": ("actions", "clone", "finetune", "reclone", "improve_offline"),
+    "improved": ("actions", "clone", "finetune", "reclone", "improve_offline", "improve"),
     "token_level": ("token_level",),
 }
 """The stages that lie behind each variant. The base LM's own training is everybody's, so it counts for nobody."""

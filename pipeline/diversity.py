@@ -77,7 +77,7 @@ def at_equal_success(better: Mapping[str, np.ndarray], worse: Mapping[str, np.nd
         better, worse: per-prompt values [P] by measure, NaN where a prompt has fewer than two solutions.
     """
     result = {}
-    for name in better.keys() & worse.keys():
+    for name in (name for name in better if name in worse):
         both = ~np.isnan(better[name]) & ~np.isnan(worse[name])
         if both.any():
             result[name] = paired_difference(better[name][both], worse[name][both], seed) | {"prompts": int(both.sum())}

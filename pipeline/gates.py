@@ -60,7 +60,7 @@ def tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
 def final_of(result: Mapping[str, Any]) -> str:
     """The last model among those an evaluation has; a single checkpoint stands beside the base LM alone."""
     there = [name for name, row in result.items() if isinstance(row, dict) and "greedy" in row]
-    named = [name for name in ("improved", "finetuned", "cloned", "token_level") if name in there]
+    named = [name for name in ("improved", "offline", "finetuned", "cloned", "token_level") if name in there]
     return named[0] if named else there[-1]
 
 

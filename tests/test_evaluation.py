@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ from pipeline.outcomes import Mode, Outcome
 from pipeline.statistics import wilson
 from rollout_workers.episodes import HostSpec
 from rollout_workers.tasks import Prompt
+
+pytest_plugins = ("rl_fixtures",)
 
 
 def outcomes(mode: Mode, marks: list[str]) -> list[Outcome]:
@@ -83,3 +87,15 @@ def test_slices_of_the_prompts_that_are_played() -> None:
     assert evaluation.slices_of(Evaluation(slices=("kind",)), prompts, 3) == {"kind": ["a", "b", "a"]}
     with pytest.raises(ValueError, match="late"):
         evaluation.slices_of(Evaluation(slices=("late",)), prompts, 3)
+
+
+def test_a_task_without_demonstrations_gives_a_note_and_a_bad_text_source_an_error(ray_session: None, tiny_base: Path) -> None:
+    """A prompt longer than ``max_length`` leaves no demonstration to read."""
+    hosts = {"base": HostSpec(level="base", checkpoint=str(tiny_base))}
+    config = RunConfig(base={"model": str(tiny_base)}, actions={"max_length": 3})
+    measured, notes = evaluation._texts(config, hosts)
+    assert measured == {}
+    assert notes[0].startswith("NLL, retention and codebook health were not measured: demonstration countdown/heldout/0: its prompt has")
+    asked = config.model_copy(update={"evaluation": Evaluation(retention={"kind": "task"})})
+    with pytest.raises(ValueError, match="its prompt has"):
+        evaluation._texts(asked, hosts)

@@ -90,6 +90,7 @@ def test_the_final_variant() -> None:
     assert final_variant(config()) == "improved"
     assert final_variant(config(improve={"level": "token"})) == "token_level"
     assert final_variant(config(improve=None)) == "cloned"
+    assert final_variant(config(improve=None, improve_offline={})) == "offline"
     assert final_of({"prompts": 3, "base": {"greedy": 0.1}, "improve": {"greedy": 0.2}}) == "improve"
     assert final_of({"base": {"greedy": 0.1}, "improved": {"greedy": 0.1}, "token_level": {"greedy": 0.2}}) == "improved"
 
@@ -137,12 +138,14 @@ def test_costs_add_up_along_the_way_to_a_variant() -> None:
     stages: dict[str, Any] = {
         "actions": {"seconds": 10.0, "metrics": {"parameters_trained": 100.0}},
         "clone": {"seconds": 5.0, "metrics": {"parameters_trained": 20.0}},
+        "improve_offline": {"seconds": 2.0, "metrics": {"parameters_trained": 20.0}},
         "token_level": {"seconds": 7.0, "metrics": {"parameters_trained": 9.0, "tokens": 800.0}},
         "improve": {"seconds": 3.0, "metrics": {"parameters_trained": 20.0, "tokens": 1000.0}},
     }
     costs = variant_costs(stages, level="latent")
     assert costs["base"] == {"cost_seconds": 0.0, "cost_tokens": 0.0, "parameters_trained": 0.0}
     assert costs["cloned"] == {"cost_seconds": 15.0, "cost_tokens": 0.0, "parameters_trained": 120.0}
-    assert costs["improved"] == {"cost_seconds": 18.0, "cost_tokens": 1000.0, "parameters_trained": 140.0}
+    assert costs["offline"] == {"cost_seconds": 17.0, "cost_tokens": 0.0, "parameters_trained": 140.0}
+    assert costs["improved"] == {"cost_seconds": 20.0, "cost_tokens": 1000.0, "parameters_trained": 160.0}
     assert costs["token_level"] == {"cost_seconds": 7.0, "cost_tokens": 800.0, "parameters_trained": 9.0}
     assert variant_costs(stages, level="token")["token_level"]["cost_seconds"] == 3.0
