@@ -73,7 +73,10 @@ class Space:
     def settings(self, config: RunConfig, count: int, seed: int) -> list[Settings]:
         """``count`` settings: the config's own first, then others drawn without replacement."""
         assert config.actions is not None
-        own = {name: getattr(config.actions, name) for name in ("num_actions", "span", "temperature", "inverse_dynamics_layers", "policy_layers")}
+        own = {
+            name: getattr(config.actions, name)
+            for name in ("num_actions", "span", "temperature", "inverse_dynamics_layers", "policy_layers")
+        }
         layers = [{"inverse_dynamics_layers": n, "policy_layers": n} for n in self.layers] or [{}]
         others = [
             own | {"num_actions": n, "span": k, "temperature": tau} | more

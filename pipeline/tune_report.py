@@ -12,7 +12,21 @@ from typing import Any
 from pipeline.durable import write_atomic
 from pipeline.pages import STYLE
 
-HEAD = ("codes", "span", "temperature", "layers", "score", "nll codes", "lost", "perplexity", "alive", "coverage", "distinct", "reward (95 %)", "")
+HEAD = (
+    "codes",
+    "span",
+    "temperature",
+    "layers",
+    "score",
+    "nll codes",
+    "lost",
+    "perplexity",
+    "alive",
+    "coverage",
+    "distinct",
+    "reward (95 %)",
+    "",
+)
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
