@@ -1,4 +1,4 @@
-"""Commands that judge finished runs: ``reward report``, ``compare``, and ``pilot``. Nothing heavy is imported before one runs."""
+"""Commands that judge: ``reward report``, ``compare``, ``pilot``, ``tune-codes``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -144,3 +144,67 @@ def pilot(
         typer.echo(f"next: {line}")
     typer.echo(f"{result['seconds'] / 60:.1f} of {minutes:g} minutes; A is latent, B token level")
     typer.echo(f"config: {result['config']}; page: {result['page']}")
+
+
+@cli.app.command("tune-codes")
+def tune_codes(
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    num_actions: Annotated[str, typer.Option("--num-actions", help="Numbers of codes to try.")] = "16,32,64,128",
+    span: Annotated[str, typer.Option("--span", help="Tokens a code lasts for.")] = "1,2,4",
+    temperature: Annotated[str, typer.Option("--temperature", help="Gumbel-softmax temperatures to start from.")] = "1,2",
+    layers: Annotated[str, typer.Option("--layers", help="Layers of inverse dynamics model and policy; empty: CONFIG's.")] = "",
+    trials: Annotated[int, typer.Option("--trials", min=2, help="Settings to try, CONFIG's own among them.")] = 12,
+    finalists: Annotated[int, typer.Option("--finalists", min=1, help="How many of them reinforcement learning decides between.")] = 3,
+    rl_updates: Annotated[int, typer.Option("--rl-updates", min=1, help="Updates of each finalist.")] = 80,
+    minutes: Annotated[float, typer.Option("--minutes", min=1.0, help="Budget of all.")] = 30.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the result; default runs/codes-<time>.")] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Search number, span and temperature of the codes for CONFIG's base LM and task; ends in a config ready to run."""
+    folder = (out or Path("runs") / f"codes-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with cli.sentences(cli.USAGE):
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"--out: {folder} is not empty; give another folder")
+        from pipeline import tune
+
+        settings = cli.checked(config, overrides or [], also=[])
+        space = tune.Space(
+            num_actions=_numbers("--num-actions", num_actions, int, 2),
+            span=_numbers("--span", span, int, 1),
+            temperature=_numbers("--temperature", temperature, float, 0.01),
+            layers=_numbers("--layers", layers, int, 1),
+        )
+        tune.require_stages(settings)
+    # The result alone goes to stdout: it may be piped.
+    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        folder.mkdir(parents=True, exist_ok=True)
+        result = tune.tune_codes(
+            settings,
+            folder,
+            space=space,
+            trials=trials,
+            count=finalists,
+            updates=rl_updates,
+            minutes=minutes,
+            say=lambda text: typer.echo(text, err=True),
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    from pipeline import tune_report
+
+    print_table("codes (score: nats per token, less is better)", tune_report.HEAD, tune_report.rows(result))
+    typer.echo(f"recommended: {tune.named(result['recommended'])}; {result['minutes']:.1f} of {minutes:g} minutes")
+    typer.echo(f"run it: latent-control run {result['config']}; page: {result['page']}")
+
+
+def _numbers(option: str, text: str, kind: type[int] | type[float], least: float) -> list[Any]:
+    """``"16,32"`` -> [16, 32]."""
+    try:
+        values = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = [least - 1]
+    if any(value < least for value in values):
+        raise ValueError(f"{option} is {text!r}; write numbers of at least {least:g} with commas between them, e.g. {option} 16,32")
+    return values

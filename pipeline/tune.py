@@ -185,7 +185,7 @@ def _progress(say: Callable[[str], None]) -> Any:
         """One line for each trial that ends."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            last, done = trial.last_result, sum(t.is_finished() for t in trials)
+            last, done = trial.last_result, 1 + sum(t.is_finished() for t in trials)
             value = f"score {last['score']:.3f} after {last['updates']:.0f} updates" if "score" in last else "no result"
             say(f"search {done}/{len(trials)}  {named(trial.config['settings'])}  {value}")
 
@@ -267,6 +267,18 @@ def recommended(played: Sequence[Trial], own: Settings) -> Trial:
     if given is not None and given.reward is not None and best.reward is not None and best.reward["low"] <= given.reward["mean"]:
         return given
     return best
+
+
+def require_stages(config: RunConfig) -> None:
+    """Raises:
+    ValueError: the config finds no codes, clones no policy, or does no reinforcement learning.
+    """
+    missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
+    if missing:
+        raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
+    assert config.actions is not None
+    if config.actions.init is not None:
+        raise ValueError(f"actions.init: {config.actions.init} is a codebook already; leave it out to search for one")
 
 
 def tune_codes(

@@ -1,0 +1,134 @@
+"""Latent actions against the best token-level baseline on quickstart: same trainer, prompts, rewards, batches, evaluation.
+
+    python benchmarks/studies/latent_vs_token.py --sweep --out runs/study      learning rate, epochs, temperature of each side, one seed
+    python benchmarks/studies/latent_vs_token.py --out runs/study              the best of each, five other seeds
+
+The target is what the best token-level baseline earns at the end of its budget (mean of its last 20 updates); a side reaches it when
+the mean of its last 10 updates does. Times are of reinforcement learning; finding the codes is reported beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common import Curve, cloned, improved, row, side_by_side, write
+
+UPDATES, DEV, SEEDS = 150, 100, (0, 1, 2, 3, 4)
+SIDES = {
+    "latent": (["improve.level=latent"], (5e-4, 1e-3)),
+    "last_blocks": (["improve.level=token", "improve.token_trains=last_blocks"], (2e-4, 5e-4, 1e-3)),
+    "added_blocks": (["improve.level=token", "improve.token_trains=added_blocks"], (2e-4, 5e-4, 1e-3)),
+    "all": (["improve.level=token", "improve.token_trains=all"], (1e-4, 2e-4, 5e-4)),
+}
+EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
+LAST, WINDOW = 20, 10
+
+
+def overrides(side: str, rate: float, epochs: int, temperature: float) -> list[str]:
+    """What a setting changes of quickstart."""
+    return [*SIDES[side][0], f"improve.learning_rate={rate}", f"improve.epochs={epochs}", f"rollout.temperature={temperature}"]
+
+
+def last(curve: Curve) -> float:
+    """Reward at the end of the budget."""
+    return statistics.mean(curve.rewards[-LAST:])
+
+
+def sweep(out: Path, updates: int) -> dict[str, dict[str, Any]]:
+    """Every setting of every side with one seed that the comparison does not use; the best by reward at the end."""
+    clone = cloned(out, DEV)
+    jobs = [
+        (side, rate, epochs, temperature)
+        for side, (_, rates) in SIDES.items()
+        for rate, epochs, temperature in itertools.product(rates, EPOCHS, TEMPERATURES)
+    ]
+
+    def play(job: tuple[str, float, int, float]) -> float:
+        side, rate, epochs, temperature = job
+        name = f"sweep-{side}-{rate:g}-{epochs}-{temperature:g}"
+        reward = last(improved(out, name, DEV, clone, *overrides(*job), f"improve.updates={updates}", "evaluation=null"))
+        print(f"{name}: {reward:.3f}", flush=True)
+        return reward
+
+    rewards = side_by_side(play, jobs)
+    tried = [
+        {"side": s, "rate": r, "epochs": e, "temperature": t, "reward": reward} for (s, r, e, t), reward in zip(jobs, rewards, strict=True)
+    ]
+    best = {side: max((t for t in tried if t["side"] == side), key=lambda t: t["reward"]) for side in SIDES}
+    return {"tried": tried, "best": best}  # type: ignore[dict-item]
+
+
+def reached(curve: Curve, target: float) -> int | None:
+    """Updates after which the smoothed reward is at ``target``."""
+    return next((i + WINDOW for i, reward in enumerate(curve.smooth(WINDOW)) if reward >= target), None)
+
+
+def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the study and the curves they come from."""
+
+    def play(job: tuple[str, int]) -> Curve:
+        side, seed = job
+        chosen = best[side]
+        settings = overrides(side, chosen["rate"], chosen["epochs"], chosen["temperature"])
+        found = improved(out, side, seed, cloned(out, seed), *settings, f"improve.updates={UPDATES}", "evaluation.marginal_sequences=0")
+        print(f"{side}, seed {seed}: {last(found):.3f}", flush=True)
+        return found
+
+    side_by_side(lambda seed: cloned(out, seed), seeds)
+    jobs = [(side, seed) for side in SIDES for seed in seeds]
+    curves = dict(zip(jobs, side_by_side(play, jobs), strict=True))
+    token = max((side for side in SIDES if side != "latent"), key=lambda side: statistics.mean(last(curves[side, seed]) for seed in seeds))
+    rows = [row(f"{side}: reward at the end", [last(curves[side, seed]) for seed in seeds]) for side in SIDES]
+    rows += [
+        row(f"{side}: held out, {mode}", [heldout(curves[side, seed], side, mode) for seed in seeds])
+        for side in SIDES
+        for mode in ("sampled", "greedy")
+    ]
+    rows += [row(f"{side}: seconds per update", [statistics.mean(curves[side, seed].seconds) for seed in seeds]) for side in SIDES]
+    rows.append(row("final_difference", [last(curves["latent", seed]) - last(curves[token, seed]) for seed in seeds]))
+    rollouts, walls, missed = [], [], 0
+    for seed in seeds:
+        ours, theirs = curves["latent", seed], curves[token, seed]
+        target = last(theirs)
+        mine, yours = reached(ours, target), reached(theirs, target) or UPDATES
+        missed += mine is None
+        spent = mine or UPDATES  # a lower bound, counted as missed
+        rollouts.append(spent / yours)
+        walls.append(sum(ours.seconds[:spent]) / sum(theirs.seconds[:yours]))
+    rows += [row("rollout_ratio", rollouts), row("wall_ratio", walls)]
+    more = {"token_baseline": token, "target_missed_by_latent": missed, "settings": best}
+    return rows, more | {"rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}}
+
+
+def heldout(curve: Curve, side: str, mode: str) -> float:
+    """Success of the trained policy on held-out prompts."""
+    return float(curve.summary["evaluation"]["improved" if side == "latent" else "token_level"][mode])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "study")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--sweep-updates", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    arguments = parser.parse_args()
+    out = arguments.out.absolute()
+    file = out / "sweep.json"
+    if arguments.sweep:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(sweep(out, arguments.sweep_updates), indent=1))
+        print(file.read_text())
+        return
+    found = json.loads(file.read_text())
+    rows, more = compare(out, found["best"], tuple(arguments.seeds))
+    write("latent_vs_token", "benchmarks/studies/latent_vs_token.py", arguments.seeds, rows, sweep=found["tried"], **more)
+
+
+if __name__ == "__main__":
+    main()
