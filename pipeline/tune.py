@@ -214,7 +214,7 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
 # -- the finalists ----------------------------------------------------------------------------------------------------------
 
 
-def finalists(config: RunConfig, trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]:
+def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]:
     """The ``count`` best cloned settings, the config's own always among them: what is recommended is at least as good."""
     cloned = [trial for trial in trials if trial.cloned]
     best = cloned[:count]
@@ -270,9 +270,7 @@ def recommended(played: Sequence[Trial], own: Settings) -> Trial:
 
 
 def require_stages(config: RunConfig) -> None:
-    """Raises:
-    ValueError: the config finds no codes, clones no policy, or does no reinforcement learning.
-    """
+    """Raise ``ValueError`` unless the config finds codes, clones a policy and improves it."""
     missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
     if missing:
         raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
@@ -303,7 +301,7 @@ def tune_codes(
     settings = space.settings(config, trials, config.seed)
     own = settings[0]
     found = search(config, settings, SEARCH_SHARE * 60 * minutes, say)
-    chosen = finalists(config, found, count, own)
+    chosen = finalists(found, count, own)
     if not chosen:
         reasons = {trial.error for trial in found if trial.error} or {"the time was over before one was cloned: give more --minutes"}
         raise ValueError(f"no setting got through the search: {'; '.join(sorted(reasons))}")
