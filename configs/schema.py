@@ -165,6 +165,9 @@ class Clone(Training):
 
     targets: Literal["soft", "hard"] = "soft"
     """``soft``: KL to the inverse dynamics distribution; ``hard``: cross-entropy with its argmax (the paper)."""
+    fit_temperature: tuple[PositiveFloat, ...] = ()
+    """Temperatures to try once cloned, e.g. ``[1.0, 0.7, 0.5]``: the policy's logits are divided by the one at which rollouts of the
+    same training prompt differ most in reward, which is what reinforcement learning learns from; ``[]`` leaves the policy as cloned."""
 
 
 class Finetune(Training):

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer
 
-from configs.schema import Actions, ImproveOffline, RunConfig, Training
+from configs.schema import Actions, Clone, ImproveOffline, RunConfig, Training
 from latent_control.measures import codebook_measures, marginal_measures, reach_measures
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import RECOMMENDED, off_policy_report
@@ -29,6 +29,7 @@ from pipeline.cluster import connected
 from pipeline.context import LastMetrics, StageContext, StageResult
 from pipeline.data import heldout_batches, training_batches
 from pipeline.off_policy import HELDOUT, logged
+from pipeline.sharpen import sharpen
 from pipeline.stored import read_rollouts, rollout_batches
 from rollout_workers.tasks import build_task
 
@@ -139,7 +140,11 @@ def work(job: OfflineJob, log: Log) -> None:
     accelerator.wait_for_everyone()
     plain = plain_copy(job, stage, main) if settings.sharded else stage
     if main:
-        save_result(job, plain, tokenizer, measure(job, plain, heldout, 0) if settings.updates == 0 else {})
+        metrics = measure(job, plain, heldout, 0) if settings.updates == 0 else {}
+        if isinstance(settings, Clone) and settings.fit_temperature:
+            metrics |= sharpen(plain.model, config, tokenizer, settings.fit_temperature)
+            log(settings.updates, metrics)
+        save_result(job, plain, tokenizer, metrics)
     accelerator.wait_for_everyone()
 
 
