@@ -96,6 +96,10 @@ def _improve(config: RunConfig) -> Iterator[str]:
         yield f"improve.group_size: {improve.group_size}, but {improve.algorithm} compares rollouts of one prompt; set 2 or more"
     if improve.algorithm == "ppo" and improve.token_trains == "all" and (improve.level == "token" or improve.token_baseline):
         yield "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks or added_blocks"
+    if improve.aliases is not None and config.actions is not None and config.actions.span > 1:
+        yield f"improve.aliases: {improve.aliases} compares single tokens, but a code lasts for {config.actions.span}; leave it out"
+    if improve.aliases is not None and config.rollout.engine != "local":
+        yield f"improve.aliases: {improve.aliases} needs rollout.engine: local, this is {config.rollout.engine}; leave it out"
     if improve.kl_in == "reward" and improve.kl_coefficient == 0:
         yield "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
     if improve.level == "token" and improve.token_baseline:

@@ -254,6 +254,9 @@ class Improve(Section):
     """Weight of the exact KL(policy || cloned policy)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where that KL enters: as a term of the loss, or taken off the reward of each action."""
+    aliases: PositiveInt | None = None
+    """Latent level: codes compared at each choice. Those that would have emitted the same token are one event, whose probability takes
+    the place of the code's own in the ratio: less variance, at the cost of as many runs of the world model's head; ``null``: none."""
     entropy_coefficient: float = 0.0
     loss_mean: Literal["token", "sequence"] = "token"
     gradient_clip: PositiveFloat = 1.0

@@ -63,10 +63,12 @@ def generate(
     return_features: bool = False,
     refresh: Callable[[], int] | None = None,
     static: bool = False,
+    aliases: int | None = None,
 ) -> Generation:
     """``LatentActionLM.generate`` for any actor; see there for the arguments.
 
     ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
+    ``aliases``: also find, among so many most likely codes, those that would have emitted the same token (``Generation.events``).
     ``static`` decodes on tensors of fixed size and, on a GPU, by a CUDA graph (``StaticEngine``).
     """
     rows = len(input_ids) * repeats
@@ -81,7 +83,9 @@ def generate(
     if len(row_seeds) != rows:
         raise ValueError(f"{len(row_seeds)} row_seeds given: need one for each of the {rows} rows")
     stops, pad = special_tokens(base.lm, stop_token)
-    sampling = Sampling(temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features, aliases=aliases
+    )
     ids, mask = left_pad(input_ids, attention_mask, pad)
     kind = StaticEngine if static else Engine
     engine = kind(base, actor, sampling, ids, mask, limits, row_seeds, repeats=repeats, slots=batch_size or rows, refresh=refresh)

@@ -16,6 +16,7 @@ import torch
 from transformers import Cache
 
 from latent_control.actors import Actor
+from latent_control.aliases import event_log_prob, pack, same_token
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.lean import lean_blocks
@@ -38,6 +39,8 @@ class Sampling:
     stop_tokens: tuple[int, ...]
     pad_token: int
     keep_features: bool
+    aliases: int | None = None
+    """Codes among which those that emit the chosen one's token are found (``aliases``)."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +98,7 @@ class Engine:
         self.longest = longest
         self.uniforms = uniform_streams(seeds, longest).flatten().to(device)
         self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells of [rows, longest], actions, tokens, logp, versions
+        self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
         self.lengths = [0] * rows
         self.stopped = [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
@@ -152,7 +156,10 @@ class Engine:
             .view(-1, self.longest)
             for column, fill in zip(columns, (-1, self.sampling.pad_token, 0.0, -1), strict=True)
         )
+        event_logp, events = self._events() if self.events else (None, None)
         return Generation(
+            event_logp=event_logp,
+            events=events,
             tokens=tokens,
             actions=actions,
             action_logp=logp,
@@ -160,6 +167,14 @@ class Engine:
             lengths=torch.tensor(self.lengths, device=self.ids.device),
             finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
             features=tuple(f for f in self.features if f is not None) if self.sampling.keep_features else None,
+        )
+
+    def _events(self) -> tuple[torch.Tensor, torch.Tensor]:
+        cells, logp, packed = (torch.cat(parts) for parts in zip(*self.events, strict=True))
+        size = len(self.lengths) * self.longest
+        return (
+            torch.zeros(size, device=logp.device).index_copy_(0, cells, logp).view(-1, self.longest),
+            packed.new_zeros(size, packed.shape[1]).index_copy_(0, cells, packed).view(-1, self.longest, packed.shape[1]),
         )
 
     def _entering(self) -> list[tuple[int, Entry]]:
@@ -330,6 +345,8 @@ class Engine:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
         tokens = self.actor.emit(final, actions)
         self.chosen.append((cells, actions, tokens, logp, versions))
+        if self.sampling.aliases:
+            self.events.append((cells, *self._event(final, log_probs, actions, tokens, self.sampling.aliases)))
         if len(slots) == len(self.rows_in) and slots[-1] == len(slots) - 1:
             self.next_tokens[: len(slots)] = tokens
         else:
@@ -341,6 +358,16 @@ class Engine:
             elif self.lengths[row] < self.limits[row]:
                 continue
             self._leave(slot, row)
+
+    def _event(
+        self, final: torch.Tensor | None, log_probs: torch.Tensor, actions: torch.Tensor, tokens: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and packed codes of what was chosen, up to codes that emit the same token."""
+        assert final is not None, "the world model reads the base's final state"
+        top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1).indices
+        emitted = self.actor.emit(final.repeat_interleave(top.shape[1], 0), top.flatten()).view(top.shape)
+        event = same_token(top, emitted, actions, tokens, log_probs.shape[1])
+        return event_log_prob(log_probs, actions, event), pack(event)
 
     def _hold(
         self, slots: list[int], rows: list[int], actions: torch.Tensor, logp: torch.Tensor, versions: torch.Tensor

@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from latent_control.aliases import event_log_prob
+
 Metrics = dict[str, torch.Tensor]
 
 
@@ -99,6 +101,7 @@ def clipped_surrogate(
     full_log_probs: torch.Tensor | None = None,
     proximal_logp: torch.Tensor | None = None,
     importance_cap: float = math.inf,
+    events: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """Stage 3: PPO's clipped surrogate on the action ratio (Schulman et al., 2017), with exact KL and entropy over N.
 
@@ -112,10 +115,12 @@ def clipped_surrogate(
         proximal_logp: of the actions under the policy at the start of the update [M]. When given, the ratio is to that policy and
             each position's surrogate is multiplied by min(importance_cap, pi_proximal / pi_behaviour), which corrects for rollouts
             of older policies (decoupled PPO, Hilton et al., 2022, with the truncated weights of Espeholt et al., 2018).
+        events: [M, N] bool, codes that would have had the same consequence (``aliases``): the ratio is that of all of them together,
+            and ``action_logp`` and ``proximal_logp`` must be theirs.
 
     Metrics are weighted sums too, so those of microbatches add up.
     """
-    logp = log_probs.gather(-1, actions[:, None])[:, 0]
+    logp = event_log_prob(log_probs, actions, events)
     ratio = torch.exp(logp - (action_logp if proximal_logp is None else proximal_logp))
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)

@@ -85,5 +85,9 @@ class Generation:
     """"stop" (end token) or "length", per row"""
     versions: torch.Tensor
     """[B, T] int64, version of the policy that chose each action: 0 throughout unless ``refresh`` was given; -1 after the end"""
+    event_logp: torch.Tensor | None = None
+    """[B, T] float32, log-probability of having chosen this code or one that emits the same token, when asked for (``aliases``)"""
+    events: torch.Tensor | None = None
+    """[B, T, ceil(N / 8)] uint8, which codes those are, eight to a byte"""
     features: tuple[torch.Tensor, ...] | None = None
     """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""

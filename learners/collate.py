@@ -17,6 +17,7 @@ from ray.rllib.core.columns import Columns
 
 from configs.schema import Improve
 from latent_control.algorithms import ALGORITHMS, Outcomes
+from latent_control.aliases import event_log_prob, unpack
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
@@ -37,6 +38,8 @@ class Rollout(Protocol):
     action_logp: np.ndarray
     reward: float | None
     baseline: float | None
+    event_logp: np.ndarray | None
+    events: np.ndarray | None
     features: np.ndarray | None
 
     def __len__(self) -> int: ...
@@ -71,9 +74,27 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
         mask[row, len(r.prompt_tokens) - 1 : length : span] = r.reward is not None
     columns = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
+    if rollouts[0].events is not None:
+        batch |= collate_events(rollouts, shape)
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
     return batch
+
+
+def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
+    """Which codes would have emitted each token, ``events`` [B, T, ceil(N / 8)] uint8; the log-probabilities of those in place of the
+    actions' own."""
+    logp = np.zeros(shape, np.float32)
+    events = np.zeros((*shape, rollouts[0].events.shape[1]), np.uint8)
+    for row, r in enumerate(rollouts):
+        taken = slice(len(r.prompt_tokens) - 1, len(r.prompt_tokens) - 1 + len(r))
+        logp[row, taken], events[row, taken] = r.event_logp, r.events
+    return {Columns.ACTION_LOGP: torch.from_numpy(logp), "events": torch.from_numpy(events)}
+
+
+def events_at(part: Batch, num_actions: int) -> torch.Tensor | None:
+    """[M, N] bool at the loss positions; ``None`` where actions stand for themselves."""
+    return unpack(part["events"][part[Columns.LOSS_MASK]], num_actions) if "events" in part else None
 
 
 def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
@@ -164,7 +185,7 @@ class Collate(ConnectorV2):
         mask = part[Columns.LOSS_MASK]
         actions = part[Columns.ACTIONS][mask]
         log_probs = action_log_probs(_logits(self.module.policy, part), keep=actions, **self.sampling)
-        return _at(mask, log_probs.gather(-1, actions[:, None])[:, 0])
+        return _at(mask, event_log_prob(log_probs, actions, events_at(part, log_probs.shape[1])))
 
     def _penalty_kl(self, part: Batch) -> torch.Tensor:
         """The exact KL(policy || reference), [B, T], of their distributions without truncation."""

@@ -21,7 +21,7 @@ from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate, value_loss
 from latent_control.model import load_base
 from latent_control.persistence import base_path
-from learners.collate import Batch, Collate
+from learners.collate import Batch, Collate, events_at
 from learners.rl_module import PolicyModule, build_policy
 
 # Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than another
@@ -149,6 +149,7 @@ class PolicyLearner(TorchLearner):
             full_log_probs=None if reference is None else action_log_probs(logits, temperature=sampling["temperature"]),
             proximal_logp=None if proximal is None else proximal[mask],
             importance_cap=self.improve.importance_cap or math.inf,
+            events=events_at(batch, logits.shape[1]),
         )
         if "penalty_kl" in batch:
             metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()

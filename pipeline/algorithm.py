@@ -152,6 +152,7 @@ class LatentRL(Algorithm):
             raise RuntimeError("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
         self.run_config: RunConfig = config.env_config["run"]
         self.ships_features: bool = config.env_config["ships_features"]
+        self.latent: bool = config.env_config["worker"].host.level == "latent"
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
         self.pool = RolloutPool(self.env_runner_group, timeout=self.run_config.cluster.worker_timeout_seconds, stamp=self._stamped)
         self.replay: Any = None
@@ -252,6 +253,7 @@ class LatentRL(Algorithm):
             temperature=run.rollout.temperature,
             top_k=run.rollout.top_k,
             ship_features=self.ships_features,
+            aliases=improve.aliases if self.latent else None,
             greedy_baseline=ALGORITHMS[improve.algorithm].greedy,
             board=self.board,
         )

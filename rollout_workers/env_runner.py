@@ -145,6 +145,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             temperature=request.temperature,
             top_k=request.top_k,
             keep_features=request.ship_features,
+            aliases=request.aliases,
             refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
         )
         generation = engine.generate(job)
@@ -283,6 +284,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             reward_hash=self.reward_hash,
             action_versions=versions if mixed else np.empty(0, np.int32),
             baseline=baseline,
+            event_logp=None if generation.event_logp is None else generation.event_logp[row, :length].float().cpu().numpy(),
+            events=None if generation.events is None else generation.events[row, :length].cpu().numpy(),
             features=self._shipped(generation, row),
         )
 

@@ -67,6 +67,8 @@ class RolloutRequest:
     """0 is greedy."""
     top_k: int | None = None
     ship_features: bool = False
+    aliases: int | None = None
+    """Codes compared to find those that would have emitted the same token; ``None``: none."""
     greedy_baseline: bool = False
     """Also play each prompt once greedily; its reward is the ``baseline`` of the prompt's rollouts."""
     board: Any = None
@@ -116,10 +118,15 @@ class Rollout:
     """int32 [T], the policy version that chose each action; empty where ``policy_version`` chose all."""
     reward_hash: str = ""
     """Names the definition that ``reward`` follows (task, options, weights)."""
+    event_logp: np.ndarray | None = None
+    """float32 [T], log-probability of the code chosen or one that emits the same token, where asked for; travels to the learner,
+    not to Parquet, as do those that follow."""
+    events: np.ndarray | None = None
+    """uint8 [T, ceil(N / 8)], which codes those are, eight to a byte."""
     baseline: float | None = None
-    """Reward of the prompt's greedy rollout, where one was asked for and judged; travels to the learner, not to Parquet."""
+    """Reward of the prompt's greedy rollout, where one was asked for and judged."""
     features: np.ndarray | None = None
-    """[P + T - 1, D], the state the policy reads; travels to the learner, not to Parquet."""
+    """[P + T - 1, D], the state the policy reads."""
 
     def __len__(self) -> int:
         return len(self.tokens)

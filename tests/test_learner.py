@@ -139,7 +139,7 @@ def toy(**changes: Any) -> Rollout:
     values: dict[str, Any] = dict.fromkeys(Rollout.__dataclass_fields__, "")
     values |= {"group_id": "g", "prompt_tokens": np.array([1, 5, 6], np.int32), "tokens": np.array([7, 8], np.int32)}
     values |= {"actions": np.array([3, 4], np.int32), "action_logp": np.array([-0.5, -1.5], np.float32), "reward": 1.0}
-    return Rollout(**values | {"features": None} | changes)
+    return Rollout(**values | dict.fromkeys(("features", "events", "event_logp")) | changes)
 
 
 def test_collate_puts_an_action_where_it_was_taken() -> None:

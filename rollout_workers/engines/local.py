@@ -55,4 +55,5 @@ class LocalEngine:
                 return_features=job.keep_features,
                 refresh=job.refresh,
                 static=self.settings.static_cache,
+                aliases=job.aliases,
             )
