@@ -123,3 +123,12 @@ def quantile_bins(values: Sequence[float], bins: int) -> list[str]:
     places = np.searchsorted(cuts, array, side="left")
     names = {place: f"{array[places == place].min():g} to {array[places == place].max():g}" for place in set(places.tolist())}
     return [names[place] for place in places.tolist()]
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Chance that a positive [P] bool has a higher score [P] than a negative, ties counting half (Mann-Whitney); ``None`` without both."""
+    ups, downs = scores[positive], np.sort(scores[~positive])
+    if not len(ups) or not len(downs):
+        return None
+    below = np.searchsorted(downs, ups, "left") + np.searchsorted(downs, ups, "right")
+    return float(below.mean() / (2 * len(downs)))
