@@ -60,8 +60,10 @@ def search(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    print_table(searching.title(result), searching.HEAD, searching.cells(result))
-    for line in searching.sentences(result):
+    from pipeline import search_report
+
+    print_table(search_report.title(result), search_report.HEAD, search_report.cells(result))
+    for line in search_report.sentences(result):
         typer.echo(line)
 
 
@@ -102,6 +104,8 @@ def train_q(
         typer.echo(json.dumps(result, indent=2))
         return
     found = result["measures"]
-    shown = ", ".join(f"{name} {found[name]:.3f}" for name in ("auc_first", "auc_middle", "auc_last", "auc_taken") if found[name] is not None)
+    shown = ", ".join(
+        f"{name} {found[name]:.3f}" for name in ("auc_first", "auc_middle", "auc_last", "auc_taken") if found[name] is not None
+    )
     typer.echo(f"{result['rollouts']} rollouts, {result['seconds']:.0f} s; on {result['heldout_rollouts']} of held-out prompts: {shown}")
     typer.echo(f"use it: latent-control search {run_dir} --method mcts-q --q {path}")

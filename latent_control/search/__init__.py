@@ -1,9 +1,9 @@
 """Search over chunks of codes: best-of-n, Monte-Carlo tree search, and tree search led by a Q head (docs/search.md)."""
 
-from latent_control.search.best_of import Best, best_of_tokens, play_once
+from latent_control.search.best_of import Best, best_of_n, best_of_tokens, play_once
 from latent_control.search.decoder import ChunkDecoder
 from latent_control.search.mcts import Found, SearchSettings, search
-from latent_control.search.segments import Judge, Response, Segment
+from latent_control.search.segments import Judge, Response, Segment, learned_value
 from latent_control.search.tree import Node, Tree
 
 __all__ = [
@@ -16,7 +16,9 @@ __all__ = [
     "SearchSettings",
     "Segment",
     "Tree",
+    "best_of_n",
     "best_of_tokens",
+    "learned_value",
     "play_once",
     "search",
 ]

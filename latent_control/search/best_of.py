@@ -43,6 +43,13 @@ class _Purse:
         first, self.drawn = self.drawn, self.drawn + self.affordable(longest)
         return Job(path=[self.root], seeds=[rollout_seed(self.seed, draw, 3) for draw in range(first, self.drawn)], room=longest)
 
+    def take(self, response: Response, judge: Judge, number: int) -> None:
+        """Pay for a response and keep it if it is better."""
+        value = judge(number, response)
+        self.spent += len(response.tokens)
+        if self.best is None or value > self.best[0]:
+            self.best = value, response
+
 
 def best_of_tokens(
     decoder: ChunkDecoder,
@@ -63,11 +70,19 @@ def best_of_tokens(
         found = decoder.extend([purse.job(max_new_tokens) for _, purse in buying], max_new_tokens, keep=False)
         for (number, purse), segments in zip(buying, found, strict=True):
             for segment in segments:
-                response = response_of([segment])
-                value = judge(number, response)
-                purse.spent += len(segment.tokens)
-                if purse.best is None or value > purse.best[0]:
-                    purse.best = value, response
+                purse.take(response_of([segment]), judge, number)
+    return [_best(purse) for purse in purses]
+
+
+def best_of_n(
+    decoder: ChunkDecoder, prompts: Sequence[Sequence[int]], judge: Judge, *, n: int, max_new_tokens: int, seeds: Sequence[int]
+) -> list[Best]:
+    """The response with the highest value (the first of equals) of ``n``."""
+    purses = [_Purse(root=root, seed=seed, budget=n * max_new_tokens) for root, seed in zip(decoder.prefill(prompts), seeds, strict=True)]
+    found = decoder.extend([purse.job(max_new_tokens) for purse in purses], max_new_tokens, keep=False)
+    for number, (purse, segments) in enumerate(zip(purses, found, strict=True)):
+        for segment in segments:
+            purse.take(response_of([segment]), judge, number)
     return [_best(purse) for purse in purses]
 
 
