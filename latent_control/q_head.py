@@ -1,7 +1,7 @@
-"""The Q head: what reward to expect of each code, read from the base's final state; learned by double DQN.
+"""The Q head: what reward to expect of each code, read from the state the policy reads; learned by double DQN.
 
-Q(h, a) of N codes from h, the base's last hidden state after its final norm (method.md, section 2). h belongs to the frozen base, so
-one head serves every policy on the same base and codebook, and the features of a stored rollout are computed once.
+Q(h, a) of N codes from h, a hidden state of the base ("late" or "final", as the policy's config says; method.md, section 5). h belongs
+to the frozen base, so one head serves every policy on the same base and codebook, and the features of a stored rollout are computed once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = 1
 class QShape:
     """What a Q head is made for.
 
-    ``QShape(width=128, hidden=256, num_actions=64, span=1, world_hash="5f..", base_hash="0a..")``
+    ``QShape(width=128, hidden=256, num_actions=64, span=1, reads="late", late_blocks=2, world_hash="5f..", base_hash="0a..")``
     """
 
     width: int
@@ -35,6 +35,10 @@ class QShape:
     """Inner width of the two layers; 0 is one linear layer."""
     num_actions: int
     span: int
+    reads: str
+    """"late" or "final", of the base's states"""
+    late_blocks: int
+    """Where "late" is"""
     world_hash: str
     """Of codebook and merge module: with others the codes mean something else."""
     base_hash: str

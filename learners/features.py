@@ -9,15 +9,14 @@ from latent_control.records import RolloutBatch
 
 
 class FeatureCache:
-    """The state the policy reads (or ``reads``) at each position fed, by the rollouts' numbers; in the main memory, up to ``megabytes``.
+    """The state the policy reads at each position fed, by the rollouts' numbers; in the main memory, up to ``megabytes``.
 
     Rollouts that come when it is full are computed each time they are drawn. Memory per rollout: its tokens x D x the size of
     the base's numbers (18 tokens of the embedded model: 9 KB; 500 tokens of an 8 B model in bfloat16: 4 MB).
     """
 
-    def __init__(self, model: LatentActionLM, megabytes: float, reads: str | None = None) -> None:
+    def __init__(self, model: LatentActionLM, megabytes: float) -> None:
         self._model, self._room = model, megabytes * 2**20
-        self._reads = reads or model.config.policy_reads
         self._kept: dict[int, torch.Tensor] = {}
         self.computed = 0
         """Rollouts that passed through the base so far."""
@@ -39,7 +38,7 @@ class FeatureCache:
 
     def _compute(self, fed: torch.Tensor, rows: list[int], lengths: list[int]) -> dict[int, torch.Tensor]:
         # Right padding needs no mask: under causal attention no real position sees it.
-        states = self._model.features(fed).read(self._reads)
+        states = self._model.features(fed).read(self._model.config.policy_reads)
         self.computed += len(rows)
         return {row: states[place, : lengths[row]] for place, row in enumerate(rows)}
 

@@ -21,11 +21,11 @@ from latent_control.records import RolloutBatch
 class QSettings:
     """Dials of the training.
 
-    ``QSettings(updates=2000, batch_size=64)`` takes half a minute on one core for the embedded model.
+    ``QSettings(updates=2000, batch_size=256)`` takes two minutes on one core for the embedded model.
     """
 
     updates: int = 2000
-    batch_size: int = 64
+    batch_size: int = 256
     """Rollouts of an update"""
     learning_rate: float = 1e-3
     hidden: int = 256
@@ -87,7 +87,7 @@ class QLearner:
     def __init__(self, head: QHead, settings: QSettings) -> None:
         self.head, self.settings = head.train(), settings
         self.target = copy.deepcopy(head).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.01)
         self.updates = 0
 
     def update(self, batch: Transitions) -> Metrics:

@@ -41,6 +41,7 @@ def search(
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts.")] = 64,
     value: Annotated[Judged, typer.Option("--value", help="What responses are valued by.")] = Judged.verifier,
     q: Annotated[Path | None, typer.Option("--q", help="Checkpoint of train-q: for mcts-q, and for --value q.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of all rows but greedy; default: the run's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the run's.")] = None,
     as_json: cli.AsJson = False,
 ) -> None:
@@ -51,7 +52,15 @@ def search(
         from pipeline import search as searching
 
         asked = searching.Asked(
-            method=method.value, iterations=iterations, chunk=chunk, c=c, width=width, prompts=prompts, value=value.value, seed=seed
+            method=method.value,
+            iterations=iterations,
+            chunk=chunk,
+            c=c,
+            width=width,
+            prompts=prompts,
+            value=value.value,
+            temperature=temperature,
+            seed=seed,
         )
         table = searching.prepare(target.absolute(), asked, q.absolute() if q else None)
     # The result alone goes to stdout: it may be piped.
@@ -72,7 +81,7 @@ def train_q(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a replay buffer.")],
     out: Annotated[Path | None, typer.Option("--out", help="The checkpoint; default RUN/checkpoints/q_head.")] = None,
     updates: Annotated[int, typer.Option("--updates", min=1)] = 2000,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rollouts of an update.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rollouts of an update.")] = 256,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
     hidden: Annotated[int, typer.Option("--hidden", min=0, help="Inner width of the head; 0: linear.")] = 256,
     discount: Annotated[float, typer.Option("--discount", help="Per code.")] = 1.0,

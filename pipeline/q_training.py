@@ -42,7 +42,7 @@ def train_q(run_dir: Path, out: Path, settings: QSettings, *, seed: int, say: Ca
     model = LatentActionLM.from_pretrained(checkpoint, dtype=config.base.dtype, trust_remote_code=config.base.trust_remote_code)
     training, held = split(model, run_dir, settings)
     head = new_head(model, settings, seed)
-    cache = FeatureCache(model, settings.cache_megabytes, reads="final")
+    cache = FeatureCache(model, settings.cache_megabytes)
     learner, lines = QLearner(head, settings), []
     for update, rows in enumerate(draws(len(training), settings, seed), start=1):
         metrics = learner.update(choices(model, cache, training, rows))
@@ -84,6 +84,8 @@ def new_head(model: LatentActionLM, settings: QSettings, seed: int) -> QHead:
             hidden=settings.hidden,
             num_actions=model.config.num_actions,
             span=model.config.span,
+            reads=model.config.policy_reads,
+            late_blocks=model.config.late_blocks,
             world_hash=world_hash(model),
             base_hash=base_hash(model),
         )
@@ -110,7 +112,7 @@ def measures(model: LatentActionLM, head: QHead, held: StoredRollouts) -> dict[s
     ``auc_first``, ``auc_middle``, ``auc_last``: of max_a Q at the first, middle and last choice of a rollout; ``auc_taken``: of Q of the
     last code taken, by which ``search --value q`` ranks whole responses. ``bias_taken``: mean of that minus the reward.
     """
-    cache = FeatureCache(model, 0.0, reads="final")
+    cache = FeatureCache(model, 0.0)
     found = np.zeros((4, len(held)))
     for rows, batch in held.batches():
         some = transitions(model, cache(batch), batch, torch.from_numpy(held.rewards[rows]))

@@ -61,6 +61,8 @@ class Asked:
     width: int = 4
     prompts: int = 64
     value: str = "verifier"
+    temperature: float | None = None
+    """Of all rows but greedy; ``None``: the rollouts' own"""
     seed: int | None = None
 
 
@@ -113,6 +115,8 @@ def prepare(target: Path, asked: Asked, q: Path | None) -> Table:
         raise ValueError(
             f"--method {asked.method} --value {asked.value} needs a Q head: train one with latent-control train-q RUN, give --q"
         )
+    if asked.temperature is not None and asked.temperature <= 0:
+        raise ValueError(f"--temperature is {asked.temperature}: a search needs responses that differ, give more than 0")
     settings_of(asked, config)
     task = build_task(config.task)
     heldout = task.prompts("heldout")
@@ -130,7 +134,7 @@ def prepare(target: Path, asked: Asked, q: Path | None) -> Table:
         task=task,
         prompts=prompts,
         encoded=[tuple(encode_prompt(host.tokenizer, prompt, chat=config.task.chat)) for prompt in prompts],
-        decoder=decoder_of(host, config, head),
+        decoder=decoder_of(host, config, head, asked.temperature),
         seed=config.seed if asked.seed is None else asked.seed,
     )
 
@@ -167,6 +171,13 @@ def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
                 f"the Q head in {folder} was trained with another {what} (hash {found[:12]}, the checkpoint's is {wanted[:12]}): "
                 "train one on a run with the same actions stage"
             )
+    wanted, found = _reads(host.model.config.policy_reads, host.model.config.late_blocks), _reads(shape.reads, shape.late_blocks)
+    if wanted != found:
+        raise ValueError(f"the Q head in {folder} reads another state of the base ({found}) than the policy ({wanted}): train one for it")
+
+
+def _reads(reads: str, late_blocks: int) -> str:
+    return f"{reads}, {late_blocks} blocks before the end" if reads == "late" else reads
 
 
 def load_latent(checkpoint: Path, config: RunConfig) -> Host:
@@ -176,12 +187,12 @@ def load_latent(checkpoint: Path, config: RunConfig) -> Host:
     return load_host(spec, device, torch.float32)
 
 
-def decoder_of(host: Host, config: RunConfig, head: QHead | None) -> ChunkDecoder:
-    """A decoder that samples as the run's rollouts did."""
+def decoder_of(host: Host, config: RunConfig, head: QHead | None, temperature: float | None) -> ChunkDecoder:
+    """A decoder that samples as the run's rollouts did, or at another ``temperature``."""
     return ChunkDecoder(
         host.base,
         host.actor(),
-        temperature=config.rollout.temperature,
+        temperature=config.rollout.temperature if temperature is None else temperature,
         top_k=config.rollout.top_k,
         stop_tokens=special_tokens(host.base.lm, None)[0],
         q=None if head is None else head.to(host.base.lm.device),

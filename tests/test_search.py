@@ -26,7 +26,9 @@ def decoder_of(model: Any, **settings: Any) -> ChunkDecoder:
 
 
 def q_head(model: Any, seed: int = 5) -> QHead:
-    head = QHead(QShape(width=32, hidden=0, num_actions=8, span=model.config.span, world_hash="", base_hash=""))
+    head = QHead(
+        QShape(width=32, hidden=0, num_actions=8, span=model.config.span, reads="late", late_blocks=2, world_hash="", base_hash="")
+    )
     torch.nn.init.normal_(head.out.weight, std=0.3, generator=torch.Generator().manual_seed(seed))
     return head.requires_grad_(False)
 
@@ -170,8 +172,8 @@ def test_a_search_is_a_function_of_its_seed_and_not_of_its_neighbours(model, gui
     a, b = both[1].response, alone[0].response  # another batch: sums may round otherwise, so Q agrees to a millionth only
     assert (a.tokens, a.actions, both[1].value, both[1].tokens) == (b.tokens, b.actions, alone[0].value, alone[0].tokens)
     assert a.last_q == pytest.approx(b.last_q, abs=1e-4)
-    others = [search(decoder, PROMPTS[1:], digest, settings, seeds=[seed])[0].tokens for seed in range(5, 11)]
-    assert len({alone[0].tokens, *others}) > 1
+    others = [search(decoder, PROMPTS[1:], digest, settings, seeds=[seed])[0].response.tokens for seed in range(5, 11)]
+    assert len({a.tokens, *others}) > 1
 
 
 def test_the_best_value_wins_and_visits_break_ties(model):
@@ -191,9 +193,9 @@ def test_q_leads_the_choice_of_codes(model):
     """pi(a) exp(Q(a) / t), normalised, by hand; a very small t takes the argmax of Q."""
     decoder = decoder_of(model, q=q_head(model))
     root = decoder.prefill(PROMPTS[:1])[0]
-    q = decoder.q(root.final[None])
+    q = decoder.q(root.state[None])
     by_hand = torch.softmax(root.logits, -1) * torch.exp(q[0] / 0.5)
-    led = decoder.log_probs(root.logits[None], root.final[None], 0.5)[0].exp()
+    led = decoder.log_probs(root.logits[None], root.state[None], 0.5)[0].exp()
     torch.testing.assert_close(led, by_hand / by_hand.sum())
     assert decoder.value(root) == pytest.approx(float(q.max().clamp(0, 1)))
     chunk = decoder.extend([Job(path=[root], seeds=[1], room=9)], 1, q_temperature=1e-3)[0][0]

@@ -52,6 +52,8 @@ class Rows:
     """Of the next token"""
     logits: torch.Tensor
     final: torch.Tensor | None
+    state: torch.Tensor
+    """What the policy reads"""
     uniforms: torch.Tensor
     """[R, length]"""
     held: torch.Tensor
@@ -101,7 +103,7 @@ class ChunkDecoder:
         mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in prompts], device=device)
         base_cache, policy_cache, positions = self.base.new_cache(), None, position_ids(mask)
         features = self.base.features(ids, mask, base_cache, positions)
-        hidden = features.read(self.actor.reads)
+        hidden = states = features.read(self.actor.reads)
         if self.actor.tower is not None:
             policy_cache = self.actor.tower.new_cache()
             hidden = self.actor.tower.hidden(hidden, mask, policy_cache, positions)
@@ -117,6 +119,7 @@ class ChunkDecoder:
                 policy=() if policy_cache is None else _columns(policy_cache, row, len(prompt)),
                 logits=logits[row],
                 final=None if features.final is None else features.final[row, -1],
+                state=states[row, -1],
             )
             for row, prompt in enumerate(prompts)
         ]
@@ -150,18 +153,18 @@ class ChunkDecoder:
         chunks = iter(found)
         return [[next(chunks) for _ in job.seeds] for job in jobs]
 
-    def log_probs(self, logits: torch.Tensor, final: torch.Tensor | None, q_temperature: float | None) -> torch.Tensor:
+    def log_probs(self, logits: torch.Tensor, state: torch.Tensor | None, q_temperature: float | None) -> torch.Tensor:
         """What codes are sampled from, [R, N]; a code outside of the top k stays outside, whatever its Q."""
         log_probs = action_log_probs(logits, temperature=self.temperature, top_k=self.top_k)
         if q_temperature is None:
             return log_probs
-        assert self.q is not None and final is not None
-        return torch.log_softmax(log_probs + self.q(final) / q_temperature, -1)
+        assert self.q is not None and state is not None
+        return torch.log_softmax(log_probs + self.q(state) / q_temperature, -1)
 
     def value(self, segment: Segment) -> float:
         """max_a Q(h, a) at a segment's end, within [0, 1]."""
-        assert self.q is not None and segment.final is not None
-        return float(self.q(segment.final).max().clamp(0, 1))
+        assert self.q is not None and segment.state is not None
+        return float(self.q(segment.state).max().clamp(0, 1))
 
     def assemble(self, paths: Sequence[Path], length: int) -> Rows:
         """Rows whose caches hold their paths, with columns for ``length`` more tokens."""
@@ -184,6 +187,7 @@ class ChunkDecoder:
             positions=torch.tensor(widths, device=logits.device),
             logits=logits,
             final=None if ends[0].final is None else torch.stack([end.final for end in ends if end.final is not None]),
+            state=torch.stack([end.state for end in ends if end.state is not None]),
             uniforms=torch.empty(count, 0),
             held=torch.zeros(count, dtype=torch.long, device=logits.device),
         )
@@ -206,6 +210,7 @@ class ChunkDecoder:
             final, late = (None if x is None else x[:, -1] for x in (features.final, features.late))
         hidden = late if self.actor.reads == "late" else final
         assert hidden is not None, f"the base supplies no {self.actor.reads!r} state"
+        rows.state = hidden
         if tower is not None and place is not None and self.lean_policy is not None:
             stepped, _ = self.lean_policy.step(hidden.to(tower.head.weight.dtype), place, rows.policy_cache)  # type: ignore[arg-type]
             assert stepped is not None
@@ -249,13 +254,13 @@ class _Chunks:
     def _choose(self, step: int) -> torch.Tensor:
         """A code and a token for every row; rows whose response ends are done."""
         decoder, rows = self.decoder, self.rows
-        log_probs = decoder.log_probs(rows.logits, rows.final, self.q_temperature)
+        log_probs = decoder.log_probs(rows.logits, rows.state, self.q_temperature)
         first = step % decoder.actor.span == 0
         if first:
             rows.held = log_probs.argmax(-1) if self.greedy else sample_actions(log_probs, rows.uniforms[:, step])
         taken = rows.held[:, None]
         logp = log_probs.gather(-1, taken)[:, 0] if first else torch.zeros(len(taken))
-        q = torch.zeros(len(taken)) if decoder.q is None or rows.final is None else decoder.q(rows.final).gather(-1, taken)[:, 0]
+        q = torch.zeros(len(taken)) if decoder.q is None else decoder.q(rows.state).gather(-1, taken)[:, 0]
         tokens = decoder.actor.emit(rows.final, rows.held)
         for number, *one in zip(rows.numbers, tokens.tolist(), rows.held.tolist(), logp.tolist(), q.tolist(), strict=True):
             if number not in self.done:
@@ -296,7 +301,8 @@ class _Chunks:
         rows.seen, rows.positions, rows.held, rows.uniforms = (
             tensor[index] for tensor in (rows.seen, rows.positions, rows.held, rows.uniforms)
         )
-        rows.logits, rows.final = rows.logits[index], None if rows.final is None else rows.final[index]
+        rows.logits, rows.state = rows.logits[index], rows.state[index]
+        rows.final = None if rows.final is None else rows.final[index]
         return tokens[index]
 
     def _keep(self) -> None:
@@ -312,6 +318,7 @@ class _Chunks:
                 policy=() if rows.policy_cache is None else _cut(rows.policy_cache, place, columns),
                 logits=rows.logits[place].clone(),
                 final=None if rows.final is None else rows.final[place].clone(),
+                state=rows.state[place].clone(),
             )
 
 

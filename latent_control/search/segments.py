@@ -34,6 +34,8 @@ class Segment:
     """[actions], what the policy says after the last token"""
     final: torch.Tensor | None = None
     """[D], the base's final state there"""
+    state: torch.Tensor | None = None
+    """[D], the state the policy reads there, and with it the Q head"""
     last_q: float | None = None
     """Q of the last code where it was chosen, when a Q head is at hand"""
 
