@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,25 +228,21 @@ def play(table: Table, asked: Asked) -> dict[str, Any]:
     def seeds(kind: int) -> list[int]:
         return [rollout_seed(table.seed, number, kind) >> 1 for number in range(len(table.prompts))]
 
-    def once(greedy: bool) -> Callable[[], list[Best]]:
-        return lambda: play_once(table.decoder, table.encoded, max_new_tokens=longest, seeds=seeds(11), greedy=greedy)
-
-    rows = [timed(table, "greedy", once(True)), timed(table, "sampled", once(False))]
+    once = partial(play_once, table.decoder, table.encoded, max_new_tokens=longest, seeds=seeds(11))
+    rows = [timed(table, "greedy", partial(once, greedy=True)), timed(table, "sampled", partial(once, greedy=False))]
     if asked.method == "best-of-n":
-        draw = {"n": asked.iterations, "max_new_tokens": longest, "seeds": seeds(12)}
-        rows.append(timed(table, "best-of-n", lambda: best_of_n(table.decoder, table.encoded, value, **draw)))
-        return result_of(table, asked, rows)
+        several = partial(best_of_n, table.decoder, table.encoded, value, n=asked.iterations, max_new_tokens=longest, seeds=seeds(12))
+        return result_of(table, asked, [*rows, timed(table, "best-of-n", several)])
     settings = settings_of(asked, table.config)
-    tree = timed(table, asked.method, lambda: search(table.decoder, table.encoded, value, settings, seeds=seeds(13)))
-    equal = {"budgets": tree.tokens, "max_new_tokens": longest, "seeds": seeds(12)}
-    rows.append(timed(table, "best-of-n", lambda: best_of_tokens(table.decoder, table.encoded, value, **equal)))
-    return result_of(table, asked, [*rows, tree])
+    tree = timed(table, asked.method, partial(search, table.decoder, table.encoded, value, settings, seeds=seeds(13)))
+    equal = partial(best_of_tokens, table.decoder, table.encoded, value, budgets=tree.tokens, max_new_tokens=longest, seeds=seeds(12))
+    return result_of(table, asked, [*rows, timed(table, "best-of-n", equal), tree])
 
 
-def timed(table: Table, name: str, answer: Callable[[], Sequence[Best] | Sequence[Found]]) -> Row:
+def timed(table: Table, name: str, answer: Callable[[], Sequence[Best | Found]]) -> Row:
     """A way to answer, with its seconds; success is always the verifier's."""
     started = time.perf_counter()
-    found = answer()
+    found: Sequence[Best | Found] = answer()
     seconds = time.perf_counter() - started
     trees = [one for one in found if isinstance(one, Found)]
     return Row(
