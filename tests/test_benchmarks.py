@@ -191,3 +191,24 @@ def test_off_policy(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
     content = run("off_policy", tmp_path, "--runs", str(tmp_path / "run"))
     assert [one["kind"] for one in content["repeats"]] == list(dict.fromkeys(row["policy"] for row in content["rows"]))
     assert all(one["estimates"].keys() == {"ips", "wis", "dr", "wdr"} for one in content["repeats"])
+
+
+@pytest.mark.slow
+def test_search(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
+    from configs.loading import dump_config
+    from latent_control import LatentActionLM
+    from latent_control.q_head import save_q_head
+    from learners.q_head import QSettings
+    from pipeline import checkpoints
+    from pipeline.q_training import new_head
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(config(actions={"init": str(tiny_checkpoint), "updates": 0})))
+    (tmp_path / "run" / "checkpoints" / "clone").symlink_to(tiny_checkpoint)
+    head = new_head(LatentActionLM.from_pretrained(tiny_checkpoint), QSettings(hidden=4), 0)
+    checkpoints.write(tmp_path / "q", files=lambda folder: save_q_head(head, folder), info={})
+    content = run("search", tmp_path, "--runs", str(tmp_path / "run"), "--q", str(tmp_path / "q"), "--policies", "clone")
+    assert [(row["value"], row["method"]) for row in content["rows"]] == [(v, m) for v in ("verifier", "q") for m in ("mcts", "mcts-q")]
+    for one in content["repeats"]:
+        tokens = {row["name"]: row["tokens_per_prompt"] for row in one["rows"]}
+        assert tokens["best-of-n"] >= tokens[one["method"]]
