@@ -78,12 +78,18 @@ def double_dqn_targets(
     return rewards + discount * torch.where(last, torch.zeros_like(following), following)
 
 
-def q_loss(q: torch.Tensor, actions: torch.Tensor, targets: torch.Tensor, *, positions: float) -> tuple[torch.Tensor, Metrics]:
-    """Half the squared error of Q [M, N] at ``actions`` [M] to ``targets`` [M], summed and divided by ``positions``."""
+def q_loss(
+    q: torch.Tensor, actions: torch.Tensor, targets: torch.Tensor, *, positions: float, conservative: float = 0.0
+) -> tuple[torch.Tensor, Metrics]:
+    """Half the squared error of Q [M, N] at ``actions`` [M] to ``targets`` [M], summed and divided by ``positions``.
+
+    ``conservative`` weighs logsumexp_a Q - Q(taken), which keeps codes nobody took in that state from looking best (Kumar et al., 2020).
+    """
     taken = q.gather(-1, actions[:, None])[:, 0]
     error = taken - targets.detach()
     metrics = {"td_error": error.detach().abs().sum() / positions, "q_taken": taken.detach().sum() / positions}
-    return 0.5 * error.square().sum() / positions, metrics | {"q_max": q.detach().max(-1).values.sum() / positions}
+    loss = 0.5 * error.square() + conservative * (torch.logsumexp(q, -1) - taken)
+    return loss.sum() / positions, metrics | {"q_max": q.detach().max(-1).values.sum() / positions}
 
 
 def save_q_head(head: QHead, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Learning the Q head from stored rollouts by double DQN (van Hasselt et al., 2016, arXiv 1509.06461); the base is frozen.
 
-The reward comes at a rollout's end, once. Left out: prioritised replay, n-step returns, and a penalty on codes that nobody has tried
-(conservative Q-learning): what the head says of codes the buffer does not hold is a guess.
+The reward comes at a rollout's end, once. The buffer is all there is, so a maximum over codes that nobody took would feed on its own errors: a conservative
+term (Kumar et al., 2020, arXiv 2006.04779) holds those down. Left out: prioritised replay and n-step returns.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class QSettings:
     """Inner width of the head; 0 is a linear one"""
     discount: float = 1.0
     """Per code; less than 1 prefers short responses"""
+    conservative: float = 0.1
+    """Weight of the term that holds down codes nobody took; 0 is plain double DQN"""
     target_every: int = 50
     """Updates between copies of the head into the target network"""
     heldout_share: float = 0.1
@@ -45,6 +47,7 @@ class QSettings:
         wrong = [f"{name} is {getattr(self, name)}, must be at least {low}" for name, low in least.items() if getattr(self, name) < low]
         wrong += [] if 0 < self.discount <= 1 else [f"discount is {self.discount}, must be above 0 and at most 1"]
         wrong += [] if 0 < self.heldout_share < 1 else [f"heldout_share is {self.heldout_share}, must lie between 0 and 1"]
+        wrong += [] if self.conservative >= 0 else [f"conservative is {self.conservative}, must be at least 0"]
         wrong += [] if self.learning_rate > 0 else [f"learning_rate is {self.learning_rate}, must be above 0"]
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -100,7 +103,7 @@ class QLearner:
         # What follows a choice is the next row; after a rollout's last one nothing does, and ``last`` says so.
         following, judged = q.detach().roll(-1, 0), self.target(batch.states).roll(-1, 0)
         targets = double_dqn_targets(batch.rewards, batch.last, following, judged, self.settings.discount)
-        loss, metrics = q_loss(q, batch.actions, targets, positions=float(len(q)))
+        loss, metrics = q_loss(q, batch.actions, targets, positions=float(len(q)), conservative=self.settings.conservative)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the Q head's loss is {float(loss)} after {self.updates} updates: lower learning_rate")
         self.optimizer.zero_grad(set_to_none=True)

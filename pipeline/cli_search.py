@@ -85,6 +85,7 @@ def train_q(
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
     hidden: Annotated[int, typer.Option("--hidden", min=0, help="Inner width of the head; 0: linear.")] = 256,
     discount: Annotated[float, typer.Option("--discount", help="Per code.")] = 1.0,
+    conservative: Annotated[float, typer.Option("--conservative", help="Holds down codes nobody took; 0: plain double DQN.")] = 0.1,
     target_every: Annotated[int, typer.Option("--target-every", min=1, help="Updates between copies to the target network.")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: cli.AsJson = False,
@@ -105,6 +106,7 @@ def train_q(
             learning_rate=learning_rate,
             hidden=hidden,
             discount=discount,
+            conservative=conservative,
             target_every=target_every,
         )
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):

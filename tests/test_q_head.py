@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_loss_by_hand():
     loss.backward()
     assert q.grad.tolist() == [[-0.25, 0.0], [0.0, 0.5]]  # only the codes that were taken
     assert float(metrics["td_error"]) == pytest.approx(0.75)
+
+
+def test_the_conservative_term_by_hand():
+    """logsumexp(0, 0) - 0 = ln 2; its gradient lifts the code taken and holds the other down, by one half each."""
+    q = torch.zeros(1, 2, requires_grad=True)
+    loss, _ = q_loss(q, torch.tensor([0]), torch.tensor([0.0]), positions=1.0, conservative=0.1)
+    assert float(loss.detach()) == pytest.approx(0.1 * math.log(2))
+    loss.backward()
+    torch.testing.assert_close(q.grad, torch.tensor([[-0.05, 0.05]]))
 
 
 def stored() -> RolloutBatch:
@@ -107,7 +117,7 @@ def chain() -> Transitions:
 
 def test_a_toy_is_learned_to_its_true_values():
     torch.manual_seed(0)
-    learner = QLearner(QHead(shape()), QSettings(updates=1500, learning_rate=1e-2, discount=0.9, target_every=20))
+    learner = QLearner(QHead(shape()), QSettings(updates=1500, learning_rate=1e-2, discount=0.9, target_every=20, conservative=0.0))
     for _ in range(1500):
         learner.update(chain())
     with torch.no_grad():
