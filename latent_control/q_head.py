@@ -7,6 +7,7 @@ to the frozen base, so one head serves every policy on the same base and codeboo
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ FORMAT = 1
 class QShape:
     """What a Q head is made for.
 
-    ``QShape(width=128, hidden=256, num_actions=64, span=1, reads="late", late_blocks=2, world_hash="5f..", base_hash="0a..")``
+    ``QShape(width=128, hidden=256, num_actions=64, span=1, reads="late", late_blocks=2, support=0.1, world_hash="5f..", base_hash="0a..")``
     """
 
     width: int
@@ -39,6 +40,8 @@ class QShape:
     """"late" or "final", of the base's states"""
     late_blocks: int
     """Where "late" is"""
+    support: float
+    """A code counts in max_a Q where the policy gives it at least this share of the likeliest code's probability."""
     world_hash: str
     """Of codebook and merge module: with others the codes mean something else."""
     base_hash: str
@@ -63,6 +66,20 @@ class QHead(nn.Module):
         return self.out(x if self.inner is None else F.silu(self.inner(x)))
 
 
+def supported(policy_logits: torch.Tensor, share: float) -> torch.Tensor:
+    """[..., N] bool: codes at least ``share`` as likely as the likeliest, of policy logits [..., N].
+
+    Of other codes the buffer holds next to nothing, and a maximum over them feeds on its own errors (Fujimoto et al., 2019,
+    arXiv 1910.01708, discrete BCQ, with the policy in place of a model of the behaviour).
+    """
+    return policy_logits >= policy_logits.max(-1, keepdim=True).values + math.log(share)
+
+
+def best_supported(q: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+    """max_a Q [...] over the codes [..., N] in ``support``."""
+    return q.masked_fill(~support, float("-inf")).max(-1).values
+
+
 def double_dqn_targets(
     rewards: torch.Tensor, last: torch.Tensor, online_next: torch.Tensor, target_next: torch.Tensor, discount: float
 ) -> torch.Tensor:
@@ -78,18 +95,12 @@ def double_dqn_targets(
     return rewards + discount * torch.where(last, torch.zeros_like(following), following)
 
 
-def q_loss(
-    q: torch.Tensor, actions: torch.Tensor, targets: torch.Tensor, *, positions: float, conservative: float = 0.0
-) -> tuple[torch.Tensor, Metrics]:
-    """Half the squared error of Q [M, N] at ``actions`` [M] to ``targets`` [M], summed and divided by ``positions``.
-
-    ``conservative`` weighs logsumexp_a Q - Q(taken), which keeps codes nobody took in that state from looking best (Kumar et al., 2020).
-    """
+def q_loss(q: torch.Tensor, actions: torch.Tensor, targets: torch.Tensor, *, positions: float) -> tuple[torch.Tensor, Metrics]:
+    """Half the squared error of Q [M, N] at ``actions`` [M] to ``targets`` [M], summed and divided by ``positions``."""
     taken = q.gather(-1, actions[:, None])[:, 0]
     error = taken - targets.detach()
     metrics = {"td_error": error.detach().abs().sum() / positions, "q_taken": taken.detach().sum() / positions}
-    loss = 0.5 * error.square() + conservative * (torch.logsumexp(q, -1) - taken)
-    return loss.sum() / positions, metrics | {"q_max": q.detach().max(-1).values.sum() / positions}
+    return 0.5 * error.square().sum() / positions, metrics | {"q_max": q.detach().max(-1).values.sum() / positions}
 
 
 def save_q_head(head: QHead, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Learning the Q head from stored rollouts by double DQN (van Hasselt et al., 2016, arXiv 1509.06461); the base is frozen.
 
-The reward comes at a rollout's end, once. The buffer is all there is, so a maximum over codes that nobody took would feed on its own errors: a conservative
-term (Kumar et al., 2020, arXiv 2006.04779) holds those down. Left out: prioritised replay and n-step returns.
+The reward comes at a rollout's end, once. The buffer is all there is, so the online network chooses among codes that the policy may
+take only (``supported``), and targets stay within the rewards that were seen. Left out: prioritised replay and n-step returns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from latent_control.losses import Metrics
 from latent_control.model import LatentActionLM
-from latent_control.q_head import QHead, double_dqn_targets, q_loss
+from latent_control.q_head import QHead, double_dqn_targets, q_loss, supported
 from latent_control.records import RolloutBatch
 
 
@@ -21,19 +21,19 @@ from latent_control.records import RolloutBatch
 class QSettings:
     """Dials of the training.
 
-    ``QSettings(updates=2000, batch_size=256)`` takes two minutes on one core for the embedded model.
+    ``QSettings(updates=2000, batch_size=128)`` takes two minutes on one core for the embedded model.
     """
 
     updates: int = 2000
-    batch_size: int = 256
+    batch_size: int = 128
     """Rollouts of an update"""
     learning_rate: float = 1e-3
     hidden: int = 256
     """Inner width of the head; 0 is a linear one"""
     discount: float = 1.0
     """Per code; less than 1 prefers short responses"""
-    conservative: float = 0.1
-    """Weight of the term that holds down codes nobody took; 0 is plain double DQN"""
+    support: float = 0.1
+    """Codes less likely than this share of the likeliest one's probability are left out of every maximum"""
     target_every: int = 50
     """Updates between copies of the head into the target network"""
     heldout_share: float = 0.1
@@ -47,7 +47,7 @@ class QSettings:
         wrong = [f"{name} is {getattr(self, name)}, must be at least {low}" for name, low in least.items() if getattr(self, name) < low]
         wrong += [] if 0 < self.discount <= 1 else [f"discount is {self.discount}, must be above 0 and at most 1"]
         wrong += [] if 0 < self.heldout_share < 1 else [f"heldout_share is {self.heldout_share}, must lie between 0 and 1"]
-        wrong += [] if self.conservative >= 0 else [f"conservative is {self.conservative}, must be at least 0"]
+        wrong += [] if 0 < self.support <= 1 else [f"support is {self.support}, must be above 0 and at most 1"]
         wrong += [] if self.learning_rate > 0 else [f"learning_rate is {self.learning_rate}, must be above 0"]
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -63,14 +63,16 @@ class Transitions:
     """[M] int64"""
     rewards: torch.Tensor
     """[M] float32: 0 but at a rollout's last code"""
+    support: torch.Tensor
+    """[M, N] bool, the codes that the policy may take there"""
     last: torch.Tensor
     """[M] bool, the last code of its rollout; otherwise the next row is what followed"""
     rollouts: torch.Tensor
     """[M] int64, row of the batch"""
 
 
-def transitions(model: LatentActionLM, states: torch.Tensor, batch: RolloutBatch, rewards: torch.Tensor) -> Transitions:
-    """The choices of a batch from h [B, T - 1, D] at the positions fed; ``rewards`` [B]."""
+def transitions(model: LatentActionLM, states: torch.Tensor, batch: RolloutBatch, rewards: torch.Tensor, share: float) -> Transitions:
+    """The choices of a batch from h [B, T - 1, D] at the positions fed; ``rewards`` [B]; ``share`` as in ``supported``."""
     starts = model.spans(batch.response_mask[:, 1:]).starts
     rows = torch.arange(len(starts), device=starts.device)[:, None].expand(starts.shape)[starts]
     last = torch.ones_like(rows, dtype=torch.bool)
@@ -79,16 +81,17 @@ def transitions(model: LatentActionLM, states: torch.Tensor, batch: RolloutBatch
         states=states[starts],
         actions=batch.actions[:, 1:][starts],
         rewards=torch.where(last, rewards[rows].float(), 0.0),
+        support=supported(model.policy.head(model.policy.hidden(states)[starts]), share),
         last=last,
         rollouts=rows,
     )
 
 
 class QLearner:
-    """A head, its slowly following copy, and the optimiser."""
+    """A head, its slowly following copy, and the optimiser; ``bounds``: least and largest reward of a rollout."""
 
-    def __init__(self, head: QHead, settings: QSettings) -> None:
-        self.head, self.settings = head.train(), settings
+    def __init__(self, head: QHead, settings: QSettings, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.head, self.settings, self.bounds = head.train(), settings, bounds
         self.target = copy.deepcopy(head).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=0.01)
         self.updates = 0
@@ -101,9 +104,10 @@ class QLearner:
         """
         q = self.head(batch.states)
         # What follows a choice is the next row; after a rollout's last one nothing does, and ``last`` says so.
-        following, judged = q.detach().roll(-1, 0), self.target(batch.states).roll(-1, 0)
+        allowed = q.detach().masked_fill(~batch.support, float("-inf"))
+        following, judged = allowed.roll(-1, 0), self.target(batch.states).clamp(*self.bounds).roll(-1, 0)
         targets = double_dqn_targets(batch.rewards, batch.last, following, judged, self.settings.discount)
-        loss, metrics = q_loss(q, batch.actions, targets, positions=float(len(q)), conservative=self.settings.conservative)
+        loss, metrics = q_loss(q, batch.actions, targets, positions=float(len(q)))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the Q head's loss is {float(loss)} after {self.updates} updates: lower learning_rate")
         self.optimizer.zero_grad(set_to_none=True)

@@ -81,11 +81,11 @@ def train_q(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a replay buffer.")],
     out: Annotated[Path | None, typer.Option("--out", help="The checkpoint; default RUN/checkpoints/q_head.")] = None,
     updates: Annotated[int, typer.Option("--updates", min=1)] = 2000,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rollouts of an update.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rollouts of an update.")] = 128,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
     hidden: Annotated[int, typer.Option("--hidden", min=0, help="Inner width of the head; 0: linear.")] = 256,
     discount: Annotated[float, typer.Option("--discount", help="Per code.")] = 1.0,
-    conservative: Annotated[float, typer.Option("--conservative", help="Holds down codes nobody took; 0: plain double DQN.")] = 0.1,
+    support: Annotated[float, typer.Option("--support", help="Codes this much less likely than the likeliest are left out.")] = 0.1,
     target_every: Annotated[int, typer.Option("--target-every", min=1, help="Updates between copies to the target network.")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: cli.AsJson = False,
@@ -106,7 +106,7 @@ def train_q(
             learning_rate=learning_rate,
             hidden=hidden,
             discount=discount,
-            conservative=conservative,
+            support=support,
             target_every=target_every,
         )
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):

@@ -17,7 +17,7 @@ from configs.schema import DataSource
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.persistence import base_hash, world_hash
-from latent_control.q_head import QHead, QShape, save_q_head
+from latent_control.q_head import QHead, QShape, best_supported, save_q_head
 from learners.features import FeatureCache
 from learners.q_head import QLearner, QSettings, Transitions, transitions
 from pipeline import checkpoints
@@ -43,9 +43,9 @@ def train_q(run_dir: Path, out: Path, settings: QSettings, *, seed: int, say: Ca
     training, held = split(model, run_dir, settings)
     head = new_head(model, settings, seed)
     cache = FeatureCache(model, settings.cache_megabytes)
-    learner, lines = QLearner(head, settings), []
+    learner, lines = QLearner(head, settings, (min(0.0, float(training.rewards.min())), float(training.rewards.max()))), []
     for update, rows in enumerate(draws(len(training), settings, seed), start=1):
-        metrics = learner.update(choices(model, cache, training, rows))
+        metrics = learner.update(choices(model, cache, training, rows, settings.support))
         if update % settings.evaluate_every == 0 or update == settings.updates:
             lines.append({"update": update} | {name: float(value) for name, value in metrics.items()} | measures(model, head, held))
             say(" ".join(f"{name}={value:.4g}" for name, value in lines[-1].items() if value is not None))
@@ -86,6 +86,7 @@ def new_head(model: LatentActionLM, settings: QSettings, seed: int) -> QHead:
             span=model.config.span,
             reads=model.config.policy_reads,
             late_blocks=model.config.late_blocks,
+            support=settings.support,
             world_hash=world_hash(model),
             base_hash=base_hash(model),
         )
@@ -99,10 +100,10 @@ def draws(count: int, settings: QSettings, seed: int) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def choices(model: LatentActionLM, cache: FeatureCache, rollouts: StoredRollouts, rows: np.ndarray) -> Transitions:
+def choices(model: LatentActionLM, cache: FeatureCache, rollouts: StoredRollouts, rows: np.ndarray, share: float) -> Transitions:
     """The transitions of rollouts ``rows``."""
     batch = rollouts.batch(rows)
-    return transitions(model, cache(batch), batch, torch.from_numpy(rollouts.rewards[rows]))
+    return transitions(model, cache(batch), batch, torch.from_numpy(rollouts.rewards[rows]), share)
 
 
 @torch.no_grad()
@@ -115,11 +116,11 @@ def measures(model: LatentActionLM, head: QHead, held: StoredRollouts) -> dict[s
     cache = FeatureCache(model, 0.0)
     found = np.zeros((4, len(held)))
     for rows, batch in held.batches():
-        some = transitions(model, cache(batch), batch, torch.from_numpy(held.rewards[rows]))
+        some = transitions(model, cache(batch), batch, torch.from_numpy(held.rewards[rows]), head.shape.support)
         q = head(some.states)
         ends = some.last.nonzero()[:, 0]
         starts = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
-        best, taken = q.max(-1).values, q.gather(-1, some.actions[:, None])[:, 0]
+        best, taken = best_supported(q, some.support), q.gather(-1, some.actions[:, None])[:, 0]
         found[:, rows] = torch.stack([best[starts], best[(starts + ends) // 2], best[ends], taken[ends]]).numpy()
     names = ("auc_first", "auc_middle", "auc_last", "auc_taken")
     success = held.rewards > SUCCEEDED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from latent_control.q_head import SHAPE, WEIGHTS, QHead, QShape, double_dqn_targets, load_q_head, q_loss, save_q_head  # noqa: E402
+from latent_control.q_head import (  # noqa: E402
+    SHAPE,
+    WEIGHTS,
+    QHead,
+    QShape,
+    best_supported,
+    double_dqn_targets,
+    load_q_head,
+    q_loss,
+    save_q_head,
+    supported,
+)
 from latent_control.records import RolloutBatch  # noqa: E402
 from learners.features import FeatureCache  # noqa: E402
 from learners.q_head import QLearner, QSettings, Transitions, transitions  # noqa: E402
@@ -20,7 +30,17 @@ from pipeline.statistics import auc  # noqa: E402
 
 def shape(**changed) -> QShape:
     return QShape(
-        **{"width": 4, "hidden": 16, "num_actions": 2, "span": 1, "reads": "late", "late_blocks": 2, "world_hash": "w", "base_hash": "b"}
+        **{
+            "width": 4,
+            "hidden": 16,
+            "num_actions": 2,
+            "span": 1,
+            "reads": "late",
+            "late_blocks": 2,
+            "support": 0.1,
+            "world_hash": "w",
+            "base_hash": "b",
+        }
         | changed
     )
 
@@ -47,13 +67,11 @@ def test_loss_by_hand():
     assert float(metrics["td_error"]) == pytest.approx(0.75)
 
 
-def test_the_conservative_term_by_hand():
-    """logsumexp(0, 0) - 0 = ln 2; its gradient lifts the code taken and holds the other down, by one half each."""
-    q = torch.zeros(1, 2, requires_grad=True)
-    loss, _ = q_loss(q, torch.tensor([0]), torch.tensor([0.0]), positions=1.0, conservative=0.1)
-    assert float(loss.detach()) == pytest.approx(0.1 * math.log(2))
-    loss.backward()
-    torch.testing.assert_close(q.grad, torch.tensor([[-0.05, 0.05]]))
+def test_codes_the_policy_would_not_take_are_left_out_of_the_maximum():
+    logits = torch.tensor([[0.0, -2.0, -3.0]])  # probabilities 1 : 0.135 : 0.0498
+    support = supported(logits, 0.1)
+    assert support.tolist() == [[True, True, False]]
+    assert best_supported(torch.tensor([[0.25, 0.5, 9.0]]), support).tolist() == [0.5]
 
 
 def stored() -> RolloutBatch:
@@ -72,7 +90,7 @@ def stored() -> RolloutBatch:
 def test_transitions_of_stored_rollouts(make_model):
     model, batch = make_model(), stored()
     states = FeatureCache(model, 1.0)(batch)
-    found = transitions(model, states, batch, torch.tensor([1.0, 0.5]))
+    found = transitions(model, states, batch, torch.tensor([1.0, 0.5]), 0.1)
     assert found.actions.tolist() == [1, 2, 3, 4, 5]
     assert found.rewards.tolist() == [0, 0, 1.0, 0, 0.5]
     assert found.last.tolist() == [False, False, True, False, True]
@@ -84,7 +102,7 @@ def test_transitions_of_stored_rollouts(make_model):
 @torch.no_grad()
 def test_transitions_with_spans_are_one_per_code(make_model):
     model, batch = make_model(span=2), stored()
-    found = transitions(model, FeatureCache(model, 1.0)(batch), batch, torch.tensor([1.0, 0.5]))
+    found = transitions(model, FeatureCache(model, 1.0)(batch), batch, torch.tensor([1.0, 0.5]), 0.1)
     assert found.actions.tolist() == [1, 3, 4]
     assert found.rewards.tolist() == [0, 1.0, 0.5]
 
@@ -110,6 +128,7 @@ def chain() -> Transitions:
         states=torch.stack(states),
         actions=torch.tensor(actions),
         rewards=torch.tensor(rewards),
+        support=torch.ones(8, 2, dtype=torch.bool),
         last=torch.tensor(last),
         rollouts=torch.arange(8) // 2,
     )
@@ -117,7 +136,7 @@ def chain() -> Transitions:
 
 def test_a_toy_is_learned_to_its_true_values():
     torch.manual_seed(0)
-    learner = QLearner(QHead(shape()), QSettings(updates=1500, learning_rate=1e-2, discount=0.9, target_every=20, conservative=0.0))
+    learner = QLearner(QHead(shape()), QSettings(updates=1500, learning_rate=1e-2, discount=0.9, target_every=20))
     for _ in range(1500):
         learner.update(chain())
     with torch.no_grad():

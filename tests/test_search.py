@@ -27,7 +27,17 @@ def decoder_of(model: Any, **settings: Any) -> ChunkDecoder:
 
 def q_head(model: Any, seed: int = 5) -> QHead:
     head = QHead(
-        QShape(width=32, hidden=0, num_actions=8, span=model.config.span, reads="late", late_blocks=2, world_hash="", base_hash="")
+        QShape(
+            width=32,
+            hidden=0,
+            num_actions=8,
+            span=model.config.span,
+            reads="late",
+            late_blocks=2,
+            support=1e-9,
+            world_hash="",
+            base_hash="",
+        )
     )
     torch.nn.init.normal_(head.out.weight, std=0.3, generator=torch.Generator().manual_seed(seed))
     return head.requires_grad_(False)

@@ -18,7 +18,7 @@ from latent_control.actors import Actor
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.lean import lean_blocks
-from latent_control.q_head import QHead
+from latent_control.q_head import QHead, best_supported, supported
 from latent_control.search.segments import Layers, Path, Segment, width
 from latent_control.slots import SlotLayer, SlotMemory
 from latent_control.tower import position_ids
@@ -162,9 +162,10 @@ class ChunkDecoder:
         return torch.log_softmax(log_probs + self.q(state) / q_temperature, -1)
 
     def value(self, segment: Segment) -> float:
-        """max_a Q(h, a) at a segment's end, within [0, 1]."""
-        assert self.q is not None and segment.state is not None
-        return float(self.q(segment.state).max().clamp(0, 1))
+        """max_a Q(h, a) at a segment's end, of codes the policy may take, within [0, 1]."""
+        assert self.q is not None and segment.state is not None and segment.logits is not None
+        best = best_supported(self.q(segment.state), supported(segment.logits, self.q.shape.support))
+        return float(best.clamp(0, 1))
 
     def assemble(self, paths: Sequence[Path], length: int) -> Rows:
         """Rows whose caches hold their paths, with columns for ``length`` more tokens."""
