@@ -150,6 +150,7 @@ def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["improve"]["nll"] == evaluation["improved"]["nll"]
 
 
+@pytest.mark.slow
 def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "improve_offline.yaml")
     paths = [f"actions.init={learned / 'checkpoints/clone'}", f"improve_offline.data=[{{kind: replay, path: {learned}}}]"]
