@@ -38,13 +38,18 @@ def measured(run: Path, q: Path, case: dict[str, Any], policy: str, chunk: int, 
     """One table, without its words."""
     asked = Asked(**case, chunk=chunk, prompts=prompts)
     result = play(prepare(run / "checkpoints" / policy, asked, q), asked)
-    return case | {"policy": policy, "chunk": chunk, "run": run.name, "rows": result["rows"], "successes": result["successes"]}
+    return case | {"policy": policy, "chunk": chunk, "run": run.name, "rows": result["rows"], "successes": digits(result["successes"])}
+
+
+def digits(successes: dict[str, list[int]]) -> dict[str, str]:
+    """A 0 or 1 for each prompt: ``{"greedy": "0110"}``, short enough to keep."""
+    return {name: "".join(map(str, values)) for name, values in successes.items()}
 
 
 def row_of(some: list[dict[str, Any]]) -> dict[str, Any]:
     """The runs of one case as a row."""
     first = some[0]
-    pooled = {name: np.concatenate([one["successes"][name] for one in some]).astype(float) for name in first["successes"]}
+    pooled = {name: np.array([int(d) for one in some for d in one["successes"][name]], float) for name in first["successes"]}
     difference = paired_difference(pooled[first["method"]], pooled["best-of-n"], seed=0)
 
     def mean(name: str, key: str) -> float:
