@@ -124,14 +124,11 @@ def clipped_surrogate(
     ratio = torch.exp(logp - (action_logp if proximal_logp is None else proximal_logp))
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-    importance = {}
+    importance: Metrics = {}
     if proximal_logp is not None:
-        importance_ratio = torch.exp(proximal_logp - action_logp)
-        surrogate = surrogate * importance_ratio.clamp(max=importance_cap)
-        importance = {
-            "importance_mean": (weights * importance_ratio).sum(),
-            "importance_capped_share": (weights * (importance_ratio > importance_cap)).sum(),
-        }
+        older = torch.exp(proximal_logp - action_logp)
+        surrogate = surrogate * older.clamp(max=importance_cap)
+        importance = {"importance_mean": (weights * older).sum(), "importance_capped_share": (weights * (older > importance_cap)).sum()}
     # 0 log 0 = 0, in the gradient too: actions outside the support have log-probability -inf.
     entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)
     loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()
