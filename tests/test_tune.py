@@ -78,6 +78,7 @@ def test_wrong_values_end_before_work(option: tuple[str, str], tmp_path: Path) -
     assert done.returncode == 2 and option[0] in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_small_search_ends_in_a_config_that_runs(tmp_path: Path) -> None:
     out = tmp_path / "codes"
     short = ["actions.updates=24", "clone.updates=10", "actions.evaluation_sequences=16", "clone.evaluation_sequences=16"]
