@@ -47,14 +47,12 @@ class Follower:
         if time.monotonic() < self.next_look:
             return self.version
         self.next_look = time.monotonic() + LOOK_EVERY
+        if self.asked is not None and ray.wait([self.asked], timeout=0)[0]:
+            self.coming, self.asked = ray.get(self.asked), None
         if self.coming is not None:
             self._arrive(self.coming)
         elif self.asked is None:
             self.asked = self.board.newer.remote(self.version)
-        elif ray.wait([self.asked], timeout=0)[0]:
-            self.coming, self.asked = ray.get(self.asked), None
-            if self.coming is not None:
-                self._arrive(self.coming)
         return self.version
 
     def _arrive(self, policy: PolicyVersion) -> None:

@@ -287,9 +287,10 @@ def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Con
     monkeypatch.setattr(LatentRL, "publish", keep)
     weights[0] = fresh.weights
     workers = fresh.env_runner_group._worker_manager.actors().values()
-    ray.get([worker.apply.remote(slow_down, 0.06) for worker in workers])
+    # Out of step: workers that end together always begin with the newest policy.
+    ray.get([worker.apply.remote(slow_down, 0.1 * (2 + place)) for place, worker in enumerate(workers)])
     with consumed(fresh, monkeypatch) as given:
-        metrics = train(fresh, 8)
+        metrics = train(fresh, 6)
     ray.get([worker.apply.remote(slow_down, 0.0) for worker in workers])
     rollouts = [r for _, _, rs in given for r in rs]
     mixed = [r for r in rollouts if len(r.action_versions)]

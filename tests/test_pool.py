@@ -337,7 +337,7 @@ class Window(LatentRL):
     def __init__(self, pool: RolloutPool, *, state: dict[str, Any] | None = None, workers: int = 2, **improve: Any) -> None:
         settings = Improve(mode="async", prompts_per_update=4, **improve)
         self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
-        self.ships_features = True
+        self.ships_features = self.latent = True
         self.prompt_count, self.pool, self.board, self.dropped = 1000, pool, None, 0
         self.open, self.published, self.unasked = {}, {}, deque((state or {}).get("unasked", ()))
         self.next_position = (state or {}).get("next_position", 0)
