@@ -102,8 +102,10 @@ class Training(Section):
 
 
 class Architecture(Section):
-    """A small causal LM trained from scratch by the ``base`` stage (Llama-shaped)."""
+    """A small causal LM trained from scratch by the ``base`` stage."""
 
+    family: Literal["llama", "gpt2", "qwen2"] = "llama"
+    """Whose blocks it has."""
     hidden_size: PositiveInt = 128
     intermediate_size: PositiveInt = 384
     num_hidden_layers: PositiveInt = 4

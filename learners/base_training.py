@@ -15,7 +15,15 @@ from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from configs.schema import Architecture, BaseTraining
 
@@ -74,20 +82,29 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama-shaped model with random weights (from torch's current seed)."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=CONTEXT_TOKENS,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        num_key_value_heads=architecture.num_attention_heads,
-        tie_word_embeddings=False,
-        initializer_range=architecture.hidden_size**-0.5,  # the default, 0.02, is made for widths of thousands: slow to start here
-        **architecture.model_dump(),
-    )
-    return LlamaForCausalLM(config)
+def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model with random weights (from torch's current seed)."""
+    width, layers, heads = architecture.hidden_size, architecture.num_hidden_layers, architecture.num_attention_heads
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+        "initializer_range": width**-0.5,  # the default, 0.02, is made for widths of thousands: slow to start here
+    }
+    config: PreTrainedConfig
+    if architecture.family == "gpt2":
+        sizes = {"n_embd": width, "n_inner": architecture.intermediate_size, "n_layer": layers, "n_head": heads}
+        drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        config = GPT2Config(n_positions=CONTEXT_TOKENS, **sizes, **drop, **shared)
+    else:
+        family = {"llama": LlamaConfig, "qwen2": Qwen2Config}[architecture.family]
+        config = family(
+            max_position_embeddings=CONTEXT_TOKENS, num_key_value_heads=heads, **architecture.model_dump(exclude={"family"}), **shared
+        )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_Demonstration], max_length: int) -> Rows:
@@ -107,7 +124,7 @@ def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_De
     return ids, targets
 
 
-def response_loss(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
+def response_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
     """Mean cross-entropy per response token, in nats."""
     ids, targets = rows
     # Right padding needs no mask: under causal attention no real token sees it.
@@ -164,7 +181,7 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
     tokenizer.save_pretrained(folder)
 
 
-def _train(config: BaseTraining, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: WordTask, log: Log) -> None:
+def _train(config: BaseTraining, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: WordTask, log: Log) -> None:
     train, heldout = task.demonstrations("train"), task.demonstrations("heldout")
     held = encode_rows(tokenizer, list(heldout[: config.evaluation_sequences]), config.max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
@@ -192,7 +209,7 @@ def _train(config: BaseTraining, model: LlamaForCausalLM, tokenizer: PreTrainedT
 
 
 @torch.no_grad()
-def heldout_loss(model: LlamaForCausalLM, rows: Rows) -> float:
+def heldout_loss(model: PreTrainedModel, rows: Rows) -> float:
     """Mean cross-entropy per response token on held-out rows, in nats."""
     model.eval()
     loss = response_loss(model, rows).item()

@@ -27,6 +27,7 @@ SIDES = {
 }
 EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
 LAST, WINDOW = 20, 10
+EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "evaluation.samples_per_prompt=8"]  # for diversity.py
 
 
 def overrides(side: str, rate: float, epochs: int, temperature: float) -> list[str]:
@@ -75,7 +76,7 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
         side, seed = job
         chosen = best[side]
         settings = overrides(side, chosen["rate"], chosen["epochs"], chosen["temperature"])
-        found = improved(out, side, seed, cloned(out, seed), *settings, f"improve.updates={UPDATES}", "evaluation.marginal_sequences=0")
+        found = improved(out, side, seed, cloned(out, seed), *settings, f"improve.updates={UPDATES}", *EVALUATION)
         print(f"{side}, seed {seed}: {last(found):.3f}", flush=True)
         return found
 
