@@ -104,6 +104,7 @@ def test_latent_actions_are_found_again_on_the_replay_buffer(learned: Path, tmp_
     assert last["nll_codes"] < last["nll_base"] and first["loss"] > last["loss"] - 1.0
 
 
+@pytest.mark.slow
 def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
     """Every measure, the stored outcomes, the held-out curve, and exit code 3 with all of it written."""
     run_dir = tmp_path / "gated"
