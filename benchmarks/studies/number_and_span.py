@@ -9,14 +9,14 @@ the end of reinforcement learning, held-out success, and decisions per rollout.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 from pathlib import Path
 
 from common import Curve, cloned, curve, improved, row, side_by_side, write
 
-NUMBERS, SPANS, SEEDS = (16, 64, 128), (1, 2, 4), (0, 1, 2)
-LAST = 20
+# Every number with a span of 1, and the default number with every span.
+GRID = ((16, 1), (32, 1), (64, 1), (128, 1), (64, 2), (64, 4))
+UPDATES, LAST, SEEDS = 80, 20, (0, 1, 2)
 
 
 def settings(number: int, span: int) -> list[str]:
@@ -27,9 +27,10 @@ def settings(number: int, span: int) -> list[str]:
 def play(out: Path, number: int, span: int, seed: int) -> tuple[Curve, Curve]:
     """(finding and cloning the codes, improving the policy)."""
     folder = out / f"codes-{number}-{span}"
-    clone = cloned(folder, seed, *settings(number, span))
+    clone = cloned(out if (number, span) == (64, 1) else folder, seed, *settings(number, span))
     # The codebook comes with the checkpoint; its shape must be the section's.
-    learned = improved(folder, "improve", seed, clone, *settings(number, span), "improve.epochs=3", "evaluation.marginal_sequences=0")
+    rl = [*settings(number, span), "improve.epochs=3", f"improve.updates={UPDATES}", "evaluation.marginal_sequences=0"]
+    learned = improved(folder, "improve", seed, clone, *rl)
     print(f"{number} codes, span {span}, seed {seed}: {statistics.mean(learned.rewards[-LAST:]):.3f}", flush=True)
     return curve(clone.parent.parent), learned
 
@@ -40,11 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
-    grid = list(itertools.product(NUMBERS, SPANS))
-    jobs = [(number, span, seed) for number, span in grid for seed in arguments.seeds]
+    jobs = [(number, span, seed) for number, span in GRID for seed in arguments.seeds]
     played = dict(zip(jobs, side_by_side(lambda job: play(arguments.out.absolute(), *job), jobs), strict=True))
     rows = []
-    for number, span in grid:
+    for number, span in GRID:
         found = [played[number, span, seed] for seed in arguments.seeds]
         stages = [before.summary["stages"] for before, _ in found]
         name = f"{number} codes, span {span}"

@@ -1,0 +1,154 @@
+"""One codebook on three tasks: codes found on countdown, used as they are on two tasks they have never seen, against new ones for each.
+
+    python benchmarks/studies/transfer.py --out runs/study
+
+A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose demonstrations are
+right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``reused``: countdown's codes and merge module as
+they are; only the policy is cloned, 110 updates, a tenth of the former. Then both get the same reinforcement learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Curve, cloned, curve, improved, row, run, side_by_side, write
+
+from configs.loading import load_config
+from learners.base_training import train_base
+from rollout_workers.tasks.countdown import Countdown
+from rollout_workers.tasks.protocol import Demonstration, LazySequence, Prompt, Split
+
+UPDATES, LAST, SEEDS = 80, 20, (0, 1, 2)
+ROWS, SKILL, REUSED_UPDATES = 20_000, 0.35, 110
+NEW = ("sort", "sums")
+
+
+def problem(kind: str, index: int) -> tuple[str, str, str]:
+    """(prompt, right response, a response of the right form that is wrong)."""
+    rng = random.Random(f"{kind}/{index}")
+    numbers = rng.sample(range(1, 30), 4)
+    if kind == "sort":
+        right, wrong = sorted(numbers), rng.sample(numbers, 4)
+        while wrong == right:
+            wrong = rng.sample(numbers, 4)
+    else:
+        right = [sum(numbers[: i + 1]) for i in range(4)]
+        wrong = list(right)
+        place = rng.randrange(1, 4)
+        wrong[place] = max(1, wrong[place] + rng.choice([-10, -2, -1, 1, 2, 10]))
+    return f"{kind} {' '.join(map(str, numbers))} :", *(" , ".join(map(str, values)) for values in (right, wrong))  # type: ignore[return-value]
+
+
+class Mixture:
+    """Countdown, sort, sums in turns: what the base LM is trained on."""
+
+    name = "mixture"
+    words = (*Countdown.words, *NEW)
+
+    def __init__(self) -> None:
+        self.countdown = Countdown()
+
+    def demonstrations(self, split: Split) -> Sequence[Demonstration]:
+        """A third of each kind."""
+        countdown = self.countdown.demonstrations(split)
+        first = 0 if split == "train" else 10_000_000  # the rows of the task files lie in between
+
+        def make(index: int) -> Demonstration:
+            place, kind = divmod(index, 3)
+            if kind == 2:
+                return countdown[place]
+            prompt, right, wrong = problem(NEW[kind], first + ROWS + place)
+            solved = random.Random(f"skill/{split}/{index}").random() < SKILL
+            metadata: dict[str, object] = {"answer": right}
+            return Demonstration(prompt=Prompt(id=f"{split}/{index}", text=prompt, metadata=metadata), response=right if solved else wrong)
+
+        return LazySequence(3 * min(len(countdown), 1_000_000), make)
+
+    def score(self, prompt: Any, text: str) -> Any:
+        """Never asked: no update reads solved problems only."""
+        raise NotImplementedError
+
+
+def make_base(folder: Path, updates: int) -> None:
+    """The base LM of all three tasks, unless it is there."""
+    if (folder / "config.json").is_file():
+        return
+    config = load_config(ROOT / "configs" / "base_countdown.yaml", [f"base.model={folder}"]).base.train
+    assert config is not None
+    settings = config.model_copy(update={"updates": updates, "solved_updates": 0})
+    train_base(settings, task=Mixture(), folder=folder, seed=0, threads=1, log=lambda step, found: print(step, found, flush=True))  # type: ignore[arg-type]
+
+
+def task_of(out: Path, kind: str) -> list[str]:
+    """Overrides that make a run one of this task."""
+    path = out / f"{kind}.jsonl"
+    if not path.is_file():
+        rows = [problem(kind, index)[:2] for index in range(ROWS)]
+        path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
+    return ["task.name=jsonl", f"task.options={{path: {path}, heldout_share: 0.1}}"]
+
+
+def play(out: Path, kind: str, seed: int, way: str) -> tuple[Curve, Curve]:
+    """(before reinforcement learning, it)."""
+    folder, settings = out / kind, [f"base.model={out / 'base'}", *task_of(out, kind)]
+    if way == "reused":
+        codes = cloned(out / "countdown", seed, f"base.model={out / 'base'}")
+        own = [f"actions.init={codes}", "actions.updates=0", f"clone.updates={REUSED_UPDATES}"]
+        clone = run(folder / f"reused-{seed}", [f"seed={seed}", "improve=null", *settings, *own])
+    else:
+        clone = run(folder / f"retrained-{seed}", [f"seed={seed}", "improve=null", *settings])
+    learned = improved(
+        folder, f"rl-{way}", seed, clone / "checkpoints" / "clone", *settings, "improve.epochs=3", f"improve.updates={UPDATES}"
+    )
+    print(f"{kind}, {way}, seed {seed}: {statistics.mean(learned.rewards[-LAST:]):.3f}", flush=True)
+    return curve(clone), learned
+
+
+def rows_of(kind: str, reused: list[tuple[Curve, Curve]], retrained: list[tuple[Curve, Curve]]) -> list[dict[str, Any]]:
+    """What is reported of a task."""
+    rows, ends = [], {}
+    for name, found in (("reused", reused), ("retrained", retrained)):
+        stages = [before.summary["stages"] for before, _ in found]
+        rows.append(row(f"{kind}, {name}: cross-entropy with codes", [s["actions"]["metrics"]["nll_codes"] for s in stages]))
+        rows.append(row(f"{kind}, {name}: held out before RL, sampled", [b.summary["evaluation"]["cloned"]["sampled"] for b, _ in found]))
+        ends[name] = [after.summary["evaluation"]["improved"]["sampled"] for _, after in found]
+        rows.append(row(f"{kind}, {name}: held out after RL, sampled", ends[name]))
+    rows.append(row(f"{kind}: reused / retrained after RL", [a / b for a, b in zip(ends["reused"], ends["retrained"], strict=True)]))
+    seconds = [
+        [sum(float(s[n]["seconds"]) for n in ("actions", "clone")) for s in (b.summary["stages"] for b, _ in f)]
+        for f in (reused, retrained)
+    ]
+    rows.append(row(f"{kind}: cost of codes and policy, reused / retrained", [a / b for a, b in zip(*seconds, strict=True)]))
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--base-updates", type=int, default=2000)
+    parser.add_argument("--base-only", action="store_true", help="train the base LM and stop")
+    arguments = parser.parse_args()
+    out = arguments.out.absolute() / "transfer"
+    out.mkdir(parents=True, exist_ok=True)
+    make_base(out / "base", arguments.base_updates)
+    if arguments.base_only:
+        return
+    side_by_side(lambda seed: cloned(out / "countdown", seed, f"base.model={out / 'base'}"), arguments.seeds)
+    jobs = [(kind, seed, way) for kind in NEW for seed in arguments.seeds for way in ("reused", "retrained")]
+    played = dict(zip(jobs, side_by_side(lambda job: play(out, *job), jobs), strict=True))
+    rows = []
+    for kind in NEW:
+        rows += rows_of(kind, *([played[kind, seed, way] for seed in arguments.seeds] for way in ("reused", "retrained")))
+    write("transfer", "benchmarks/studies/transfer.py", arguments.seeds, rows)
+
+
+if __name__ == "__main__":
+    main()
