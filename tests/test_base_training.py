@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import Architecture, BaseTraining, Task
+from latent_control.model import LatentActionLM
 from learners import base_training
 from learners.base_training import encode_rows, learning_rate_share, train_base, word_tokenizer
 from rollout_workers.tasks import Demonstration, build_task
@@ -47,6 +48,19 @@ def test_loss_falls_and_the_folder_loads(tmp_path: Path) -> None:
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer("3 7 -> 149 :")["input_ids"] == [1, 7, 11, 160, 153, 161]
     assert not list((tmp_path / "base").glob("*.bin"))
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "GPT2LMHeadModel"), ("qwen2", "Qwen2ForCausalLM")])
+def test_other_families_learn_and_take_latent_actions(tmp_path: Path, family: str, kind: str) -> None:
+    shape = TINY.architecture.model_copy(update={"family": family, "num_hidden_layers": 2})
+    logged = _train(tmp_path / "base", TINY.model_copy(update={"architecture": shape, "updates": 20, "evaluate_every": 10}))
+    assert logged[20]["heldout_loss"] < logged[10]["heldout_loss"]
+    layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
+    model = LatentActionLM.from_base(tmp_path / "base", num_actions=4, seed=0, **layers)
+    assert type(model.base.lm).__name__ == kind
+    prompt = torch.tensor([[1, 7, 11, 160, 153, 161]])
+    emitted = model.generate(prompt, max_new_tokens=3, temperature=0.0, stop_token=-1).tokens
+    assert torch.equal(emitted, model.generate(prompt, max_new_tokens=3, temperature=0.0, stop_token=-1, level="base").tokens)
 
 
 def test_same_seed_same_model(tmp_path: Path) -> None:

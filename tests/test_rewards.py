@@ -50,6 +50,14 @@ def test_hash_changes_with_task_options_and_weights_only() -> None:
     assert reward_hash(TaskConfig(), Reward(weights={"a": 1, "b": 2})) == reward_hash(TaskConfig(), Reward(weights={"b": 2, "a": 1}))
 
 
+def test_hash_of_rows_is_by_what_they_say_not_where_they_lie(tmp_path: Path) -> None:
+    def hashed(name: str, answer: str) -> str:
+        (tmp_path / name).write_text(f'{{"prompt": "2 + 2", "answer": "{answer}"}}')
+        return reward_hash(TaskConfig(name="jsonl", options={"path": str(tmp_path / name)}), Reward())
+
+    assert hashed("a.jsonl", "4") == hashed("b.jsonl", "4") != hashed("a.jsonl", "5")
+
+
 def test_part_means_weigh_requests_by_their_judged_rollouts() -> None:
     base = RolloutSummary(
         request_id=0,

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs.schema import Reward
 from configs.schema import Task as TaskConfig
@@ -30,8 +31,11 @@ class Response:
 
 
 def reward_hash(task: TaskConfig, reward: Reward) -> str:
-    """Twelve hexadecimal digits that name a reward definition: task, its options, weights."""
-    definition = {"task": task.name, "options": task.options, "weights": reward.weights}
+    """Twelve hexadecimal digits that name a reward definition: task, its options, weights; of ``jsonl`` the rows, wherever they lie."""
+    options = dict(task.options)
+    if task.name == "jsonl":
+        options["path"] = hashlib.sha256(Path(str(options["path"])).read_bytes()).hexdigest()
+    definition = {"task": task.name, "options": options, "weights": reward.weights}
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
