@@ -242,6 +242,8 @@ class Improve(Section):
     group_size: PositiveInt = 8
     """Rollouts per prompt."""
     learning_rate: PositiveFloat = 5e-4
+    min_learning_rate_share: Share = 1.0
+    """The rate falls along a cosine to this share of itself at the last update; 1: it stays."""
     warmup_updates: NonNegativeInt = 0
     epochs: PositiveInt = 1
     """Passes over each batch of rollouts (cheap: base features are computed once)."""

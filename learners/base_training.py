@@ -7,7 +7,6 @@ resuming. The loss is over response tokens only, so the model says nothing about
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from configs.schema import Architecture, BaseTraining
+from learners.schedule import learning_rate_share
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 LOG_EVERY = 20
@@ -132,15 +132,6 @@ def response_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
 
 
-def learning_rate_share(update: int, config: BaseTraining) -> float:
-    """Linear warm-up, then cosine from 1 to ``min_learning_rate_share``."""
-    if update < config.warmup_updates:
-        return (update + 1) / config.warmup_updates
-    progress = (update - config.warmup_updates) / max(1, config.updates - config.warmup_updates)
-    low = config.min_learning_rate_share
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 def _check(config: BaseTraining, task: WordTask) -> None:
     problems = []
     if config.num_workers != 1:
@@ -185,7 +176,7 @@ def _train(config: BaseTraining, model: PreTrainedModel, tokenizer: PreTrainedTo
     train, heldout = task.demonstrations("train"), task.demonstrations("heldout")
     held = encode_rows(tokenizer, list(heldout[: config.evaluation_sequences]), config.max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(update, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(config, update))
     stream = (train[i % len(train)] for i in itertools.count())
     solved = (demo for demo in stream if task.score(demo.prompt, demo.response).success)
     for update in range(config.updates):

@@ -23,6 +23,7 @@ from latent_control.model import load_base
 from latent_control.persistence import base_path
 from learners.collate import Batch, Collate, events_at
 from learners.rl_module import PolicyModule, build_policy
+from learners.schedule import learning_rate_share
 
 # Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than another
 # pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the time of one pass.
@@ -217,8 +218,8 @@ class PolicyLearner(TorchLearner):
             )
 
     def _set_learning_rate(self) -> None:
-        warmup = min(1.0, self._weights_seq_no / max(1, self.improve.warmup_updates))
+        share = learning_rate_share(self.improve, self._weights_seq_no - 1)
         for name, optimizer in self._named_optimizers.items():
             rate = self.improve.value_learning_rate if name.endswith("_critic") else self.config.lr
             for group in optimizer.param_groups:
-                group["lr"] = rate * warmup
+                group["lr"] = rate * share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from configs.schema import Training
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
+from learners.schedule import learning_rate_share
 from learners.sharding import gathered, whole
 
 
@@ -64,14 +64,6 @@ class Hooks:
     save: Callable[[int], None]
 
 
-def learning_rate(settings: Training, update: int) -> float:
-    """Linear warm-up, then cosine to ``min_learning_rate_share``; a function of the update alone, so resume needs no state."""
-    warmup = min(1.0, (update + 1) / max(1, settings.warmup_updates))
-    progress = min(1.0, max(0.0, (update - settings.warmup_updates) / max(1, settings.updates - settings.warmup_updates)))
-    floor = settings.min_learning_rate_share
-    return settings.learning_rate * warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 def make_optimizer(stage: OfflineStage, settings: Training) -> torch.optim.Optimizer:
     """AdamW over the stage's tensors; no weight decay on codebook, norms and other vectors."""
     for parameter in stage.parameters():
@@ -106,15 +98,16 @@ def train(
     module: nn.Module = stage if isinstance(stage, FSDPModule) else accelerator.prepare(stage)
     optimizer = accelerator.prepare(optimizer)
     for update in range(start, settings.updates):
+        rate = settings.learning_rate * learning_rate_share(settings, update)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, update)
+            group["lr"] = rate
         metrics = one_update(
             stage, module, next(batches), settings=settings, accelerator=accelerator, optimizer=optimizer, seed=seed, update=update
         )
         done = update + 1
         if done % settings.evaluate_every == 0 or done == settings.updates:
             metrics |= hooks.evaluate(done)
-        hooks.log(done, metrics | {"learning_rate": learning_rate(settings, update)})
+        hooks.log(done, metrics | {"learning_rate": rate})
         if done % settings.checkpoint_every == 0 and done < settings.updates:
             hooks.save(done)
     stage.finish()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.schema import Architecture, BaseTraining, Task
 from latent_control.model import LatentActionLM
 from learners import base_training
-from learners.base_training import encode_rows, learning_rate_share, train_base, word_tokenizer
+from learners.base_training import encode_rows, train_base, word_tokenizer
 from rollout_workers.tasks import Demonstration, build_task
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.encoding import encode_demonstration
@@ -91,14 +91,6 @@ def test_the_first_updates_read_solved_demonstrations_only(tmp_path: Path, monke
     _train(tmp_path / "base", TINY.model_copy(update={"updates": 4, "solved_updates": 2}))
     assert shares[1:3] == [1.0, 1.0]  # the first entry is the held-out batch
     assert all(share < 0.7 for share in (shares[0], *shares[3:]))
-
-
-def test_learning_rate_rises_then_falls_to_its_share() -> None:
-    config = TINY.model_copy(update={"updates": 105, "warmup_updates": 5, "min_learning_rate_share": 0.1})
-    assert learning_rate_share(0, config) == pytest.approx(0.2)
-    assert learning_rate_share(5, config) == pytest.approx(1.0)
-    assert learning_rate_share(55, config) == pytest.approx(0.55)
-    assert learning_rate_share(105, config) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -411,8 +411,8 @@ def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_chec
     assert group_size(rollouts) == 4
 
 
-def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, rates = learner(warmup_updates=4, learning_rate=0.08), []
+def test_learning_rate_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, rates = learner(updates=8, warmup_updates=4, learning_rate=0.08, min_learning_rate_share=0.5), []
     original = PolicyLearner.apply_gradients
 
     def spy(self: PolicyLearner, gradients: Any) -> None:
@@ -422,7 +422,8 @@ def test_warm_up_follows_the_number_of_updates(learner: Learners, rollouts: list
     monkeypatch.setattr(PolicyLearner, "apply_gradients", spy)
     for _ in range(6):
         update(trained, rollouts)
-    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08, 0.08])
+    quarter = 0.04 + 0.04 * 0.8535533905932737  # a quarter of the way down, cos(pi / 4)
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08, quarter])
 
 
 # -- invariant 6: what changes ----------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from latent_control.records import TokenBatch
 from learners.actions import ActionsStage, gumbel_temperature
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
-from learners.offline import OfflineStage, Step, learning_rate, make_optimizer, one_update
+from learners.offline import OfflineStage, Step, make_optimizer, one_update
+from learners.schedule import learning_rate_share
 from pipeline.data import training_batches
 from pipeline.offline import OfflineJob, guard_codebook, new_model, run_workers, work
 from rollout_workers.tasks import build_task
@@ -92,13 +93,13 @@ def parts(names: set[str]) -> set[str]:
     [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 0.55), (35, 0.1 + 0.9 * 0.8535533905932737), (110, 0.1), (500, 0.1)],
 )
 def test_learning_rate_warms_up_and_falls_to_its_floor(update: int, rate: float) -> None:
-    settings = Training(updates=110, warmup_updates=10, learning_rate=1.0, min_learning_rate_share=0.1)
-    assert learning_rate(settings, update) == pytest.approx(rate)
+    settings = Training(updates=110, warmup_updates=10, min_learning_rate_share=0.1)
+    assert learning_rate_share(settings, update) == pytest.approx(rate)
 
 
 def test_learning_rate_without_warm_up_starts_at_the_top() -> None:
-    settings = Training(updates=10, warmup_updates=0, learning_rate=2.0, min_learning_rate_share=0.0)
-    assert [learning_rate(settings, update) for update in (0, 5, 10)] == pytest.approx([2.0, 1.0, 0.0])
+    settings = Training(updates=10, warmup_updates=0, min_learning_rate_share=0.0)
+    assert [learning_rate_share(settings, update) for update in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize(("update", "tau"), [(0, 2.0), (10, 1.0), (20, 0.5), (99, 0.5)])
