@@ -18,7 +18,7 @@ class Scheduled(Protocol):
 
 
 def learning_rate_share(settings: Scheduled, update: int) -> float:
-    """Linear warm-up, then cosine from 1 to ``min_learning_rate_share``; a function of ``update`` (from 0) alone, so resume needs no state."""
+    """Linear warm-up, then cosine from 1 to ``min_learning_rate_share``; of ``update`` = 0, 1, ... alone, so resume needs no state."""
     warmup = min(1.0, (update + 1) / max(1, settings.warmup_updates))
     progress = min(1.0, max(0.0, (update - settings.warmup_updates) / max(1, settings.updates - settings.warmup_updates)))
     floor = settings.min_learning_rate_share
