@@ -66,13 +66,14 @@ def search(
     # The result alone goes to stdout: it may be piped.
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
         result = searching.play(table, asked)
+        kept = searching.record(table, result)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
     from pipeline import search_report
 
     print_table(search_report.title(result), search_report.HEAD, search_report.cells(result))
-    for line in search_report.sentences(result):
+    for line in [*search_report.sentences(result), f"kept: {kept}"]:
         typer.echo(line)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,11 @@ from configs.schema import DataSource, RunConfig
 from configs.schema import Rollout as RolloutSettings
 from latent_control.measures import rollout_logp
 from latent_control.model import LatentActionLM
-from latent_control.off_policy import Logged, Report, off_policy_report, verdict
+from latent_control.off_policy import Logged, off_policy_report, verdict
 from latent_control.persistence import world_hash
 from pipeline import checkpoints
-from pipeline.durable import write_atomic
 from pipeline.stored import StoredRollouts, Versions, read_rollouts
-from pipeline.tracking import Tracker
+from pipeline.tracking import keep
 
 RUN_CONFIG, FOLDER = "config.yaml", "off_policy"
 HELDOUT = "heldout_share"
@@ -95,7 +93,16 @@ def judge(
         "verdict": answer,
         "words": words,
     }
-    record(result, report, config, run_dir)
+    estimates = {f"{name}/{key}": value for name, e in report.estimates.items() for key, value in asdict(e).items()}
+    keep(
+        result,
+        run_dir,
+        config.tracking,
+        folder=FOLDER,
+        name=checkpoint.name,
+        params={"estimator": estimator},
+        metrics=estimates | {"behaviour": report.behaviour.value, "effective": report.effective},
+    )
     return result
 
 
@@ -128,19 +135,3 @@ def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]
     if init is not None and before is not None and (before / RUN_CONFIG).is_file():
         found += trained_on(Path(init), before, load_config(before / RUN_CONFIG, [], check_paths=False))
     return found
-
-
-def record(result: dict[str, Any], report: Report, config: RunConfig, run_dir: Path) -> None:
-    """Keep a result in the run folder and, when the run is tracked, in MLflow; each one is a step of the curves there."""
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.glob(f"{result['checkpoint']}-*.json"))) + 1
-    path = folder / f"{result['checkpoint']}-{number}.json"
-    write_atomic(path, json.dumps(result, indent=1).encode())
-    estimates = {f"{name}/{key}": value for name, e in report.estimates.items() for key, value in asdict(e).items()}
-    tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
-    tracker.start(f"off_policy_{result['checkpoint']}", params={"estimator": result["estimator"]}, tags={"algorithm": "off_policy"})
-    tracker.log(estimates | {"behaviour": report.behaviour.value, "effective": report.effective}, number)
-    tracker.artifact(path, FOLDER)
-    tracker.finish("FINISHED")
-    tracker.close()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from configs.loading import load_config
-from configs.schema import DataSource
+from configs.schema import DataSource, RunConfig
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.persistence import base_hash, world_hash
@@ -24,6 +24,7 @@ from pipeline import checkpoints
 from pipeline.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.statistics import auc
 from pipeline.stored import StoredRollouts, read_rollouts
+from pipeline.tracking import Tracker
 
 NAME, METRICS = "q_head", "metrics.jsonl"
 SUCCEEDED = 0.5
@@ -60,7 +61,18 @@ def train_q(run_dir: Path, out: Path, settings: QSettings, *, seed: int, say: Ca
         "measures": lines[-1],
     }
     write(out, head, lines, result)
+    track(lines, result, config, run_dir)
     return result
+
+
+def track(lines: list[dict[str, Any]], result: dict[str, Any], config: RunConfig, run_dir: Path) -> None:
+    """The run ``q_head`` in MLflow, when the run is tracked."""
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
+    tracker.start(NAME, params=result["settings"], tags={"algorithm": "double_dqn"})
+    for line in lines:
+        tracker.log({key: value for key, value in line.items() if value is not None}, line["update"])
+    tracker.finish("FINISHED")
+    tracker.close()
 
 
 def split(model: LatentActionLM, run_dir: Path, settings: QSettings) -> tuple[StoredRollouts, StoredRollouts]:

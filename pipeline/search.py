@@ -34,6 +34,7 @@ from latent_control.search import (
 from pipeline import checkpoints
 from pipeline.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.statistics import paired_difference, wilson
+from pipeline.tracking import keep
 from rollout_workers.episodes import HostSpec
 from rollout_workers.hosting import Host, load_host
 from rollout_workers.tasks import Prompt, Score, Task, build_task
@@ -72,6 +73,7 @@ class Table:
     """A loaded policy at its task."""
 
     checkpoint: Path
+    run_dir: Path
     config: RunConfig
     host: Host
     task: Task
@@ -130,6 +132,7 @@ def prepare(target: Path, asked: Asked, q: Path | None) -> Table:
     prompts = [heldout[index] for index in range(asked.prompts)]
     return Table(
         checkpoint=checkpoint,
+        run_dir=run_dir,
         config=config,
         host=host,
         task=task,
@@ -273,6 +276,15 @@ def result_of(table: Table, asked: Asked, rows: Sequence[Row]) -> dict[str, Any]
         "successes": {row.name: [int(success) for success in row.successes] for row in rows},
         "note": PEEKS if asked.value == "verifier" else BLIND,
     }
+
+
+def record(table: Table, result: dict[str, Any]) -> Path:
+    """Keep a result in the run folder (``search/<checkpoint>_<method>-<n>.json``) and, when the run is tracked, in MLflow."""
+    metrics = {f"{row['name']}/{key}": value for row in result["rows"] for key, value in row.items() if key != "name"}
+    metrics |= {f"{name}/{key}": value for name, found in result["differences"].items() for key, value in found.items()}
+    asked = result["asked"]
+    name = f"{table.checkpoint.name}_{asked['method']}"
+    return keep(result, table.run_dir, table.config.tracking, folder="search", name=name, params=asked, metrics=metrics)
 
 
 def numbers(row: Row) -> dict[str, Any]:

@@ -252,6 +252,31 @@ class Tracker:
             self._outbox.close()
 
 
+def keep(
+    result: Mapping[str, Any],
+    run_dir: Path,
+    settings: Tracking,
+    *,
+    folder: str,
+    name: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> Path:
+    """Write ``run_dir/<folder>/<name>-<n>.json``; when the run is tracked also to the MLflow run ``<folder>_<name>``, each as a step."""
+    place = run_dir / folder
+    place.mkdir(exist_ok=True)
+    number = len(list(place.glob(f"{name}-*.json"))) + 1
+    path = place / f"{name}-{number}.json"
+    write_atomic(path, json.dumps(result, indent=1).encode())
+    tracker = Tracker(settings, run_dir, group=run_dir.name)
+    tracker.start(f"{folder}_{name}", params=params, tags={"algorithm": folder})
+    tracker.log(metrics, number)
+    tracker.artifact(path, folder)
+    tracker.finish("FINISHED")
+    tracker.close()
+    return path
+
+
 def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     """Store a copy of a file with a stage's run that is over; returns "" or why that was not done."""
     record = read_record(run_dir)

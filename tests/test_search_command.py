@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ pytest.importorskip("torch")
 from rl_tools import make_runner, sample
 from typer.testing import CliRunner
 
-from configs.loading import dump_config
+from configs.loading import dump_config, load_config
+from configs.schema import Tracking
 from pipeline import checkpoints, cli, cli_search
 from pipeline.replay import ReplayWriter
 
@@ -33,7 +35,9 @@ def run_dir(config: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
     rollouts = [r for first in range(0, 24, 4) for r in sample(runner, prompt_indices=tuple(range(first, first + 4)), request_id=first)]
     writer.add([replace(r, reward=float(place % 2)) for place, r in enumerate(rollouts)])
     writer.close()
-    (folder / "config.yaml").write_text(dump_config(config(actions=SHAPE | {"init": str(tiny_checkpoint), "updates": 0})))
+    (folder / "config.yaml").write_text(
+        dump_config(config(actions=SHAPE | {"init": str(tiny_checkpoint), "updates": 0}, tracking={"enabled": False}))
+    )
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "clone").symlink_to(tiny_checkpoint)
     found = call("train-q", str(folder), "--updates", "12", "--batch-size", "8", "--hidden", "8", "--json")
@@ -94,6 +98,25 @@ def test_the_table_says_what_it_is_worth(run_dir: Path) -> None:
     text = " ".join(found.stdout.split())
     for words in ("greedy", "best-of-n", "mcts - best-of-n:", "paired", "pass@n", "MB of caches", "tokens per prompt"):
         assert words in text
+
+
+def test_each_result_is_kept_and_a_step_in_mlflow(run_dir: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    tracked = tmp_path / "tracked"
+    shutil.copytree(run_dir, tracked, symlinks=True)
+    settings = load_config(run_dir / "config.yaml", [], check_paths=False)
+    (tracked / "config.yaml").write_text(dump_config(settings.model_copy(update={"tracking": Tracking()})))
+    words = ("search", str(tracked), "--method", "best-of-n", "--iterations", "2", "--prompts", "3")
+    first, second = (call(*words, "--seed", seed) for seed in ("1", "2"))
+    assert f"kept: {tracked}/search/clone_best-of-n-1.json" in first.stdout, first.output
+    assert f"kept: {tracked}/search/clone_best-of-n-2.json" in second.stdout
+    known = json.loads((tracked / "mlflow.json").read_text())
+    client, run_id = MlflowClient(tracking_uri=known["tracking_uri"]), known["runs"]["search_clone_best-of-n"]
+    history = client.get_metric_history(run_id, "best-of-n/success")
+    kept = [json.loads((tracked / "search" / f"clone_best-of-n-{n}.json").read_text()) for n in (1, 2)]
+    assert [point.step for point in history] == [1, 2]
+    assert [point.value for point in history] == pytest.approx([one["rows"][-1]["success"] for one in kept])
 
 
 def test_best_of_n_alone_draws_n(run_dir: Path) -> None:
