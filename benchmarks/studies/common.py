@@ -34,6 +34,10 @@ class Curve:
     """Mean reward of each update's rollouts."""
     seconds: list[float]
     """Of each update: sampling, updating, publishing."""
+    sampling: list[float]
+    updating: list[float]
+    format: list[float]
+    """Share of each update's rollouts whose steps are all valid; empty where the task has no such part."""
     summary: dict[str, Any]
 
     def smooth(self, window: int = 10) -> list[float]:
@@ -69,7 +73,14 @@ def curve(run_dir: Path) -> Curve:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["stage"] == "improve"]
     seconds = [s["seconds_sampling"] + s["seconds_updating"] + s["seconds_publishing"] for s in steps]
-    return Curve(rewards=[s["reward"] for s in steps], seconds=seconds, summary=json.loads((run_dir / "summary.json").read_text()))
+    return Curve(
+        rewards=[s["reward"] for s in steps],
+        seconds=seconds,
+        sampling=[s["seconds_sampling"] for s in steps],
+        updating=[s["seconds_updating"] for s in steps],
+        format=[s["reward/format"] for s in steps if "reward/format" in s],
+        summary=json.loads((run_dir / "summary.json").read_text()),
+    )
 
 
 def side_by_side(work: Callable[[J], R], jobs: Sequence[J], at_once: int = 2) -> list[R]:

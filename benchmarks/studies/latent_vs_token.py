@@ -4,7 +4,9 @@
     python benchmarks/studies/latent_vs_token.py --out runs/study              the best of each, five other seeds
 
 The target is what the best token-level baseline earns at the end of its budget (mean of its last 20 updates); a side reaches it when
-the mean of its last 10 updates does. Times are of reinforcement learning; finding the codes is reported beside.
+the mean of its last 10 updates does. ``rollout_ratio`` and ``wall_ratio``: what latent RL spends to reach it over the baseline's budget;
+``..., first reached``: over what the baseline itself spends until it is there for the first time. A seed that never reaches it counts with
+its whole budget, which is too little; ``target_missed_by_latent`` says how many do. Times are of reinforcement learning alone.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ SIDES = {
     "all": (["improve.level=token", "improve.token_trains=all"], (1e-4, 2e-4, 5e-4)),
 }
 EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
-LAST, WINDOW = 20, 10
+LAST, WINDOW, FORMAT = 20, 10, 0.98
 EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "evaluation.samples_per_prompt=8"]  # for diversity.py
 
 
@@ -90,20 +92,38 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
         for side in SIDES
         for mode in ("sampled", "greedy")
     ]
-    rows += [row(f"{side}: seconds per update", [statistics.mean(curves[side, seed].seconds) for seed in seeds]) for side in SIDES]
+    for side in SIDES:
+        found = [curves[side, seed] for seed in seeds]
+        rows.append(row(f"{side}: seconds sampling per update", [statistics.mean(c.sampling) for c in found]))
+        rows.append(row(f"{side}: seconds updating per update", [statistics.mean(c.updating) for c in found]))
+        rows.append(row(f"{side}: updates until {FORMAT:.0%} of the rollouts are valid", [float(learned_format(c)) for c in found]))
+    spent, missed = ratios([curves["latent", seed] for seed in seeds], [curves[token, seed] for seed in seeds])
     rows.append(row("final_difference", [last(curves["latent", seed]) - last(curves[token, seed]) for seed in seeds]))
-    rollouts, walls, missed = [], [], 0
-    for seed in seeds:
-        ours, theirs = curves["latent", seed], curves[token, seed]
-        target = last(theirs)
-        mine, yours = reached(ours, target), reached(theirs, target) or UPDATES
-        missed += mine is None
-        spent = mine or UPDATES  # a lower bound, counted as missed
-        rollouts.append(spent / yours)
-        walls.append(sum(ours.seconds[:spent]) / sum(theirs.seconds[:yours]))
-    rows += [row("rollout_ratio", rollouts), row("wall_ratio", walls)]
+    rows += [row(name, values) for name, values in spent.items()]
     more = {"token_baseline": token, "target_missed_by_latent": missed, "settings": best}
     return rows, more | {"rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}}
+
+
+def ratios(latent: list[Curve], token: list[Curve]) -> tuple[dict[str, list[float]], int]:
+    """(what latent RL spends to reach the baseline's reward over what the baseline spends, seeds that do not reach it)."""
+    names = [f"{what}{kind}" for kind in ("", ", first reached") for what in ("rollout_ratio", "wall_ratio")]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    missed = 0
+    for ours, theirs in zip(latent, token, strict=True):
+        target = last(theirs)
+        mine, first = reached(ours, target), reached(theirs, target) or len(theirs.rewards)
+        missed += mine is None
+        spent = mine or len(ours.rewards)
+        for yours, kind in ((len(theirs.rewards), ""), (first, ", first reached")):
+            found[f"rollout_ratio{kind}"].append(spent / yours)
+            found[f"wall_ratio{kind}"].append(sum(ours.seconds[:spent]) / sum(theirs.seconds[:yours]))
+    return found, missed
+
+
+def learned_format(curve: Curve) -> int:
+    """Updates until ``FORMAT`` of the rollouts are valid, on the mean of ``WINDOW`` updates; all of them when that never comes."""
+    means = [statistics.mean(curve.format[i - WINDOW : i]) for i in range(WINDOW, len(curve.format) + 1)]
+    return next((i + WINDOW for i, share in enumerate(means) if share >= FORMAT), len(curve.format))
 
 
 def heldout(curve: Curve, side: str, mode: str) -> float:
