@@ -32,7 +32,7 @@ def base_of(out: Path, family: str) -> Path:
 def play(out: Path, family: str, seed: int) -> tuple[Curve, Curve]:
     """(finding and cloning the codes, improving the policy)."""
     own = [] if family == "llama" else [f"base.model={base_of(out, family)}"]
-    clone = cloned(out / "bases" / f"{family}-codes" if own else out, seed, *own)
+    clone = cloned(out / "bases" / f"{family}-codes", seed, *own)
     learned = improved(out / "bases", f"rl-{family}", seed, clone, *own, "improve.epochs=3", f"improve.updates={UPDATES}")
     print(f"{family}, seed {seed}: {statistics.mean(learned.rewards[-LAST:]):.3f}", flush=True)
     return curve(clone.parent.parent), learned

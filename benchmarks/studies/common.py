@@ -58,8 +58,8 @@ def run(out: Path, overrides: Sequence[str], config: str = "quickstart") -> Path
 
 
 def cloned(out: Path, seed: int, *overrides: str) -> Path:
-    """Checkpoint of quickstart's codes and cloned policy."""
-    return run(out / f"cloned-{seed}", [f"seed={seed}", "improve=null", "evaluation=null", *overrides]) / "checkpoints" / "clone"
+    """Checkpoint of quickstart's codes and cloned policy, measured on a few prompts and texts."""
+    return run(out / f"cloned-{seed}", [f"seed={seed}", "improve=null", "evaluation.prompts=64", *overrides]) / "checkpoints" / "clone"
 
 
 def improved(out: Path, name: str, seed: int, clone: Path, *overrides: str) -> Curve:

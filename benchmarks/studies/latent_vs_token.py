@@ -7,6 +7,8 @@ The target is what the best token-level baseline earns at the end of its budget 
 the mean of its last 10 updates does. ``rollout_ratio`` and ``wall_ratio``: what latent RL spends to reach it over the baseline's budget;
 ``..., first reached``: over what the baseline itself spends until it is there for the first time. A seed that never reaches it counts with
 its whole budget, which is too little; ``target_missed_by_latent`` says how many do. Times are of reinforcement learning alone.
+``latent, half the updates`` is the bar put directly: half the baseline's rollouts, with a learning rate that falls to the end, and what
+is still missing then.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ SIDES = {
 }
 EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
 LAST, WINDOW, FORMAT = 20, 10, 0.98
+# Chosen on seeds 100 and 101, like the settings of the sweep.
+HALF = ["improve.learning_rate=7e-4", "improve.min_learning_rate_share=0.05", "improve.epochs=3", "rollout.temperature=0.6"]
+HALF += [f"improve.updates={UPDATES // 2}"]
 EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "evaluation.samples_per_prompt=8"]  # for diversity.py
 
 
@@ -100,8 +105,26 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
     spent, missed = ratios([curves["latent", seed] for seed in seeds], [curves[token, seed] for seed in seeds])
     rows.append(row("final_difference", [last(curves["latent", seed]) - last(curves[token, seed]) for seed in seeds]))
     rows += [row(name, values) for name, values in spent.items()]
+    rows += at_half(out, [(seed, curves[token, seed]) for seed in seeds], token)
     more = {"token_baseline": token, "target_missed_by_latent": missed, "settings": best}
     return rows, more | {"rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}}
+
+
+def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str) -> list[dict[str, Any]]:
+    """Rows of latent RL with half the updates against the whole budget of the best baseline, (seed, curve) each."""
+    seeds = [seed for seed, _ in baselines]
+    found = side_by_side(lambda seed: improved(out, "latent-half", seed, cloned(out, seed), *HALF, *EVALUATION), seeds)
+    pairs, name = list(zip(found, (curve for _, curve in baselines), strict=True)), "latent, half the updates"
+    differences = [
+        row(f"{name}: held out, {mode}, minus {token}'s", [heldout(a, "latent", mode) - heldout(b, token, mode) for a, b in pairs])
+        for mode in ("sampled", "greedy")
+    ]
+    return [
+        row(f"{name}: reward at the end", [last(curve) for curve in found]),
+        row(f"{name}: reward minus {token}'s", [last(a) - last(b) for a, b in pairs]),
+        *differences,
+        row(f"{name}: seconds over {token}'s", [sum(a.seconds) / sum(b.seconds) for a, b in pairs]),
+    ]
 
 
 def ratios(latent: list[Curve], token: list[Curve]) -> tuple[dict[str, list[float]], int]:

@@ -37,7 +37,7 @@ CODES: dict[str, list[str]] = {
     "codes: temperature fitted": ["clone.fit_temperature=[1.0,0.7,0.5,0.35]"],
     "codes: policy reads final": ["actions.policy_reads=final"],
     "codes: all read final": ["actions.policy_reads=final", "actions.inverse_dynamics_reads=final"],
-    "codes: 1 policy layer": ["actions.policy_layers=1"],
+    "codes: 1 layer": ["actions.policy_layers=1", "actions.inverse_dynamics_layers=1"],
     "codes: cloned three times as long": ["clone.updates=1500"],
     "codes: hard labels": ["clone.targets=hard"],
 }

@@ -27,7 +27,7 @@ def settings(number: int, span: int) -> list[str]:
 def play(out: Path, number: int, span: int, seed: int) -> tuple[Curve, Curve]:
     """(finding and cloning the codes, improving the policy)."""
     folder = out / f"codes-{number}-{span}"
-    clone = cloned(out if (number, span) == (64, 1) else folder, seed, *settings(number, span))
+    clone = cloned(folder, seed, *settings(number, span))
     # The codebook comes with the checkpoint; its shape must be the section's.
     rl = [*settings(number, span), "improve.epochs=3", f"improve.updates={UPDATES}", "evaluation.marginal_sequences=0"]
     learned = improved(folder, "improve", seed, clone, *rl)
