@@ -3,7 +3,7 @@
     python benchmarks/studies/kl_zero.py --out runs/study
 
 The held-out curve is measured every 50 updates; ``last_minus_best`` is success at the end minus the best before it, ``last_minus_usual``
-minus success after the usual number of updates. The best token-level settings run beside when the sweep of latent_vs_token.py is there.
+minus success after the usual number of updates. The best two token-level settings run beside when the sweep of latent_vs_token.py is there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from common import cloned, improved, row, side_by_side, write
 from latent_vs_token import SIDES, overrides
 
 USUAL, TIMES, EVERY, PROMPTS, SEEDS = 150, 3, 50, 256, (0, 1, 2)
+PLAYED = ("latent", "last_blocks", "all")
 
 
 def play(out: Path, side: str, seed: int, settings: list[str]) -> list[float]:
@@ -38,10 +39,7 @@ def main() -> None:
     out = arguments.out.absolute()
     sweep = out / "sweep.json"
     best: dict[str, Any] = json.loads(sweep.read_text())["best"] if sweep.is_file() else {}
-    token = max((s for s in best if s != "latent"), key=lambda s: best[s]["reward"], default=None)
-    chosen = {
-        side: overrides(*(best[side][k] for k in ("side", "rate", "epochs", "temperature"))) for side in ("latent", token) if side in best
-    }
+    chosen = {side: overrides(*(best[side][k] for k in ("side", "rate", "epochs", "temperature"))) for side in PLAYED if side in best}
     chosen = chosen or {"latent": SIDES["latent"][0]}
     jobs = [(side, seed) for side in chosen for seed in arguments.seeds]
     side_by_side(lambda seed: cloned(out, seed), arguments.seeds)
