@@ -45,6 +45,42 @@ def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[tuple[i
     return tuple(end for end in ends if end >= 0), pad
 
 
+def allowed_rows(allowed: torch.Tensor | None, rows: int, actions: int) -> torch.Tensor | None:
+    """[rows, actions] bool of a mask [actions] for all rows, or of one per row.
+
+    Raises:
+        ValueError: it has another shape, or allows a row nothing.
+    """
+    if allowed is None:
+        return None
+    if allowed.dtype != torch.bool or allowed.shape not in ((actions,), (rows, actions)):
+        found = f"{allowed.dtype} of shape {tuple(allowed.shape)}"
+        raise ValueError(f"allowed_actions is {found}: need torch.bool of shape ({actions},) or ({rows}, {actions})")
+    if not bool(allowed.any(-1).all()):
+        raise ValueError("allowed_actions allows a row nothing: leave at least one action")
+    return allowed.expand(rows, actions)
+
+
+def forced_rows(forced: torch.Tensor | None, rows: int, longest: int, actions: int) -> torch.Tensor | None:
+    """[rows, longest] of forced actions [rows, T] or [T], -1 where the choice is free.
+
+    Raises:
+        ValueError: it has another shape, or names an action there is not.
+    """
+    if forced is None:
+        return None
+    if forced.ndim not in (1, 2) or (forced.ndim == 2 and len(forced) != rows) or forced.dtype != torch.long:
+        raise ValueError(f"forced_actions is {forced.dtype} of shape {tuple(forced.shape)}: need torch.long of shape (T,) or ({rows}, T)")
+    if forced.numel() and not -1 <= int(forced.min()) <= int(forced.max()) < actions:
+        raise ValueError(
+            f"forced_actions holds {int(forced.min())} to {int(forced.max())}: need 0 to {actions - 1}, or -1 for a free choice"
+        )
+    laid = forced.new_full((rows, longest), -1)
+    width = min(longest, forced.shape[-1])
+    laid[:, :width] = forced[..., :width]
+    return laid
+
+
 @torch.no_grad()
 def generate(
     base: BaseLM,
@@ -64,12 +100,15 @@ def generate(
     refresh: Callable[[], int] | None = None,
     static: bool = False,
     aliases: int | None = None,
+    allowed_actions: torch.Tensor | None = None,
+    forced_actions: torch.Tensor | None = None,
 ) -> Generation:
     """``LatentActionLM.generate`` for any actor; see there for the arguments.
 
     ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
     ``aliases``: also find, among so many most likely codes, those that would have emitted the same token (``Generation.events``).
     ``static`` decodes on tensors of fixed size and, on a GPU, by a CUDA graph (``StaticEngine``).
+    ``allowed_actions`` [rows, actions] and ``forced_actions`` [rows, longest limit] as ``Sampling`` takes them.
     """
     rows = len(input_ids) * repeats
     limits = row_limits(max_new_tokens, rows, input_ids.device)
@@ -84,7 +123,14 @@ def generate(
         raise ValueError(f"{len(row_seeds)} row_seeds given: need one for each of the {rows} rows")
     stops, pad = special_tokens(base.lm, stop_token)
     sampling = Sampling(
-        temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features, aliases=aliases
+        temperature=temperature,
+        top_k=top_k,
+        stop_tokens=stops,
+        pad_token=pad,
+        keep_features=return_features,
+        aliases=aliases,
+        allowed=allowed_actions,
+        forced=forced_actions,
     )
     ids, mask = left_pad(input_ids, attention_mask, pad)
     kind = StaticEngine if static else Engine

@@ -41,6 +41,10 @@ class Sampling:
     keep_features: bool
     aliases: int | None = None
     """Codes among which those that emit the chosen one's token are found (``aliases``)."""
+    allowed: torch.Tensor | None = None
+    """[rows, actions] bool, what a row may choose from."""
+    forced: torch.Tensor | None = None
+    """[rows, longest] int64, the action to take at a place; -1 leaves the choice to the policy."""
 
 
 @dataclass(kw_only=True)
@@ -337,9 +341,14 @@ class Engine:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
+        if self.sampling.allowed is not None:
+            logits = logits.masked_fill(~self.sampling.allowed[rows], float("-inf"))
         log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
         greedy = self.sampling.temperature == 0
         actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
+        if self.sampling.forced is not None:
+            wanted = self.sampling.forced.flatten()[cells]
+            actions = torch.where(wanted < 0, actions, wanted)
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)

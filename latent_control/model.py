@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
-from latent_control.decoding import generate
+from latent_control.decoding import allowed_rows, forced_rows, generate
 from latent_control.merge import Merge
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
@@ -260,6 +260,8 @@ class LatentActionLM(nn.Module):
         repeats: int = 1,
         row_seeds: Sequence[int] | None = None,
         return_features: bool = False,
+        allowed_actions: torch.Tensor | None = None,
+        forced_actions: torch.Tensor | None = None,
     ) -> Generation:
         """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit.
 
@@ -274,10 +276,16 @@ class LatentActionLM(nn.Module):
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             row_seeds: explicit stream per output row instead of ``seed``.
             return_features: also return what the learner needs of the base pass.
+            allowed_actions: codes to choose from, bool [N] or one mask per output row [B * repeats, N].
+            forced_actions: codes to take at the first T tokens, int64 [T] or [B * repeats, T]; -1 leaves the choice to the policy. With
+                spans the first place of a span decides.
 
         Raises:
             ValueError: an argument is out of range.
         """
+        rows, longest = len(input_ids) * repeats, int(torch.as_tensor(max_new_tokens).max())
+        if level == "base" and not (allowed_actions is None and forced_actions is None):
+            raise ValueError("level='base' has no codes: leave allowed_actions and forced_actions out")
         return generate(
             self.base,
             self.actor(level),
@@ -292,6 +300,8 @@ class LatentActionLM(nn.Module):
             repeats=repeats,
             row_seeds=row_seeds,
             return_features=return_features,
+            allowed_actions=allowed_rows(allowed_actions, rows, self.config.num_actions),
+            forced_actions=forced_rows(forced_actions, rows, longest, self.config.num_actions),
         )
 
     # -- persistence -------------------------------------------------------------------------------------------------
