@@ -36,11 +36,11 @@ def row_limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.dev
     return limits
 
 
-def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[tuple[int, ...], int]:
+def special_tokens(lm: PreTrainedModel, stop_token: int | Sequence[int] | None) -> tuple[tuple[int, ...], int]:
     """(end tokens, pad token) of a base LM; chat models have several. ``stop_token`` -1 switches them off."""
     config = lm.generation_config or lm.config
     ends = config.eos_token_id if stop_token is None else stop_token
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     pad = config.pad_token_id if config.pad_token_id is not None else 0
     return tuple(end for end in ends if end >= 0), pad
 
@@ -93,7 +93,7 @@ def generate(
     top_k: int | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
-    stop_token: int | None = None,
+    stop_token: int | Sequence[int] | None = None,
     repeats: int = 1,
     row_seeds: Sequence[int] | None = None,
     return_features: bool = False,

@@ -255,7 +255,7 @@ class LatentActionLM(nn.Module):
         top_k: int | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
-        stop_token: int | None = None,
+        stop_token: int | Sequence[int] | None = None,
         level: str = "latent",
         repeats: int = 1,
         row_seeds: Sequence[int] | None = None,
@@ -271,7 +271,7 @@ class LatentActionLM(nn.Module):
             top_k: sample among the k most likely codes.
             seed: row r draws from a stream made of (seed, r) alone; ``None`` takes one from torch's global stream.
             batch_size: rows decoded at once; ``None`` is all.
-            stop_token: end token; ``None`` is the base's (all of them), -1 none at all.
+            stop_token: end token or several; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             row_seeds: explicit stream per output row instead of ``seed``.
