@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -40,6 +41,8 @@ _HOPELESS = frozenset(
 )
 _HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "INVALID_STATE"}
 _LOG = logging.getLogger(__name__)
+SERVED_BY = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
+"""What a registered model needs where it is loaded."""
 
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
@@ -296,6 +299,48 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     except (MlflowException, OSError, SQLAlchemyError) as error:
         return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
     return ""
+
+
+def register(export: Path, name: str, alias: str | None, *, uri: str, experiment: str, run_id: str | None) -> dict[str, str]:
+    """Log an export as an MLflow model (a pyfunc, as code), register it, give it an alias; with the run it comes from where there is one.
+
+    ``{"model": "models:/countdown/3", "alias": "champion", "tracking_uri": ...}``. Raises ``ValueError`` when the store does not take it.
+    """
+    _import_mlflow()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, ParamSchema, ParamSpec, Schema
+    from sqlalchemy.exc import SQLAlchemyError
+
+    columns = [ColSpec("string", "text"), ColSpec(Array("long"), "codes"), ColSpec("string", "finish_reason")]
+    settings = [ParamSpec("max_new_tokens", "long", None), ParamSpec("temperature", "double", None), ParamSpec("seed", "long", -1)]
+    signature = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema(columns), ParamSchema(settings))
+    root = Path(__file__).resolve().parent.parent
+    try:
+        store = _Store(uri, experiment)  # its experiments keep their artifacts beside the store
+        store.open()
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        mlflow.set_experiment(experiment_id=store.experiment_id)
+        with mlflow.start_run(run_id=run_id, run_name=None if run_id else f"{name}/export"):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(root / "pipeline" / "pyfunc.py"),
+                artifacts={"export": str(export)},
+                code_paths=[str(root / "latent_control")],
+                signature=signature,
+                pip_requirements=[f"{package}=={version(package)}" for package in SERVED_BY],
+                registered_model_name=name,
+            )
+        if alias:
+            store.client.set_registered_model_alias(name, alias, info.registered_model_version)
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        raise ValueError(
+            f"{without_password(uri)} did not take the model {name!r}: {str(error).strip().partition(chr(10))[0][:200]}"
+        ) from error
+    found = {"model": f"models:/{name}/{info.registered_model_version}", "tracking_uri": without_password(uri)}
+    return found | ({"alias": f"models:/{name}@{alias}"} if alias else {})
 
 
 def _import_mlflow() -> None:

@@ -90,7 +90,8 @@ def test_arrows_point_one_way(package):
 
 
 def test_mlflow_is_touched_in_one_file():
-    assert users_of("mlflow") <= {"pipeline/tracking.py"}
+    # pyfunc.py is what a registered model runs where MLflow loads it
+    assert users_of("mlflow") <= {"pipeline/tracking.py", "pipeline/pyfunc.py"}
 
 
 def test_parquet_is_touched_in_its_files():

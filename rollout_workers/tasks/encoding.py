@@ -1,43 +1,20 @@
-"""Between a task's texts and token ids: the one place that knows about chat templates and end tokens."""
+"""Between a task's texts and token ids; chat templates and end tokens are ``latent_control.text``'s business."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from latent_control.text import decode_text, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its tokenizer_config.json")
-    return int(tokenizer.eos_token_id)
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    return list(cast("list[int]", tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
-    """Ids of the prompt, ready to be continued.
-
-    ``chat`` wraps the text as a user message in the tokenizer's chat template (``ValueError`` when it has none);
-    otherwise the text gets the tokenizer's own start token, and no end token.
-    """
-    if chat:
-        if not tokenizer.chat_template:
-            raise ValueError(f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false")
-        messages = [{"role": "user", "content": prompt.text}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(cast("list[int]", ids))
-    ids = _plain(tokenizer, prompt.text)
-    # Some tokenizers close every text; the response has to follow.
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
+    """Ids of the prompt, ready to be continued (``encode_text``)."""
+    return encode_text(tokenizer, prompt.text, chat=chat)
 
 
 def encode_demonstration(tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool) -> tuple[list[int], int]:
@@ -45,15 +22,10 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, demo: Demonstration
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
     space = "" if chat or demo.prompt.text[-1:].isspace() else " "
-    response = _plain(tokenizer, space + demo.response, add_special_tokens=False)
-    return [*prompt_ids, *response, _end_token(tokenizer)], len(prompt_ids)
+    response = encode_plain(tokenizer, space + demo.response, add_special_tokens=False)
+    return [*prompt_ids, *response, end_token(tokenizer)], len(prompt_ids)
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of generated ``ids``, up to the first end token and without special tokens or outer spaces."""
-    end = _end_token(tokenizer)
-    kept = list(ids)
-    if end in kept:
-        kept = kept[: kept.index(end)]
-    text = cast("str", tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return text.strip()
+    """Text of generated ``ids`` (``decode_text``)."""
+    return decode_text(tokenizer, ids)
