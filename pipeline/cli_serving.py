@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +14,7 @@ import typer
 
 from pipeline import cli
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Target = Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run folder (its last policy), or a checkpoint in one.")]
 
 
@@ -46,3 +49,35 @@ def export(
     if model:
         typer.echo(f"registered: {model.get('alias') or model['model']} in {model['tracking_uri']}")
     typer.echo(f"serve it: latent-control serve {folder}")
+
+
+@cli.app.command()
+def serve(
+    target: Annotated[Path, typer.Argument(metavar="EXPORT_OR_RUN", help="A folder made by export, or a run: it is exported first.")],
+    host: Annotated[str, typer.Option("--host", help="127.0.0.1: this machine only; 0.0.0.0: everybody.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Copies of the model, each in its own process.")] = 1,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """OpenAI-style completions by Ray Serve, codes in the reply; codes or a mask of them may be forced by the caller. Ends with Ctrl-C."""
+    folder = target.absolute()
+    with cli.sentences(cli.USAGE):
+        cli._existing(folder)
+        from pipeline import export as exporting
+
+        exporting.require_serve()
+        exporting.require_free(host, port)
+        if (folder / cli.RUN_CONFIG).is_file():
+            folder = folder / "export"
+            with redirect_stdout(sys.stderr):
+                exporting.export(target.absolute(), folder)
+        exporting.require_whole(folder)
+    from pipeline.serve import serving
+
+    with cli.sentences(cli.FAILED), serving(folder, host=host, port=port, replicas=replicas, dtype=dtype, device=device) as address:
+        reach = "" if host in LOOPBACK else " (anybody who reaches this machine can use it: there is no password)"
+        typer.echo(f"serving {folder.name} at {address}/v1{reach}; Ctrl-C ends it")
+        typer.echo(f"""try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{{"prompt": "...", "max_tokens": 16}}'""")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's end is an end, too
+        threading.Event().wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,28 @@ def registered(folder: Path, run_dir: Path, name: str, alias: str | None, uri: s
     runs = {} if uri else (read_record(run_dir) or {"runs": {}})["runs"]
     store = tracking_uri(uri or config.tracking.uri, run_dir)
     return register(folder, name, alias, uri=store, experiment=config.tracking.experiment, run_id=runs.get(stage))
+
+
+def require_serve() -> None:
+    """``ValueError`` unless Ray Serve's packages are here."""
+    if missing := [name for name in ("fastapi", "grpc_reflection", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f"serving needs {', '.join(missing)}: pip install -c requirements.lock -e '.[serve]'")
+
+
+def require_free(host: str, port: int) -> None:
+    """``ValueError`` unless ``host:port`` can be listened at."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}; give another port, e.g. --port {port % 65535 + 1}") from error
+
+
+def require_whole(folder: Path) -> None:
+    """``ValueError`` unless ``folder`` holds an undamaged export."""
+    if not (folder / PROVENANCE).is_file():
+        raise ValueError(f"{folder} is neither a run nor an export: make one with latent-control export RUN --out {folder}")
+    if problems := checkpoints.verify(folder):
+        raise ValueError(f"{folder} is damaged: {'; '.join(problems)}; export it again")
