@@ -208,3 +208,43 @@ def _numbers(option: str, text: str, kind: type[int] | type[float], least: float
     if any(value < least for value in values):
         raise ValueError(f"{option} is {text!r}; write numbers of at least {least:g} with commas between them, e.g. {option} 16,32")
     return values
+
+
+@cli.app.command()
+def sweep(
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    tried: Annotated[
+        list[str] | None, typer.Option("--try", help="A key and its values: improve.learning_rate=1e-4,5e-4. Several.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Points of the grid, drawn at random; default: all.")] = None,
+    metric: Annotated[
+        str, typer.Option("--metric", help="success, improved.greedy, ... as in gates; or reward (RL's last 20).")
+    ] = "success",
+    at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Runs side by side; default: as the CPUs allow.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of --samples.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; default runs/sweep-<time>. Again: go on.")] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Run CONFIG over a grid of values of any keys by Ray Tune; the same command again goes on where it was interrupted."""
+    folder = (out or Path("runs") / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with cli.sentences(cli.USAGE):
+        from pipeline import sweep as sweeping
+
+        if not tried:
+            raise ValueError("nothing to try: give --try section.key=value,value")
+        wanted = sweeping.choices([sweeping.parse_range(text) for text in tried], samples, seed)
+        for choice in wanted:  # every point is a config of its own, and may be wrong alone
+            cli.checked(config, [*(overrides or []), *sweeping.overrides(choice)], also=[])
+        trials = sweeping.planned(config, overrides or [], wanted, folder)
+        configs = {trial.name: sweeping.trial_config(config, overrides or [], trial, folder.name) for trial in trials}
+    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        result = sweeping.sweep(configs, trials, folder, metric=metric, at_once=at_once, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "metric": metric, "trials": [vars(trial) for trial in result]}, indent=2))
+    else:
+        head, rows = sweeping.table(result, metric)
+        print_table(f"{folder}, best first", head, rows)
+    if failed := [trial for trial in result if trial.error]:
+        typer.echo(f"{len(failed)} of {len(result)} runs failed; the same command with --out {folder} resumes them", err=True)
+        raise typer.Exit(cli.FAILED)
