@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
 }
+NODE_SECONDS = 120.0
+"""How long a node may take to say whether it sees the run folder."""
 
 
 def cpus_wanted(config: RunConfig) -> float:
@@ -30,6 +33,38 @@ def cpus_wanted(config: RunConfig) -> float:
         (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0
     )
     return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
+
+
+def require_shared(folder: Path) -> None:
+    """``ValueError`` unless every node of the cluster sees ``folder`` as this process does; Ray must be connected.
+
+    Stages on other nodes read checkpoints from the run folder: where they see another disk, a run would fail hours later.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    word = uuid.uuid4().hex
+    probe = folder / f".seen-by-all-{word}"
+    probe.write_text(word)
+
+    @ray.remote(num_cpus=0)
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text()
+        except OSError as error:
+            return str(error)
+
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        asked = [
+            read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(str(probe)) for n in nodes
+        ]
+        found = dict(zip((n["NodeManagerAddress"] for n in nodes), ray.get(asked, timeout=NODE_SECONDS), strict=True))
+    finally:
+        probe.unlink()
+    if blind := sorted(node for node, text in found.items() if text != word):
+        raise ValueError(
+            f"{folder} is not seen by the nodes {', '.join(blind)}: give a --run-dir on storage that all nodes share ({found[blind[0]]})"
+        )
 
 
 @contextmanager

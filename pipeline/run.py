@@ -17,6 +17,7 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline import checkpoints
 from pipeline.bases import resolve_base
+from pipeline.cluster import connected, require_shared
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
@@ -128,6 +129,15 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
+    if config.cluster.address == "local":
+        return _stages(config, run_dir, quiet)
+    # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
+    with connected(config):
+        require_shared(run_dir)
+        return _stages(config, run_dir, quiet)
+
+
+def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     log = RunLog(run_dir, quiet=quiet, tracker=tracker)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))

@@ -4,7 +4,8 @@
 
 A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose demonstrations are
 right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``reused``: countdown's codes and merge module as
-they are; only the policy is cloned, 110 updates, a tenth of the former. Then both get the same reinforcement learning.
+they are; only the policy is cloned, 110 updates, a tenth of the former. Both read text like the base LM's own, a third of it right: on right
+answers alone retraining would be supervised fine-tuning of the world model. Then both get the same reinforcement learning.
 """
 
 from __future__ import annotations
@@ -63,10 +64,7 @@ class Mixture:
             place, kind = divmod(index, 3)
             if kind == 2:
                 return countdown[place]
-            prompt, right, wrong = problem(NEW[kind], first + ROWS + place)
-            solved = random.Random(f"skill/{split}/{index}").random() < SKILL
-            metadata: dict[str, object] = {"answer": right}
-            return Demonstration(prompt=Prompt(id=f"{split}/{index}", text=prompt, metadata=metadata), response=right if solved else wrong)
+            return shown(NEW[kind], first + ROWS + place)
 
         return LazySequence(3 * min(len(countdown), 1_000_000), make)
 
@@ -85,24 +83,35 @@ def make_base(folder: Path, updates: int) -> None:
     train_base(settings, task=Mixture(), folder=folder, seed=0, threads=1, log=lambda step, found: print(step, found, flush=True))  # type: ignore[arg-type]
 
 
-def task_of(out: Path, kind: str) -> list[str]:
-    """Overrides that make a run one of this task."""
-    path = out / f"{kind}.jsonl"
-    if not path.is_file():
-        rows = [problem(kind, index)[:2] for index in range(ROWS)]
-        path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
-    return ["task.name=jsonl", f"task.options={{path: {path}, heldout_share: 0.1}}"]
+def shown(kind: str, index: int) -> Demonstration:
+    """A problem with a response as the base LM has seen them: right with probability ``SKILL``."""
+    prompt, right, wrong = problem(kind, index)
+    solved = random.Random(f"skill/{kind}/{index}").random() < SKILL
+    return Demonstration(prompt=Prompt(id=f"{kind}/{index}", text=prompt, metadata={"answer": right}), response=right if solved else wrong)
+
+
+def task_of(out: Path, kind: str) -> tuple[list[str], list[str]]:
+    """Overrides that (make a run one of this task, have its offline stages read responses like the base LM's own)."""
+    paths = {name: out / f"{kind}{name}.jsonl" for name in ("", "-like-base")}
+    made = {"": lambda index: problem(kind, index)[1], "-like-base": lambda index: shown(kind, index).response}
+    for name, path in paths.items():
+        rows = [json.dumps({"prompt": problem(kind, index)[0], "answer": made[name](index)}) for index in range(ROWS)]
+        path.write_text("\n".join(rows) + "\n")
+    jsonl = {name: f"{{path: {path}, heldout_share: 0.1}}" for name, path in paths.items()}
+    data = f"[{{kind: task, task: {{name: jsonl, options: {jsonl['-like-base']}}}}}]"
+    return ["task.name=jsonl", f"task.options={jsonl['']}"], [f"actions.data={data}", f"clone.data={data}"]
 
 
 def play(out: Path, kind: str, seed: int, way: str) -> tuple[Curve, Curve]:
     """(before reinforcement learning, it)."""
-    folder, settings = out / kind, [f"base.model={out / 'base'}", *task_of(out, kind)]
+    folder, (task, data) = out / kind, task_of(out, kind)
+    settings = [f"base.model={out / 'base'}", *task]
     if way == "reused":
         codes = cloned(out / "countdown", seed, f"base.model={out / 'base'}")
         own = [f"actions.init={codes}", "actions.updates=0", f"clone.updates={REUSED_UPDATES}"]
-        clone = run(folder / f"reused-{seed}", [f"seed={seed}", "improve=null", *settings, *own])
+        clone = run(folder / f"reused-{seed}", [f"seed={seed}", "improve=null", *settings, *data, *own])
     else:
-        clone = run(folder / f"retrained-{seed}", [f"seed={seed}", "improve=null", *settings])
+        clone = run(folder / f"retrained-{seed}", [f"seed={seed}", "improve=null", *settings, *data])
     learned = improved(
         folder, f"rl-{way}", seed, clone / "checkpoints" / "clone", *settings, "improve.epochs=3", f"improve.updates={UPDATES}"
     )
