@@ -4,8 +4,8 @@
 
 A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose demonstrations are
 right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``reused``: countdown's codes and merge module as
-they are; only the policy is cloned, 110 updates, a tenth of the former. Both read text like the base LM's own, a third of it right: on right
-answers alone retraining would be supervised fine-tuning of the world model. Then both get the same reinforcement learning.
+they are; only the policy is cloned, 110 updates, a tenth of the former. Both read text like the base LM's own, a third of it right: with
+right answers alone, retraining would be supervised fine-tuning of the world model. Then both get the same reinforcement learning.
 """
 
 from __future__ import annotations
