@@ -25,7 +25,7 @@ from learners.base_training import train_base
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.protocol import Demonstration, LazySequence, Prompt, Split
 
-UPDATES, LAST, SEEDS = 80, 20, (0, 1, 2)
+UPDATES, LAST, SEEDS = 150, 20, (0, 1, 2)
 ROWS, SKILL, REUSED_UPDATES = 20_000, 0.35, 110
 NEW = ("sort", "sums")
 
