@@ -23,6 +23,7 @@ from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
+from pipeline.overview import at_work
 from pipeline.runlog import RunLog
 from pipeline.tracking import Tracker
 from rollout_workers.tasks import build_task
@@ -129,12 +130,13 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    if config.cluster.address == "local":
-        return _stages(config, run_dir, quiet)
-    # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
-    with connected(config):
-        require_shared(run_dir)
-        return _stages(config, run_dir, quiet)
+    with at_work(run_dir):
+        if config.cluster.address == "local":
+            return _stages(config, run_dir, quiet)
+        # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
+        with connected(config):
+            require_shared(run_dir)
+            return _stages(config, run_dir, quiet)
 
 
 def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:

@@ -22,6 +22,7 @@ from configs.schema import RunConfig
 from pipeline.cluster import connected, cpus_wanted
 from pipeline.durable import write_atomic
 from pipeline.gates import ALIASES, final_of
+from pipeline.overview import finished
 
 SWEEP, SUMMARY = "sweep.json", "summary.json"
 LAST = 20
@@ -109,13 +110,10 @@ def trial_config(config: Path, base: Sequence[str], trial: Trial, sweep: str) ->
     return made.model_copy(update={"tracking": made.tracking.model_copy(update={"tags": made.tracking.tags | tags})})
 
 
-def finished(folder: Path, config: RunConfig) -> bool:
+def done(folder: Path, config: RunConfig) -> bool:
     """Whether the run in ``folder`` has all its stages and its evaluation."""
     file = folder / SUMMARY
-    if not file.is_file():
-        return False
-    summary = json.loads(file.read_text(encoding="utf-8"))
-    return set(config.stages) - {"evaluate"} <= summary["stages"].keys() and (config.evaluation is None or "evaluation" in summary)
+    return file.is_file() and finished(config, json.loads(file.read_text(encoding="utf-8")))
 
 
 def measured(folder: Path, metric: str) -> tuple[float | None, float | None, float | None]:
@@ -151,7 +149,7 @@ def sweep(
         _ = resume(own, quiet=True) if (own / "config.yaml").is_file() else run(config, own, quiet=True)
         tune.report({"done": 1})
 
-    open_trials = [trial for trial in trials if not finished(folder / trial.name, configs[trial.name])]
+    open_trials = [trial for trial in trials if not done(folder / trial.name, configs[trial.name])]
     say(f"sweep: {len(trials)} runs, {len(trials) - len(open_trials)} finished before")
     errors: dict[str, str] = {}
     if open_trials:
@@ -167,7 +165,7 @@ def sweep(
         errors = {result.config["name"]: _last_line(result.error) for result in results if result.error}
     judged = [
         Trial(**{**vars(trial), **dict(zip(("value", "low", "high"), measured(folder / trial.name, metric), strict=True))})
-        if trial.name not in errors and finished(folder / trial.name, configs[trial.name])
+        if trial.name not in errors and done(folder / trial.name, configs[trial.name])
         else Trial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
         for trial in trials
     ]

@@ -1,0 +1,52 @@
+"""Commands that look at runs: ``runs``, ``show``. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import cli
+from pipeline.cli_evidence import print_table
+
+
+@cli.app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the run folders lie.")] = Path("runs"),
+    as_json: cli.AsJson = False,
+) -> None:
+    """A table of the runs in FOLDER, the newest first: finished, running or interrupted, and what each has reached."""
+    with cli.sentences(cli.USAGE):
+        from pipeline import overview
+
+        found = overview.runs_in(folder.absolute())
+    if as_json:
+        typer.echo(json.dumps([asdict(run) | {"folder": str(run.folder)} for run in found], indent=2))
+        return
+    print_table(str(folder.absolute()), overview.HEAD, [overview.cells(run, time.time()) for run in found])
+
+
+@cli.app.command()
+def show(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False) -> None:
+    """Where RUN stands, what it found, and what can be done next."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from configs.loading import load_config
+        from pipeline import overview
+
+        found = overview.overview(folder)
+        config = load_config(folder / cli.RUN_CONFIG, check_paths=False)
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"folder": str(folder), "summary": cli._summary(folder)}, indent=2))
+        return
+    typer.echo(f"{found.status}" + (f", {found.stage} {found.step}/{found.total}" if found.total else ""))
+    for line in cli.plan(config):
+        typer.echo(line)
+    typer.echo(cli.closing_words(folder))
+    if found.status == "interrupted":
+        typer.echo(f"go on: latent-control resume {run_dir}")
