@@ -29,7 +29,7 @@ def make(folder: Path, *, stages: int = 3, evaluation: bool = True, steps: int =
     """A quickstart run with so many finished stages."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(QUICKSTART)
-    done = dict.fromkeys(("actions", "clone", "improve")[:stages], {"seconds": 20.0, "checkpoint": "x", "metrics": {}})
+    done = {name: {"seconds": 20.0, "checkpoint": "x", "metrics": {}} for name in ("actions", "clone", "improve")[:stages]}
     found = {"base": {"sampled": 0.2, "greedy": 0.6}, "improved": {"sampled": 0.7, "greedy": 0.7}} if evaluation else None
     (folder / "summary.json").write_text(json.dumps({"stages": done} | ({"evaluation": found} if found else {})))
     lines = [{"stage": "improve", "step": step, "time": 1000.0 + step, "reward": step / 1000} for step in range(1, steps + 1)]
