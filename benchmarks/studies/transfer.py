@@ -3,9 +3,10 @@
     python benchmarks/studies/transfer.py --out runs/study
 
 A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose demonstrations are
-right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``reused``: countdown's codes and merge module as
-they are; only the policy is cloned, 110 updates, a tenth of the former. Both read text like the base LM's own, a third of it right: with
-right answers alone, retraining would be supervised fine-tuning of the world model. Then both get the same reinforcement learning.
+right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``countdown's codes``: those and their merge module
+as they are; only the policy is cloned, 110 updates, a tenth of the former. ``broad codes``: the same with codes found once on text of all
+three tasks. All read text like the base LM's own, a third of it right: with right answers alone, retraining would be supervised
+fine-tuning of the world model. Then all get the same reinforcement learning.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from rollout_workers.tasks.protocol import Demonstration, LazySequence, Prompt, 
 UPDATES, LAST, SEEDS = 150, 20, (0, 1, 2)
 ROWS, SKILL, REUSED_UPDATES = 20_000, 0.35, 110
 NEW = ("sort", "sums")
+WAYS = {"retrained": "retrained", "reused": "countdown's codes", "broad": "broad codes"}
+"""Ways of getting codes and policy, by the names of their folders."""
 
 
 def problem(kind: str, index: int) -> tuple[str, str, str]:
@@ -95,6 +98,8 @@ def task_of(out: Path, kind: str) -> tuple[list[str], list[str]]:
     paths = {name: out / f"{kind}{name}.jsonl" for name in ("", "-like-base")}
     made = {"": lambda index: problem(kind, index)[1], "-like-base": lambda index: shown(kind, index).response}
     for name, path in paths.items():
+        if path.is_file():
+            continue
         rows = [json.dumps({"prompt": problem(kind, index)[0], "answer": made[name](index)}) for index in range(ROWS)]
         path.write_text("\n".join(rows) + "\n")
     jsonl = {name: f"{{path: {path}, heldout_share: 0.1}}" for name, path in paths.items()}
@@ -102,38 +107,51 @@ def task_of(out: Path, kind: str) -> tuple[list[str], list[str]]:
     return ["task.name=jsonl", f"task.options={jsonl['']}"], [f"actions.data={data}", f"clone.data={data}"]
 
 
+def codes_of(out: Path, seed: int, way: str) -> Path:
+    """Checkpoint of the codes to reuse: found on countdown, or on all three tasks."""
+    base = f"base.model={out / 'base'}"
+    if way == "reused":
+        return cloned(out / "countdown", seed, base)
+    paths = [task_of(out, kind)[1] for kind in NEW]
+    broad = ", ".join(["{kind: task}", *(setting.partition("=[")[2].removesuffix("]") for setting, _ in paths)])
+    return cloned(out / "broad", seed, base, f"actions.data=[{broad}]", f"clone.data=[{broad}]")
+
+
 def play(out: Path, kind: str, seed: int, way: str) -> tuple[Curve, Curve]:
     """(before reinforcement learning, it)."""
     folder, (task, data) = out / kind, task_of(out, kind)
     settings = [f"base.model={out / 'base'}", *task]
-    if way == "reused":
-        codes = cloned(out / "countdown", seed, f"base.model={out / 'base'}")
-        own = [f"actions.init={codes}", "actions.updates=0", f"clone.updates={REUSED_UPDATES}"]
-        clone = run(folder / f"reused-{seed}", [f"seed={seed}", "improve=null", *settings, *data, *own])
-    else:
-        clone = run(folder / f"retrained-{seed}", [f"seed={seed}", "improve=null", *settings, *data])
-    learned = improved(
-        folder, f"rl-{way}", seed, clone / "checkpoints" / "clone", *settings, "improve.epochs=3", f"improve.updates={UPDATES}"
-    )
+    made = [f"seed={seed}", "improve=null", *settings, *data]
+    if way != "retrained":
+        made += [f"actions.init={codes_of(out, seed, way)}", "actions.updates=0", f"clone.updates={REUSED_UPDATES}"]
+    clone = run(folder / f"{way}-{seed}", made)
+    start = clone / "checkpoints" / "clone"
+    learned = improved(folder, f"rl-{way}", seed, start, *settings, "improve.epochs=3", f"improve.updates={UPDATES}")
     print(f"{kind}, {way}, seed {seed}: {statistics.mean(learned.rewards[-LAST:]):.3f}", flush=True)
     return curve(clone), learned
 
 
-def rows_of(kind: str, reused: list[tuple[Curve, Curve]], retrained: list[tuple[Curve, Curve]]) -> list[dict[str, Any]]:
-    """What is reported of a task."""
-    rows, ends = [], {}
-    for name, found in (("reused", reused), ("retrained", retrained)):
-        stages = [before.summary["stages"] for before, _ in found]
-        rows.append(row(f"{kind}, {name}: cross-entropy with codes", [s["actions"]["metrics"]["nll_codes"] for s in stages]))
-        rows.append(row(f"{kind}, {name}: held out before RL, sampled", [b.summary["evaluation"]["cloned"]["sampled"] for b, _ in found]))
-        ends[name] = [after.summary["evaluation"]["improved"]["sampled"] for _, after in found]
-        rows.append(row(f"{kind}, {name}: held out after RL, sampled", ends[name]))
-    rows.append(row(f"{kind}: reused / retrained after RL", [a / b for a, b in zip(ends["reused"], ends["retrained"], strict=True)]))
-    seconds = [
-        [sum(float(s[n]["seconds"]) for n in ("actions", "clone")) for s in (b.summary["stages"] for b, _ in f)]
-        for f in (reused, retrained)
-    ]
-    rows.append(row(f"{kind}: cost of codes and policy, reused / retrained", [a / b for a, b in zip(*seconds, strict=True)]))
+def rows_of(kind: str, played: dict[str, list[tuple[Curve, Curve]]]) -> list[dict[str, Any]]:
+    """What is reported of a task, ``played`` by way."""
+
+    def of(way: str, stage: str, measure: str) -> list[float]:
+        place = 0 if stage == "cloned" else 1
+        return [pair[place].summary["evaluation"][stage][measure] for pair in played[way]]
+
+    def seconds(way: str) -> list[float]:
+        return [sum(float(before.summary["stages"][n]["seconds"]) for n in ("actions", "clone")) for before, _ in played[way]]
+
+    rows, best = [], of("retrained", "improved", "sampled")
+    for way, name in WAYS.items():
+        ends = of(way, "improved", "sampled")
+        rows.append(row(f"{kind}, {name}: cross-entropy with codes", of(way, "cloned", "nll_codes")))
+        rows.append(row(f"{kind}, {name}: tokens reached per state", of(way, "cloned", "distinct_tokens")))
+        rows.append(row(f"{kind}, {name}: before RL, sampled", of(way, "cloned", "sampled")))
+        rows.append(row(f"{kind}, {name}: after RL, sampled", ends))
+        if way != "retrained":
+            rows.append(row(f"{kind}, {name}: after RL, over retrained", [a / b for a, b in zip(ends, best, strict=True)]))
+            cost = [a / b for a, b in zip(seconds(way), seconds("retrained"), strict=True)]
+            rows.append(row(f"{kind}, {name}: cost of codes and policy, over retrained", cost))
     return rows
 
 
@@ -150,12 +168,14 @@ def main() -> None:
     make_base(out / "base", arguments.base_updates)
     if arguments.base_only:
         return
-    side_by_side(lambda seed: cloned(out / "countdown", seed, f"base.model={out / 'base'}"), arguments.seeds)
-    jobs = [(kind, seed, way) for kind in NEW for seed in arguments.seeds for way in ("reused", "retrained")]
+    for kind in NEW:
+        task_of(out, kind)  # before two runs at once want to write them
+    side_by_side(lambda job: codes_of(out, *job), [(seed, way) for seed in arguments.seeds for way in WAYS if way != "retrained"])
+    jobs = [(kind, seed, way) for kind in NEW for seed in arguments.seeds for way in WAYS]
     played = dict(zip(jobs, side_by_side(lambda job: play(out, *job), jobs), strict=True))
     rows = []
     for kind in NEW:
-        rows += rows_of(kind, *([played[kind, seed, way] for seed in arguments.seeds] for way in ("reused", "retrained")))
+        rows += rows_of(kind, {way: [played[kind, seed, way] for seed in arguments.seeds] for way in WAYS})
     write("transfer", "benchmarks/studies/transfer.py", arguments.seeds, rows)
 
 
