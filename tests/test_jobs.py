@@ -18,6 +18,8 @@ import pytest
 from configs.loading import load_config
 from pipeline.jobs import SUBMITTED, bundles, misfits, stage
 
+pytest_plugins = ("rl_fixtures",)
+
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 SMALL = ["actions.updates=2", "clone.updates=2", "improve.updates=4", "evaluation=null", "cluster.learner_threads=1"]
@@ -54,6 +56,19 @@ def test_what_travels_is_all_a_run_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "config", "check", SUBMITTED]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_a_node_does_not_see_is_said_before_work_starts(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import cluster
+
+    cluster.require_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(cluster.ray, "get", lambda refs, timeout: ["[Errno 2] No such file or directory"] * len(refs))
+    with pytest.raises(ValueError, match=r"not seen by the nodes .* storage that all nodes share"):
+        cluster.require_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # -- three nodes -------------------------------------------------------------------------------------------------------
