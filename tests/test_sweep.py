@@ -77,6 +77,7 @@ def test_every_points_errors_are_told_before_anything_starts(config_file: Path, 
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_and_goes_on_after_an_interruption(config_file: Path, tmp_path: Path, ray_session: None) -> None:
     words = ("sweep", str(config_file), "--try", "improve.learning_rate=1.0e-4,1.0e-3", "--out", str(tmp_path / "s"), "--json")
     first = call(*words)
