@@ -26,7 +26,8 @@ class Task(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``, ``reasoning_gym/<dataset>`` for any reasoning-gym generator, or ``jsonl`` for rows of your own."""
+    """``countdown``; ``reasoning_gym/<dataset>`` for any reasoning-gym generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your
+    own; ``gsm8k`` or ``math500`` for a local copy; or a ``mixture`` of these (docs/tasks.md)."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0

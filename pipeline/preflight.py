@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from configs.checks import cross_field_problems, offline_sections, simulation_warning
 from configs.paths import BUNDLED, missing_paths
 from configs.schema import DataSource, RunConfig
+from configs.task_options import preferences, reward_actors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -176,7 +177,6 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
 
 def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Plays prompts through encoding and one answer through the verifier."""
-    from rollout_workers.tasks import Failure
     from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
     prompts = task.prompts("heldout")
@@ -193,7 +193,25 @@ def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenize
     if window and longest + wanted > window:
         room = max(0, window - longest)
         yield f"rollout.max_new_tokens: {wanted} after a prompt of {longest} tokens passes the window of {window}; set at most {room}"
-    score = task.score(prompts[0], answer)
+    yield from _one_answer(config, task, answer)
+
+
+def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
+    """Through the verifier; of reward models only the configs are read."""
+    from rollout_workers.tasks import Failure
+
+    models = [str(section["model"]) for section in preferences(config.task.model_dump())]
+    try:
+        if models:
+            from latent_control.preference import require_reward_model
+
+            for model in models:
+                require_reward_model(model)
+            return
+        score = task.score(task.prompts("heldout")[0], answer)
+    except ValueError as error:
+        yield _placed("task", error)
+        return
     if isinstance(score, Failure):
         yield f"task: the verifier of {task.name} cannot judge an answer: {score.kind}: {score.message}"
 
@@ -291,6 +309,7 @@ def _gpus(config: RunConfig) -> dict[str, float]:
         return _largest(offline)
     wanted = {"rollout.num_workers x rollout.gpus_per_worker": config.rollout.num_workers * config.rollout.gpus_per_worker}
     wanted["cluster.num_learners x cluster.gpus_per_learner"] = max(1, config.cluster.num_learners) * config.cluster.gpus_per_learner
+    wanted["task.options.preference actors x gpus_per_actor"] = reward_actors(config.task.model_dump(), "gpus_per_actor")
     # Stages run one after the other: the larger of the two demands counts.
     return max(wanted, _largest(offline), key=lambda demand: sum(demand.values()))
 
@@ -306,7 +325,11 @@ def _cpus(config: RunConfig) -> dict[str, float]:
     # The driver asks Ray for none: with the learner in it, the workers may use all CPUs.
     learners = config.cluster.num_learners * config.cluster.cpus_per_learner
     workers = config.rollout.num_workers * config.rollout.cpus_per_worker
-    return {"rollout.num_workers x rollout.cpus_per_worker": workers, "cluster.num_learners x cluster.cpus_per_learner": learners}
+    return {
+        "rollout.num_workers x rollout.cpus_per_worker": workers,
+        "cluster.num_learners x cluster.cpus_per_learner": learners,
+        "task.options.preference actors x cpus_per_actor": reward_actors(config.task.model_dump(), "cpus_per_actor"),
+    }
 
 
 def cpus_here() -> int:

@@ -29,7 +29,7 @@ from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import Follower
 from rollout_workers.tasks import Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
-from rollout_workers.tasks.rewards import Response, judge, reward_hash
+from rollout_workers.tasks.rewards import Response, judge_all, reward_hash
 
 T = TypeVar("T")
 
@@ -149,9 +149,21 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
         )
         generation = engine.generate(job)
+        places = [row // request.group_size for row in range(len(seeds))]
+        verdicts = self._judge(engine, [prompts[place] for place in places], generation)
         return [
-            self._rollout(engine, request, prompts[place], encoded[place], generation, row, seeds[row], baselines[place])
-            for row, place in enumerate(row // request.group_size for row in range(len(seeds)))
+            self._rollout(
+                engine,
+                request,
+                prompts[place],
+                encoded[place],
+                generation,
+                row,
+                seeds[row],
+                baseline=baselines[place],
+                verdict=verdicts[row],
+            )
+            for row, place in enumerate(places)
         ]
 
     def _baselines(self, engine: RolloutEngine, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]]) -> list[float | None]:
@@ -159,18 +171,21 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         seeds, limit = (0,) * len(prompts), self.settings.rollout.max_new_tokens  # greedy decoding draws nothing
         job = DecodeJob(prompts=tuple(encoded), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
         generation = engine.generate(job)
-        verdicts = [self._judge(engine, prompt, generation, row) for row, prompt in enumerate(prompts)]
+        verdicts = self._judge(engine, prompts, generation)
         return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
 
-    def _judge(self, engine: RolloutEngine, prompt: Prompt, generation: Generation, row: int) -> Score | Failure:
-        """The verdict on a row of a generation, its reward as the config weighs it."""
-        response = Response(
-            text=_text(engine, generation, row),
-            new_tokens=int(generation.lengths[row]),
-            limit=self.settings.rollout.max_new_tokens,
-            stopped=generation.finish_reasons[row] == "stop",
-        )
-        return judge(self.task, self.settings.reward, prompt, response)
+    def _judge(self, engine: RolloutEngine, prompts: Sequence[Prompt], generation: Generation) -> list[Score | Failure]:
+        """The verdicts on the rows of a generation, all at once, their rewards as the config weighs them."""
+        responses = [
+            Response(
+                text=_text(engine, generation, row),
+                new_tokens=int(generation.lengths[row]),
+                limit=self.settings.rollout.max_new_tokens,
+                stopped=generation.finish_reasons[row] == "stop",
+            )
+            for row in range(len(prompts))
+        ]
+        return judge_all(self.task, self.settings.reward, prompts, responses)
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
@@ -244,13 +259,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         generation: Generation,
         row: int,
         seed: int,
+        *,
         baseline: float | None,
+        verdict: Score | Failure,
     ) -> Rollout:
         """Row ``row`` of a generation as a scored record."""
         length = int(generation.lengths[row])
         tokens = generation.tokens[row, :length].int().cpu().numpy()
         text = _text(engine, generation, row)
-        verdict = self._judge(engine, prompt, generation, row)
         score = verdict if isinstance(verdict, Score) else None
         versions = generation.versions[row, :length].int().cpu().numpy()
         mixed = request.board is not None and versions[0] != versions[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, overload
+from typing import Literal, Protocol, TypeVar, overload, runtime_checkable
 
 Split = Literal["train", "heldout"]
 T = TypeVar("T")
@@ -74,6 +74,22 @@ class Task(Protocol):
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """Judge a response to ``prompt``. Never raises because of ``text``."""
         ...
+
+
+@runtime_checkable
+class ScoresBatches(Protocol):
+    """A task that judges many responses faster together than one by one."""
+
+    def score_batch(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+        """As ``Task.score`` of each pair."""
+        ...
+
+
+def score_all(task: Task, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+    """A verdict on each text, together where the task can."""
+    if isinstance(task, ScoresBatches):
+        return task.score_batch(prompts, texts)
+    return [task.score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 class LazySequence(Sequence[T]):
