@@ -49,6 +49,40 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, demo: Demonstration
     return [*prompt_ids, *response, _end_token(tokenizer)], len(prompt_ids)
 
 
+def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:
+    """Ids between a response and the next one: ``text`` on a new line, or as the next user message of the chat template.
+
+    ``closed``: the response ended with the end token; else that comes first, as it does in gold paths. ``text`` must not be blank.
+    """
+    end = [] if closed else [_end_token(tokenizer)]
+    if not chat:
+        return [*end, *_plain(tokenizer, "\n" + text, add_special_tokens=False)]
+    place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": place}, {"role": "user", "content": text}]
+    whole = cast("str", tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    between = whole.partition(place)[2].removeprefix(str(tokenizer.eos_token))
+    return [*end, *_plain(tokenizer, between, add_special_tokens=False)]
+
+
+def encode_episode(tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool) -> tuple[list[int], list[bool]]:
+    """Ids of a demonstration of any number of turns, and which of them belong to its responses (their end tokens do)."""
+    ids, start = encode_demonstration(tokenizer, demo, chat=chat)
+    spoken = [place >= start for place in range(len(ids))]
+    space = "" if chat else " "
+    for observation, response in demo.later:
+        seen = encode_observation(tokenizer, observation, chat=chat, closed=True)
+        said = [*_plain(tokenizer, space + response, add_special_tokens=False), _end_token(tokenizer)]
+        ids += [*seen, *said]
+        spoken += [False] * len(seen) + [True] * len(said)
+    return ids, spoken
+
+
+def shortened(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    """``text``, or what its first ``most`` tokens say."""
+    ids = _plain(tokenizer, text, add_special_tokens=False)
+    return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most], skip_special_tokens=True))
+
+
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of generated ``ids``, up to the first end token and without special tokens or outer spaces."""
     end = _end_token(tokenizer)

@@ -58,10 +58,13 @@ def judge(task: Task, reward: Reward, prompt: Prompt, response: Response) -> Sco
     an error of the task: ``ValueError`` names it.
     """
     verdict = task.score(prompt, response.text)
-    if isinstance(verdict, Failure):
-        return verdict
+    return verdict if isinstance(verdict, Failure) else weigh(task.name, reward, verdict, response)
+
+
+def weigh(task: str, reward: Reward, verdict: Score, response: Response) -> Score:
+    """A verdict of ``task`` with the generic parts added and the reward that the weights ask for."""
     parts = {**verdict.parts, "length": -response.new_tokens / response.limit, "stop": float(response.stopped)}
-    return Score(reward=_weighted(parts, reward.weights, task.name, verdict.reward), success=verdict.success, parts=parts)
+    return Score(reward=_weighted(parts, reward.weights, task, verdict.reward), success=verdict.success, parts=parts)
 
 
 def _weighted(parts: Mapping[str, float], weights: Mapping[str, float] | None, task: str, own: float) -> float:
