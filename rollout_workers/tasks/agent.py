@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from rollout_workers.environments import family
 from rollout_workers.environments.client import Lost, Worlds
@@ -100,9 +101,11 @@ class AgentTask:
         opening = worlds.begin([prompt.metadata])[0]
         actions = worlds.gold(0)
         if not actions:
-            raise ValueError(f"{self.name} has no gold path for {prompt.id}; train on texts or on rollouts instead (data: kind text, replay)")
+            raise ValueError(
+                f"{self.name} has no gold path for {prompt.id}; train on texts or on rollouts instead (data: kind text, replay)"
+            )
         later: list[tuple[str, str]] = []
-        for action, following in zip(actions, actions[1:], strict=False):
+        for action, following in pairwise(actions):
             outcome = worlds.step({0: action})[0]
             if isinstance(outcome, Lost):
                 raise ValueError(f"{self.name}: the gold path of {prompt.id} breaks at {action!r}: {outcome.message}")
