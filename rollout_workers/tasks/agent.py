@@ -59,7 +59,7 @@ class AgentTask:
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The verdict on actions, one a line."""
-        worlds = self._own()
+        worlds = self.worlds
         try:
             worlds.begin([prompt.metadata])
         except ValueError as error:
@@ -85,8 +85,14 @@ class AgentTask:
                     found.update(WORD.findall(text))
         return tuple(sorted(found))
 
-    def _own(self) -> Worlds:
-        """Worlds for gold paths and verdicts outside of rollouts, in one process, started when first needed."""
+    def close(self) -> None:
+        """End the process of ``worlds``."""
+        if self._worlds is not None:
+            self._worlds.close()
+
+    @property
+    def worlds(self) -> Worlds:
+        """Where gold paths and verdicts outside of rollouts are played: in one process, started when first needed."""
         if self._worlds is None:
             self._worlds = Worlds(self.name, self.options)
         return self._worlds
@@ -97,7 +103,7 @@ class AgentTask:
         return self._played[split, index]
 
     def _gold(self, prompt: Prompt) -> Demonstration:
-        worlds = self._own()
+        worlds = self.worlds
         opening = worlds.begin([prompt.metadata])[0]
         actions = worlds.gold(0)
         if not actions:
