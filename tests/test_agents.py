@@ -17,6 +17,7 @@ from ray.rllib.core.columns import Columns
 from rl_tools import NUM_ACTIONS, WIDTH, rl_config, update
 from toy_world import WORDS
 
+from configs.checks import cross_field_problems
 from configs.schema import Architecture, DataSource, ImproveOffline, Reward, RunConfig, Turns
 from configs.schema import Task as TaskConfig
 from latent_control import LatentActionLM
@@ -30,6 +31,7 @@ from pipeline import replay
 from pipeline.algorithm import algorithm_config
 from pipeline.data import training_batches
 from pipeline.durable import sha256_file
+from pipeline.preflight import check
 from pipeline.stored import read_rollouts, rollout_batches
 from rollout_workers.agents import Played, Player
 from rollout_workers.engines import DecodeJob
@@ -319,6 +321,42 @@ def test_worker_and_learner_agree_and_observations_train_nothing(checkpoint: Pat
     after = again.module[DEFAULT_MODULE_ID].get_state()
     assert any(not np.array_equal(weights[name], value) for name, value in moved.items())
     assert all(np.array_equal(after[name], value) for name, value in moved.items())
+
+
+def test_the_token_level_baseline_plays_too(checkpoint: Path) -> None:
+    config, _ = configured(checkpoint)
+    host = HostSpec(level="token", checkpoint=str(checkpoint.parent / "base"), token_blocks=1)
+    rllib = algorithm_config(config, host, num_actions=2, reads="late", late_blocks=1, learning_rate=1e-3)
+    learner = rllib.build_learner(spaces={DEFAULT_MODULE_ID: (rllib.observation_space, rllib.action_space)})
+    worker = LMEnvRunner(config=rllib, worker_index=0)
+    found = worker.sample(request=replace(REQUEST, temperature=1.0))
+    worker.stop()
+    assert all(np.array_equal(r.actions[r.mask], r.tokens[r.mask]) and not r.actions[~r.mask].any() for r in found)
+    assert update(learner, found)["logp_gap"] < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("improve", "reward", "message"),
+    [
+        ({"algorithm": "grpo", "credit": "turn"}, {}, "grpo compares whole rollouts"),
+        ({"algorithm": "ppo", "credit": "turn"}, {"weights": {"success": 1.0}}, "set score: 1.0, or null"),
+    ],
+)
+def test_credit_by_turn_needs_an_algorithm_and_a_reward_that_know_turns(
+    tmp_path: Path, improve: dict[str, Any], reward: dict[str, Any], message: str
+) -> None:
+    (found,) = [m for m in cross_field_problems(rl_config(tmp_path, improve=improve, reward=reward)) if "credit" in m]
+    assert message in found
+
+
+def test_preflight_begins_an_episode_and_knows_the_window(checkpoint: Path) -> None:
+    config, _ = configured(checkpoint)
+    assert not [e for e in check(config).errors if "turns" in e or "task" in e]
+    turns = config.rollout.turns.model_copy(update={"max_tokens": 5000})
+    long = config.model_copy(update={"rollout": config.rollout.model_copy(update={"turns": turns})})
+    assert "rollout.turns.max_tokens: 5000 passes the window of 512; set at most 512" in check(long).errors
+    broken = config.model_copy(update={"task": TaskConfig(name="alfworld/all", options={"data": "nowhere"})})
+    assert any(e.startswith("task: alfworld/all cannot begin") for e in check(broken).errors)
 
 
 # -- what the learner is told, by hand --------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_world_that_dies_or_raises_is_lost(worlds: Any) -> None:
     pid = some.children[0].process.pid
     assert some.step({1: "go left"})[1].reward == 0.25
     assert some.children[0].process.pid == pid  # an exception ends nothing
-    assert some.step({0: "die"})[0] == Lost(kind="environment_timeout", message="the environment's process has ended (3)")
+    assert some.step({0: "die"})[0] == Lost(kind="environment_lost", message="the environment's process has ended (3)")
     assert some.step({1: "take key"})[1].success
 
 

@@ -23,7 +23,15 @@ class WorldError(RuntimeError):
 
 
 class WorldLost(RuntimeError):
-    """A child process did not answer in time, or has ended."""
+    """A child process has ended."""
+
+    kind = "environment_lost"
+
+
+class WorldLate(WorldLost):
+    """A child process did not answer in time."""
+
+    kind = "environment_timeout"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +63,8 @@ class Child:
 
         Raises:
             WorldError: it is an exception.
-            WorldLost: there is none within ``seconds``.
+            WorldLate: there is none within ``seconds``.
+            WorldLost: there will be none.
         """
         deadline, line = time.monotonic() + seconds, b""
         try:
@@ -65,7 +74,7 @@ class Child:
             raise WorldLost(f"the environment's process has ended ({self.process.poll()})") from error
         while not line.endswith(b"\n"):  # one request at a time: nothing can follow the line
             if not self.selector.select(max(0.0, deadline - time.monotonic())):
-                raise WorldLost(f"no answer to {request['call']} {request.get('text', '')!r:.60} within {seconds:g} s")
+                raise WorldLate(f"no answer to {request['call']} {request.get('text', '')!r:.60} within {seconds:g} s")
             part = os.read(self.answers, 65536)
             if not part:
                 raise WorldLost(f"the environment's process has ended ({self.process.wait()})")
@@ -124,8 +133,15 @@ class Worlds:
         return found
 
     def gold(self, slot: int) -> list[str]:
-        """The gold path of an episode just begun."""
-        return list(self._child(slot).ask(self.reset_seconds, slot=slot, call="gold"))
+        """The gold path of an episode just begun.
+
+        Raises:
+            ValueError: the environment fails to make one.
+        """
+        try:
+            return list(self._child(slot).ask(self.reset_seconds, slot=slot, call="gold"))
+        except (WorldError, WorldLost) as error:
+            raise ValueError(f"{self.name} makes no gold path of {dict(self.episodes[slot])}: {error}") from error
 
     def close(self) -> None:
         """End the child processes."""
@@ -179,7 +195,7 @@ class Worlds:
             return Lost(kind="environment_error", message=str(error))
         except WorldLost as error:
             self._drop(slot)
-            return Lost(kind="environment_timeout", message=str(error))
+            return Lost(kind=error.kind, message=str(error))
         self.acted[slot].append(text)
         return Step(**result)
 

@@ -17,7 +17,7 @@ MARK = "\n>"
 """Ends every observation: now it is the model's turn."""
 MOST_LINES = 200
 WORD = re.compile(r"\w+|[^\w\s]+")
-VOCABULARY = {"train": 500, "heldout": 200}
+VOCABULARY = {"train": 1000, "heldout": 200}
 """Gold paths whose words make the vocabulary of a base LM trained for this task."""
 
 
