@@ -22,7 +22,7 @@ from configs.task_options import preferences, reward_actors
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from rollout_workers.tasks import Task
+    from rollout_workers.tasks import AgentTask, Task
 
 DECODERS = "only decoder-only language models are supported"
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
@@ -177,8 +177,12 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
 
 def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Plays prompts through encoding and one answer through the verifier."""
+    from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
+    if isinstance(task, AgentTask):
+        yield from _one_episode(config, task, model)
+        return
     prompts = task.prompts("heldout")
     try:
         lengths = [len(encode_prompt(tokenizer, prompts[i], chat=config.task.chat)) for i in range(min(8, len(prompts)))]
@@ -214,6 +218,20 @@ def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
         return
     if isinstance(score, Failure):
         yield f"task: the verifier of {task.name} cannot judge an answer: {score.kind}: {score.message}"
+
+
+def _one_episode(config: RunConfig, task: AgentTask, model: PreTrainedConfig) -> Iterator[str]:
+    """Begins an episode, and compares the longest one there can be with the base LM's window."""
+    from rollout_workers.tasks import Failure
+
+    window, wanted = getattr(model.get_text_config(), "max_position_embeddings", None), config.rollout.turns.max_tokens
+    if window and wanted > window:
+        yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
+    if config.clone is not None and config.clone.fit_temperature:
+        yield f"clone.fit_temperature: plays single responses, but {task.name} is played in turns; leave it out"
+    score = task.score(task.prompts("heldout")[0], "")
+    if isinstance(score, Failure):
+        yield f"task: {score.message}"
 
 
 def _sources(config: RunConfig) -> Iterator[str]:

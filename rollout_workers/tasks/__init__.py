@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from configs.schema import Task as TaskConfig
+from rollout_workers.environments import FAMILIES
+from rollout_workers.tasks.agent import AgentTask
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 from rollout_workers.tasks.mixture import build_mixture
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task, score_all
@@ -13,7 +15,7 @@ from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 from rollout_workers.tasks.rows import build_rows
 from rollout_workers.tasks.school_maths import build_gsm8k, build_math500
 
-__all__ = ["Demonstration", "Failure", "Prompt", "Score", "Split", "Task", "build_task", "score_all"]
+__all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", "Task", "build_task", "score_all"]
 
 TASKS: Mapping[str, tuple[Callable[[Mapping[str, object]], Task], str]] = {
     "countdown": (lambda options: Countdown(countdown_options(options)), "countdown has no few-shot examples; set task.shots to 0"),
@@ -37,6 +39,11 @@ def build_task(config: TaskConfig) -> Task:
         return build(config.options)
     if family == "reasoning_gym":
         return build_reasoning_gym(dataset, config.options, shots=config.shots)
-    near = difflib.get_close_matches(family, (*TASKS, "reasoning_gym"), n=1, cutoff=0.5)
-    hint = f"did you mean {'reasoning_gym/<dataset>' if near[0] == 'reasoning_gym' else near[0]!r}? " if near else ""
-    raise ValueError(f"task.name is {config.name!r}; {hint}known: {', '.join(map(repr, TASKS))}, 'reasoning_gym/<dataset>'")
+    if family in FAMILIES:
+        if config.shots:
+            raise ValueError(f"task.shots is {config.shots}, but {family} has no few-shot examples; set task.shots to 0")
+        return AgentTask(config.name, config.options)
+    known = (*TASKS, "reasoning_gym/<dataset>", *(f"{name}/<which>" for name in FAMILIES))
+    near = difflib.get_close_matches(family, [name.partition("/")[0] for name in known], n=1, cutoff=0.5)
+    hint = "".join(f"did you mean {name!r}? " for name in known if near and name.partition("/")[0] == near[0])
+    raise ValueError(f"task.name is {config.name!r}; {hint}known: {', '.join(map(repr, known))}")

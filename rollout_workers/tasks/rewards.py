@@ -81,14 +81,16 @@ def judge(task: Task, reward: Reward, prompt: Prompt, response: Response) -> Sco
 def judge_all(task: Task, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score | Failure]:
     """``judge`` for many at once: some verifiers are much faster so."""
     verdicts = score_all(task, prompts, [response.text for response in responses])
-    return [_weighed(task, reward, response, verdict) for response, verdict in zip(responses, verdicts, strict=True)]
+    return [
+        verdict if isinstance(verdict, Failure) else weigh(task.name, reward, verdict, response)
+        for response, verdict in zip(responses, verdicts, strict=True)
+    ]
 
 
-def _weighed(task: Task, reward: Reward, response: Response, verdict: Score | Failure) -> Score | Failure:
-    if isinstance(verdict, Failure):
-        return verdict
+def weigh(task: str, reward: Reward, verdict: Score, response: Response) -> Score:
+    """A verdict of ``task`` with the generic parts added and the reward that the weights ask for."""
     parts = {**verdict.parts, "length": -response.new_tokens / response.limit, "stop": float(response.stopped)}
-    return Score(reward=_weighted(parts, reward.weights, task.name, verdict.reward), success=verdict.success, parts=parts)
+    return Score(reward=_weighted(parts, reward.weights, task, verdict.reward), success=verdict.success, parts=parts)
 
 
 def _weighted(parts: Mapping[str, float], weights: Mapping[str, float] | None, task: str, own: float) -> float:
