@@ -100,6 +100,11 @@ def _improve(config: RunConfig) -> Iterator[str]:
         yield f"improve.aliases: {improve.aliases} compares single tokens, but a code lasts for {config.actions.span}; leave it out"
     if improve.aliases is not None and config.rollout.engine != "local":
         yield f"improve.aliases: {improve.aliases} needs rollout.engine: local, this is {config.rollout.engine}; leave it out"
+    weights = config.reward.weights
+    if improve.credit == "turn" and weights is not None and weights.get("score") != 1.0:
+        yield "improve.credit: turn moves the part score to where it came, so reward.weights must count it once: set score: 1.0, or null"
+    if improve.credit == "turn" and improve.algorithm not in ("ppo", "reinforce_pp"):
+        yield f"improve.credit: turn, but {improve.algorithm} compares whole rollouts; set algorithm: ppo or reinforce_pp, or leave it out"
     if improve.kl_in == "reward" and improve.kl_coefficient == 0:
         yield "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
     if improve.level == "token" and improve.token_baseline:

@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from configs.checks import cross_field_problems
 from configs.complaints import complaint, section_class, shown, unknown_key
-from configs.paths import missing_paths, nothing_at, resolve_paths
-from configs.schema import RunConfig
+from configs.paths import BUNDLED, missing_paths, nothing_at, resolve_paths
+from configs.schema import RunConfig, Task
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
 
@@ -60,6 +60,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
         )
     assert config is not None
     return config
+
+
+def load_task(name: str, overrides: Sequence[str], folder: Path) -> Task:
+    """The task ``name`` with overrides such as ``task.options.numbers=4``; relative paths are relative to ``folder``.
+
+    Raises:
+        ConfigErrors: with one message for each problem.
+    """
+    data: dict[str, Any] = {"base": {"model": BUNDLED}, "task": {"name": name}}
+    messages = [message for override in overrides for message in _apply(data, override, {})]
+    resolve_paths(data, folder)
+    config, wrong = _validate(data)
+    messages += [complaint(error) for error in wrong]
+    if config is None or messages:
+        raise ConfigErrors(messages)
+    return config.task
 
 
 def dump_config(config: RunConfig) -> str:

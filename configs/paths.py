@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import RunConfig
+from configs.task_options import task_paths
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import dotted
 
@@ -70,15 +71,18 @@ def resolve_paths(data: Any, folder: Path) -> None:
             put(str(path))
         elif (trained and place == BASE_MODEL) or not (place in MODELS and is_hub_id(value) and not _meant_as_path(folder, path)):
             put(str((folder / path).resolve()))
-    _resolve_rows(data, folder)
+    _resolve_tasks(data, folder)
 
 
-def _resolve_rows(data: Any, folder: Path) -> None:
-    """The file of the task ``jsonl``: options are free, so the schema does not mark it as a path."""
-    task = data.get("task") if isinstance(data, dict) else None
-    options = task.get("options") if isinstance(task, dict) and task.get("name") == "jsonl" else None
-    if isinstance(options, dict) and isinstance(options.get("path"), str):
-        options["path"] = str((folder / Path(options["path"]).expanduser()).resolve())
+def _resolve_tasks(data: Any, folder: Path) -> None:
+    """The paths of every task in raw config data, the run's own and those of data sources."""
+    children = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    for child in children:
+        _resolve_tasks(child, folder)
+    for options, key, may_be_id in task_paths(data.get("task")) if isinstance(data, dict) else ():
+        path = Path(options[key]).expanduser()
+        if not (may_be_id and is_hub_id(options[key]) and not _meant_as_path(folder, path)):
+            options[key] = str((folder / path).resolve())
 
 
 def _meant_as_path(folder: Path, path: Path) -> bool:

@@ -26,7 +26,10 @@ class Task(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``, ``reasoning_gym/<dataset>`` for any reasoning-gym generator, or ``jsonl`` for rows of your own."""
+    """``countdown``; ``reasoning_gym/<dataset>`` for any reasoning-gym generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your
+    own; ``gsm8k`` or ``math500`` for a local copy; a ``mixture`` of these (docs/tasks.md); or an environment that is played in turns
+    (docs/agents.md): ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
+    ``environment/<module>:<class>`` for your own."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
@@ -215,6 +218,8 @@ class Improve(Section):
     """``reinforce_pp`` and ``ppo``: how much less a reward counts per action that lies before it."""
     gae_lambda: Share = 1.0
     """``ppo``: 1 waits for the reward itself, less trusts the critic more (the published code's 0.95 hides a reward 100 tokens off)."""
+    credit: Literal["episode", "turn"] = "episode"
+    """``reinforce_pp`` and ``ppo`` on environments: a turn's reward counts at the end of the episode, or where it came."""
     value_learning_rate: PositiveFloat = 1e-3
     """``ppo``: learning rate of the critic."""
     level: Literal["latent", "token"] = "latent"
@@ -276,6 +281,23 @@ class Improve(Section):
     """Held-out prompts of such a play, each once sampled and once greedy: the first ones of the final evaluation."""
 
 
+class Turns(Section):
+    """Episodes of tasks that are environments (docs/agents.md); ``rollout.max_new_tokens`` then holds for each response."""
+
+    max_turns: PositiveInt = 16
+    """Responses of an episode; it is cut there."""
+    max_tokens: PositiveInt = 1024
+    """Of prompt, responses and observations together; an episode is cut when no further response has room."""
+    max_observation_tokens: PositiveInt = 256
+    """Longer observations lose their end."""
+    step_timeout_seconds: PositiveFloat = 30.0
+    """An environment that takes longer for a step is killed; that episode is masked and counted as a failure."""
+    reset_timeout_seconds: PositiveFloat = 120.0
+    """The same for its start and each reset."""
+    processes: PositiveInt = 1
+    """Child processes of each rollout worker, which share its episodes and step them side by side."""
+
+
 class Rollout(Section):
     """Ray actors that sample."""
 
@@ -291,6 +313,7 @@ class Rollout(Section):
     """Sample among the k most likely codes."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
+    turns: Turns = Turns()
     static_cache: bool = False
     """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph. Llama-shaped
     bases only; on a CPU it is slower."""

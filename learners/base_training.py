@@ -30,6 +30,7 @@ from learners.schedule import learning_rate_share
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 LOG_EVERY = 20
 CONTEXT_TOKENS = 512
+"""Positions that a model has at least; more where it is trained on longer texts."""
 Log = Callable[[int, Mapping[str, float]], None]
 Rows = tuple[torch.Tensor, torch.Tensor]
 """Token ids [B, T] int64, right padded, and targets [B, T] int64 with -100 outside the response."""
@@ -45,6 +46,8 @@ class _Demonstration(Protocol):
     def prompt(self) -> _Prompt: ...
     @property
     def response(self) -> str: ...
+    @property
+    def later(self) -> tuple[tuple[str, str], ...]: ...
 
 
 class _Score(Protocol):
@@ -53,7 +56,7 @@ class _Score(Protocol):
 
 
 class WordTask(Protocol):
-    """A task whose texts are blank-separated words of a small, known vocabulary."""
+    """A task whose texts are words and punctuation of a small, known vocabulary."""
 
     @property
     def name(self) -> str: ...
@@ -71,14 +74,14 @@ class WordTask(Protocol):
         ...
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word, which starts every text with ``<s>``."""
+def word_tokenizer(words: Sequence[str], context: int = CONTEXT_TOKENS) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word or run of punctuation, which starts every text with ``<s>``."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # punctuation apart from words
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=CONTEXT_TOKENS
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=context
     )
 
 
@@ -97,31 +100,46 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) ->
     if architecture.family == "gpt2":
         sizes = {"n_embd": width, "n_inner": architecture.intermediate_size, "n_layer": layers, "n_head": heads}
         drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        config = GPT2Config(n_positions=CONTEXT_TOKENS, **sizes, **drop, **shared)
+        config = GPT2Config(n_positions=tokenizer.model_max_length, **sizes, **drop, **shared)
     else:
         family = {"llama": LlamaConfig, "qwen2": Qwen2Config}[architecture.family]
         config = family(
-            max_position_embeddings=CONTEXT_TOKENS, num_key_value_heads=heads, **architecture.model_dump(exclude={"family"}), **shared
+            max_position_embeddings=tokenizer.model_max_length,
+            num_key_value_heads=heads,
+            **architecture.model_dump(exclude={"family"}),
+            **shared,
         )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_Demonstration], max_length: int) -> Rows:
-    """Right-padded ids and response targets of a batch; ``ValueError`` when one has a word the vocabulary lacks."""
-    prompts = tokenizer([demo.prompt.text for demo in demonstrations])["input_ids"]
-    responses = tokenizer([demo.response for demo in demonstrations], add_special_tokens=False)["input_ids"]
-    rows = [(len(p), [*p, *r, tokenizer.eos_token_id][:max_length]) for p, r in zip(prompts, responses, strict=True)]
-    longest = max(len(row) for _, row in rows)
+    """Right-padded ids and response targets of a batch; ``ValueError`` when a prompt or response has a word the vocabulary lacks.
+
+    Observations between the turns of an episode may have some: off a gold path there are more of them than can be listed.
+    """
+    rows = [_encode(tokenizer, demo, max_length) for demo in demonstrations]
+    longest = max(len(row) for row, _ in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     targets = torch.full((len(rows), longest), -100)
-    for i, (start, row) in enumerate(rows):
-        if tokenizer.unk_token_id in row:
-            demo = demonstrations[i]
-            raise ValueError(f"a word of {demo.prompt.text!r} or {demo.response!r} is not among the task's words; add it there")
+    for i, (row, spoken) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        targets[i, start : len(row)] = ids[i, start : len(row)]
+        targets[i, : len(row)] = torch.where(torch.tensor(spoken), ids[i, : len(row)], -100)
     return ids, targets
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, demo: _Demonstration, max_length: int) -> tuple[list[int], list[bool]]:
+    """Ids of a demonstration and which of them are responses."""
+    plain = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ids = list(tokenizer(demo.prompt.text)["input_ids"])
+    spoken = [False] * len(ids)
+    for observation, response in (("", demo.response), *demo.later):
+        seen, said = plain(observation), plain(response)
+        if tokenizer.unk_token_id in (said if demo.later else [*ids, *said]):
+            raise ValueError(f"a word of {demo.prompt.text!r} or {response!r} is not among the task's words; add it there")
+        ids += [*seen, *said, tokenizer.eos_token_id]
+        spoken += [False] * len(seen) + [True] * (len(said) + 1)
+    return ids[:max_length], spoken[:max_length]
 
 
 def response_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
@@ -165,7 +183,7 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
     _check(config, task)
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = word_tokenizer(task.words)
+        tokenizer = word_tokenizer(task.words, max(CONTEXT_TOKENS, config.max_length))
         model = new_model(config.architecture, tokenizer)
         _train(config, model, tokenizer, task, log)
     model.save_pretrained(folder)

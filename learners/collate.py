@@ -41,6 +41,8 @@ class Rollout(Protocol):
     event_logp: np.ndarray | None
     events: np.ndarray | None
     features: np.ndarray | None
+    generated: np.ndarray
+    turn_rewards: np.ndarray
 
     def __len__(self) -> int: ...
 
@@ -55,10 +57,17 @@ def group_size(rollouts: Sequence[Rollout]) -> int:
     return size
 
 
+def choices(generated: np.ndarray, length: int, span: int) -> np.ndarray:
+    """bool [T]: where codes were chosen that last for ``span`` tokens, anew from the beginning of each response."""
+    places, mask = np.arange(length), generated if len(generated) else np.ones(length, bool)
+    before = np.maximum.accumulate(np.where(mask, -1, places))  # the last observed token
+    return mask & ((places - before - 1) % span == 0)
+
+
 def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
-    Where codes last for ``span`` tokens only the position that chose one is a loss position.
+    Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that chose one is.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
     rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
@@ -71,7 +80,7 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
         taken = slice(len(r.prompt_tokens) - 1, length)
         tokens[row, :length] = np.concatenate([r.prompt_tokens, r.tokens[:-1]])
         actions[row, taken], logp[row, taken] = r.actions, r.action_logp
-        mask[row, len(r.prompt_tokens) - 1 : length : span] = r.reward is not None
+        mask[row, taken] = choices(r.generated, len(r), span) & (r.reward is not None)
     columns = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].events is not None:
@@ -104,6 +113,20 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
         padded[row, : len(values)] = values
     tensor = torch.from_numpy(padded)
     return tensor.view(torch.bfloat16) if padded.dtype == np.uint16 else tensor
+
+
+def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
+    """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has the whole reward."""
+    moved = np.zeros(mask.shape, np.float32)
+    for row, (r, chosen) in enumerate(zip(rollouts, mask.numpy(), strict=True)):
+        places = np.flatnonzero(chosen)
+        if not len(places) or not len(r.turn_rewards):
+            continue
+        turn = np.cumsum(np.diff(r.generated.astype(np.int8), prepend=0) == 1)[places - (len(r.prompt_tokens) - 1)] - 1
+        ends = places[np.append(np.flatnonzero(np.diff(turn)), len(turn) - 1)]
+        moved[row, ends] = r.turn_rewards
+        moved[row, ends[-1]] -= r.turn_rewards.sum()
+    return torch.from_numpy(moved)
 
 
 class Collate(ConnectorV2):
@@ -152,12 +175,16 @@ class Collate(ConnectorV2):
             return torch.tensor(values, device=self.device)
 
         kl = batch.get("penalty_kl")
+        penalties = None if kl is None else -self.improve.kl_coefficient * places.gather(kl)
+        if self.improve.credit == "turn":
+            moved = places.gather(moved_rewards(rollouts, batch[Columns.LOSS_MASK].cpu()).to(self.device))
+            penalties = moved if penalties is None else penalties + moved
         return Outcomes(
             rewards=of_rollouts([r.reward or 0.0 for r in rollouts]),
             valid=torch.tensor([r.reward is not None for r in rollouts], device=self.device),
             group_size=group_size(rollouts),
             taken=places.taken,
-            penalties=None if kl is None else -self.improve.kl_coefficient * places.gather(kl),
+            penalties=penalties,
             baselines=of_rollouts([math.nan if r.baseline is None else r.baseline for r in rollouts]) if self.algorithm.greedy else None,
             values=places.gather(self._by_rows(batch, self._values)) if self.algorithm.critic else None,
             discount=self.improve.discount,

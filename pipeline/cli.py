@@ -452,9 +452,9 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
-    from pipeline import cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving  # their commands join ``app``
+    from pipeline import cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
 
-    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving))
+    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving, cli_tasks))
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

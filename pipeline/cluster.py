@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from configs.schema import RunConfig
+from configs.task_options import reward_actors
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
 WORKER_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_ENABLE_AUTO_CONNECT": "0", "OMP_NUM_THREADS": "1"}
@@ -32,7 +33,8 @@ def cpus_wanted(config: RunConfig) -> float:
     offline = max(
         (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0
     )
-    return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
+    judges = reward_actors(config.task.model_dump(), "cpus_per_actor")
+    return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners + judges, offline + 1 if offline else 0)
 
 
 def require_shared(folder: Path) -> None:

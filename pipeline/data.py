@@ -30,7 +30,7 @@ from configs.schema import DataSource
 from latent_control.records import TokenBatch
 from pipeline.replay import ReplayReader
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.encoding import encode_demonstration
+from rollout_workers.tasks.encoding import encode_demonstration, encode_episode
 from rollout_workers.tasks.protocol import Demonstration, Task
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One sequence: its token ids, and where the response starts (0: all of it counts)."""
+    """One sequence: its token ids, where the response starts (0: all of it counts), and of several turns which ids are responses."""
 
     ids: Sequence[int]
     start: int
+    spoken: Sequence[bool] | None = None
 
 
 class Feed(Protocol):
@@ -79,18 +80,22 @@ class Encoder:
         return int(next(i for i in ids if i is not None))
 
     def demonstration(self, demo: Demonstration) -> Row:
-        """Prompt, response and end token, cut to ``max_length``."""
+        """Prompt, response and end token (and further turns), cut to ``max_length``."""
+        place = f"demonstration {demo.prompt.id}"
+        if demo.later:
+            ids, spoken = encode_episode(self.tokenizer, demo, chat=self.chat)
+            return self.cut(ids, spoken.index(True), place, spoken)
         ids, start = encode_demonstration(self.tokenizer, demo, chat=self.chat)
-        return self.cut(ids, start, f"demonstration {demo.prompt.id}")
+        return self.cut(ids, start, place)
 
-    def cut(self, ids: Sequence[int], start: int, place: str) -> Row:
+    def cut(self, ids: Sequence[int], start: int, place: str, spoken: Sequence[bool] | None = None) -> Row:
         """The first ``max_length`` tokens; ``ValueError`` when they hold nothing of the response."""
         if start >= self.max_length:
             raise ValueError(
                 f"{place}: its prompt has {start} tokens and max_length is {self.max_length}, so nothing of its response "
                 f"is left to train on; set the stage's max_length to more than {start}"
             )
-        return Row(ids[: self.max_length], start)
+        return Row(ids[: self.max_length], start, None if spoken is None else spoken[: self.max_length])
 
     def windows(self, texts: Sequence[str]) -> Iterator[Row]:
         """Texts, each with the end token, in pieces of ``max_length``.
@@ -183,11 +188,11 @@ class TextSource:
 
 
 class ReplaySource:
-    """Rollouts of an earlier run: prompt and generated tokens; only the generated ones count."""
+    """Rollouts of an earlier run: prompt, generated and observed tokens; only the generated ones count."""
 
     def __init__(self, source: DataSource, encoder: Encoder, seed: int) -> None:
         self._path, self._encoder = _path(source), encoder
-        columns = ["rollout_id", "prompt_id", "prompt_tokens", "tokens"]
+        columns = ["rollout_id", "prompt_id", "prompt_tokens", "tokens", "generated"]
         self._reader = ReplayReader(self._path, seed=seed, columns=columns, min_reward=source.min_reward)
         self._heldout, self._shared = self._choose_heldout()
 
@@ -213,8 +218,11 @@ class ReplaySource:
         return (self._row(row) for row in self._reader.rows() if row["prompt_id"] in self._heldout)
 
     def _row(self, row: dict[str, np.ndarray]) -> Row:
-        prompt = row["prompt_tokens"]
-        return self._encoder.cut(np.concatenate([prompt, row["tokens"]]), len(prompt), f"rollout {row['rollout_id']} of {self._path}")
+        prompt, generated = row["prompt_tokens"], row["generated"]
+        spoken = np.concatenate([np.zeros(len(prompt), bool), generated]) if len(generated) else None
+        return self._encoder.cut(
+            np.concatenate([prompt, row["tokens"]]), len(prompt), f"rollout {row['rollout_id']} of {self._path}", spoken
+        )
 
 
 def training_batches(
@@ -338,14 +346,17 @@ def _batch(rows: Sequence[Row], encoder: Encoder) -> TokenBatch:
     longest = max(len(row.ids) for row in rows)
     ids = np.full((len(rows), longest), encoder.pad, np.int64)
     lengths, starts = np.array([len(row.ids) for row in rows]), np.array([row.start for row in rows])
-    for place, row in enumerate(rows):
-        ids[place, : len(row.ids)] = row.ids
     positions = np.arange(longest)
     real = positions < lengths[:, None]
+    spoken = real & (positions >= starts[:, None])
+    for place, row in enumerate(rows):
+        ids[place, : len(row.ids)] = row.ids
+        if row.spoken is not None:
+            spoken[place, : len(row.ids)] = row.spoken
     return TokenBatch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(real.astype(np.int64)),
-        response_mask=torch.from_numpy(real & (positions >= starts[:, None])),
+        response_mask=torch.from_numpy(spoken),
     )
 
 

@@ -49,7 +49,7 @@ def outcomes_of(variant: str, mode: Mode, rollouts: Sequence[Rollout], samples: 
             reward_parts=rollout.reward_parts,
             response=rollout.text,
             prompt=rollout.prompt_text,
-            new_tokens=len(rollout),
+            new_tokens=rollout.new_tokens,
         )
         for place, rollout in enumerate(rollouts)
     ]

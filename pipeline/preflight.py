@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from configs.checks import cross_field_problems, offline_sections, simulation_warning
 from configs.paths import BUNDLED, missing_paths
 from configs.schema import DataSource, RunConfig
+from configs.task_options import preferences, reward_actors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from rollout_workers.tasks import Task
+    from rollout_workers.tasks import AgentTask, Task
 
 DECODERS = "only decoder-only language models are supported"
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
@@ -176,9 +177,12 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
 
 def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Plays prompts through encoding and one answer through the verifier."""
-    from rollout_workers.tasks import Failure
+    from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
+    if isinstance(task, AgentTask):
+        yield from _one_episode(config, task, model)
+        return
     prompts = task.prompts("heldout")
     try:
         lengths = [len(encode_prompt(tokenizer, prompts[i], chat=config.task.chat)) for i in range(min(8, len(prompts)))]
@@ -193,9 +197,41 @@ def _one_prompt(config: RunConfig, task: Task, model: PreTrainedConfig, tokenize
     if window and longest + wanted > window:
         room = max(0, window - longest)
         yield f"rollout.max_new_tokens: {wanted} after a prompt of {longest} tokens passes the window of {window}; set at most {room}"
-    score = task.score(prompts[0], answer)
+    yield from _one_answer(config, task, answer)
+
+
+def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
+    """Through the verifier; of reward models only the configs are read."""
+    from rollout_workers.tasks import Failure
+
+    models = [str(section["model"]) for section in preferences(config.task.model_dump())]
+    try:
+        if models:
+            from latent_control.preference import require_reward_model
+
+            for model in models:
+                require_reward_model(model)
+            return
+        score = task.score(task.prompts("heldout")[0], answer)
+    except ValueError as error:
+        yield _placed("task", error)
+        return
     if isinstance(score, Failure):
         yield f"task: the verifier of {task.name} cannot judge an answer: {score.kind}: {score.message}"
+
+
+def _one_episode(config: RunConfig, task: AgentTask, model: PreTrainedConfig) -> Iterator[str]:
+    """Begins an episode, and compares the longest one there can be with the base LM's window."""
+    from rollout_workers.tasks import Failure
+
+    window, wanted = getattr(model.get_text_config(), "max_position_embeddings", None), config.rollout.turns.max_tokens
+    if window and wanted > window:
+        yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
+    if config.clone is not None and config.clone.fit_temperature:
+        yield f"clone.fit_temperature: plays single responses, but {task.name} is played in turns; leave it out"
+    score = task.score(task.prompts("heldout")[0], "")
+    if isinstance(score, Failure):
+        yield f"task: {score.message}"
 
 
 def _sources(config: RunConfig) -> Iterator[str]:
@@ -291,6 +327,7 @@ def _gpus(config: RunConfig) -> dict[str, float]:
         return _largest(offline)
     wanted = {"rollout.num_workers x rollout.gpus_per_worker": config.rollout.num_workers * config.rollout.gpus_per_worker}
     wanted["cluster.num_learners x cluster.gpus_per_learner"] = max(1, config.cluster.num_learners) * config.cluster.gpus_per_learner
+    wanted["task.options.preference actors x gpus_per_actor"] = reward_actors(config.task.model_dump(), "gpus_per_actor")
     # Stages run one after the other: the larger of the two demands counts.
     return max(wanted, _largest(offline), key=lambda demand: sum(demand.values()))
 
@@ -306,7 +343,11 @@ def _cpus(config: RunConfig) -> dict[str, float]:
     # The driver asks Ray for none: with the learner in it, the workers may use all CPUs.
     learners = config.cluster.num_learners * config.cluster.cpus_per_learner
     workers = config.rollout.num_workers * config.rollout.cpus_per_worker
-    return {"rollout.num_workers x rollout.cpus_per_worker": workers, "cluster.num_learners x cluster.cpus_per_learner": learners}
+    return {
+        "rollout.num_workers x rollout.cpus_per_worker": workers,
+        "cluster.num_learners x cluster.cpus_per_learner": learners,
+        "task.options.preference actors x cpus_per_actor": reward_actors(config.task.model_dump(), "cpus_per_actor"),
+    }
 
 
 def cpus_here() -> int:

@@ -33,8 +33,8 @@ from pipeline.durable import fsync_file, fsync_folder, sealed, sha256_file, unse
 from pipeline.outcomes import Outcome
 from rollout_workers.episodes import Rollout
 
-SCHEMA_VERSION = 3
-OLDER = {2: ("reward_hash",)}
+SCHEMA_VERSION = 4
+OLDER = {2: ("reward_hash", "generated", "turn_rewards"), 3: ("generated", "turn_rewards")}
 """Schema versions that are read too, with the columns that their shards lack."""
 ROW_GROUP = 256
 MANIFEST = "_manifest.json"
@@ -61,13 +61,15 @@ SCHEMA = pa.schema(
         _field("prompt_text", pa.string(), "what the model was given, before the chat template"),
         _field("text", pa.string(), "what it generated, without special tokens"),
         _field("prompt_tokens", _items(pa.int32()), "token ids of the prompt, chat template included"),
-        _field("tokens", _items(pa.int32()), "generated token ids, the end token included"),
+        _field("tokens", _items(pa.int32()), "token ids after the prompt, end tokens included: generated, or observed between turns"),
+        _field("generated", _items(pa.int8()), "1 at each generated token, 0 at observed ones; empty where all were generated"),
         _field("actions", _items(pa.int32()), "the code that produced each generated token (the token itself at level token)"),
         _field("action_logp", _items(pa.float32()), "natural logarithm of the behaviour policy's probability of each action"),
         _field("prompt_length", pa.int32(), "tokens of the prompt"),
-        _field("length", pa.int32(), "generated tokens"),
-        _field("finish_reason", pa.string(), "stop (end token) or length (cut off)"),
+        _field("length", pa.int32(), "tokens after the prompt"),
+        _field("finish_reason", pa.string(), "stop, length (cut off); of episodes terminated, *_limit (cut off), lost (no verdict)"),
         _field("reward", pa.float64(), "the verifier's score; null when it failed", nullable=True),
+        _field("turn_rewards", _items(pa.float32()), "reward of each turn of an episode; empty for a single response"),
         _field("reward_parts", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
         _field("reward_hash", pa.string(), "names the definition of the reward (task, options, weights); empty before schema version 3"),
         _field("success", pa.bool_(), "the verifier's full mark"),
@@ -105,7 +107,7 @@ OUTCOME_SCHEMA = pa.schema(
 # A dictionary pays where a row group repeats values; where values are many it costs time and bytes.
 _MANY_VALUES = {"rollout_id", "text", "prompt_tokens", "tokens", "action_logp", "seed", "created"}
 _LEAVES: dict[str, tuple[str, ...]] = {"reward_parts": ("reward_parts.key_value.key", "reward_parts.key_value.value")}
-_LEAVES |= {name: (f"{name}.list.element",) for name in ("actions", "action_versions")}
+_LEAVES |= {name: (f"{name}.list.element",) for name in ("actions", "action_versions", "generated", "turn_rewards")}
 _ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": [leaf for name in SCHEMA.names if name not in _MANY_VALUES for leaf in _LEAVES.get(name, (name,))],
@@ -152,6 +154,7 @@ def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
             arrays = [getattr(r, field.name) for r in rollouts]
             offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
             values = np.concatenate(arrays) if arrays else np.empty(0)
+            values = values.view(np.int8) if values.dtype == bool else values
             columns[field.name] = pa.ListArray.from_arrays(offsets, pa.array(values, field.type.value_type), type=field.type)
     columns["prompt_length"] = [len(r.prompt_tokens) for r in rollouts]
     columns["length"] = [len(r.tokens) for r in rollouts]
@@ -203,6 +206,8 @@ class ReplayWriter:
                 raise ValueError(
                     f"rollout {rollout.rollout_id}: tokens, actions and action_logp have lengths {lengths}; they must be equal"
                 )
+            if len(rollout.generated) not in (0, len(rollout.tokens)):
+                raise ValueError(f"rollout {rollout.rollout_id}: {len(rollout.generated)} marks generated for {lengths[0]} tokens")
         before = len(self._seen)
         for rollout in rollouts:
             if rollout.rollout_id not in self._seen:
@@ -340,7 +345,7 @@ class ReplayReader:
             yield from (b for b in table.combine_chunks().to_batches(max_chunksize=self._batch_size) if len(b))
 
     def rows(self, epoch: int = 0) -> Iterator[dict[str, Any]]:
-        """The same rows as dicts; token columns are numpy arrays (int32, float32), ``reward_parts`` is a dict."""
+        """The same rows as dicts; token columns are numpy arrays (int32, float32, bool), ``reward_parts`` is a dict."""
         for batch in self.batches(epoch):
             columns = [_python_column(batch.column(i), batch.schema.field(i)) for i in range(batch.num_columns)]
             for values in zip(*columns, strict=True):
@@ -361,10 +366,11 @@ class ReplayReader:
 
 
 def _completed(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
-    """``table`` with empty texts for the columns that an older shard lacks."""
+    """``table`` with empty texts and lists for the columns that an older shard lacks."""
     for name in wanted:
         if name not in table.column_names:
-            table = table.append_column(SCHEMA.field(name), pa.array([""] * len(table), pa.string()))
+            field = SCHEMA.field(name)
+            table = table.append_column(field, pa.array([[] if pa.types.is_list(field.type) else ""] * len(table), field.type))
     return table.select(wanted)
 
 
@@ -393,6 +399,7 @@ def _python_column(column: pa.Array, field: pa.Field) -> Sequence[Any]:
     if pa.types.is_list(field.type):
         offsets = column.offsets.to_numpy()
         values = column.values.to_numpy()
+        values = values.view(bool) if values.dtype == np.int8 else values
         return [values[start:stop] for start, stop in pairwise(offsets)]
     return column.to_pylist()
 

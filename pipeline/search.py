@@ -37,7 +37,7 @@ from pipeline.statistics import paired_difference, wilson
 from pipeline.tracking import keep
 from rollout_workers.episodes import HostSpec
 from rollout_workers.hosting import Host, load_host
-from rollout_workers.tasks import Prompt, Score, Task, build_task
+from rollout_workers.tasks import AgentTask, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response as Text
 from rollout_workers.tasks.rewards import judge
@@ -122,6 +122,8 @@ def prepare(target: Path, asked: Asked, q: Path | None) -> Table:
         raise ValueError(f"--temperature is {asked.temperature}: a search needs responses that differ, give more than 0")
     settings_of(asked, config)
     task = build_task(config.task)
+    if isinstance(task, AgentTask):
+        raise ValueError(f"search looks for single responses, but {task.name} is played in turns")
     heldout = task.prompts("heldout")
     if asked.prompts > len(heldout):
         raise ValueError(f"--prompts is {asked.prompts}, but {task.name} has {len(heldout)} held-out prompts: ask for fewer")

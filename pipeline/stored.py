@@ -15,7 +15,7 @@ from latent_control.records import RolloutBatch
 from pipeline.replay import ReplayReader
 from rollout_workers.tasks.protocol import split_of
 
-COLUMNS = ("prompt_id", "prompt_tokens", "tokens", "actions", "action_logp", "reward", "policy_version", "world_hash", "level")
+COLUMNS = ("prompt_id", "prompt_tokens", "tokens", "generated", "actions", "action_logp", "reward", "policy_version", "world_hash", "level")
 Versions = tuple[int, int]
 
 
@@ -26,7 +26,9 @@ class StoredRollouts:
     ids: tuple[np.ndarray, ...]
     """R x int32: prompt and generated tokens"""
     actions: tuple[np.ndarray, ...]
-    """R x int32: the code of each generated token"""
+    """R x int32: the code of each generated token; 0 at observed ones"""
+    generated: tuple[np.ndarray, ...]
+    """R x bool: where a token after the prompt was generated; empty: all were"""
     behaviour_logp: np.ndarray
     """[R], summed over a rollout's actions: of the policy that sampled it"""
     rewards: np.ndarray
@@ -52,6 +54,7 @@ class StoredRollouts:
             self,
             ids=tuple(self.ids[i] for i in rows),
             actions=tuple(self.actions[i] for i in rows),
+            generated=tuple(self.generated[i] for i in rows),
             behaviour_logp=self.behaviour_logp[rows],
             rewards=self.rewards[rows],
             prompts=prompts,
@@ -73,6 +76,8 @@ class StoredRollouts:
             length, start = len(self.ids[i]), len(self.ids[i]) - len(self.actions[i])
             ids[place, :length], real[place, :length] = self.ids[i], True
             actions[place, start:length], generated[place, start:length] = self.actions[i], True
+            if len(self.generated[i]):
+                generated[place, start:length] = self.generated[i]
         chosen = np.zeros(len(rows)) if advantages is None else advantages[rows]
         return RolloutBatch(
             input_ids=torch.from_numpy(ids),
@@ -117,6 +122,7 @@ def read_rollouts(
     return StoredRollouts(
         ids=tuple(np.concatenate([row["prompt_tokens"], row["tokens"]]) for row in kept),
         actions=tuple(row["actions"] for row in kept),
+        generated=tuple(row["generated"] for row in kept),
         behaviour_logp=np.array([row["action_logp"].sum(dtype=np.float64) for row in kept]),
         rewards=np.array([row["reward"] for row in kept], float),
         prompts=prompts,

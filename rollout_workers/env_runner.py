@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -22,16 +23,19 @@ from ray.rllib.utils.typing import StateDict
 
 from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
-from latent_control.records import Generation
+from rollout_workers.agents import Played, Player
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
+from rollout_workers.environments.client import Worlds
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import Follower
-from rollout_workers.tasks import Failure, Prompt, Score, build_task
+from rollout_workers.rows import row_of
+from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
-from rollout_workers.tasks.rewards import Response, judge, reward_hash
+from rollout_workers.tasks.rewards import Response, judge_all, reward_hash
 
 T = TypeVar("T")
+Play = Callable[[RolloutEngine, Sequence[Prompt], DecodeJob], list[Played]]
 
 
 class LMEnvRunner(EnvRunner, Checkpointable):
@@ -56,6 +60,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
     def make_env(self) -> None:
         """Load language model, tokenizer and task: what stands in for an environment."""
         self.task = build_task(self.settings.task)
+        self.player = self._player(self.task) if isinstance(self.task, AgentTask) else None
         self.reward_hash = reward_hash(self.settings.task, self.settings.reward)
         self.policy_dtype: torch.dtype = getattr(torch, self.settings.policy_dtype)
         self.hosted = self.settings.host
@@ -63,6 +68,20 @@ class LMEnvRunner(EnvRunner, Checkpointable):
 
     def _load(self, spec: HostSpec) -> RolloutEngine:
         return load_engine(spec, self.settings.rollout, device=self.device, policy_dtype=self.policy_dtype)
+
+    def _player(self, task: AgentTask) -> Player:
+        """What plays an environment's episodes, in child processes of this worker."""
+        turns, about = self.settings.rollout.turns, self.settings.task
+        worlds = Worlds(
+            about.name,
+            about.options,
+            processes=turns.processes,
+            step_seconds=turns.step_timeout_seconds,
+            reset_seconds=turns.reset_timeout_seconds,
+        )
+        return Player(
+            task=task, worlds=worlds, limits=turns, reward=self.settings.reward, chat=about.chat, max_prompt_tokens=about.max_prompt_tokens
+        )
 
     def make_module(self) -> None:
         """Build the policy's RLModule, in the dtype it samples with, and let it steer the hosted model."""
@@ -82,7 +101,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         assert self.task is not None
 
     def stop(self) -> None:
-        """Nothing to release: the model goes with the process."""
+        """End the environments' processes; the model goes with this one."""
+        if self.player is not None:
+            self.player.worlds.close()
 
     def apply(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run ``func(self, ...)``; an exception reaches the driver as itself.
@@ -133,12 +154,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             self._use(request.policy)
         self.hashes = {self.policy_version: self.policy_hash}
         prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
-        encoded = [self._encode(engine, prompt) for prompt in prompts]
         streams = list(zip(request.seeds, request.prompt_indices, strict=True))
         seeds = [rollout_seed(seed, index, place) for seed, index in streams for place in range(request.group_size)]
-        baselines = self._baselines(engine, prompts, encoded) if request.greedy_baseline else [None] * len(prompts)
+        play = self._answers if self.player is None else self.player.play
+        baselines = self._baselines(play, engine, prompts) if request.greedy_baseline else [None] * len(prompts)
         job = DecodeJob(
-            prompts=tuple(encoded),
+            prompts=(),
             repeats=request.group_size,
             seeds=tuple(seeds),
             max_new_tokens=self.settings.rollout.max_new_tokens,
@@ -148,35 +169,42 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             aliases=request.aliases,
             refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
         )
-        generation = engine.generate(job)
+        played = play(engine, prompts, job)
         return [
-            self._rollout(engine, request, prompts[place], encoded[place], generation, row, seeds[row], baselines[place])
-            for row, place in enumerate(row // request.group_size for row in range(len(seeds)))
+            self._rollout(engine, request, one, number, seeds[number], baselines[number // request.group_size])
+            for number, one in enumerate(played)
         ]
 
-    def _baselines(self, engine: RolloutEngine, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]]) -> list[float | None]:
+    def _answers(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
+        """``job.repeats`` single responses to each prompt, judged."""
+        encoded = [self._encode(engine, prompt) for prompt in prompts]
+        generation = engine.generate(replace(job, prompts=tuple(encoded)))
+        places = [place for place in range(len(prompts)) for _ in range(job.repeats)]
+        rows = [row_of(generation, number) for number in range(len(places))]
+        texts = [decode_response(engine.tokenizer, row.tokens.tolist()) for row in rows]
+        limit = self.settings.rollout.max_new_tokens
+        responses = [
+            Response(text=text, new_tokens=len(row), limit=limit, stopped=row.finish_reason == "stop")
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        verdicts = judge_all(self.task, self.settings.reward, [prompts[place] for place in places], responses)
+        return [
+            Played(prompt=prompts[place], prompt_ids=encoded[place], row=row, text=text, verdict=verdict)
+            for place, row, text, verdict in zip(places, rows, texts, verdicts, strict=True)
+        ]
+
+    def _baselines(self, play: Play, engine: RolloutEngine, prompts: Sequence[Prompt]) -> list[float | None]:
         """Reward of each prompt's greedy rollout with the policy as loaded; ``None`` where the verifier failed."""
         seeds, limit = (0,) * len(prompts), self.settings.rollout.max_new_tokens  # greedy decoding draws nothing
-        job = DecodeJob(prompts=tuple(encoded), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
-        generation = engine.generate(job)
-        verdicts = [self._judge(engine, prompt, generation, row) for row, prompt in enumerate(prompts)]
+        job = DecodeJob(prompts=(), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
+        verdicts = [played.verdict for played in play(engine, prompts, job)]
         return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
-
-    def _judge(self, engine: RolloutEngine, prompt: Prompt, generation: Generation, row: int) -> Score | Failure:
-        """The verdict on a row of a generation, its reward as the config weighs it."""
-        response = Response(
-            text=_text(engine, generation, row),
-            new_tokens=int(generation.lengths[row]),
-            limit=self.settings.rollout.max_new_tokens,
-            stopped=generation.finish_reasons[row] == "stop",
-        )
-        return judge(self.task, self.settings.reward, prompt, response)
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
         started = time.perf_counter()
         rollouts = self.sample(request=request)
-        tokens = sum(map(len, rollouts))
+        tokens = sum(rollout.new_tokens for rollout in rollouts)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
         summary = RolloutSummary(
@@ -197,8 +225,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         """(version, hash, actions) of every policy that chose an action of these rollouts."""
         counts: Counter[int] = Counter()
         for rollout in rollouts:
-            versions = rollout.action_versions.tolist() or [rollout.policy_version] * len(rollout)
-            counts.update(versions)
+            mixed = rollout.action_versions[rollout.mask].tolist() if len(rollout.action_versions) else []
+            counts.update(mixed or [rollout.policy_version] * rollout.new_tokens)
         return tuple((version, self.hashes[version], counts[version]) for version in sorted(counts))
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:
@@ -236,39 +264,27 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         return tuple(ids)
 
     def _rollout(
-        self,
-        engine: RolloutEngine,
-        request: RolloutRequest,
-        prompt: Prompt,
-        prompt_ids: Sequence[int],
-        generation: Generation,
-        row: int,
-        seed: int,
-        baseline: float | None,
+        self, engine: RolloutEngine, request: RolloutRequest, played: Played, number: int, seed: int, baseline: float | None
     ) -> Rollout:
-        """Row ``row`` of a generation as a scored record."""
-        length = int(generation.lengths[row])
-        tokens = generation.tokens[row, :length].int().cpu().numpy()
-        text = _text(engine, generation, row)
-        verdict = self._judge(engine, prompt, generation, row)
+        """What was played as the record of the request's rollout ``number``."""
+        row, verdict = played.row, played.verdict
         score = verdict if isinstance(verdict, Score) else None
-        versions = generation.versions[row, :length].int().cpu().numpy()
-        mixed = request.board is not None and versions[0] != versions[-1]
-        version = int(versions[0]) if request.board is not None else self.policy_version
+        mixed = request.board is not None and row.versions[0] != row.versions[-1]
+        version = int(row.versions[0]) if request.board is not None else self.policy_version
         # Seed, prompt and the policy asked for say which rollout this is: sampled again, however requests are cut, it gets the same id.
-        stream, asked = request.seeds[row // request.group_size], request.policy.weights_hash[:8] if request.policy else ""
-        group = f"{request.split}-{stream}-{prompt.id}-{asked}"
+        stream, asked = request.seeds[number // request.group_size], request.policy.weights_hash[:8] if request.policy else ""
+        group = f"{request.split}-{stream}-{played.prompt.id}-{asked}"
         return Rollout(
-            rollout_id=f"{group}-{row % request.group_size}",
+            rollout_id=f"{group}-{number % request.group_size}",
             group_id=group,
-            prompt_id=prompt.id,
-            prompt_text=prompt.text,
-            text=text,
-            prompt_tokens=torch.tensor(prompt_ids, dtype=torch.int32).numpy(),
-            tokens=tokens,
-            actions=generation.actions[row, :length].int().cpu().numpy(),
-            action_logp=generation.action_logp[row, :length].float().cpu().numpy(),
-            finish_reason=generation.finish_reasons[row],
+            prompt_id=played.prompt.id,
+            prompt_text=played.prompt.text,
+            text=played.text,
+            prompt_tokens=np.array(played.prompt_ids, np.int32),
+            tokens=row.tokens,
+            actions=row.actions,
+            action_logp=row.action_logp,
+            finish_reason=row.finish_reason,
             reward=score.reward if score else None,
             reward_parts=dict(score.parts) if score else {},
             success=score.success if score else False,
@@ -282,28 +298,17 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             worker=self.worker_index,
             created=time.time(),
             reward_hash=self.reward_hash,
-            action_versions=versions if mixed else np.empty(0, np.int32),
+            action_versions=row.versions if mixed else np.empty(0, np.int32),
+            generated=row.generated,
+            turn_rewards=played.turn_rewards,
             baseline=baseline,
-            event_logp=None if generation.event_logp is None else generation.event_logp[row, :length].float().cpu().numpy(),
-            events=None if generation.events is None else generation.events[row, :length].cpu().numpy(),
-            features=self._shipped(generation, row),
+            event_logp=row.event_logp,
+            events=row.events,
+            features=row.features,
         )
-
-    @staticmethod
-    def _shipped(generation: Generation, row: int) -> Any:
-        """Features as numpy; bfloat16, which numpy lacks, travels as its bits (uint16)."""
-        if generation.features is None:
-            return None
-        features = generation.features[row].cpu()
-        return features.view(torch.uint16).numpy() if features.dtype == torch.bfloat16 else features.numpy()
 
 
 def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Of the rollouts that were judged; all of them have the same parts."""
     judged = [r.reward_parts for r in rollouts if r.failure is None]
     return {name: sum(parts[name] for parts in judged) / len(judged) for name in judged[0]} if judged else {}
-
-
-def _text(engine: RolloutEngine, generation: Generation, row: int) -> str:
-    """What a row of a generation says."""
-    return decode_response(engine.tokenizer, generation.tokens[row, : int(generation.lengths[row])].tolist())

@@ -91,9 +91,9 @@ class Rollout:
     prompt_tokens: np.ndarray
     """int32 [P]"""
     tokens: np.ndarray
-    """int32 [T], generated, the end token included"""
+    """int32 [T], generated, the end token included; in an episode of several turns also the observations between (``mask``)"""
     actions: np.ndarray
-    """int32 [T]"""
+    """int32 [T]; 0 at observed tokens, as ``action_logp``"""
     action_logp: np.ndarray
     """float32 [T], natural logarithm, of the behaviour policy, stored at sampling time"""
     finish_reason: str
@@ -116,6 +116,10 @@ class Rollout:
     """Unix time, seconds."""
     action_versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """int32 [T], the policy version that chose each action; empty where ``policy_version`` chose all."""
+    generated: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    """bool [T], False at observed tokens; empty where all tokens were generated."""
+    turn_rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """float32, what each turn of an episode brought, before ``reward.weights``; empty for a single response."""
     reward_hash: str = ""
     """Names the definition that ``reward`` follows (task, options, weights)."""
     event_logp: np.ndarray | None = None
@@ -130,6 +134,21 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [T], which tokens were generated."""
+        return self.generated if len(self.generated) else np.ones(len(self.tokens), bool)
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens were generated."""
+        return int(self.mask.sum())
+
+    @property
+    def truncated(self) -> bool:
+        """Cut, rather than ended by the policy (end token) or by the environment."""
+        return self.finish_reason not in ("stop", "terminated")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ ARROWS = {
 HEAVY = {
     "configs": {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate"},
     "latent_control": {"ray", "mlflow", "pyarrow", "pandas", "accelerate"},
-    "rollout_workers": {"mlflow", "pyarrow"},
+    "rollout_workers": {"mlflow"},
     "learners": {"mlflow", "pyarrow"},
     "pipeline": set(),
 }
@@ -36,8 +36,8 @@ RLLIB = {
     "pipeline/algorithm.py",
     "pipeline/evaluation.py",  # EnvRunnerGroup
 }
-# preflight reads the column names of a text file; rollouts pass through replay.py alone.
-PARQUET = {"pipeline/replay.py", "pipeline/data.py", "pipeline/preflight.py"}
+# preflight reads the column names of a text file, tasks their rows; rollouts pass through replay.py alone.
+PARQUET = {"pipeline/replay.py", "pipeline/data.py", "pipeline/preflight.py", "rollout_workers/tasks/reading.py"}
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
 
 

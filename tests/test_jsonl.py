@@ -11,7 +11,7 @@ import pytest
 from configs.loading import load_config
 from configs.schema import Task as TaskConfig
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.jsonl import VERIFIERS, last_number
+from rollout_workers.tasks.verifiers import VERIFIERS, last_number, pattern
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from rollout_workers.tasks.jsonl import VERIFIERS, last_number
     ],
 )
 def test_verifiers(verifier: str, answer: str, text: str, right: bool) -> None:
-    assert VERIFIERS[verifier](answer, text) is right
+    assert {**VERIFIERS, "regex": pattern}[verifier](answer, text) is right
 
 
 def test_last_number() -> None:

@@ -293,7 +293,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "foreign place": (lambda f: shutil.copy(shards(f)[0], f / "mine.parquet"), "outside of the run=<id> folders", False),
     "no Parquet": (lambda f: (f / "run=a" / "part-00000009-2d711642.parquet").write_bytes(b"x"), "no readable Parquet file", False),
     "foreign schema": (lambda f: foreign(f / "run=a" / "x.parquet"), "carries no replay schema", False),
-    "later schema": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=4), "schema version 4, this version reads 2, 3", False),
+    "later schema": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=5), "schema version 5, this version reads 2, 3, 4", False),
     "other columns": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=2, run_id="a"), "not those of the replay schema", False),
     "of another run": (wrong_run, "belongs to run 'b', not to 'a'", False),
 }

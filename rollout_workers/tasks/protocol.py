@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, overload
+from typing import Literal, Protocol, runtime_checkable
+
+from rollout_workers.sequences import LazySequence
+
+__all__ = [
+    "Demonstration",
+    "Failure",
+    "LazySequence",
+    "Prompt",
+    "Score",
+    "ScoresBatches",
+    "Split",
+    "Task",
+    "require_split",
+    "score_all",
+    "split_of",
+]
 
 Split = Literal["train", "heldout"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +47,8 @@ class Demonstration:
 
     prompt: Prompt
     response: str
+    later: tuple[tuple[str, str], ...] = ()
+    """(observation, response) of each further turn; none where one response is all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,25 +93,20 @@ class Task(Protocol):
         ...
 
 
-class LazySequence(Sequence[T]):
-    """``make(0) .. make(length - 1)``, each built when asked for."""
+@runtime_checkable
+class ScoresBatches(Protocol):
+    """A task that judges many responses faster together than one by one."""
 
-    def __init__(self, length: int, make: Callable[[int], T]) -> None:
-        self._length = length
-        self._make = make
+    def score_batch(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+        """As ``Task.score`` of each pair."""
+        ...
 
-    def __len__(self) -> int:
-        return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> LazySequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
-        if isinstance(index, slice):
-            chosen = range(self._length)[index]
-            return LazySequence(len(chosen), lambda i: self._make(chosen[i]))
-        return self._make(range(self._length)[index])
+def score_all(task: Task, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+    """A verdict on each text, together where the task can."""
+    if isinstance(task, ScoresBatches):
+        return task.score_batch(prompts, texts)
+    return [task.score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def split_of(key: str, heldout_share: float) -> Split:

@@ -6,13 +6,13 @@ held-out share none; the two splits also draw from different seeds.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence, Prompt, Score, Split, require_split, split_of
+from rollout_workers.tasks.reading import EXTRA, near
 
 LENGTHS: Mapping[str, int] = {"train": 19_000, "heldout": 1_000}
 """word_ladder refuses more than 20,000 items; a few generators build all theirs when they are made."""
@@ -144,11 +144,6 @@ class ReasoningGym:
         return Demonstration(prompt=prompt, response=str(worked) if worked else self._gold(entry))
 
 
-def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-
-
 def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: int) -> ReasoningGym:
     """The task of a dataset; ``ValueError`` when the package, the dataset or an option is not there."""
     try:
@@ -156,18 +151,16 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "reasoning_gym":
             raise
-        raise ValueError(
-            f"task.name is 'reasoning_gym/{dataset}', but reasoning-gym is not installed; pip install reasoning-gym"
-        ) from error
+        raise ValueError(f"task.name is 'reasoning_gym/{dataset}', but reasoning-gym is not installed; {EXTRA}") from error
     if dataset not in DATASETS:
         raise ValueError(
-            f"task.name is 'reasoning_gym/{dataset}', and reasoning-gym has no such dataset; {_near(dataset, sorted(DATASETS))}"
+            f"task.name is 'reasoning_gym/{dataset}', and reasoning-gym has no such dataset; {near(dataset, sorted(DATASETS))}"
         )
     theirs = [field.name for field in fields(DATASETS[dataset][1]) if field.name not in ("seed", "size")]
     known = sorted([*theirs, *OWN_OPTIONS])
     for key in options:
         if key not in known:
-            raise ValueError(f"task.options.{key} is no option of reasoning_gym/{dataset}; {_near(key, known)}")
+            raise ValueError(f"task.options.{key} is no option of reasoning_gym/{dataset}; {near(key, known)}")
     seed, partial = options.get("seed", 0), options.get("partial", False)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"task.options.seed is {seed!r}; it must be a whole number, at least 0")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import Reward
 from configs.schema import Task as TaskConfig
-from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task
+from configs.task_options import task_paths
+from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_all
 
 GENERIC = ("length", "stop")
 """Parts that every task has: minus the share of ``max_new_tokens`` that was used; whether the rollout ended by itself."""
+_SMALL = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +34,28 @@ class Response:
 
 
 def reward_hash(task: TaskConfig, reward: Reward) -> str:
-    """Twelve hexadecimal digits that name a reward definition: task, its options, weights; of ``jsonl`` the rows, wherever they lie."""
-    options = dict(task.options)
-    if task.name == "jsonl":
-        options["path"] = hashlib.sha256(Path(str(options["path"])).read_bytes()).hexdigest()
-    definition = {"task": task.name, "options": options, "weights": reward.weights}
+    """Twelve hexadecimal digits that name a reward definition: task, its options, weights; of files the content counts, not the place.
+
+    Of a folder (a data set, a reward model) names and sizes count, and the files of up to a megabyte: hashing weights takes too long.
+    """
+    named = copy.deepcopy({"name": task.name, "options": task.options})
+    for options, key, _ in task_paths(named):
+        options[key] = _content(Path(str(options[key])))
+    definition = {"task": task.name, "options": named["options"], "weights": reward.weights}
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _content(path: Path) -> str:
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        return str(path)  # an id of the hub
+    digest = hashlib.sha256()
+    for file in sorted(f for f in path.rglob("*") if f.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode() + (file.read_bytes() if size <= _SMALL else b""))
+    return digest.hexdigest()
 
 
 def part_names(task: Task) -> tuple[str, ...]:
@@ -57,11 +75,22 @@ def judge(task: Task, reward: Reward, prompt: Prompt, response: Response) -> Sco
     Without weights the reward is the task's own. ``success`` is always the verifier's. A part that a score lacks is
     an error of the task: ``ValueError`` names it.
     """
-    verdict = task.score(prompt, response.text)
-    if isinstance(verdict, Failure):
-        return verdict
+    return judge_all(task, reward, [prompt], [response])[0]
+
+
+def judge_all(task: Task, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score | Failure]:
+    """``judge`` for many at once: some verifiers are much faster so."""
+    verdicts = score_all(task, prompts, [response.text for response in responses])
+    return [
+        verdict if isinstance(verdict, Failure) else weigh(task.name, reward, verdict, response)
+        for response, verdict in zip(responses, verdicts, strict=True)
+    ]
+
+
+def weigh(task: str, reward: Reward, verdict: Score, response: Response) -> Score:
+    """A verdict of ``task`` with the generic parts added and the reward that the weights ask for."""
     parts = {**verdict.parts, "length": -response.new_tokens / response.limit, "stop": float(response.stopped)}
-    return Score(reward=_weighted(parts, reward.weights, task.name, verdict.reward), success=verdict.success, parts=parts)
+    return Score(reward=_weighted(parts, reward.weights, task, verdict.reward), success=verdict.success, parts=parts)
 
 
 def _weighted(parts: Mapping[str, float], weights: Mapping[str, float] | None, task: str, own: float) -> float:

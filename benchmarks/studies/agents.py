@@ -1,0 +1,47 @@
+"""Does an agent improve through SFT, FTA-P and RL? Success in TextWorld-Express on seen and unseen things, like the paper's table.
+
+    python benchmarks/studies/agents.py --seeds 0 1 2
+
+Each seed is ``configs/agents_textworld.yaml``, base LM included. Intervals are over seeds; those over episodes are in each run's summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import row, run, write
+
+VARIANTS = {"base": "SFT", "cloned": "SFT, latent", "finetuned": "FTA-P", "improved": "FTA-P, RL", "token_level": "SFT, token-level RL"}
+
+
+def evaluation(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """What the run of a seed came to."""
+    folder = out / f"agents-{seed}"
+    run(folder, [f"seed={seed}", f"base.model={folder.resolve()}-base", *overrides], config="agents_textworld")
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["evaluation"]
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*", help="e.g. improve.token_baseline=true")
+    arguments = parser.parse_args()
+    found = [evaluation(arguments.out, seed, arguments.overrides) for seed in arguments.seeds]
+    rows = []
+    for variant, name in VARIANTS.items():
+        if variant not in found[0]:
+            continue
+        for fold, said in (("train", "seen"), ("test", "unseen")):
+            for mode in ("sampled", "greedy"):
+                rows.append(row(f"{name}: {said}, {mode}", [one[variant]["slices"]["fold"][fold][mode] for one in found]))
+    write("agents", "benchmarks/studies/agents.py", arguments.seeds, rows, evaluations=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What judges the answers to rows: a verifier, a Python function of the user's, or a preference reward model."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from configs.schema import PathStr, Section
+from rollout_workers.tasks import verifiers
+from rollout_workers.tasks.isolation import Function, Isolation
+from rollout_workers.tasks.protocol import Failure, Score
+from rollout_workers.tasks.reading import EXTRA, Row, near
+
+if TYPE_CHECKING:
+    from rollout_workers.reward_models import RewardModels
+
+Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference"]
+NO_ANSWER = ("python", "preference")
+"""Verifiers whose rows need no answer."""
+
+
+class Limits(Section):
+    """Of the process that judges (``regex``, ``math``, ``python``)."""
+
+    seconds: PositiveFloat = 5.0
+    """For one response; longer is the failure ``reward_timeout``."""
+    megabytes: Annotated[int, Field(ge=64)] = 2048
+    """Of address space; more is the failure ``reward_memory`` or ``reward_crash``."""
+
+
+class Python(Section):
+    """A reward function of one's own, ``def reward(row, response)``."""
+
+    path: PathStr
+    """The file; in a config, relative to it."""
+    function: str = "reward"
+    parts: tuple[str, ...] = ()
+    """Names of the further parts that it returns in its mapping."""
+    success_at: float = 1.0
+    """A response succeeds with at least this reward, unless the function returns ``success`` itself."""
+
+
+class Preference(Section):
+    """A reward model: a transformers sequence classifier with one output (``latent-control reward train`` makes one)."""
+
+    model: PathStr
+    """Its folder, or hub id."""
+    success_at: float = 0.0
+    """A response succeeds with at least this score."""
+    squash: bool = False
+    """The reward is the sigmoid of the score."""
+    actors: PositiveInt = 1
+    """Ray actors that host it, shared by all rollout workers."""
+    cpus_per_actor: NonNegativeFloat = 1.0
+    gpus_per_actor: NonNegativeFloat = 0.0
+    batch_size: PositiveInt = 32
+    """Texts scored at once."""
+    max_length: PositiveInt | None = None
+    """Tokens of prompt and response, the last ones; ``null``: as it was trained, else 1024."""
+    chat: bool | None = None
+    """Wrap prompt and response in the model's chat template; ``null``: as it was trained, else not."""
+    timeout_seconds: PositiveFloat = 600.0
+    """A batch that takes longer fails."""
+
+
+class Scorer(Protocol):
+    """Judges responses to rows."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of its scores."""
+        ...
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """A verdict on each text."""
+        ...
+
+
+class Verified:
+    """One of the verifiers that end soon whatever they are given."""
+
+    parts = ("success",)
+
+    def __init__(self, name: str) -> None:
+        self._verify = verifiers.VERIFIERS[name]
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """1 when the verifier finds the row's answer in the text, else 0."""
+        return [_verdict(self._verify(str(row["answer"]), text)) for row, text in zip(rows, texts, strict=True)]
+
+
+def _verdict(success: bool) -> Score:
+    return Score(reward=float(success), success=success, parts={"success": float(success)})
+
+
+class Isolated:
+    """A verifier that can take for ever, in a process with limits."""
+
+    parts = ("success",)
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        function = verifiers.ISOLATED[name]
+        self.isolation = Isolation(
+            Function(path=str(Path(verifiers.__file__)), name=function, seconds=limits.seconds, megabytes=limits.megabytes)
+        )
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """1 when the answer is right, else 0."""
+        asked = [{"answer": row["answer"]} for row in rows]
+        return [v if isinstance(v, Failure) else _verdict(bool(v)) for v in self.isolation.call(asked, texts)]
+
+
+class Own:
+    """The user's function, in a process with limits."""
+
+    def __init__(self, settings: Python, limits: Limits) -> None:
+        self.settings = settings
+        self.parts = ("success", "score", *settings.parts)
+        require_function(Path(settings.path), settings.function)
+        self.isolation = Isolation(Function(path=settings.path, name=settings.function, seconds=limits.seconds, megabytes=limits.megabytes))
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """What the function returned, checked."""
+        return [v if isinstance(v, Failure) else self._checked(v) for v in self.isolation.call(rows, texts)]
+
+    def _checked(self, value: object) -> Score | Failure:
+        parts: Mapping[str, object] = value if isinstance(value, Mapping) else {"reward": value}
+        numbers = {name: float(part) for name, part in parts.items() if isinstance(part, int | float)}
+        wanted = {"reward", *self.settings.parts}
+        if not wanted <= numbers.keys() <= wanted | {"success"} or len(numbers) < len(parts):
+            return Failure(kind="reward_invalid", message=f"returned {sorted(parts)}, but reward and parts are {sorted(wanted)}")
+        wrong = [name for name, number in numbers.items() if not math.isfinite(number)]
+        if wrong:
+            return Failure(kind="reward_not_finite", message=f"{wrong[0]} is {numbers[wrong[0]]}")
+        reward = numbers["reward"]
+        success = bool(numbers["success"]) if "success" in numbers else reward >= self.settings.success_at
+        more = {name: numbers[name] for name in self.settings.parts}
+        return Score(reward=reward, success=success, parts={"success": float(success), "score": reward, **more})
+
+
+def require_function(path: Path, name: str) -> None:
+    """``ValueError`` unless the file defines the function; it is read, not run."""
+    if not path.is_file():
+        raise ValueError(f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)")
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"task.options.python.path: {path} is no Python: {error}") from error
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    if name not in names and not any(isinstance(node, ast.Assign | ast.ImportFrom) and name in ast.unparse(node) for node in body):
+        raise ValueError(f"task.options.python.function: {path} defines no {name!r}; {near(name, names)}")
+
+
+class Preferred:
+    """A preference reward model; its actors start with the first batch."""
+
+    def __init__(self, settings: Preference) -> None:
+        self.settings = settings
+        self.parts = ("success", "score")
+        self._models: RewardModels | None = None
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """The model's score of each response, as the reward."""
+        if self._models is None:
+            from rollout_workers.reward_models import RewardModels
+
+            self._models = RewardModels(self.settings)
+        return [self._checked(score) for score in self._models.score([str(row["prompt"]) for row in rows], texts)]
+
+    def _checked(self, score: float | Failure) -> Score | Failure:
+        if isinstance(score, Failure):
+            return score
+        if not math.isfinite(score):
+            return Failure(kind="reward_not_finite", message=f"the reward model's score is {score}")
+        success = score >= self.settings.success_at
+        reward = 1.0 / (1.0 + math.exp(-max(-500.0, score))) if self.settings.squash else score
+        return Score(reward=reward, success=success, parts={"success": float(success), "score": score})
+
+
+def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, preference: Preference | None) -> Scorer:
+    """The scorer that options name; ``ValueError`` when a section of theirs or a package is missing."""
+    for name, section in (("python", python), ("preference", preference)):
+        example = {"python": "{path: reward.py}", "preference": "{model: FOLDER}"}[name]
+        if verifier == name and section is None:
+            raise ValueError(f"task.options.verifier is {name}, but task.options.{name} is missing; e.g. {name}: {example}")
+        if verifier != name and section is not None:
+            raise ValueError(f"task.options.{name} is not used with task.options.verifier {verifier}; set that to {name}, or leave it out")
+    if verifier == "math" and find_spec("math_verify") is None:
+        raise ValueError(f"task.options.verifier math needs the package math-verify, which is not installed; {EXTRA}")
+    if python is not None:
+        return Own(python, limits)
+    if preference is not None:
+        return Preferred(preference)
+    if verifier in verifiers.ISOLATED:
+        return Isolated(verifier, limits)
+    return Verified(verifier)
+
+
+def answer_problem(verifier: Verifier, answer: str) -> str | None:
+    """Why ``verifier`` cannot use this answer, or ``None``."""
+    if verifier == "number" and verifiers.last_number(answer) is None:
+        return f"is {answer[:60]!r} without a number; mend it, or set task.options.verifier: exact"
+    if verifier == "regex":
+        try:
+            re.compile(answer)
+        except re.error as error:
+            return f"is no regular expression ({error}): {answer[:60]!r}; mend it, or set verifier: exact"
+    return None
