@@ -71,9 +71,7 @@ def train_reward_model(
     return classifier, tokenizer, right(classifier, tokenizer, heldout, settings.batch_size, reading)
 
 
-def right(
-    classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int, reading: Reading
-) -> int:
+def right(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int, reading: Reading) -> int:
     """How many pairs have the higher score at the chosen response."""
     training = classifier.training
     classifier.eval()

@@ -114,7 +114,7 @@ def pilot(
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Budget of the whole pilot.")] = 60.0,
     prompt_key: Annotated[str, typer.Option("--prompt-key", help="Key of the prompt in a row.")] = "prompt",
     answers: Annotated[str, typer.Option("--answers", help="Key of the answer in a row.")] = "answer",
-    verifier: Annotated[str, typer.Option("--verifier", help="exact, number, contains or regex.")] = "exact",
+    verifier: Annotated[str, typer.Option("--verifier", help="exact, number, contains, regex or math.")] = "exact",
     base: Annotated[str, typer.Option("--base", help="Base LM: a folder, a hub id, or the bundled one.")] = "smollm2-135m-instruct",
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the base's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 48,

@@ -85,14 +85,10 @@ def reward_train(
 
         reward_training.read_pairs(pairs, heldout_share)
         start = str(smollm2.smollm2_folder()) if base == smollm2.NAME else base
-    settings = RewardTraining(
-        updates=updates, batch_size=batch_size, learning_rate=learning_rate, evaluate_every=evaluate_every, seed=seed
-    )
+    settings = RewardTraining(updates=updates, batch_size=batch_size, learning_rate=learning_rate, evaluate_every=evaluate_every, seed=seed)
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
         reading = Reading(chat=chat, max_length=max_length)
-        result = reward_training.train(
-            pairs, start, folder, settings, reading, heldout_share, say=lambda text: typer.echo(text, err=True)
-        )
+        result = reward_training.train(pairs, start, folder, settings, reading, heldout_share, say=lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(json.dumps(result | {"folder": str(folder)}, indent=2))
         return

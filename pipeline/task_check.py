@@ -13,7 +13,20 @@ from configs.schema import Task as TaskConfig
 from rollout_workers.tasks import Failure, Prompt, Score, Split, Task, build_task, score_all
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-ODD = ("", " \n\t ", "0", "-1e400", "nan", "\\boxed{", "((((((((", "٢٥ ²⁵ \u2028 \0", "no idea " * 500, "9" * 5000, '{"reward": 1}', "a" * 64)
+ODD = (
+    "",
+    " \n\t ",
+    "0",
+    "-1e400",
+    "nan",
+    "\\boxed{",
+    "((((((((",
+    "٢٥ ²⁵ \u2028 \0",
+    "no idea " * 500,
+    "9" * 5000,
+    '{"reward": 1}',
+    "a" * 64,
+)
 """What a language model in training may say as well."""
 SEEN = 512
 """Prompts of each split that are compared."""
@@ -32,7 +45,8 @@ def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
     task = build_task(config)
     seconds = time.perf_counter() - started
     twin = build_task(config)
-    problems, warnings = [], []
+    problems: list[str] = []
+    warnings: list[str] = []
     splits = {split: _split(task, twin, split, problems) for split in SPLITS}
     shared = set(splits["train"].pop("texts")) & set(splits["heldout"].pop("texts"))
     if shared:
@@ -71,9 +85,7 @@ def _split(task: Task, twin: Task, split: Split, problems: list[str]) -> dict[st
     return {"prompts": len(prompts), "different": len(set(texts)), "compared": seen, "ms_per_prompt": 1000 * each, "texts": texts}
 
 
-def _answers(
-    task: Task, prompts: Sequence[Prompt], rng: random.Random, warnings: list[str]
-) -> dict[str, tuple[list[Prompt], list[str]]]:
+def _answers(task: Task, prompts: Sequence[Prompt], rng: random.Random, warnings: list[str]) -> dict[str, tuple[list[Prompt], list[str]]]:
     """Prompts and answers by kind: their own gold answers, other prompts' answers, scrambled words, and odd texts."""
     demonstrations = task.demonstrations("heldout")
     try:
@@ -108,7 +120,9 @@ def _played(
         if not _same(verdict, alone):
             changed.append(f"{answer[:40]!r}: {_said(verdict)}, then {_said(alone)}")
     if changed:
-        problems.append(f"not deterministic: {len(changed)} of {len(answers)} {kind} answers were scored differently twice, e.g. {changed[0]}")
+        problems.append(
+            f"not deterministic: {len(changed)} of {len(answers)} {kind} answers were scored differently twice, e.g. {changed[0]}"
+        )
     scores = [verdict for verdict in together if isinstance(verdict, Score)]
     failures = [verdict for verdict in together if isinstance(verdict, Failure)]
     if failures:
@@ -161,7 +175,5 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
         reward = [f"{row['reward'][key]:.3f}" for key in ("min", "mean", "max")] if row["reward"] else ["", "", ""]
         success = "" if row["success"] is None else f"{row['success']:.2f}"
         failed = ", ".join(f"{kind} {number}" for kind, number in row["failures"].items()) or "0"
-        lines.append(
-            [row["answers"], str(row["number"]), *reward, success, failed, f"{row['ms_each']:.2f}", f"{row['ms_slowest']:.1f} ms"]
-        )
+        lines.append([row["answers"], str(row["number"]), *reward, success, failed, f"{row['ms_each']:.2f}", f"{row['ms_slowest']:.1f} ms"])
     return lines

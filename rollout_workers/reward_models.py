@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from latent_control import preference
 from rollout_workers.tasks.protocol import Failure
 from rollout_workers.tasks.scorers import Preference
 
-TRIES = 2
-"""The actors go with the worker that started them; another worker then starts them anew, once."""
+TRIES = 3
+"""The actors go with the worker that started them; another worker then starts them anew."""
+PAUSE = 1.0
+"""Seconds between tries: until Ray has forgotten a dead actor's name."""
 
 
 class RewardModel:
@@ -41,6 +44,8 @@ class RewardModels:
         self.settings = settings
         preference.require_reward_model(settings.model)
         self._local: RewardModel | None = None
+        self._actors: list[Any] = []
+        """Kept, for an actor ends when the one who started it lets go of it."""
         self._turn = 0
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | Failure]:
@@ -55,12 +60,15 @@ class RewardModels:
                 message = f"no reward model answered within {self.settings.timeout_seconds:g} s; are there CPUs and GPUs for its actors?"
                 return [Failure(kind="reward_timeout", message=message)] * len(responses)
             except RayActorError as error:
+                self._actors = []
                 if tried + 1 == TRIES:
                     return [Failure(kind="reward_crash", message=str(error)[:300])] * len(responses)
+                time.sleep(PAUSE)
         raise AssertionError("the last try returns")
 
     def _asked(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float | Failure]:
-        actors = [reward_actor(self.settings, number) for number in range(self.settings.actors)]
+        self._actors = self._actors or [reward_actor(self.settings, number) for number in range(self.settings.actors)]
+        actors = self._actors
         size = max(self.settings.batch_size, -(-len(responses) // len(actors)))
         parts = []
         for start in range(0, len(responses), size):

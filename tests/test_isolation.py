@@ -13,7 +13,7 @@ from configs.schema import Task as TaskConfig
 from rollout_workers.tasks import Failure, Score, build_task
 from rollout_workers.tasks.isolation import Function, Isolation
 
-REWARD = '''
+REWARD = """
 import ctypes, os, sys, time
 calls = 0
 
@@ -51,7 +51,7 @@ def reward(row, response):
     if response == "own pid":
         return os.getpid()
     return float(response == row["answer"])
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def own(folder: Path) -> Any:
         ("segfault", "reward_crash", "ended with -11"),
         ("hungry", "reward_memory", "MemoryError"),
         ("nan", "reward_not_finite", "reward is nan"),
-        ("text", "reward_error", "not a number"),
+        ("text", "reward_invalid", "returned str 'good', not a number"),
         ("parts", "reward_invalid", "style"),
     ],
 )

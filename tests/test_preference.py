@@ -16,7 +16,7 @@ from configs.schema import RunConfig
 from configs.schema import Task as TaskConfig
 from latent_control.preference import Reading, bradley_terry, encode, load_classifier, reading_of, require_reward_model, scores
 from pipeline import cli, cli_tasks
-from pipeline.cluster import cpus_wanted
+from pipeline.cluster import connected, cpus_wanted
 from pipeline.preflight import check
 from rollout_workers.tasks import Failure, build_task
 
@@ -78,7 +78,7 @@ def test_scores_do_not_depend_on_the_batch(reward_model: Path) -> None:
 
 def test_what_is_no_reward_model_is_said_before_work_starts(reward_model: Path, tmp_path: Path) -> None:
     require_reward_model(str(reward_model))
-    with pytest.raises(ValueError, match="LlamaForCausalLM .*latent-control reward train"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM .*latent-control reward train"):
         require_reward_model(str(BASE))
     task(reward_model, tmp_path)
     options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "preference", "preference": {"model": str(BASE), "cpus_per_actor": 0.5}}
@@ -97,17 +97,16 @@ def test_what_is_no_reward_model_is_said_before_work_starts(reward_model: Path, 
 )
 def test_pairs_that_cannot_be_used_are_named(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(rows)
-    done = CliRunner().invoke(cli.app, ["reward", "train", str(tmp_path / "pairs.jsonl"), "--base", str(BASE), "--out", str(tmp_path / "m")])
+    done = CliRunner().invoke(
+        cli.app, ["reward", "train", str(tmp_path / "pairs.jsonl"), "--base", str(BASE), "--out", str(tmp_path / "m")]
+    )
     assert done.exit_code == 2 and message in done.output and not (tmp_path / "m").exists()
 
 
 @pytest.fixture
 def private_ray() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(RunConfig(base={"model": str(BASE)}, rollout={"num_workers": 2})):
+        yield
 
 
 @pytest.mark.usefixtures("private_ray")

@@ -129,10 +129,12 @@ def test_gsm8k_from_a_local_copy(tmp_path: Path, published: bool) -> None:
 
 def test_math500_needs_rows_to_train_on_and_leaves_its_own_out(tmp_path: Path) -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed")
-    problems = [{"problem": f"Half of {i}?", "solution": f"It is $\\boxed{{\\frac{{{i}}}{{2}}}}$.", "subject": "Algebra"} for i in range(1, 30)]
+    problems = [
+        {"problem": f"Half of {i}?", "solution": f"It is $\\boxed{{\\frac{{{i}}}{{2}}}}$.", "subject": "Algebra"} for i in range(1, 30)
+    ]
     test = [{**row, "answer": last_boxed(row["solution"])} for row in problems[:10]]
     path = str(write_jsonl(tmp_path / "test.jsonl", test))
-    with pytest.raises(ValueError, match="either train .* or heldout_share"):
+    with pytest.raises(ValueError, match=r"either train .* or heldout_share"):
         built("math500", path=path)
     task = built("math500", path=path, train=str(write_jsonl(tmp_path / "math" / "train.jsonl", problems)))
     assert len(task.prompts("heldout")) == 10 and len(task.prompts("train")) == 19
@@ -185,7 +187,12 @@ class TestMixture:
         assert task.parts == ("success", "format", "answered") and all(tuple(v.parts) == task.parts for v in verdicts)  # type: ignore[union-attr]
         assert [v.parts["format"] for v in verdicts] == [1.0, 0.0, 1.0] * 2  # type: ignore[union-attr]
         assert [v.success for v in verdicts][1::3] == [True, True]  # type: ignore[union-attr]
-        weighed = judge_all(task, Reward(weights={"format": 2.0}), [demos[0].prompt], [Response(text=demos[0].response, new_tokens=1, limit=2, stopped=True)])
+        weighed = judge_all(
+            task,
+            Reward(weights={"format": 2.0}),
+            [demos[0].prompt],
+            [Response(text=demos[0].response, new_tokens=1, limit=2, stopped=True)],
+        )
         assert weighed[0].reward == 2.0  # type: ignore[union-attr]
 
     def test_equal_names_are_told_apart(self) -> None:
@@ -200,6 +207,7 @@ class TestMixture:
             (["countdwn"], r"tasks\[0\] \(countdwn\).*did you mean 'countdown'"),
             (["mixture"], r"tasks\[0\] is a mixture itself"),
             ([{"name": "countdown", "wieght": 2}], "did you mean 'weight'"),
+            ([{"name": "countdown", "chat": True}], r"tasks\[0\]\.chat: all of a mixture share it"),
             ([{"name": "countdown", "weight": 0}], r"tasks\.0\.weight of mixture is 0"),
         ],
     )

@@ -296,5 +296,5 @@ def _until_error(prompts: object) -> list[Prompt]:
 def test_missing_reasoning_gym_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     monkeypatch.delitem(sys.modules, "reasoning_gym.factory", raising=False)
-    with pytest.raises(ValueError, match="pip install reasoning-gym"):
+    with pytest.raises(ValueError, match="reasoning-gym is not installed"):
         build_task(TaskConfig(name="reasoning_gym/gcd"))

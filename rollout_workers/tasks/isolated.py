@@ -21,6 +21,10 @@ from typing import Any
 LONGEST = 300
 
 
+class NotANumber(Exception):
+    """The function returned something else."""
+
+
 class Outcome:
     """Keeps what a block raised. Users' code may raise anything, and nothing of it may end this process."""
 
@@ -37,7 +41,8 @@ class Outcome:
     def failure(self, file: str) -> dict[str, str]:
         """As it travels: the kind, and the error with the line of the user's file that it came from."""
         assert self.error is not None
-        kind = "reward_memory" if isinstance(self.error, MemoryError) else "reward_error"
+        kinds: dict[type[BaseException], str] = {MemoryError: "reward_memory", NotANumber: "reward_invalid"}
+        kind = next((kind for error, kind in kinds.items() if isinstance(self.error, error)), "reward_error")
         lines = [frame.lineno for frame in traceback.extract_tb(self.error.__traceback__) if frame.filename == file]
         place = f" (line {lines[-1]})" if lines else ""
         return {"failure": kind, "message": f"{type(self.error).__name__}: {str(self.error)[:LONGEST]}{place}"}
@@ -76,14 +81,14 @@ def load(path: str, name: str) -> Callable[..., Any]:
 
 
 def plain(value: Any) -> Any:
-    """A number, or a mapping of numbers, as JSON has them (numpy's and torch's scalars have ``item``); ``TypeError`` for others."""
+    """A number, or a mapping of numbers, as JSON has them (numpy's and torch's scalars have ``item``); ``NotANumber`` for others."""
     if isinstance(value, Mapping):
         return {str(key): plain(child) for key, child in value.items()}
     if isinstance(value, bool | int | float):
         return value
     if hasattr(value, "item") and callable(value.item):
         return plain(value.item())
-    raise TypeError(f"returned {type(value).__name__} {str(value)[:60]!r}, not a number or a mapping of numbers")
+    raise NotANumber(f"returned {type(value).__name__} {str(value)[:60]!r}, not a number or a mapping of numbers")
 
 
 def limit(megabytes: int) -> None:

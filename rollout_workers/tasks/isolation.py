@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Isolation:
         self.printed = ""
         """The start of what the function printed in the last batch that had it print."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._finish: Callable[[], object] = lambda: None
         self._unread = b""
 
     def call(self, rows: Sequence[Mapping[str, object]], responses: Sequence[str]) -> list[object | Failure]:
@@ -77,7 +78,7 @@ class Isolation:
     def close(self) -> None:
         """End the process, and all that it started."""
         if self._process is not None:
-            _end(self._process)
+            self._finish()  # once: later the number may be another process's
             self._process, self._unread = None, b""
 
     def _start(self) -> None:
@@ -94,7 +95,7 @@ class Isolation:
             env={name: os.environ[name] for name in PASSED if name in os.environ} | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        weakref.finalize(self, _end, self._process)
+        self._finish = weakref.finalize(self, _end, self._process)
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         try:
@@ -134,9 +135,12 @@ class Isolation:
     def _ended(self, kind: str, why: str) -> None:
         assert self._process is not None
         process = self._process
-        code = process.wait() if kind == "reward_crash" and not why else None
+        if not why:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed the pipe and live on
+                process.wait(timeout=2.0)
+            why = f"the process ended with {process.returncode} (out of memory, or it ended itself)"
         self.close()
-        raise _Ended(kind, why or f"the process ended with {code} (out of memory, or it ended itself)")
+        raise _Ended(kind, why)
 
     def _value(self, line: bytes) -> object | Failure:
         said: dict[str, Any] = json.loads(line)

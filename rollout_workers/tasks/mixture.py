@@ -126,6 +126,8 @@ def build_mixture(options: Mapping[str, object], build: Callable[[TaskConfig], T
     for number, member in enumerate(settings.tasks):
         if member.name == "mixture":
             raise ValueError(f"task.options.tasks[{number}] is a mixture itself; name its tasks here")
+        if shared := sorted(member.model_fields_set & {"chat", "max_prompt_tokens"}):
+            raise ValueError(f"task.options.tasks[{number}].{shared[0]}: all of a mixture share it; set task.{shared[0]}")
         try:
             tasks.append(build(member))
         except ValueError as error:

@@ -33,7 +33,7 @@ def read_options(kind: type[M], options: Mapping[str, object], task: str) -> M:
     place = ".".join(["task.options", *parents, key]).rstrip(".")
     if first["type"] == "extra_forbidden":
         owner: Any = kind
-        for parent in parents:
+        for parent in (p for p in parents if not p.isdecimal()):
             owner = next((a for a in _annotations(owner, parent) if isinstance(a, type) and issubclass(a, Section)), None)
         raise ValueError(f"{place} is no option of {task}; {near(key, list(owner.model_fields) if owner else [])}")
     if first["type"] == "missing":

@@ -106,9 +106,9 @@ class Isolated:
     parts = ("success",)
 
     def __init__(self, name: str, limits: Limits) -> None:
-        function = verifiers.ISOLATED[name]
+        file, function = verifiers.ISOLATED[name]
         self.isolation = Isolation(
-            Function(path=str(Path(verifiers.__file__)), name=function, seconds=limits.seconds, megabytes=limits.megabytes)
+            Function(path=str(Path(verifiers.__file__).with_name(file)), name=function, seconds=limits.seconds, megabytes=limits.megabytes)
         )
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:

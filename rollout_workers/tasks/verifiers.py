@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})(?:\.[0-9]{1,30})?")
 _CLOSE = 1e-6
-_LONGEST = 20_000
-"""Characters of a response that the maths parser is shown, the last ones: the answer stands at the end."""
 
 
 def exact(answer: str, text: str) -> bool:
@@ -43,29 +40,10 @@ def pattern(answer: str, text: str) -> bool:
 
 VERIFIERS: Mapping[str, Callable[[str, str], bool]] = {"exact": exact, "number": number, "contains": contains}
 """Those that end soon whatever they are given."""
-ISOLATED: Mapping[str, str] = {"regex": "regex_reward", "math": "math_reward"}
-"""Those that can run for hours on an odd text, and the functions below that a process with limits calls for them."""
+ISOLATED: Mapping[str, tuple[str, str]] = {"regex": ("verifiers.py", "regex_reward"), "math": ("math_verifier.py", "math_reward")}
+"""Those that can run for hours on an odd text: the file and the function that a process with limits calls for them."""
 
 
 def regex_reward(row: Mapping[str, Any], response: str) -> bool:
     """``pattern`` for a row."""
     return pattern(str(row["answer"]), response)
-
-
-def math_reward(row: Mapping[str, Any], response: str) -> bool:
-    """Whether math-verify finds the response's last answer (boxed, LaTeX or plain) equal to the row's."""
-    from math_verify import verify
-
-    return bool(verify(_gold(str(row["answer"])), _parsed(response[-_LONGEST:]), timeout_seconds=None))
-
-
-def _parsed(text: str) -> Any:
-    from math_verify import parse
-
-    return parse(text, parsing_timeout=None)  # the process that this runs in has the time limit
-
-
-@lru_cache(maxsize=4096)
-def _gold(answer: str) -> Any:
-    """The answer as math-verify reads it; bare LaTeX such as ``\\frac{1}{2}`` needs its dollars."""
-    return _parsed(answer if "$" in answer or "\\boxed" in answer else f"${answer}$")
