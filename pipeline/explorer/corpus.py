@@ -117,7 +117,7 @@ def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, 
     rows = list(ReplayReader(run_dir, shuffle=False, columns=COLUMNS, world=every).rows())
     kept = [row for row in rows if row["level"] == "latent" and row["reward"] is not None and len(row["tokens"])]
     if not kept:
-        raise ValueError(f"{run_dir}/replay holds no judged rollout of latent actions; the explorer is about codes: run improve.level: latent")
+        raise ValueError(f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: set improve.level: latent")
     corpus = corpus_of(kept, num_actions=num_actions, span=span)
     return corpus.subset(corpus.whole_groups(len(corpus), MOST_TOKENS)), stored
 
@@ -128,7 +128,8 @@ def corpus_of(rows: Sequence[Mapping[str, Any]], *, num_actions: int, span: int)
     numbers: dict[str, int] = {}
     worlds = sorted({row["world_hash"] for row in rows})
     if len(worlds) > 1:
-        raise ValueError(f"the rollouts are of {len(worlds)} codebooks ({', '.join(w[:12] for w in worlds)}): their codes mean different things")
+        hashes = ", ".join(world[:12] for world in worlds)
+        raise ValueError(f"the rollouts are of {len(worlds)} codebooks ({hashes}): their codes mean different things")
     return Corpus(
         ids=tuple(row["rollout_id"] for row in rows),
         groups=np.array([numbers.setdefault(row["group_id"], len(numbers)) for row in rows]),

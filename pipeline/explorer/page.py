@@ -17,6 +17,8 @@ from pipeline.durable import write_atomic
 from pipeline.explorer.records import Dataset, as_data
 
 PAGE = "explorer.html"
+SCRIPTS = ("state.js", "elements.js", "pictures.js", "codes.js", "rollouts.js", "policy.js", "beside.js", "main.js")
+"""One after the other they are the page's script."""
 
 
 def embedded(datasets: Sequence[Dataset]) -> str:
@@ -36,7 +38,7 @@ def _source(text: str) -> str:
 
 def page(datasets: Sequence[Dataset]) -> str:
     """The whole page of one run, or of two side by side."""
-    style, script = asset("explorer.css"), asset("explorer.js")
+    style, script = asset("explorer.css"), "\n".join(map(asset, SCRIPTS))
     rules = f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; form-action 'none'"
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
     before, *rest = asset("explorer.html").split("{{")
