@@ -19,7 +19,7 @@ from latent_control.persistence import CONFIG, base_path, load_policy, read_shap
 from pipeline.explorer import counts, gain
 from pipeline.explorer.corpus import Corpus, read_corpus
 from pipeline.explorer.reading import Clock, Effects, Models, Read, effects, read
-from pipeline.explorer.records import Code, Context, Dataset, NGram, Shift, Shown, Split, Summary, Training, Why
+from pipeline.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Split, Summary, Training, Why
 from pipeline.explorer.why import Explainer, prompt_of, to_explain
 from pipeline.slices import flat, labels
 from rollout_workers.tasks import build_task
@@ -192,7 +192,7 @@ def choice_parts(some: Gathered) -> np.ndarray:
     return gain.contributions(before, after, np.exp(shown.logp[found.choices]), advantages[shown.rows[found.choices]])
 
 
-def _codes(some: Gathered, parts: np.ndarray, words: Vocabulary) -> tuple[tuple[Code, ...], Any]:
+def _codes(some: Gathered, parts: np.ndarray, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -201,7 +201,10 @@ def _codes(some: Gathered, parts: np.ndarray, words: Vocabulary) -> tuple[tuple[
     advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
     where, (better, worse) = counts.contexts(corpus), counts.ngrams(corpus)
     place = {int(r): i for i, r in enumerate(some.rows)}
-    gains, total = (None, None) if found is None else gain.by_code(some.shown, parts, found.choices, found.rows)
+    gains: list[Estimate] | None = None
+    total: Estimate | None = None
+    if found is not None:
+        gains, total = gain.by_code(some.shown, parts, found.choices, found.rows)
 
     def code(k: int, healthy: str) -> Code:
         return Code(

@@ -42,7 +42,8 @@ function gainView({ data }) {
       "p",
       {},
       `The estimated gain of all codes is ${signed(sum)} (${signed(s.gain.low)} to ${signed(s.gain.high)}); ` +
-        `the reward of training rollouts rose by ${signed(s.reward_last - s.reward_first)}. ${sure.length} codes have a part that is surely above 0` +
+        `the reward of training rollouts rose by ${signed(s.reward_last - s.reward_first)}. ` +
+        `${sure.length} codes have a part that is surely above 0` +
         (sure.length ? "; the largest: " : "."),
       sure
         .slice(0, 5)
