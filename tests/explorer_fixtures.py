@@ -149,12 +149,16 @@ def large_dataset() -> Callable[..., Dataset]:
             )  # fmt: skip
 
         def step(position: int) -> Step:
-            options = tuple(Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9) for c, t in zip(some(8, codes), some(8, words), strict=True))
+            options = tuple(
+                Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9) for c, t in zip(some(8, codes), some(8, words), strict=True)
+            )
             endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=0.5, success=False) for c in some(4, codes))
             return Step(position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings)
 
         places = tuple(map(str, range(24)))
-        split = Split(name="position", keys=places, counts=(9,) * 24, usage=table(24), before=table(24), after=table(24), gain=table(24, 0.1))
+        split = Split(
+            name="position", keys=places, counts=(9,) * 24, usage=table(24), before=table(24), after=table(24), gain=table(24, 0.1)
+        )
         half = tuple(rng.random(50).tolist())
         training = Training(updates=tuple(map(str, range(50))), usage=table(50), perplexity=half, reward=half, success=half)
         summary = Summary(

@@ -247,7 +247,17 @@ class TestCommand:
         assert "<main" in (tmp_path / "x.html").read_text(encoding="utf-8")
 
     def test_two_runs_are_put_side_by_side(self, finished_run, tmp_path):
-        arguments = ["explain", str(finished_run), "--against", str(finished_run), "--seconds", "0", "-o", str(tmp_path / "x.html"), "--json"]
+        arguments = [
+            "explain",
+            str(finished_run),
+            "--against",
+            str(finished_run),
+            "--seconds",
+            "0",
+            "-o",
+            str(tmp_path / "x.html"),
+            "--json",
+        ]
         done = CliRunner().invoke(cli_explain.cli.app, arguments)
         assert done.exit_code == 0, done.output
         assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["small", "small"]

@@ -350,9 +350,7 @@ def _token_texts(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
     return tuple(texts[i] for i in local)
 
 
-def beside(
-    first: tuple[Dataset, Corpus, tuple[str, ...]], second: tuple[Dataset, Corpus, tuple[str, ...]]
-) -> tuple[Dataset, Dataset]:
+def beside(first: tuple[Dataset, Corpus, tuple[str, ...]], second: tuple[Dataset, Corpus, tuple[str, ...]]) -> tuple[Dataset, Dataset]:
     """Two explored runs, each code with the most similar one of the other: by the texts they produced, as runs may differ in tokenizer."""
     (a, corpus_a, texts_a), (b, corpus_b, texts_b) = first, second
     number = {text: i for i, text in enumerate(dict.fromkeys((*texts_a, *texts_b)))}

@@ -117,7 +117,9 @@ def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, 
     rows = list(ReplayReader(run_dir, shuffle=False, columns=COLUMNS, world=every).rows())
     kept = [row for row in rows if row["level"] == "latent" and row["reward"] is not None and len(row["tokens"])]
     if not kept:
-        raise ValueError(f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: set improve.level: latent")
+        raise ValueError(
+            f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: set improve.level: latent"
+        )
     corpus = corpus_of(kept, num_actions=num_actions, span=span)
     return corpus.subset(corpus.whole_groups(len(corpus), MOST_TOKENS)), stored
 

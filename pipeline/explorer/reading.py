@@ -74,9 +74,9 @@ def token_batch(corpus: Corpus, rows: Sequence[int] | np.ndarray, device: torch.
     for place, (r, start, width) in enumerate(zip(rows, starts, widths, strict=True)):
         ids[place, :start], ids[place, start:width] = corpus.prompt_tokens[r], corpus.tokens[corpus.offsets[r] : corpus.offsets[r + 1]]
         mask[place, :width], response[place, start:width] = 1, True
-    return TokenBatch(
-        input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), response_mask=torch.from_numpy(response)
-    ).to(device)
+    return TokenBatch(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), response_mask=torch.from_numpy(response)).to(
+        device
+    )
 
 
 def probes(corpus: Corpus, seed: int) -> np.ndarray:
