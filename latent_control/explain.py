@@ -5,9 +5,11 @@ Axes: B rows, T tokens, C choices, D width, N codes, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from latent_control.decoding import special_tokens
@@ -45,6 +47,59 @@ def token_log_probs(model: LatentActionLM, final: torch.Tensor, codes: torch.Ten
     states = final[:, None].expand(*codes.shape, -1)
     merged = model.merge.lookup(states.to(model.codebook.dtype), codes, model.merge.table(model.codebook))
     return torch.log_softmax(model.head(states, merged).float(), -1)
+
+
+class Walker:
+    """Policies on the straight line between two of one shape, through their weights; one copy of them in memory."""
+
+    def __init__(self, model: LatentActionLM, first: Tower, last: Tower) -> None:
+        self.model, self.first, self.last = model, first, last
+        self._policy = copy.deepcopy(first)
+
+    @torch.no_grad()
+    def at(self, share: float) -> Tower:
+        """The policy at ``share`` of the way, valid until the next call."""
+        for own, a, b in zip(self._policy.parameters(), self.first.parameters(), self.last.parameters(), strict=True):
+            own.copy_(torch.lerp(a, b, share))
+        return self._policy
+
+    @torch.no_grad()
+    def rises(
+        self,
+        rows: Sequence[Sequence[int]],
+        actions: Sequence[Sequence[int]],
+        ends: tuple[float, float],
+        *,
+        temperature: float,
+        top_k: int | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of each code that was chosen at ``ends[1]`` minus that at ``ends[0]``.
+
+        Args:
+            rows: prompts with their generated tokens.
+            actions: the code of each generated token.
+
+        Returns:
+            (row, place among its generated tokens) of each choice, [C, 2], and the differences [C].
+        """
+        ids, _ = _padded(rows, 0, self.model.codebook.device)
+        response, codes = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
+        starts = [len(row) - len(own) for row, own in zip(rows, actions, strict=True)]
+        for r, (start, own) in enumerate(zip(starts, actions, strict=True)):
+            response[r, start : start + len(own)] = True
+            codes[r, start : start + len(own)] = torch.tensor(own, device=codes.device)
+        states = self.model.features(ids[:, :-1]).read(self.model.config.policy_reads)
+        chosen = self.model.spans(response[:, 1:]).starts
+        taken = codes[:, 1:][chosen]
+        low, high = (
+            action_log_probs(self.at(end)(states)[chosen], temperature=temperature, top_k=top_k, keep=taken).gather(-1, taken[:, None])[
+                :, 0
+            ]
+            for end in ends
+        )
+        places = chosen.nonzero().cpu().numpy()
+        places[:, 1] += 1 - np.array(starts)[places[:, 0]]
+        return places, (high - low).double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def loaded(finished_run):
     from transformers import AutoTokenizer
 
     config = load_config(finished_run / "config.yaml", [], check_paths=False)
-    before, after = policies_of(finished_run, config)
+    before, after = policies_of(finished_run)
     corpus, _ = read_corpus(finished_run, num_actions=8, span=1)
     return corpus, load_models(before, after, config, AutoTokenizer.from_pretrained(config.base.model))
 

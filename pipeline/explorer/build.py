@@ -16,18 +16,20 @@ from configs.loading import load_config
 from configs.schema import Explorer, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.persistence import CONFIG, base_path, load_policy, read_shape
+from pipeline.cost import PATHS
 from pipeline.explorer import counts, gain
 from pipeline.explorer.corpus import Corpus, read_corpus
+from pipeline.explorer.path import Walked, walk
 from pipeline.explorer.reading import Clock, Effects, Models, Read, effects, read
 from pipeline.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Split, Summary, Training, Why
 from pipeline.explorer.why import Explainer, prompt_of, to_explain
 from pipeline.slices import flat, labels
 from rollout_workers.tasks import build_task
 
-RUN_CONFIG, EVALUATION = "config.yaml", "evaluation.json"
+RUN_CONFIG, EVALUATION, POSITION = "config.yaml", "evaluation.json", "position"
 TOKENS_SHOWN, PROMPT_CHARACTERS = 200_000, 4000
-READ_SHARE, EFFECTS_SHARE = 0.4, 0.6
-"""Of the time budget, after which reading choices and measuring effects end; explaining gets the rest."""
+READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.3, 0.4, 0.8
+"""Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the rest."""
 FIELDS, TENTH = 4, 10
 """Most fields of the prompts' metadata that choices are split by; the first and last so many parts of training are compared."""
 
@@ -58,6 +60,7 @@ class Gathered:
     """Where these are in ``corpus``."""
     found: Read | None
     sums: Effects | None
+    walked: Walked | None
     why: list[Why]
 
 
@@ -69,7 +72,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     """
     config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
     settings = settings or config.explorer
-    before, after = policies_of(run_dir, config)
+    before, after = policies_of(run_dir)
     shape = read_shape(after)
     corpus, stored = read_corpus(run_dir, num_actions=shape.num_actions, span=shape.span)
     tokenizer = AutoTokenizer.from_pretrained(base_path(after), trust_remote_code=config.base.trust_remote_code)
@@ -78,7 +81,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     shown = corpus.subset(rows)
     for token in np.argsort(-np.bincount(shown.tokens), kind="stable")[: len(np.unique(shown.tokens))]:
         words(token)  # frequent ones get short numbers
-    found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, why=[])
+    found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
     notes = []
     if settings.seconds > 0:
         found = with_model(found, load_models(before, after, config, tokenizer), config, settings, words)
@@ -90,20 +93,20 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     return _dataset(run_dir, config, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
 
 
-def policies_of(run_dir: Path, config: RunConfig) -> tuple[Path, Path]:
+def policies_of(run_dir: Path) -> tuple[Path, Path]:
     """The checkpoints before and after RL.
 
     Raises:
         ValueError: there is no improved latent policy.
     """
-    from pipeline.run import plan
-
     after = run_dir / "checkpoints" / "improve"
     if not (after / CONFIG).is_file():
         raise ValueError(f"{run_dir} has no improved latent policy: the explorer is about runs whose improve stage is done at level latent")
-    stages = [stage.name for stage in plan(config) if stage.passes_on]
-    record = json.loads((run_dir / "stages" / f"{stages[stages.index('improve') - 1]}.json").read_text(encoding="utf-8"))
-    return (run_dir / record["checkpoint"]).resolve(), after
+    records = [run_dir / "stages" / f"{stage}.json" for stage in PATHS["improved"][:-1]]
+    there = [path for path in records if path.is_file()]
+    if not there:
+        raise ValueError(f"{run_dir / 'stages'} has no record of what the improve stage started from")
+    return (run_dir / json.loads(there[-1].read_text(encoding="utf-8"))["checkpoint"]).resolve(), after
 
 
 def load_models(before: Path, after: Path, config: RunConfig, tokenizer: Any) -> Models:
@@ -120,9 +123,11 @@ def with_model(some: Gathered, models: Models, config: RunConfig, settings: Expl
     clock, shown = Clock(settings.seconds), some.shown
     found = read(shown, models, clock, READ_SHARE)
     sums = effects(found, shown.actions[found.choices], models, clock, EFFECTS_SHARE)
-    explainer = Explainer(shown, models, config, build_task(config.task), words)
+    task = build_task(config.task)
+    walked = walk(models, config, task, clock, WALK_SHARE)
+    explainer = Explainer(shown, models, config, task, words)
     why = explainer.all(to_explain(shown, found.rows, settings.explained), clock) if settings.explained else []
-    return replace(some, found=found, sums=sums, why=why)
+    return replace(some, found=found, sums=sums, walked=walked, why=why)
 
 
 def _bounds(some: Gathered, settings: Explorer) -> list[str]:
@@ -142,8 +147,7 @@ def _bounds(some: Gathered, settings: Explorer) -> list[str]:
 
 
 def _dataset(run_dir: Path, config: RunConfig, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]) -> Dataset:
-    parts = choice_parts(some)
-    codes, total = _codes(some, parts, words)
+    codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
     training = _training(some.corpus)
     corpus = some.corpus
@@ -163,10 +167,12 @@ def _dataset(run_dir: Path, config: RunConfig, some: Gathered, words: Vocabulary
         success_last=float(corpus.success[late].mean()),
         world=corpus.world,
         gain=total,
+        path=() if some.walked is None else tuple(some.walked.rewards.tolist()),
+        path_rollouts=0 if some.walked is None else int(some.walked.sizes.sum()),
         evaluation=_evaluation(run_dir),
         notes=tuple(notes),
     )
-    splits = tuple(_split(some, parts, name, keys, names) for name, keys, names in _keys(some, config, words))
+    splits = tuple(_split(some, name, keys, names) for name, keys, names in _keys(some, config, words))
     rollouts = _shown(some, words, prompts)
     return Dataset(
         summary=summary,
@@ -180,19 +186,7 @@ def _dataset(run_dir: Path, config: RunConfig, some: Gathered, words: Vocabulary
     )
 
 
-def choice_parts(some: Gathered) -> np.ndarray:
-    """Each read choice's part of the gain [c]; empty without a model."""
-    found, shown = some.found, some.shown
-    if found is None:
-        return np.empty(0)
-    codes = shown.actions[found.choices]
-    before, after = (p[np.arange(len(codes)), codes] for p in (found.before, found.after))
-    # The others of a group may be among the rollouts that the page does not show.
-    advantages = gain.leave_one_out(some.corpus.rewards, some.corpus.groups)[some.rows]
-    return gain.contributions(before, after, np.exp(shown.logp[found.choices]), advantages[shown.rows[found.choices]])
-
-
-def _codes(some: Gathered, parts: np.ndarray, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
+def _codes(some: Gathered, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -203,8 +197,9 @@ def _codes(some: Gathered, parts: np.ndarray, words: Vocabulary) -> tuple[tuple[
     place = {int(r): i for i, r in enumerate(some.rows)}
     gains: list[Estimate] | None = None
     total: Estimate | None = None
-    if found is not None:
-        gains, total = gain.by_code(some.shown, parts, found.choices, found.rows)
+    if (walked := some.walked) is not None:
+        gains = gain.by_code(walked.codes, walked.parts, walked.prompts, walked.sizes, n)
+        total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
 
     def code(k: int, healthy: str) -> Code:
         return Code(
@@ -263,7 +258,7 @@ def _keys(some: Gathered, config: RunConfig, words: Vocabulary) -> list[tuple[st
     """(name, the key of each choice of the page's rollouts [C], names of the keys): position, token before, task, metadata."""
     shown, at = some.shown, some.shown.choices
     position, names = counts.places(shown.positions[at])
-    found = [("position", position, names)]
+    found = [(POSITION, position, names)]
     task = build_task(config.task)
     prompts = {pid: prompt_of(task, pid, text) for pid, text in dict(zip(shown.prompt_ids, shown.prompt_texts, strict=True)).items()}
     by_prompt = [("task", {pid: pid.rsplit("/", 2)[0] for pid in prompts})]
@@ -285,7 +280,7 @@ def _by_number(label: str) -> tuple[float, str]:
     return (float(first) if first.lstrip("-").replace(".", "", 1).isdecimal() else float("inf"), label)
 
 
-def _split(some: Gathered, parts: np.ndarray, name: str, keys: np.ndarray, names: list[str]) -> Split:
+def _split(some: Gathered, name: str, keys: np.ndarray, names: list[str]) -> Split:
     shown, found, n = some.shown, some.found, some.shown.num_actions
     codes = shown.actions[shown.choices]
     table = counts.shares(keys, codes, len(names), n)
@@ -297,8 +292,19 @@ def _split(some: Gathered, parts: np.ndarray, name: str, keys: np.ndarray, names
     own = keys[at]
     hot = np.eye(len(names))[own]  # [c, K]
     each = np.maximum(hot.sum(0), 1)[:, None]
-    parted = gain.by_key(own, codes[at], parts, (len(names), n), len(found.rows))
-    return replace(split, before=_rows(hot.T @ found.before / each), after=_rows(hot.T @ found.after / each), gain=_rows(parted))
+    return replace(
+        split, before=_rows(hot.T @ found.before / each), after=_rows(hot.T @ found.after / each), gain=_gains(some, name, names)
+    )
+
+
+def _gains(some: Gathered, name: str, names: list[str]) -> tuple[tuple[float, ...], ...]:
+    """The gain by position [K, N]; what lies behind the page's own rollouts counts for their last position."""
+    walked = some.walked
+    if walked is None or name != POSITION:
+        return ()
+    width = counts.width_of(some.shown.positions[some.shown.choices])
+    keys = np.minimum(walked.positions // width, len(names) - 1)
+    return _rows(gain.by_key(keys, walked.codes, walked.parts, (len(names), some.shown.num_actions), int(walked.sizes.sum())))
 
 
 def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:

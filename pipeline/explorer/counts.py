@@ -55,10 +55,15 @@ def points(versions: np.ndarray, most: int = POINTS) -> tuple[np.ndarray, list[s
 
 def places(positions: np.ndarray, most: int = PLACES) -> tuple[np.ndarray, list[str]]:
     """The bin of each position [C], and the bins' names: one position each where there are few, else equally wide."""
-    width = -(-(int(positions.max()) + 1) // most)
+    width = width_of(positions, most)
     count = int(positions.max()) // width + 1
     names = [str(i) if width == 1 else f"{i * width}-{(i + 1) * width - 1}" for i in range(count)]
     return positions // width, names
+
+
+def width_of(positions: np.ndarray, most: int = PLACES) -> int:
+    """How many positions share a bin."""
+    return -(-(int(positions.max()) + 1) // most)
 
 
 def contexts(corpus: Corpus) -> dict[int, list[tuple[tuple[int, ...], int, int, float, int]]]:

@@ -19,11 +19,12 @@ from latent_control.records import TokenBatch
 from latent_control.tower import Tower
 from pipeline.explorer.corpus import Corpus
 
-PROBES = 4
+PROBES = 16
 """States of each code at which all codes are compared."""
 ROWS_AT_ONCE, VALUES_AT_ONCE = 64, 8_000_000
-RAISED, LOWERED, ANYWHERE = 6, 3, 3
-"""Tokens listed for a code: by how much more, and how much less likely it makes them, and its likeliest anywhere."""
+RAISED, LOWERED, ANYWHERE, LEAST_MOVED = 6, 3, 3, 0.001
+"""Tokens listed for a code: by how much more, and how much less likely it makes them, and its likeliest anywhere;
+smaller differences of probabilities are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,6 @@ class Effects:
     """[N, V], p(token | code)"""
     mixture: torch.Tensor
     """[N, V], p(token | mixture before RL) at the same states"""
-    shift: torch.Tensor
-    """[N, V], log p(token | code) - log p(token | mixture)"""
     anywhere: torch.Tensor
     """[N, V], p(token | code) at all states"""
     kl: torch.Tensor
@@ -136,15 +135,16 @@ class Effects:
     states: int = 0
 
     def top(self, code: int) -> list[tuple[int, float, float, float]]:
-        """(token, p, p of the mixture, mean log shift) of what the code raises most and lowers most, in this order."""
+        """(token, mean p, mean p of the mixture, log of their ratio) of what the code raises most and lowers most, in this order."""
         count = float(self.counts[code])
         if not count:
             return []
-        own, mixture, shift = (x[code] / count for x in (self.own, self.mixture, self.shift))
+        own, mixture = (x[code] / count for x in (self.own, self.mixture))
         moved = own - mixture
         raised = moved.topk(min(RAISED, len(moved))).indices.tolist()
-        lowered = [t for t in (-moved).topk(min(LOWERED, len(moved))).indices.tolist() if t not in raised]
-        return [(t, float(own[t]), float(mixture[t]), float(shift[t])) for t in raised + lowered[::-1]]
+        lowered = (-moved).topk(min(LOWERED, len(moved))).indices.tolist()[::-1]
+        listed = [t for t in dict.fromkeys(raised + lowered) if abs(float(moved[t])) >= LEAST_MOVED]
+        return [(t, float(own[t]), float(mixture[t]), float((own[t] / mixture[t]).log())) for t in listed]
 
     def likeliest(self, code: int) -> list[tuple[int, float]]:
         """(token, mean p) over all states."""
@@ -164,7 +164,7 @@ def effects(found: Read, codes: np.ndarray, models: Models, clock: Clock, share:
     """
     n, v, device = models.model.config.num_actions, models.model.base.lm.get_output_embeddings().weight.shape[0], found.final.device
     sums = Effects(
-        **{name: torch.zeros(n, v, device=device) for name in ("own", "mixture", "shift", "anywhere")},
+        **{name: torch.zeros(n, v, device=device) for name in ("own", "mixture", "anywhere")},
         **{name: torch.zeros(n, device=device) for name in ("kl", "counts")},
     )
     order = np.random.default_rng(seed).permutation(len(found.states))
@@ -178,7 +178,7 @@ def effects(found: Read, codes: np.ndarray, models: Models, clock: Clock, share:
         prior = torch.from_numpy(found.before[found.states[places]]).to(device).log()
         mixture = torch.logsumexp(prior[..., None] + world, 1)  # [m, V]
         own = world[torch.arange(len(places), device=device), chosen]
-        for total, value in ((sums.own, own.exp()), (sums.mixture, mixture.exp()), (sums.shift, own - mixture)):
+        for total, value in ((sums.own, own.exp()), (sums.mixture, mixture.exp())):
             total.index_add_(0, chosen, value)
         sums.kl.index_add_(0, chosen, (own.exp() * (own - mixture)).sum(-1))
         sums.counts.index_add_(0, chosen, torch.ones(len(places), device=device))

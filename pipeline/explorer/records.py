@@ -23,7 +23,7 @@ class Shift:
     mixture: float
     """Under the mixture of all codes that the policy before RL makes, over the same states."""
     log_shift: float
-    """Mean of log p(token | code) - log p(token | mixture) over these states."""
+    """Log of the ratio of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Split:
     """[K, N], mean probability under the policy before RL; empty when no model was read."""
     after: tuple[tuple[float, ...], ...] = ()
     gain: tuple[tuple[float, ...], ...] = ()
-    """[K, N], sums to the codes' gains."""
+    """[K, N], sums to the codes' gains; of positions only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +212,9 @@ class Summary:
     """Hash of codebook and merge module: codes of runs with another one mean something else."""
     gain: Estimate | None = None
     """Sum over the codes."""
+    path: tuple[float, ...] = ()
+    """Mean reward of the rollouts that the gain is from, from near the policy before RL to near the one after it."""
+    path_rollouts: int = 0
     evaluation: tuple[tuple[str, float], ...] = ()
     """Sampled success on held-out prompts by model."""
     notes: tuple[str, ...] = ()
