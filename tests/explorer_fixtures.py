@@ -134,19 +134,39 @@ def large_dataset() -> Callable[..., Dataset]:
         def code(k: int) -> Code:
             gram = tuple(NGram(codes=some(2, codes), tokens=some(2, words), high=9, low=2, z=1.5) for _ in range(4))
             return Code(
-                usage=1 / codes, uses=100 + k, token_entropy=1.0, health="alive", advantage=0.01, before=1 / codes, after=(k + 1) / codes**2,
-                gain=Estimate(mean=0.01 * (k - 5), low=0.01 * (k - 6), high=0.01 * (k - 4)), strength=0.5,
+                usage=1 / codes,
+                uses=100 + k,
+                token_entropy=1.0,
+                health="alive",
+                advantage=0.01,
+                before=1 / codes,
+                after=(k + 1) / codes**2,
+                gain=Estimate(mean=0.01 * (k - 5), low=0.01 * (k - 6), high=0.01 * (k - 4)),
+                strength=0.5,
                 shifts=tuple(Shift(token=t, probability=0.5, mixture=0.1, log_shift=1.6) for t in some(9, words)),
-                anywhere=((1, 0.4),), better=gram, worse=gram,
-                contexts=tuple(Context(before=some(3, words), token=t, count=5, share=0.5, rollout=t) for t in some(6, min(words, rollouts))),
-            )  # fmt: skip
+                anywhere=((1, 0.4),),
+                better=gram,
+                worse=gram,
+                contexts=tuple(
+                    Context(before=some(3, words), token=t, count=5, share=0.5, rollout=t) for t in some(6, min(words, rollouts))
+                ),
+            )
 
         def shown(i: int) -> Shown:
             reward = float(rng.random())
             return Shown(
-                id=f"rollout {i} {HOSTILE}", prompt=i // 8, update=1 + i // 20, reward=reward, advantage=reward - 0.5, success=reward > 0.5,
-                tokens=some(tokens, words), codes=some(tokens, codes), chances=some(tokens, 100), before=some(tokens, 100), after=some(tokens, 100),
-            )  # fmt: skip
+                id=f"rollout {i} {HOSTILE}",
+                prompt=i // 8,
+                update=1 + i // 20,
+                reward=reward,
+                advantage=reward - 0.5,
+                success=reward > 0.5,
+                tokens=some(tokens, words),
+                codes=some(tokens, codes),
+                chances=some(tokens, 100),
+                before=some(tokens, 100),
+                after=some(tokens, 100),
+            )
 
         def step(position: int) -> Step:
             options = tuple(
@@ -162,14 +182,31 @@ def large_dataset() -> Callable[..., Dataset]:
         half = tuple(rng.random(50).tolist())
         training = Training(updates=tuple(map(str, range(50))), usage=table(50), perplexity=half, reward=half, success=half)
         summary = Summary(
-            run=run, num_actions=codes, span=1, rollouts=rollouts, stored=rollouts, choices=rollouts * tokens, perplexity=30.0, reward_first=0.2,
-            reward_last=0.6, success_first=0.2, success_last=0.6, world=run, gain=Estimate(mean=0.4, low=0.3, high=0.5), notes=(HOSTILE,),
-        )  # fmt: skip
+            run=run,
+            num_actions=codes,
+            span=1,
+            rollouts=rollouts,
+            stored=rollouts,
+            choices=rollouts * tokens,
+            perplexity=30.0,
+            reward_first=0.2,
+            reward_last=0.6,
+            success_first=0.2,
+            success_last=0.6,
+            world=run,
+            gain=Estimate(mean=0.4, low=0.3, high=0.5),
+            notes=(HOSTILE,),
+        )
         return Dataset(
-            summary=summary, vocabulary=(HOSTILE, "\n", "", *(f"word{i}" for i in range(3, words))), codes=tuple(map(code, range(codes))),
-            prompts=tuple(f"{HOSTILE} prompt {i}" for i in range(-(-rollouts // 8))), training=training, splits=(split, split),
-            rollouts=tuple(map(shown, range(rollouts))), why=tuple(Why(rollout=r, steps=tuple(map(step, range(tokens)))) for r in range(24)),
+            summary=summary,
+            vocabulary=(HOSTILE, "\n", "", *(f"word{i}" for i in range(3, words))),
+            codes=tuple(map(code, range(codes))),
+            prompts=tuple(f"{HOSTILE} prompt {i}" for i in range(-(-rollouts // 8))),
+            training=training,
+            splits=(split, split),
+            rollouts=tuple(map(shown, range(rollouts))),
+            why=tuple(Why(rollout=r, steps=tuple(map(step, range(tokens)))) for r in range(24)),
             similar=tuple((k, 0.5) for k in range(codes)),
-        )  # fmt: skip
+        )
 
     return make

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import Explorer
-from latent_control.explain import play_on, read_choices, token_log_probs
+from latent_control.explain import Walker, play_on, read_choices, token_log_probs
 from latent_control.records import TokenBatch
 from pipeline import cli, cli_explain
 from pipeline.context import StageContext
+from pipeline.explorer import gain, path
 from pipeline.explorer.build import explore, load_models, policies_of
 from pipeline.explorer.corpus import read_corpus
 from pipeline.explorer.page import SCRIPTS, asset, embedded, page
@@ -26,10 +27,25 @@ from pipeline.explorer.reading import Clock, effects, read
 from pipeline.explorer.why import alternatives, prompt_of, to_explain
 from pipeline.explorer.write import write_at_end
 from pipeline.runlog import RunLog
+from rollout_workers.tasks import Failure, Prompt, Score
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ["rl_fixtures", "explorer_fixtures"]
 ENOUGH = Explorer(seconds=600.0, explained=3)
+
+
+class EvenTask(Countdown):
+    """Countdown's prompts; the reward is the share of words that are even numbers."""
+
+    def score(self, prompt, text):
+        words = text.split()
+        share = sum(word.isdigit() and int(word) % 2 == 0 for word in words) / max(1, len(words))
+        return Score(reward=share, success=False, parts={})
+
+
+def heldout(number: int) -> list[Prompt]:
+    prompts = Countdown().prompts("heldout")
+    return [prompts[i] for i in range(number * path.PROMPTS, (number + 1) * path.PROMPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +110,51 @@ class TestExplain:
         assert torch.allclose(found, every.gather(1, some[..., None].expand(-1, -1, every.shape[-1])), atol=1e-5)
 
 
+class TestPath:
+    def test_the_ends_of_the_path_are_the_two_policies(self, loaded):
+        models = loaded[1]
+        walker = Walker(models.model, models.before, models.model.policy)
+        for share, policy in ((0.0, models.before), (1.0, models.model.policy)):
+            for own, theirs in zip(walker.at(share).parameters(), policy.parameters(), strict=True):
+                assert torch.allclose(own, theirs)
+
+    @pytest.mark.parametrize("span", [1, 2])
+    def test_rises_are_differences_of_what_each_policy_gives_the_chosen_code(self, make_model, span):
+        model, other = make_model(span=span), make_model(span=span, seed=2)
+        rows, actions = [[5, 6, 7, 8], [9, 4, 3]], [[2, 2 if span == 2 else 5], [1]]
+        places, found = Walker(model, other.policy, model.policy).rises(rows, actions, (0.0, 1.0), temperature=1.0, top_k=None)
+        wanted = [(0, 0), (1, 0)] if span == 2 else [(0, 0), (0, 1), (1, 0)]
+        assert [tuple(place) for place in places.tolist()] == wanted
+        for (r, t), rise in zip(wanted, found, strict=True):
+            end = len(rows[r]) - len(actions[r]) + t  # the code at t is chosen from what stands before its token
+            states = model.features(torch.tensor([rows[r][:end]])).read("late")
+            low, high = (torch.log_softmax(policy(states)[0, -1], -1)[actions[r][t]] for policy in (other.policy, model.policy))
+            assert rise == pytest.approx((high - low).item(), abs=1e-5)
+
+    def test_the_parts_add_up_to_the_rise_between_the_two_policies(self, finished_run, loaded, monkeypatch):
+        """The reward is the share of even words here; the rise is measured by playing both policies on the same prompts."""
+        models, config = loaded[1], load_config(finished_run / "config.yaml", [], check_paths=False)
+        monkeypatch.setattr(path, "ROUNDS", 6)
+        walked = path.walk(models, config, EvenTask(), Clock(600), 1.0)
+        total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
+        assert walked.sizes.tolist() == [path.GROUP * path.PIECES] * 48
+        ends = []
+        walker = Walker(models.model, models.before, models.model.policy)
+        for share in (0.0, 1.0):
+            monkeypatch.setattr(path, "PIECES", 1)
+            monkeypatch.setattr(walker, "at", lambda _, share=share: Walker.at(walker, share))
+            played = [path._piece(walker, models, config, EvenTask(), heldout(r), (100 + r, 0))[1] for r in range(6)]
+            ends.append(np.array([[reward for _, reward in rows] for rows in played]))
+        rise, noise = ends[1].mean() - ends[0].mean(), 1.96 * np.sqrt(sum(e.var() / e.size for e in ends))
+        assert abs(rise) > 2 * noise, "the two policies must differ for this to say anything"
+        assert total.low - noise < rise < total.high + noise
+
+    def test_nothing_judged_is_no_gain(self, finished_run, loaded, monkeypatch):
+        config = load_config(finished_run / "config.yaml", [], check_paths=False)
+        monkeypatch.setattr(path, "judge", lambda *_: Failure(kind="broken", message=""))
+        assert path.walk(loaded[1], config, Countdown(), Clock(0.0), 1.0) is None
+
+
 class TestReading:
     def test_every_choice_is_read_by_both_policies(self, loaded):
         corpus, models = loaded
@@ -120,14 +181,14 @@ class TestReading:
         sums = effects(found, codes, models, Clock(600), 1.0)
         code = int(np.bincount(codes).argmax())
         own = [i for i, s in enumerate(found.states) if codes[s] == code]
-        assert sums.counts[code] == len(own) == 4
+        assert sums.counts[code] == len(own) > 4
         expected = 0.0
         for i in own:
             world = torch.softmax(models.model.world_logits_of_all(found.final[i : i + 1])[0], -1)
             mixture = torch.from_numpy(found.before[found.states[i]]) @ world
             expected += float((world[code] * (world[code] / mixture).log()).sum())
-        assert sums.strength(code) == pytest.approx(expected / 4, rel=1e-3)
-        assert float(sums.mixture[code].sum()) / 4 == pytest.approx(1.0, abs=1e-4)
+        assert sums.strength(code) == pytest.approx(expected / len(own), rel=1e-3)
+        assert float(sums.mixture[code].sum()) / len(own) == pytest.approx(1.0, abs=1e-4)
         raised = sums.top(code)
         assert raised[0][1] - raised[0][2] == max(p - m for _, p, m, _ in raised)
 
@@ -139,9 +200,9 @@ class TestReading:
         assert corpus.rewards[chosen[0]] > corpus.rewards[chosen[1]]
 
     def test_alternatives_add_up_codes_that_lead_to_one_token(self):
-        found = alternatives([4, 9, 4], [0, 1, 2], [0.1, 0.8, 0.1], [0.5, 0.2, 0.3])
+        found = alternatives([4, 9, 4], [0, 1, 2], [0.1, 0.9, 0.0], [0.5, 0.2, 0.3])
         assert [(a.token, a.code, a.codes) for a in found] == [(9, 1, 1), (4, 0, 2)]
-        assert (found[1].before, found[1].after) == pytest.approx((0.2, 0.8))
+        assert (found[1].before, found[1].after) == pytest.approx((0.1, 0.8))
 
     def test_a_prompt_that_the_task_no_longer_has_is_not_judged(self):
         task = Countdown()
@@ -163,13 +224,14 @@ class TestDataset:
         assert sum(code.usage for code in data.codes) == pytest.approx(1)
         assert sum(code.uses for code in data.codes) == len(corpus.choices)
 
-    def test_gains_of_codes_and_of_positions_add_up(self, explored):
-        data = explored[0]
+    def test_gains_of_codes_and_of_positions_add_up(self, finished_run, monkeypatch):
+        monkeypatch.setattr("pipeline.explorer.build.build_task", lambda _: EvenTask())
+        data = explore(finished_run, Explorer(seconds=1e-6, explained=0))[0]
         total = sum(code.gain.mean for code in data.codes)
         assert total == pytest.approx(data.summary.gain.mean)
         assert total != 0
-        for split in data.splits:
-            assert sum(map(sum, split.gain)) == pytest.approx(total)
+        assert sum(map(sum, data.splits[0].gain)) == pytest.approx(total)
+        assert all(split.gain == () for split in data.splits[1:])
 
     def test_explained_choices_say_what_would_have_been(self, explored):
         data = explored[0]

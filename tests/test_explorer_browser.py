@@ -63,8 +63,15 @@ def test_it_is_interactive_within_a_second_at_2000_rollouts(tab, address):
     tab.goto(address, wait_until="load")
     # Every part of this is work of the page itself: from navigation to load (which runs the script), then a view with all rollouts.
     loaded = tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    shown = tab.evaluate("() => { const t = performance.now(); location.hash = '#view=rollouts'; window.dispatchEvent(new Event('hashchange')); "
-                         "document.body.offsetHeight; return performance.now() - t; }")  # fmt: skip
+    shown = tab.evaluate(
+        """() => {
+            const start = performance.now();
+            location.hash = "#view=rollouts";
+            window.dispatchEvent(new Event("hashchange"));
+            document.body.getBoundingClientRect();
+            return performance.now() - start;
+        }"""
+    )
     assert loaded < INTERACTIVE_MS and shown < INTERACTIVE_MS
     assert tab.locator("ol.rollouts li").count() == 25
 

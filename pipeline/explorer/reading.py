@@ -5,6 +5,7 @@ Axes: C choices, M states, N codes, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pipeline.explorer.corpus import Corpus
 
 PROBES = 16
 """States of each code at which all codes are compared."""
+LEAST_CHANCE = 1e-12
+"""What is less likely counts as this in a ratio."""
 ROWS_AT_ONCE, VALUES_AT_ONCE = 64, 8_000_000
 RAISED, LOWERED, ANYWHERE, LEAST_MOVED = 6, 3, 3, 0.001
 """Tokens listed for a code: by how much more, and how much less likely it makes them, and its likeliest anywhere;
@@ -144,7 +147,7 @@ class Effects:
         raised = moved.topk(min(RAISED, len(moved))).indices.tolist()
         lowered = (-moved).topk(min(LOWERED, len(moved))).indices.tolist()[::-1]
         listed = [t for t in dict.fromkeys(raised + lowered) if abs(float(moved[t])) >= LEAST_MOVED]
-        return [(t, float(own[t]), float(mixture[t]), float((own[t] / mixture[t]).log())) for t in listed]
+        return [(t, float(own[t]), float(mixture[t]), _log_ratio(float(own[t]), float(mixture[t]))) for t in listed]
 
     def likeliest(self, code: int) -> list[tuple[int, float]]:
         """(token, mean p) over all states."""
@@ -154,6 +157,10 @@ class Effects:
     def strength(self, code: int) -> float | None:
         """Mean KL(code, mixture) over its own states; ``None`` without any."""
         return float(self.kl[code] / self.counts[code]) if self.counts[code] else None
+
+
+def _log_ratio(a: float, b: float) -> float:
+    return math.log(max(a, LEAST_CHANCE) / max(b, LEAST_CHANCE))
 
 
 @torch.no_grad()

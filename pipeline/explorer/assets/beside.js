@@ -13,7 +13,7 @@ function compareView() {
         ["reward, first and last", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
         ["code perplexity", fixed(run.summary.perplexity, 1)],
         ["codes alive", run.codes.filter((c) => c.health === "alive").length],
-        ["estimated gain", run.summary.gain ? signed(run.summary.gain.mean) : "\u2013"],
+        ["gain along the path", run.summary.gain ? signed(run.summary.gain.mean) : "\u2013"],
         ...run.summary.evaluation.map(([variant, value]) => [`held-out success, ${variant}`, fixed(value)]),
       ]),
     );
@@ -42,7 +42,7 @@ function compareView() {
       same
         ? "Both runs have one codebook: a code means the same in both."
         : "The runs have codebooks of their own: each code of A stands beside the code of B that writes most alike " +
-          "(overlap of the tokens they produced in rollouts).",
+            "(overlap of the tokens they produced in rollouts).",
     ),
     table(
       "Codes of A and their likes in B",

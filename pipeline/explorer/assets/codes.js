@@ -41,8 +41,8 @@ function gainView({ data }) {
     el(
       "p",
       {},
-      `The estimated gain of all codes is ${signed(sum)} (${signed(s.gain.low)} to ${signed(s.gain.high)}); ` +
-        `the reward of training rollouts rose by ${signed(s.reward_last - s.reward_first)}. ` +
+      `From the policy before RL to the one after it, the codes gained ${signed(sum)} (${signed(s.gain.low)} to ${signed(s.gain.high)}) ` +
+        `in mean reward on held-out prompts, by ${s.path_rollouts} rollouts along the way. ` +
         `${sure.length} codes have a part that is surely above 0` +
         (sure.length ? "; the largest: " : "."),
       sure
@@ -76,6 +76,11 @@ function gainView({ data }) {
       ],
       order,
       { sort: 1 },
+    ),
+    lines(
+      "mean reward on the way from the policy before RL to the one after it",
+      ["before", "after"],
+      [{ name: "reward", values: s.path, ink: "var(--accent)" }],
     ),
     el("h3", {}, "Where in a response"),
     heatmap(
