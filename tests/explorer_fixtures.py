@@ -206,7 +206,7 @@ def large_dataset() -> Callable[..., Dataset]:
             splits=(split, split),
             rollouts=tuple(map(shown, range(rollouts))),
             why=tuple(Why(rollout=r, steps=tuple(map(step, range(tokens)))) for r in range(24)),
-            similar=tuple((k, 0.5) for k in range(codes)),
+            similar=tuple((k % 8, 0.5) for k in range(codes)),
         )
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,18 @@ pytest_plugins = ["rl_fixtures", "explorer_fixtures"]
 ENOUGH = Explorer(seconds=600.0, explained=3)
 
 
-class EvenTask(Countdown):
-    """Countdown's prompts; the reward is the share of words that are even numbers."""
+class WordsTask(Countdown):
+    """Countdown's prompts; the reward is the share of words that are in ``words``."""
+
+    def __init__(self, words: set[str]) -> None:
+        super().__init__()
+        self.wanted, self.texts = words, []
 
     def score(self, prompt, text):
+        """Also keeps what it judged."""
+        self.texts.append(text)
         words = text.split()
-        share = sum(word.isdigit() and int(word) % 2 == 0 for word in words) / max(1, len(words))
-        return Score(reward=share, success=False, parts={})
+        return Score(reward=sum(word in self.wanted for word in words) / max(1, len(words)), success=False, parts={})
 
 
 def heldout(number: int) -> list[Prompt]:
@@ -132,22 +138,29 @@ class TestPath:
             assert rise == pytest.approx((high - low).item(), abs=1e-5)
 
     def test_the_parts_add_up_to_the_rise_between_the_two_policies(self, finished_run, loaded, monkeypatch):
-        """The reward is the share of even words here; the rise is measured by playing both policies on the same prompts."""
+        """The reward is the share of words that the last policy says more often; its rise is measured by playing both policies."""
         models, config = loaded[1], load_config(finished_run / "config.yaml", [], check_paths=False)
-        monkeypatch.setattr(path, "ROUNDS", 6)
-        walked = path.walk(models, config, EvenTask(), Clock(600), 1.0)
-        total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
-        assert walked.sizes.tolist() == [path.GROUP * path.PIECES] * 48
-        ends = []
         walker = Walker(models.model, models.before, models.model.policy)
+
+        def play(share: float, task: WordsTask) -> list[float]:
+            with monkeypatch.context() as patched:
+                patched.setattr(walker, "at", lambda _: Walker.at(walker, share))
+                rounds = [path._piece(walker, models, config, task, heldout(r), (100 + r, 0))[1] for r in range(4)]
+            return [reward for rows in rounds for _, reward in rows]
+
+        said = []
         for share in (0.0, 1.0):
-            monkeypatch.setattr(path, "PIECES", 1)
-            monkeypatch.setattr(walker, "at", lambda _, share=share: Walker.at(walker, share))
-            played = [path._piece(walker, models, config, EvenTask(), heldout(r), (100 + r, 0))[1] for r in range(6)]
-            ends.append(np.array([[reward for _, reward in rows] for rows in played]))
-        rise, noise = ends[1].mean() - ends[0].mean(), 1.96 * np.sqrt(sum(e.var() / e.size for e in ends))
-        assert abs(rise) > 2 * noise, "the two policies must differ for this to say anything"
-        assert total.low - noise < rise < total.high + noise
+            play(share, heard := WordsTask(set()))
+            said.append(Counter(" ".join(heard.texts).split()))
+        task = WordsTask({word for word in said[1] if said[1][word] > said[0][word]})
+        first, last = (np.array(play(share, task)) for share in (0.0, 1.0))
+        rise, noise = last.mean() - first.mean(), 1.96 * np.sqrt((first.var() + last.var()) / len(first))
+        assert rise > 3 * noise, "the two policies must differ for this to say anything"
+        walked = path.walk(models, config, task, Clock(600), 1.0)
+        assert walked.sizes.tolist() == [path.GROUP * path.PIECES] * path.PROMPTS * path.ROUNDS
+        total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
+        assert abs(total.mean - rise) < noise + total.high - total.mean
+        assert total.low > 0
 
     def test_nothing_judged_is_no_gain(self, finished_run, loaded, monkeypatch):
         config = load_config(finished_run / "config.yaml", [], check_paths=False)
@@ -184,9 +197,9 @@ class TestReading:
         assert sums.counts[code] == len(own) > 4
         expected = 0.0
         for i in own:
-            world = torch.softmax(models.model.world_logits_of_all(found.final[i : i + 1])[0], -1)
-            mixture = torch.from_numpy(found.before[found.states[i]]) @ world
-            expected += float((world[code] * (world[code] / mixture).log()).sum())
+            world = torch.log_softmax(models.model.world_logits_of_all(found.final[i : i + 1])[0].double(), -1).detach()
+            mixture = torch.from_numpy(found.before[found.states[i]]).double() @ world.exp()
+            expected += float((world[code].exp() * (world[code] - mixture.log())).sum())
         assert sums.strength(code) == pytest.approx(expected / len(own), rel=1e-3)
         assert float(sums.mixture[code].sum()) / len(own) == pytest.approx(1.0, abs=1e-4)
         raised = sums.top(code)
@@ -225,7 +238,7 @@ class TestDataset:
         assert sum(code.uses for code in data.codes) == len(corpus.choices)
 
     def test_gains_of_codes_and_of_positions_add_up(self, finished_run, monkeypatch):
-        monkeypatch.setattr("pipeline.explorer.build.build_task", lambda _: EvenTask())
+        monkeypatch.setattr("pipeline.explorer.build.build_task", lambda _: WordsTask(set(Countdown.words[:80])))
         data = explore(finished_run, Explorer(seconds=1e-6, explained=0))[0]
         total = sum(code.gain.mean for code in data.codes)
         assert total == pytest.approx(data.summary.gain.mean)

@@ -28,7 +28,7 @@ from rollout_workers.tasks import build_task
 
 RUN_CONFIG, EVALUATION, POSITION = "config.yaml", "evaluation.json", "position"
 TOKENS_SHOWN, PROMPT_CHARACTERS = 200_000, 4000
-READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.3, 0.4, 0.8
+READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
 """Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the rest."""
 FIELDS, TENTH = 4, 10
 """Most fields of the prompts' metadata that choices are split by; the first and last so many parts of training are compared."""

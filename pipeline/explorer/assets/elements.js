@@ -17,7 +17,7 @@ const svg = (tag, attributes, ...children) => fill(document.createElementNS("htt
 const link = (changes, attributes, ...children) =>
   el("a", { href: address(changes), "data-key": JSON.stringify(changes), ...attributes }, children);
 
-const percent = (x, digits = 1) => (x === null ? "\u2013" : (100 * x).toFixed(digits) + " %");
+const percent = (x, digits = 1) => (x === null ? "\u2013" : fixed(100 * x, digits) + " %");
 const signed = (x, digits = 3) => (x < 0 ? MINUS : "+") + Math.abs(x).toFixed(digits);
 const fixed = (x, digits = 3) =>
   x === null || x === undefined ? "\u2013" : x < 0 ? MINUS + Math.abs(x).toFixed(digits) : x.toFixed(digits);

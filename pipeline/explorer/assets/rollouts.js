@@ -118,11 +118,10 @@ function rolloutDetail({ data, rollout, step }) {
             "aria-pressed": String(j === open),
             "data-key": `step ${j}`,
             disabled: !steps.has(j),
-            "aria-label": `token ${j}, ${word(data, t)}, code ${r.codes[j]}`,
             onclick: () => go({ step: j }),
           },
           word(data, t),
-          el("small", {}, r.codes[j]),
+          el("small", {}, el("span", { class: "unseen" }, " code "), r.codes[j]),
         ),
       )
     : r.tokens.map((t, j) => el("span", { class: "token", "--hue": hue(r.codes[j]) }, word(data, t), el("small", {}, r.codes[j])));
