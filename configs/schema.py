@@ -376,6 +376,19 @@ class Evaluation(Section):
     """Where those texts come from; ``null``: the task's held-out demonstrations."""
 
 
+class Explorer(Section):
+    """The page on what the codes do, written at the end of a run (docs/explorer.md)."""
+
+    enabled: bool = True
+    """Write it; ``latent-control explain`` does that at any time."""
+    rollouts: PositiveInt = 2000
+    """Rollouts on the page, whole groups spread over training."""
+    explained: NonNegativeInt = 24
+    """Rollouts with every choice explained: other codes, their tokens, and how it would have ended."""
+    seconds: NonNegativeFloat = 20.0
+    """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over rollouts."""
+
+
 class RunConfig(Section):
     """One run, all stages."""
 
@@ -395,6 +408,7 @@ class RunConfig(Section):
     rollout: Rollout = Rollout()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
+    explorer: Explorer = Explorer()
     cluster: Cluster = Cluster()
 
     @property

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
-RUN_CONFIG = "config.yaml"
+RUN_CONFIG, EXPLORER = "config.yaml", "explorer.html"
 
 
 class Estimator(StrEnum):
@@ -292,7 +292,8 @@ def closing_words(run_dir: Path) -> str:
     summary = _summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
-    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}"
+    explorer = f"\nwhat the codes do: {run_dir / EXPLORER}" if (run_dir / EXPLORER).is_file() else ""
+    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}{explorer}"
 
 
 def result_table(result: dict[str, Any]) -> str:
@@ -452,9 +453,9 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
-    from pipeline import cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
+    from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
 
-    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_runs, cli_search, cli_serving, cli_tasks))
+    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from pipeline.cluster import connected, require_shared
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
+from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
@@ -162,6 +163,7 @@ def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
         if config.gates:
             summary["gates"] = judgement(verdicts)
         write_json(run_dir / SUMMARY, summary)
+    write_at_end(context)
     log.close()
     return run_dir
 

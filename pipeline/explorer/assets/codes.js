@@ -1,0 +1,232 @@
+// Which views there are; which codes carry the gain, and what each code does.
+
+function views() {
+  const found = [
+    ["gain", "Gain", gainView],
+    ["codes", "Codes", codesView],
+    ["rollouts", "Rollouts", rolloutsView],
+    ["training", "Training", trainingView],
+    ["where", "Where", whereView],
+    ["policy", "Before and after", policyView],
+  ];
+  return RUNS.length > 1 ? [...found, ["compare", "Side by side", compareView]] : found;
+}
+
+const title = (text) => el("h2", { tabindex: "-1" }, text);
+const notes = (data) => data.summary.notes.map((note) => el("p", { class: "note" }, note));
+const writes = (data, code) => (code.contexts.length ? words(data, [...new Set(code.contexts.map((c) => c.token))].slice(0, 3)) : "\u2013");
+
+function gainView({ data }) {
+  const s = data.summary;
+  const facts = tiles([
+    ["reward, first and last tenth of training", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
+    ["success", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
+    ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
+    ["codes alive", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
+    ["code perplexity", fixed(s.perplexity, 1)],
+    ["rollouts read", `${s.rollouts} of ${s.stored}`],
+  ]);
+  if (!s.gain) return [title("What reinforcement learning gained"), facts, notes(data)];
+  const order = ranked(data, (c) => c.gain.mean),
+    sum = s.gain.mean,
+    most = Math.max(...data.codes.map((c) => Math.abs(c.gain.mean)));
+  const sure = order.filter((k) => data.codes[k].gain.low > 0),
+    rose = (k) => data.codes[k].after >= data.codes[k].before;
+  const position = data.splits[0],
+    top = order.slice(0, 16);
+  return [
+    title("Which codes carry the gain of reinforcement learning"),
+    facts,
+    notes(data),
+    el(
+      "p",
+      {},
+      `From the policy before RL to the one after it, the codes gained ${signed(sum)} (${signed(s.gain.low)} to ${signed(s.gain.high)}) ` +
+        `in mean reward on held-out prompts, by ${s.path_rollouts} rollouts along the way. ` +
+        `${sure.length} codes have a part that is surely above 0` +
+        (sure.length ? "; the largest: " : "."),
+      sure
+        .slice(0, 5)
+        .map((k, i) => [i ? ", " : "", codeLink(k), ` ${signed(data.codes[k].gain.mean)} (${rose(k) ? "chosen more" : "chosen less"})`]),
+    ),
+    el(
+      "p",
+      { class: "soft" },
+      "A code has a positive part when it is chosen more where it pays, or less where it costs. " +
+        "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its own by chance.",
+    ),
+    table(
+      "Codes by their part of the gain",
+      [
+        { name: "code", cell: (k) => codeLink(k), value: (k) => k },
+        { name: "gain", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
+        { name: "", cell: (k) => middleBar(data.codes[k].gain.mean, most) },
+        { name: "95 % interval", cell: (k) => `${signed(data.codes[k].gain.low, 4)} to ${signed(data.codes[k].gain.high, 4)}` },
+        {
+          name: "of all",
+          number: true,
+          cell: (k) => (sum ? percent(data.codes[k].gain.mean / sum, 0) : "\u2013"),
+          value: (k) => data.codes[k].gain.mean,
+        },
+        { name: "chosen before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
+        { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
+        { name: "change", number: true, cell: (k) => change(data.codes[k]), value: (k) => data.codes[k].after - data.codes[k].before },
+        { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
+        { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+      ],
+      order,
+      { sort: 1 },
+    ),
+    lines(
+      "mean reward on the way from the policy before RL to the one after it",
+      ["before", "after"],
+      [{ name: "reward", values: s.path, ink: "var(--accent)" }],
+    ),
+    el("h3", {}, "Where in a response"),
+    heatmap(
+      "gain by position, the 16 codes with the most",
+      codeNames(top),
+      position.keys,
+      top.map((k) => position.gain.map((row) => row[k])),
+      { show: (v) => signed(v, 4), pick: (y) => go({ view: "codes", code: top[y] }) },
+    ),
+  ];
+}
+const change = (code) => el("span", { class: code.after >= code.before ? "up" : "down" }, signed(100 * (code.after - code.before), 1));
+
+function codesView({ data, code }) {
+  const most = Math.max(...data.codes.map((c) => c.usage));
+  const all = table(
+    "All codes",
+    [
+      { name: "code", cell: (k) => codeLink(k), value: (k) => k },
+      { name: "usage", number: true, cell: (k) => percent(data.codes[k].usage, 2), value: (k) => data.codes[k].usage },
+      { name: "", cell: (k) => bar(data.codes[k].usage, most, hue(k)) },
+      { name: "chosen", number: true, cell: (k) => data.codes[k].uses, value: (k) => data.codes[k].uses },
+      { name: "health", cell: (k) => data.codes[k].health, value: (k) => data.codes[k].health },
+      {
+        name: "entropy of its tokens",
+        number: true,
+        cell: (k) => fixed(data.codes[k].token_entropy, 2),
+        value: (k) => data.codes[k].token_entropy,
+      },
+      { name: "strength", number: true, cell: (k) => fixed(data.codes[k].strength, 2), value: (k) => data.codes[k].strength },
+      { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
+      { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+    ],
+    data.codes.map((_, k) => k),
+    { sort: 1, chosen: (k) => k === code },
+  );
+  return [
+    title(code === null ? "Codes" : `Code ${code}`),
+    code === null ? null : codeDetail(data, code),
+    el("h3", {}, "All codes"),
+    el(
+      "p",
+      { class: "soft" },
+      "Usage is the share of all choices. Strength: how far the code moves the next token away from the mixture of codes that the policy " +
+        "had before reinforcement learning (KL, nats). Alive: used more than a tenth of an even share.",
+    ),
+    all,
+  ];
+}
+
+function codeDetail(data, k) {
+  const c = data.codes[k],
+    position = data.splits[0];
+  const number = (name, digits, value, why) => ({ name, number: true, cell: (row) => fixed(value(row), digits), value, why });
+  const grams = (name, rows) =>
+    table(
+      name,
+      [
+        { name: "codes", cell: (g) => codesInLine(g.codes) },
+        { name: "wrote", cell: (g) => words(data, g.tokens) },
+        { name: "in better rollouts", number: true, cell: (g) => g.high },
+        { name: "in worse", number: true, cell: (g) => g.low },
+        number("z", 1, (g) => g.z),
+      ],
+      rows,
+    );
+  return el(
+    "section",
+    { class: "panel", "aria-label": `code ${k}` },
+    tiles([
+      ["usage", percent(c.usage, 2)],
+      ["health", c.health],
+      ["entropy of its tokens", `${fixed(c.token_entropy, 2)} nats`],
+      ["mean advantage", fixed(c.advantage)],
+      ["strength", c.strength === null ? "\u2013" : `${fixed(c.strength, 2)} nats`],
+      ...(c.gain
+        ? [
+            ["chosen before \u2192 after RL", `${percent(c.before)} \u2192 ${percent(c.after)}`],
+            ["part of the gain", `${signed(c.gain.mean, 4)} (${signed(c.gain.low, 4)} to ${signed(c.gain.high, 4)})`],
+          ]
+        : []),
+    ]),
+    el("p", {}, link({ view: "rollouts", code: k, rollout: null, page: null }, {}, "Rollouts with this code")),
+    el(
+      "div",
+      { class: "columns" },
+      el(
+        "div",
+        {},
+        el("h3", {}, "What it does to the next token"),
+        c.shifts.length
+          ? table(
+              "Where it was chosen: what it raises and lowers most",
+              [
+                { name: "token", cell: (s) => words(data, [s.token]) },
+                { name: "with the code", number: true, cell: (s) => percent(s.probability), value: (s) => s.probability },
+                { name: "mixture before RL", number: true, cell: (s) => percent(s.mixture), value: (s) => s.mixture },
+                { name: "log shift", number: true, cell: (s) => signed(s.log_shift, 2), value: (s) => s.log_shift },
+                { name: "", cell: (s) => middleBar(s.probability - s.mixture, 1) },
+              ],
+              c.shifts,
+            )
+          : el("p", {}, "Not measured."),
+        c.anywhere.length
+          ? el(
+              "p",
+              {},
+              "Its likeliest tokens at states of all codes: ",
+              c.anywhere.map(([t, p], i) => [i ? ", " : "", words(data, [t]), ` ${percent(p)}`]),
+            )
+          : null,
+      ),
+      el(
+        "div",
+        {},
+        el("h3", {}, "Where it fires most"),
+        table(
+          "Most frequent contexts",
+          [
+            { name: "after", cell: (x) => words(data, x.before) },
+            { name: "it wrote", cell: (x) => words(data, [x.token]) },
+            { name: "times", number: true, cell: (x) => x.count },
+            { name: "of these by this code", number: true, cell: (x) => percent(x.share, 0) },
+            {
+              name: "example",
+              cell: (x) =>
+                x.rollout === null ? "" : link({ view: "rollouts", rollout: x.rollout, code: k, step: null }, {}, `rollout ${x.rollout}`),
+            },
+          ],
+          c.contexts,
+        ),
+      ),
+    ),
+    el(
+      "div",
+      { class: "columns" },
+      el("div", {}, el("h3", {}, "Its n-grams in better rollouts"), grams("More reward than the mean of the group", c.better)),
+      el("div", {}, el("h3", {}, "Its n-grams in worse rollouts"), grams("Less reward than the mean of the group", c.worse)),
+    ),
+    el(
+      "div",
+      { class: "columns" },
+      lines("usage over training", data.training.updates, [
+        { name: `code ${k}`, values: data.training.usage.map((row) => row[k]), ink: "var(--accent)" },
+      ]),
+      lines("usage by position", position.keys, [{ name: `code ${k}`, values: position.usage.map((row) => row[k]), ink: "var(--accent)" }]),
+    ),
+  );
+}

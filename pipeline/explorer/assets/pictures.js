@@ -1,0 +1,139 @@
+// Lines and heatmaps; each says in words or as a table what it shows.
+
+// Lines over common points: curves = [{name, values, ink}].
+function lines(title, labels, curves) {
+  const all = curves.flatMap((curve) => curve.values);
+  const low = Math.min(...all),
+    high = Math.max(...all),
+    height = high - low || 1;
+  const at = (v, i, n) => `${(45 + (400 * i) / Math.max(1, n - 1)).toFixed(1)},${(130 - (120 * (v - low)) / height).toFixed(1)}`;
+  return el(
+    "figure",
+    {},
+    el("figcaption", {}, title),
+    svg(
+      "svg",
+      { viewBox: "0 0 460 170", width: 460, height: 170, role: "img", "aria-label": `${title}: ` + curves.map(told).join("; ") },
+      svg("rect", { class: "frame", x: 45, y: 10, width: 400, height: 120 }),
+      svg("text", { x: 40, y: 18, "text-anchor": "end" }, high.toPrecision(3)),
+      svg("text", { x: 40, y: 131, "text-anchor": "end" }, low.toPrecision(3)),
+      svg("text", { x: 45, y: 145 }, labels[0]),
+      svg("text", { x: 445, y: 145, "text-anchor": "end" }, labels[labels.length - 1]),
+      curves.map((c, k) => [
+        svg("polyline", {
+          "--ink": c.ink,
+          stroke: c.ink,
+          points: c.values.map((v, i) => at(v, i, c.values.length)).join(" "),
+          "stroke-dasharray": k ? "6 3" : null,
+        }),
+        svg("text", { x: 45 + 200 * k, y: 163 }, (k ? "\u2504 " : "\u2500 ") + c.name),
+      ]),
+    ),
+  );
+}
+const told = (curve) => `${curve.name} from ${fixed(curve.values[0])} to ${fixed(curve.values[curve.values.length - 1])}`;
+
+function rgb(name) {
+  const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  return [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
+}
+
+// rows x columns of numbers as colours, and the same as a table on demand. Negative ones have the other colour.
+function heatmap(title, rowNames, columnNames, values, { show = percent, pick = null } = {}) {
+  const cell = [
+    Math.max(8, Math.min(28, Math.floor(900 / columnNames.length))),
+    Math.max(7, Math.min(18, Math.floor(720 / rowNames.length))),
+  ];
+  const left = 60,
+    top = 18,
+    ratio = window.devicePixelRatio || 1;
+  const size = [left + cell[0] * columnNames.length, top + cell[1] * rowNames.length];
+  const canvas = el("canvas", {
+    role: "img",
+    "aria-label": `${title}; the same as a table follows`,
+    width: size[0] * ratio,
+    height: size[1] * ratio,
+  });
+  canvas.style.width = `${size[0]}px`;
+  canvas.style.height = `${size[1]}px`;
+  const most = Math.max(1e-12, ...values.map((row) => row.reduce((m, v) => Math.max(m, Math.abs(v)), 0)));
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  const back = rgb("--raised"),
+    inks = [rgb("--up"), rgb("--down")];
+  values.forEach((row, y) =>
+    row.forEach((v, x) => {
+      const share = Math.sqrt(Math.abs(v) / most),
+        ink = inks[v < 0 ? 1 : 0];
+      context.fillStyle = `rgb(${back.map((b, i) => Math.round(b + (ink[i] - b) * share)).join(" ")})`;
+      context.fillRect(left + x * cell[0], top + y * cell[1], cell[0] - 1, cell[1] - (cell[1] > 8 ? 1 : 0));
+    }),
+  );
+  context.fillStyle = `rgb(${rgb("--soft").join(" ")})`;
+  context.font = "10px system-ui";
+  const every = (length, place) => Math.max(1, Math.ceil(length / place));
+  context.textAlign = "right";
+  const downEvery = every(11, cell[1]),
+    acrossEvery = every(Math.max(...columnNames.map((n) => n.length)) * 6 + 6, cell[0]);
+  rowNames.forEach((name, y) => {
+    if (y % downEvery === 0) context.fillText(name, left - 4, top + y * cell[1] + Math.min(cell[1], 12) - 2, left - 6);
+  });
+  context.textAlign = "left";
+  columnNames.forEach((name, x) => {
+    if (x % acrossEvery === 0) context.fillText(name, left + x * cell[0], 12);
+  });
+  const status = el("output", {}, "Darker is more (square root scale). Point at a cell to read it.");
+  const place = (event) => [Math.floor((event.offsetY - top) / cell[1]), Math.floor((event.offsetX - left) / cell[0])];
+  canvas.addEventListener("mousemove", (event) => {
+    const [y, x] = place(event);
+    if (values[y] && values[y][x] !== undefined) status.textContent = `${rowNames[y]}, ${columnNames[x]}: ${show(values[y][x])}`;
+  });
+  if (pick)
+    canvas.addEventListener("click", (event) => {
+      const [y, x] = place(event);
+      if (values[y] && values[y][x] !== undefined) pick(y, x);
+    });
+  const folded = el(
+    "details",
+    {
+      ontoggle: () => {
+        if (folded.open && folded.childNodes.length === 1) folded.append(asTable());
+      },
+    },
+    el("summary", {}, `${title} as a table`),
+  );
+  const asTable = () =>
+    scrolling(
+      title,
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, ""),
+            columnNames.map((n) => el("th", { scope: "col" }, n)),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          values.map((row, y) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, rowNames[y]),
+              row.map((v) => el("td", { class: "number" }, show(v))),
+            ),
+          ),
+        ),
+      ),
+    );
+  return el("figure", {}, el("figcaption", {}, title), scrolling(title, canvas), status, folded);
+}
+
+const codeNames = (codes) => codes.map((k) => `code ${k}`);
+const ranked = (data, value) => data.codes.map((_, k) => k).sort((a, b) => value(data.codes[b], b) - value(data.codes[a], a));

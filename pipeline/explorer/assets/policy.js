@@ -1,0 +1,120 @@
+// Codes over training, where they are chosen, and the policy before and after RL.
+
+function trainingView({ data }) {
+  const t = data.training,
+    order = ranked(data, (c) => c.usage),
+    final = t.perplexity[t.perplexity.length - 1];
+  return [
+    title("Codes over training"),
+    el(
+      "p",
+      {},
+      `Code perplexity, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(final, 1)} ` +
+        `of ${data.summary.num_actions}. ` +
+        (final < t.perplexity[0] / 4 ? "That is a collapse: less than a quarter is left." : "A collapse would show as a fall towards 1."),
+    ),
+    el(
+      "div",
+      { class: "columns" },
+      lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity, ink: "var(--accent)" }]),
+      lines("reward and success by update", t.updates, [
+        { name: "reward", values: t.reward, ink: "var(--accent)" },
+        { name: "success", values: t.success, ink: "var(--down)" },
+      ]),
+    ),
+    heatmap(
+      "usage of each code by update",
+      codeNames(order),
+      t.updates,
+      order.map((k) => t.usage.map((row) => row[k])),
+      { pick: (y) => go({ view: "codes", code: order[y] }) },
+    ),
+  ];
+}
+
+const splitChoice = (data, split) =>
+  el(
+    "div",
+    { class: "controls" },
+    el(
+      "label",
+      {},
+      "by",
+      el(
+        "select",
+        { "data-key": "split", onchange: (event) => go({ split: event.target.value }) },
+        data.splits.map((s, i) => el("option", { value: i, selected: i === split }, s.name)),
+      ),
+    ),
+  );
+
+function whereView({ data, split }) {
+  const s = data.splits[split],
+    order = ranked(data, (c) => c.usage);
+  return [
+    title("Where codes are chosen"),
+    splitChoice(data, split),
+    el(
+      "p",
+      { class: "soft" },
+      `Share of the choices in each column (${s.name}: ${s.keys.map((key, i) => `${key} has ${s.counts[i]}`).join(", ")}).`,
+    ),
+    heatmap(
+      `usage by ${s.name}`,
+      codeNames(order),
+      s.keys,
+      order.map((k) => s.usage.map((row) => row[k])),
+      { pick: (y) => go({ view: "codes", code: order[y] }) },
+    ),
+  ];
+}
+
+function policyView({ data, split }) {
+  const s = data.splits[split];
+  if (!s.before.length) return [title("The policy before and after RL"), notes(data), el("p", {}, "Not computed.")];
+  const order = ranked(data, (c) => c.after - c.before),
+    most = Math.max(...data.codes.map((c) => Math.abs(c.after - c.before)));
+  const place = (k, sign) => {
+    let best = 0;
+    s.after.forEach((row, i) => {
+      if (sign * (row[k] - s.before[i][k]) > sign * (s.after[best][k] - s.before[best][k])) best = i;
+    });
+    return best;
+  };
+  const where = (k) => {
+    const i = place(k, data.codes[k].after >= data.codes[k].before ? 1 : -1);
+    return `${s.keys[i]} (${signed(100 * (s.after[i][k] - s.before[i][k]), 1)} points)`;
+  };
+  return [
+    title("The policy before and after reinforcement learning"),
+    el("p", { class: "soft" }, "Mean probability of each code over the same choices, those of the rollouts on this page."),
+    splitChoice(data, split),
+    table(
+      "Codes that rose and fell",
+      [
+        { name: "code", cell: (k) => codeLink(k), value: (k) => k },
+        { name: "before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
+        { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
+        {
+          name: "change, points",
+          number: true,
+          cell: (k) => change(data.codes[k]),
+          value: (k) => data.codes[k].after - data.codes[k].before,
+        },
+        { name: "", cell: (k) => middleBar(data.codes[k].after - data.codes[k].before, most) },
+        { name: `most at ${s.name}`, cell: where },
+        { name: "part of the gain", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
+        { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+      ],
+      order,
+      { sort: 3 },
+    ),
+    heatmap(
+      `change of probability by ${s.name}`,
+      codeNames(order),
+      s.keys,
+      order.map((k) => s.after.map((row, i) => row[k] - s.before[i][k])),
+      { show: (v) => signed(100 * v, 1) + " points", pick: (y) => go({ view: "codes", code: order[y] }) },
+    ),
+  ];
+}

@@ -1,0 +1,184 @@
+"""The explorer's counts and its attribution of the gain, on numbers that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.explorer import counts, gain
+from pipeline.explorer.build import beside
+from pipeline.explorer.corpus import Corpus, corpus_of
+from pipeline.explorer.records import Code, Dataset, Estimate, Summary, Training, as_data
+
+
+def row(number: int, group: str, version: int, codes: list[int], tokens: list[int], reward: float, **changed: Any) -> dict[str, Any]:
+    return {
+        "rollout_id": f"r{number}",
+        "group_id": group,
+        "prompt_id": "countdown/train/0",
+        "prompt_text": "p",
+        "prompt_tokens": np.array([7, 8]),
+        "tokens": np.array(tokens),
+        "actions": np.array(codes),
+        "action_logp": np.log(np.full(len(tokens), 0.5)),
+        "reward": reward,
+        "success": reward == 1.0,
+        "policy_version": version,
+        "world_hash": "w",
+        "level": "latent",
+    } | changed
+
+
+def corpus(rows: list[dict[str, Any]], num_actions: int = 4, span: int = 1) -> Corpus:
+    return corpus_of(rows, num_actions=num_actions, span=span)
+
+
+TWO_GROUPS = [
+    row(0, "a", 0, [0, 1], [10, 11], 1.0),
+    row(1, "a", 0, [0, 2], [10, 12], 0.0),
+    row(2, "b", 3, [0, 1], [10, 11], 1.0),
+    row(3, "b", 3, [3, 1], [13, 11], 0.0),
+]
+
+
+class TestCorpus:
+    def test_tokens_lie_flat_with_their_rollout_position_and_group(self):
+        found = corpus(TWO_GROUPS)
+        assert found.offsets.tolist() == [0, 2, 4, 6, 8]
+        assert found.rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert found.positions.tolist() == [0, 1] * 4
+        assert found.groups.tolist() == [0, 0, 1, 1]
+        assert found.advantages.tolist() == [0.5, -0.5, 0.5, -0.5]
+
+    def test_inside_a_span_nothing_is_chosen(self):
+        found = corpus([row(0, "a", 0, [1, 1, 2], [5, 6, 7], 1.0), row(1, "a", 0, [3], [5], 0.0)], span=2)
+        assert found.choices.tolist() == [0, 2, 3]
+
+    def test_without_groups_rewards_are_compared_with_all(self):
+        found = corpus([row(0, "a", 0, [1], [5], 1.0), row(1, "b", 0, [1], [5], 0.0)])
+        assert found.advantages.tolist() == [0.5, -0.5]
+
+    def test_whole_groups_are_taken_from_both_ends_of_training(self):
+        many = corpus([row(2 * g + i, f"g{g:02}", g, [0], [1], float(i)) for g in range(10) for i in range(2)])
+        rows = many.whole_groups(6, 1000)
+        assert rows.tolist() == [0, 1, 8, 9, 18, 19]
+        part = many.subset(rows)
+        assert part.versions.tolist() == [0, 0, 4, 4, 9, 9]
+        assert part.groups.tolist() == [0, 0, 1, 1, 2, 2]
+        assert part.tokens.tolist() == [1] * 6
+
+    def test_codes_of_two_codebooks_are_not_mixed(self):
+        with pytest.raises(ValueError, match="2 codebooks"):
+            corpus([TWO_GROUPS[0], row(9, "c", 1, [0], [1], 0.0, world_hash="other")])
+
+
+class TestCounts:
+    def test_health_of_four_codes(self):
+        # A tenth of an even share of 1/4 is 0.025.
+        assert counts.health(np.array([0.955, 0.025, 0.02, 0.0])) == ["alive", "rare", "rare", "unused"]
+
+    def test_entropy_of_a_code_that_writes_two_tokens_alike_is_log_two(self):
+        found = counts.token_entropies(np.array([0, 0, 1, 1]), np.array([5, 9, 5, 5]), 3)
+        assert found == pytest.approx([math.log(2), 0.0, 0.0])
+
+    def test_shares_sum_to_one_by_key(self):
+        table = counts.shares(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), 3, 2)
+        assert table.tolist() == [[2 / 3, 1 / 3], [0.0, 1.0], [0.0, 0.0]]
+
+    def test_points_join_neighbouring_updates(self):
+        place, names = counts.points(np.array([0, 0, 3, 4, 9]), most=2)
+        assert place.tolist() == [0, 0, 0, 1, 1]
+        assert names == ["1-4", "5-10"]
+
+    def test_places_are_single_positions_where_there_are_few(self):
+        assert counts.places(np.array([0, 2]), most=3)[1] == ["0", "1", "2"]
+        place, names = counts.places(np.array([0, 5, 6]), most=4)
+        assert place.tolist() == [0, 2, 3]
+        assert names == ["0-1", "2-3", "4-5", "6-7"]
+
+    def test_contexts_say_how_often_and_what_share_is_this_codes(self):
+        rows = [row(i, "a", 0, [0, c], [10, 11], 0.0) for i, c in enumerate((1, 1, 2))]
+        found = counts.contexts(corpus(rows))
+        assert found[1] == [((7, 8, 10), 11, 2, 2 / 3, 0)]
+        assert found[2] == [((7, 8, 10), 11, 1, 1 / 3, 2)]
+        # At the beginning the prompt's two tokens are all there is before.
+        assert found[0] == [((7, 8), 10, 3, 1.0, 0)]
+
+    def test_log_odds_by_hand(self):
+        # 3 of 4 against 1 of 4: log(3.5/1.5) - log(1.5/3.5), and four cells with variances 1/3.5 + 1/1.5, twice.
+        expected = 2 * math.log(3.5 / 1.5) / math.sqrt(2 * (1 / 3.5 + 1 / 1.5))
+        assert counts.log_odds(np.array([3]), np.array([1]), 4, 4) == pytest.approx([expected])
+
+    def test_ngrams_tell_better_from_worse_rollouts_of_a_group(self):
+        good = [row(2 * g, f"g{g}", g, [0, 1], [10, 11], 1.0) for g in range(6)]
+        bad = [row(2 * g + 1, f"g{g}", g, [0, 2], [10, 12], 0.0) for g in range(6)]
+        better, worse = counts.ngrams(corpus(good + bad))
+        (gram,) = better[1]
+        assert gram[:4] == ((0, 1), (10, 11), 6, 0)
+        assert worse[2][0][:4] == ((0, 2), (10, 12), 0, 6)
+        assert gram[4] == pytest.approx(-worse[2][0][4])
+        assert 1 not in worse and 2 not in better
+
+    def test_rollouts_as_good_as_their_group_tell_nothing(self):
+        better, worse = counts.ngrams(corpus([row(i, "a", 0, [0, 1], [10, 11], 0.1) for i in range(12)]))
+        assert not better and not worse
+
+    def test_ngrams_do_not_run_over_the_end_of_a_rollout(self):
+        rows = [row(2 * g + i, f"g{g}", g, [i], [10], float(i)) for g in range(6) for i in range(2)]
+        assert counts.ngrams(corpus(rows)) == ({}, {})
+
+    def test_ngrams_of_spans_have_all_their_tokens(self):
+        rows = [row(2 * g + i, f"g{g}", g, [i, i, 3], [10, 11, 12], float(i)) for g in range(6) for i in range(2)]
+        better, _ = counts.ngrams(corpus(rows, span=2))
+        assert better[1][0][:2] == ((1, 3), (10, 11, 12))
+
+    def test_overlap_of_codes_by_what_they_write(self):
+        ours, mine = np.array([0, 0, 1]), np.array([5, 6, 7])
+        theirs, their = np.array([0, 1, 1]), np.array([7, 5, 9])
+        assert counts.overlap(ours, mine, theirs, their, (2, 2)).tolist() == [[0.0, 0.5], [1.0, 0.0]]
+
+
+class TestGain:
+    def test_leave_one_out_compares_with_the_others(self):
+        found = gain.leave_one_out(np.array([1.0, 0.0, 0.5, 1.0]), np.array([0, 0, 0, 1]))
+        # The last is alone in its group: there is nothing to compare it with.
+        assert found == pytest.approx([0.75, -0.75, 0.0, 0.0])
+
+    def test_an_interval_by_hand(self):
+        # Two groups of one rollout with sums 3 and 1: mean 2, deviations 1 and -1, half = 1.96 * sqrt(2) / 2.
+        found = gain.estimate(np.array([1.0, 2.0, 1.0]), np.array([0, 0, 1]), np.array([1, 1]))
+        assert found.mean == 2.0
+        assert found.high - found.mean == pytest.approx(1.96 * math.sqrt(2) / 2)
+
+    def test_codes_and_splits_add_up_to_the_whole(self):
+        parts, codes, keys = np.array([0.2, 0.4, -0.1]), np.array([0, 1, 1]), np.array([0, 0, 1])
+        each = gain.by_code(codes, parts, np.zeros(3, int), np.array([2]), 3)
+        assert [e.mean for e in each] == pytest.approx([0.1, 0.15, 0.0])
+        table = gain.by_key(keys, codes, parts, (2, 2), rollouts=2)
+        assert table == pytest.approx(np.array([[0.1, 0.2], [0.0, -0.05]]))
+
+
+def test_records_become_plain_data():
+    estimate = Estimate(mean=0.123456789, low=-1.0, high=2.0)
+    code = Code(usage=0.5, uses=3, token_entropy=0.0, health="alive", advantage=None, gain=estimate)
+    found = as_data(code)
+    assert found["gain"] == {"mean": 0.1235, "low": -1.0, "high": 2.0}
+    assert found["shifts"] == [] and found["advantage"] is None
+
+
+def test_runs_side_by_side_are_matched_by_text_not_by_token_id():
+    def explored(tokens: list[int], texts: tuple[str, ...]) -> tuple[Dataset, Corpus, tuple[str, ...]]:
+        some = corpus([row(0, "a", 0, [0, 1], tokens, 1.0)], num_actions=2)
+        summary = Summary(
+            run="r", num_actions=2, span=1, rollouts=1, stored=1, choices=2, perplexity=1.0, reward_first=0.0, reward_last=0.0,
+            success_first=0.0, success_last=0.0, world="w",
+        )  # fmt: skip
+        training = Training(updates=(), usage=(), perplexity=(), reward=(), success=())
+        return Dataset(summary=summary, vocabulary=(), prompts=(), codes=(), training=training, splits=(), rollouts=()), some, texts
+
+    a, b = beside(explored([4, 5], ("yes", "no")), explored([5, 4], ("no", "yes")))
+    assert a.similar == ((1, 1.0), (0, 1.0))
+    assert b.similar == ((1, 1.0), (0, 1.0))
