@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.replay import ReplayReader
 
-COLUMNS = ("rollout_id", "group_id", "prompt_id", "prompt_text", "prompt_tokens", "tokens", "actions", "action_logp", "reward")
-COLUMNS += ("success", "policy_version", "world_hash", "level")
+_TOKENS = ("prompt_tokens", "tokens", "actions", "action_logp")
+COLUMNS = ("rollout_id", "group_id", "prompt_id", "prompt_text", *_TOKENS, "reward", "success", "policy_version", "world_hash", "level")
 MOST_ROLLOUTS, MOST_TOKENS = 20_000, 2_000_000
 """More are not read: row groups, then groups of rollouts, are left out evenly over training."""
 
