@@ -11,6 +11,7 @@ from latent_control.actors import Actor
 from latent_control.base import BaseLM
 from latent_control.distributions import rollout_seed
 from latent_control.engine import Engine, Sampling
+from latent_control.guide import Guide, Watch
 from latent_control.records import Generation
 from latent_control.static import StaticEngine
 
@@ -36,7 +37,7 @@ def row_limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.dev
     return limits
 
 
-def special_tokens(lm: PreTrainedModel, stop_token: int | None) -> tuple[tuple[int, ...], int]:
+def special_tokens(lm: PreTrainedModel, stop_token: int | list[int] | None) -> tuple[tuple[int, ...], int]:
     """(end tokens, pad token) of a base LM; chat models have several. ``stop_token`` -1 switches them off."""
     config = lm.generation_config or lm.config
     ends = config.eos_token_id if stop_token is None else stop_token
@@ -57,18 +58,21 @@ def generate(
     top_k: int | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
-    stop_token: int | None = None,
+    stop_token: int | list[int] | None = None,
     repeats: int = 1,
     row_seeds: Sequence[int] | None = None,
     return_features: bool = False,
     refresh: Callable[[], int] | None = None,
     static: bool = False,
     aliases: int | None = None,
+    guide: Guide | None = None,
+    watch: Watch | None = None,
 ) -> Generation:
     """``LatentActionLM.generate`` for any actor; see there for the arguments.
 
     ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
     ``aliases``: also find, among so many most likely codes, those that would have emitted the same token (``Generation.events``).
+    ``guide``: codes that are forced or allowed; ``watch`` is told of every step and may end rows.
     ``static`` decodes on tensors of fixed size and, on a GPU, by a CUDA graph (``StaticEngine``).
     """
     rows = len(input_ids) * repeats
@@ -84,7 +88,14 @@ def generate(
         raise ValueError(f"{len(row_seeds)} row_seeds given: need one for each of the {rows} rows")
     stops, pad = special_tokens(base.lm, stop_token)
     sampling = Sampling(
-        temperature=temperature, top_k=top_k, stop_tokens=stops, pad_token=pad, keep_features=return_features, aliases=aliases
+        temperature=temperature,
+        top_k=top_k,
+        stop_tokens=stops,
+        pad_token=pad,
+        keep_features=return_features,
+        aliases=aliases,
+        guide=guide,
+        watch=watch,
     )
     ids, mask = left_pad(input_ids, attention_mask, pad)
     kind = StaticEngine if static else Engine

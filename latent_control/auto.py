@@ -1,0 +1,300 @@
+"""The model as ``transformers`` knows language models: ``AutoModelForCausalLM.from_pretrained(EXPORT).generate(...)``.
+
+Importing ``latent_control`` registers it, so no code is taken from a checkpoint. Decoding is ``LatentActionLM.generate``: a code by
+the policy, its most likely token by the world model. What samples (``do_sample``, ``temperature``, ``top_k``) samples codes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
+
+from latent_control.guide import Allowed, Codes, Watch
+from latent_control.model import LatentActionConfig, LatentActionLM
+
+# Of the base's config, what tools ask a model's config for.
+_SHOWN = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+# What ``AutoModelForCausalLM`` passes along, which says nothing about a folder on disk.
+_HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "adapter_kwargs", "_from_auto"}
+# Settings of ``generate`` that are honoured; what else a caller sets is refused, not ignored.
+_HONOURED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "num_return_sequences", "return_dict_in_generate"}
+_HONOURED |= {"eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "use_cache"}
+_WITHOUT_EFFECT: dict[str, Any] = {"num_beams": 1, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+class LatentControlConfig(PreTrainedConfig):
+    """``config.json`` of an export: the shape of the new modules and the base LM's own config."""
+
+    model_type = "latent_control"
+
+    latent_actions: dict[str, Any] | None = None
+    base: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, model: LatentActionLM) -> LatentControlConfig:
+        """The config of a model."""
+        base = model.base.lm.config
+        shown = {name: getattr(base, name) for name in _SHOWN if hasattr(base, name)}
+        return cls(
+            latent_actions=model.config_dict(), base=base.to_dict(), architectures=["LatentActionForCausalLM"], dtype=base.dtype, **shown
+        )
+
+
+@dataclass
+class LatentGenerateOutput(ModelOutput):
+    """What ``generate`` returns when codes are asked for. Axes: R rows, P prompt, T new tokens."""
+
+    sequences: torch.Tensor | None = None
+    """[R, P + T]: prompts and new tokens"""
+    codes: torch.Tensor | None = None
+    """[R, T], the code that produced each new token; -1 after the end"""
+    code_logp: torch.Tensor | None = None
+    """[R, T], log-probability of each code where the policy chose it; 0 where it was forced, inside a span and after the end"""
+    lengths: torch.Tensor | None = None
+    """[R], new tokens"""
+
+
+class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
+    """``LatentActionLM`` behind the interface of ``transformers``; ``latent`` is that model."""
+
+    config_class = LatentControlConfig
+    base_model_prefix = "latent"
+
+    def __init__(self, config: LatentControlConfig, latent: LatentActionLM | None = None) -> None:
+        super().__init__(config)
+        if latent is None:
+            settings = dict(config.base or {})
+            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type", "llama"), **settings))
+            latent = LatentActionLM(lm, LatentActionConfig(**config.latent_actions or {}), inverse_dynamics=False)
+        self.latent = latent
+
+    # -- loading and saving ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def wrap(cls, latent: LatentActionLM) -> LatentActionForCausalLM:
+        """A model for ``transformers``, without its inverse dynamics model; world model and policy as rollout workers host them."""
+        latent.inverse_dynamics = None
+        latent.cast_modules().policy.float()
+        model = cls(LatentControlConfig.of(latent), latent)
+        model.generation_config = copy.deepcopy(latent.base.lm.generation_config or GenerationConfig())
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *_: Any,
+        base: str | Path | PreTrainedModel | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        config: Any = None,
+        torch_dtype: str | torch.dtype | None = None,
+        **settings: Any,
+    ) -> LatentActionForCausalLM:
+        """Load what ``save_pretrained`` or ``latent-control export`` wrote.
+
+        Args:
+            base: where the base LM lies now, when it is not inside and moved since.
+            device_map: one device for all of it.
+            config: not needed; taken from the folder.
+
+        Raises:
+            ValueError: no such folder, nothing of ours in it, a base that is not there or another, or an argument that is not known.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            raise ValueError(f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO --local-dir X")
+        if unknown := {name for name, value in settings.items() if value is not None} - _HUB:
+            raise ValueError(f"from_pretrained does not know {', '.join(sorted(unknown))}: it takes base, dtype, device_map, trust_remote_code")
+        latent = LatentActionLM.from_pretrained(
+            folder, base=base, dtype=dtype if torch_dtype is None else torch_dtype, trust_remote_code=bool(trust_remote_code)
+        )
+        model = cls.wrap(latent)
+        model.config.name_or_path = model.name_or_path = str(folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        device = device_map.get("", None) if isinstance(device_map, dict) else device_map
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model if device is None else model.to(device)
+
+    def save_pretrained(self, save_directory: str | Path, *, bundle_base: bool = True, **_: Any) -> None:
+        """Write a folder ``from_pretrained`` reads: safetensors and JSON; the base inside, or by reference with its hash."""
+        folder = self.latent.save_pretrained(save_directory, bundle_base=bundle_base, inverse_dynamics=False)
+        LatentControlConfig.of(self.latent).save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+
+    # -- the interface of a language model ---------------------------------------------------------------------------
+
+    def get_decoder(self) -> PreTrainedModel:
+        """The base LM's blocks."""
+        return self.latent.base.decoder
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The base LM's."""
+        return self.latent.base.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """The base LM's head, which reads the merged state."""
+        return self.latent.base.lm.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Next-token logits [B, T, V] under ``codes`` [B, T]; by default the policy's most likely ones. ``loss``: of ``labels``, shifted."""
+        features = self.latent.features(input_ids, attention_mask)
+        if codes is None:
+            codes = self.latent.policy_logits(features, attention_mask).argmax(-1)
+        logits = self.latent.world_logits(features, codes)
+        loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        stopping_criteria: StoppingCriteriaList | Sequence[Callable[..., Any]] | None = None,
+        streamer: Any = None,
+        *,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        codes: Codes | None = None,
+        allowed_codes: Allowed | None = None,
+        return_codes: bool = False,
+        seed: int | None = None,
+        tokenizer: Any = None,
+        **settings: Any,
+    ) -> torch.Tensor | LatentGenerateOutput:
+        """Prompts [B, P] with their continuations, [B * num_return_sequences, P + T], as ``transformers`` returns them.
+
+        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is always its code's most likely one.
+
+        Args:
+            stopping_criteria: called with all sequences [R, P + t] after every token, without scores.
+            codes: codes forced from the first token on, for all rows or for each; the policy chooses the rest.
+            allowed_codes: codes the policy may choose.
+            return_codes: return a ``LatentGenerateOutput`` (as ``return_dict_in_generate`` does).
+            seed: of the sampling; ``None`` draws one from torch's global stream.
+            tokenizer: for ``stop_strings``.
+
+        Raises:
+            ValueError: an argument that is not known here (beams, logits processors), or is out of range.
+        """
+        prompts = inputs if input_ids is None else input_ids
+        if prompts is None:
+            raise ValueError("generate needs input_ids [B, P]")
+        wanted = self._settings(generation_config, settings)
+        limit = _limit(wanted, prompts.shape[1])
+        sampled = bool(wanted.do_sample)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if wanted.stop_strings is not None:
+            criteria += self._get_stopping_criteria(GenerationConfig(stop_strings=wanted.stop_strings), None, tokenizer=tokenizer)
+        repeats = wanted.num_return_sequences or 1
+        out = self.latent.generate(
+            prompts,
+            attention_mask,
+            max_new_tokens=limit,
+            temperature=(1.0 if wanted.temperature is None else wanted.temperature) if sampled else 0.0,
+            top_k=wanted.top_k or None if sampled else None,
+            seed=seed,
+            stop_token=-1 if wanted.eos_token_id is None else wanted.eos_token_id,
+            repeats=repeats,
+            codes=codes,
+            allowed_codes=allowed_codes,
+            watch=_watch(prompts.repeat_interleave(repeats, 0), criteria, streamer) if criteria or streamer is not None else None,
+        )
+        if streamer is not None:
+            streamer.end()
+        longest = int(out.lengths.max())
+        tokens = out.tokens[:, :longest]
+        if wanted.pad_token_id is not None:
+            tokens = tokens.masked_fill(out.actions[:, :longest] < 0, wanted.pad_token_id)
+        sequences = torch.cat([prompts.repeat_interleave(repeats, 0), tokens], dim=1)
+        if not (return_codes or wanted.return_dict_in_generate):
+            return sequences
+        return LatentGenerateOutput(
+            sequences=sequences, codes=out.actions[:, :longest], code_logp=out.action_logp[:, :longest], lengths=out.lengths
+        )
+
+    def _settings(self, given: GenerationConfig | None, settings: dict[str, Any]) -> GenerationConfig:
+        """The generation config in force; ``ValueError`` for what would be ignored."""
+        given = given or self.generation_config
+        asked = {name: value for name, value in settings.items() if value is not None}
+        asked |= {name: getattr(given, name, None) for name in _WITHOUT_EFFECT if name not in asked}
+        refused = {
+            name: value
+            for name, value in asked.items()
+            if name not in _HONOURED and value is not None and value != _WITHOUT_EFFECT.get(name)
+        }
+        if refused:
+            named = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(refused.items()))
+            raise ValueError(f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k")
+        wanted = copy.deepcopy(given)
+        for name in ("eos_token_id", "pad_token_id"):
+            if getattr(wanted, name) is None:
+                setattr(wanted, name, getattr(self.generation_config, name))
+        for name, value in asked.items():
+            setattr(wanted, name, value)
+        return wanted
+
+
+def _limit(wanted: GenerationConfig, prompt: int) -> int:
+    """How many new tokens."""
+    if wanted.max_new_tokens is not None:
+        return int(wanted.max_new_tokens)
+    if wanted.max_length is None:
+        raise ValueError("generate needs max_new_tokens: neither the call nor generation_config.json says how many")
+    if wanted.max_length <= prompt:
+        raise ValueError(f"max_length={wanted.max_length} leaves no room after prompts of {prompt} tokens; give max_new_tokens")
+    return int(wanted.max_length) - prompt
+
+
+def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any) -> Watch:
+    """Shows every step to stopping criteria and a streamer. All rows start together, so they are equally long."""
+    sequences = prompts
+    if streamer is not None:
+        if len(prompts) > 1:
+            raise ValueError(f"a streamer shows one sequence, not {len(prompts)}")
+        streamer.put(prompts.cpu())
+
+    def watch(rows: list[int], tokens: list[int], _: list[int]) -> Sequence[bool]:
+        nonlocal sequences
+        column = sequences.new_zeros(len(sequences), 1)
+        column[rows, 0] = torch.tensor(tokens, device=column.device)
+        sequences = torch.cat([sequences, column], dim=1)
+        if streamer is not None:
+            streamer.put(column[0].cpu())
+        if not criteria:
+            return [False] * len(rows)
+        ended = criteria(sequences, None)
+        return [bool(ended[row]) for row in rows]
+
+    return watch
+
+
+AutoConfig.register(LatentControlConfig.model_type, LatentControlConfig, exist_ok=True)
+AutoModelForCausalLM.register(LatentControlConfig, LatentActionForCausalLM, exist_ok=True)
