@@ -50,11 +50,10 @@ class LatentControlConfig(PreTrainedConfig):
     @classmethod
     def of(cls, model: LatentActionLM) -> LatentControlConfig:
         """The config of a model."""
-        base = model.base.lm.config
-        shown = {name: getattr(base, name) for name in _SHOWN if hasattr(base, name)}
-        return cls(
-            latent_actions=model.config_dict(), base=base.to_dict(), architectures=["LatentActionForCausalLM"], dtype=base.dtype, **shown
-        )
+        lm = model.base.lm.config
+        shown = {name: getattr(lm, name) for name in _SHOWN if hasattr(lm, name)}
+        base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}  # a place on the exporting machine
+        return cls(latent_actions=model.config_dict(), base=base, architectures=["LatentActionForCausalLM"], dtype=lm.dtype, **shown)
 
 
 @dataclass
@@ -93,7 +92,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         latent.inverse_dynamics = None
         latent.cast_modules().policy.float()
         model = cls(LatentControlConfig.of(latent), latent)
-        model.generation_config = copy.deepcopy(latent.base.lm.generation_config or GenerationConfig())
+        model.generation_config = greedy_defaults(latent)
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -225,7 +224,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             repeats=repeats,
             codes=codes,
             allowed_codes=allowed_codes,
-            watch=_watch(prompts.repeat_interleave(repeats, 0), criteria, streamer) if criteria or streamer is not None else None,
+            watch=_watch(prompts.repeat_interleave(repeats, 0), criteria, streamer, wanted.pad_token_id or 0),
         )
         if streamer is not None:
             streamer.end()
@@ -262,6 +261,13 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         return wanted
 
 
+def greedy_defaults(latent: LatentActionLM, max_new_tokens: int | None = None) -> GenerationConfig:
+    """Greedy decoding with the base's special tokens; how the base itself likes to be sampled says nothing about codes."""
+    of_base = latent.base.lm.generation_config or latent.base.lm.config
+    tokens = {name: getattr(of_base, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **tokens)
+
+
 def _limit(wanted: GenerationConfig, prompt: int) -> int:
     """How many new tokens."""
     if wanted.max_new_tokens is not None:
@@ -273,8 +279,10 @@ def _limit(wanted: GenerationConfig, prompt: int) -> int:
     return int(wanted.max_length) - prompt
 
 
-def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any) -> Watch:
+def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any, pad: int) -> Watch | None:
     """Shows every step to stopping criteria and a streamer. All rows start together, so they are equally long."""
+    if not criteria and streamer is None:
+        return None
     sequences = prompts
     if streamer is not None:
         if len(prompts) > 1:
@@ -283,7 +291,7 @@ def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any)
 
     def watch(rows: list[int], tokens: list[int], _: list[int]) -> Sequence[bool]:
         nonlocal sequences
-        column = sequences.new_zeros(len(sequences), 1)
+        column = sequences.new_full((len(sequences), 1), pad)
         column[rows, 0] = torch.tensor(tokens, device=column.device)
         sequences = torch.cat([sequences, column], dim=1)
         if streamer is not None:

@@ -187,11 +187,11 @@ class Tracker:
         self._outbox: Outbox | None = None
         self._run: _Run | None = None
         if settings.enabled:
-            _import_mlflow()
+            quiet_mlflow()
             self._outbox = Outbox()
             self._outbox.start()
             # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
-            store = _Store(self.uri, settings.experiment)
+            store = Store(self.uri, settings.experiment)
             self._store = store
             self._outbox.put("opening the store", store.open)
 
@@ -286,7 +286,7 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     uri = tracking_uri(settings.uri, run_dir)
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return f"there is no such run in {without_password(uri)}"
-    _import_mlflow()
+    quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -298,7 +298,8 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     return ""
 
 
-def _import_mlflow() -> None:
+def quiet_mlflow() -> None:
+    """Import MLflow without its telemetry, its patience and its chatter."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # MLflow alone would try for minutes; the queue does that better.
@@ -311,8 +312,8 @@ def _import_mlflow() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-class _Store:
-    """A tracking store with the experiment in it. Methods run in the outbox's thread."""
+class Store:
+    """A tracking store with the experiment in it. A tracker's methods run in its outbox's thread."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
@@ -349,7 +350,7 @@ class _Store:
 class _Run:
     """One stage's run. Methods run in the outbox's thread; when ``begin`` was of no use, so are the others, and they do nothing."""
 
-    def __init__(self, store: _Store, run_dir: Path, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, run_dir: Path, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
         self._store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
         self._tags, self._params = tags, params
         self.id = ""
