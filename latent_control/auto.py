@@ -120,9 +120,13 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            raise ValueError(f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO --local-dir X")
+            raise ValueError(
+                f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO --local-dir X"
+            )
         if unknown := {name for name, value in settings.items() if value is not None} - _HUB:
-            raise ValueError(f"from_pretrained does not know {', '.join(sorted(unknown))}: it takes base, dtype, device_map, trust_remote_code")
+            raise ValueError(
+                f"from_pretrained does not know {', '.join(sorted(unknown))}: it takes base, dtype, device_map, trust_remote_code"
+            )
         latent = LatentActionLM.from_pretrained(
             folder, base=base, dtype=dtype if torch_dtype is None else torch_dtype, trust_remote_code=bool(trust_remote_code)
         )
@@ -163,7 +167,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         codes: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
-        """Next-token logits [B, T, V] under ``codes`` [B, T]; by default the policy's most likely ones. ``loss``: of ``labels``, shifted."""
+        """Next-token logits [B, T, V] under ``codes`` [B, T]; by default the policy's greedy ones. ``loss``: of ``labels``, shifted."""
         features = self.latent.features(input_ids, attention_mask)
         if codes is None:
             codes = self.latent.policy_logits(features, attention_mask).argmax(-1)

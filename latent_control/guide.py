@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 FREE = -1
 """Where a code would stand: the policy chooses."""
 
-Codes = torch.Tensor | Sequence[int | None] | Sequence[Sequence[int | None]]
+Codes: TypeAlias = torch.Tensor | Sequence[int | None] | Sequence[Sequence[int | None]]
 """For all rows alike, or for each row (or prompt); ``None`` and -1 leave the choice to the policy."""
-Allowed = torch.Tensor | Sequence[int] | Sequence[Sequence[int] | None]
+Allowed: TypeAlias = torch.Tensor | Sequence[int] | Sequence[Sequence[int] | None]
 """Code numbers for all rows alike or for each (``None``: all codes), or a bool tensor [N] or [R, N]."""
-Watch = Callable[[list[int], list[int], list[int]], Sequence[bool]]
+Watch: TypeAlias = Callable[[list[int], list[int], list[int]], Sequence[bool]]
 """Told of every step: rows, their new tokens, the codes of these; says which of the rows end here."""
 
 
@@ -45,7 +46,7 @@ def make_guide(
     """The guide for ``rows`` rows; ``None`` when nothing is decided. What is given for fewer rows holds for as many after each other.
 
     Raises:
-        ValueError: a code that does not exist, that ``allowed`` leaves out, or that changes inside a span; no code allowed; a wrong number of rows.
+        ValueError: a code that does not exist, that ``allowed`` leaves out, or that changes inside a span; no code allowed; wrong rows.
     """
     if codes is None and allowed is None:
         return None
@@ -64,7 +65,7 @@ def make_guide(
     return Guide(codes=table.to(device), allowed=mask.to(device))
 
 
-Row = Sequence[int | None] | None
+Row: TypeAlias = Sequence[int | None] | None
 
 
 def _rows_of(codes: Codes | None, name: str) -> list[Row]:

@@ -181,9 +181,11 @@ def _load_ours(
 
     saved, shape = read_config(folder), read_shape(folder)
     recorded = saved["base"]
-    source = base if base is not None else base_path(folder)
-    if base is None and source.startswith((".", "/")) and not Path(source).is_dir():
-        raise ValueError(f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)")
+    source: str | Path | PreTrainedModel = base if base is not None else base_path(folder)
+    if base is None and str(source).startswith((".", "/")) and not Path(str(source)).is_dir():
+        raise ValueError(
+            f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)"
+        )
     lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
     model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
     model.base_source = None if isinstance(source, PreTrainedModel) else str(source)

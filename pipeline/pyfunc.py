@@ -5,14 +5,10 @@ So it imports nothing else of this project, and is never unpickled. One row in, 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import mlflow
-
-# It asks for hints from which it would make a schema; the signature that the model is logged with says more.
-warnings.filterwarnings("ignore", message=r".*[Tt]ype hints?.*predict")
 
 
 class LatentModel(mlflow.pyfunc.PythonModel):

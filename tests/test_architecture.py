@@ -96,8 +96,12 @@ def test_mlflow_is_touched_in_its_files():
 def test_the_mlflow_model_needs_the_method_only():
     ours = {name.partition(".")[0] for name, _ in imports(ROOT / "pipeline/pyfunc.py")} & ARROWS.keys()
     assert ours == {"latent_control"}
-    assert not any(name.partition(".")[0] in ARROWS.keys() - {"latent_control"} for path in MODULES if "latent_control/" in name_of(path)
-                   for name, _ in imports(path))
+    assert not any(
+        name.partition(".")[0] in ARROWS.keys() - {"latent_control"}
+        for path in MODULES
+        if "latent_control/" in name_of(path)
+        for name, _ in imports(path)
+    )
 
 
 def test_parquet_is_touched_in_its_files():
