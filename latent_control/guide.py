@@ -68,6 +68,11 @@ def make_guide(
 Row: TypeAlias = Sequence[int | None] | None
 
 
+def is_one_row(listed: Sequence[object], name: str) -> bool:
+    """Whether ``codes`` or ``allowed_codes`` are given for all rows alike. ``None`` is a free code there, and a row without limits here."""
+    return all(isinstance(item, int) or (item is None and name == "codes") for item in listed)
+
+
 def _rows_of(codes: Codes | None, name: str) -> list[Row]:
     """One entry for all rows, or one for each."""
     if codes is None:
@@ -75,7 +80,7 @@ def _rows_of(codes: Codes | None, name: str) -> list[Row]:
     listed = codes.tolist() if isinstance(codes, torch.Tensor) else list(codes)
     if any(isinstance(item, bool | float) for item in listed):
         raise ValueError(f"{name}={listed!r:.80}: give whole numbers; a mask is a bool tensor")
-    if all(item is None or isinstance(item, int) for item in listed):
+    if is_one_row(listed, name):
         return [listed]
     return [None if row is None else list(row) for row in listed]
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from latent_control.distributions import rollout_seed
-from latent_control.guide import make_guide
+from latent_control.guide import is_one_row, make_guide
 
 # Arguments of OpenAI's that mean nothing here, at the values at which they mean nothing there either.
 NEUTRAL: dict[str, Any] = {
@@ -150,10 +150,10 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")  # a typo explains what is missing
+        first, name = found[0], str(found[0]["loc"][0])
         # Of a union each member has its say; the argument's name is what they share.
-        name = str(first["loc"][0])
-        said = "; ".join(dict.fromkeys(e["msg"] for e in error.errors(include_url=False) if e["loc"][0] == first["loc"][0]))
+        said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
         known = f"; known are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise Refused(f"{name}: {said}, got {_shown(content, name)}{known}", param=name) from error
 
@@ -220,7 +220,7 @@ def _each(given: Any, rows: int, name: str) -> list[Any] | None:
     """One entry for each row, of what was given for all, for each prompt, or for each row."""
     if given is None:
         return None
-    entries = [given] if all(item is None or isinstance(item, int) for item in given) else given
+    entries = [given] if is_one_row(given, name) else given
     if rows % len(entries):
         raise Refused(f"{name} is given for {len(entries)} rows, but there are {rows}: give one list for all, or one for each", param=name)
     return [entry for entry in entries for _ in range(rows // len(entries))]

@@ -22,7 +22,6 @@ from latent_control.persistence import BASE, base_hash, read_config, tokenizer_p
 from latent_control.persistence import CONFIG as LATENT
 from pipeline import checkpoints
 from pipeline.durable import sha256_file
-from pipeline.improve import TOKEN_INFO
 from pipeline.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
 from pipeline.tracking import git_commit, without_password
 
@@ -57,9 +56,11 @@ def find(target: Path) -> Source:
         checkpoint, run_dir = checkpoint_of(target)
         source = Source(checkpoint=checkpoint, run_dir=run_dir)
     folder = source.checkpoint
-    if (folder / TOKEN_INFO).is_file():
-        raise ValueError(f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent")
     if not (folder / LATENT).is_file():
+        from pipeline.improve import TOKEN_INFO  # RLlib takes seconds to import
+
+        if (folder / TOKEN_INFO).is_file():
+            raise ValueError(f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent")
         raise ValueError(f"{folder} is no latent-action checkpoint: it has no {LATENT}; give a run folder or RUN/checkpoints/STAGE")
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}); take another checkpoint, or train that stage again")

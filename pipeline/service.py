@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from latent_control.auto import LatentActionForCausalLM
-from latent_control.decoding import generate, row_limits
+from latent_control.decoding import generate
 from latent_control.guide import make_guide
 from latent_control.records import Generation
 from pipeline.completions import (
@@ -179,38 +179,26 @@ class Service:
 
     def _decode_alike(self, rows: Sequence[Row]) -> list[Answer]:
         """Rows of one temperature and top-k."""
-        asks, device = [row.ask for row in rows], self.latent.base.lm.device
+        asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
         width = max(len(ask.prompt) for ask in asks)
-        ids = torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device)
-        mask = torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device)
-        limits = [ask.max_tokens for ask in asks]
-        guided = any(ask.codes is not None or ask.allowed is not None for ask in asks)
-        config = self.latent.config
+        codes, allowed = [ask.codes for ask in asks], [ask.allowed for ask in asks]
+        guide = make_guide(codes, allowed, rows=len(asks), num_actions=shape.num_actions, span=shape.span, device=device)
+
+        def watch(numbers: list[int], tokens: list[int], chosen: list[int]) -> list[bool]:
+            return [rows[number].push(token, code) for number, token, code in zip(numbers, tokens, chosen, strict=True)]
+
         out = generate(
             self.latent.base,
             self.latent.actor(),
-            ids,
-            mask,
-            max_new_tokens=row_limits(limits, len(asks), device).tolist(),
+            torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device),
+            torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device),
+            max_new_tokens=[ask.max_tokens for ask in asks],
             temperature=asks[0].temperature,
             top_k=asks[0].top_k,
             stop_token=self.ends,
             row_seeds=[ask.seed for ask in asks],
-            guide=make_guide(
-                [ask.codes for ask in asks],
-                [ask.allowed for ask in asks],
-                rows=len(asks),
-                num_actions=config.num_actions,
-                span=config.span,
-                device=device,
-            )
-            if guided
-            else None,
-            watch=lambda numbers, tokens, codes: (
-                [rows[number].push(token, code) for number, token, code in zip(numbers, tokens, codes, strict=True)]
-                if any(row.stream is not None for row in rows)
-                else None
-            ),
+            guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
+            watch=watch if any(row.stream is not None for row in rows) else None,
         )
         return [self._answer(row, out, index) for index, row in enumerate(rows)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -118,6 +119,7 @@ def running(settings: Settings) -> Iterator[str]:
     from ray import serve
 
     with joined(settings.address, settings.replicas * settings.threads + 1):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
             try:
@@ -135,10 +137,10 @@ def serve_forever(settings: Settings, say: Callable[[str], None]) -> None:
     Raises:
         ValueError: the replica or the HTTP server does not start.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with running(settings) as address:
+            # Not before: Ray puts a handler of its own there, which would end us without tidying up.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             say(f"{settings.name} answers at {address}/v1/completions; {reach(settings.host)}")
             say("stop with Ctrl-C")
             threading.Event().wait()
