@@ -1,7 +1,15 @@
 """Latent actions for language models: the method of "Controlling Large Language Model with Latent Action" (arXiv 2503.21383)."""
 
-from latent_control.auto import LatentActionForCausalLM
+from latent_control.auto import LatentActionForCausalLM, LatentControlConfig, LatentGenerateOutput
 from latent_control.model import LatentActionConfig, LatentActionLM
 from latent_control.records import Features, Generation
 
-__all__ = ["Features", "Generation", "LatentActionConfig", "LatentActionForCausalLM", "LatentActionLM"]
+__all__ = [
+    "Features",
+    "Generation",
+    "LatentActionConfig",
+    "LatentActionForCausalLM",
+    "LatentActionLM",
+    "LatentControlConfig",
+    "LatentGenerateOutput",
+]

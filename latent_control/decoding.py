@@ -11,6 +11,7 @@ from latent_control.actors import Actor
 from latent_control.base import BaseLM
 from latent_control.distributions import rollout_seed
 from latent_control.engine import Engine, Sampling
+from latent_control.guide import Guide, Watch
 from latent_control.records import Generation
 from latent_control.static import StaticEngine
 
@@ -36,49 +37,13 @@ def row_limits(max_new_tokens: int | Sequence[int], rows: int, device: torch.dev
     return limits
 
 
-def special_tokens(lm: PreTrainedModel, stop_token: int | Sequence[int] | None) -> tuple[tuple[int, ...], int]:
+def special_tokens(lm: PreTrainedModel, stop_token: int | list[int] | None) -> tuple[tuple[int, ...], int]:
     """(end tokens, pad token) of a base LM; chat models have several. ``stop_token`` -1 switches them off."""
     config = lm.generation_config or lm.config
     ends = config.eos_token_id if stop_token is None else stop_token
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     pad = config.pad_token_id if config.pad_token_id is not None else 0
     return tuple(end for end in ends if end >= 0), pad
-
-
-def allowed_rows(allowed: torch.Tensor | None, rows: int, actions: int) -> torch.Tensor | None:
-    """[rows, actions] bool of a mask [actions] for all rows, or of one per row.
-
-    Raises:
-        ValueError: it has another shape, or allows a row nothing.
-    """
-    if allowed is None:
-        return None
-    if allowed.dtype != torch.bool or allowed.shape not in ((actions,), (rows, actions)):
-        found = f"{allowed.dtype} of shape {tuple(allowed.shape)}"
-        raise ValueError(f"allowed_actions is {found}: need torch.bool of shape ({actions},) or ({rows}, {actions})")
-    if not bool(allowed.any(-1).all()):
-        raise ValueError("allowed_actions allows a row nothing: leave at least one action")
-    return allowed.expand(rows, actions)
-
-
-def forced_rows(forced: torch.Tensor | None, rows: int, longest: int, actions: int) -> torch.Tensor | None:
-    """[rows, longest] of forced actions [rows, T] or [T], -1 where the choice is free.
-
-    Raises:
-        ValueError: it has another shape, or names an action there is not.
-    """
-    if forced is None:
-        return None
-    if forced.ndim not in (1, 2) or (forced.ndim == 2 and len(forced) != rows) or forced.dtype != torch.long:
-        raise ValueError(f"forced_actions is {forced.dtype} of shape {tuple(forced.shape)}: need torch.long of shape (T,) or ({rows}, T)")
-    if forced.numel() and not -1 <= int(forced.min()) <= int(forced.max()) < actions:
-        raise ValueError(
-            f"forced_actions holds {int(forced.min())} to {int(forced.max())}: need 0 to {actions - 1}, or -1 for a free choice"
-        )
-    laid = forced.new_full((rows, longest), -1)
-    width = min(longest, forced.shape[-1])
-    laid[:, :width] = forced[..., :width]
-    return laid
 
 
 @torch.no_grad()
@@ -93,22 +58,22 @@ def generate(
     top_k: int | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
-    stop_token: int | Sequence[int] | None = None,
+    stop_token: int | list[int] | None = None,
     repeats: int = 1,
     row_seeds: Sequence[int] | None = None,
     return_features: bool = False,
     refresh: Callable[[], int] | None = None,
     static: bool = False,
     aliases: int | None = None,
-    allowed_actions: torch.Tensor | None = None,
-    forced_actions: torch.Tensor | None = None,
+    guide: Guide | None = None,
+    watch: Watch | None = None,
 ) -> Generation:
     """``LatentActionLM.generate`` for any actor; see there for the arguments.
 
     ``refresh`` is asked before every step for the policy's version; it may have changed the policy's weights in place.
     ``aliases``: also find, among so many most likely codes, those that would have emitted the same token (``Generation.events``).
+    ``guide``: codes that are forced or allowed; ``watch`` is told of every step and may end rows.
     ``static`` decodes on tensors of fixed size and, on a GPU, by a CUDA graph (``StaticEngine``).
-    ``allowed_actions`` [rows, actions] and ``forced_actions`` [rows, longest limit] as ``Sampling`` takes them.
     """
     rows = len(input_ids) * repeats
     limits = row_limits(max_new_tokens, rows, input_ids.device)
@@ -129,8 +94,8 @@ def generate(
         pad_token=pad,
         keep_features=return_features,
         aliases=aliases,
-        allowed=allowed_actions,
-        forced=forced_actions,
+        guide=guide,
+        watch=watch,
     )
     ids, mask = left_pad(input_ids, attention_mask, pad)
     kind = StaticEngine if static else Engine

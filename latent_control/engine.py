@@ -19,6 +19,7 @@ from latent_control.actors import Actor
 from latent_control.aliases import event_log_prob, pack, same_token
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.guide import Guide, Watch
 from latent_control.lean import lean_blocks
 from latent_control.records import Features, Generation
 from latent_control.slots import Buffer, SlotMemory
@@ -41,10 +42,10 @@ class Sampling:
     keep_features: bool
     aliases: int | None = None
     """Codes among which those that emit the chosen one's token are found (``aliases``)."""
-    allowed: torch.Tensor | None = None
-    """[rows, actions] bool, what a row may choose from."""
-    forced: torch.Tensor | None = None
-    """[rows, longest] int64, the action to take at a place; -1 leaves the choice to the policy."""
+    guide: Guide | None = None
+    """Codes the caller forces or allows."""
+    watch: Watch | None = None
+    """Told of every step; may end rows."""
 
 
 @dataclass(kw_only=True)
@@ -341,14 +342,11 @@ class Engine:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
-        if self.sampling.allowed is not None:
-            logits = logits.masked_fill(~self.sampling.allowed[rows], float("-inf"))
+        if self.sampling.guide is not None:
+            logits = self.sampling.guide.apply(logits, rows, [self.lengths[row] for row in rows])
         log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
         greedy = self.sampling.temperature == 0
         actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
-        if self.sampling.forced is not None:
-            wanted = self.sampling.forced.flatten()[cells]
-            actions = torch.where(wanted < 0, actions, wanted)
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
@@ -360,9 +358,12 @@ class Engine:
             self.next_tokens[: len(slots)] = tokens
         else:
             self.next_tokens[slots] = tokens
-        for slot, row, token in zip(slots, rows, tokens.tolist(), strict=True):
+        chosen = tokens.tolist()
+        watch = self.sampling.watch
+        ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
+        for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
-            if token in self.sampling.stop_tokens:
+            if end or token in self.sampling.stop_tokens:
                 self.stopped[row] = True
             elif self.lengths[row] < self.limits[row]:
                 continue

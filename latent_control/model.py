@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
-from latent_control.decoding import allowed_rows, forced_rows, generate
+from latent_control.decoding import generate
+from latent_control.guide import Allowed, Codes, Watch, make_guide
 from latent_control.merge import Merge
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
@@ -255,13 +256,14 @@ class LatentActionLM(nn.Module):
         top_k: int | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
-        stop_token: int | Sequence[int] | None = None,
+        stop_token: int | list[int] | None = None,
         level: str = "latent",
         repeats: int = 1,
         row_seeds: Sequence[int] | None = None,
         return_features: bool = False,
-        allowed_actions: torch.Tensor | None = None,
-        forced_actions: torch.Tensor | None = None,
+        codes: Codes | None = None,
+        allowed_codes: Allowed | None = None,
+        watch: Watch | None = None,
     ) -> Generation:
         """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit.
 
@@ -271,21 +273,28 @@ class LatentActionLM(nn.Module):
             top_k: sample among the k most likely codes.
             seed: row r draws from a stream made of (seed, r) alone; ``None`` takes one from torch's global stream.
             batch_size: rows decoded at once; ``None`` is all.
-            stop_token: end token or several; ``None`` is the base's (all of them), -1 none at all.
+            stop_token: end token or tokens; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             row_seeds: explicit stream per output row instead of ``seed``.
             return_features: also return what the learner needs of the base pass.
-            allowed_actions: codes to choose from, bool [N] or one mask per output row [B * repeats, N].
-            forced_actions: codes to take at the first T tokens, int64 [T] or [B * repeats, T]; -1 leaves the choice to the policy. With
-                spans the first place of a span decides.
+            codes: force these codes, from the first token on; the policy chooses where they end or say ``None`` (-1).
+            allowed_codes: the policy chooses among these codes only.
+            watch: told of every step; may end rows.
 
         Raises:
             ValueError: an argument is out of range.
         """
-        rows, longest = len(input_ids) * repeats, int(torch.as_tensor(max_new_tokens).max())
-        if level == "base" and not (allowed_actions is None and forced_actions is None):
-            raise ValueError("level='base' has no codes: leave allowed_actions and forced_actions out")
+        if level != "latent" and (codes is not None or allowed_codes is not None):
+            raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
+        guide = make_guide(
+            codes,
+            allowed_codes,
+            rows=len(input_ids) * repeats,
+            num_actions=self.config.num_actions,
+            span=self.config.span,
+            device=input_ids.device,
+        )
         return generate(
             self.base,
             self.actor(level),
@@ -300,8 +309,8 @@ class LatentActionLM(nn.Module):
             repeats=repeats,
             row_seeds=row_seeds,
             return_features=return_features,
-            allowed_actions=allowed_rows(allowed_actions, rows, self.config.num_actions),
-            forced_actions=forced_rows(forced_actions, rows, longest, self.config.num_actions),
+            guide=guide,
+            watch=watch,
         )
 
     # -- persistence -------------------------------------------------------------------------------------------------

@@ -144,6 +144,11 @@ def base_path(folder: str | Path) -> str:
     return str(beside.resolve()) if beside.is_dir() else recorded
 
 
+def tokenizer_path(folder: str | Path) -> str:
+    """Where the tokenizer of a checkpoint lies: an export has it inside, else it is with the base LM."""
+    return str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else base_path(folder)
+
+
 def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -> None:
     """Write checkpoint ``source`` to ``folder`` with the trained policy ``weights`` in place of its own; the base is not loaded."""
     tensors = read_weights(source / WEIGHTS)
@@ -176,7 +181,11 @@ def _load_ours(
 
     saved, shape = read_config(folder), read_shape(folder)
     recorded = saved["base"]
-    source = base if base is not None else base_path(folder)
+    source: str | Path | PreTrainedModel = base if base is not None else base_path(folder)
+    if base is None and str(source).startswith((".", "/")) and not Path(str(source)).is_dir():
+        raise ValueError(
+            f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)"
+        )
     lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
     model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
     model.base_source = None if isinstance(source, PreTrainedModel) else str(source)

@@ -3,81 +3,127 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
+import tempfile
 from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import cli
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-Target = Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run folder (its last policy), or a checkpoint in one.")]
+if TYPE_CHECKING:
+    from pipeline.export import Source
+    from pipeline.registry import Registered
+
+BaseFolder = Annotated[str | None, typer.Option("--base", help="Where the base LM lies now, if it moved since training.")]
 
 
 @cli.app.command()
 def export(
-    target: Target,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to make; default RUN/export.")] = None,
-    register: Annotated[str | None, typer.Option("--register", help="Also an MLflow model of this name, in the run's store.")] = None,
-    alias: Annotated[str | None, typer.Option("--alias", help="Of the registered version, e.g. champion.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", help="Another store to register in.")] = None,
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run (its last policy), RUN/checkpoints/STAGE, or an export to register.")
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Default: RUN/export.")] = None,
+    base: BaseFolder = None,
+    reference_base: Annotated[bool, typer.Option("--reference-base", help="Do not copy the base LM; keep its place and hash.")] = False,
+    register: Annotated[str | None, typer.Option("--register", metavar="NAME", help="Also register it in MLflow under NAME.")] = None,
+    alias: Annotated[str | None, typer.Option("--alias", help="Point this alias at the registered version, e.g. champion.")] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="URI", help="MLflow's tracking URI; default: the run's own.")] = None,
     as_json: cli.AsJson = False,
 ) -> None:
-    """A folder for production, without the inverse dynamics model: AutoModelForCausalLM, serve and MLflow load it."""
+    """Write RUN's policy, with all it needs to answer, into a folder: no inverse dynamics model, safetensors and JSON only."""
+    target = target.absolute()
     with cli.sentences(cli.USAGE):
-        cli._existing(target.absolute())
-        if alias and not register:
-            raise ValueError(f"--alias {alias} is of a registered model: give --register NAME, too")
+        if register is None and (alias or store):
+            raise ValueError(f"{'--alias' if alias else '--store'} needs --register NAME")
         from pipeline import export as exporting
-        from pipeline.off_policy import checkpoint_of
 
-        run_dir = checkpoint_of(target.absolute())[1]
-        folder = (out or run_dir / "export").absolute()
-        if folder.exists() and any(folder.iterdir()) and not (folder / exporting.PROVENANCE).is_file():
-            raise ValueError(f"--out: {folder} is not empty and holds no export; give another folder")
+        done_before = exporting.is_export(target)
+        if done_before and (register is None or out is not None):
+            raise ValueError(f"{target} is an export already: register it with --register NAME, or serve it with latent-control serve")
+        source = None if done_before else exporting.find(target)
+        folder = target if done_before else (out or (target if source and source.run_dir == target else Path.cwd()) / "export").absolute()
+        place = _store(source, store) if register is not None else None
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
-        info = exporting.export(target.absolute(), folder)
-        model = exporting.registered(folder, run_dir, register, alias, tracking_uri) if register else {}
+        if source is not None:
+            exporting.export(source, folder, base=base, reference=reference_base)
+        registered = None if place is None or register is None else _register(folder, register, place, alias)
+    _report(target, folder, registered, as_json)
+
+
+def _store(source: Source | None, store: str | None) -> tuple[str, str]:
+    """(tracking URI, experiment) where a model is registered."""
+    from configs.schema import Tracking
+    from pipeline.tracking import tracking_uri
+
+    config = None if source is None else source.config()
+    tracking = Tracking() if config is None else config.tracking
+    if store is not None:
+        return tracking_uri(store, Path.cwd()), tracking.experiment
+    if source is None or source.run_dir is None or config is None:
+        raise ValueError("which MLflow store? This is no run: say it with --store URI, e.g. --store sqlite:///runs/mlflow.db")
+    return tracking_uri(tracking.uri, source.run_dir), tracking.experiment
+
+
+def _register(folder: Path, name: str, place: tuple[str, str], alias: str | None) -> Registered:
+    from pipeline.registry import register
+
+    return register(folder, name, store=place[0], experiment=place[1], alias=alias)
+
+
+def _report(target: Path, folder: Path, registered: Registered | None, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "provenance": info, **model}, indent=2))
+        result: dict[str, Any] = {"folder": str(folder), "registered": asdict(registered) if registered else None}
+        typer.echo(json.dumps(result, indent=2))
         return
-    typer.echo(f"export: {folder} ({info['run']}, {info['stage']})")
-    if model:
-        typer.echo(f"registered: {model.get('alias') or model['model']} in {model['tracking_uri']}")
+    typer.echo(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB")
+    if registered:
+        typer.echo(f"registered in {registered.store}: {registered.uri}" + (f", alias {registered.alias}" if registered.alias else ""))
     typer.echo(f"serve it: latent-control serve {folder}")
 
 
 @cli.app.command()
 def serve(
-    target: Annotated[Path, typer.Argument(metavar="EXPORT_OR_RUN", help="A folder made by export, or a run: it is exported first.")],
-    host: Annotated[str, typer.Option("--host", help="127.0.0.1: this machine only; 0.0.0.0: everybody.")] = "127.0.0.1",
+    target: Annotated[Path, typer.Argument(metavar="FOLDER_OR_RUN", help="An export, a run (its last policy), or RUN/checkpoints/STAGE.")],
+    host: Annotated[str, typer.Option("--host", help="Address to bind to; 0.0.0.0 opens the service to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Copies of the model, each in its own process.")] = 1,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    name: Annotated[str | None, typer.Option("--name", help="The model's name in requests; default: the folder's.")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 32,
+    batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
+    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: one of its own.")] = "local",
+    base: BaseFolder = None,
 ) -> None:
-    """OpenAI-style completions by Ray Serve, codes in the reply; codes or a mask of them may be forced by the caller. Ends with Ctrl-C."""
-    folder = target.absolute()
-    with cli.sentences(cli.USAGE):
-        cli._existing(folder)
-        from pipeline import export as exporting
+    """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
+    target = target.absolute()
+    with tempfile.TemporaryDirectory(prefix="latent-control-") as temporary:
+        with cli.sentences(cli.USAGE):
+            from pipeline import export as exporting
+            from pipeline import serving
 
-        exporting.require_serve()
-        exporting.require_free(host, port)
-        if (folder / cli.RUN_CONFIG).is_file():
-            folder = folder / "export"
-            with redirect_stdout(sys.stderr):
-                exporting.export(target.absolute(), folder)
-        exporting.require_whole(folder)
-    from pipeline.serve import serving
-
-    with cli.sentences(cli.FAILED), serving(folder, host=host, port=port, replicas=replicas, dtype=dtype, device=device) as address:
-        reach = "" if host in LOOPBACK else " (anybody who reaches this machine can use it: there is no password)"
-        typer.echo(f"serving {folder.name} at {address}/v1{reach}; Ctrl-C ends it")
-        typer.echo(f"""try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{{"prompt": "...", "max_tokens": 16}}'""")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's end is an end, too
-        threading.Event().wait()
+            settings = serving.Settings(
+                folder=target,
+                name=name or target.name,
+                host=host,
+                port=port,
+                replicas=replicas,
+                batch_size=batch_size,
+                batch_wait=batch_wait,
+                threads=threads,
+                gpus=gpus,
+                address=address,
+                base=base,
+            )
+            serving.require_port(settings)
+            if not exporting.is_export(target):
+                source = exporting.find(target)
+                settings = replace(settings, folder=Path(temporary) / "export", base=None)
+                exporting.export(source, settings.folder, base=base, reference=True)
+            serving.check(settings)
+        with cli.sentences(cli.FAILED):
+            serving.serve_forever(settings, typer.echo)

@@ -75,14 +75,21 @@ def connected(config: RunConfig) -> Iterator[None]:
 
     A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors start.
     """
+    with joined(config.cluster.address, cpus_wanted(config)):
+        yield
+
+
+@contextmanager
+def joined(address: str, cpus_wanted: float) -> Iterator[None]:
+    """As ``connected``, for an address and so many CPUs."""
     if ray.is_initialized():
         yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
-    local = config.cluster.address == "local"
-    cpus = max(os.cpu_count() or 1, int(cpus_wanted(config) + 0.999)) if local else None
+    local = address == "local"
+    cpus = max(os.cpu_count() or 1, int(cpus_wanted + 0.999)) if local else None
     ray.init(
-        address=config.cluster.address,
+        address=address,
         num_cpus=cpus,
         include_dashboard=False if local else None,
         runtime_env={"env_vars": WORKER_ENVIRONMENT},

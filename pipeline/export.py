@@ -1,113 +1,159 @@
-"""A model for production: base LM, policy, merge module and codebook in one folder, without the inverse dynamics model."""
+"""``export``: a policy with all it needs to answer, and nothing of what trained it. Safetensors and JSON only.
+
+The folder is a checkpoint like any other (``evaluate`` and ``search`` take it) without the inverse dynamics model, and a model that
+``AutoModelForCausalLM`` loads: with tokenizer, generation defaults and ``provenance.json``.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import socket
-from importlib.util import find_spec
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer, GenerationConfig
+
 from configs.loading import load_config
 from configs.schema import RunConfig
+from latent_control.auto import LatentControlConfig, greedy_defaults
+from latent_control.model import LatentActionLM
+from latent_control.persistence import BASE, base_hash, read_config, tokenizer_path, world_hash
+from latent_control.persistence import CONFIG as LATENT
 from pipeline import checkpoints
-from pipeline.off_policy import RUN_CONFIG, checkpoint_of
+from pipeline.durable import sha256_file
+from pipeline.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
+from pipeline.tracking import git_commit, without_password
 
-PROVENANCE = "provenance.json"
+PROVENANCE, FORMAT = "provenance.json", 1
 
 
-def export(target: Path, folder: Path) -> dict[str, Any]:
-    """Write the last policy of a run (or the checkpoint ``target`` inside one) to ``folder``, whole or not at all; returns its provenance.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is exported: ``Source(checkpoint=Path("runs/first/checkpoints/improve"), run_dir=Path("runs/first"))``."""
 
-    Loads with ``AutoModelForCausalLM`` (after ``import latent_control``), ``LatentActionLM.from_pretrained`` and ``TextModel.load``.
+    checkpoint: Path
+    run_dir: Path | None
+    """``None``: a checkpoint outside of a run."""
+
+    def config(self) -> RunConfig | None:
+        """The run's config."""
+        return None if self.run_dir is None else load_config(self.run_dir / RUN_CONFIG, [], check_paths=False)
+
+
+def find(target: Path) -> Source:
+    """The last policy of a run, or one checkpoint.
 
     Raises:
-        ValueError: no such policy, a damaged checkpoint, or another base LM than it was trained on.
+        FileNotFoundError: nothing is there.
+        ValueError: there is no policy over codes, or it is damaged.
     """
-    from transformers import AutoTokenizer
+    if not target.exists():
+        raise FileNotFoundError(f"there is nothing at {target}; give a run folder or a checkpoint (RUN/checkpoints/STAGE)")
+    if (target / LATENT).is_file() and not (target.parent.parent / RUN_CONFIG).is_file():
+        source = Source(checkpoint=target, run_dir=None)
+    else:
+        checkpoint, run_dir = checkpoint_of(target)
+        source = Source(checkpoint=checkpoint, run_dir=run_dir)
+    folder = source.checkpoint
+    if not (folder / LATENT).is_file():
+        from pipeline.improve import TOKEN_INFO  # RLlib takes seconds to import
 
-    from latent_control import LatentActionForCausalLM, LatentActionLM
-    from latent_control.persistence import CONFIG, base_hash, base_path, world_hash
-    from latent_control.text import SETTINGS
+        if (folder / TOKEN_INFO).is_file():
+            raise ValueError(f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent")
+        raise ValueError(f"{folder} is no latent-action checkpoint: it has no {LATENT}; give a run folder or RUN/checkpoints/STAGE")
+    if damaged := weight_problems(folder):
+        raise ValueError(f"{folder} is damaged ({damaged[0]}); take another checkpoint, or train that stage again")
+    if (stage := _info(folder).get("stage")) == "actions":
+        raise ValueError(f"the policy in {folder} is untrained: stage {stage} only finds codes; export one of {', '.join(POLICY_STAGES)}")
+    return source
 
-    checkpoint, run_dir = checkpoint_of(target)
-    if not (checkpoint / CONFIG).is_file():
-        raise ValueError(f"{checkpoint} is no latent-action checkpoint (it has no {CONFIG}): token-level policies are not exported")
-    if problems := checkpoints.verify(checkpoint):
-        raise ValueError(f"{checkpoint} is damaged: {'; '.join(problems)}; export another checkpoint")
-    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
-    trust = config.base.trust_remote_code
-    model = LatentActionLM.from_pretrained(checkpoint, trust_remote_code=trust)
-    tokenizer = AutoTokenizer.from_pretrained(base_path(checkpoint), trust_remote_code=trust)
-    info = provenance(config, run_dir, checkpoint) | {"base_sha256": base_hash(model), "world_sha256": world_hash(model)}
+
+def weight_problems(folder: Path) -> list[str]:
+    """What is wrong with the weights of a folder that has a manifest; its JSON may have been edited, e.g. generation defaults."""
+    if not (folder / checkpoints.MANIFEST).is_file():
+        return []
+    return [line for line in checkpoints.verify(folder) if ".safetensors" in line or checkpoints.MANIFEST in line.partition(" ")[0]]
+
+
+def export(source: Source, out: Path, *, base: str | None = None, reference: bool = False) -> Path:
+    """Write the export folder ``out`` (whole or not at all) and return it.
+
+    Args:
+        base: where the base LM lies, when it moved since training.
+        reference: do not copy the base LM, keep its place and hash.
+
+    Raises:
+        ValueError: ``out`` holds something, or the base LM is not there, or is another.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; give another folder with -o, or remove it")
+    config = source.config()
+    trust = config is not None and config.base.trust_remote_code
+    dtype = "auto" if config is None else config.base.dtype
+    latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
+    tokenizer = AutoTokenizer.from_pretrained(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    about = provenance(source, latent, config)
 
     def files(staging: Path) -> None:
-        LatentActionForCausalLM.of(model).save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        (staging / SETTINGS).write_text(json.dumps(serving(config), indent=1), encoding="utf-8")
-        (staging / PROVENANCE).write_text(json.dumps(info, indent=1), encoding="utf-8")
+        latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
+        LatentControlConfig.of(latent).save_pretrained(staging)
+        greedy_defaults(latent, None if config is None else config.rollout.max_new_tokens).save_pretrained(staging)
+        for folder in (staging, *([] if reference else [staging / BASE])):
+            tokenizer.save_pretrained(folder, save_jinja_files=False)
+        (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")
 
-    checkpoints.write(folder, files=files, info=info)
-    return info
-
-
-def serving(config: RunConfig) -> dict[str, Any]:
-    """What a request leaves open."""
-    return {"chat": config.task.chat, "max_new_tokens": config.rollout.max_new_tokens, "temperature": config.rollout.temperature}
+    checkpoints.write(out, files=files, info={"stage": "export"})
+    return out
 
 
-def provenance(config: RunConfig, run_dir: Path, checkpoint: Path) -> dict[str, Any]:
-    """Where an export comes from: run, stage, code, config and weights by hash, and how it was judged."""
-    from pipeline.tracking import git_commit, read_record
-
-    summary = json.loads((run_dir / "summary.json").read_text()) if (run_dir / "summary.json").is_file() else {}
-    record = read_record(run_dir) or {"runs": {}}
+def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None) -> dict[str, Any]:
+    """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
+    manifest = source.checkpoint / checkpoints.MANIFEST
+    found = None
+    if source.run_dir is not None and (source.run_dir / "summary.json").is_file():
+        found = json.loads((source.run_dir / "summary.json").read_text()).get("evaluation")
+    settings = None if config is None else config.model_dump(mode="json")
+    if settings and settings["tracking"]["uri"]:
+        settings["tracking"]["uri"] = without_password(settings["tracking"]["uri"])
     return {
-        "run": run_dir.name,
-        "stage": checkpoint.name,
-        "seed": config.seed,
-        "git_commit": git_commit(),
-        "config_sha256": hashlib.sha256((run_dir / RUN_CONFIG).read_bytes()).hexdigest(),
-        "checkpoint_seal": json.loads((checkpoint / checkpoints.MANIFEST).read_text())["seal_sha256"],
-        "mlflow_run_id": record["runs"].get(checkpoint.name),
-        "evaluation": summary.get("evaluation"),
-        "gates": summary.get("gates"),
+        "format": FORMAT,
+        "run": None if source.run_dir is None else source.run_dir.name,
+        "checkpoint": source.checkpoint.name,
+        "checkpoint_manifest_sha256": sha256_file(manifest) if manifest.is_file() else None,
+        "base": {"name": Path(str(latent.base_source)).name, "sha256": base_hash(latent)},
+        "world_hash": world_hash(latent),
+        "trained_with": _versions(source.checkpoint),
+        "exported_by": git_commit(),
+        "evaluation": found,
+        "config": settings,
     }
 
 
-def registered(folder: Path, run_dir: Path, name: str, alias: str | None, uri: str | None) -> dict[str, str]:
-    """Register the export in ``folder`` under ``name`` in the run's store, or in the one at ``uri``; see ``tracking.register``."""
-    from pipeline.tracking import read_record, register, tracking_uri
-
-    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
-    stage = json.loads((folder / PROVENANCE).read_text())["stage"]
-    # A run id means something in the store it comes from only.
-    runs = {} if uri else (read_record(run_dir) or {"runs": {}})["runs"]
-    store = tracking_uri(uri or config.tracking.uri, run_dir)
-    return register(folder, name, alias, uri=store, experiment=config.tracking.experiment, run_id=runs.get(stage))
+def is_export(folder: Path) -> bool:
+    """Whether ``export`` wrote ``folder``."""
+    return (folder / PROVENANCE).is_file() and (folder / LATENT).is_file()
 
 
-def require_serve() -> None:
-    """``ValueError`` unless Ray Serve's packages are here."""
-    if missing := [name for name in ("fastapi", "grpc_reflection", "uvicorn") if find_spec(name) is None]:
-        raise ValueError(f"serving needs {', '.join(missing)}: pip install -c requirements.lock -e '.[serve]'")
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """``provenance.json`` of an export; empty for other folders."""
+    return json.loads((folder / PROVENANCE).read_text()) if (folder / PROVENANCE).is_file() else {}
 
 
-def require_free(host: str, port: int) -> None:
-    """``ValueError`` unless ``host:port`` can be listened at."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ValueError(f"--host {host} --port {port}: {error.strerror}; give another port, e.g. --port {port % 65535 + 1}") from error
+def base_inside(folder: Path) -> bool:
+    """Whether a checkpoint carries its base LM."""
+    return bool(read_config(folder)["base"]["bundled"])
 
 
-def require_whole(folder: Path) -> None:
-    """``ValueError`` unless ``folder`` holds an undamaged export."""
-    if not (folder / PROVENANCE).is_file():
-        raise ValueError(f"{folder} is neither a run nor an export: make one with latent-control export RUN --out {folder}")
-    if problems := checkpoints.verify(folder):
-        raise ValueError(f"{folder} is damaged: {'; '.join(problems)}; export it again")
+def defaults(folder: Path) -> GenerationConfig:
+    """Generation defaults of an export."""
+    return GenerationConfig.from_pretrained(folder)
+
+
+def _info(folder: Path) -> Mapping[str, Any]:
+    return checkpoints.read_info(folder) if (folder / checkpoints.MANIFEST).is_file() else {}
+
+
+def _versions(folder: Path) -> Mapping[str, str]:
+    path = folder / checkpoints.MANIFEST
+    return json.loads(path.read_text())["versions"] if path.is_file() else {}

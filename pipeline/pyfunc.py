@@ -1,32 +1,63 @@
-"""The MLflow model of an export, logged as code: ``mlflow.pyfunc.load_model(URI).predict([{"prompt": "..."}])``.
+"""The MLflow model, as code: MLflow copies this file and ``latent_control`` beside the export and runs it where the model is loaded.
 
-MLflow runs this file where the model is loaded; beside it travel the export and the package ``latent_control``, nothing else of ours.
+So it imports nothing else of this project, and is never unpickled. One row in, one row out; see ``pipeline/registry.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
-
-from latent_control.text import TextModel
+import mlflow
 
 
-class LatentActions(PythonModel):  # type: ignore[misc]
-    """Column ``prompt`` in; ``text``, ``codes`` and ``finish_reason`` out."""
+class LatentModel(mlflow.pyfunc.PythonModel):
+    """Answers ``{"prompt": [...]}``, optionally with ``"codes"`` forced per row; the columns of the answer are in its signature."""
 
     def load_context(self, context: Any) -> None:
-        """Load the export."""
-        self.text = TextModel.load(context.artifacts["export"])
+        """Load the export once."""
+        from transformers import AutoTokenizer
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One completion per row; ``params``: max_new_tokens, temperature (0: greedy), seed (-1: none)."""
-        given = {name: value for name, value in (params or {}).items() if value is not None and not (name == "seed" and value < 0)}
-        asks = [self.text.ask(prompt, **given) for prompt in model_input["prompt"]]
-        found = self.text.complete(asks)
-        return pd.DataFrame([{"text": one.text, "codes": one.codes, "finish_reason": one.finish_reason} for one in found])
+        from latent_control import LatentActionForCausalLM
+
+        folder = context.artifacts["export"]
+        self.model = LatentActionForCausalLM.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """A frame with the columns text, codes and finish_reason, for a frame (or records) with the columns of the signature."""
+        import pandas
+
+        settings = dict(params or {})
+        prompts = list(model_input["prompt"])
+        if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+            raise ValueError(f"prompt is {wrong[0]!r:.80}: one string per row; give a DataFrame or a list of records")
+        codes = [None if row is None else [int(code) for code in row] for row in model_input["codes"]] if "codes" in model_input else None
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        temperature = float(settings.get("temperature", 0.0))
+        allowed = [int(code) for code in settings.get("allowed_codes", ())]
+        out = self.model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=settings.get("max_tokens", 0) or None,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            seed=settings["seed"] if settings.get("seed", -1) >= 0 else None,
+            codes=codes,
+            allowed_codes=allowed or None,
+            return_codes=True,
+        )
+        lengths = out.lengths.tolist()
+        new = out.sequences[:, batch["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return pandas.DataFrame(
+            {
+                "text": [self.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in zip(new, lengths, strict=True)],
+                "codes": [row[:n].tolist() for row, n in zip(out.codes, lengths, strict=True)],
+                "finish_reason": ["stop" if int(row[n - 1]) in ends else "length" for row, n in zip(new, lengths, strict=True)],
+            }
+        )
 
 
-set_model(LatentActions())
+mlflow.models.set_model(LatentModel())

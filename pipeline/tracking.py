@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -41,8 +40,6 @@ _HOPELESS = frozenset(
 )
 _HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "INVALID_STATE"}
 _LOG = logging.getLogger(__name__)
-SERVED_BY = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
-"""What a registered model needs where it is loaded."""
 
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
@@ -190,11 +187,11 @@ class Tracker:
         self._outbox: Outbox | None = None
         self._run: _Run | None = None
         if settings.enabled:
-            _import_mlflow()
+            quiet_mlflow()
             self._outbox = Outbox()
             self._outbox.start()
             # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
-            store = _Store(self.uri, settings.experiment)
+            store = Store(self.uri, settings.experiment)
             self._store = store
             self._outbox.put("opening the store", store.open)
 
@@ -289,7 +286,7 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     uri = tracking_uri(settings.uri, run_dir)
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return f"there is no such run in {without_password(uri)}"
-    _import_mlflow()
+    quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -301,49 +298,8 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     return ""
 
 
-def register(export: Path, name: str, alias: str | None, *, uri: str, experiment: str, run_id: str | None) -> dict[str, str]:
-    """Log an export as an MLflow model (a pyfunc, as code), register it, give it an alias; with the run it comes from where there is one.
-
-    ``{"model": "models:/countdown/3", "alias": "champion", "tracking_uri": ...}``. Raises ``ValueError`` when the store does not take it.
-    """
-    _import_mlflow()
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, ParamSchema, ParamSpec, Schema
-    from sqlalchemy.exc import SQLAlchemyError
-
-    columns = [ColSpec("string", "text"), ColSpec(Array("long"), "codes"), ColSpec("string", "finish_reason")]
-    settings = [ParamSpec("max_new_tokens", "long", None), ParamSpec("temperature", "double", None), ParamSpec("seed", "long", -1)]
-    signature = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema(columns), ParamSchema(settings))
-    root = Path(__file__).resolve().parent.parent
-    try:
-        store = _Store(uri, experiment)  # its experiments keep their artifacts beside the store
-        store.open()
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        mlflow.set_experiment(experiment_id=store.experiment_id)
-        with mlflow.start_run(run_id=run_id, run_name=None if run_id else f"{name}/export"):
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(root / "pipeline" / "pyfunc.py"),
-                artifacts={"export": str(export)},
-                code_paths=[str(root / "latent_control")],
-                signature=signature,
-                pip_requirements=[f"{package}=={version(package)}" for package in SERVED_BY],
-                registered_model_name=name,
-            )
-        if alias:
-            store.client.set_registered_model_alias(name, alias, info.registered_model_version)
-    except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise ValueError(
-            f"{without_password(uri)} did not take the model {name!r}: {str(error).strip().partition(chr(10))[0][:200]}"
-        ) from error
-    found = {"model": f"models:/{name}/{info.registered_model_version}", "tracking_uri": without_password(uri)}
-    return found | ({"alias": f"models:/{name}@{alias}"} if alias else {})
-
-
-def _import_mlflow() -> None:
+def quiet_mlflow() -> None:
+    """Import MLflow without its telemetry, its patience and its chatter."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # MLflow alone would try for minutes; the queue does that better.
@@ -356,8 +312,8 @@ def _import_mlflow() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-class _Store:
-    """A tracking store with the experiment in it. Methods run in the outbox's thread."""
+class Store:
+    """A tracking store with the experiment in it. A tracker's methods run in its outbox's thread."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
@@ -394,7 +350,7 @@ class _Store:
 class _Run:
     """One stage's run. Methods run in the outbox's thread; when ``begin`` was of no use, so are the others, and they do nothing."""
 
-    def __init__(self, store: _Store, run_dir: Path, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, run_dir: Path, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
         self._store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
         self._tags, self._params = tags, params
         self.id = ""

@@ -14,7 +14,7 @@ from configs.schema import Task as TaskSettings
 from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
 from latent_control.model import LatentActionLM, load_base
-from latent_control.persistence import base_path, weights_hash, world_hash
+from latent_control.persistence import tokenizer_path, weights_hash, world_hash
 from latent_control.token_level import WholeModel, token_actor, token_policy
 from latent_control.tower import Tower
 from rollout_workers.episodes import HostSpec
@@ -66,8 +66,9 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         ValueError: there is no such checkpoint.
     """
     trust = spec.trust_remote_code
-    path = base_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint, trust_remote_code=trust
+    )
     if spec.level == "latent":
         model = LatentActionLM.from_pretrained(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust).to(device)
         world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
@@ -77,7 +78,7 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         return Host(
             level="latent", base=model.base, model=model, policy=policy, tokenizer=tokenizer, world_hash=world, codebook_hash=codebook
         )
-    lm = load_base(path, dtype=spec.dtype, trust_remote_code=trust)
+    lm = load_base(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust)
     if spec.level == "base":
         return Host(level="base", base=BaseLM(lm).to(device), model=None, policy=None, tokenizer=tokenizer)
     base, tokens = token_policy(lm, spec.token_trains, spec.token_blocks)

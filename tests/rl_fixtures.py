@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 from rl_tools import NUM_ACTIONS, WIDTH, Config, host_of, rl_config, rllib_config
 
+from configs.loading import dump_config
 from configs.schema import Architecture, RunConfig
 from latent_control import LatentActionLM
 from learners.base_training import new_model, word_tokenizer
+from pipeline import checkpoints
 from pipeline.algorithm import LatentRL
 from pipeline.cluster import connected
 from rollout_workers.tasks.countdown import Countdown
@@ -45,6 +49,20 @@ def tiny_checkpoint(tiny_base: Path, randomise: Callable[[LatentActionLM], Laten
 def config(tiny_base: Path) -> Config:
     """``config(improve={...}, rollout={...}, cluster={...})``: ``rl_config`` on ``tiny_base``."""
     return lambda **sections: rl_config(tiny_base, **sections)
+
+
+@pytest.fixture(scope="session")
+def finished_run(config: Config, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose last stage was ``clone``, with ``tiny_checkpoint`` as its result. Do not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    checkpoints.write(
+        folder / "checkpoints" / "clone",
+        files=lambda staging: shutil.copytree(tiny_checkpoint, staging, dirs_exist_ok=True) and None,
+        info={"stage": "clone", "metrics": {}},
+    )
+    (folder / "config.yaml").write_text(dump_config(config(tracking={"enabled": False})))
+    (folder / "summary.json").write_text(json.dumps({"stages": {}, "evaluation": {"cloned": {"greedy": 0.5}}}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -89,9 +89,19 @@ def test_arrows_point_one_way(package):
     assert not wrong
 
 
-def test_mlflow_is_touched_in_one_file():
-    # pyfunc.py is what a registered model runs where MLflow loads it
-    assert users_of("mlflow") <= {"pipeline/tracking.py", "pipeline/pyfunc.py"}
+def test_mlflow_is_touched_in_its_files():
+    assert users_of("mlflow") <= {"pipeline/tracking.py", "pipeline/registry.py", "pipeline/pyfunc.py"}
+
+
+def test_the_mlflow_model_needs_the_method_only():
+    ours = {name.partition(".")[0] for name, _ in imports(ROOT / "pipeline/pyfunc.py")} & ARROWS.keys()
+    assert ours == {"latent_control"}
+    assert not any(
+        name.partition(".")[0] in ARROWS.keys() - {"latent_control"}
+        for path in MODULES
+        if "latent_control/" in name_of(path)
+        for name, _ in imports(path)
+    )
 
 
 def test_parquet_is_touched_in_its_files():
