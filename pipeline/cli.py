@@ -452,9 +452,9 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
-    from pipeline import cli_evidence, cli_search  # their commands join ``app``
+    from pipeline import cli_cluster, cli_evidence, cli_search  # their commands join ``app``
 
-    assert cli_evidence.cli.app is app is cli_search.cli.app
+    assert cli_cluster.cli.app is cli_evidence.cli.app is app is cli_search.cli.app
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,14 @@ def cpus_wanted(config: RunConfig) -> float:
     offline = max(
         (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0
     )
-    return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
+    return max(config.most_workers * config.rollout.cpus_per_worker + learners, offline + 1 if offline else 0)
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables for the workers, but for those that the Ray job around this process sets already: twice is an error to Ray."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = set(job.get("env_vars", ())) | ({"PYTHONPATH"} if "working_dir" in job else set())
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}
 
 
 @contextmanager
@@ -48,7 +56,7 @@ def connected(config: RunConfig) -> Iterator[None]:
         address=config.cluster.address,
         num_cpus=cpus,
         include_dashboard=False if local else None,
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": worker_environment()},
         logging_level="ERROR",
         log_to_driver=False,
     )
