@@ -62,7 +62,10 @@ class Crew:
             try:
                 ray.get(ref)
             except RayActorError as error:
-                self.say(f"a new rollout worker could not start, the run goes on with {len(self.up)}: {error}")
+                if error.actor_init_failed:
+                    self.say(f"a new rollout worker could not start, the run goes on with {len(self.up)}: {error}")
+                else:  # its node was lost; Ray starts it again elsewhere
+                    self.joining[actor.ping.remote()] = actor
             else:
                 self.pool.workers.add_actors([actor])
         if self.joining and not self.complained and time.monotonic() - self.asked > JOIN_PATIENCE:

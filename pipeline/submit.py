@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import aiohttp
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
@@ -50,7 +51,7 @@ def at(address: str) -> Iterator[JobSubmissionClient]:
     try:
         try:
             client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError, RayError) as error:
             raise ValueError(
                 f"--address: {address}: {_first_line(error)}; give the head's dashboard, e.g. http://HEAD:8265, "
                 "and RAY_AUTH_MODE and its token as on the head"
