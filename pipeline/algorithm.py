@@ -450,6 +450,7 @@ class LatentRL(Algorithm):
     def cleanup(self) -> None:
         """Put the replay buffer on the disk, then stop workers and learners."""
         self.flush_replay()
+        self.crew.dissolve()
         super().cleanup()
 
 

@@ -72,6 +72,12 @@ class Crew:
             self.complained = True
             self.say(f"{len(self.joining)} new rollout workers have not started yet, the run goes on with {len(self.up)}; {self._room()}")
 
+    def dissolve(self) -> None:
+        """Stop those that have not joined; the others are the group's."""
+        for actor in self.joining.values():
+            ray.kill(actor)
+        self.joining.clear()
+
     def _hire(self) -> None:
         self.hired += 1
         # As its add_workers does, which would put it among the others at once, and number it anew after some have gone.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from configs.loading import load_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster import connected
+from pipeline.durable import copy
 from pipeline.run import CONFIG, resume, run
 from pipeline.storage import shared_storage_problems
 
@@ -49,8 +49,7 @@ def with_files_brought(config: RunConfig, run_dir: Path) -> RunConfig:
 
 def _copied(path: Path, to: Path) -> Path:
     if not to.exists():
-        to.parent.mkdir(parents=True, exist_ok=True)
         part = to.with_name(f".{to.name}-{os.getpid()}")
-        (shutil.copytree if path.is_dir() else shutil.copy2)(path, part)
+        copy(path, part)
         os.replace(part, to)
     return to

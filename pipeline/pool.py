@@ -221,7 +221,7 @@ class RolloutPool:
 
     def _is_lost(self, answer: Answer) -> bool:
         """Whether the rollouts went with their node; fetching them to this one also keeps them, whatever happens from now on."""
-        if answer.summary.node == self.node:
+        if self.node in ("", answer.summary.node):
             return False
         try:
             ray.get(answer.rollouts)

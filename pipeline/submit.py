@@ -23,6 +23,7 @@ from configs.loading import dump_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster import DRIVER_ENVIRONMENT
+from pipeline.durable import copy
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "latent_control", "rollout_workers", "learners", "pipeline")
@@ -85,7 +86,7 @@ def staged(config: RunConfig) -> Iterator[Path]:
             path = Path(value)
             if path.is_absolute() and path.exists() and path.is_relative_to(ROOT / "configs"):
                 inside = path.relative_to(ROOT)
-                (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / inside)
+                copy(path, folder / inside)
                 put(f"./{inside}")
         (folder / CONFIG).write_text(dump_config(RunConfig.model_validate_json(json.dumps(data), strict=True)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -170,6 +171,8 @@ def _look(client: JobSubmissionClient, job: str, address: str) -> str:
     info = client.get_job_info(job)
     if info.status == JobStatus.PENDING:
         return f"pending: {info.message}"
+    if info.job_id is None:
+        return ""
     waiting = [
         actor
         for state in ("PENDING_CREATION", "RESTARTING")
@@ -199,8 +202,9 @@ def waiting_reason(
     if not wanted:
         return ""
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    state = ", ".join(f"{used.get(kind, 0):g} of {amount:g} {kind}" for kind, amount in total.items() if amount)
-    return "waiting: " + ", ".join(f"{count} {name} ({each} each)" for (name, each), count in wanted.items()) + f"; in use: {state}"
+    state = ", ".join(f"{used.get(kind, 0):g} of {amount:g} {kind}" if used else f"{amount:g} {kind}" for kind, amount in total.items() if amount)
+    waiting = ", ".join(f"{count} {name} ({each} each)" for (name, each), count in wanted.items())
+    return f"waiting: {waiting}; {'in use' if used else 'in all'}: {state}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,6 +62,7 @@ def test_what_a_config_needs_against_what_nodes_have(sections: dict[str, Any], n
 def test_why_a_job_waits() -> None:
     actor = ("LMEnvRunner", {"CPU": 1.0, "GPU": 0.5})
     assert jobs.waiting_reason([], [{"CPU": 2}], {}) == ""
+    assert jobs.waiting_reason([("A", {"CPU": 1.0})], [{"CPU": 2}], {}) == "waiting: 1 A (1 CPU each); in all: 2 CPU"
     nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}]
     reason = jobs.waiting_reason([actor, actor, ("ReplayActor", {})], nodes, {"CPU": 3.0, "GPU": 0.5})
     assert reason == "waiting: 2 LMEnvRunner (1 CPU + 0.5 GPU each), 1 ReplayActor (nothing each); in use: 3 of 3 CPU, 0.5 of 1 GPU"
@@ -281,10 +282,10 @@ def paced(tokens_per_second: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_nodes_one_to_three_workers_and_a_lost_node(cluster: LocalCluster, tmp_path: Path) -> None:
-    """A job with one worker; scaled to three it works on all nodes; one is killed and replaced; all updates are made, each once."""
-    updates = 200
-    scaling = [f"improve.updates={updates}", "cluster.autoscale={max: 3}", "cluster.worker_timeout_seconds=120"]
-    run = Submitted(cluster, tmp_path / "run", *scaling, *paced(100))
+    """A job with one worker, scaled to three it works on all nodes; one is killed and replaced; all updates are made, each once."""
+    updates = 300
+    scaling = [f"improve.updates={updates}", "cluster.autoscale={max: 3, patience: 1000}", "cluster.worker_timeout_seconds=120"]
+    run = Submitted(cluster, tmp_path / "run", *scaling, *paced(60))
     run.until(lambda found: len(found) >= 2)
     assert {r["rollout_workers"] for r in run.metrics()} == {1} == {r["rollout_nodes"] for r in run.metrics()}
     scale(cluster, run.run_dir, 3)

@@ -219,20 +219,20 @@ def test_requests_of_a_removed_worker_go_back_to_their_place(make_pool: Make) ->
 def test_rollouts_lost_with_their_node_are_sampled_again(make_pool: Make) -> None:
     """Worker 1 has answered and is idle when its node goes: nobody hears of that before the rollouts are fetched."""
     pool, cluster = make_pool(2)
-    honest, nodes = cluster.answer, {1: "away", 2: ""}
+    honest, nodes = cluster.answer, {1: "away", 2: "here"}
 
     def answer(worker: int, asked: RolloutRequest) -> Any:
         rollouts, (summary, metrics) = honest(worker, asked)
         return rollouts, (replace(summary, node=nodes[worker]), metrics)
 
-    cluster.answer = answer  # type: ignore[method-assign]
+    cluster.answer, pool.node = answer, "here"  # type: ignore[method-assign]
     pool.submit(map(request, range(4)))
     while len(pool.answers) < 4:
         pool.poll()
     gone = {i for i, found in pool.answers.items() if found.summary.worker == 1}
     for i in gone:
         pool.answers[i].rollouts.error = ObjectLostError("00", "", "")
-    nodes[1] = ""
+    nodes[1] = "here"
     check(pool.take(range(4)), [0, 1, 2, 3])
     assert gone and cluster.sampled == {i: 2 if i in gone else 1 for i in range(4)}
 
