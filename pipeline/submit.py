@@ -202,7 +202,9 @@ def waiting_reason(
     if not wanted:
         return ""
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    state = ", ".join(f"{used.get(kind, 0):g} of {amount:g} {kind}" if used else f"{amount:g} {kind}" for kind, amount in total.items() if amount)
+    state = ", ".join(
+        f"{used.get(kind, 0):g} of {amount:g} {kind}" if used else f"{amount:g} {kind}" for kind, amount in total.items() if amount
+    )
     waiting = ", ".join(f"{count} {name} ({each} each)" for (name, each), count in wanted.items())
     return f"waiting: {waiting}; {'in use' if used else 'in all'}: {state}"
 

@@ -230,8 +230,20 @@ def cluster() -> Iterator[LocalCluster]:
             local.stop()
 
 
-TINY = ["actions.updates=2", "clone.updates=2", "actions.min_alive_share=0", "actions.evaluation_sequences=8", "clone.evaluation_sequences=8"]
-TINY += ["evaluation=null", "improve.prompts_per_update=6", "improve.group_size=2", "improve.checkpoint_every=1000", "rollout.num_workers=1"]
+TINY = [
+    "actions.updates=2",
+    "clone.updates=2",
+    "actions.min_alive_share=0",
+    "actions.evaluation_sequences=8",
+    "clone.evaluation_sequences=8",
+]
+TINY += [
+    "evaluation=null",
+    "improve.prompts_per_update=6",
+    "improve.group_size=2",
+    "improve.checkpoint_every=1000",
+    "rollout.num_workers=1",
+]
 TINY += ["cluster.learner_threads=1", "rollout.max_new_tokens=8"]
 
 
