@@ -32,15 +32,15 @@ def submit(
         settings, errors, warnings = _examined(config, [*(overrides or []), JOINED])
         if not run_dir.is_absolute():
             errors.append(f"--run-dir: {run_dir} is relative to a folder that only the driver has; give an absolute path")
+        cli.report(config, errors, warnings)
         if settings is None or errors:
-            cli.report(config, errors, warnings)
             raise typer.Exit(cli.USAGE)
         from pipeline import preflight
         from pipeline import submit as jobs
 
         with jobs.at(address) as client, jobs.staged(settings) as folder:
             scarce = preflight.cluster_problems(settings, jobs.node_resources(address))
-            cli.report(config, [] if elastic else scarce, [*warnings, *(scarce if elastic else [])])
+            cli.report(config, [] if elastic else scarce, scarce if elastic else [])
             if scarce and not elastic:
                 raise typer.Exit(cli.USAGE)
             job = jobs.submit(client, folder, run_dir)

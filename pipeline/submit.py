@@ -91,7 +91,7 @@ def staged(config: RunConfig) -> Iterator[Path]:
         (folder / CONFIG).write_text(dump_config(RunConfig.model_validate_json(json.dumps(data), strict=True)))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if size > LARGEST:
-            raise ValueError(f"what the job brings along has {size >> 20} MiB, Ray takes {LARGEST >> 20}: put models on the shared storage")
+            raise ValueError(f"the job would bring {size >> 20} MiB, Ray takes {LARGEST >> 20} MiB: put models on the shared storage")
         yield folder
 
 

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from configs.checks import cross_field_problems
 from configs.schema import Autoscale, RunConfig
-from pipeline import cli, crew as crew_module
+from pipeline import cli
+from pipeline import crew as crew_module
 from pipeline.algorithm import LatentRL
 from pipeline.crew import Crew, Scaler
 from pipeline.improve import update_metrics
