@@ -26,6 +26,7 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         gate_problems,
         _reward,
         _tracking,
+        _autoscale,
     )
     return [message for check in checks for message in check(config)]
 
@@ -236,3 +237,18 @@ def _tracking(config: RunConfig) -> Iterator[str]:
         yield f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, or null for the default"
     if uri is not None and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         yield f"tracking.uri: {uri!r} is relative to wherever the process runs; write four slashes, sqlite:////absolute/mlflow.db"
+
+
+def _autoscale(config: RunConfig) -> Iterator[str]:
+    scale, workers = config.cluster.autoscale, config.rollout.num_workers
+    if scale is None:
+        return
+    if not scale.min <= workers <= scale.max:
+        yield f"rollout.num_workers: {workers} is what a run starts with, but cluster.autoscale allows {scale.min} to {scale.max}"
+    # One worker more halves the sampling at most. What the workers idle then must not already be too much, or it would go to and fro.
+    most = 2 * (1 - scale.learner_idle) / (2 - scale.learner_idle)
+    if scale.workers_idle <= most:
+        yield (
+            f"cluster.autoscale.workers_idle: {scale.workers_idle} beside learner_idle = {scale.learner_idle} would add and remove "
+            f"the same worker for ever; set more than {most:.2f}"
+        )

@@ -340,6 +340,19 @@ class Tracking(Section):
     tags: dict[str, str] = Field(default_factory=dict)
 
 
+class Autoscale(Section):
+    """Changes the number of rollout workers while ``improve`` runs, by who waits for whom (docs/cluster.md)."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 8
+    learner_idle: Share = 0.5
+    """One worker more when the learner has had nothing to do for more than this share of the time ..."""
+    workers_idle: Share = 0.7
+    """... and one fewer when the workers have."""
+    patience: PositiveInt = 3
+    """Updates in a row that must say so."""
+
+
 class Cluster(Section):
     """Where Ray runs and what the learner gets."""
 
@@ -353,6 +366,8 @@ class Cluster(Section):
     """Torch threads of the driver's own training (offline stages and the learner)."""
     worker_timeout_seconds: PositiveFloat = 1800.0
     """A rollout worker silent for longer is named in an error."""
+    autoscale: Autoscale | None = None
+    """``null``: ``rollout.num_workers`` stays, but for ``latent-control scale``."""
 
 
 class Evaluation(Section):
@@ -416,6 +431,12 @@ class RunConfig(Section):
         """Whether rollouts bring the base's features along (``improve.features``)."""
         assert self.improve is not None
         return self.improve.features == "ship" or (self.improve.features == "auto" and self.rollout.engine != "vllm")
+
+    @property
+    def most_workers(self) -> int:
+        """Rollout workers there may be at once. Updates are cut into that many requests, so that results do not depend on scaling."""
+        autoscale = self.cluster.autoscale
+        return max(self.rollout.num_workers, autoscale.max if autoscale is not None else 0)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

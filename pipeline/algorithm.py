@@ -28,8 +28,9 @@ from latent_control.persistence import array_hash
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from pipeline import schedule
+from pipeline.crew import Crew
 from pipeline.heldout import heldout_requests
-from pipeline.pool import Answer, RolloutPool
+from pipeline.pool import Answer, RolloutPool, this_node
 from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest, RolloutSummary
@@ -154,7 +155,9 @@ class LatentRL(Algorithm):
         self.ships_features: bool = config.env_config["ships_features"]
         self.latent: bool = config.env_config["worker"].host.level == "latent"
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
-        self.pool = RolloutPool(self.env_runner_group, timeout=self.run_config.cluster.worker_timeout_seconds, stamp=self._stamped)
+        timeout = self.run_config.cluster.worker_timeout_seconds
+        self.pool = RolloutPool(self.env_runner_group, timeout=timeout, stamp=self._stamped, node=this_node())
+        self.crew = Crew(self.env_runner_group, self.pool)
         self.replay: Any = None
         self.replay_written: ray.ObjectRef | None = None
         self.board: Any = None
@@ -216,7 +219,7 @@ class LatentRL(Algorithm):
 
     def _equal_parts(self) -> int:
         """Requests per update, all of one size."""
-        return equal_chunk_count(self.improve.prompts_per_update, self.run_config.rollout.num_workers, self.run_config.cluster.num_learners)
+        return equal_chunk_count(self.improve.prompts_per_update, self.run_config.most_workers, self.run_config.cluster.num_learners)
 
     def _next_batch(self) -> list[int] | None:
         """What the next update trains on; with ``stale: drop`` what is too old by now is thrown away and asked for anew."""
@@ -237,7 +240,11 @@ class LatentRL(Algorithm):
         """The requests of an update in synchronous mode."""
         run, count = self.run_config, self.improve.prompts_per_update
         positions = range(update * count, (update + 1) * count)
-        return [self._request(part) for part in chunks(positions, chunk_count(count, run.rollout.num_workers, run.cluster.num_learners))]
+        return [self._request(part) for part in chunks(positions, chunk_count(count, self._pieces(), run.cluster.num_learners))]
+
+    def _pieces(self) -> int:
+        """For how many workers work is cut: for all that may come, so that results do not depend on when they do."""
+        return max(self.run_config.most_workers, len(self.pool.workers.actor_ids()))
 
     def _request(self, positions: Sequence[int]) -> RolloutRequest:
         """A request for the prompts at these positions of the run's stream of prompts."""
@@ -340,6 +347,8 @@ class LatentRL(Algorithm):
         self._log("tokens", tokens)
         self._log("tokens_per_rollout", tokens / rollouts)
         self._log("worker_seconds", sum(a.summary.seconds for a in answers))
+        self._log("rollout_workers", len(self.pool.workers.actor_ids()))
+        self._log("rollout_nodes", len({a.summary.node for a in answers}))
         self._log_staleness(answers)
         self.metrics.aggregate(self.pool.metrics, key=ENV_RUNNER_RESULTS)
         self.pool.metrics.clear()
@@ -381,7 +390,7 @@ class LatentRL(Algorithm):
         tokens = 0
         for mode, temperature in (("sampled", run.rollout.temperature), ("greedy", 0.0)):
             # Requests of training have ids from 0 on.
-            requests = heldout_requests(run, prompts, run.rollout.num_workers, samples=1, temperature=temperature, first_id=-prompts)
+            requests = heldout_requests(run, prompts, self._pieces(), samples=1, temperature=temperature, first_id=-prompts)
             self.pool.submit(requests)
             answers = self.pool.take(request.request_id for request in requests)
             self._check_hashes(answers)
@@ -441,6 +450,7 @@ class LatentRL(Algorithm):
     def cleanup(self) -> None:
         """Put the replay buffer on the disk, then stop workers and learners."""
         self.flush_replay()
+        self.crew.dissolve()
         super().cleanup()
 
 

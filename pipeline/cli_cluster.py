@@ -1,56 +1,105 @@
-"""Commands for clusters: ``submit`` and, inside the job it starts, ``job``. Nothing heavy is imported before one runs."""
+"""Commands ``submit``, ``job`` and ``scale``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import cli
 
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+RunDir = Annotated[Path, typer.Option("--run-dir", help="Folder of the run, on storage that all nodes of the cluster mount.")]
+JOINED = "cluster.address=auto"
+
 
 @cli.app.command()
 def submit(
     config: cli.ConfigFile,
+    run_dir: RunDir,
+    address: Annotated[str, typer.Option("--address", help="The head's dashboard, e.g. http://HEAD:8265.")],
     overrides: cli.Overrides = None,
-    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="On storage that all nodes share. One that holds a run: go on.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or leave it running.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log and exit as the job does.")] = True,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="The cluster adds nodes on demand: do not refuse what it has no room for.")
+    ] = False,
 ) -> None:
-    """Run CONFIG as a Ray job on a cluster: resources checked first, log followed, exit code passed on; Ctrl-C stops the job."""
+    """Run CONFIG as a job of a Ray cluster. Submitted again, it continues. Ctrl-C stops the job; its exit code is passed on."""
     with cli.sentences(cli.USAGE):
-        if run_dir is None:
-            raise ValueError("--run-dir is missing: a job writes on the cluster, so name a folder on storage that all its nodes share")
-        settings = cli.checked(config, [*(overrides or []), "cluster.address=auto"], also=[])
-        from pipeline import jobs
+        settings, errors, warnings = _examined(config, [*(overrides or []), JOINED])
+        if not run_dir.is_absolute():
+            errors.append(f"--run-dir: {run_dir} is relative to a folder that only the driver has; give an absolute path")
+        cli.report(config, errors, warnings)
+        if settings is None or errors:
+            raise typer.Exit(cli.USAGE)
+        from pipeline import preflight
+        from pipeline import submit as jobs
 
-        client = jobs.client_of(address)
-        if problems := jobs.misfits(jobs.nodes_of(address), jobs.bundles(settings)):
-            raise ValueError("; ".join(problems))
-    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
-        signal.signal(end, signal.default_int_handler)
-    with cli.sentences(cli.FAILED):
-        job = jobs.submit(client, settings, run_dir.absolute())
-        typer.echo(f"{job} runs in {run_dir.absolute()}; dashboard: {address}/#/jobs/{job}")
-        if not wait:
-            typer.echo(f"follow it: ray job logs --address {address} --follow {job}; end it: ray job stop --address {address} {job}")
-            return
-        try:
-            code = jobs.follow(client, job, typer.echo)
-        except KeyboardInterrupt:
-            ended = jobs.stop(client, job)
-            how = "stopped" if ended else "asked to stop, but still ending"
-            typer.echo(f"\n{job} is {how}; go on with the same command", err=True)
-            raise typer.Exit(cli.INTERRUPTED) from None
-    raise typer.Exit(code)
+        with jobs.at(address) as client, jobs.staged(settings) as folder:
+            scarce = preflight.cluster_problems(settings, jobs.node_resources(address))
+            cli.report(config, [] if elastic else scarce, scarce if elastic else [])
+            if scarce and not elastic:
+                raise typer.Exit(cli.USAGE)
+            job = jobs.submit(client, folder, run_dir)
+            typer.echo(f"submitted {job}; its log: ray job logs --follow --address {address} {job}", err=True)
+            if wait:
+                for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
+                    signal.signal(end, signal.default_int_handler)
+                code = jobs.follow(client, job, address, lambda text: typer.echo(text, nl=False), lambda text: typer.echo(text, err=True))
+                raise typer.Exit(code)
 
 
-@cli.app.command(hidden=True)
-def job(config: cli.ConfigFile, run_dir: Annotated[Path, typer.Option("--run-dir")]) -> None:
-    """What ``submit`` starts on the cluster: a run, or the rest of one that RUN_DIR holds."""
-    if (run_dir / cli.RUN_CONFIG).is_file():
-        cli.resume(run_dir)
-    else:
-        cli.run(config, None, run_dir)
+@cli.app.command()
+def job(config: cli.ConfigFile, run_dir: RunDir, overrides: cli.Overrides = None, quiet: cli.Quiet = False) -> None:
+    """Run CONFIG on the Ray cluster around this process, as ``submit`` does: what a RayJob or a batch script calls.
+
+    First the storage is checked on all nodes. A run of the same config that the folder holds already is continued.
+    """
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        settings = cli.checked(config, [*(overrides or []), JOINED], also=[])
+        from pipeline.job import run_job
+    with cli.sentences(cli.FAILED, resumable=folder):
+        done = run_job(settings, folder, quiet)
+    cli.finish(done, quiet)
+
+
+@cli.app.command()
+def scale(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that is in its improve stage, or will be.")],
+    workers: Annotated[int | None, typer.Option("--rollout-workers", min=1, help="As many from the next update on.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Leave it to cluster.autoscale again.")] = False,
+) -> None:
+    """Change the number of rollout workers of a run while it goes on."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        if (workers is None) != auto:
+            raise ValueError("give either --rollout-workers N or --auto")
+        if (folder / "stages" / "improve.json").is_file():
+            raise ValueError(f"{folder} is done with its improve stage: there is nothing to scale")
+        from pipeline.scaling import write_request
+
+        write_request(folder, workers)
+    asked = "as many as cluster.autoscale finds right" if auto else f"{workers} rollout workers"
+    typer.echo(f"asked for {asked}; the run takes it up before its next update, and its log says so")
+
+
+def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
+    """As ``cli.examine``; but that a path is not on this machine is a warning: the job looks on every node."""
+    from configs.loading import ConfigErrors, load_config
+    from configs.paths import missing_paths
+    from pipeline.preflight import check, tracking_problems
+
+    try:
+        config = load_config(path, overrides, check_paths=False)
+    except ConfigErrors:
+        return cli.examine(path, overrides)
+    errors, warnings = check(config)
+    elsewhere = {*missing_paths(config.model_dump(mode="json")), *tracking_problems(config)}
+    here = [error for error in errors if error not in elsewhere]
+    return config, here, [*warnings, *(f"{error} (on this machine)" for error in errors if error in elsewhere)]

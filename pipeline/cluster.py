@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +23,6 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
 }
-NODE_SECONDS = 120.0
-"""How long a node may take to say whether it sees the run folder."""
 
 
 def cpus_wanted(config: RunConfig) -> float:
@@ -34,39 +32,19 @@ def cpus_wanted(config: RunConfig) -> float:
         (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1), default=0
     )
     judges = reward_actors(config.task.model_dump(), "cpus_per_actor")
-    return max(config.rollout.num_workers * config.rollout.cpus_per_worker + learners + judges, offline + 1 if offline else 0)
+    return max(config.most_workers * config.rollout.cpus_per_worker + learners + judges, offline + 1 if offline else 0)
 
 
-def require_shared(folder: Path) -> None:
-    """``ValueError`` unless every node of the cluster sees ``folder`` as this process does; Ray must be connected.
+def worker_environment() -> dict[str, str]:
+    """Variables for the workers, but for those that the Ray job around this process sets already: twice is an error to Ray."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = set(job.get("env_vars", ())) | ({"PYTHONPATH"} if "working_dir" in job else set())
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}
 
-    Stages on other nodes read checkpoints from the run folder: where they see another disk, a run would fail hours later.
-    """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    word = uuid.uuid4().hex
-    probe = folder / f".seen-by-all-{word}"
-    probe.write_text(word)
-
-    @ray.remote(num_cpus=0)
-    def read(path: str) -> str:
-        try:
-            return Path(path).read_text()
-        except OSError as error:
-            return str(error)
-
-    try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        asked = [
-            read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(str(probe)) for n in nodes
-        ]
-        found = dict(zip((n["NodeManagerAddress"] for n in nodes), ray.get(asked, timeout=NODE_SECONDS), strict=True))
-    finally:
-        probe.unlink()
-    if blind := sorted(node for node, text in found.items() if text != word):
-        raise ValueError(
-            f"{folder} is not seen by the nodes {', '.join(blind)}: give a --run-dir on storage that all nodes share ({found[blind[0]]})"
-        )
+def is_connected() -> bool:
+    """Whether this process has a Ray cluster already."""
+    return bool(ray.is_initialized())
 
 
 @contextmanager
@@ -92,7 +70,7 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
         address=address,
         num_cpus=cpus,
         include_dashboard=False if local else None,
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": worker_environment()},
         logging_level="ERROR",
         log_to_driver=False,
     )

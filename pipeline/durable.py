@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,15 @@ def fsync_folder(path: Path) -> None:
     """Force a folder's entries (creations, renames) to the disk; a no-op where folders cannot be opened (Windows)."""
     if os.name != "nt":
         fsync_file(path)
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a file or a folder; folders on the way are made. Not atomic: copy beside and rename where readers may look."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, to)
+    else:
+        shutil.copy2(path, to)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

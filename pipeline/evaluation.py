@@ -23,7 +23,7 @@ from pipeline.embedding import embed_texts
 from pipeline.heldout import heldout_requests
 from pipeline.improve import TOKEN_INFO, TOKEN_POLICY
 from pipeline.outcomes import Outcome, grouped, outcomes_of, success_matrix
-from pipeline.pool import RolloutPool
+from pipeline.pool import RolloutPool, this_node
 from pipeline.replay import write_outcomes
 from pipeline.slices import field_problems, labels, sliced
 from pipeline.statistics import bootstrap_means, interval, paired_difference, pass_at_k, wilson
@@ -159,7 +159,7 @@ def _play_all(
     rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
     workers = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout, reward=config.reward)
     group = EnvRunnerGroup(config=workers_config(config, workers), local_env_runner=False)
-    pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds)
+    pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds, node=this_node())
     played: dict[str, Played] = {}
     try:
         for name, host in hosts.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
 from configs.schema import Improve
@@ -18,6 +19,8 @@ from pipeline import checkpoints
 from pipeline.algorithm import LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
+from pipeline.crew import Scaler
+from pipeline.pool import this_node
 from pipeline.replay import ReplayActor
 from pipeline.runlog import total
 from rollout_workers.episodes import HostSpec
@@ -115,9 +118,12 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
     if context.config.replay.enabled:
         algorithm.replay = replay_actor(context, stage)
     context.log.truncate(stage, algorithm.policy.version)
+    scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
     with context.log.stage(stage, improve.updates):
         for update in range(algorithm.policy.version + 1, improve.updates + 1):
+            scaler.before_update()
             metrics = update_metrics(algorithm.train())
+            scaler.after_update(metrics)
             rewards.append(metrics["reward"])
             if improve.evaluate_every is not None and (update % improve.evaluate_every == 0 or update == improve.updates):
                 metrics |= algorithm.play_heldout()
@@ -129,7 +135,9 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
 
 def replay_actor(context: StageContext, stage: str) -> Any:
     """The actor that writes this stage's rollouts to Parquet; it restarts, and drops what it has written already."""
-    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ReplayActor)
+    # Beside the driver: another node, once lost, would take along what is not on the disk yet.
+    beside = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside)(ReplayActor)
     return writer.remote(str(context.run_dir / "replay"), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}")
 
 

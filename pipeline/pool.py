@@ -10,7 +10,7 @@ from operator import methodcaller
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
@@ -36,12 +36,19 @@ class Running:
     rollouts: ray.ObjectRef
 
 
+def this_node() -> str:
+    """Ray's name of the node this process runs on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
 class RolloutPool:
     """Requests in, answers out, over an RLlib ``EnvRunnerGroup``.
 
     A lost worker's requests go back to their place in the queue; RLlib restarts the worker. An exception inside a worker is
     a bug or a user's error and is raised here as it is. Rollouts are return values of the workers' calls, so this process
-    owns them: they outlive the worker that made them (what a worker itself puts into the object store dies with it).
+    owns them: they outlive the worker that made them (what a worker itself puts into the object store dies with it). A lost
+    node takes them along: ``take`` fetches those that do not lie on ``node``, the driver's, and asks anew for what is gone.
     """
 
     def __init__(
@@ -51,9 +58,10 @@ class RolloutPool:
         timeout: float,
         stamp: Callable[[RolloutRequest], RolloutRequest] = lambda request: request,
         in_flight: int = 2,
+        node: str = "",
     ) -> None:
         self.workers, self.restore = group._worker_manager, group.probe_unhealthy_env_runners
-        self.stamp, self.timeout, self.in_flight = stamp, timeout, in_flight
+        self.stamp, self.timeout, self.in_flight, self.node = stamp, timeout, in_flight, node
         self.waiting: deque[RolloutRequest] = deque()
         self.running: dict[ray.ObjectRef, Running] = {}
         """By the reference to the call's (summary, metrics), in the order of sending."""
@@ -83,9 +91,19 @@ class RolloutPool:
             TimeoutError: no worker answered in time.
             RuntimeError: a request was lost with its worker too often.
         """
-        while (chosen := choose()) is None:
-            self.poll(0.1)
-        return [self.answers.pop(i) for i in chosen]
+        while True:
+            while (chosen := choose()) is None:
+                self.poll(0.1)
+            lost = [i for i in chosen if self._is_lost(self.answers[i])]
+            if not lost:
+                return [self.answers.pop(i) for i in chosen]
+            self._requeue([self.answers.pop(i).request for i in lost])
+
+    def release(self, worker: int) -> Any:
+        """Take a worker out of the group, and what it has in its hands back into the queue; returns its handle."""
+        self._requeue(self._take_back(worker))
+        self._loads.pop(worker, None)
+        return self.workers.remove_actor(worker)
 
     def stamps(self) -> dict[int, int | None]:
         """Every open request's policy version, ``None`` while it waits for a worker."""
@@ -180,14 +198,33 @@ class RolloutPool:
     def _lose(self, worker: int, error: RayActorError) -> None:
         """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
-        lost = [report for report, call in self.running.items() if call.worker == worker]
-        requests = [self.running[report].request for report in lost]
-        for report in lost:
-            self._received(report)
+        requests = self._take_back(worker)
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:
             raise RuntimeError(
                 f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}"
             ) from error
+        self._requeue(requests)
+
+    def _take_back(self, worker: int) -> list[RolloutRequest]:
+        """What is in a worker's hands, first come first."""
+        reports = [report for report, call in self.running.items() if call.worker == worker]
+        requests = [self.running[report].request for report in reports]
+        for report in reports:
+            self._received(report)
+        return requests
+
+    def _requeue(self, requests: Iterable[RolloutRequest]) -> None:
+        """Put requests back to their place in the queue."""
         self.waiting = deque(sorted([*requests, *self.waiting], key=lambda request: request.request_id))
+
+    def _is_lost(self, answer: Answer) -> bool:
+        """Whether the rollouts went with their node; fetching them to this one also keeps them, whatever happens from now on."""
+        if self.node in ("", answer.summary.node):
+            return False
+        try:
+            ray.get(answer.rollouts)
+        except ObjectLostError:
+            return True
+        return False

@@ -9,7 +9,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +48,7 @@ def check(config: RunConfig) -> Findings:
     errors += _sources(config)
     errors += _engine(config)
     errors += _resources(config)
-    errors += _tracking(config)
+    errors += tracking_problems(config)
     task = _task(config, errors)
     if config.base.train is None and not any(e.startswith("base.model:") for e in errors):
         _with_base(config, task, errors, warnings)
@@ -306,17 +306,46 @@ def _resources(config: RunConfig) -> Iterator[str]:
     """CPUs and GPUs asked for against those here; only when Ray runs here."""
     if config.cluster.address != "local":
         return
-    yield from _asked("GPU", gpus_here(), _gpus(config))
-    yield from _asked("CPU", cpus_here(), _cpus(config))
+    yield from _asked("GPU", gpus_here(), _gpus(config), "this machine has", "or set cluster.address")
+    yield from _asked("CPU", cpus_here(), _cpus(config), "this machine has", "or set cluster.address")
 
 
-def _asked(kind: str, there: int, wanted: dict[str, float]) -> Iterator[str]:
+def _asked(kind: str, there: float, wanted: dict[str, float], who: str, remedy: str) -> Iterator[str]:
     total = sum(wanted.values())
     if total > there:
         terms = " + ".join(f"{name} = {amount:g}" for name, amount in wanted.items() if amount)
         biggest = max(wanted, key=lambda name: wanted[name])
         place = biggest.split(" x ")[0]
-        yield f"{place}: {total:g} {kind}s asked for ({terms}), but this machine has {there}; ask for less, or set cluster.address"
+        yield f"{place}: {total:g} {kind}s asked for ({terms}), but {who} {there:g}; ask for less, {remedy}"
+
+
+def cluster_problems(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """What the config asks for against a cluster's nodes, e.g. ``[{"CPU": 8, "GPU": 1}]``: in total, and each actor on one of them."""
+    there = f"the cluster's {len(nodes)} nodes have"
+    problems = [
+        message
+        for kind, wanted in (("GPU", _gpus(config)), ("CPU", _cpus(config)))
+        for message in _asked(kind, sum(node.get(kind, 0) for node in nodes), wanted, there, "or add nodes")
+    ]
+    for name, needs in _actors(config):
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in needs.items()) for node in nodes):
+            one = " and ".join(f"{amount:g} {kind}s" for kind, amount in needs.items() if amount)
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+            has = f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
+            problems.append(f"{name}: each needs {one} on one node, but no node has that (the largest: {has}); ask for less for each")
+    return problems
+
+
+def _actors(config: RunConfig) -> Iterator[tuple[str, dict[str, float]]]:
+    """What a single actor of each kind needs."""
+    rollout, cluster = config.rollout, config.cluster
+    if config.improve is not None or config.evaluation is not None:
+        yield "rollout.cpus_per_worker, rollout.gpus_per_worker", {"CPU": rollout.cpus_per_worker, "GPU": rollout.gpus_per_worker}
+    if config.improve is not None and cluster.num_learners:
+        yield "cluster.cpus_per_learner, cluster.gpus_per_learner", {"CPU": cluster.cpus_per_learner, "GPU": cluster.gpus_per_learner}
+    for name, section in offline_sections(config):
+        if section.num_workers > 1:
+            yield f"{name}.gpus_per_worker", {"CPU": 1.0, "GPU": float(section.gpus_per_worker)}
 
 
 def _gpus(config: RunConfig) -> dict[str, float]:
@@ -362,7 +391,8 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _tracking(config: RunConfig) -> Iterator[str]:
+def tracking_problems(config: RunConfig) -> Iterator[str]:
+    """Whether a store in a file has a folder to lie in."""
     uri = config.tracking.uri
     if config.tracking.enabled and uri is not None and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent

@@ -48,7 +48,7 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     try:
         mlflow.set_tracking_uri(store)
         mlflow.set_registry_uri(store)
-        place = Store(store, experiment)
+        place = Store(store, experiment, folder)
         place.open()
         version = _log(mlflow, folder, name, place.experiment_id)
         client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)

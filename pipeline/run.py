@@ -17,7 +17,7 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline import checkpoints
 from pipeline.bases import resolve_base
-from pipeline.cluster import connected, require_shared
+from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
@@ -26,6 +26,7 @@ from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
 from pipeline.runlog import RunLog
+from pipeline.storage import require_shared_storage
 from pipeline.tracking import Tracker
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.rewards import reward_hash
@@ -132,11 +133,11 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
     with at_work(run_dir):
-        if config.cluster.address == "local":
+        if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, quiet)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
         with connected(config):
-            require_shared(run_dir)
+            require_shared_storage(config, run_dir)
             return _stages(config, run_dir, quiet)
 
 

@@ -191,7 +191,7 @@ class Tracker:
             self._outbox = Outbox()
             self._outbox.start()
             # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
-            store = Store(self.uri, settings.experiment)
+            store = Store(self.uri, settings.experiment, run_dir)
             self._store = store
             self._outbox.put("opening the store", store.open)
 
@@ -315,8 +315,8 @@ def quiet_mlflow() -> None:
 class Store:
     """A tracking store with the experiment in it. A tracker's methods run in its outbox's thread."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.experiment = uri, experiment
+    def __init__(self, uri: str, experiment: str, run_dir: Path) -> None:
+        self.uri, self.experiment, self.run_dir = uri, experiment, run_dir
         self.experiment_id = ""
         self.client: Any = None
 
@@ -341,10 +341,15 @@ class Store:
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
 
     def _artifacts(self) -> str | None:
-        """Beside a sqlite file: MLflow's own choice would be the working folder. A server knows its place."""
-        if not self.uri.startswith("sqlite:///"):
+        """Beside a sqlite file; beside the run folders with another database. MLflow's own choice would be the working folder.
+
+        A server knows its place.
+        """
+        if self.uri.startswith(("http://", "https://", "databricks")):
             return None
-        return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / _key(self.experiment).replace("/", "_")).as_uri()
+        sqlite = self.uri.startswith("sqlite:///")
+        folder = (Path(self.uri.removeprefix("sqlite:///")) if sqlite else self.run_dir.resolve()).parent
+        return (folder / "mlartifacts" / _key(self.experiment).replace("/", "_")).as_uri()
 
 
 class _Run:

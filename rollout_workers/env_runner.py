@@ -218,6 +218,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             successes=tuple(r.success for r in rollouts),
             seconds=time.perf_counter() - started,
             part_means=_part_means(rollouts),
+            node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
         )
         return rollouts, (summary, self.get_metrics())
 

@@ -168,3 +168,5 @@ class RolloutSummary:
     seconds: float
     part_means: Mapping[str, float] = field(default_factory=dict)
     """Mean of each part of the score over the rollouts that were judged."""
+    node: str = ""
+    """Ray's name of the node on which the rollouts lie."""

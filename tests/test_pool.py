@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ObjectLostError
 
 from configs.schema import Improve, RunConfig
 from latent_control.distributions import rollout_seed
@@ -63,6 +63,12 @@ class FakeCluster:
 
     def healthy_actor_ids(self) -> list[int]:
         return [worker for worker, healthy in self.healthy.items() if healthy]
+
+    def remove_actor(self, worker: int) -> str:
+        self.healthy.pop(worker)
+        self.alive.pop(worker)
+        self.queues.pop(worker)
+        return f"handle of {worker}"
 
     def set_actor_state(self, worker: int, healthy: bool) -> None:
         self.healthy[worker] = healthy
@@ -199,6 +205,36 @@ def test_requests_of_a_lost_worker_go_to_the_head_of_the_queue_in_their_order(ma
     assert [r.request_id for r in pool.waiting] == [0, 1, 2, 3, 4]
     assert pool.losses == {0: 1}, "only the request that was being worked on is to blame"
     assert cluster.healthy_actor_ids() == []
+
+
+def test_requests_of_a_removed_worker_go_back_to_their_place(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    pool.submit(map(request, range(6)))  # worker 1 has 0 and 2, worker 2 has 1 and 3
+    assert pool.release(1) == "handle of 1"
+    assert [r.request_id for r in pool.waiting] == [0, 2, 4, 5] and not pool.losses, "it is nobody's fault"
+    check(pool.take(range(6)), list(range(6)))
+    assert set(cluster.sampled.values()) == {1} and not pool.running and set(pool._loads) == {2}
+
+
+def test_rollouts_lost_with_their_node_are_sampled_again(make_pool: Make) -> None:
+    """Worker 1 has answered and is idle when its node goes: nobody hears of that before the rollouts are fetched."""
+    pool, cluster = make_pool(2)
+    honest, nodes = cluster.answer, {1: "away", 2: "here"}
+
+    def answer(worker: int, asked: RolloutRequest) -> Any:
+        rollouts, (summary, metrics) = honest(worker, asked)
+        return rollouts, (replace(summary, node=nodes[worker]), metrics)
+
+    cluster.answer, pool.node = answer, "here"  # type: ignore[method-assign]
+    pool.submit(map(request, range(4)))
+    while len(pool.answers) < 4:
+        pool.poll()
+    gone = {i for i, found in pool.answers.items() if found.summary.worker == 1}
+    for i in gone:
+        pool.answers[i].rollouts.error = ObjectLostError("00", "", "")
+    nodes[1] = "here"
+    check(pool.take(range(4)), [0, 1, 2, 3])
+    assert gone and cluster.sampled == {i: 2 if i in gone else 1 for i in range(4)}
 
 
 def test_an_answer_that_arrived_before_its_worker_died_counts(make_pool: Make) -> None:

@@ -1,0 +1,54 @@
+"""The driver's side of a run inside a Ray job."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from configs.loading import load_config
+from configs.paths import path_fields
+from configs.schema import RunConfig
+from pipeline.cluster import connected
+from pipeline.durable import copy
+from pipeline.run import CONFIG, resume, run
+from pipeline.storage import require_shared_storage
+
+BROUGHT = "brought"
+"""Folder in a run folder for the files that came along with the job: the unpacked job is gone when it ends."""
+
+
+def run_job(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
+    """Check the storage on all nodes, then run; a run of the same config that ``run_dir`` holds already is continued.
+
+    Raises:
+        ValueError: with every problem of the storage, or the folder holds something else.
+    """
+    with connected(config):
+        config = with_files_brought(config, run_dir)
+        require_shared_storage(config, run_dir)
+        if not (run_dir / CONFIG).is_file():
+            if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
+                raise ValueError(f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder")
+            return run(config, run_dir, quiet)
+        if load_config(run_dir / CONFIG, check_paths=False) != config:
+            raise ValueError(f"{run_dir} holds a run of another config ({CONFIG} differs); give another folder")
+        return resume(run_dir, quiet)
+
+
+def with_files_brought(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The config with copies in the run folder in place of what lies in the job's own folder."""
+    data, here = config.model_dump(mode="json"), Path.cwd().resolve()
+    for _, value, put in path_fields(data):
+        path = Path(value)
+        if path.is_absolute() and path.exists() and path.is_relative_to(here) and not run_dir.is_relative_to(here):
+            put(str(_copied(path, run_dir / BROUGHT / path.name)))
+    return RunConfig.model_validate_json(json.dumps(data), strict=True)
+
+
+def _copied(path: Path, to: Path) -> Path:
+    if not to.exists():
+        part = to.with_name(f".{to.name}-{os.getpid()}")
+        copy(path, part)
+        os.replace(part, to)
+    return to
