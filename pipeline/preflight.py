@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from configs.checks import cross_field_problems, offline_sections, simulation_warning
-from configs.paths import BUNDLED, missing_paths
+from configs.paths import missing_paths
 from configs.schema import DataSource, RunConfig
 from configs.task_options import preferences, reward_actors
 
@@ -125,11 +125,12 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
 
 
 def _base_folder(model: str) -> str:
-    if model != BUNDLED:
-        return model
-    from latent_control.smollm2 import smollm2_folder
+    """Where config and tokenizer are; those of an adapted base are its own."""
+    from latent_control import adapters, smollm2
 
-    return str(smollm2_folder())
+    if adapters.is_adapter(model):
+        return adapters.adapted_base(model)
+    return str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
 
 
 def _hub_answers() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,24 +46,36 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     try:
-        mlflow.set_tracking_uri(store)
-        mlflow.set_registry_uri(store)
-        place = Store(store, experiment, folder)
-        place.open()
-        version = _log(mlflow, folder, name, place.experiment_id)
-        client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
-        for key, value in _tags(folder).items():
-            client.set_model_version_tag(name, version, key, value)
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, version)
+        with _pointed_at(mlflow, store):
+            place = Store(store, experiment, folder)
+            place.open()
+            version = _log(mlflow, folder, name, place.experiment_id)
+            client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
+            for key, value in _tags(folder).items():
+                client.set_model_version_tag(name, version, key, value)
+            if alias is not None:
+                client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         raise ValueError(f"{without_password(store)} did not take the model {name!r}: {str(error).partition(chr(10))[0][:300]}") from error
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
     return Registered(name=name, version=version, uri=f"models:/{name}/{version}", alias=alias, store=without_password(store))
+
+
+@contextmanager
+def _pointed_at(mlflow: Any, store: str) -> Iterator[None]:
+    """MLflow's global stores are ``store`` for the length of a block; they live in the environment, too, for child processes."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    try:
+        yield
+    finally:
+        mlflow.set_registry_uri("")
+        mlflow.set_tracking_uri(before[names[0]])
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _log(mlflow: Any, folder: Path, name: str, experiment_id: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,10 +56,10 @@ def finished_run(config: Config, tiny_checkpoint: Path, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("runs") / "first"
     checkpoints.write(
         folder / "checkpoints" / "clone",
-        files=lambda staging: shutil.copytree(tiny_checkpoint, staging, dirs_exist_ok=True) and None,
+        files=lambda staging: LatentActionLM.from_pretrained(tiny_checkpoint).save_pretrained(staging) and None,
         info={"stage": "clone", "metrics": {}},
     )
-    (folder / "config.yaml").write_text(dump_config(config(tracking={"enabled": False})))
+    (folder / "config.yaml").write_text(dump_config(config(actions={"num_actions": NUM_ACTIONS}, clone={}, tracking={"enabled": False})))
     (folder / "summary.json").write_text(json.dumps({"stages": {}, "evaluation": {"cloned": {"greedy": 0.5}}}))
     return folder
 

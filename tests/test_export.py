@@ -70,7 +70,7 @@ def test_passwords_stay_at_home(finished_run: Path) -> None:
     source = find(finished_run)
     config = source.config()
     assert config is not None
-    config.tracking.uri = "http://me:secret@host/x"
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://me:secret@host/x"})})
     model = LatentActionLM.from_pretrained(source.checkpoint)
     assert "secret" not in json.dumps(provenance(source, model, config))
 
