@@ -62,13 +62,15 @@ def merged_folder(adapter: str | Path, *, trust_remote_code: bool = False) -> Pa
 def _merge(base: str, adapter: Path, staged: Path, trust_remote_code: bool) -> None:
     """Write model and tokenizer as safetensors and JSON."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from latent_control.text import load_tokenizer
 
     tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
     try:
         lm = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
         merged = PeftModel.from_pretrained(lm, str(adapter)).merge_and_unload(safe_merge=True)
-        AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=trust_remote_code).save_pretrained(staged)
+        load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code).save_pretrained(staged)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         line = str(error).strip().partition("\n")[0]
         raise ValueError(f"the adapter {adapter} cannot be merged into its base {base!r}: {line[:300]}") from error

@@ -15,7 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_control.text import load_tokenizer
 
 RECORD = "reward_model.json"
 """In a trained model's folder: how it reads texts, and how it did on held-out pairs."""
@@ -56,7 +58,7 @@ def require_reward_model(model: str) -> None:
 
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A classifier with one output, its head new where ``model`` is a language model, and a tokenizer that can pad."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {model!r} has neither a pad nor an end token; set pad_token in its tokenizer_config.json")

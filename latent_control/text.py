@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+OF_ITS_OWN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""``tokenizer_class`` of a tokenizer that is all in its ``tokenizer.json``."""
+
+
+def load_tokenizer(source: str | Path, **settings: Any) -> PreTrainedTokenizerBase:
+    """``AutoTokenizer.from_pretrained``, but a folder's own tokenizer is taken as it is.
+
+    For some architectures (Qwen2, Phi-3) AutoTokenizer puts the architecture's usual one in its place, which splits texts otherwise.
+    """
+    folder = Path(source)
+    if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if said.get("tokenizer_class") in OF_ITS_OWN and "auto_map" not in said:
+            settings.pop("trust_remote_code", None)
+            return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(str(folder), **settings))
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(str(source), **settings))
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:

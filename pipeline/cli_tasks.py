@@ -49,6 +49,42 @@ def task_check(
         raise typer.Exit(cli.FAILED)
 
 
+@cli.app.command()
+def init(
+    rows: Annotated[Path, typer.Argument(metavar="ROWS", help="A .jsonl or .parquet file with a prompt and an answer in each row.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="CONFIG", help="The config to write.")] = Path("config.yaml"),
+    base: Annotated[str, typer.Option("--base", help="Base LM: a folder, a hub id, or the bundled one.")] = "smollm2-135m-instruct",
+    prompt_key: Annotated[str | None, typer.Option("--prompt-key", help="Key of the prompt; default: found by its name.")] = None,
+    answer_key: Annotated[str | None, typer.Option("--answer-key", help="Key of the answer; default: found by its name.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the base's chat template.")] = False,
+) -> None:
+    """Write a config for your own rows: keys, verifier, lengths and slices read off them, the rest as in the quickstart."""
+    with cli.sentences(cli.USAGE):
+        if out.exists():
+            raise ValueError(f"{out} is there already; give another name with -o")
+        from pipeline import starter
+
+        found = starter.look(rows.absolute(), prompt_key, answer_key)
+        model = str(Path(base).absolute()) if Path(base).is_dir() else base
+        tokens = _tokens(model, found.longest)
+        config = starter.config_of(found, base=model, chat=chat, tokens=tokens, beside=out.absolute().parent)
+        out.write_text(starter.text_of(found, config), encoding="utf-8")
+    typer.echo(f"{out}: {found.rows} rows, prompt {found.prompt!r}, answer {found.answer!r} judged by {found.verifier!r}")
+    typer.echo(f"next: latent-control task check {out}; latent-control run {out}")
+
+
+def _tokens(model: str, text: str) -> int:
+    """Tokens of ``text`` for the base LM at ``model``, its end token included."""
+    from configs.schema import Base, RunConfig
+    from pipeline.preflight import Unreachable, base_config_and_tokenizer
+
+    try:
+        _, tokenizer = base_config_and_tokenizer(RunConfig(base=Base(model=model)))
+    except Unreachable as error:
+        raise ValueError(f"--base: {error}") from error
+    return len(tokenizer(text)["input_ids"]) + 1
+
+
 def _task(target: str, overrides: list[str]) -> Task:
     """The task of a config file, or the one of that name; overrides are ``task.options.key=value`` for both."""
     from configs.loading import load_config, load_task

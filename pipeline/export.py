@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from configs.loading import load_config
 from configs.schema import RunConfig
@@ -20,6 +20,7 @@ from latent_control.auto import LatentControlConfig, greedy_defaults
 from latent_control.model import LatentActionLM
 from latent_control.persistence import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.persistence import CONFIG as LATENT
+from latent_control.text import load_tokenizer
 from pipeline import checkpoints
 from pipeline.durable import sha256_file
 from pipeline.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
@@ -92,7 +93,7 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     trust = config is not None and config.base.trust_remote_code
     dtype = "auto" if config is None else config.base.dtype
     latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
-    tokenizer = AutoTokenizer.from_pretrained(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
     about = provenance(source, latent, config)
 
     def files(staging: Path) -> None:

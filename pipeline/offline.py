@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer
 
 from configs.schema import Actions, Clone, ImproveOffline, RunConfig, Training
 from latent_control.measures import codebook_measures, marginal_measures, reach_measures
@@ -18,6 +17,7 @@ from latent_control.model import LatentActionLM
 from latent_control.off_policy import RECOMMENDED, off_policy_report
 from latent_control.persistence import world_hash
 from latent_control.records import TokenBatch
+from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
@@ -127,7 +127,7 @@ def work(job: OfflineJob, log: Log) -> None:
     stage = build_stage(job)
     start = start_of(job)
     optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)
-    tokenizer = AutoTokenizer.from_pretrained(stage.model.base_source or job.source, trust_remote_code=config.base.trust_remote_code)
+    tokenizer = load_tokenizer(stage.model.base_source or str(job.source), trust_remote_code=config.base.trust_remote_code)
     batches, heldout = streams(job, stage, accelerator, tokenizer, start)
     main = accelerator.is_main_process
     hooks = Hooks(

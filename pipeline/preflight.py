@@ -100,7 +100,9 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
         Unreachable: a hub id that is not cached, and the hub does not answer.
         ValueError: what is there is no language model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
+
+    from latent_control.text import load_tokenizer
 
     folder = _base_folder(config.base.model)
     arguments: dict[str, Any] = {"trust_remote_code": config.base.trust_remote_code}
@@ -112,7 +114,7 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
         try:
             return (
                 AutoConfig.from_pretrained(folder, local_files_only=local_only, **arguments),
-                AutoTokenizer.from_pretrained(folder, local_files_only=local_only, **arguments),
+                load_tokenizer(folder, local_files_only=local_only, **arguments),
             )
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():

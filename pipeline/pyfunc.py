@@ -16,13 +16,12 @@ class LatentModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the export once."""
-        from transformers import AutoTokenizer
-
         from latent_control import LatentActionForCausalLM
+        from latent_control.text import load_tokenizer
 
         folder = context.artifacts["export"]
         self.model = LatentActionForCausalLM.from_pretrained(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.tokenizer = load_tokenizer(folder, padding_side="left")
 
     def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """A frame with the columns text, codes and finish_reason, for a frame (or records) with the columns of the signature."""

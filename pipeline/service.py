@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from latent_control.auto import LatentActionForCausalLM
 from latent_control.decoding import generate
 from latent_control.guide import make_guide
 from latent_control.records import Generation
+from latent_control.text import load_tokenizer
 from pipeline.completions import (
     Answer,
     Ask,
@@ -78,7 +78,7 @@ class Service:
     def __init__(self, folder: Path, name: str, *, device: str | None = None, base: str | None = None) -> None:
         model = LatentActionForCausalLM.from_pretrained(folder, base=base, device_map=device or "auto")
         self.latent = model.latent
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         ends = model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [-1 if ends is None else ends]
         sampled, config = model.generation_config.do_sample, self.latent.config

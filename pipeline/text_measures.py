@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import ray
 import torch
-from transformers import AutoTokenizer
 
 from configs.schema import DataSource, RunConfig
 from latent_control.actors import base_actor
@@ -17,6 +16,7 @@ from latent_control.base import BaseLM
 from latent_control.measures import codebook_measures, reach_measures
 from latent_control.model import LatentActionLM, load_base
 from latent_control.records import TokenBatch
+from latent_control.text import load_tokenizer
 from latent_control.text_measures import Speaker, latent_speaker, text_measures, token_speaker
 from latent_control.token_level import token_actor
 from pipeline.data import heldout_batches
@@ -60,7 +60,7 @@ def texts(config: RunConfig, host: HostSpec) -> list[TokenBatch]:
     return heldout_batches(
         (config.evaluation.retention or DataSource(),),
         task=build_task(config.task),
-        tokenizer=AutoTokenizer.from_pretrained(host.checkpoint, trust_remote_code=host.trust_remote_code),
+        tokenizer=load_tokenizer(host.checkpoint, trust_remote_code=host.trust_remote_code),
         chat=config.task.chat,
         batch_size=BATCH,
         max_length=stages[0].max_length if stages else 256,

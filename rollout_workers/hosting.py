@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Reward as RewardSettings
 from configs.schema import Rollout as RolloutSettings
@@ -15,6 +15,7 @@ from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
 from latent_control.model import LatentActionLM, load_base
 from latent_control.persistence import tokenizer_path, weights_hash, world_hash
+from latent_control.text import load_tokenizer
 from latent_control.token_level import WholeModel, token_actor, token_policy
 from latent_control.tower import Tower
 from rollout_workers.episodes import HostSpec
@@ -66,9 +67,7 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         ValueError: there is no such checkpoint.
     """
     trust = spec.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint, trust_remote_code=trust
-    )
+    tokenizer = load_tokenizer(tokenizer_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint, trust_remote_code=trust)
     if spec.level == "latent":
         model = LatentActionLM.from_pretrained(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust).to(device)
         world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])

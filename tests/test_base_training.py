@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import Architecture, BaseTraining, Task
 from latent_control.model import LatentActionLM
+from latent_control.text import load_tokenizer
 from learners import base_training
-from learners.base_training import encode_rows, train_base, word_tokenizer
+from learners.base_training import encode_rows, new_model, train_base, word_tokenizer
 from rollout_workers.tasks import Demonstration, build_task
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.encoding import encode_demonstration
@@ -117,3 +119,15 @@ def test_the_embedded_model_is_small_and_solves_held_out_problems() -> None:
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)[:, ids.shape[1] :]
     solved = [task.score(p, tokenizer.decode(row, skip_special_tokens=True)).success for p, row in zip(prompts, out, strict=True)]  # type: ignore[union-attr]
     assert sum(solved) / len(solved) > 0.4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_a_saved_tokenizer_is_read_as_it_was(family: Any, tmp_path: Path) -> None:
+    """AutoTokenizer takes Qwen2's own in place of any that lies beside a Qwen2 model."""
+    tokenizer = word_tokenizer(Countdown.words)
+    shape = Architecture(family=family, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    new_model(shape, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = "3 7 25 -> 29 :"
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert load_tokenizer(tmp_path, padding_side="left").padding_side == "left"

@@ -18,13 +18,13 @@ import torch
 from accelerate import Accelerator
 from common import ROOT, row, write
 from torch import nn
-from transformers import AutoTokenizer
 
 from configs.loading import load_config
 from latent_control.losses import Metrics
 from latent_control.measures import codebook_measures, reach_measures
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import TokenBatch
+from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
 from learners.offline import Hooks, OfflineStage, Step, make_optimizer, train
 from pipeline.data import heldout_batches, training_batches
@@ -99,7 +99,7 @@ def found(case: str, seed: int, updates: int) -> dict[str, float]:
     stage = VQStage(model) if case == "VQ" else ActionsStage(model, config.actions)
     reading: dict[str, Any] = {
         "task": build_task(config.task),
-        "tokenizer": AutoTokenizer.from_pretrained(config.base.model),
+        "tokenizer": load_tokenizer(config.base.model),
         "chat": False,
         "max_length": config.actions.max_length,
         "seed": seed,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from configs.loading import load_config
 from configs.schema import Explorer, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.persistence import CONFIG, base_path, load_policy, read_shape
+from latent_control.text import load_tokenizer
 from pipeline.cost import PATHS
 from pipeline.explorer import counts, gain
 from pipeline.explorer.corpus import Corpus, read_corpus
@@ -75,7 +75,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     before, after = policies_of(run_dir)
     shape = read_shape(after)
     corpus, stored = read_corpus(run_dir, num_actions=shape.num_actions, span=shape.span)
-    tokenizer = AutoTokenizer.from_pretrained(base_path(after), trust_remote_code=config.base.trust_remote_code)
+    tokenizer = load_tokenizer(base_path(after), trust_remote_code=config.base.trust_remote_code)
     words = Vocabulary(tokenizer)
     rows = corpus.whole_groups(settings.rollouts, TOKENS_SHOWN)
     shown = corpus.subset(rows)

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import PositiveFloat, ValidationError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.persistence import base_path, read_shape
 from latent_control.records import Generation
+from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.episodes import HostSpec
@@ -83,7 +84,7 @@ class SimulatedEngine:
         dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else config.dtype or torch.float32
         return cls(
             read_options(settings),
-            AutoTokenizer.from_pretrained(base, trust_remote_code=trust),
+            load_tokenizer(base, trust_remote_code=trust),
             level=spec.level,
             num_actions=read_shape(Path(spec.checkpoint)).num_actions if latent else None,
             width=config.get_text_config().hidden_size,

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.persistence import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
+from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.episodes import HostSpec
@@ -121,7 +122,7 @@ class VllmEngine:
         return cls(
             # vLLM's own "auto" would make float32 models half as precise.
             _start(spec, base, config.dtype or "float32" if spec.dtype == "auto" else spec.dtype, settings.batch_size, options),
-            AutoTokenizer.from_pretrained(base, trust_remote_code=spec.trust_remote_code),
+            load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
             world_hash=weights_hash(world),
             codebook_hash=weights_hash([("codebook", tensors["codebook"])]),
         )
