@@ -46,7 +46,7 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     assert not check(config).errors
     # <s>, 11 words and </s>, and a quarter on top
     assert config.rollout.max_new_tokens == 13 + 4
-    assert config.evaluation is not None and config.evaluation.slices == ["level"]
+    assert config.evaluation is not None and config.evaluation.slices == ("level",)
     assert "path: rows.jsonl" in (tmp_path / "mine.yaml").read_text()
     again = CliRunner().invoke(cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)])
     assert again.exit_code == cli.USAGE and "is there already" in again.output
