@@ -179,6 +179,7 @@ class LocalCluster:
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self.nodes: list[psutil.Process] = []
+        self.folder, self.started = folder, 0
         self.log = (folder / "nodes.log").open("w")
 
     def head(self, cpus: int) -> None:
@@ -198,6 +199,9 @@ class LocalCluster:
     def _start(self, *arguments: str, cpus: int) -> psutil.Process:
         ports = ["--dashboard-agent-listen-port", str(free_port()), "--min-worker-port", "0", "--max-worker-port", "0"]
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus", str(cpus), "--num-gpus", "0"]
+        # Nodes that share a folder clear away each other's unpacked jobs.
+        command += ["--temp-dir", str(self.folder / str(self.started))]
+        self.started += 1
         command += [*arguments, *ports, "--object-store-memory", str(10**8), "--disable-usage-stats"]
         self.nodes.append(psutil.Popen(command, env=self.environment, stdout=self.log, stderr=self.log))
         return self.nodes[-1]
