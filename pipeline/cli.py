@@ -176,6 +176,15 @@ def config_schema_command(config: Annotated[str | None, typer.Argument(hidden=Tr
     typer.echo(json.dumps(config_schema(), indent=2))
 
 
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every setting with values, default and meaning, as Markdown (docs/reference.md)."""
+    from configs.loading import config_schema
+    from configs.reference import reference
+
+    typer.echo(reference(config_schema()), nl=False)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what is missing, and the command that installs it."""

@@ -67,10 +67,35 @@ def init(
         found = starter.look(rows.absolute(), prompt_key, answer_key)
         model = str(Path(base).absolute()) if Path(base).is_dir() else base
         tokens = _tokens(model, found.longest)
-        config = starter.config_of(found, base=model, chat=chat, tokens=tokens, beside=out.absolute().parent)
+        config = starter.config_of(found, base=model, chat=chat, tokens=tokens, out=out.absolute())
         out.write_text(starter.text_of(found, config), encoding="utf-8")
     typer.echo(f"{out}: {found.rows} rows, prompt {found.prompt!r}, answer {found.answer!r} judged by {found.verifier!r}")
-    typer.echo(f"next: latent-control task check {out}; latent-control run {out}")
+    typer.echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
+
+
+@cli.app.command()
+def sample(
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Responses to each training prompt.")] = 64,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")] = None,
+) -> None:
+    """The base LM's own responses to CONFIG's training prompts, as rows that codes can be found on."""
+    from pipeline.starter import samples_of
+
+    file = (out or samples_of(config)).absolute()
+    with cli.sentences(cli.USAGE):
+        if file.exists():
+            raise ValueError(f"{file} is there already; remove it, or give another name with -o")
+        from configs.loading import load_config
+
+        # The file to be made may be one that the config names.
+        settings = load_config(config, overrides or [], check_paths=False)
+    with cli.sentences(cli.FAILED):
+        from pipeline import sampling
+
+        found = sampling.sample(settings, file, samples, lambda text: typer.echo(text, err=True))
+    typer.echo(f"{file}: {found['rows']:g} rows from {found['prompts']:g} prompts; the base LM's success is {found['success']:.3f}")
 
 
 def _tokens(model: str, text: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,14 +155,8 @@ def _play_all(
     config: RunConfig, settings: Evaluation, hosts: Mapping[str, HostSpec], prompts: int, say: Callable[[str], None]
 ) -> dict[str, Played]:
     """Both passes of every variant, on workers of their own."""
-    dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
-    # Whatever engine trains, one and the same judges.
-    rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
-    workers = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout, reward=config.reward)
-    group = EnvRunnerGroup(config=workers_config(config, workers), local_env_runner=False)
-    pool = RolloutPool(group, timeout=config.cluster.worker_timeout_seconds, node=this_node())
     played: dict[str, Played] = {}
-    try:
+    with players(config) as pool:
         for name, host in hosts.items():
             sampled = _play(pool, config, host, prompts, settings.samples_per_prompt, config.rollout.temperature)
             greedy = _play(pool, config, host, prompts, 1, 0.0)
@@ -170,9 +165,21 @@ def _play_all(
             )
             rates = {mode: values.mean() for mode, values in played[name].successes(settings.samples_per_prompt).items()}
             say(f"{name}: sampled {rates['sampled']:.3f}, greedy {rates['greedy']:.3f}")
+    return played
+
+
+@contextmanager
+def players(config: RunConfig) -> Iterator[RolloutPool]:
+    """Rollout workers without a policy of their own: each request names what it is played by. Ray must be connected."""
+    dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
+    # Whatever engine trains, one and the same judges.
+    rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})
+    workers = WorkerSettings(host=None, policy_dtype=dtype, task=config.task, rollout=rollout, reward=config.reward)
+    group = EnvRunnerGroup(config=workers_config(config, workers), local_env_runner=False)
+    try:
+        yield RolloutPool(group, timeout=config.cluster.worker_timeout_seconds, node=this_node())
     finally:
         group.stop()
-    return played
 
 
 def _play(pool: RolloutPool, config: RunConfig, host: HostSpec, prompts: int, samples: int, temperature: float) -> list[Rollout]:

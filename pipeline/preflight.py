@@ -238,9 +238,16 @@ def _one_episode(config: RunConfig, task: AgentTask, model: PreTrainedConfig) ->
 
 
 def _sources(config: RunConfig) -> Iterator[str]:
-    """Text files and replay folders that are there: readable, of a known kind, not empty."""
+    """Text files and replay folders that are there: readable, of a known kind, not empty. Other tasks: as the run's own."""
+    from rollout_workers.tasks import build_task
+
     for name, section in offline_sections(config):
         for index, source in enumerate(section.data):
+            if source.task is not None:
+                try:
+                    build_task(source.task)
+                except ValueError as error:
+                    yield f"{name}.data[{index}].task: {error}"
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:

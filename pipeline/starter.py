@@ -76,13 +76,15 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def config_of(found: Found, *, base: str, chat: bool, tokens: int, beside: Path) -> dict[str, Any]:
-    """The config: quickstart's recipe on these rows.
+def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) -> dict[str, Any]:
+    """The config: quickstart's recipe on these rows, codes found on the base LM's own responses (``latent-control sample``).
 
-    ``tokens``: of the longest answer. The file's path is relative to ``beside``, the config's folder, where it lies in it.
+    ``tokens``: of the longest answer. The files' paths are relative to the config ``out`` where they lie beside it.
     """
-    path = found.path.relative_to(beside) if found.path.is_relative_to(beside) else found.path
-    stage = {"batch_size": 16, "learning_rate": 1e-3}
+    path = found.path.relative_to(out.parent) if found.path.is_relative_to(out.parent) else found.path
+    # The training prompts are those whose hash lies above 0.2: of these, the next tenth is held out.
+    own = {"name": "jsonl", "options": {"path": samples_of(out).name, "heldout_share": 0.3}, "chat": chat}
+    stage = {"batch_size": 64, "learning_rate": 1e-3, "data": [{"kind": "task", "task": own}]}
     evaluation: dict[str, Any] = {"prompts": min(512, max(8, found.rows // 5))}
     if found.slices:
         evaluation["slices"] = list(found.slices)
@@ -100,18 +102,24 @@ def config_of(found: Found, *, base: str, chat: bool, tokens: int, beside: Path)
             },
             "chat": chat,
         },
-        "actions": {"num_actions": 64, "updates": 400, **stage},
-        "clone": {"updates": 300, **stage},
+        "actions": {"num_actions": 64, "updates": 600, **stage},
+        "clone": {"updates": 500, **stage},
         "improve": {"algorithm": "grpo", "updates": 100, "epochs": 3, "prompts_per_update": 16, "group_size": 8, "learning_rate": 5e-4},
         "rollout": {"num_workers": 2, "max_new_tokens": tokens + max(4, tokens // 4)},
         "evaluation": evaluation,
     }
 
 
+def samples_of(config: Path) -> Path:
+    """Where ``latent-control sample`` puts the base LM's responses: ``mine.yaml`` -> ``mine-samples.jsonl``."""
+    return config.with_name(f"{config.stem}-samples.jsonl")
+
+
 def text_of(found: Found, config: Mapping[str, Any]) -> str:
     """The config as a YAML file."""
     return (
         f"# Written by latent-control init for {found.path.name}: {found.rows} rows, a fifth of the prompts held out.\n"
+        "# Codes are found on the base LM's own responses: latent-control sample THIS_FILE makes them.\n"
         f"# Answers are judged by the verifier {found.verifier!r}; others, and rewards of your own: docs/tasks.md.\n"
         f"{write(dict(config))}"
     )
