@@ -1,0 +1,130 @@
+"""What the documentation says can be typed: every command parses, the reference is the schema's, the tutorial runs to its end."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.exceptions import TyperException
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from configs.loading import config_schema
+from configs.reference import reference
+from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks
+
+assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PLACEHOLDER = re.compile(r"^[A-Z][A-Z_|.]*$")
+
+
+def blocks(text: str, mark: str = "") -> list[str]:
+    return re.findall(rf"^{mark}```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of each ``latent-control`` line of a bash block and in backticks."""
+    for page in PAGES:
+        text = page.read_text()
+        lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+        lines += [span for span in re.findall(r"`(latent-control [^`]+)`", text) if "," not in span.partition(" --")[0]]
+        for line in lines:
+            plain = re.sub(r"[\[\]]", "", line.split("; ")[0].split(" && ")[0]).replace("\\|", "|").replace(" ...", "")
+            words = shlex.split(plain, comments=True)
+            if words[:1] == ["latent-control"]:
+                yield page.name, words[1:]
+
+
+def parse(words: list[str]) -> None:
+    """As the program would, but that nothing is called; words in capitals stand for values. Raises ``TyperException``."""
+    command: Any = get_command(cli.app)
+    rest = ["1" if PLACEHOLDER.match(word) else word.split("|")[0] for word in words]
+    while rest and (known := getattr(command, "commands", None)) is not None:
+        if rest[0] not in known and not rest[0].startswith("-"):
+            raise TyperException(f"no command {rest[0]!r}")
+        if rest[0].startswith("-"):
+            break
+        command, *rest = known[rest[0]], *rest[1:]
+    if rest:  # a bare name speaks of the command
+        command.make_context(command.name, rest)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(list(commands())) > 60
+
+
+@pytest.mark.parametrize(("page", "words"), [pytest.param(p, w, id=f"{p}: {' '.join(w)[:60]}") for p, w in commands()])
+def test_a_command_parses(page: str, words: list[str]) -> None:
+    try:
+        parse(words)
+    except typer.Exit:
+        pass  # --help
+    except TyperException as error:
+        pytest.fail(f"{page}: latent-control {' '.join(words)}: {error}")
+
+
+def test_a_command_that_is_not_there_is_found() -> None:
+    for wrong in (["rum", "CONFIG"], ["run", "CONFIG", "--run-dri", "X"], ["export"]):
+        with pytest.raises(TyperException):
+            parse([*wrong] if len(wrong) > 1 else [*wrong, "--register"])
+
+
+def test_the_reference_is_the_schemas() -> None:
+    assert (ROOT / "docs" / "reference.md").read_text() == reference(config_schema()), "latent-control config reference > docs/reference.md"
+    assert CliRunner().invoke(cli.app, ["config", "reference"]).output == reference(config_schema())
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_tutorial_leads_from_a_file_to_a_served_model(tmp_path: Path) -> None:
+    """By its own commands, in under 15 minutes."""
+    started = time.monotonic()
+    (tmp_path / "rows.jsonl").write_bytes((ROOT / "docs/examples/rows.jsonl").read_bytes())
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    program = [sys.executable, str(ROOT / "pipeline" / "__main__.py")]
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    lines = [line for block in blocks(text, "<!-- run -->\n") for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        done = subprocess.run(
+            [*program, *shlex.split(line)[1:]], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=800, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    (serve,) = [line for block in blocks(text) for line in block.splitlines() if line.startswith("latent-control serve")]
+    (ask,) = [line for block in blocks(text) for line in block.splitlines() if line.startswith("curl")]
+    words = shlex.split(ask)
+    server = subprocess.Popen([*program, *shlex.split(serve)[1:]], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert any("8000" in line for line in server.stdout), "it never said where it serves"
+        url = next(word for word in words if word.startswith("http"))
+        request = urllib.request.Request(url, words[words.index("-d") + 1].encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            assert b'"codes"' in reply.read()
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert time.monotonic() - started < 900
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT)}
