@@ -28,7 +28,8 @@ from pipeline.runlog import RunLog
 from pipeline.statistics import bootstrap_means, interval
 
 CHOICE_WEIGHT = 0.05
-"""What a nat of choice per token costs, in nats of prediction: fewer, longer-lasting codes are easier to learn a policy on."""
+"""What a nat of choice costs, in nats of prediction: a policy over fewer codes is easier to learn. Longer spans get no bonus for choosing
+more rarely: reinforcement learning was slower with them (docs/results/number_and_span.md)."""
 CLONE_SHARE = 0.3
 """Share of the ``clone`` stage's updates that the cheap stage spends."""
 FIRST_LOOK = 0.25
@@ -88,14 +89,14 @@ class Space:
         return [own, *random.Random(seed).sample(others, min(count - 1, len(others)))]
 
 
-def score(measures: Mapping[str, float], span: int) -> float:
+def score(measures: Mapping[str, float]) -> float:
     """What a codebook leaves to be desired, in nats per token: less is better.
 
     ``nll_codes`` (what the codes leave open) + max(0, ``nll_marginal`` - ``nll_base_same``) (what is lost by choosing codes without the
-    future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) / span (what the policy must choose per token).
+    future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
     """
     lost = max(0.0, measures["nll_marginal"] - measures["nll_base_same"]) if "nll_marginal" in measures else 0.0
-    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"])) / span
+    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"]))
 
 
 def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
@@ -133,7 +134,7 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
     def on_measures(stage: str, step: int, metrics: dict[str, float]) -> None:
         measured.update(metrics)
         done = step if stage == "actions" else actions.updates + step
-        report({**measured, "updates": float(done), "score": score(measured, actions.span), "cloned": float(stage == "clone")})
+        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == "clone")})
 
     context = StageContext(config=config, run_dir=folder, log=_Reporter(folder, on_measures), task=build_task(config.task))
     found = run_offline(context, "actions", actions, None, base)

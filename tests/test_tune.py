@@ -31,10 +31,9 @@ def trial(codes: int, value: float, *, cloned: bool = True, reward: tuple[float,
 
 def test_score_by_hand() -> None:
     measures = {"nll_codes": 0.2, "code_perplexity": math.e**2}
-    assert score(measures, 1) == pytest.approx(0.2 + 0.05 * 2)
-    assert score(measures, 2) == pytest.approx(0.2 + 0.05 * 1)
-    assert score(measures | {"nll_marginal": 1.5, "nll_base_same": 1.2}, 1) == pytest.approx(0.2 + 0.3 + 0.1)
-    assert score(measures | {"nll_marginal": 1.0, "nll_base_same": 1.2}, 1) == pytest.approx(0.3), "a gain over the base is no loss"
+    assert score(measures) == pytest.approx(0.2 + 0.05 * 2)
+    assert score(measures | {"nll_marginal": 1.5, "nll_base_same": 1.2}) == pytest.approx(0.2 + 0.3 + 0.1)
+    assert score(measures | {"nll_marginal": 1.0, "nll_base_same": 1.2}) == pytest.approx(0.3), "a gain over the base is no loss"
 
 
 def test_the_configs_own_setting_comes_first_and_nothing_twice(quickstart: RunConfig) -> None:
