@@ -18,7 +18,7 @@ from pipeline.tracking import Tracker, read_record
 BIN = max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 pytestmark = [
     pytest.mark.skipif(BIN is None or os.name == "nt", reason="PostgreSQL is not installed: apt-get install postgresql"),
-    pytest.mark.skipif(find_spec("psycopg2") is None, reason="the driver is not installed: pip install psycopg2-binary"),
+    pytest.mark.skipif(find_spec("psycopg") is None, reason="the driver is not installed: pip install 'psycopg[binary]'"),
 ]
 
 
