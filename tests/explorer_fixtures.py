@@ -112,7 +112,7 @@ def make_run(folder: Path, checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+def explored_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A finished run; do not change it."""
     return make_run(tmp_path_factory.mktemp("runs") / "small", tiny_checkpoint)
 

@@ -55,18 +55,18 @@ def heldout(number: int) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def explored(finished_run):
-    return explore(finished_run, ENOUGH)
+def explored(explored_run):
+    return explore(explored_run, ENOUGH)
 
 
 @pytest.fixture(scope="module")
-def loaded(finished_run):
+def loaded(explored_run):
     """(corpus, models) of the run."""
     from transformers import AutoTokenizer
 
-    config = load_config(finished_run / "config.yaml", [], check_paths=False)
-    before, after = policies_of(finished_run)
-    corpus, _ = read_corpus(finished_run, num_actions=8, span=1)
+    config = load_config(explored_run / "config.yaml", [], check_paths=False)
+    before, after = policies_of(explored_run)
+    corpus, _ = read_corpus(explored_run, num_actions=8, span=1)
     return corpus, load_models(before, after, config, AutoTokenizer.from_pretrained(config.base.model))
 
 
@@ -137,9 +137,9 @@ class TestPath:
             low, high = (torch.log_softmax(policy(states)[0, -1], -1)[actions[r][t]] for policy in (other.policy, model.policy))
             assert rise == pytest.approx((high - low).item(), abs=1e-5)
 
-    def test_the_parts_add_up_to_the_rise_between_the_two_policies(self, finished_run, loaded, monkeypatch):
+    def test_the_parts_add_up_to_the_rise_between_the_two_policies(self, explored_run, loaded, monkeypatch):
         """The reward is the share of words that the last policy says more often; its rise is measured by playing both policies."""
-        models, config = loaded[1], load_config(finished_run / "config.yaml", [], check_paths=False)
+        models, config = loaded[1], load_config(explored_run / "config.yaml", [], check_paths=False)
         walker = Walker(models.model, models.before, models.model.policy)
 
         def play(share: float, task: WordsTask) -> list[float]:
@@ -162,8 +162,8 @@ class TestPath:
         assert abs(total.mean - rise) < noise + total.high - total.mean
         assert total.low > 0
 
-    def test_nothing_judged_is_no_gain(self, finished_run, loaded, monkeypatch):
-        config = load_config(finished_run / "config.yaml", [], check_paths=False)
+    def test_nothing_judged_is_no_gain(self, explored_run, loaded, monkeypatch):
+        config = load_config(explored_run / "config.yaml", [], check_paths=False)
         monkeypatch.setattr(path, "judge", lambda *_: Failure(kind="broken", message=""))
         assert path.walk(loaded[1], config, Countdown(), Clock(0.0), 1.0) is None
 
@@ -237,9 +237,9 @@ class TestDataset:
         assert sum(code.usage for code in data.codes) == pytest.approx(1)
         assert sum(code.uses for code in data.codes) == len(corpus.choices)
 
-    def test_gains_of_codes_and_of_positions_add_up(self, finished_run, monkeypatch):
+    def test_gains_of_codes_and_of_positions_add_up(self, explored_run, monkeypatch):
         monkeypatch.setattr("pipeline.explorer.build.build_task", lambda _: WordsTask(set(Countdown.words[:80])))
-        data = explore(finished_run, Explorer(seconds=1e-6, explained=0))[0]
+        data = explore(explored_run, Explorer(seconds=1e-6, explained=0))[0]
         total = sum(code.gain.mean for code in data.codes)
         assert total == pytest.approx(data.summary.gain.mean)
         assert total != 0
@@ -263,27 +263,27 @@ class TestDataset:
                     assert all(other.tokens[0] != taken.token for other in others)
         assert any(len(step.endings) > 1 for why in data.why for step in why.steps)
 
-    def test_without_seconds_no_model_is_loaded(self, finished_run, monkeypatch):
+    def test_without_seconds_no_model_is_loaded(self, explored_run, monkeypatch):
         monkeypatch.setattr("pipeline.explorer.build.load_models", lambda *_: pytest.fail("loaded"))
-        data, _, _ = explore(finished_run, Explorer(seconds=0))
+        data, _, _ = explore(explored_run, Explorer(seconds=0))
         assert data.summary.gain is None and not data.why
         assert "seconds is 0" in data.summary.notes[0]
         assert "null" in embedded([data])
 
-    def test_what_time_cut_off_is_said(self, finished_run, monkeypatch):
+    def test_what_time_cut_off_is_said(self, explored_run, monkeypatch):
         monkeypatch.setattr("pipeline.explorer.reading.ROWS_AT_ONCE", 8)
-        data, _, _ = explore(finished_run, Explorer(seconds=1e-6, explained=4))
+        data, _, _ = explore(explored_run, Explorer(seconds=1e-6, explained=4))
         assert "choices of 8 of 48 rollouts" in data.summary.notes[0]
         assert "explained are 1 of 4" in data.summary.notes[-1]
         assert sum(bool(r.before) for r in data.rollouts) == 8
 
-    def test_fewer_rollouts_are_whole_groups(self, finished_run):
-        data, _, _ = explore(finished_run, Explorer(seconds=0, rollouts=8))
+    def test_fewer_rollouts_are_whole_groups(self, explored_run):
+        data, _, _ = explore(explored_run, Explorer(seconds=0, rollouts=8))
         assert len(data.rollouts) == 8
         assert len({r.update for r in data.rollouts}) == 2
 
-    def test_a_run_that_has_no_improved_policy_is_refused(self, finished_run, tmp_path):
-        shutil.copy(finished_run / "config.yaml", tmp_path / "config.yaml")
+    def test_a_run_that_has_no_improved_policy_is_refused(self, explored_run, tmp_path):
+        shutil.copy(explored_run / "config.yaml", tmp_path / "config.yaml")
         with pytest.raises(ValueError, match="no improved latent policy"):
             explore(tmp_path)
 
@@ -314,19 +314,19 @@ class TestPage:
 
 
 class TestCommand:
-    def test_explain_writes_the_page_and_says_which_codes(self, finished_run, tmp_path):
-        arguments = ["explain", str(finished_run), "-o", str(tmp_path / "x.html"), "--explained", "1"]
+    def test_explain_writes_the_page_and_says_which_codes(self, explored_run, tmp_path):
+        arguments = ["explain", str(explored_run), "-o", str(tmp_path / "x.html"), "--explained", "1"]
         done = CliRunner().invoke(cli_explain.cli.app, arguments)
         assert done.exit_code == 0, done.output
         assert "estimated gain" in done.stdout and "not in MLflow" in done.stdout
         assert "<main" in (tmp_path / "x.html").read_text(encoding="utf-8")
 
-    def test_two_runs_are_put_side_by_side(self, finished_run, tmp_path):
+    def test_two_runs_are_put_side_by_side(self, explored_run, tmp_path):
         arguments = [
             "explain",
-            str(finished_run),
+            str(explored_run),
             "--against",
-            str(finished_run),
+            str(explored_run),
             "--seconds",
             "0",
             "-o",
