@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "results"
 sys.path.insert(0, str(ROOT))  # for studies that use the packages themselves
-ONE_CORE = ["rollout.num_workers=1", "cluster.learner_threads=1", "replay.enabled=false", "tracking.enabled=false"]
+ONE_CORE = [
+    "rollout.num_workers=1",
+    "cluster.learner_threads=1",
+    "replay.enabled=false",
+    "tracking.enabled=false",
+    "explorer.enabled=false",
+]
 # Two-sided 97.5 % quantiles of Student's t by degrees of freedom.
 T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 J = TypeVar("J")
