@@ -676,6 +676,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXConfig", COMMON | {"intermediate_size": 64, "initializer_range": 0.2}),
     "opt": ("OPTConfig", COMMON | {"word_embed_proj_dim": 32, "ffn_dim": 64, "init_std": 0.2}),
     "phi": ("PhiConfig", LLAMA_LIKE),
+    "phi3": ("Phi3Config", LLAMA_LIKE),
+    "llama-tied": ("LlamaConfig", LLAMA_LIKE | {"tie_word_embeddings": True}),
     "falcon": ("FalconConfig", COMMON | {"initializer_range": 0.2}),
     "bloom": ("BloomConfig", GPT2_LIKE | {"hidden_size": 32}),
 }
@@ -705,6 +707,26 @@ def test_any_architecture_starts_as_itself(any_lm: PreTrainedModel) -> None:
     assert torch.equal(policy.head(policy.hidden(base.features(ids).late)), expected)
     base, policy = token_policy(copy.deepcopy(any_lm), "added_blocks", 2)
     assert torch.equal(policy.head(policy.hidden(base.features(ids).final)), expected)
+
+
+@torch.no_grad()
+def test_any_architecture_sees_nothing_that_it_must_not(
+    any_lm: PreTrainedModel, randomise: Callable[[LatentActionLM], LatentActionLM]
+) -> None:
+    """Policy and world model at t depend on tokens up to t, a_t on those up to t + 1; padding on the right changes nothing."""
+    model = LatentActionLM.from_base(copy.deepcopy(any_lm), num_actions=CODES, seed=1).eval()
+    randomise(model)
+    ids, seen = tokens(2, 12), 7
+    other = torch.cat([ids[:, :seen], (ids[:, seen:] + 1) % VOCABULARY], 1)
+    codes = torch.arange(12).remainder(CODES).expand(2, -1)
+    left, right = (model.features(rows) for rows in (ids, other))
+    for of in (model.policy_logits, lambda features: model.world_logits(features, codes), model.inverse_dynamics_logits):
+        torch.testing.assert_close(of(left)[:, :seen], of(right)[:, :seen], rtol=0, atol=1e-4)
+    assert torch.equal(model.label_actions(ids)[:, : seen - 1], model.label_actions(other)[:, : seen - 1])
+    assert not torch.allclose(model.policy_logits(left)[:, seen], model.policy_logits(right)[:, seen], atol=1e-4)
+    padded, mask = torch.nn.functional.pad(ids, (0, 4)), torch.nn.functional.pad(torch.ones_like(ids), (0, 4))
+    whole = model.features(padded, mask)
+    torch.testing.assert_close(model.policy_logits(whole, mask)[:, :12], model.policy_logits(left), rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
