@@ -1,8 +1,9 @@
 """``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B inside a stated time.
 
 Both sides run in one run folder with one trainer: ``improve`` over codes and, by ``improve.token_baseline``, over tokens, with
-the same updates, prompts, group size and rewards. First a probe of a few updates measures what each costs here; then the
-number of updates is chosen that fits.
+the same updates, prompts, group size and rewards. First the base LM answers the training prompts, and codes are found on that (a
+few hundred answers would be learned by heart); a probe of a few updates measures what each costs here; then the number of updates is
+chosen that fits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,13 +21,18 @@ from configs.yaml_text import write
 from pipeline.compare import compare, write_page
 from pipeline.durable import write_atomic
 from pipeline.run import run
+from pipeline.sampling import sample
+from pipeline.starter import samples_source
+from rollout_workers.tasks import build_task
 
-CONFIG, PROBE, RESULT, PAGE = "pilot.yaml", "probe", "result", "comparison.html"
+CONFIG, PROBE, RESULT, PAGE, SAMPLES = "pilot.yaml", "probe", "result", "comparison.html", "samples.jsonl"
 FULL = {"actions": 600, "clone": 500, "token_level": 150, "improve": 150}
 """Updates of a pilot that has all the time it wants: those of configs/quickstart.yaml."""
 FEWEST = {"actions": 60, "clone": 50, "token_level": 15, "improve": 15}
 """With fewer nothing is learned that an evaluation could see."""
 PROBED = {"actions": 8, "clone": 8, "token_level": 4, "improve": 4}
+RESPONSES = 2048
+"""Of the base LM, over all training prompts: what codes are found on."""
 RESERVE = 0.1
 """Share of the time that is kept back: the machine may be slower later on."""
 VISIBLE = 0.05
@@ -52,7 +58,7 @@ class Pace:
     fixed: float
     """Loading, saving and the evaluation, however many updates there are."""
     probe: float
-    """Of the probe itself."""
+    """Of sampling and the probe itself."""
 
 
 def template(rows: Rows, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
@@ -108,15 +114,18 @@ def planned_updates(pace: Pace, minutes: float) -> dict[str, int]:
 
 
 def pilot(folder: Path, config: Mapping[str, Any], minutes: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Probe, plan, run both sides, compare. Leaves ``pilot.yaml`` (ready to run), ``result`` (a run folder) and a page.
+    """Sample, probe, plan, run both sides, compare. Leaves ``pilot.yaml`` (ready to run), ``result`` (a run folder) and a page.
 
     Raises:
         ValueError: nothing useful fits into ``minutes``.
     """
-    say(f"pilot: measuring a few updates of each side (budget {minutes:g} minutes)")
     started = time.perf_counter()
+    config = sampled(folder, config, say)
+    say(f"pilot: measuring a few updates of each side (budget {minutes:g} minutes)")
+    measured = time.perf_counter()
     probe = run(load_config(written(folder / f"{PROBE}.yaml", with_updates(config, PROBED))), folder / PROBE)
-    pace = measure(probe, time.perf_counter() - started)
+    now = time.perf_counter()
+    pace = replace(measure(probe, now - measured), probe=now - started)
     updates = planned_updates(pace, minutes)
     about = ", ".join(f"{name} {count} x {pace.update[name]:.2f} s" for name, count in updates.items())
     expected = pace.fixed + sum(pace.update[name] * count for name, count in updates.items())
@@ -129,6 +138,18 @@ def pilot(folder: Path, config: Mapping[str, Any], minutes: float, say: Callable
     found = result | {"updates": updates, "seconds": seconds, "page": str(page), "config": str(folder / CONFIG), "advice": advice(result)}
     write_atomic(folder / "pilot.json", json.dumps(found, indent=1).encode())
     return found
+
+
+def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """``config`` with codes found on the base LM's own responses, which are written to ``samples.jsonl``."""
+    settings = load_config(folder / CONFIG)
+    prompts = len(build_task(settings.task).prompts("train"))
+    count = max(1, RESPONSES // prompts)
+    say(f"pilot: the base LM answers {prompts} training prompts, {count} times each")
+    found = sample(settings, folder / SAMPLES, count, lambda text: None)
+    say(f"pilot: its success is {found['success']:.3f}" + ("" if found["success"] else "; where it never succeeds, neither side can learn"))
+    data = [samples_source(SAMPLES, chat=settings.task.chat)]
+    return {**config} | {name: {**config[name], "data": data} for name in ("actions", "clone")}
 
 
 def written(path: Path, config: Mapping[str, Any]) -> Path:

@@ -82,9 +82,7 @@ def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) ->
     ``tokens``: of the longest answer. The files' paths are relative to the config ``out`` where they lie beside it.
     """
     path = found.path.relative_to(out.parent) if found.path.is_relative_to(out.parent) else found.path
-    # The training prompts are those whose hash lies above 0.2: of these, the next tenth is held out.
-    own = {"name": "jsonl", "options": {"path": samples_of(out).name, "heldout_share": 0.3}, "chat": chat}
-    stage = {"batch_size": 64, "learning_rate": 1e-3, "data": [{"kind": "task", "task": own}]}
+    stage = {"batch_size": 64, "learning_rate": 1e-3, "data": [samples_source(samples_of(out).name, chat=chat)]}
     evaluation: dict[str, Any] = {"prompts": min(512, max(8, found.rows // 5))}
     if found.slices:
         evaluation["slices"] = list(found.slices)
@@ -108,6 +106,12 @@ def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) ->
         "rollout": {"num_workers": 2, "max_new_tokens": tokens + max(4, tokens // 4)},
         "evaluation": evaluation,
     }
+
+
+def samples_source(path: str, *, chat: bool) -> dict[str, Any]:
+    """What ``latent-control sample`` wrote to ``path`` as the data of a stage."""
+    # The task's training prompts are those whose hash lies above 0.2: of these, the next tenth is held out.
+    return {"kind": "task", "task": {"name": "jsonl", "options": {"path": path, "heldout_share": 0.3}, "chat": chat}}
 
 
 def samples_of(config: Path) -> Path:
