@@ -37,6 +37,10 @@ class Findings(NamedTuple):
     """What could not be checked on this machine, and what is not to be overlooked."""
 
 
+SAMPLES = "-samples.jsonl"
+"""End of the name of a file that ``latent-control sample`` makes."""
+
+
 class Unreachable(Exception):
     """The model is neither here nor to be had from the hub now."""
 
@@ -247,7 +251,9 @@ def _sources(config: RunConfig) -> Iterator[str]:
                 try:
                     build_task(source.task)
                 except ValueError as error:
-                    yield f"{name}.data[{index}].task: {error}"
+                    missing = str(source.task.options.get("path", ""))
+                    made = missing.endswith(SAMPLES) and not Path(missing).exists()
+                    yield f"{name}.data[{index}].task: {error}" + (", made by latent-control sample CONFIG" if made else "")
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.yaml_text import write
+from pipeline.preflight import SAMPLES
 from rollout_workers.tasks.reading import near, read_file
 
 ENOUGH = 10_000
@@ -116,7 +117,7 @@ def samples_source(path: str, *, chat: bool) -> dict[str, Any]:
 
 def samples_of(config: Path) -> Path:
     """Where ``latent-control sample`` puts the base LM's responses: ``mine.yaml`` -> ``mine-samples.jsonl``."""
-    return config.with_name(f"{config.stem}-samples.jsonl")
+    return config.with_name(config.stem + SAMPLES)
 
 
 def text_of(found: Found, config: Mapping[str, Any]) -> str:

@@ -43,6 +43,9 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     done = CliRunner().invoke(cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)])
     assert done.exit_code == 0, done.output
     config = load_config(tmp_path / "mine.yaml")
+    errors = check(config).errors
+    assert len(errors) == 2 and all(error.endswith("made by latent-control sample CONFIG") for error in errors)
+    (tmp_path / "mine-samples.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace("problem", "prompt"))
     assert not check(config).errors
     # <s>, 11 words and </s>, and a quarter on top
     assert config.rollout.max_new_tokens == 13 + 4
