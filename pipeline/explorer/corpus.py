@@ -120,6 +120,8 @@ def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, 
         raise ValueError(
             f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: set improve.level: latent"
         )
+    if any(len(row["actions"]) != len(row["tokens"]) for row in kept):
+        raise ValueError(f"{run_dir}/replay holds episodes of several turns, which the explorer does not show; read them with pandas")
     corpus = corpus_of(kept, num_actions=num_actions, span=span)
     return corpus.subset(corpus.whole_groups(len(corpus), MOST_TOKENS)), stored
 
