@@ -20,6 +20,7 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 # One thread everywhere: tests share their two cores.
 SMALL = ["actions.updates=20", "clone.updates=20", "evaluation.prompts=16", "evaluation.marginal_sequences=16", "cluster.learner_threads=1"]
 SMALL += ["actions.evaluation_sequences=32", "clone.evaluation_sequences=32", "actions.min_alive_share=0", "rollout.num_workers=2"]
+SMALL += ["explorer.seconds=2"]
 TINY_RL = ["improve.prompts_per_update=4", "improve.group_size=4"]
 
 
