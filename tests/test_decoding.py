@@ -395,39 +395,6 @@ def test_special_tokens_of_a_base(base: PreTrainedModel) -> None:
 # -- codes chosen by the caller ------------------------------------------------------------------------------------------
 
 
-def test_forced_codes_are_taken_and_the_rest_is_the_policys(model: LatentActionLM) -> None:
-    ids = torch.stack(prompts((5, 5)))
-    free = model.generate(ids, max_new_tokens=4, temperature=0, stop_token=-1)
-    other = (free.actions[:, :2] + 1) % model.config.num_actions
-    forced = model.generate(
-        ids, max_new_tokens=4, temperature=0, stop_token=-1, forced_actions=torch.tensor([[int(other[0, 0]), -1], [-1, -1]])
-    )
-    assert int(forced.actions[0, 0]) == int(other[0, 0])
-    assert torch.equal(forced.tokens[1], free.tokens[1])
-    features = model.features(ids[:1])
-    log_probs = action_log_probs(model.policy_logits(features)[:, -1])
-    assert float(forced.action_logp[0, 0]) == pytest.approx(float(log_probs[0, other[0, 0]]), abs=1e-4)
-    again = torch.cat([ids[:1], forced.tokens[:1, :1]], 1)  # after a forced token the policy goes on from the text there is
-    rest = model.generate(again, max_new_tokens=3, temperature=0, stop_token=-1)
-    assert torch.equal(forced.tokens[0, 1:], rest.tokens[0])
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_only_allowed_codes_are_taken(model: LatentActionLM, temperature: float) -> None:
-    ids = torch.stack(prompts((5, 5, 5)))
-    free = model.generate(ids, max_new_tokens=6, temperature=temperature, seed=1, stop_token=-1)
-    allowed = torch.ones(model.config.num_actions, dtype=torch.bool)
-    allowed[free.actions[0].unique()] = False
-    found = model.generate(ids, max_new_tokens=6, temperature=temperature, seed=1, stop_token=-1, allowed_actions=allowed)
-    assert bool(allowed[found.actions].all())
-    by_row = torch.stack([allowed, torch.ones_like(allowed), torch.ones_like(allowed)])
-    mixed = model.generate(ids, max_new_tokens=6, temperature=temperature, seed=1, stop_token=-1, allowed_actions=by_row)
-    assert torch.equal(mixed.tokens[0], found.tokens[0]) and torch.equal(mixed.tokens[1:], free.tokens[1:])
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -440,11 +407,6 @@ def test_only_allowed_codes_are_taken(model: LatentActionLM, temperature: float)
         ({"level": "token"}, "level='token'"),
         ({"row_seeds": [1]}, "1 row_seeds.*2 rows"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])}, "all zero"),
-        ({"allowed_actions": torch.ones(3, dtype=torch.bool)}, r"shape \(3,\)"),
-        ({"allowed_actions": torch.zeros(8, dtype=torch.bool)}, "allows a row nothing"),
-        ({"forced_actions": torch.tensor([8])}, "holds 8 to 8: need 0 to 7"),
-        ({"forced_actions": torch.tensor([[1]])}, r"shape \(1, 1\)"),
-        ({"forced_actions": torch.tensor([1]), "level": "base"}, "has no codes"),
     ],
 )
 def test_bad_arguments_are_named(model: LatentActionLM, arguments: dict[str, Any], message: str) -> None:
