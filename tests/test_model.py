@@ -435,7 +435,7 @@ def test_a_moved_run_folder_still_finds_its_base(saved: tuple[LatentActionLM, Pa
 def test_a_moved_base_is_named_and_can_be_given(saved: tuple[LatentActionLM, Path], tmp_path: Path) -> None:
     model, folder = saved
     shutil.move(folder.parent / "base", tmp_path / "new-place")
-    with pytest.raises(ValueError, match="no causal language model at"):
+    with pytest.raises(ValueError, match="where it is no longer"):
         LatentActionLM.from_pretrained(folder)
     assert_same(LatentActionLM.from_pretrained(folder, base=tmp_path / "new-place"), model)
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "new-place")
