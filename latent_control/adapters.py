@@ -68,7 +68,7 @@ def _merge(base: str, adapter: Path, staged: Path, trust_remote_code: bool) -> N
 
     tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
     try:
-        lm = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+        lm = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True)
         merged = PeftModel.from_pretrained(lm, str(adapter)).merge_and_unload(safe_merge=True)
         load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code).save_pretrained(staged)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

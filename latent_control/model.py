@@ -83,7 +83,7 @@ class LatentActionConfig:
 
 
 def load_base(base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """A frozen base LM from a folder, a hub id or a loaded model.
+    """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles, which run code.
 
     Raises:
         ValueError: the folder does not exist or holds no causal LM.
@@ -92,7 +92,7 @@ def load_base(base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = 
         lm = base
     else:
         try:
-            lm = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, trust_remote_code=trust_remote_code)
+            lm = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"no causal language model at {str(base)!r}: {error}") from error
     return lm.eval().requires_grad_(False)

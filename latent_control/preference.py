@@ -63,7 +63,7 @@ def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> tuple[Pre
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {model!r} has neither a pad nor an end token; set pad_token in its tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype, use_safetensors=True)
     classifier.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not this
     return classifier, tokenizer
 

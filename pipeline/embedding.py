@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from configs.schema import RunConfig
+from latent_control.text import load_tokenizer
 
 BATCH, LONGEST = 64, 512
 
@@ -30,7 +31,7 @@ def embed(texts: Sequence[str], model: str, gpu: bool = False) -> np.ndarray:
         ValueError: there is no encoder with a tokenizer at ``model``.
     """
     try:
-        tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+        tokenizer, encoder = load_tokenizer(model), AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
     except OSError as error:
         raise ValueError(f"evaluation.embedder: no transformers model with a tokenizer at {model!r}: {error}") from error
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")

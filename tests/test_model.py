@@ -761,6 +761,13 @@ def test_any_architecture_is_saved_bundled_and_loaded(any_lm: PreTrainedModel, t
     assert all(torch.equal(tensor, model.policy.state_dict()[name]) for name, tensor in policy.state_dict().items())
 
 
+def test_a_base_in_a_pickle_is_refused(base: PreTrainedModel, tmp_path: Path) -> None:
+    base.config.save_pretrained(tmp_path)
+    torch.save(base.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"no causal language model at .*safetensors"):
+        LatentActionLM.from_base(tmp_path)
+
+
 def test_a_base_that_projects_its_embeddings_is_refused() -> None:
     """A limitation: OPT-350m's head is narrower than its blocks."""
     config = transformers.OPTConfig(**COMMON, word_embed_proj_dim=16, ffn_dim=64)
