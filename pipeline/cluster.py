@@ -14,7 +14,12 @@ from configs.schema import RunConfig
 from configs.task_options import reward_actors
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
-WORKER_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "RAY_ENABLE_AUTO_CONNECT": "0", "OMP_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # for learners of several threads; see pipeline/__init__.py
+}
 DRIVER_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # it warns that RLlib keeps its config in the object store, which the driver owns
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:  # the tests of configs and command line stay light
     from transformers import PreTrainedModel
 
     from latent_control import LatentActionLM
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pipeline/__init__.py, before torch is loaded
 
 VOCABULARY, END, PAD = 48, 2, 0
 SHAPE = {
