@@ -14,6 +14,16 @@ from typing import Any
 _SEAL = "seal_sha256"
 
 
+def _umask() -> int:
+    """It can only be read by setting it, which other threads could notice: once, at import."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -49,6 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o666 & ~UMASK)  # mkstemp makes it private; others may read runs on shared storage
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -271,3 +271,10 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "clone-00000400" / "manifest.json").read_text())["info"]["update"] == 400
     assert len(checkpoints.prune(tmp_path, "clone", 0)) == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    """As any program's files: on shared storage a run is read by more than one user."""
+    (tmp_path / "plain").touch()
+    write_atomic(tmp_path / "atomic", b"x")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
