@@ -334,7 +334,7 @@ def gradients(algorithm: LatentRL, parts: list[list[Rollout]]) -> list[dict[str,
     return [result.get() for result in results]
 
 
-@pytest.mark.parametrize("name", ["grpo", "ppo"])
+@pytest.mark.parametrize("name", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_two_learners_hold_the_same_weights_and_train_as_one(
     algorithm: Algorithms, config: Config, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -20,7 +20,7 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 # One thread everywhere: tests share their two cores.
 SMALL = ["actions.updates=20", "clone.updates=20", "evaluation.prompts=16", "evaluation.marginal_sequences=16", "cluster.learner_threads=1"]
 SMALL += ["actions.evaluation_sequences=32", "clone.evaluation_sequences=32", "actions.min_alive_share=0", "rollout.num_workers=2"]
-SMALL += ["explorer.seconds=2"]
+SMALL += ["explorer.enabled=false"]
 TINY_RL = ["improve.prompts_per_update=4", "improve.group_size=4"]
 
 
@@ -44,6 +44,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shortened quickstart."""
     run_dir = tmp_path_factory.mktemp("runs") / "first"
     shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
+    shorter += ["explorer.seconds=2"]
     call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
     return run_dir
 
@@ -94,6 +95,7 @@ def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
 def test_latent_actions_are_found_again_on_the_replay_buffer(learned: Path, tmp_path: Path) -> None:
     source = f"[{{kind: replay, path: {learned}, min_reward: 1.0}}]"
     again = ["improve=null", f"actions.init={learned / 'checkpoints' / 'improve'}", f"actions.data={source}", f"clone.data={source}"]
+    again += ["evaluation=null"]
     call("run", QUICKSTART, *SMALL, *again, "--run-dir", str(tmp_path / "again"))
     before, after = (
         load_file(folder / "latent_actions.safetensors")
