@@ -275,6 +275,12 @@ class Improve(Section):
     """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where the engine can
     (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the
     0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is slow."""
+    max_skipped_updates: NonNegativeInt = 3
+    """An update whose loss, gradient or log-probabilities are broken is skipped and its rollouts put into quarantine
+    (``<run>/quarantine``); one more than this stops the run."""
+    max_logp_mismatch: PositiveFloat = 0.2
+    """Sync only: bound of the mean difference between the log-probabilities of worker and learner for one policy; an update beyond
+    it is skipped as broken. It is the metric ``logp_gap``: 1e-6 in float32, about 0.01 in bfloat16."""
     checkpoint_every: PositiveInt = 50
     evaluate_every: PositiveInt | None = None
     """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``); ``null``: never."""

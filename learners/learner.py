@@ -128,6 +128,7 @@ class PolicyLearner(TorchLearner):
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume shuffles alike."""
         super().before_gradient_based_update(timesteps=timesteps)
+        self._steps_taken, self._broken = 0, 0.0
         np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
 
     def compute_loss_for_module(self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]) -> torch.Tensor:
@@ -172,8 +173,8 @@ class PolicyLearner(TorchLearner):
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
 
-        Raises:
-            FloatingPointError: the gradient is not finite; the weights are untouched.
+        A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an update whose
+        rollouts have log-probabilities that this policy does not give (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
         """
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
@@ -189,10 +190,13 @@ class PolicyLearner(TorchLearner):
             with contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync():
                 loss_sum += self._backward(part)
         gradients = {ref: p.grad for ref, p in self._params.items() if p.grad is not None}
-        self._check_finite(gradients)
-        self._set_learning_rate()
-        self.apply_gradients(self.postprocess_gradients(gradients))
-        self.metrics.log_dict({**self._sums, "policy_loss": loss_sum}, key=DEFAULT_MODULE_ID, window=1)
+        self._broken = max(self._broken, float(self._is_broken(gradients)))
+        if not self._broken:
+            self._set_learning_rate()
+            self.apply_gradients(self.postprocess_gradients(gradients))
+            self._steps_taken += 1
+        self._sums |= {"policy_loss": loss_sum, "update_broken": self._broken, "steps_taken": float(self._steps_taken)}
+        self.metrics.log_dict(self._sums, key=DEFAULT_MODULE_ID, window=1)
         return {}, {DEFAULT_MODULE_ID: loss_sum}, {}
 
     def _backward(self, part: Batch) -> torch.Tensor:
@@ -209,13 +213,16 @@ class PolicyLearner(TorchLearner):
             count = count / self.config.num_learners
         return count
 
-    def _check_finite(self, gradients: dict[Any, torch.Tensor]) -> None:
-        # After the all-reduce every learner holds the same gradient, so all of them raise or none does.
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the policy gradient of update {self._weights_seq_no} is {float(norm)}; the weights were left as they are"
-            )
+    def _is_broken(self, gradients: dict[Any, torch.Tensor]) -> bool:
+        """Whether a step must not be taken; the same on every learner, or some would wait for others for ever."""
+        # After the all-reduce every learner holds the same gradient.
+        if not torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+            return True
+        # Before its first step the learner holds the policy that sampled; under async rules it may be a newer one.
+        if self.improve.mode == "async" or self._steps_taken:
+            return False
+        gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
+        return not bool(gap <= self.improve.max_logp_mismatch)
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

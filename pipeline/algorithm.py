@@ -30,10 +30,11 @@ from learners.rl_module import PolicyModule
 from pipeline import schedule
 from pipeline.crew import Crew
 from pipeline.heldout import heldout_requests
+from pipeline.ledger import Attempt, Ledger, Outcome
 from pipeline.pool import Answer, RolloutPool, this_node
 from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, RolloutRequest, RolloutSummary
+from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.hosting import WorkerSettings
 from rollout_workers.policy_board import make_board
 from rollout_workers.tasks import build_task
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 # Seconds between two looks at the workers while the learner works.
 SERVE_EVERY = 0.01
+
+BROKEN = "loss, gradient or log-probabilities are not finite, or worker and learner disagree on them"
 
 LEARNER_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 LEARNER_OPTIMIZER = f"{COMPONENT_LEARNER}/{COMPONENT_OPTIMIZER}"
@@ -162,8 +165,13 @@ class LatentRL(Algorithm):
         self.replay_written: ray.ObjectRef | None = None
         self.board: Any = None
         self.published: dict[int, str] = {}
+        self.ledger: Ledger | None = None
+        self.quarantine: Callable[[int, list[Rollout]], None] | None = None
+        """Keeps the rollouts of a skipped update."""
+        self.skipped = 0
+        """Updates skipped so far."""
         self.open: dict[int, tuple[int, ...]] = {}
-        """Positions in the stream of prompts by request, for those asked for and not yet trained on (asynchronous only)."""
+        """Positions in the stream of prompts by request, for those asked for and not yet trained on."""
         self.unasked: deque[int] = deque()
         self.next_position = 0
         self.dropped = 0
@@ -201,8 +209,6 @@ class LatentRL(Algorithm):
         answers = self.pool.take_when(self._next_batch)
         self._log("seconds_waiting", time.perf_counter() - started)
         self._log("requests_ready", len(self.pool.answers))
-        for answer in answers:
-            del self.open[answer.request.request_id]
         self._consume(answers)
 
     def _ask_ahead(self) -> None:
@@ -214,7 +220,6 @@ class LatentRL(Algorithm):
                 self.unasked.append(self.next_position)
                 self.next_position += 1
             positions = tuple(self.unasked.popleft() for _ in range(size))
-            self.open[positions[0]] = positions
             self.pool.submit([self._request(positions)])
 
     def _equal_parts(self) -> int:
@@ -227,7 +232,9 @@ class LatentRL(Algorithm):
         if improve.stale == "drop":
             gone = schedule.expired(self.pool.stamps(), self.pool.answers, version=version, max_staleness=improve.max_staleness)
             self.dropped += len(gone)
-            self.pool.submit([self.pool.answers.pop(i).request for i in gone])
+            dropped = [self.pool.answers.pop(i) for i in gone]
+            self._note([entry for answer in dropped for entry in self._entries(answer, "stale", "the policy had moved on too far")])
+            self.pool.submit([answer.request for answer in dropped])
         return schedule.next_batch(
             self.pool.stamps(),
             self.pool.answers,
@@ -249,6 +256,7 @@ class LatentRL(Algorithm):
     def _request(self, positions: Sequence[int]) -> RolloutRequest:
         """A request for the prompts at these positions of the run's stream of prompts."""
         run, improve = self.run_config, self.improve
+        self.open[positions[0]] = tuple(positions)
         places = [prompt_at(p, improve.prompts_per_update, size=self.prompt_count, seed=run.seed) for p in positions]
         return RolloutRequest(
             request_id=positions[0],
@@ -274,18 +282,91 @@ class LatentRL(Algorithm):
     def _consume(self, answers: Sequence[Answer]) -> None:
         """Update the policy on these answers, store them, publish the new version."""
         self._check_hashes(answers)
-        if self.replay is not None:
-            self._store([answer.rollouts for answer in answers])
         self._log_rollouts(answers)
         started = time.perf_counter()
         results = self._update(answers) if self.improve.mode == "sync" else self._while_serving(partial(self._update, answers))
         seconds = time.perf_counter() - started
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        broken = bool(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))
+        self._keep(answers, broken)
         self._log("seconds_updating", seconds)
         started = time.perf_counter()
         self.publish(self.policy.version + 1)
         self._log("seconds_publishing", time.perf_counter() - started)
         self._log_idle(seconds)
+
+    def _keep(self, answers: Sequence[Answer], broken: bool) -> None:
+        """Store the rollouts of an update and enter it into the books; those of one that was skipped go into quarantine.
+
+        Raises:
+            FloatingPointError: one update too many had to be skipped.
+        """
+        outcome: Outcome = "skipped" if broken else "trained"
+        self._note([entry for answer in answers for entry in self._entries(answer, outcome, BROKEN * broken)])
+        for answer in answers:
+            del self.open[answer.request.request_id]
+        self.skipped += broken
+        self._log("updates_skipped", self.skipped)
+        if broken and self.quarantine is not None:
+            self.quarantine(self.policy.version + 1, [r for answer in answers for r in ray.get(answer.rollouts)])
+        elif not broken and self.replay is not None:
+            self._store([answer.rollouts for answer in answers])
+        if self.skipped > self.improve.max_skipped_updates:
+            raise FloatingPointError(
+                f"update {self.policy.version + 1} was broken ({BROKEN}), as were {self.skipped - 1} before; the weights were left as they "
+                "are and the rollouts lie in quarantine/. Look at rewards and log-probabilities there, lower improve.learning_rate, "
+                f"or raise improve.max_skipped_updates={self.improve.max_skipped_updates}"
+            )
+
+    def _note(self, attempts: Sequence[Attempt]) -> None:
+        """Enter attempts into the ledger, after those that workers have lost meanwhile."""
+        lost, self.pool.lost = self.pool.lost, []
+        if self.ledger is not None:
+            for loss in lost:
+                if loss.request.request_id in self.open:  # others are of evaluation
+                    self.ledger.add(self._attempts(loss.request, loss.attempt, worker=loss.worker, outcome="lost", reason=loss.reason))
+            self.ledger.add(attempts)
+
+    def _entries(self, answer: Answer, outcome: Outcome, reason: str = "") -> list[Attempt]:
+        """An answer as the ledger has it."""
+        summary, size = answer.summary, answer.request.group_size
+        versions = [version for version, _, _ in summary.policies]
+        entries = self._attempts(answer.request, answer.attempt, worker=summary.worker, outcome=outcome, reason=reason)
+        return [
+            replace(
+                entry,
+                oldest_version=min(versions, default=-1),
+                newest_version=max(versions, default=-1),
+                rollouts=summary.rollout_ids[i * size : (i + 1) * size],
+            )
+            for i, entry in enumerate(entries)
+        ]
+
+    def _attempts(self, request: RolloutRequest, attempt: int, *, worker: int, outcome: Outcome, reason: str) -> list[Attempt]:
+        positions = self.open[request.request_id]
+        return [
+            Attempt(
+                position=position,
+                attempt=attempt,
+                prompt_index=index,
+                outcome=outcome,
+                reason=reason,
+                update=self.policy.version + 1,
+                request=request.request_id,
+                worker=worker,
+            )
+            for position, index in zip(positions, request.prompt_indices, strict=True)
+        ]
+
+    def flush_ledger(self) -> None:
+        """Put the ledger on the disk up to the policy as it is."""
+        if self.ledger is not None:
+            self._note([])
+            self.ledger.flush(self.policy.version, self.published, self._unfinished())
+
+    def _unfinished(self) -> list[int]:
+        """Positions asked for, or to be asked for next, and not trained on."""
+        return sorted([*self.unasked, *chain(*self.open.values())])
 
     def _update(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         """The learner's part: its metrics."""
@@ -432,7 +513,8 @@ class LatentRL(Algorithm):
         state = self.learner_group.get_state(components=[LEARNER_MODULE, LEARNER_OPTIMIZER])[COMPONENT_LEARNER]
         return {
             "version": self.policy.version,
-            "unasked": sorted([*self.unasked, *chain(*self.open.values())]),
+            "skipped": self.skipped,
+            "unasked": self._unfinished(),
             "next_position": max(self.next_position, self.policy.version * self.improve.prompts_per_update),
             COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
             COMPONENT_OPTIMIZER: state[COMPONENT_OPTIMIZER],
@@ -444,7 +526,10 @@ class LatentRL(Algorithm):
         self.learner_group.set_state({COMPONENT_LEARNER: {**parts, WEIGHTS_SEQ_NO: state["version"]}})
         self.pool.forget()
         self.open.clear()
-        self.unasked, self.next_position = deque(state["unasked"]), state["next_position"]
+        self.skipped = state["skipped"]
+        # In sync mode an update's prompts follow from its number.
+        self.unasked = deque(state["unasked"] if self.improve.mode == "async" else ())
+        self.next_position = state["next_position"]
         self.publish(state["version"])
 
     def cleanup(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at runs: ``runs``, ``show``. Nothing heavy is imported before one runs."""
+"""Commands that look at runs: ``runs``, ``show``, ``audit``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -50,3 +50,22 @@ def show(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run fold
     typer.echo(cli.closing_words(folder))
     if found.status == "interrupted":
         typer.echo(f"go on: latent-control resume {run_dir}")
+
+
+@cli.app.command()
+def audit(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False) -> None:
+    """Prove that RUN's reinforcement learning lost nothing, doubled nothing, and trained on nothing stale or foreign (exit 1 if not)."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from pipeline import audit as audits
+
+        findings = audits.audit(folder)
+    passed = all(finding.passed for finding in findings)
+    if as_json:
+        typer.echo(audits.as_json(findings))
+    else:
+        rows = [(one.stage or "run", one.question, "yes" if one.passed else "NO", one.answer) for one in findings]
+        print_table(str(folder), ("stage", "question", "in order", "answer"), rows)
+    if not passed:
+        raise typer.Exit(cli.FAILED)

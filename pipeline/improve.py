@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from configs.schema import Improve
 from latent_control.model import LatentActionConfig
 from latent_control.persistence import base_path, read_config, with_policy
 from pipeline import checkpoints
-from pipeline.algorithm import LatentRL, algorithm_config
+from pipeline.algorithm import BROKEN, LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
 from pipeline.crew import Scaler
+from pipeline.ledger import QUARANTINE, Ledger
 from pipeline.pool import this_node
-from pipeline.replay import ReplayActor
+from pipeline.replay import ReplayActor, ReplayWriter
 from pipeline.runlog import total
-from rollout_workers.episodes import HostSpec
+from rollout_workers.episodes import HostSpec, Rollout
 
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
-    *("policy_loss", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
+    *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
     *("importance_mean", "importance_capped_share", "value_loss", "value_mean", "gradients_default_optimizer_global_norm"),
 )
 RECENT = 10  # updates whose mean reward the summary reports
@@ -117,6 +119,9 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
         algorithm.restore_learner(state)
     if context.config.replay.enabled:
         algorithm.replay = replay_actor(context, stage)
+    algorithm.quarantine = partial(quarantine, context, stage)
+    algorithm.ledger = Ledger(context.run_dir, stage)
+    algorithm.ledger.begin(algorithm.policy.version, skipped)
     context.log.truncate(stage, algorithm.policy.version)
     scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
     with context.log.stage(stage, improve.updates):
@@ -130,7 +135,17 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
             context.log.log(stage, update, metrics)
             if update % improve.checkpoint_every == 0 and update < improve.updates:
                 _save(context, stage, update, algorithm, rewards)
+        algorithm.flush_replay()
+        algorithm.flush_ledger()
     return rewards
+
+
+def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:
+    """Keep the rollouts of a skipped update as ``<run>/quarantine``, a folder of the replay buffer's form that no stage reads."""
+    writer = ReplayWriter(context.run_dir / QUARANTINE, context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}")
+    writer.add(rollouts)
+    writer.close()
+    context.log.message(f"{stage}: update {update} was skipped ({BROKEN}); its {len(rollouts)} rollouts lie in {QUARANTINE}/")
 
 
 def replay_actor(context: StageContext, stage: str) -> Any:
@@ -151,6 +166,7 @@ def update_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
     algorithm.flush_replay()
+    algorithm.flush_ledger()
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
     checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info={"stage": stage, "update": update})

@@ -25,6 +25,8 @@ class Answer:
     request: RolloutRequest
     rollouts: ray.ObjectRef
     summary: RolloutSummary
+    attempt: int = 0
+    """How many times the request was handed out before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,22 @@ class Running:
     worker: int
     request: RolloutRequest
     rollouts: ray.ObjectRef
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A request that came to nothing in a worker's hands, and is queued again."""
+
+    request: RolloutRequest
+    attempt: int
+    worker: int
+    reason: str
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details: Ray's messages are pages."""
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def this_node() -> str:
@@ -67,6 +85,9 @@ class RolloutPool:
         """By the reference to the call's (summary, metrics), in the order of sending."""
         self.answers: dict[int, Answer] = {}
         self.losses: dict[int, int] = {}
+        self.lost: list[Loss] = []
+        """What came to nothing; whoever keeps the books takes it from here."""
+        self._handed: Counter[int] = Counter()
         self.metrics: list[dict[str, Any]] = []
         self.last_answer = self._ticked = time.monotonic()
         self._loads: Counter[int] = Counter()
@@ -96,12 +117,19 @@ class RolloutPool:
                 self.poll(0.1)
             lost = [i for i in chosen if self._is_lost(self.answers[i])]
             if not lost:
+                for i in chosen:
+                    del self._handed[i]
                 return [self.answers.pop(i) for i in chosen]
-            self._requeue([self.answers.pop(i).request for i in lost])
+            gone = [self.answers.pop(i) for i in lost]
+            self.lost += [
+                Loss(request=a.request, attempt=a.attempt, worker=a.summary.worker, reason="its rollouts went with their node")
+                for a in gone
+            ]
+            self._requeue([a.request for a in gone])
 
     def release(self, worker: int) -> Any:
         """Take a worker out of the group, and what it has in its hands back into the queue; returns its handle."""
-        self._requeue(self._take_back(worker))
+        self._requeue(self._take_back(worker, "its worker was stopped"))
         self._loads.pop(worker, None)
         return self.workers.remove_actor(worker)
 
@@ -123,6 +151,8 @@ class RolloutPool:
         self.running.clear()
         self.answers.clear()
         self.losses.clear()
+        self.lost.clear()
+        self._handed.clear()
         self._loads.clear()
 
     def poll(self, seconds: float = 0.0) -> None:
@@ -164,7 +194,9 @@ class RolloutPool:
     def _send(self, worker: int, request: RolloutRequest) -> None:
         call = self.workers.actors()[worker].apply.options(num_returns=2)
         rollouts, report = call.remote(methodcaller("sample_request", request))
-        self.running[report] = Running(worker=worker, request=request, rollouts=rollouts)
+        attempt = self._handed[request.request_id]
+        self._handed[request.request_id] += 1
+        self.running[report] = Running(worker=worker, request=request, rollouts=rollouts, attempt=attempt)
         self._tick()
         self._loads[worker] += 1
 
@@ -191,14 +223,16 @@ class RolloutPool:
                 continue
             self._received(report)
             self.losses.pop(call.request.request_id, None)
-            self.answers[call.request.request_id] = Answer(request=call.request, rollouts=call.rollouts, summary=summary)
+            self.answers[call.request.request_id] = Answer(
+                request=call.request, rollouts=call.rollouts, summary=summary, attempt=call.attempt
+            )
             self.metrics.append(metrics)
             self.last_answer = time.monotonic()
 
     def _lose(self, worker: int, error: RayActorError) -> None:
         """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
-        requests = self._take_back(worker)
+        requests = self._take_back(worker, f"its worker died: {first_line(error)}")
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:
@@ -207,13 +241,14 @@ class RolloutPool:
             ) from error
         self._requeue(requests)
 
-    def _take_back(self, worker: int) -> list[RolloutRequest]:
+    def _take_back(self, worker: int, why: str) -> list[RolloutRequest]:
         """What is in a worker's hands, first come first."""
         reports = [report for report, call in self.running.items() if call.worker == worker]
-        requests = [self.running[report].request for report in reports]
+        calls = [self.running[report] for report in reports]
+        self.lost += [Loss(request=call.request, attempt=call.attempt, worker=worker, reason=why) for call in calls]
         for report in reports:
             self._received(report)
-        return requests
+        return [call.request for call in calls]
 
     def _requeue(self, requests: Iterable[RolloutRequest]) -> None:
         """Put requests back to their place in the queue."""

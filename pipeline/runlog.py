@@ -136,10 +136,15 @@ class _Progress:
         return Group(*parts)
 
 
+def records(path: Path) -> list[Mapping[str, Any]]:
+    """The whole lines of a ``metrics.jsonl``; none where there is no such file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
 def total(path: Path, stage: str, metric: str) -> float:
     """Sum of ``metric`` over the steps of ``stage`` in a ``metrics.jsonl``: earlier starts of the run count too."""
-    records = (_record(line) for line in path.read_bytes().splitlines(keepends=True))
-    return sum(float(r.get(metric) or 0.0) for r in records if r is not None and r.get("stage") == stage)
+    return sum(float(r.get(metric) or 0.0) for r in records(path) if r.get("stage") == stage)
 
 
 class RunLog:

@@ -219,6 +219,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             seconds=time.perf_counter() - started,
             part_means=_part_means(rollouts),
             node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
+            rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),
         )
         return rollouts, (summary, self.get_metrics())
 

@@ -170,3 +170,5 @@ class RolloutSummary:
     """Mean of each part of the score over the rollouts that were judged."""
     node: str = ""
     """Ray's name of the node on which the rollouts lie."""
+    rollout_ids: tuple[str, ...] = ()
+    """In the request's order."""

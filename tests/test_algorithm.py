@@ -27,6 +27,7 @@ from learners.collate import Collate
 from pipeline import checkpoints
 from pipeline.algorithm import LatentRL
 from pipeline.improve import replay_actor, update_metrics
+from pipeline.ledger import Ledger, read
 from pipeline.pool import Answer, RolloutPool
 from pipeline.requests import prompt_indices
 from rollout_workers.episodes import Rollout
@@ -49,7 +50,7 @@ def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator
 @pytest.fixture
 def fresh(shared: LatentRL, config: Config) -> LatentRL:
     """``shared`` as it was built."""
-    shared.run_config, shared.replay, shared.board = config(), None, None
+    shared.run_config, shared.replay, shared.board, shared.ledger, shared.quarantine = config(), None, None, None, None
     shared.restore_learner(shared.start)
     return shared
 
@@ -168,7 +169,7 @@ def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undi
 @pytest.fixture(scope="module")
 def undisturbed(shared: LatentRL, config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
     """Rewards of three updates from version 0, and the weights after them."""
-    shared.run_config, shared.replay, shared.board = config(), None, None
+    shared.run_config, shared.replay, shared.board, shared.ledger, shared.quarantine = config(), None, None, None, None
     shared.restore_learner(shared.start)
     return [m["reward"] for m in train(shared, 3)], shared.weights
 
@@ -354,9 +355,40 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
     size = max(float(np.abs(g).max()) for g in alone.values())
     for together in gradients(two, parts):
         assert max(float(np.abs(together[name] - alone[name]).max()) for name in alone) < 1e-5 * size
-    # A gradient that is not finite on one learner stops both: neither is left waiting for the other.
-    with pytest.raises(FloatingPointError, match="the weights were left as they are"):
-        gradients(two, [[replace(r, reward=float("nan")) for r in parts[0]], parts[1]])
+    # A gradient that is not finite on one learner keeps both from the step: neither is left waiting for the other.
+    before = learner_weights(two)
+    gradients(two, [[replace(r, reward=float("nan")) for r in parts[0]], parts[1]])
+    assert all(same(old, new) for old, new in zip(before, learner_weights(two), strict=True))
+
+
+def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
+    fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A bound that no log-probability can keep; the second broken update is one too many."""
+    fresh.run_config = fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})})
+    fresh.ledger, kept = Ledger(tmp_path, "improve"), {}
+    fresh.ledger.begin(0)
+    fresh.quarantine = kept.__setitem__
+    before = fresh.weights
+    learner = fresh.learner_group._learner
+    rules = learner.improve
+    (whole,) = train(fresh, 1)
+    assert whole["updates_skipped"] == 0 and whole["steps_taken"] > 0 and not same(fresh.weights, before)
+    before, learner.improve = fresh.weights, rules.model_copy(update={"max_logp_mismatch": -1.0})
+    try:
+        (broken,) = train(fresh, 1)
+        assert broken["updates_skipped"] == 1 and broken["steps_taken"] == 0 and same(fresh.weights, before)
+        assert fresh.policy.version == 2 and list(kept) == [2]
+        with pytest.raises(FloatingPointError, match=r"update 3 was broken .* as were 1 before"):
+            fresh.train()
+    finally:
+        learner.improve = rules
+    assert list(kept) == [2, 3] and same(fresh.weights, before)
+    fresh.flush_ledger()
+    found = read(tmp_path, "improve")
+    rollouts = [r for a in found.attempts if a.update == 2 for r in a.rollouts]
+    assert {a.outcome for a in found.attempts if a.update == 1} == {"trained"} and rollouts == [r.rollout_id for r in kept[2]]
+    assert all(a.outcome == "skipped" and "not finite" in a.reason for a in found.attempts if a.update >= 2)
 
 
 def test_token_level_trains_the_last_block_only(algorithm: Algorithms, config: Config) -> None:

@@ -37,7 +37,7 @@ RLLIB = {
     "pipeline/evaluation.py",  # EnvRunnerGroup
 }
 # preflight reads the column names of a text file, tasks their rows; rollouts pass through replay.py alone.
-PARQUET = {"pipeline/replay.py", "pipeline/data.py", "pipeline/preflight.py", "rollout_workers/tasks/reading.py"}
+PARQUET = {"pipeline/replay.py", "pipeline/ledger.py", "pipeline/data.py", "pipeline/preflight.py", "rollout_workers/tasks/reading.py"}
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
 
 

@@ -375,6 +375,7 @@ class Window(LatentRL):
         self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
         self.ships_features = self.latent = True
         self.prompt_count, self.pool, self.board, self.dropped = 1000, pool, None, 0
+        self.ledger, self.replay, self.quarantine, self.skipped = None, None, None, 0
         self.open, self.published, self.unasked = {}, {}, deque((state or {}).get("unasked", ()))
         self.next_position = (state or {}).get("next_position", 0)
         self.consumed: list[tuple[int, list[Answer]]] = []
@@ -390,6 +391,7 @@ class Window(LatentRL):
         self._check_hashes(answers)
         self._log_staleness(answers)
         self.consumed.append((self.policy.version, answers))
+        self._keep(answers, broken=False)
         self.publish(self.policy.version + 1)
 
     def state(self) -> dict[str, Any]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from pipeline.audit import audit
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -79,6 +83,38 @@ def test_every_rollout_is_in_the_replay_buffer_once(learned: Path) -> None:
     logged = {record["step"] - 1: record["reward"] for record in metrics(learned, "improve")}
     stored = rollouts.groupby("policy_version").reward.mean()
     assert all(abs(stored[version] - reward) < 1e-6 for version, reward in logged.items())
+
+
+def test_audit_finds_a_run_in_order_and_every_kind_of_damage(learned: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(learned, run_dir)
+    found = json.loads(call("audit", str(run_dir), "--json"))
+    questions = [one["question"] for one in found["findings"]]
+    assert found["passed"]
+    assert questions == ["files", "ledger", "prompts", "rollouts", "staleness", "policies", "codebook", "metrics", "leftovers"]
+    assert "800 consumed, each once" in found["findings"][2]["answer"] and "6400 consumed once" in found["findings"][3]["answer"]
+    ledger, shards = sorted((run_dir / "ledger/improve").glob("*.parquet")), sorted((run_dir / "replay").glob("*/*.parquet"))
+
+    def broken(path: Path, damage: Callable[[Path], None]) -> set[str]:
+        """The questions that an audit answers with no after a file is damaged; the file is put back."""
+        whole = path.read_bytes()
+        damage(path)
+        findings = audit(run_dir)
+        path.write_bytes(whole)
+        return {one.question for one in findings if not one.passed}
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    assert "ledger" in broken(ledger[0], flip)
+    assert {"files", "rollouts"} <= broken(shards[1], flip)
+    assert broken(run_dir / "checkpoints/improve/latent_actions.safetensors", flip) >= {"files"}
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    without = "".join(line for line in lines if '"stage": "improve", "step": 7,' not in line)
+    assert broken(run_dir / "metrics.jsonl", lambda path: path.write_text(without) and None) == {"metrics"}
+    assert all(one.passed for one in audit(run_dir))
 
 
 def test_worker_and_learner_agree_on_log_probabilities(learned: Path) -> None:
@@ -192,6 +228,8 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> No
     assert [r["reward"] for r in metrics(tmp_path / "killed", "improve")] == [r["reward"] for r in metrics(tmp_path / "whole", "improve")]
     rollouts = pd.read_parquet(tmp_path / "killed" / "replay")
     assert rollouts.rollout_id.is_unique and len(rollouts) == 7 * 16
+    audited = json.loads(call("audit", str(tmp_path / "killed"), "--json"))
+    assert audited["passed"] and "2 starts" in audited["findings"][1]["answer"]
 
 
 @pytest.mark.slow
