@@ -443,10 +443,11 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         started = resumable is not None and (resumable / RUN_CONFIG).is_file()
         typer.echo(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
+        raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
     except (ValueError, ArithmeticError, FileNotFoundError, TimeoutError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise

@@ -12,6 +12,7 @@ import ray
 
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
+from pipeline import stopping
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the cores.
 WORKER_ENVIRONMENT = {
@@ -79,6 +80,7 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
         logging_level="ERROR",
         log_to_driver=False,
     )
+    stopping.listen_again()
     try:
         yield
     finally:

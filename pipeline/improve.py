@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from configs.schema import Improve
 from latent_control.model import LatentActionConfig
 from latent_control.persistence import base_path, read_config, with_policy
-from pipeline import checkpoints
+from pipeline import checkpoints, stopping
 from pipeline.algorithm import BROKEN, LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
@@ -90,7 +90,8 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
             learning_rate=start.learning_rate,
             span=start.span,
         )
-        algorithm: LatentRL = rllib.build_algo()
+        with stopping.at_once():
+            algorithm: LatentRL = rllib.build_algo()
         try:
             rewards = _loop(context, stage, algorithm, improve)
             weights = algorithm.weights
@@ -123,21 +124,33 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
     algorithm.ledger = Ledger(context.run_dir, stage)
     algorithm.ledger.begin(algorithm.policy.version, skipped)
     context.log.truncate(stage, algorithm.policy.version)
+    try:
+        with context.log.stage(stage, improve.updates):
+            _updates(context, stage, algorithm, improve, rewards)
+    except stopping.Stopped:
+        if algorithm.policy.version > 0:
+            _save(context, stage, algorithm.policy.version, algorithm, rewards)
+        raise
+    algorithm.flush_replay()
+    algorithm.flush_ledger()
+    return rewards
+
+
+def _updates(context: StageContext, stage: str, algorithm: LatentRL, improve: Improve, rewards: list[float]) -> None:
+    """The updates that are left; each appends its mean reward. ``Stopped`` comes out between two of them."""
     scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
-    with context.log.stage(stage, improve.updates):
-        for update in range(algorithm.policy.version + 1, improve.updates + 1):
-            scaler.before_update()
-            metrics = update_metrics(algorithm.train())
-            scaler.after_update(metrics)
-            rewards.append(metrics["reward"])
+    for update in range(algorithm.policy.version + 1, improve.updates + 1):
+        scaler.before_update()
+        metrics = update_metrics(algorithm.train())
+        scaler.after_update(metrics)
+        rewards.append(metrics["reward"])
+        try:
             if improve.evaluate_every is not None and (update % improve.evaluate_every == 0 or update == improve.updates):
                 metrics |= algorithm.play_heldout()
+        finally:  # the update is done, whatever comes between its play and the end of it
             context.log.log(stage, update, metrics)
-            if update % improve.checkpoint_every == 0 and update < improve.updates:
-                _save(context, stage, update, algorithm, rewards)
-        algorithm.flush_replay()
-        algorithm.flush_ledger()
-    return rewards
+        if update % improve.checkpoint_every == 0 and update < improve.updates:
+            _save(context, stage, update, algorithm, rewards)
 
 
 def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:

@@ -24,7 +24,7 @@ from learners.finetune import FinetuneStage
 from learners.improve_offline import ImproveOfflineStage
 from learners.offline import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
-from pipeline import checkpoints
+from pipeline import checkpoints, stopping
 from pipeline.cluster import connected
 from pipeline.context import LastMetrics, StageContext, StageResult
 from pipeline.data import heldout_batches, training_batches
@@ -130,8 +130,16 @@ def work(job: OfflineJob, log: Log) -> None:
     tokenizer = load_tokenizer(stage.model.base_source or str(job.source), trust_remote_code=config.base.trust_remote_code)
     batches, heldout = streams(job, stage, accelerator, tokenizer, start)
     main = accelerator.is_main_process
+
+    def logged(update: int, metrics: dict[str, float]) -> None:
+        try:
+            log(update, metrics)
+        except stopping.Stopped:
+            save_state(job, stage, optimizer, update, write=main)
+            raise
+
     hooks = Hooks(
-        log=log if main else lambda *_: None,
+        log=logged if main else lambda *_: None,
         # The workers of a sharded model can only compute together.
         evaluate=lambda update: measure(job, stage, heldout, update) if main or settings.sharded else {},
         save=lambda update: save_state(job, stage, optimizer, update, write=main),
@@ -306,7 +314,8 @@ def run_workers(job: OfflineJob, log: Log) -> None:
     reader = threading.Thread(target=forward, args=(queue, log, finished), daemon=True)
     reader.start()
     try:
-        trainer.fit()
+        with stopping.at_once():  # the workers hear of no signal; their last checkpoint stays
+            trainer.fit()
     except WorkerGroupError as error:
         # Ray Train wraps what happened in a worker in its own report of it.
         raise next((getattr(e, "_base_exc", e) for e in error.worker_failures.values()), error) from error

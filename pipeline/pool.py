@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from pipeline import stopping
 from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
 # A request that has cost this many workers their life is at fault itself.
@@ -111,9 +112,11 @@ class RolloutPool:
         Raises:
             TimeoutError: no worker answered in time.
             RuntimeError: a request was lost with its worker too often.
+            Stopped: the run was asked to end.
         """
         while True:
             while (chosen := choose()) is None:
+                stopping.check()  # here nothing is half done; in ``poll`` a learner may be at work
                 self.poll(0.1)
             lost = [i for i in chosen if self._is_lost(self.answers[i])]
             if not lost:

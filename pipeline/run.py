@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
-from pipeline import checkpoints
+from pipeline import checkpoints, stopping
 from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
@@ -132,7 +132,7 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    with at_work(run_dir):
+    with at_work(run_dir), stopping.listening():
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, quiet)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -160,11 +160,13 @@ def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
         source = result.checkpoint if stage.passes_on else source
         write_json(run_dir / SUMMARY, summary)
     if config.evaluation is not None and source is not None:
-        summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
+        with stopping.at_once():
+            summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
         write_json(run_dir / SUMMARY, summary)
-    write_at_end(context)
+    with stopping.at_once():
+        write_at_end(context)
     log.close()
     return run_dir
 

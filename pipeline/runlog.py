@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import stopping
 from pipeline.durable import write_atomic
 
 METRICS = "metrics.jsonl"
@@ -181,7 +182,7 @@ class RunLog:
             self._progress = self._live = None
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of a step: file first, then tracker and display."""
+        """Record the metrics of a step: file first, then tracker and display. ``Stopped`` when the run was asked to end meanwhile."""
         taken = [name for name in _RESERVED if name in metrics]
         if taken:
             raise ValueError(f"a metric cannot be called {taken[0]!r}: metrics.jsonl uses that key itself")
@@ -197,6 +198,7 @@ class RunLog:
         progress.advance(step, values)
         if self._live is None:
             self._print(progress.line(values))
+        stopping.check()
 
     def truncate(self, stage: str, step: int) -> None:
         """Drop the lines of ``stage`` after ``step``: a resumed stage will write them again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -121,6 +120,7 @@ def test_worker_and_learner_agree_on_log_probabilities(learned: Path) -> None:
     assert max(record["logp_gap"] for record in metrics(learned, "improve")) < 1e-4
 
 
+@pytest.mark.slow
 def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
     result = json.loads(call("evaluate", str(learned / "checkpoints" / "improve"), "--prompts", "256", "--json"))
     whole = json.loads((learned / "summary.json").read_text())["evaluation"]
@@ -204,32 +204,47 @@ def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tm
     assert json.loads(call("off-policy", str(learned), "--replay", str(learned), "--json"))["verdict"] == "unknown"
 
 
-def killed_during_improve(run_dir: Path, arguments: list[str], step: int) -> None:
-    """Start a run and kill -9 it once ``step`` updates are logged."""
-    process = subprocess.Popen(
-        command("run", QUICKSTART, *arguments, "--run-dir", str(run_dir)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not ((run_dir / "metrics.jsonl").is_file() and any(r["step"] >= step for r in metrics(run_dir, "improve"))):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def ended(run_dir: Path, arguments: list[str], stage: str, step: int, number: int) -> tuple[int, float, str]:
+    """Start (or continue) a run and send it a signal once ``stage`` has logged ``step``: (exit code, seconds until then, what it said)."""
+    start = ["resume", str(run_dir)] if (run_dir / "config.yaml").is_file() else ["run", QUICKSTART, *arguments, "--run-dir", str(run_dir)]
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {['latent-control', *start]!r}\n"
+    code += "from pipeline.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not ((run_dir / "metrics.jsonl").is_file() and any(r["step"] >= step for r in metrics(run_dir, stage))):
+            assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be stopped"
+            time.sleep(0.05)
+        process.send_signal(number)
+        asked = time.monotonic()
+        _, words = process.communicate(timeout=120)
+    return process.returncode, time.monotonic() - asked, words
 
 
-def test_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
-    arguments = [*SMALL, *TINY_RL, "improve.updates=7", "improve.checkpoint_every=2", "evaluation=null"]
-    killed_during_improve(tmp_path / "killed", arguments, step=5)
-    call("resume", str(tmp_path / "killed"))
+ENDS = [("clone", 5, signal.SIGINT, 130), ("improve", 2, signal.SIGTERM, 0), ("improve", 9, signal.SIGKILL, -signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("ends", [ENDS[2:], pytest.param(ENDS, marks=pytest.mark.slow)], ids=["killed", "stopped, stopped, killed"])
+def test_stopped_or_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path, ends: list[tuple[str, int, int, int]]) -> None:
+    """Nothing is done twice, and the end is the same, bit for bit."""
+    arguments = [*SMALL, *TINY_RL, "improve.updates=14", "improve.checkpoint_every=4", "clone.checkpoint_every=100", "evaluation=null"]
+    broken = tmp_path / "broken"
+    for stage, step, number, expected in ends:
+        code, seconds, words = ended(broken, arguments, stage, step, number)
+        assert code == expected and seconds < 10
+        if number != signal.SIGKILL:
+            assert f"continue with: latent-control resume {broken}" in words
+            saved = max((broken / "checkpoints").glob(f"{stage}-*"))
+            assert int(saved.name.split("-")[1]) == metrics(broken, stage)[-1]["step"] >= step
+    call("resume", str(broken))
     call("run", QUICKSTART, *arguments, "--run-dir", str(tmp_path / "whole"))
-    killed, whole = (load_file(tmp_path / name / "checkpoints/improve/latent_actions.safetensors") for name in ("killed", "whole"))
-    assert killed.keys() == whole.keys() and all(torch.equal(killed[name], whole[name]) for name in whole)
-    assert [r["step"] for r in metrics(tmp_path / "killed", "improve")] == list(range(1, 8))
-    assert [r["reward"] for r in metrics(tmp_path / "killed", "improve")] == [r["reward"] for r in metrics(tmp_path / "whole", "improve")]
-    rollouts = pd.read_parquet(tmp_path / "killed" / "replay")
-    assert rollouts.rollout_id.is_unique and len(rollouts) == 7 * 16
-    audited = json.loads(call("audit", str(tmp_path / "killed"), "--json"))
-    assert audited["passed"] and "2 starts" in audited["findings"][1]["answer"]
+    found, whole = (load_file(tmp_path / name / "checkpoints/improve/latent_actions.safetensors") for name in ("broken", "whole"))
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [r["step"] for r in metrics(broken, "improve")] == list(range(1, 15))
+    assert [r["step"] for r in metrics(broken, "clone")] == list(range(1, 21))
+    assert [r["reward"] for r in metrics(broken, "improve")] == [r["reward"] for r in metrics(tmp_path / "whole", "improve")]
+    rollouts = pd.read_parquet(broken / "replay")
+    assert rollouts.rollout_id.is_unique and len(rollouts) == 14 * 16
+    assert all(one.passed for one in audit(broken))
 
 
 @pytest.mark.slow
