@@ -526,7 +526,7 @@ class LatentRL(Algorithm):
         self.learner_group.set_state({COMPONENT_LEARNER: {**parts, WEIGHTS_SEQ_NO: state["version"]}})
         self.pool.forget()
         self.open.clear()
-        self.skipped = state["skipped"]
+        self.skipped = state.get("skipped", 0)  # checkpoints of versions before the ledger have none
         # In sync mode an update's prompts follow from its number.
         self.unasked = deque(state["unasked"] if self.improve.mode == "async" else ())
         self.next_position = state["next_position"]

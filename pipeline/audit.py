@@ -82,7 +82,7 @@ def audit(run_dir: Path) -> list[Finding]:
             quarantined=set(quarantined),
             doubled=doubled,
             metrics=[r for r in records(run_dir / METRICS) if r.get("stage") == name],
-            world=_world(run_dir / "checkpoints" / name),
+            world=None if config.rollout.engine == "simulated" else _world(run_dir / "checkpoints" / name),
             finished=(run_dir / "stages" / f"{name}.json").is_file(),
         )
         found += [question(evidence) for question in (_ledger, _prompts, _rollouts, _staleness, _policies, _codebook, _metrics)]
