@@ -278,10 +278,18 @@ class Improve(Section):
     max_skipped_updates: NonNegativeInt = 3
     """An update whose loss, gradient or log-probabilities are broken is skipped and its rollouts put into quarantine
     (``<run>/quarantine``); one more than this stops the run."""
+    max_failed_share: Share = 0.5
+    """Rollouts that a verifier cannot judge (it raised, hung, gave no number) are left out and counted; a larger share of them in three
+    updates in a row stops the run."""
     max_logp_mismatch: PositiveFloat = 0.2
     """Sync only: bound of the mean difference between the log-probabilities of worker and learner for one policy; an update beyond
     it is skipped as broken. It is the metric ``logp_gap``: 1e-6 in float32, about 0.01 in bfloat16."""
     checkpoint_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 2
+    """The newest so many are kept while the stage works."""
+    keep_best: bool = False
+    """Also keep the policy that did best on held-out prompts at a checkpoint, as ``checkpoints/improve_best`` (needs
+    ``evaluate_every``). Those prompts chose it: judge it on others."""
     evaluate_every: PositiveInt | None = None
     """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``); ``null``: never."""
     evaluate_prompts: PositiveInt = 128
@@ -373,6 +381,21 @@ class Cluster(Section):
     """Torch threads of the driver's own training (offline stages and the learner)."""
     worker_timeout_seconds: PositiveFloat = 1800.0
     """A rollout worker silent for longer is named in an error."""
+    max_restarts_in_a_row: NonNegativeInt = 5
+    """A rollout worker that dies once more than this without an answer between is let go; the run goes on with the others."""
+    restart_seconds: PositiveFloat = 1.0
+    """Rest after a worker's second death in a row (the first has none); it doubles with each further one, up to a minute."""
+    max_worker_deaths: NonNegativeInt = 200
+    """Of all rollout workers together; one more stops the run."""
+    min_workers: PositiveInt = 1
+    """With fewer rollout workers left the run stops."""
+    worker_memory_gib: PositiveFloat | None = None
+    """Memory of a worker's process at which it is replaced, once its hands are empty; ``null``: never."""
+    max_rebuilds: NonNegativeInt = 3
+    """How often workers and learners may be built anew from the newest checkpoint, after a learner, the replay buffer's actor or a
+    node was lost."""
+    stall_seconds: PositiveFloat = 3600.0
+    """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with 1."""
     autoscale: Autoscale | None = None
     """``null``: ``rollout.num_workers`` stays, but for ``latent-control scale``."""
 

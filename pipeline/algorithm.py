@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import gymnasium as gym
+import psutil
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -29,9 +30,11 @@ from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from pipeline import schedule
 from pipeline.crew import Crew
+from pipeline.health import Health
 from pipeline.heldout import heldout_requests
 from pipeline.ledger import Attempt, Ledger, Outcome
-from pipeline.pool import Answer, RolloutPool, this_node
+from pipeline.pool import Answer, PartLost, RolloutPool, this_node
+from pipeline.replay import Added
 from pipeline.requests import chunk_count, chunks, equal_chunk_count, prompt_at
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
@@ -43,6 +46,8 @@ T = TypeVar("T")
 
 # Seconds between two looks at the workers while the learner works.
 SERVE_EVERY = 0.01
+
+FAILING_UPDATES = 3
 
 BROKEN = "loss, gradient or log-probabilities are not finite, or worker and learner disagree on them"
 
@@ -159,17 +164,25 @@ class LatentRL(Algorithm):
         self.latent: bool = config.env_config["worker"].host.level == "latent"
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
         timeout = self.run_config.cluster.worker_timeout_seconds
-        self.pool = RolloutPool(self.env_runner_group, timeout=timeout, stamp=self._stamped, node=this_node())
+        health = Health(self.run_config.cluster)
+        self.pool = RolloutPool(self.env_runner_group, timeout=timeout, stamp=self._stamped, node=this_node(), health=health)
         self.crew = Crew(self.env_runner_group, self.pool)
         self.replay: Any = None
         self.replay_written: ray.ObjectRef | None = None
+        self.replay_actor = ""
+        """The incarnation of the replay buffer's actor that has what is not on the disk yet."""
         self.board: Any = None
         self.published: dict[int, str] = {}
+        self.script: Iterator[Sequence[Answer]] | None = None
+        """Where set, what each update trains on, instead of what the two loops would sample (``pipeline.repeat``)."""
         self.ledger: Ledger | None = None
         self.quarantine: Callable[[int, list[Rollout]], None] | None = None
         """Keeps the rollouts of a skipped update."""
         self.skipped = 0
         """Updates skipped so far."""
+        self.failing = 0
+        """Updates in a row in which verifiers failed too often."""
+        self.failure_kinds: set[str] = set()
         self.open: dict[int, tuple[int, ...]] = {}
         """Positions in the stream of prompts by request, for those asked for and not yet trained on."""
         self.unasked: deque[int] = deque()
@@ -182,7 +195,9 @@ class LatentRL(Algorithm):
 
     def training_step(self) -> None:
         """One update."""
-        if self.improve.mode == "async":
+        if self.script is not None:
+            self._consume(next(self.script))
+        elif self.improve.mode == "async":
             self._asynchronous_step()
         else:
             self._synchronous_step()
@@ -220,7 +235,7 @@ class LatentRL(Algorithm):
                 self.unasked.append(self.next_position)
                 self.next_position += 1
             positions = tuple(self.unasked.popleft() for _ in range(size))
-            self.pool.submit([self._request(positions)])
+            self.pool.submit([self.request(positions)])
 
     def _equal_parts(self) -> int:
         """Requests per update, all of one size."""
@@ -247,13 +262,13 @@ class LatentRL(Algorithm):
         """The requests of an update in synchronous mode."""
         run, count = self.run_config, self.improve.prompts_per_update
         positions = range(update * count, (update + 1) * count)
-        return [self._request(part) for part in chunks(positions, chunk_count(count, self._pieces(), run.cluster.num_learners))]
+        return [self.request(part) for part in chunks(positions, chunk_count(count, self._pieces(), run.cluster.num_learners))]
 
     def _pieces(self) -> int:
         """For how many workers work is cut: for all that may come, so that results do not depend on when they do."""
         return max(self.run_config.most_workers, len(self.pool.workers.actor_ids()))
 
-    def _request(self, positions: Sequence[int]) -> RolloutRequest:
+    def request(self, positions: Sequence[int]) -> RolloutRequest:
         """A request for the prompts at these positions of the run's stream of prompts."""
         run, improve = self.run_config, self.improve
         self.open[positions[0]] = tuple(positions)
@@ -283,6 +298,7 @@ class LatentRL(Algorithm):
         """Update the policy on these answers, store them, publish the new version."""
         self._check_hashes(answers)
         self._log_rollouts(answers)
+        self._check_failures(answers)
         started = time.perf_counter()
         results = self._update(answers) if self.improve.mode == "sync" else self._while_serving(partial(self._update, answers))
         seconds = time.perf_counter() - started
@@ -362,9 +378,9 @@ class LatentRL(Algorithm):
         """Put the ledger on the disk up to the policy as it is."""
         if self.ledger is not None:
             self._note([])
-            self.ledger.flush(self.policy.version, self.published, self._unfinished())
+            self.ledger.flush(self.policy.version, self.published, self.unfinished())
 
-    def _unfinished(self) -> list[int]:
+    def unfinished(self) -> list[int]:
         """Positions asked for, or to be asked for next, and not trained on."""
         return sorted([*self.unasked, *chain(*self.open.values())])
 
@@ -394,7 +410,27 @@ class LatentRL(Algorithm):
         for answer in answers:
             asked, found = answer.request.policy, answer.summary.policies
             assert asked is not None and all(v >= asked.version and self.published.get(v) == h for v, h, _ in found), (
-                f"request {answer.summary.request_id} was sampled with {[(v, h[:12]) for v, h, _ in found]}"
+                f"request {answer.summary.request_id}, to be sampled with {asked and asked.version}, was sampled with {[(v, h[:12]) for v, h, _ in found]}"
+            )
+
+    def _check_failures(self, answers: Sequence[Answer]) -> None:
+        """Rollouts that verifiers cannot judge are masked; too many of them for too long are no accident.
+
+        Raises:
+            RuntimeError: ``improve.max_failed_share`` was exceeded in ``FAILING_UPDATES`` updates in a row.
+        """
+        rollouts, failures = sum(a.summary.rollouts for a in answers), sum(a.summary.failures for a in answers)
+        reasons = Counter(reason for a in answers for reason in a.summary.failure_kinds)
+        for kind in {reason.partition(":")[0]: reason for reason in reasons}.values():
+            if (name := kind.partition(":")[0]) not in self.failure_kinds:
+                self.failure_kinds.add(name)
+                self.pool.say(f"a verifier could not judge a rollout: {kind}", "verifier_failed", update=self.policy.version + 1)
+        self.failing = self.failing + 1 if failures > self.improve.max_failed_share * rollouts else 0
+        if self.failing >= FAILING_UPDATES:
+            raise RuntimeError(
+                f"verifiers could not judge {failures} of {rollouts} rollouts ({reasons.most_common(1)[0][0]}), and too many in the "
+                f"{FAILING_UPDATES - 1} updates before: repair the reward or the data (latent-control task check), "
+                f"or raise improve.max_failed_share={self.improve.max_failed_share:g}"
             )
 
     def _store(self, refs: list[ray.ObjectRef]) -> None:
@@ -404,16 +440,22 @@ class LatentRL(Algorithm):
 
     def _await_replay(self) -> None:
         if self.replay_written is not None:
-            lost = ray.get(self.replay_written).lost
+            self._stored(ray.get(self.replay_written))
             self.replay_written = None
-            if lost:
-                raise RuntimeError(f"{len(lost)} batches of rollouts were lost before they reached the replay buffer: {lost[0]}")
+
+    def _stored(self, added: Added) -> None:
+        if added.lost:
+            raise PartLost(f"{len(added.lost)} batches of rollouts were lost before they reached the replay buffer: {added.lost[0]}")
+        if self.replay_actor and added.actor != self.replay_actor:
+            raise PartLost("the replay buffer's actor died with rollouts that were not on the disk yet")
+        self.replay_actor = added.actor
 
     def flush_replay(self) -> None:
-        """Put every rollout trained on so far on the disk."""
+        """Put every rollout trained on so far on the disk; ``PartLost`` when some of them are gone."""
         if self.replay is not None:
             self._await_replay()
-            ray.get(self.replay.flush.remote())
+            self._stored(ray.get(self.replay.flush.remote()))
+            self.replay_actor = ""
 
     def _log_rollouts(self, answers: Sequence[Answer]) -> None:
         rewards = [r for a in answers for r in a.summary.rewards if not math.isnan(r)]
@@ -429,6 +471,9 @@ class LatentRL(Algorithm):
         self._log("tokens_per_rollout", tokens / rollouts)
         self._log("worker_seconds", sum(a.summary.seconds for a in answers))
         self._log("rollout_workers", len(self.pool.workers.actor_ids()))
+        self._log("worker_deaths", self.pool.health.deaths)
+        self._log("worker_gib", max(self.pool.health.memory.values(), default=0.0))
+        self._log("driver_gib", psutil.Process().memory_info().rss / 2**30)
         self._log("rollout_nodes", len({a.summary.node for a in answers}))
         self._log_staleness(answers)
         self.metrics.aggregate(self.pool.metrics, key=ENV_RUNNER_RESULTS)
@@ -514,7 +559,7 @@ class LatentRL(Algorithm):
         return {
             "version": self.policy.version,
             "skipped": self.skipped,
-            "unasked": self._unfinished(),
+            "unasked": self.unfinished(),
             "next_position": max(self.next_position, self.policy.version * self.improve.prompts_per_update),
             COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
             COMPONENT_OPTIMIZER: state[COMPONENT_OPTIMIZER],
@@ -533,8 +578,7 @@ class LatentRL(Algorithm):
         self.publish(state["version"])
 
     def cleanup(self) -> None:
-        """Put the replay buffer on the disk, then stop workers and learners."""
-        self.flush_replay()
+        """Stop workers and learners; ``flush_replay`` first what is to be kept."""
         self.crew.dissolve()
         super().cleanup()
 

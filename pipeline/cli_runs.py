@@ -1,4 +1,5 @@
-"""Commands that look at runs: ``runs``, ``show``, ``audit``. Nothing heavy is imported before one runs."""
+"""Commands that look at runs: ``runs``, ``show``, ``audit``, ``diagnose``, ``sync``,
+``replay``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -69,3 +70,53 @@ def audit(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
         print_table(str(folder), ("stage", "question", "in order", "answer"), rows)
     if not passed:
         raise typer.Exit(cli.FAILED)
+
+
+@cli.app.command()
+def diagnose(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False) -> None:
+    """What ended RUN or holds it up: one cause, the evidence, and the next command."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from pipeline import diagnose as diagnoses
+
+        found = diagnoses.diagnose(folder)
+    if as_json:
+        typer.echo(diagnoses.as_json(found))
+        return
+    typer.echo(f"{found.state}: {found.cause}")
+    for line in found.evidence:
+        typer.echo(f"  - {line}")
+    typer.echo(f"next: {found.next}")
+
+
+@cli.app.command()
+def sync(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Send to MLflow what it lacks of RUN, each step once: after a run that ended while the store was away."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from pipeline import sync as syncing
+    with cli.sentences(cli.FAILED):
+        sent = syncing.sync(folder, typer.echo)
+    if not sent:
+        raise typer.Exit(cli.FAILED)
+
+
+@cli.app.command("replay")
+def replay_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    stage: Annotated[str, typer.Option("--stage", help="improve, or token_level.")] = "improve",
+    stored: Annotated[bool, typer.Option("--stored", help="Train on the rollouts of the replay buffer instead of sampling anew.")] = False,
+) -> None:
+    """Repeat RUN's reinforcement learning in the order its ledger recorded, and compare every policy's hash (exit 1 if one differs)."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from pipeline import repeat
+    with cli.sentences(cli.FAILED):
+        found = repeat.repeat(folder, stage, stored=stored, say=typer.echo)
+    if found.different is not None:
+        typer.echo(f"differs from update {found.different} on")
+        raise typer.Exit(cli.FAILED)
+    typer.echo(f"{found.updates} updates repeated, every policy bit for bit as recorded")

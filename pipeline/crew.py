@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from configs.schema import RunConfig
+from pipeline.events import Say
 from pipeline.pool import RolloutPool
 from pipeline.scaling import Demand, next_demand, read_request
 
@@ -28,7 +29,7 @@ class Crew:
         self.group, self.pool = group, pool
         self.joining: dict[ray.ObjectRef, Any] = {}
         """Handles by the answer to their first call."""
-        self.say: Callable[[str], None] = print
+        self.say: Say = lambda text, kind="", **facts: print(text)
         self.hired: int = group.num_remote_env_runners()
         self.asked, self.complained = 0.0, True
 
@@ -109,11 +110,11 @@ class Crew:
 class Scaler:
     """Between two updates: brings the number of workers to what was asked for, or to what autoscaling thinks right."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, crew: Crew, say: Callable[[str], None]) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, crew: Crew, say: Say) -> None:
         self.settings, self.run_dir, self.crew, self.say = config.cluster.autoscale, run_dir, crew, say
         self.demand = Demand(workers=config.rollout.num_workers)
         self.applied, self.problem = self.demand.workers, ""
-        crew.say = say
+        crew.say = crew.pool.say = say
 
     def before_update(self) -> None:
         """Look at the control file, start and stop workers."""

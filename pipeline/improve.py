@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import ray
 import torch
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
-from configs.schema import Improve
+from configs.schema import Improve, RunConfig
 from latent_control.model import LatentActionConfig
 from latent_control.persistence import base_path, read_config, with_policy
 from pipeline import checkpoints, stopping
@@ -21,10 +25,14 @@ from pipeline.algorithm import BROKEN, LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
 from pipeline.crew import Scaler
+from pipeline.events import first_line
+from pipeline.health import LONGEST_REST
 from pipeline.ledger import QUARANTINE, Ledger
-from pipeline.pool import this_node
+from pipeline.pool import PartLost, this_node
 from pipeline.replay import ReplayActor, ReplayWriter
 from pipeline.runlog import total
+from pipeline.tracking import git_commit, read_record
+from pipeline.watchdog import Watchdog
 from rollout_workers.episodes import HostSpec, Rollout
 
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
@@ -33,7 +41,10 @@ LEARNER_METRICS = (
     *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
     *("importance_mean", "importance_capped_share", "value_loss", "value_mean", "gradients_default_optimizer_global_norm"),
 )
+LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
 RECENT = 10  # updates whose mean reward the summary reports
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +59,9 @@ class Start:
     span: int = 1
 
 
-def starting_point(context: StageContext, improve: Improve, source: Path, level: str) -> Start:
+def starting_point(config: RunConfig, improve: Improve, source: Path, level: str) -> Start:
     """The policy of ``level`` on top of latent-action checkpoint ``source``."""
-    base, shape = context.config.base, LatentActionConfig(**read_config(source)["latent_actions"])
+    base, shape = config.base, LatentActionConfig(**read_config(source)["latent_actions"])
     common: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": base.trust_remote_code}
     if level == "latent":
         host = HostSpec(level="latent", checkpoint=str(source), **common)
@@ -75,32 +86,67 @@ def starting_point(context: StageContext, improve: Improve, source: Path, level:
 
 
 def run_improve(context: StageContext, stage: str, source: Path, level: str) -> StageResult:
-    """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and nothing else."""
+    """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and nothing else.
+
+    When a part of it dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is built anew from the newest
+    checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
+    """
     improve = context.config.improve
     assert improve is not None
-    start = starting_point(context, improve, source, level)
+    start = starting_point(context.config, improve, source, level)
     with connected(context.config):
         torch.set_num_threads(context.config.cluster.learner_threads)
-        rllib = algorithm_config(
-            context.config,
-            start.host,
-            num_actions=start.num_actions,
-            reads=start.reads,
-            late_blocks=start.late_blocks,
-            learning_rate=start.learning_rate,
-            span=start.span,
-        )
-        with stopping.at_once():
-            algorithm: LatentRL = rllib.build_algo()
-        try:
-            rewards = _loop(context, stage, algorithm, improve)
-            weights = algorithm.weights
-        finally:
-            algorithm.stop()
+        rewards, weights = _rebuilding(context, stage, partial(_train, context, stage, source, start, improve))
     metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
     metrics |= {"tokens": total(context.log.path, stage, "tokens"), "parameters_trained": float(sum(w.size for w in weights.values()))}
     _finish(context, stage, source, start, weights, metrics)
     return StageResult(checkpoint=context.result(stage), metrics=metrics)
+
+
+def build(config: RunConfig, start: Start) -> LatentRL:
+    """Workers and learner, started; ``stop`` them."""
+    rllib = algorithm_config(
+        config,
+        start.host,
+        num_actions=start.num_actions,
+        reads=start.reads,
+        late_blocks=start.late_blocks,
+        learning_rate=start.learning_rate,
+        span=start.span,
+    )
+    with stopping.at_once():
+        algorithm: LatentRL = rllib.build_algo()
+    return algorithm
+
+
+def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
+    """``work()``, again after a loss of infrastructure; an error of data, reward or code comes out as it is."""
+    most = context.config.cluster.max_rebuilds
+    for number in range(1, most + 2):
+        try:
+            return work()
+        except LOSSES as error:
+            if number > most:
+                raise
+            rest = min(LONGEST_REST, float(2**number))
+            text = f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of {most} times)"
+            context.log.message(text, "rebuilt", stage=stage, number=number, reason=type(error).__name__)
+            rested = time.monotonic() + rest
+            while time.monotonic() < rested:
+                stopping.check()
+                time.sleep(0.1)
+    raise AssertionError
+
+
+def _train(
+    context: StageContext, stage: str, source: Path, start: Start, improve: Improve
+) -> tuple[list[float], Mapping[str, np.ndarray[Any, Any]]]:
+    """Workers and learner, from their making to their end: (mean reward of each update, the policy's weights)."""
+    algorithm = build(context.config, start)
+    try:
+        return _loop(context, stage, source, start, algorithm, improve), algorithm.weights
+    finally:
+        algorithm.stop()
 
 
 def mean(values: list[float]) -> float:
@@ -108,11 +154,11 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Improve) -> list[float]:
+def _loop(context: StageContext, stage: str, source: Path, start: Start, algorithm: LatentRL, improve: Improve) -> list[float]:
     """Updates from wherever the newest valid checkpoint stands; returns each update's mean reward."""
     found, skipped = checkpoints.newest_valid(context.checkpoints, stage)
     for reason in skipped:
-        context.log.message(f"skipped checkpoint {reason}")
+        context.log.message(f"skipped checkpoint {reason}", "checkpoint_skipped", stage=stage)
     rewards: list[float] = []
     if found is not None:
         state = checkpoints.load_tree(found, "learner")
@@ -125,8 +171,8 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
     algorithm.ledger.begin(algorithm.policy.version, skipped)
     context.log.truncate(stage, algorithm.policy.version)
     try:
-        with context.log.stage(stage, improve.updates):
-            _updates(context, stage, algorithm, improve, rewards)
+        with context.log.stage(stage, improve.updates), Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
+            _updates(context, stage, algorithm, improve, rewards, Best(context, stage, source, start), watchdog)
     except stopping.Stopped:
         if algorithm.policy.version > 0:
             _save(context, stage, algorithm.policy.version, algorithm, rewards)
@@ -136,10 +182,13 @@ def _loop(context: StageContext, stage: str, algorithm: LatentRL, improve: Impro
     return rewards
 
 
-def _updates(context: StageContext, stage: str, algorithm: LatentRL, improve: Improve, rewards: list[float]) -> None:
+def _updates(
+    context: StageContext, stage: str, algorithm: LatentRL, improve: Improve, rewards: list[float], best: Best, watchdog: Watchdog
+) -> None:
     """The updates that are left; each appends its mean reward. ``Stopped`` comes out between two of them."""
     scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
     for update in range(algorithm.policy.version + 1, improve.updates + 1):
+        watchdog.pat()
         scaler.before_update()
         metrics = update_metrics(algorithm.train())
         scaler.after_update(metrics)
@@ -147,10 +196,30 @@ def _updates(context: StageContext, stage: str, algorithm: LatentRL, improve: Im
         try:
             if improve.evaluate_every is not None and (update % improve.evaluate_every == 0 or update == improve.updates):
                 metrics |= algorithm.play_heldout()
+                if improve.keep_best:
+                    best.offer(update, metrics["heldout_success"], algorithm.weights)
         finally:  # the update is done, whatever comes between its play and the end of it
             context.log.log(stage, update, metrics)
         if update % improve.checkpoint_every == 0 and update < improve.updates:
             _save(context, stage, update, algorithm, rewards)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keeps the policy with the highest success on held-out prompts as ``checkpoints/<stage>_best``, a result like the stage's own."""
+
+    context: StageContext
+    stage: str
+    source: Path
+    start: Start
+
+    def offer(self, update: int, success: float, weights: Mapping[str, Any]) -> None:
+        """Keep these weights if they did better than those kept, also by an earlier start."""
+        folder = self.context.result(f"{self.stage}_best")
+        if not checkpoints.verify(folder) and checkpoints.read_info(folder)["heldout_success"] >= success:
+            return
+        info = {"stage": self.stage, "update": update, "heldout_success": success}
+        checkpoints.write(folder, files=partial(_result_files, self.source, self.start, weights), info=info)
 
 
 def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:
@@ -158,7 +227,8 @@ def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Ro
     writer = ReplayWriter(context.run_dir / QUARANTINE, context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}")
     writer.add(rollouts)
     writer.close()
-    context.log.message(f"{stage}: update {update} was skipped ({BROKEN}); its {len(rollouts)} rollouts lie in {QUARANTINE}/")
+    text = f"{stage}: update {update} was skipped ({BROKEN}); its {len(rollouts)} rollouts lie in {QUARANTINE}/"
+    context.log.message(text, "update_skipped", stage=stage, update=update)
 
 
 def replay_actor(context: StageContext, stage: str) -> Any:
@@ -182,21 +252,36 @@ def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, r
     algorithm.flush_ledger()
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
-    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info={"stage": stage, "update": update})
-    checkpoints.prune(context.checkpoints, stage, keep=2)
+    info = {"stage": stage, "update": update} | circumstances(context, stage, algorithm)
+    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info=info)
+    checkpoints.prune(context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2)
 
 
-def _finish(context: StageContext, stage: str, source: Path, start: Start, weights: dict[str, Any], metrics: dict[str, float]) -> None:
+def circumstances(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
+    """What a checkpoint's manifest says of where it came from. All randomness follows from ``seed``, the policy's version and the
+    place in the stream of prompts, so these are the random states."""
+    return {
+        "config": context.config.model_dump(mode="json"),
+        "git_commit": git_commit(),
+        "policy": {"version": algorithm.policy.version, "weights_hash": algorithm.policy.weights_hash},
+        "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.unfinished())},
+        "random": {"seed": context.config.seed, "version": algorithm.policy.version, "next_position": algorithm.next_position},
+        "mlflow_run": ((read_record(context.run_dir) or {}).get("runs") or {}).get(stage, ""),
+    }
+
+
+def _finish(context: StageContext, stage: str, source: Path, start: Start, weights: Mapping[str, Any], metrics: dict[str, float]) -> None:
     """Write the stage's result: the source checkpoint with the new policy, or the token-level policy by itself."""
-
-    def files(folder: Path) -> None:
-        if start.host.level == "latent":
-            with_policy(source, folder, weights)
-            return
-        save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
-        host = start.host
-        info = {"base": host.checkpoint, "token_trains": host.token_trains, "token_blocks": host.token_blocks}
-        (folder / TOKEN_INFO).write_text(json.dumps(info))
-
-    checkpoints.write(context.result(stage), files=files, info={"stage": stage, "metrics": metrics})
+    info = {"stage": stage, "metrics": metrics}
+    checkpoints.write(context.result(stage), files=partial(_result_files, source, start, weights), info=info)
     checkpoints.prune(context.checkpoints, stage, keep=0)
+
+
+def _result_files(source: Path, start: Start, weights: Mapping[str, Any], folder: Path) -> None:
+    host = start.host
+    if host.level == "latent":
+        with_policy(source, folder, dict(weights))
+        return
+    save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
+    info = {"base": host.checkpoint, "token_trains": host.token_trains, "token_blocks": host.token_blocks}
+    (folder / TOKEN_INFO).write_text(json.dumps(info))

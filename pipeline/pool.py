@@ -12,11 +12,18 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from configs.schema import Cluster
 from pipeline import stopping
+from pipeline.events import Say, first_line
+from pipeline.health import Health
 from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
 # A request that has cost this many workers their life is at fault itself.
 MOST_LOSSES = 3
+
+
+class PartLost(RuntimeError):
+    """Something went with its process or node that a run needs; built anew from the newest checkpoint, it loses and doubles nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +57,6 @@ class Loss:
     reason: str
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details: Ray's messages are pages."""
-    return str(error).strip().partition("\n")[0][:300]
-
-
 def this_node() -> str:
     """Ray's name of the node this process runs on."""
     node: str = ray.get_runtime_context().get_node_id()
@@ -78,9 +80,12 @@ class RolloutPool:
         stamp: Callable[[RolloutRequest], RolloutRequest] = lambda request: request,
         in_flight: int = 2,
         node: str = "",
+        health: Health | None = None,
     ) -> None:
         self.workers, self.restore = group._worker_manager, group.probe_unhealthy_env_runners
         self.stamp, self.timeout, self.in_flight, self.node = stamp, timeout, in_flight, node
+        self.health = health or Health(Cluster())
+        self.say: Say = lambda text, kind="", **facts: None
         self.waiting: deque[RolloutRequest] = deque()
         self.running: dict[ray.ObjectRef, Running] = {}
         """By the reference to the call's (summary, metrics), in the order of sending."""
@@ -134,6 +139,7 @@ class RolloutPool:
         """Take a worker out of the group, and what it has in its hands back into the queue; returns its handle."""
         self._requeue(self._take_back(worker, "its worker was stopped"))
         self._loads.pop(worker, None)
+        self.health.forget(worker)
         return self.workers.remove_actor(worker)
 
     def stamps(self) -> dict[int, int | None]:
@@ -167,6 +173,7 @@ class RolloutPool:
         if self.running:
             ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             self._collect(ready)
+        self._recycle()
         self.restore()  # asks the workers that are down only
         self._dispatch()
         if (self.running or self.waiting) and time.monotonic() - self.last_answer > self.timeout:
@@ -188,7 +195,7 @@ class RolloutPool:
         """Everybody gets one request before anybody gets two."""
         if not self.waiting:
             return
-        healthy = self.workers.healthy_actor_ids()
+        healthy = [worker for worker in self.workers.healthy_actor_ids() if self.health.may_work(worker)]
         for depth in range(self.in_flight):
             for worker in healthy:
                 if self.waiting and self._loads[worker] <= depth:
@@ -226,6 +233,7 @@ class RolloutPool:
                 continue
             self._received(report)
             self.losses.pop(call.request.request_id, None)
+            self.health.answered(call.worker, summary.gib)
             self.answers[call.request.request_id] = Answer(
                 request=call.request, rollouts=call.rollouts, summary=summary, attempt=call.attempt
             )
@@ -243,6 +251,32 @@ class RolloutPool:
                 f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}"
             ) from error
         self._requeue(requests)
+        self._bury(worker, first_line(error))
+
+    def _bury(self, worker: int, reason: str) -> None:
+        """Note a death, and let go of a worker that dies again and again."""
+        hopeless = self.health.died(worker)
+        row = self.health.in_a_row[worker]
+        self.say(f"worker {worker} died ({reason}), {row} in a row", "worker_lost", worker=worker, row=row)
+        if not hopeless:
+            return
+        ray.kill(self.release(worker))
+        left, fewest = len(self.workers.actor_ids()), self.health.limits.min_workers
+        self.say(f"worker {worker} is let go after {row} deaths in a row; {left} are left", "worker_let_go", worker=worker, left=left)
+        if left < fewest:
+            raise RuntimeError(
+                f"{left} rollout workers are left, fewer than cluster.min_workers={fewest}; the last died {row} times: {reason}"
+            )
+
+    def _recycle(self) -> None:
+        """Restart those that hold too much memory, once they have nothing in their hands; that is no death."""
+        for worker in [one for one in sorted(self.health.leaving) if not self._loads[one]]:
+            gib, limit = self.health.memory[worker], self.health.limits.worker_memory_gib
+            text = f"worker {worker} holds {gib:.1f} GiB, more than cluster.worker_memory_gib={limit:g}: it is restarted"
+            self.say(text, "worker_recycled", worker=worker, gib=round(gib, 2))
+            ray.kill(self.workers.actors()[worker], no_restart=False)
+            self.workers.set_actor_state(worker, healthy=False)
+            self.health.leaving.discard(worker)
 
     def _take_back(self, worker: int, why: str) -> list[RolloutRequest]:
         """What is in a worker's hands, first come first."""

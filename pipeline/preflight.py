@@ -18,6 +18,7 @@ from configs.checks import cross_field_problems, offline_sections, simulation_wa
 from configs.paths import missing_paths
 from configs.schema import DataSource, RunConfig
 from configs.task_options import preferences, reward_actors
+from pipeline.events import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -122,10 +123,10 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
             )
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():
-                raise ValueError(f"{folder} is no language model with a tokenizer: {_first_line(error)}") from error
+                raise ValueError(f"{folder} is no language model with a tokenizer: {first_line(error)}") from error
             if not local_only:
                 raise Unreachable(
-                    f"{config.base.model} is neither a folder, nor cached, nor to be had from the hub: {_first_line(error)}"
+                    f"{config.base.model} is neither a folder, nor cached, nor to be had from the hub: {first_line(error)}"
                 ) from error
     raise AssertionError("one of the two tries returns or raises")
 
@@ -300,7 +301,7 @@ def _column_problem(path: Path, column: str) -> str | None:
         try:
             names = pyarrow.parquet.read_schema(path).names
         except (OSError, ValueError) as error:
-            return f"{path} is no readable Parquet file: {_first_line(error)}"
+            return f"{path} is no readable Parquet file: {first_line(error)}"
     return None if column in names else f"{path} has no column {column!r} (it has {', '.join(map(str, names)) or 'none'}); set column"
 
 
@@ -418,9 +419,5 @@ def tracking_problems(config: RunConfig) -> Iterator[str]:
 
 def _placed(place: str, error: ValueError) -> str:
     """The message with its place in the config in front, unless it names one itself."""
-    text = _first_line(error)
+    text = first_line(error)
     return text if text.startswith((f"{place}.", f"{place} ")) else f"{place}: {text}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,6 +124,8 @@ class Added:
     duplicates: int
     lost: tuple[str, ...] = ()
     """Object references whose owner died before they could be read."""
+    actor: str = ""
+    """Which incarnation of a ``ReplayActor`` took them: rows that an earlier one had not put on the disk are gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +265,7 @@ class ReplayActor:
 
     def __init__(self, folder: Path, rows_per_shard: int, run_id: str) -> None:
         self._writer = ReplayWriter(folder, rows_per_shard, run_id)
+        self._incarnation = uuid.uuid4().hex
 
     def add(self, refs: Sequence[Any]) -> Added:
         """Store the lists of rollouts behind ``refs`` (handed over inside a list, so that Ray does not fetch them early)."""
@@ -276,16 +280,12 @@ class ReplayActor:
                 lost.append(str(error).partition("\n")[0])
                 continue
             rows, duplicates = rows + added.rows, duplicates + added.duplicates
-        return Added(rows=rows, duplicates=duplicates, lost=tuple(lost))
+        return Added(rows=rows, duplicates=duplicates, lost=tuple(lost), actor=self._incarnation)
 
-    def flush(self) -> int:
-        """Put everything on the disk; returns the rows stored so far."""
+    def flush(self) -> Added:
+        """Put everything on the disk; ``rows`` are those stored so far."""
         self._writer.flush()
-        return self._writer.rows
-
-    def close(self) -> int:
-        """The last flush; returns the rows stored."""
-        return self.flush()
+        return Added(rows=self._writer.rows, duplicates=0, actor=self._incarnation)
 
 
 class ReplayReader:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +23,14 @@ from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
 from pipeline.durable import write_atomic
+from pipeline.events import Events, first_line
 from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
 from pipeline.runlog import RunLog
 from pipeline.storage import require_shared_storage
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, git_commit
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.rewards import reward_hash
 
@@ -87,6 +90,21 @@ def plan(config: RunConfig) -> list[Planned]:
     return stages
 
 
+def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
+    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result on."""
+    sources: dict[str, Path] = {}
+    source: Path | None = None
+    for stage in plan(config):
+        if source is not None:
+            sources[stage.name] = source
+        record = run_dir / "stages" / f"{stage.name}.json"
+        if not record.is_file():
+            continue
+        if stage.passes_on:
+            source = (run_dir / json.loads(record.read_text())["checkpoint"]).resolve()
+    return sources
+
+
 def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
     """Train the small base LM from scratch into ``base.model``."""
     from learners.base_training import WordTask, train_base
@@ -132,7 +150,7 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    with at_work(run_dir), stopping.listening():
+    with at_work(run_dir), noted(Events(run_dir)), stopping.listening():
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, quiet)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -141,8 +159,24 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
             return _stages(config, run_dir, quiet)
 
 
+@contextmanager
+def noted(events: Events) -> Iterator[None]:
+    """Beginning and end of a start of a run as events."""
+    events.note("started", f"started by process {os.getpid()} on {socket.gethostname()}", git_commit=git_commit())
+    try:
+        yield
+    except KeyboardInterrupt as signal:
+        events.note("stopped", f"ended by {signal or 'SIGINT'}")
+        raise
+    except BaseException as error:
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
+        events.note("failed", first_line(error), error=type(error).__name__, where=where)
+        raise
+    events.note("finished", "all stages are done")
+
+
 def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
-    tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
     log = RunLog(run_dir, quiet=quiet, tracker=tracker)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
     warnings = simulation_warning(config)

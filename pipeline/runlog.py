@@ -24,6 +24,7 @@ from rich.text import Text
 
 from pipeline import stopping
 from pipeline.durable import write_atomic
+from pipeline.events import Events
 
 METRICS = "metrics.jsonl"
 KEY_METRICS = (
@@ -162,6 +163,7 @@ class RunLog:
         self._progress: _Progress | None = None
         self._live: Live | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._events = Events(run_dir)
         if self.path.is_file():
             self._keep(lambda record: True)
         self._file = self.path.open("a", encoding="utf-8")
@@ -206,8 +208,10 @@ class RunLog:
         self._keep(lambda record: record.get("stage") != stage or int(record.get("step", 0)) <= step)
         self._file = self.path.open("a", encoding="utf-8")
 
-    def message(self, text: str) -> None:
-        """Show a line of text."""
+    def message(self, text: str, kind: str = "", **facts: Any) -> None:
+        """Show a line of text; one of a kind goes to ``events.jsonl``, too."""
+        if kind:
+            self._events.note(kind, text, **facts)
         self._print(text)
 
     def close(self) -> None:

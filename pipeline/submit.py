@@ -24,6 +24,7 @@ from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster import DRIVER_ENVIRONMENT
 from pipeline.durable import copy
+from pipeline.events import first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "latent_control", "rollout_workers", "learners", "pipeline")
@@ -54,7 +55,7 @@ def at(address: str) -> Iterator[JobSubmissionClient]:
             client = JobSubmissionClient(address)
         except (OSError, RuntimeError, RayError) as error:
             raise ValueError(
-                f"--address: {address}: {_first_line(error)}; give the head's dashboard, e.g. http://HEAD:8265, "
+                f"--address: {address}: {first_line(error)}; give the head's dashboard, e.g. http://HEAD:8265, "
                 "and RAY_AUTH_MODE and its token as on the head"
             ) from error
         yield client
@@ -145,7 +146,7 @@ async def _follow(client: JobSubmissionClient, job: str, address: str, out: Call
                     seen = position
                     out(fresh)
         except (RuntimeError, aiohttp.ClientError) as error:
-            say(f"the log broke off ({_first_line(error)}), asking again")
+            say(f"the log broke off ({first_line(error)}), asking again")
         if client.get_job_status(job).is_terminal():
             break
         await asyncio.sleep(1.0)  # the connection was cut: a new one begins at the log's first line
@@ -211,7 +212,3 @@ def waiting_reason(
     )
     waiting = ", ".join(f"{count} {name} ({each} each)" for (name, each), count in wanted.items())
     return f"waiting: {waiting}; {'in use' if used else 'in all'}: {state}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

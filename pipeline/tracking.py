@@ -102,8 +102,9 @@ def _key(name: str) -> str:
 class Outbox(threading.Thread):
     """Does calls one after the other, trying again while the store is away."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, str], None]) -> None:
         super().__init__(name="tracking", daemon=True)
+        self._note = note
         self._calls: deque[tuple[str, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._hurry = threading.Event()
@@ -167,11 +168,13 @@ class Outbox(threading.Thread):
                 _LOG.warning("tracking: %s was not stored: %s", what, reason)
             elif not self._away:
                 _LOG.warning("tracking: the store is away (%s): %s; training goes on, metrics are kept and sent later", what, reason)
+                self._note("tracking_away", f"the MLflow store is away: {reason}")
             self._away = self._away or not hopeless
             return hopeless
         if self._away:
             self._away = False
             _LOG.warning("tracking: the store is back")
+            self._note("tracking_back", "the MLflow store is back")
         return True
 
 
@@ -181,21 +184,21 @@ class Tracker:
     ``group`` ties the stages of one run folder together (tag ``group``). Used by the driver only.
     """
 
-    def __init__(self, settings: Tracking, run_dir: Path, group: str) -> None:
+    def __init__(self, settings: Tracking, run_dir: Path, group: str, note: Callable[[str, str], None] = lambda kind, text: None) -> None:
         self._settings, self._run_dir, self._group = settings, run_dir, group
         self.uri = tracking_uri(settings.uri, run_dir)
         self._outbox: Outbox | None = None
         self._run: _Run | None = None
         if settings.enabled:
             quiet_mlflow()
-            self._outbox = Outbox()
+            self._outbox = Outbox(note)
             self._outbox.start()
             # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
             store = Store(self.uri, settings.experiment, run_dir)
             self._store = store
             self._outbox.put("opening the store", store.open)
 
-    def start(self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    def start(self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str], patience: float = START_SECONDS) -> str:
         """Begin a stage's run, or continue the one this run folder began; returns its id.
 
         The id is empty when tracking is off or the store is away: then the run is made when it is back.
@@ -207,15 +210,15 @@ class Tracker:
         self._run = run = _Run(self._store, self._run_dir, stage, f"{self._group}/{stage}", wanted, flatten(params))
         self._outbox.put(f"run {run.name}", run.begin)
         self._outbox.put(f"the parameters of {run.name}", run.log_params)
-        if not self._outbox.drained(START_SECONDS):
+        if not self._outbox.drained(patience):
             _LOG.warning("tracking: %s has no run id yet: the store is slow or away", run.name)
         return run.id
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Store metrics of a step, in one call; steps that had to wait share one. Returns at once."""
+    def log(self, metrics: Mapping[str, float], step: int, when: float | None = None) -> None:
+        """Store metrics of a step, in one call; steps that had to wait share one. Returns at once. ``when``: Unix time; ``None``: now."""
         if self._outbox is not None and self._run is not None and metrics:
-            run, when, copy = self._run, int(time.time() * 1000), {_key(k): float(v) for k, v in metrics.items()}
-            run.waiting.append((copy, step, when))
+            run, copy = self._run, {_key(k): float(v) for k, v in metrics.items()}
+            run.waiting.append((copy, step, int(1000 * (time.time() if when is None else when))))
             self._outbox.put(f"step {step}", run.send)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -236,15 +239,17 @@ class Tracker:
             run = self._run
             self._outbox.put(f"dataset {name}", lambda: run.dataset(path, name))
 
-    def finish(self, status: Status) -> None:
-        """End the stage's run and wait a little for what is still to be stored."""
+    def finish(self, status: Status, patience: float = DRAIN_SECONDS) -> bool:
+        """End the stage's run and wait a little for what is still to be stored; whether it is."""
         if self._outbox is None or self._run is None:
-            return
+            return True
         run, self._run = self._run, None
         when = int(time.time() * 1000)
         self._outbox.put(f"end of {run.name}", lambda: run.end(status, when))
-        if not self._outbox.drained(DRAIN_SECONDS):
-            _LOG.warning("tracking: the store did not take everything of %s yet; metrics.jsonl has it all", run.name)
+        sent = self._outbox.drained(patience)
+        if not sent:
+            _LOG.warning("tracking: the store did not take everything of %s yet; latent-control sync %s sends it", run.name, self._run_dir)
+        return sent
 
     def close(self) -> None:
         """Let the thread end; ``finish`` first."""

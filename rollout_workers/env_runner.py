@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -220,6 +221,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             part_means=_part_means(rollouts),
             node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),
+            failure_kinds=tuple({r.failure.partition(":")[0]: r.failure for r in rollouts if r.failure is not None}.values()),
+            gib=psutil.Process().memory_info().rss / 2**30,
         )
         return rollouts, (summary, self.get_metrics())
 

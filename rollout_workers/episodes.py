@@ -172,3 +172,7 @@ class RolloutSummary:
     """Ray's name of the node on which the rollouts lie."""
     rollout_ids: tuple[str, ...] = ()
     """In the request's order."""
+    failure_kinds: tuple[str, ...] = ()
+    """"kind: message" of verifier failures, each kind once."""
+    gib: float = 0.0
+    """Memory the worker's process holds."""

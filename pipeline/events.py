@@ -1,0 +1,53 @@
+"""What befell a run, a line each in ``<run>/events.jsonl``: what ``latent-control diagnose`` goes by."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+
+Say = Callable[..., None]
+"""``say(text, kind, **facts)``; without a kind the text is for the display only."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details: Ray's messages are pages."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+class Events:
+    """Appends to a run's events. Each line is on the disk when ``note`` returns: the next thing to happen may be a kill."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / EVENTS
+
+    def note(self, kind: str, text: str, **facts: Any) -> None:
+        """``note("worker_lost", "worker 2 died: ...", worker=2)``; never raises on account of a full disk: it is about trouble."""
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
+        try:
+            torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" * torn + line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return
+
+
+def read_events(run_dir: Path) -> list[Mapping[str, Any]]:
+    """All whole lines, oldest first; none where there is no file."""
+    path = run_dir / EVENTS
+    found: list[Mapping[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+            found.append(record)
+    return found
