@@ -410,7 +410,8 @@ class LatentRL(Algorithm):
         for answer in answers:
             asked, found = answer.request.policy, answer.summary.policies
             assert asked is not None and all(v >= asked.version and self.published.get(v) == h for v, h, _ in found), (
-                f"request {answer.summary.request_id}, to be sampled with {asked and asked.version}, was sampled with {[(v, h[:12]) for v, h, _ in found]}"
+                f"request {answer.summary.request_id}, to be sampled with policy {asked and asked.version}, "
+                f"was sampled with {[(v, h[:12]) for v, h, _ in found]}"
             )
 
     def _check_failures(self, answers: Sequence[Answer]) -> None:
@@ -579,7 +580,11 @@ class LatentRL(Algorithm):
 
     def cleanup(self) -> None:
         """Stop workers and learners; ``flush_replay`` first what is to be kept."""
+        for helper in (self.replay, self.board):
+            if helper is not None:
+                ray.kill(helper)  # two that write one replay buffer would be one too many
         self.crew.dissolve()
+        self.pool.workers.clear()  # RLlib would wait for what they are at
         super().cleanup()
 
 

@@ -95,14 +95,16 @@ class RolloutPool:
         """What came to nothing; whoever keeps the books takes it from here."""
         self._handed: Counter[int] = Counter()
         self.metrics: list[dict[str, Any]] = []
-        self.last_answer = self._ticked = time.monotonic()
+        self._ticked = time.monotonic()
+        self._heard: dict[int, float] = {}
+        """When each worker last answered, or was asked while it had nothing to do."""
+        self._stuck_since: float | None = None
+        """Since when there is work and nobody to do it."""
         self._loads: Counter[int] = Counter()
         self._busy_seconds = 0.0
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:
         """Queue requests; they start as workers are free."""
-        if not self.waiting and not self.running:
-            self.last_answer = time.monotonic()
         self.waiting.extend(requests)
         self._dispatch()
 
@@ -115,8 +117,8 @@ class RolloutPool:
         """Poll until ``choose`` names finished requests, and return their answers in its order.
 
         Raises:
-            TimeoutError: no worker answered in time.
-            RuntimeError: a request was lost with its worker too often.
+            TimeoutError: no worker came back in time.
+            RuntimeError: a request was lost with its worker too often, or workers die too often (``pipeline.health``).
             Stopped: the run was asked to end.
         """
         while True:
@@ -173,23 +175,34 @@ class RolloutPool:
         if self.running:
             ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             self._collect(ready)
+        self._restart_silent()
         self._recycle()
         self.restore()  # asks the workers that are down only
         self._dispatch()
-        if (self.running or self.waiting) and time.monotonic() - self.last_answer > self.timeout:
+        self._check_stuck()
+
+    def _restart_silent(self) -> None:
+        """A worker that has not answered in time is killed, and counts as one that died."""
+        now = time.monotonic()
+        for worker in [one for one, load in self._loads.items() if load and now - self._heard[one] > self.timeout]:
+            requests = [call.request.request_id for call in self.running.values() if call.worker == worker]
+            ray.kill(self.workers.actors()[worker], no_restart=False)
+            why = f"it has not answered for {self.timeout:g} s, with requests {requests} in its hands; raise cluster.worker_timeout_seconds"
+            self._lose(worker, TimeoutError(f"{why} if that is not long enough"))
+
+    def _check_stuck(self) -> None:
+        if self.running or not self.waiting:
+            self._stuck_since = None
+            return
+        now = time.monotonic()
+        self._stuck_since = now if self._stuck_since is None else self._stuck_since
+        if now - self._stuck_since > self.timeout:
+            down = sorted(set(self.workers.actor_ids()) - set(self.workers.healthy_actor_ids()))
+            queued = [request.request_id for request in self.waiting]
             raise TimeoutError(
-                f"no rollout worker has answered for {self.timeout:.0f} s; {self._hands()}: "
+                f"no rollout worker has been there for {self.timeout:g} s; queued {queued}, down are workers {down}: "
                 "raise cluster.worker_timeout_seconds, or look into these actors' logs"
             )
-
-    def _hands(self) -> str:
-        """Who is being waited for."""
-        hands: dict[int, list[int]] = {worker: [] for worker in self.workers.actor_ids()}
-        for call in self.running.values():
-            hands.setdefault(call.worker, []).append(call.request.request_id)
-        down = sorted(hands.keys() - set(self.workers.healthy_actor_ids()))
-        queued = [request.request_id for request in self.waiting]
-        return f"waiting for {{worker: requests}} {hands}" + f", queued {queued}" * bool(queued) + f", down are workers {down}" * bool(down)
 
     def _dispatch(self) -> None:
         """Everybody gets one request before anybody gets two."""
@@ -208,12 +221,16 @@ class RolloutPool:
         self._handed[request.request_id] += 1
         self.running[report] = Running(worker=worker, request=request, rollouts=rollouts, attempt=attempt)
         self._tick()
+        if not self._loads[worker]:
+            self._heard[worker] = time.monotonic()
         self._loads[worker] += 1
 
     def _received(self, report: ray.ObjectRef) -> None:
         """A call is over."""
         self._tick()
-        self._loads[self.running.pop(report).worker] -= 1
+        worker = self.running.pop(report).worker
+        self._loads[worker] -= 1
+        self._heard[worker] = time.monotonic()
 
     def _tick(self) -> None:
         """Count the time since the last change of anyone's load."""
@@ -238,12 +255,11 @@ class RolloutPool:
                 request=call.request, rollouts=call.rollouts, summary=summary, attempt=call.attempt
             )
             self.metrics.append(metrics)
-            self.last_answer = time.monotonic()
 
-    def _lose(self, worker: int, error: RayActorError) -> None:
+    def _lose(self, worker: int, error: Exception) -> None:
         """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
-        requests = self._take_back(worker, f"its worker died: {first_line(error)}")
+        requests = self._take_back(worker, f"its worker was lost: {first_line(error)}")
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:
@@ -257,7 +273,7 @@ class RolloutPool:
         """Note a death, and let go of a worker that dies again and again."""
         hopeless = self.health.died(worker)
         row = self.health.in_a_row[worker]
-        self.say(f"worker {worker} died ({reason}), {row} in a row", "worker_lost", worker=worker, row=row)
+        self.say(f"worker {worker} was lost ({reason}), {row} in a row", "worker_lost", worker=worker, row=row)
         if not hopeless:
             return
         ray.kill(self.release(worker))

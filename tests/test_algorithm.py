@@ -361,9 +361,7 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
     assert all(same(old, new) for old, new in zip(before, learner_weights(two), strict=True))
 
 
-def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
-    fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A bound that no log-probability can keep; the second broken update is one too many."""
     fresh.run_config = fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})})
     fresh.ledger, kept = Ledger(tmp_path, "improve"), {}

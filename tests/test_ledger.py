@@ -17,7 +17,7 @@ def attempt(position: int, update: int, **changes: object) -> Attempt:
 
 def written(run_dir: Path) -> list[Attempt]:
     """Two parts: updates 1 and 2, update 3."""
-    rows = [attempt(0, 1, rollouts=("a", "b")), attempt(1, 2, outcome="lost", reason="its worker died: \"why\""), attempt(1, 2, attempt=1)]
+    rows = [attempt(0, 1, rollouts=("a", "b")), attempt(1, 2, outcome="lost", reason='its worker died: "why"'), attempt(1, 2, attempt=1)]
     rows.append(attempt(2, 3, outcome="skipped", reason="nan"))
     ledger = Ledger(run_dir, "improve")
     ledger.begin(0)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError
 
-from configs.schema import Improve, RunConfig
+from configs.schema import Cluster, Improve, RunConfig
 from latent_control.distributions import rollout_seed
 from pipeline import pool as pool_module
 from pipeline.algorithm import LatentRL
+from pipeline.health import Health
 from pipeline.pool import Answer, RolloutPool
 from pipeline.requests import prompt_indices
 from rollout_workers.episodes import PolicyVersion, RolloutRequest, RolloutSummary
@@ -50,6 +51,8 @@ class FakeCluster:
         self.chance, self.death = random.Random(seed), death
         self.sampled: Counter[int] = Counter()
         self.deaths = 0
+        self.gib: defaultdict[int, float] = defaultdict(float)
+        self.killed: list[int] = []
         self.act: Callable[[FakeCluster], None] = FakeCluster.by_chance
 
     # -- what the pool uses of the group ------------------------------------------------------------------------------
@@ -64,17 +67,17 @@ class FakeCluster:
     def healthy_actor_ids(self) -> list[int]:
         return [worker for worker, healthy in self.healthy.items() if healthy]
 
-    def remove_actor(self, worker: int) -> str:
+    def remove_actor(self, worker: int) -> Any:
         self.healthy.pop(worker)
         self.alive.pop(worker)
         self.queues.pop(worker)
-        return f"handle of {worker}"
+        return SimpleNamespace(number=worker)
 
     def set_actor_state(self, worker: int, healthy: bool) -> None:
         self.healthy[worker] = healthy
 
     def actors(self) -> dict[int, Any]:
-        return {worker: SimpleNamespace(apply=self.apply(worker)) for worker in self.queues}
+        return {worker: SimpleNamespace(apply=self.apply(worker), number=worker) for worker in self.queues}
 
     def apply(self, worker: int) -> Any:
         def remote(function: Callable[[Any], Any]) -> tuple[Ref, Ref]:
@@ -119,7 +122,13 @@ class FakeCluster:
         elif self.queues[worker]:
             self.finish(worker)
 
-    def kill(self, worker: int) -> None:
+    def kill(self, worker: Any, no_restart: bool = True) -> None:
+        """As chance does it, by number; as ``ray.kill``, by handle."""
+        if not isinstance(worker, int):
+            worker = int(worker.number)
+            self.killed.append(worker)
+        if worker not in self.queues:
+            return
         self.alive[worker], self.deaths = False, self.deaths + 1
         while self.queues[worker]:
             for ref in self.queues[worker].popleft()[:2]:
@@ -147,6 +156,7 @@ class FakeCluster:
             rewards=(0.0, 1.0),
             successes=(False, True),
             seconds=0.0,
+            gib=self.gib[worker],
         )
         return [f"rollout {asked.request_id}"], (summary, {"worker": worker})
 
@@ -210,7 +220,7 @@ def test_requests_of_a_lost_worker_go_to_the_head_of_the_queue_in_their_order(ma
 def test_requests_of_a_removed_worker_go_back_to_their_place(make_pool: Make) -> None:
     pool, cluster = make_pool(2)
     pool.submit(map(request, range(6)))  # worker 1 has 0 and 2, worker 2 has 1 and 3
-    assert pool.release(1) == "handle of 1"
+    assert pool.release(1).number == 1
     assert [r.request_id for r in pool.waiting] == [0, 2, 4, 5] and not pool.losses, "it is nobody's fault"
     check(pool.take(range(6)), list(range(6)))
     assert set(cluster.sampled.values()) == {1} and not pool.running and set(pool._loads) == {2}
@@ -275,22 +285,50 @@ def test_a_request_that_keeps_killing_workers_is_named(make_pool: Make) -> None:
     assert cluster.deaths == 3
 
 
-def test_silence_is_an_error_that_names_the_workers(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_is_restarted_and_its_requests_are_handed_out_again(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, cluster = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
-    pool.last_answer = 0.0
-    pool.submit(map(request, range(3)))
+    said: list[tuple[str, str]] = []
+    pool.say = lambda text, kind="", **facts: said.append((kind, text))
+    pool.submit(map(request, range(3)))  # worker 1 has 0 and 2, worker 2 has 1
 
-    def answer_once_then_hang(c: FakeCluster) -> None:
+    def one_hangs(c: FakeCluster) -> None:
         clock.now += 1.0
-        if clock.now == 4.0:
-            c.finish(1)
+        if c.queues[2] and (clock.now > 6.0 or not c.killed):
+            c.finish(2)
+        if c.killed:
+            c.alive[1] = True
 
-    cluster.act = answer_once_then_hang
-    with pytest.raises(TimeoutError, match=r"no rollout worker has answered for 5 s.*\{1: \[2\], 2: \[1\]\}.*worker_timeout_seconds"):
-        pool.take(range(3))
-    assert clock.now == 10.0, "the clock starts at the last answer"
+    cluster.act = one_hangs
+    check(pool.take(range(3)), [0, 1, 2])
+    assert cluster.killed == [1] and [loss.request.request_id for loss in pool.lost] == [0, 2]
+    assert said[0][0] == "worker_lost" and "not answered for 5 s, with requests [0, 2] in its hands" in said[0][1]
+
+
+def test_workers_that_die_again_and_again_are_let_go_and_the_last_ends_the_run(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    pool.health = Health(Cluster(max_restarts_in_a_row=1, restart_seconds=0.001))
+    said: list[str] = []
+    pool.say = lambda text, kind="", **facts: said.append(kind)
+    cluster.act = lambda c: c.kill(1) if c.queues.get(1) else c.finish(2) if c.queues[2] else None
+    pool.submit(map(request, range(4)))
+    check(pool.take(range(4)), [0, 1, 2, 3])
+    assert said.count("worker_lost") == 2 and said[-1] == "worker_let_go" and cluster.actor_ids() == [2]
+    cluster.act = lambda c: c.kill(2)
+    pool.submit(map(request, range(4, 6)))
+    with pytest.raises(RuntimeError, match=r"0 rollout workers are left, fewer than cluster.min_workers=1"):
+        pool.take(range(4, 6))
+
+
+def test_memory_recycles_a_worker_once_its_hands_are_empty(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    pool.health = Health(Cluster(worker_memory_gib=2.0))
+    cluster.gib[1] = 2.5
+    pool.submit(map(request, range(8)))
+    check(pool.take(range(8)), list(range(8)))
+    pool.poll()
+    assert cluster.killed == [1] * len(cluster.killed) and cluster.killed and not pool.lost and not pool.health.deaths
 
 
 def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +340,6 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
         clock.now += 1.0
 
     monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
-    pool.last_answer = 0.0
     pool.restore = lambda: None
     cluster.act = lambda c: (c.kill(1), c.kill(2))
     pool.submit(map(request, range(3)))
@@ -314,7 +351,6 @@ def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch:
     pool, _ = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
-    pool.last_answer = 0.0
     clock.now = 100.0  # the learner worked, nobody was asked
     pool.submit([request(0)])
     check(pool.take([0]), [0])
@@ -375,7 +411,7 @@ class Window(LatentRL):
         self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
         self.ships_features = self.latent = True
         self.prompt_count, self.pool, self.board, self.dropped = 1000, pool, None, 0
-        self.ledger, self.replay, self.quarantine, self.skipped = None, None, None, 0
+        self.ledger, self.replay, self.quarantine, self.skipped, self.script = None, None, None, 0, None
         self.open, self.published, self.unasked = {}, {}, deque((state or {}).get("unasked", ()))
         self.next_position = (state or {}).get("next_position", 0)
         self.consumed: list[tuple[int, list[Answer]]] = []
