@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.persistence import WEIGHTS, weights_hash
-from pipeline import checkpoints, ledger
+from pipeline import checkpoints, ledger, run_files
 from pipeline.ledger import QUARANTINE, Attempt, Recorded
 from pipeline.replay import ReplayReader
 from pipeline.runlog import METRICS, records
@@ -53,6 +53,8 @@ class Evidence:
     world: str | None
     """Hash of codebook and merge module in the stage's result; ``None`` before there is one, and at token level."""
     finished: bool
+    saved: int
+    """Update of the stage's newest checkpoint; 0 where there is none."""
 
 
 def audit(run_dir: Path) -> list[Finding]:
@@ -83,6 +85,7 @@ def audit(run_dir: Path) -> list[Finding]:
             doubled=doubled,
             metrics=[r for r in records(run_dir / METRICS) if r.get("stage") == name],
             world=None if config.rollout.engine == "simulated" else _world(run_dir / "checkpoints" / name),
+            saved=max((int(c.name.rpartition("-")[2]) for c in checkpoints.checkpoints(run_dir / "checkpoints", name)), default=0),
             finished=(run_dir / "stages" / f"{name}.json").is_file(),
         )
         found += [question(evidence) for question in (_ledger, _prompts, _rollouts, _staleness, _policies, _codebook, _metrics)]
@@ -92,7 +95,7 @@ def audit(run_dir: Path) -> list[Finding]:
 
 
 def _files(run_dir: Path, damaged: Sequence[str]) -> Finding:
-    problems = list(damaged)
+    problems = [*damaged, *(f"{name} {problem}" for name, problem in run_files.problems(run_dir).items())]
     folders = [f for f in sorted((run_dir / "checkpoints").glob("*")) if f.is_dir() and not f.name.startswith(".")]
     for folder in folders:
         problems += [f"checkpoint {folder.name}: {problem}" for problem in checkpoints.verify(folder)]
@@ -103,6 +106,8 @@ def _ledger(e: Evidence) -> Finding:
     last = e.recorded.parts[-1].last if e.recorded.parts else 0
     problems = list(e.recorded.problems)
     assert e.config.improve is not None
+    if last < e.saved:
+        problems.append(f"it ends with update {last}, but there is a checkpoint of update {e.saved}")
     if e.finished and last != e.config.improve.updates:
         problems.append(f"it ends with update {last} of {e.config.improve.updates}")
     starts = len(e.recorded.starts)

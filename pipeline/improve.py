@@ -30,7 +30,8 @@ from pipeline.health import LONGEST_REST
 from pipeline.ledger import QUARANTINE, Ledger
 from pipeline.pool import PartLost, this_node
 from pipeline.replay import ReplayActor, ReplayWriter
-from pipeline.runlog import total
+from pipeline.resume_point import resume_point
+from pipeline.runlog import METRICS, total
 from pipeline.tracking import git_commit, read_record
 from pipeline.watchdog import Watchdog
 from rollout_workers.episodes import HostSpec, Rollout
@@ -156,7 +157,7 @@ def mean(values: list[float]) -> float:
 
 def _loop(context: StageContext, stage: str, source: Path, start: Start, algorithm: LatentRL, improve: Improve) -> list[float]:
     """Updates from wherever the newest valid checkpoint stands; returns each update's mean reward."""
-    found, skipped = checkpoints.newest_valid(context.checkpoints, stage)
+    found, skipped = resume_point(context.run_dir, stage, stored=context.config.replay.enabled)
     for reason in skipped:
         context.log.message(f"skipped checkpoint {reason}", "checkpoint_skipped", stage=stage)
     rewards: list[float] = []
@@ -164,6 +165,8 @@ def _loop(context: StageContext, stage: str, source: Path, start: Start, algorit
         state = checkpoints.load_tree(found, "learner")
         rewards = state.pop("rewards")
         algorithm.restore_learner(state)
+        if (found / METRICS).is_file():
+            context.log.restore(found / METRICS)
     if context.config.replay.enabled:
         algorithm.replay = replay_actor(context, stage)
     algorithm.quarantine = partial(quarantine, context, stage)
@@ -253,7 +256,12 @@ def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, r
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
     info = {"stage": stage, "update": update} | circumstances(context, stage, algorithm)
-    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "learner", state), info=info)
+
+    def files(staging: Path) -> None:
+        checkpoints.save_tree(staging, "learner", state)
+        context.log.snapshot(staging / METRICS)
+
+    checkpoints.write(folder, files=files, info=info)
     checkpoints.prune(context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2)
 
 

@@ -17,12 +17,11 @@ from typing import Any, Literal, cast
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
-from pipeline import checkpoints, stopping
+from pipeline import checkpoints, run_files, stopping
 from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
-from pipeline.durable import write_atomic
 from pipeline.events import Events, first_line
 from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
@@ -132,7 +131,7 @@ def run(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
     if (run_dir / CONFIG).exists():
         raise ValueError(f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG).write_text(dump_config(config))
+    run_files.put(run_dir, CONFIG, dump_config(config).encode())
     return execute(config, run_dir, quiet)
 
 
@@ -144,6 +143,11 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
     """
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
+    if problem := run_files.problems(run_dir).get(CONFIG):
+        raise ValueError(
+            f"{run_dir / CONFIG} {problem} since the run began; restore it (checkpoints name theirs in manifest.json), "
+            f"or, if it was changed on purpose, delete {run_dir / run_files.MANIFEST}"
+        )
     return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, quiet)
 
 
@@ -192,13 +196,13 @@ def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
             "metrics": result.metrics,
         }
         source = result.checkpoint if stage.passes_on else source
-        write_json(run_dir / SUMMARY, summary)
+        run_files.put_json(run_dir, SUMMARY, summary)
     if config.evaluation is not None and source is not None:
         with stopping.at_once():
             summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
-        write_json(run_dir / SUMMARY, summary)
+        run_files.put_json(run_dir, SUMMARY, summary)
     with stopping.at_once():
         write_at_end(context)
     log.close()
@@ -215,11 +219,26 @@ def calm_libraries() -> None:
 
 
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
-    """The result of a stage that an earlier start of this run completed."""
-    record = context.run_dir / "stages" / f"{stage.name}.json"
-    if not record.is_file() or (stage.name != "base" and checkpoints.verify(context.result(stage.name))):
+    """The result of a stage that an earlier start of this run completed; a damaged record is made again from the result's manifest."""
+    name = f"stages/{stage.name}.json"
+    result = context.result(stage.name)
+    there, problem = (context.run_dir / name).is_file(), run_files.problems(context.run_dir).get(name)
+    if not there and not problem:
         return None
-    saved = json.loads(record.read_text())
+    if stage.name != "base" and (problems := checkpoints.verify(result)):
+        context.log.message(f"{stage.name}: {problems[0]}; the stage is done again", "result_damaged", stage=stage.name)
+        return None
+    if problem and stage.name == "base":
+        return None
+    if problem:
+        context.log.message(f"{stage.name}: {name} {problem}; made again from the result", "record_damaged", stage=stage.name)
+        record = {
+            "seconds": 0.0,
+            "checkpoint": os.path.relpath(result, context.run_dir),
+            "metrics": checkpoints.read_info(result)["metrics"],
+        }
+        run_files.put_json(context.run_dir, name, record)
+    saved = json.loads((context.run_dir / name).read_text())
     context.log.message(f"{stage.name}: done before, kept")
     return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved["seconds"]
 
@@ -233,8 +252,7 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
             tracker.artifact(result.checkpoint / "manifest.json", "checkpoint")
     seconds = time.perf_counter() - started
     record = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, context.run_dir), "metrics": result.metrics}
-    (context.run_dir / "stages").mkdir(exist_ok=True)
-    write_json(context.run_dir / "stages" / f"{stage.name}.json", record)
+    run_files.put_json(context.run_dir, f"stages/{stage.name}.json", record)
     return result, seconds
 
 
@@ -277,7 +295,8 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         with context.log.stage("evaluate", 1):
             context.log.log("evaluate", 1, numbers)
-        write_json(context.run_dir / "evaluation.json", result)
+        run_files.put_json(context.run_dir, "evaluation.json", result)
+        run_files.know(context.run_dir, OUTCOMES)
         for name in ("evaluation.json", OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge(config.gates, result, final_of(result))
@@ -323,8 +342,3 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     if gates := applicable(config.gates, result):
         result["gates"] = judgement(judge(gates, result, final_of(result)))
     return result
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` so that no reader ever sees half of it."""
-    write_atomic(path, json.dumps(value, indent=1).encode())

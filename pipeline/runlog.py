@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ KEY_METRICS = (
 """Shown first, in this order, where they are logged; matched against the last part of a metric's name."""
 COLUMNS = 80
 _SHOWN = 5
-_RESERVED = ("stage", "step", "time")
+_RESERVED = ("stage", "step", "time", "crc32")
+_CHECK = ', "crc32": "'
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -152,7 +154,7 @@ def total(path: Path, stage: str, metric: str) -> float:
 class RunLog:
     """Writes ``run_dir/metrics.jsonl`` and shows how the run gets on.
 
-    Each line is ``{"stage": "improve", "step": 42, "time": <unix s>, "reward": 0.5, ...}``, written as it happens;
+    Each line is ``{"stage": "improve", "step": 42, "time": <unix s>, "reward": 0.5, ..., "crc32": "..."}``, written as it happens;
     numbers that are not finite are null. ``quiet`` shows nothing, but writes all the same.
     """
 
@@ -190,7 +192,7 @@ class RunLog:
             raise ValueError(f"a metric cannot be called {taken[0]!r}: metrics.jsonl uses that key itself")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite) + "\n")
+        self._file.write(_line({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite))
         self._file.flush()
         if self._tracker is not None:
             self._tracker.log(values, step)
@@ -201,6 +203,17 @@ class RunLog:
         if self._live is None:
             self._print(progress.line(values))
         stopping.check()
+
+    def snapshot(self, path: Path) -> None:
+        """Write all lines so far to ``path``."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(line for line in lines if _record(line) is not None))
+
+    def restore(self, path: Path) -> None:
+        """Go back to what ``snapshot`` wrote, whatever became of the lines since."""
+        self._file.close()
+        write_atomic(self.path, path.read_bytes())
+        self._file = self.path.open("a", encoding="utf-8")
 
     def truncate(self, stage: str, step: int) -> None:
         """Drop the lines of ``stage`` after ``step``: a resumed stage will write them again."""
@@ -229,7 +242,7 @@ class RunLog:
         for line in self.path.read_bytes().splitlines(keepends=True):
             record = _record(line)
             if record is None:
-                self.message(f"{METRICS}: dropped a torn line {line[:40]!r}")
+                self.message(f"{METRICS}: dropped a torn or damaged line {line[:40]!r}", "line_dropped")
             if record is not None and wanted(record):
                 kept.append(line)
             else:
@@ -238,10 +251,22 @@ class RunLog:
             write_atomic(self.path, b"".join(kept))
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    """JSON with a checksum of itself as its last key."""
+    body = json.dumps(record)
+    return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'
+
+
 def _record(line: bytes) -> Mapping[str, Any] | None:
-    """The record of a whole line."""
+    """The record of a whole line that is as it was written; lines of older versions have no checksum."""
     try:
         record = json.loads(line)
+        text = line.decode()
     except ValueError:
         return None
-    return record if isinstance(record, dict) and line.endswith(b"\n") else None
+    if not isinstance(record, dict) or not line.endswith(b"\n"):
+        return None
+    check = record.pop("crc32", None)
+    body = text.rpartition(_CHECK)[0] + "}" if _CHECK in text else text.strip()
+    good = check == f"{zlib.crc32(body.encode()):08x}" if check is not None else "crc" not in text
+    return record if good else None

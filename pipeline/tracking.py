@@ -22,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from configs.schema import Tracking
+from pipeline import run_files
 from pipeline.durable import write_atomic
 
 RECORD = "mlflow.json"
@@ -385,7 +386,7 @@ class _Run:
             self.id = made.info.run_id
         runs = record.get("runs", {}) | {self._stage: self.id}
         about = {"tracking_uri": without_password(self._store.uri), "experiment_id": self._store.experiment_id, "runs": runs}
-        write_atomic(self._run_dir / RECORD, (json.dumps(about, indent=1) + "\n").encode())
+        run_files.put_json(self._run_dir, RECORD, about)
 
     def _continue(self, run_id: str) -> bool:
         """Whether the run is there; marks it as running and finds out up to where its curves go."""

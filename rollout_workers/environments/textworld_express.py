@@ -12,7 +12,7 @@ from rollout_workers.sequences import LazySequence
 GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 SEEDS: Mapping[str, int] = {"train": 30_000, "dev": 10_000, "test": 20_000}
 """First held-out seed of each fold; training has those from 0 on. Folds have other objects, recipes or words (not in every game)."""
-TRAIN_EPISODES, HELDOUT_EPISODES = 1000, 1000
+TRAIN_EPISODES, HELDOUT_EPISODES = 10_000, 1000
 
 
 class TextWorldExpress:

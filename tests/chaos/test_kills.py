@@ -100,9 +100,8 @@ def test_twenty_killed_workers(tiny_checkpoint: Path, tmp_path: Path) -> None:
             run.reach(before + 3)
         run.end(seconds=900)
     assert_whole(run, updates)
-    print(
-        f"full strength after {statistics.median(strength):.1f} s (median), at most {max(strength):.1f} s; {kinds(run).count('worker_lost')} losses"
-    )
+    losses = kinds(run).count("worker_lost")
+    print(f"full strength after {statistics.median(strength):.1f} s (median), at most {max(strength):.1f} s; {losses} losses")
     assert statistics.median(strength) < 10
 
 

@@ -1,0 +1,138 @@
+"""Every artifact of an interrupted run, torn, with a flipped bit, or gone: found, and the resumed run ends as if nothing had been."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chaos_tools import EVERY, UPDATES, Run, assert_undisturbed, running
+
+from pipeline import checkpoints, run_files
+from pipeline.audit import audit
+from pipeline.resume_point import resume_point
+from pipeline.runlog import METRICS, records
+
+pytest_plugins = ("rl_fixtures",)
+pytestmark = pytest.mark.timeout(3600)
+
+
+def tear(path: Path) -> None:
+    """What a lost tail looks like."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def drop(path: Path) -> None:
+    """Gone."""
+    path.unlink()
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"torn": tear, "flipped": flip, "gone": drop}
+NEWEST = f"checkpoints/improve-{2 * EVERY:08d}"
+ARTIFACTS = {
+    "checkpoint manifest": f"{NEWEST}/manifest.json",
+    "checkpoint tree": f"{NEWEST}/learner.json",
+    "checkpoint tensors": f"{NEWEST}/learner.safetensors",
+    "stage's weights": "checkpoints/actions/latent_actions.safetensors",
+    "stage's manifest": "checkpoints/actions/manifest.json",
+    "stage's record": "stages/actions.json",
+    "replay shard": "replay/run=*/part-00000001-*.parquet",
+    "replay manifest": "replay/run=*/_manifest.json",
+    "ledger part": f"ledger/improve/updates-{EVERY + 1:08d}-*.parquet",
+    "metrics": METRICS,
+    "config": "config.yaml",
+    "run manifest": "manifest.json",
+}
+CASES = [(artifact, damage) for artifact in ARTIFACTS for damage in DAMAGES]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Killed between update 10 and its end: checkpoints at 4 and 8, a ledger part and a shard for each."""
+    run = Run(tmp_path_factory.mktemp("interrupted") / "run", tiny_checkpoint, "tracking.enabled=false").start()
+    with running(run):
+        run.reach(2 * EVERY + 2)
+        run.signal(signal.SIGKILL)
+        run.end(-signal.SIGKILL)
+    yield run
+
+
+def hurt(interrupted: Run, folder: Path, artifact: str, damage: str) -> Path:
+    """A copy of the interrupted run with one artifact damaged."""
+    shutil.copytree(interrupted.folder, folder / "run")
+    (path,) = (folder / "run").glob(ARTIFACTS[artifact])
+    DAMAGES[damage](path)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("artifact", "damage"), CASES)
+def test_damage_is_found_and_a_whole_state_is_there_to_go_on_from(interrupted: Run, tmp_path: Path, artifact: str, damage: str) -> None:
+    run_dir = hurt(interrupted, tmp_path, artifact, damage)
+    if (artifact, damage) != ("config", "gone"):
+        try:
+            failed = [one.question for one in audit(run_dir) if not one.passed]
+        except ValueError as error:  # a config that is no config any more
+            failed = [str(error)]
+        # The buffer's manifest repeats what the shards say themselves, and what is gone of the run's manifest is only the hashes.
+        if artifact == "replay manifest" or (artifact, damage) == ("run manifest", "gone"):
+            assert failed == []
+        else:
+            assert failed
+    found, skipped = resume_point(run_dir, "improve", stored=True)
+    assert found is not None and checkpoints.verify(found) == []
+    if "checkpoint" in artifact or artifact in ("replay shard", "ledger part"):
+        assert found.name == f"improve-{EVERY:08d}" and skipped
+    else:
+        assert found.name == f"improve-{2 * EVERY:08d}" and not skipped
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_config_that_was_changed_is_not_resumed(interrupted: Run, tmp_path: Path, damage: str) -> None:
+    from pipeline.run import resume
+
+    run_dir = hurt(interrupted, tmp_path, "config", damage)
+    with pytest.raises(ValueError, match=r"config\.yaml (is missing|is not what was written)"):
+        resume(run_dir)
+    text = (interrupted.folder / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(text.replace(f"updates: {UPDATES}", f"updates: {UPDATES + 1}"))
+    assert "config.yaml" in run_files.problems(run_dir)
+    (run_dir / run_files.MANIFEST).unlink()
+    assert not run_files.problems(run_dir)
+
+
+def test_a_flipped_digit_in_the_metrics_is_found(interrupted: Run, tmp_path: Path) -> None:
+    """It is as good JSON as before."""
+    shutil.copytree(interrupted.folder, tmp_path / "run")
+    path = tmp_path / "run" / METRICS
+    lines = path.read_text().splitlines(keepends=True)
+    assert '"entropy": 2' in lines[1]
+    path.write_text("".join([lines[0], lines[1].replace('"entropy": 2', '"entropy": 3'), *lines[2:]]))
+    assert [record["step"] for record in records(path) if record["stage"] == "improve"][:2] == [1, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("artifact", "damage"), [case for case in CASES if case[0] != "config"])
+def test_the_resumed_run_is_the_undisturbed_one(
+    interrupted: Run, undisturbed: Run, tiny_checkpoint: Path, tmp_path: Path, artifact: str, damage: str
+) -> None:
+    run = Run(hurt(interrupted, tmp_path, artifact, damage), tiny_checkpoint)
+    with running(run):
+        run.start().end()
+    assert_undisturbed(run, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed") / "run", tiny_checkpoint, "tracking.enabled=false").start()
+    with running(run):
+        run.end()
+    return run
