@@ -62,7 +62,10 @@ def read(text: str) -> tuple[Any, dict[Path, int], list[str]]:
     Raises:
         YamlProblem: a syntax error.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # control characters
+        raise YamlProblem(_one_line(error)) from error
     try:
         node = loader.get_single_node()
         if node is None:
@@ -71,7 +74,7 @@ def read(text: str) -> tuple[Any, dict[Path, int], list[str]]:
         duplicates: list[str] = []
         _walk(node, (), lines, duplicates)
         return loader.construct_document(node), lines, duplicates
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise YamlProblem(_one_line(error)) from error
     finally:
         loader.dispose()
@@ -93,7 +96,7 @@ def _walk(node: yaml.Node, at: Path, lines: dict[Path, int], duplicates: list[st
             _walk(child, place, lines, duplicates)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: Exception) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark

@@ -37,9 +37,14 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def whole_characters(text: str) -> str:
+    """``text`` with a question mark for every half of a character (a lone surrogate), which tokenizers and Parquet refuse."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Ids of ``text`` as the tokenizer gives them."""
-    return list(cast("list[int]", tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
+    return list(cast("list[int]", tokenizer(whole_characters(text), add_special_tokens=add_special_tokens)["input_ids"]))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> list[int]:

@@ -30,6 +30,7 @@ from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from pipeline import schedule
 from pipeline.crew import Crew
+from pipeline.events import Trouble
 from pipeline.health import Health
 from pipeline.heldout import heldout_requests
 from pipeline.ledger import Attempt, Ledger, Outcome
@@ -152,13 +153,13 @@ class LatentRL(Algorithm):
         """Build workers and learner (RLlib), then publish version 0.
 
         Raises:
-            RuntimeError: no worker could start.
+            Trouble: no worker could start.
         """
         try:
             super().setup(config)
         except IndexError as error:
             # RLlib logs why, goes on, and stumbles over having no worker to ask.
-            raise RuntimeError("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
+            raise Trouble("no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')") from error
         self.run_config: RunConfig = config.env_config["run"]
         self.ships_features: bool = config.env_config["ships_features"]
         self.latent: bool = config.env_config["worker"].host.level == "latent"
@@ -418,7 +419,7 @@ class LatentRL(Algorithm):
         """Rollouts that verifiers cannot judge are masked; too many of them for too long are no accident.
 
         Raises:
-            RuntimeError: ``improve.max_failed_share`` was exceeded in ``FAILING_UPDATES`` updates in a row.
+            Trouble: ``improve.max_failed_share`` was exceeded in ``FAILING_UPDATES`` updates in a row.
         """
         rollouts, failures = sum(a.summary.rollouts for a in answers), sum(a.summary.failures for a in answers)
         reasons = Counter(reason for a in answers for reason in a.summary.failure_kinds)
@@ -428,7 +429,7 @@ class LatentRL(Algorithm):
                 self.pool.say(f"a verifier could not judge a rollout: {kind}", "verifier_failed", update=self.policy.version + 1)
         self.failing = self.failing + 1 if failures > self.improve.max_failed_share * rollouts else 0
         if self.failing >= FAILING_UPDATES:
-            raise RuntimeError(
+            raise Trouble(
                 f"verifiers could not judge {failures} of {rollouts} rollouts ({reasons.most_common(1)[0][0]}), and too many in the "
                 f"{FAILING_UPDATES - 1} updates before: repair the reward or the data (latent-control task check), "
                 f"or raise improve.max_failed_share={self.improve.max_failed_share:g}"

@@ -440,6 +440,7 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
 def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
     """What users can cause ends as one sentence and ``code``; defects keep their traceback. Ctrl-C says how to go on."""
     from configs.loading import ConfigErrors
+    from pipeline.events import Trouble
 
     try:
         yield
@@ -448,7 +449,7 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
         typer.echo(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted", err=True)
         # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
         raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
-    except (ValueError, ArithmeticError, FileNotFoundError, TimeoutError) as error:
+    except (ValueError, ArithmeticError, OSError, Trouble) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         # Ray hands a worker's error over with its whole traceback as text; its cause is the sentence.

@@ -421,6 +421,7 @@ def _jsonl_texts(path: Path, column: str) -> Iterator[str]:
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # JSON can spell halves of characters, which no text has
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{place}: no JSON ({error}): {line.strip()[:80]!r}; mend or remove the line") from error
         if not isinstance(row, dict):

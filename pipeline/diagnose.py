@@ -147,7 +147,7 @@ _CAUSES: Sequence[tuple[Callable[[str, str], bool], str, tuple[str, ...], str]] 
         "latent-control resume {run}  # or raise cluster.worker_timeout_seconds",
     ),
     (
-        lambda error, text: error in ("PartLost", "ActorDiedError", "RayActorError", "OwnerDiedError", "ObjectLostError", "NodeDiedError"),
+        lambda error, text: "lost a part of itself" in text,
         "parts of the cluster were lost more often than cluster.max_rebuilds allows",
         ("rebuilt",),
         "latent-control resume {run}",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from configs.schema import Cluster
+from pipeline.events import Trouble
 
 LONGEST_REST = 60.0
 
@@ -32,7 +33,7 @@ class Health:
         """Take note of a death; whether the worker is to be let go.
 
         Raises:
-            RuntimeError: that was one death too many for the whole run.
+            Trouble: that was one death too many for the whole run.
         """
         self.deaths += 1
         self.in_a_row[worker] += 1
@@ -41,7 +42,7 @@ class Health:
         self._rests_until[worker] = self._clock() + rest
         self.leaving.discard(worker)
         if self.deaths > self.limits.max_worker_deaths:
-            raise RuntimeError(
+            raise Trouble(
                 f"rollout workers died {self.deaths} times, more than cluster.max_worker_deaths={self.limits.max_worker_deaths}: "
                 "look at the reasons in the run's events.jsonl (latent-control diagnose RUN), or raise it"
             )

@@ -25,7 +25,7 @@ from pipeline.algorithm import BROKEN, LatentRL, algorithm_config
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
 from pipeline.crew import Scaler
-from pipeline.events import first_line
+from pipeline.events import Trouble, first_line
 from pipeline.health import LONGEST_REST
 from pipeline.ledger import QUARANTINE, Ledger
 from pipeline.pool import PartLost, this_node
@@ -91,6 +91,9 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
 
     When a part of it dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is built anew from the newest
     checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
+
+    Raises:
+        Trouble: that was not enough, or workers, verifiers or numbers fail too often.
     """
     improve = context.config.improve
     assert improve is not None
@@ -128,7 +131,8 @@ def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
             return work()
         except LOSSES as error:
             if number > most:
-                raise
+                text = f"{stage} lost a part of itself once more than cluster.max_rebuilds={most}: {first_line(error)}"
+                raise Trouble(f"{text}; look at the cluster's nodes and memory, or raise it") from error
             rest = min(LONGEST_REST, float(2**number))
             text = f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of {most} times)"
             context.log.message(text, "rebuilt", stage=stage, number=number, reason=type(error).__name__)

@@ -14,7 +14,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from configs.schema import Cluster
 from pipeline import stopping
-from pipeline.events import Say, first_line
+from pipeline.events import Say, Trouble, first_line
 from pipeline.health import Health
 from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
@@ -22,7 +22,7 @@ from rollout_workers.episodes import RolloutRequest, RolloutSummary
 MOST_LOSSES = 3
 
 
-class PartLost(RuntimeError):
+class PartLost(Trouble):
     """Something went with its process or node that a run needs; built anew from the newest checkpoint, it loses and doubles nothing."""
 
 
@@ -118,7 +118,7 @@ class RolloutPool:
 
         Raises:
             TimeoutError: no worker came back in time.
-            RuntimeError: a request was lost with its worker too often, or workers die too often (``pipeline.health``).
+            Trouble: a request was lost with its worker too often, or workers die too often (``pipeline.health``).
             Stopped: the run was asked to end.
         """
         while True:
@@ -263,8 +263,9 @@ class RolloutPool:
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:
-            raise RuntimeError(
-                f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; last: {error}"
+            raise Trouble(
+                f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker {MOST_LOSSES} times; "
+                f"last: {first_line(error)}"
             ) from error
         self._requeue(requests)
         self._bury(worker, first_line(error))
@@ -280,9 +281,7 @@ class RolloutPool:
         left, fewest = len(self.workers.actor_ids()), self.health.limits.min_workers
         self.say(f"worker {worker} is let go after {row} deaths in a row; {left} are left", "worker_let_go", worker=worker, left=left)
         if left < fewest:
-            raise RuntimeError(
-                f"{left} rollout workers are left, fewer than cluster.min_workers={fewest}; the last died {row} times: {reason}"
-            )
+            raise Trouble(f"{left} rollout workers are left, fewer than cluster.min_workers={fewest}; the last died {row} times: {reason}")
 
     def _recycle(self) -> None:
         """Restart those that hold too much memory, once they have nothing in their hands; that is no death."""

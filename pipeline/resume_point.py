@@ -13,8 +13,8 @@ from pipeline.replay import ReplayReader
 def resume_point(run_dir: Path, stage: str, *, stored: bool) -> tuple[Path | None, list[str]]:
     """(the checkpoint to go on from, what was passed over and why).
 
-    Checkpoints are tried from the newest to the oldest. One is passed over when it is damaged itself, or when the ledger or (with ``stored``)
-    the replay buffer lack something of the updates before it, and there is an older one that they lack nothing of.
+    Checkpoints are tried from the newest to the oldest. One is passed over when it is damaged itself, or when the ledger or (with
+    ``stored``) the replay buffer lacks something of the updates before it, and there is an older one that they lack nothing of.
     """
     root = run_dir / "checkpoints"
     found, skipped = checkpoints.newest_valid(root, stage)

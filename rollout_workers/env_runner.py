@@ -24,6 +24,7 @@ from ray.rllib.utils.typing import StateDict
 
 from latent_control.distributions import rollout_seed
 from latent_control.persistence import array_hash
+from latent_control.text import whole_characters
 from rollout_workers.agents import Played, Player
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.environments.client import Worlds
@@ -283,8 +284,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             rollout_id=f"{group}-{number % request.group_size}",
             group_id=group,
             prompt_id=played.prompt.id,
-            prompt_text=played.prompt.text,
-            text=played.text,
+            prompt_text=whole_characters(played.prompt.text),
+            text=whole_characters(played.text),
             prompt_tokens=np.array(played.prompt_ids, np.int32),
             tokens=row.tokens,
             actions=row.actions,
@@ -293,7 +294,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             reward=score.reward if score else None,
             reward_parts=dict(score.parts) if score else {},
             success=score.success if score else False,
-            failure=f"{verdict.kind}: {verdict.message}" if isinstance(verdict, Failure) else None,
+            failure=whole_characters(f"{verdict.kind}: {verdict.message}") if isinstance(verdict, Failure) else None,
             policy_version=version,
             policy_hash=self.hashes[version],
             world_hash=engine.world_hash,

@@ -65,6 +65,7 @@ def read_file(path: Path) -> Iterator[tuple[str, Row]]:
 def _json_row(line: bytes, place: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()  # JSON can spell halves of characters, which no text has
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: no JSON in UTF-8 ({error}); mend or remove the line") from error
     if not isinstance(row, dict):
