@@ -48,6 +48,7 @@ def test_each_step_is_a_line_at_once_and_goes_to_the_tracker(tmp_path: Path) -> 
     log.log("clone", 1, {"loss": 0.5, "kl": float("nan")})
     found = records(tmp_path / "run")
     assert found[0].pop("time") > 1.6e9
+    assert len(found[0].pop("crc32")) == 8
     assert found == [{"stage": "clone", "step": 1, "loss": 0.5, "kl": None}]
     log.log("clone", 2, {"loss": 0.25})
     assert len(records(tmp_path / "run")) == 2
@@ -85,7 +86,7 @@ def test_a_line_torn_by_a_kill_goes_and_is_named(tmp_path: Path) -> None:
         file.write('{"stage": "clone", "step": 2, "lo')
     console = plain()
     log = RunLog(tmp_path, console=console)
-    assert "dropped a torn line" in console.file.getvalue()
+    assert "dropped a torn or damaged line" in console.file.getvalue()
     log.log("clone", 2, {"loss": 1.0})
     assert [r["step"] for r in records(tmp_path)] == [1, 2]
 
