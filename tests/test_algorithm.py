@@ -307,7 +307,10 @@ def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Con
             logp = logits.log_softmax(-1).gather(1, torch.tensor(rollout.actions, dtype=torch.long)[:, None])[:, 0].numpy()
             own = rollout.action_versions == version
             assert np.abs(logp - rollout.action_logp)[own].max() < 1e-4
-            assert version == rollout.action_versions[0] or np.abs(logp - rollout.action_logp)[~own].max() > 1e-4
+            # An update whose rewards are all the same changes nothing: its version is another name for the same weights.
+            others = {int(v) for v in set(rollout.action_versions.tolist()) - {version}}
+            differ = all(any((weights[v][k] != weights[version][k]).any() for k in weights[v]) for v in others)
+            assert not others or not differ or np.abs(logp - rollout.action_logp)[~own].max() > 1e-4
     for (version, _, rs), found in zip(given, metrics, strict=True):
         ages = np.concatenate([version - (r.action_versions if len(r.action_versions) else np.full(len(r), r.policy_version)) for r in rs])
         assert found["staleness_mean"] == pytest.approx(ages.mean()) and found["staleness_max"] == ages.max() <= 1
