@@ -139,7 +139,8 @@ function withoutGain(data) {
       "p",
       {},
       "Which codes carry the gain was not computed for this run. ",
-      read && "What there is instead: which codes RL made more or less likely, and the mean advantage of the rollouts they were in, which is a correlation.",
+      read &&
+        "What there is instead: which codes RL made more or less likely, and the mean advantage of the rollouts they were in, which is a correlation.",
     ),
     read
       ? table(

@@ -12,7 +12,9 @@ function render() {
   runs.hidden = RUNS.length < 2;
   const away = { code: null, rollout: null, step: null, page: null, split: null };
   runs.replaceChildren(
-    ...RUNS.map((run, i) => link({ run: i, ...away }, { "aria-current": i === now.run && "true" }, `${"AB"[i]}: ${printable(run.summary.run)}`)),
+    ...RUNS.map((run, i) =>
+      link({ run: i, ...away }, { "aria-current": i === now.run && "true" }, `${"AB"[i]}: ${printable(run.summary.run)}`),
+    ),
   );
   document
     .getElementById("views")

@@ -82,7 +82,11 @@ function heatmap(title, rowNames, columnNames, values, { show = percent, codes =
   columnNames.forEach((name, x) => {
     if (x % acrossEvery === 0) context.fillText(name, left + x * cell[0], 12);
   });
-  const status = el("output", {}, (DARK.matches ? "Brighter" : "Darker") + " is more (square root scale). Point at a cell to read it, click it for its code.");
+  const status = el(
+    "output",
+    {},
+    (DARK.matches ? "Brighter" : "Darker") + " is more (square root scale). Point at a cell to read it, click it for its code.",
+  );
   const place = (event) => [Math.floor((event.offsetY - top) / cell[1]), Math.floor((event.offsetX - left) / cell[0])];
   canvas.addEventListener("mousemove", (event) => {
     const [y, x] = place(event);

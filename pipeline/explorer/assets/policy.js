@@ -18,7 +18,9 @@ function trainingView({ data }) {
       { class: "columns" },
       lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity, ink: "var(--accent)" }]),
       t.reward.every((r, i) => r === t.success[i])
-        ? lines("reward by update (the share of successes is the same)", t.updates, [{ name: "reward", values: t.reward, ink: "var(--accent)" }])
+        ? lines("reward by update (the share of successes is the same)", t.updates, [
+            { name: "reward", values: t.reward, ink: "var(--accent)" },
+          ])
         : lines("reward and success by update", t.updates, [
             { name: "reward", values: t.reward, ink: "var(--accent)" },
             { name: "success", values: t.success, ink: "var(--down)" },
@@ -97,8 +99,12 @@ function policyView({ data, split }) {
   };
   return [
     title("The policy before and after reinforcement learning"),
-    el("p", { class: "soft" }, "Mean probability of each code over the same choices, those of the rollouts on this page, under both policies. " +
-      "Most at: where it changed most in the direction it changed as a whole."),
+    el(
+      "p",
+      { class: "soft" },
+      "Mean probability of each code over the same choices, those of the rollouts on this page, under both policies. " +
+        "Most at: where it changed most in the direction it changed as a whole.",
+    ),
     splitChoice(data, split),
     table(
       "Codes that rose and fell",
@@ -115,7 +121,14 @@ function policyView({ data, split }) {
         { name: "", cell: (k) => middleBar(data.codes[k].after - data.codes[k].before, most) },
         { name: `most at ${s.name}`, cell: where },
         ...(data.summary.gain
-          ? [{ name: "part of the gain", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean }]
+          ? [
+              {
+                name: "part of the gain",
+                number: true,
+                cell: (k) => signed(data.codes[k].gain.mean, 4),
+                value: (k) => data.codes[k].gain.mean,
+              },
+            ]
           : [{ name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage }]),
         { name: "writes", cell: (k) => writes(data, data.codes[k]) },
       ],

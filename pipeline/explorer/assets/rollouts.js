@@ -70,29 +70,37 @@ function rolloutsView(now) {
         outcome,
       ),
     ),
-    el("p", { class: "soft" }, "Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
-        (data.summary.turns > 1 ? " What the world said between an episode's turns is set apart in grey: the policy did not choose it." : "")),
+    el(
+      "p",
+      { class: "soft" },
+      "Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
+        (data.summary.turns > 1
+          ? " What the world said between an episode's turns is set apart in grey: the policy did not choose it."
+          : ""),
+    ),
     pager("above"),
     el(
       "ol",
       { class: "rollouts" },
-      found.slice(here * PER_PAGE, (here + 1) * PER_PAGE).map(([r, i]) =>
-        el(
-          "li",
-          { class: i === rollout && "chosen" },
-          link({ rollout: i, step: null }, {}, `rollout ${i}`),
-          " ",
-          el("span", { class: r.success ? "good" : "bad" }, `reward ${fixed(r.reward, 2)}`),
+      found
+        .slice(here * PER_PAGE, (here + 1) * PER_PAGE)
+        .map(([r, i]) =>
           el(
-            "span",
-            { class: "soft" },
-            `, ${signed(r.advantage, 2)} against its group, update ${r.update}${explained.has(i) ? ", explained" : ""} `,
+            "li",
+            { class: i === rollout && "chosen" },
+            link({ rollout: i, step: null }, {}, `rollout ${i}`),
+            " ",
+            el("span", { class: r.success ? "good" : "bad" }, `reward ${fixed(r.reward, 2)}`),
+            el(
+              "span",
+              { class: "soft" },
+              `, ${signed(r.advantage, 2)} against its group, update ${r.update}${explained.has(i) ? ", explained" : ""} `,
+            ),
+            el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
+            " ",
+            listed(data, r, i),
           ),
-          el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
-          " ",
-          listed(data, r, i),
         ),
-      ),
     ),
     pager("below"),
   ];
@@ -101,7 +109,7 @@ function rolloutsView(now) {
 // The first `end` tokens: `one(place)` for those that the policy chose, blocks of text for what an episode observed between.
 function written(data, r, end, one) {
   const found = [];
-  for (let j = 0; j < end; ) {
+  for (let j = 0; j < end;) {
     if (r.codes[j] >= 0) {
       found.push(one(j));
       j += 1;
@@ -109,7 +117,9 @@ function written(data, r, end, one) {
     }
     let last = j;
     while (last < end && r.codes[last] < 0) last += 1;
-    found.push(el("span", { class: "text seen" }, el("span", { class: "unseen" }, "the world said: "), seenWords(data, r.tokens.slice(j, last))));
+    found.push(
+      el("span", { class: "text seen" }, el("span", { class: "unseen" }, "the world said: "), seenWords(data, r.tokens.slice(j, last))),
+    );
     j = last;
   }
   return found;
@@ -311,8 +321,12 @@ function stepDetail(data, r, step) {
           ],
           step.endings,
         )
-      : el("p", { class: "soft" }, data.summary.turns > 1
+      : el(
+          "p",
+          { class: "soft" },
+          data.summary.turns > 1
             ? "How another choice would have ended is not computed for episodes of several turns: the world would have to be played anew."
-            : "No other token was likely enough here to be played to its end."),
+            : "No other token was likely enough here to be played to its end.",
+        ),
   );
 }
