@@ -1,4 +1,4 @@
-"""The explorer's page: its size, how soon it is interactive, what axe-core finds, requests, errors; and does its gain add up to the real one.
+"""The explorer's page: its size, how soon it is interactive, axe-core's findings, requests, errors; does its gain add up to the real one?
 
     python benchmarks/explorer.py --runs runs/quickstart-a runs/quickstart-b      (finished runs, which are only read)
 

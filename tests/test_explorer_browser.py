@@ -120,7 +120,7 @@ def test_clicking_a_token_filters_and_sorting_sorts(tab):
     tab.select_option("[data-key='select sorted by']", "worst")
     tab.wait_for_function("location.hash.includes('sort=worst')")
     visit(tab, "view=rollouts&sort=worst")
-    rewards = [float(text.split()[-1]) for text in tab.locator("ol.rollouts .good, ol.rollouts .bad").all_inner_texts()]
+    rewards = [float(text.split()[-1]) for text in tab.locator("ol.rollouts .good, ol.rollouts .bad").all_text_contents()]
     assert len(rewards) == 25 and rewards == sorted(rewards)
     tab.get_by_role("link", name="Next").first.click()
     tab.wait_for_function("document.querySelector('.pager').textContent.includes('page 2 of 3')")

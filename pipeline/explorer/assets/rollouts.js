@@ -1,6 +1,6 @@
 // Rollouts, and why an output came about.
 
-const LISTED = 160; // tokens of a rollout in the list; all are in its own view
+const LISTED = 64; // tokens of a rollout in the list; all are in its own view
 
 const SORTS = {
   update: (a, b) => b.update - a.update,
@@ -129,8 +129,8 @@ const tokenButton = (data, r, j, attributes) =>
   el(
     "button",
     { type: "button", class: "token", "--hue": hue(r.codes[j]), ...attributes },
-    word(data, r.tokens[j]),
-    el("small", {}, el("span", { class: "unseen" }, " code "), r.codes[j]),
+    `${word(data, r.tokens[j])} `,
+    el("small", {}, r.codes[j]),
   );
 
 function listed(data, r, i) {
@@ -139,7 +139,7 @@ function listed(data, r, i) {
     tokenButton(data, r, j, { "data-key": `token ${i} ${j}`, onclick: () => go({ code: r.codes[j], page: null }) }),
   );
   return [
-    strip(`tokens of rollout ${i}`, children),
+    strip(`tokens of rollout ${i}, each with its code`, children),
     more > 0 && link({ rollout: i, step: null }, { "data-key": `rest ${i}` }, `and ${more} more tokens`),
   ];
 }
@@ -150,7 +150,7 @@ function rolloutDetail({ data, rollout, step }) {
   const steps = new Map(why ? why.steps.map((s) => [s.position, s]) : []);
   const open = why && (steps.has(step) ? step : (why.steps.find((s) => s.endings.length) || why.steps[0]).position);
   const tokens = strip(
-    `tokens of rollout ${rollout}`,
+    `tokens of rollout ${rollout}, each with its code`,
     written(data, r, r.tokens.length, (j) =>
       tokenButton(data, r, j, {
         "data-key": `step ${j}`,
