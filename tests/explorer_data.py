@@ -23,6 +23,8 @@ from pipeline.explorer.records import (
 
 HOSTILE = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">&lt;\u202e{{DATA}}'
 """What must stay text; the last character but some turns the direction of writing."""
+DECISIVE = 2
+"""The place at which another choice ends with another reward."""
 WORDS = (
     HOSTILE,
     "\n",
@@ -88,7 +90,10 @@ def made_up(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = 
         options = tuple(
             Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9) for c, t in zip(some(8, codes), some(8, words), strict=True)
         )
-        endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=0.5, success=False) for c in some(4, codes)) if turns == 1 else ()
+        rewards = (0.5, 1.0 if position == DECISIVE else 0.5, 0.5, 0.5)
+        played = zip(some(4, codes), rewards, strict=True)
+        endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=r, success=r == 1) for c, r in played)
+        endings = endings if turns == 1 else ()
         return Step(position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings)
 
     places = tuple(map(str, range(24)))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from explorer_data import HOSTILE, made_up
+from explorer_data import DECISIVE, HOSTILE, made_up
 
 from pipeline.explorer.page import write_page
 
@@ -107,6 +107,14 @@ def test_deep_links_choose_code_and_rollout(tab):
     assert "gain" in text_of(tab, "h2")
 
 
+def test_the_gain_is_said_in_words(tab):
+    visit(tab, "view=gain")
+    said = text_of(tab, "main p >> nth=0")
+    assert "changed by +0.400 (95 % interval +0.300 to +0.500)" in said
+    assert "One code has a part that is surely above 0" in said and "the largest: 7 +0.020" in said
+    assert "Most of the gain comes at positions" in text_of(tab)
+
+
 def test_clicking_a_token_filters_and_sorting_sorts(tab):
     visit(tab, "view=rollouts")
     token = tab.locator("ol.rollouts li .token").first
@@ -134,7 +142,7 @@ def test_the_keyboard_alone_reaches_a_choice_and_its_endings(tab):
     tab.wait_for_function("document.querySelector('h2').textContent !== 'Rollouts'")
     assert focused(tab, "tagName") == "H2"
     tab_until(tab, lambda: focused(tab).startswith("step "))  # one stop for all tokens
-    for _ in range(4):
+    for _ in range(4 - DECISIVE):
         tab.keyboard.press("ArrowRight")
     assert focused(tab) == "step 4"
     tab.keyboard.press("Enter")
@@ -157,11 +165,23 @@ def test_a_table_sorts_by_its_heads_and_says_so(tab):
     assert tab.locator("th[aria-sort=ascending]").inner_text().startswith("chosen")
 
 
-def test_why_is_said_in_words_that_fit_the_tables(tab):
-    visit(tab, "view=rollouts&rollout=1&step=2")
+def test_why_is_said_in_words_that_fit_the_data(tab):
+    dataset = made_up(8, 60, 12, explained=4)
+    step = dataset.why[1].steps[DECISIVE]
+    other = dataset.vocabulary[step.endings[1].tokens[0]]
+    visit(tab, "view=rollouts&rollout=1")  # the choice that decides is open
     panel = text_of(tab, "section.panel")
-    assert "Why" in panel and "The likeliest other token is" in panel
-    assert "No choice decides: at the 12 that were played to the end with another token, the reward stays the same." in panel
+    assert f"What decided the reward, if the policy after RL goes on greedily from there: token {DECISIVE}: " in panel
+    assert f" rather than {other}, with which the reward would be 1.00 instead of 0.50." in panel
+    assert focused_step(tab) == f"step {DECISIVE}"
+    assert "The likeliest other token is" in panel
+    tab.locator("section.panel .tokens button").nth(5).click()
+    tab.wait_for_function("location.hash.includes('step=5')")
+    assert "at token 5" in text_of(tab, "section.panel h3")
+
+
+def focused_step(tab) -> str:
+    return tab.locator("section.panel button[aria-pressed=true]").get_attribute("data-key")
 
 
 def test_what_the_world_said_is_set_apart_and_what_is_not_computed_is_said(tab):

@@ -80,6 +80,7 @@ function gainView({ data }) {
       [{ name: "reward", values: s.path, ink: "var(--accent)" }],
     ),
     el("h3", {}, "Where in a response"),
+    gainByPosition(data),
     heatmap(
       "gain by position in the response, the 16 codes with the most",
       codeNames(top),
@@ -104,8 +105,8 @@ function gainInWords(data, order) {
         `${s.path_rollouts} rollouts of policies between the two. `,
       sure.length
         ? [
-            `${sure.length} codes have a part that is surely above 0` +
-              (s.gain.low > 0 ? ` (together ${share(sure)} of the gain, the first ten of them ${share(sure.slice(0, 10))})` : "") +
+            `${sure.length === 1 ? "One code has" : `${sure.length} codes have`} a part that is surely above 0` +
+              (s.gain.low > 0 ? ` (together ${share(sure)} of the gain)` : "") +
               "; the largest: ",
             sure
               .slice(0, 5)
@@ -127,6 +128,19 @@ function gainInWords(data, order) {
         "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its own by chance.",
     ),
   ];
+}
+
+function gainByPosition(data) {
+  const { keys, gain } = data.splits[0],
+    sums = gain.map((row) => row.reduce((a, b) => a + b, 0));
+  const most = keys.map((_, i) => i).sort((i, j) => sums[j] - sums[i]);
+  return el(
+    "p",
+    {},
+    "Most of the gain comes at positions ",
+    most.slice(0, 3).map((i, n) => `${n ? ", " : ""}${keys[i]} (${signed(sums[i])})`),
+    "; position 0 is the first token of the response.",
+  );
 }
 
 function withoutGain(data) {

@@ -148,7 +148,8 @@ function rolloutDetail({ data, rollout, step }) {
   const r = data.rollouts[rollout],
     why = data.why.find((w) => w.rollout === rollout);
   const steps = new Map(why ? why.steps.map((s) => [s.position, s]) : []);
-  const open = why && (steps.has(step) ? step : (why.steps.find((s) => s.endings.length) || why.steps[0]).position);
+  const first = why && [...decisive(why).map(([s]) => s), ...why.steps.filter((s) => s.endings.length), why.steps[0]][0];
+  const open = why && (steps.has(step) ? step : first.position);
   const tokens = strip(
     `tokens of rollout ${rollout}, each with its code`,
     written(data, r, r.tokens.length, (j) =>
@@ -175,7 +176,7 @@ function rolloutDetail({ data, rollout, step }) {
     el("p", { class: "soft" }, printable(r.id)),
     el("p", { class: "text" }, printable(data.prompts[r.prompt])),
     tokens,
-    why ? decisive(data, r, why) : null,
+    why ? decisiveInWords(data, r, why) : null,
     why
       ? el(
           "div",
@@ -208,31 +209,37 @@ function rolloutDetail({ data, rollout, step }) {
 const against = (step, e) => (e.reward === null || step.endings[0].reward === null ? null : e.reward - step.endings[0].reward);
 const TOLD = 1e-9;
 
-// The choices at which another token would have ended with another reward.
-function decisive(data, r, why) {
-  const judged = why.steps.filter((s) => s.endings.length > 1);
-  if (!judged.length) return null;
-  const found = judged
-    .map((s) => [s, s.endings.slice(1).filter((e) => Math.abs(against(s, e) ?? 0) > TOLD)])
-    .filter(([, others]) => others.length);
-  const one = ([s, others], i) => {
-    const worst = others.reduce((a, b) => (Math.abs(against(s, b)) > Math.abs(against(s, a)) ? b : a));
+// The choices at which another token would have ended with another reward: [[step, the ending that differs most]].
+function decisive(why) {
+  const differs = (s, e) => Math.abs(against(s, e) ?? 0);
+  return why.steps
+    .map((s) => [s, s.endings.slice(1).reduce((a, b) => (a && differs(s, a) >= differs(s, b) ? a : b), null)])
+    .filter(([s, e]) => e && differs(s, e) > TOLD);
+}
+
+function decisiveInWords(data, r, why) {
+  const played = why.steps.filter((s) => s.endings.length > 1).length,
+    found = decisive(why);
+  if (!played) return null;
+  const one = ([s, e], i) => {
+    const own = s.masses.find((m) => m[0] === r.tokens[s.position]);
     return [
       i ? "; " : "",
       link({ step: s.position }, { "data-key": `decisive ${s.position}` }, `token ${s.position}`),
-      ", ",
-      words(data, [r.tokens[s.position]]),
+      ": ",
+      chips(data, [r.tokens[s.position]]),
+      own && ` (a chance of ${percent(own[2], 0)} after RL)`,
       " rather than ",
-      words(data, [worst.tokens[0]]),
-      ` (reward ${signed(against(s, worst), 2)} with the other)`,
+      chips(data, [e.tokens[0]]),
+      `, with which the reward would be ${fixed(e.reward, 2)} instead of ${fixed(s.endings[0].reward, 2)}`,
     ];
   };
   return el(
     "p",
     {},
     found.length
-      ? ["Choices that decide, another token there ending with another reward: ", found.map(one), "."]
-      : `No choice decides: at the ${judged.length} that were played to the end with another token, the reward stays the same.`,
+      ? ["What decided the reward, if the policy after RL goes on greedily from there: ", found.map(one), "."]
+      : `No single choice decided: at the ${played} that were played on with another token, greedily from there, the reward stays the same.`,
   );
 }
 
@@ -252,17 +259,18 @@ function stepInWords(data, r, step) {
     own
       ? [
           "The codes that write ",
-          words(data, [token]),
+          chips(data, [token]),
           ` here have together a chance of ${moved(own)} (${own[3]} codes; code ${code} is the one that was drawn). `,
         ]
       : `Code ${code} was drawn; what it wrote is no code's likeliest token here. `,
     rival
-      ? ["The likeliest other token is ", words(data, [rival[0]]), `: ${moved(rival)}. `]
+      ? ["The likeliest other token is ", chips(data, [rival[0]]), `: ${moved(rival)}. `]
       : "The codes compared agree: each of them would have written it. ",
     ending && differs !== null
-      ? Math.abs(differs) > TOLD
-        ? `With it the reward would have been ${fixed(ending.reward, 2)} instead of ${fixed(step.endings[0].reward, 2)}.`
-        : `With it the reward would have been the same, ${fixed(ending.reward, 2)}.`
+      ? "Going on greedily from here, the policy after RL " +
+          (Math.abs(differs) > TOLD
+            ? `gets reward ${fixed(ending.reward, 2)} with it, and ${fixed(step.endings[0].reward, 2)} with the chosen one.`
+            : `gets reward ${fixed(ending.reward, 2)} with either.`)
       : null,
   );
 }
