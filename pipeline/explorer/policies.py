@@ -62,7 +62,7 @@ def _never(run_dir: Path, config: RunConfig) -> str | None:
 
 def _not_yet(run_dir: Path) -> str:
     now = overview(run_dir)
-    where = f"stage {now.stage}, step {now.step} of {now.total}" if now.stage else "nothing done"
+    where = f"last seen in stage {now.stage} at step {now.step} of {now.total}" if now.stage else "nothing done"
     remedy = "wait until it is done" if now.status == "running" else f"finish it with latent-control resume {run_dir}"
     return f"{run_dir} is not through with its stage improve ({now.status}: {where}): {ABOUT}; {remedy}"
 
