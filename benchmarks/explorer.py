@@ -176,7 +176,7 @@ def main() -> None:
     bad = missed(rows, gains)
     for one in gains:
         print(f"{one['run']}: page {one['gain_on_the_page']['mean']:+.3f}, real {one['real_gain']['mean']:+.3f}, agrees: {one['agrees']}")
-    report("explorer", rows, {"bars": BARS, "missed": bad, "gains": gains, "pages": raw}, asked.out)
+    report("explorer", rows, {"bars": BARS, "missed": bad, "gains": gains, "pages": raw, "load_average": os.getloadavg()}, asked.out)
     if bad and not asked.quick:
         raise SystemExit("missed: " + "; ".join(bad))
 
