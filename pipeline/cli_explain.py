@@ -32,6 +32,10 @@ def explain(
             cli.run_folder(one)
         from configs.loading import load_config
         from pipeline.explorer import write
+        from pipeline.explorer.policies import policies_of
+
+        for one in (folder, *([other] if other else [])):
+            policies_of(one, hashes=False)  # says in words what there is nothing to explain about
 
         asked = {"rollouts": rollouts, "explained": explained, "seconds": seconds}
         settings = load_config(folder / cli.RUN_CONFIG, [], check_paths=False).explorer

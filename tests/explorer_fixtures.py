@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from explorer_data import made_up
 from transformers import AutoTokenizer
 
 from configs.loading import dump_config
@@ -16,53 +17,47 @@ from configs.schema import Actions, Clone, Improve, RunConfig
 from configs.schema import Rollout as Sampling
 from latent_control import LatentActionLM
 from latent_control.persistence import base_path, with_policy, world_hash
-from pipeline.explorer.records import (
-    Code,
-    Context,
-    Dataset,
-    Ending,
-    Estimate,
-    NGram,
-    Option,
-    Shift,
-    Shown,
-    Split,
-    Step,
-    Summary,
-    Training,
-    Why,
-)
+from pipeline import checkpoints
+from pipeline.explorer.records import Dataset
 from pipeline.replay import ReplayWriter
 from rollout_workers.episodes import Rollout
-from rollout_workers.tasks.countdown import Countdown
+from rollout_workers.rows import Row, joined, row_of
+from rollout_workers.tasks import build_task
 
 UPDATES, PROMPTS, GROUP, LONGEST = 4, 3, 4, 6
-HOSTILE = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">&lt;\u202e{{DATA}}'
+SHARD = 24
+"""Rollouts in a file: half of them."""
+SAID = 3
+"""Tokens that the world says after the first response of an episode."""
+TOY = "environment/toy_world:Keys"
 
 
-def play(model: LatentActionLM, prompts: list[str], version: int) -> list[Rollout]:
-    """``GROUP`` rollouts of each prompt; the reward is the share of even tokens."""
+def play(model: LatentActionLM, prompts: list[str], version: int, *, turns: int = 1, task: str = "countdown") -> list[Rollout]:
+    """``GROUP`` rollouts of each prompt, in turns; the reward is the share of even tokens among the generated ones."""
     tokenizer = AutoTokenizer.from_pretrained(model.base_source)
     found = []
     for place, text in enumerate(prompts):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
-        out = model.generate(ids, max_new_tokens=LONGEST, seed=100 * version + place, repeats=GROUP, stop_token=tokenizer.eos_token_id)
+        end = tokenizer.eos_token_id
+        out = model.generate(ids, max_new_tokens=LONGEST, seed=100 * version + place, repeats=GROUP, stop_token=end)
         for g in range(GROUP):
-            length = int(out.lengths[g])
-            tokens = out.tokens[g, :length].numpy().astype(np.int32)
-            reward = float((tokens % 2 == 0).mean())
+            row = row_of(out, g) if turns == 1 else _episode(model, ids, row_of(out, g), end, turns)
+            own = row.generated if len(row.generated) else np.ones(len(row), bool)
+            reward = float((row.tokens[own] % 2 == 0).mean())
             found.append(
                 Rollout(
                     rollout_id=f"v{version}-{place}-{g}",
                     group_id=f"v{version}-{place}",
-                    prompt_id=f"countdown/train/{place}",
+                    prompt_id=f"{task}/train/{place}",
                     prompt_text=text,
-                    text=tokenizer.decode(tokens),
+                    text=tokenizer.decode(row.tokens),
                     prompt_tokens=ids[0].numpy().astype(np.int32),
-                    tokens=tokens,
-                    actions=out.actions[g, :length].numpy().astype(np.int32),
-                    action_logp=out.action_logp[g, :length].numpy(),
-                    finish_reason=out.finish_reasons[g],
+                    tokens=row.tokens,
+                    actions=row.actions,
+                    action_logp=row.action_logp,
+                    generated=row.generated,
+                    turn_rewards=np.array([0.0] * (turns - 1) + [reward] if turns > 1 else [], np.float32),
+                    finish_reason=row.finish_reason,
                     reward=reward,
                     reward_parts={},
                     success=reward > 0.5,
@@ -80,32 +75,46 @@ def play(model: LatentActionLM, prompts: list[str], version: int) -> list[Rollou
     return found
 
 
-def make_run(folder: Path, checkpoint: Path) -> Path:
-    """``folder`` as a run leaves it behind."""
+def _episode(model: LatentActionLM, ids: torch.Tensor, first: Row, end: int, turns: int) -> Row:
+    """``first`` and what follows it, with ``SAID`` tokens of a world between the responses, joined as workers do."""
+    rows, said = [first], [5] * SAID
+    for turn in range(1, turns):
+        ids = torch.cat([ids, torch.tensor([[*rows[-1].tokens.tolist(), *said]])], 1)
+        rows.append(row_of(model.generate(ids, max_new_tokens=LONGEST, seed=turn, stop_token=end), 0))
+    return joined(rows, [said] * (turns - 1), "terminated")
+
+
+def make_run(folder: Path, checkpoint: Path, *, turns: int = 1) -> Path:
+    """``folder`` as a run leaves it behind; with more ``turns``, of a text world."""
+    name = "countdown" if turns == 1 else TOY
     config = RunConfig(
+        task={"name": name},
         base={"model": base_path(checkpoint)},
         actions=Actions(num_actions=8, updates=0),
         clone=Clone(updates=0),
         improve=Improve(updates=UPDATES),
         rollout=Sampling(max_new_tokens=LONGEST),
         tracking={"enabled": False},
+        explorer={"seconds": 1.0},
         cluster={"learner_threads": 1},
     )
     (folder / "stages").mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     model = LatentActionLM.from_pretrained(checkpoint)
-    model.save_pretrained(folder / "checkpoints" / "clone")
+    clone, improve = (folder / "checkpoints" / stage for stage in ("clone", "improve"))
+    checkpoints.write(clone, files=model.save_pretrained, info={})
     first = {name: tensor.detach().numpy().copy() for name, tensor in model.policy.state_dict().items()}
     rng = np.random.default_rng(0)
     step = {name: np.zeros_like(array) for name, array in first.items()}
     step["head.weight"] = rng.normal(0, 0.3, step["head.weight"].shape).astype(np.float32)
-    task, writer = Countdown(), ReplayWriter(folder / "replay", 1000, f"{folder.name}-improve")
+    task, writer = build_task(config.task), ReplayWriter(folder / "replay", SHARD, f"{folder.name}-improve")
     prompts = [task.prompts("train")[i].text for i in range(PROMPTS)]
     for version in range(UPDATES):
         model.policy.load_state_dict({n: torch.from_numpy(first[n] + step[n] * version / (UPDATES - 1)) for n in first})
-        writer.add(play(model, prompts, version))
+        writer.add(play(model, prompts, version, turns=turns, task=name))
     writer.close()
-    with_policy(folder / "checkpoints" / "clone", folder / "checkpoints" / "improve", {n: first[n] + step[n] for n in first})
+    last = {n: first[n] + step[n] for n in first}
+    checkpoints.write(improve, files=lambda staging: with_policy(clone, staging, last), info={})
     for stage in ("clone", "improve"):
         (folder / "stages" / f"{stage}.json").write_text(json.dumps({"checkpoint": f"checkpoints/{stage}", "seconds": 1.0, "metrics": {}}))
     return folder
@@ -118,95 +127,12 @@ def explored_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 
 
 @pytest.fixture(scope="session")
+def episodes_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """A finished run of an agent, whose episodes have two turns; do not change it."""
+    return make_run(tmp_path_factory.mktemp("runs") / "agent", tiny_checkpoint, turns=2)
+
+
+@pytest.fixture(scope="session")
 def large_dataset() -> Callable[..., Dataset]:
-    """``large_dataset(codes=64, rollouts=2000, tokens=24)``: random numbers in every view, hostile texts among the words."""
-
-    def make(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = "large") -> Dataset:
-        rng = np.random.default_rng(len(run))
-        words = 300
-
-        def some(count: int, below: int) -> tuple[int, ...]:
-            return tuple(rng.integers(below, size=count).tolist())
-
-        def table(rows: int, scale: float = 1.0) -> tuple[tuple[float, ...], ...]:
-            return tuple(tuple(row) for row in (scale * rng.dirichlet(np.ones(codes), rows)).tolist())
-
-        def code(k: int) -> Code:
-            gram = tuple(NGram(codes=some(2, codes), tokens=some(2, words), high=9, low=2, z=1.5) for _ in range(4))
-            return Code(
-                usage=1 / codes,
-                uses=100 + k,
-                token_entropy=1.0,
-                health="alive",
-                advantage=0.01,
-                before=1 / codes,
-                after=(k + 1) / codes**2,
-                gain=Estimate(mean=0.01 * (k - 5), low=0.01 * (k - 6), high=0.01 * (k - 4)),
-                strength=0.5,
-                shifts=tuple(Shift(token=t, probability=0.5, mixture=0.1, log_shift=1.6) for t in some(9, words)),
-                anywhere=((1, 0.4),),
-                better=gram,
-                worse=gram,
-                contexts=tuple(
-                    Context(before=some(3, words), token=t, count=5, share=0.5, rollout=t) for t in some(6, min(words, rollouts))
-                ),
-            )
-
-        def shown(i: int) -> Shown:
-            reward = float(rng.random())
-            return Shown(
-                id=f"rollout {i} {HOSTILE}",
-                prompt=i // 8,
-                update=1 + i // 20,
-                reward=reward,
-                advantage=reward - 0.5,
-                success=reward > 0.5,
-                tokens=some(tokens, words),
-                codes=some(tokens, codes),
-                chances=some(tokens, 100),
-                before=some(tokens, 100),
-                after=some(tokens, 100),
-            )
-
-        def step(position: int) -> Step:
-            options = tuple(
-                Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9) for c, t in zip(some(8, codes), some(8, words), strict=True)
-            )
-            endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=0.5, success=False) for c in some(4, codes))
-            return Step(position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings)
-
-        places = tuple(map(str, range(24)))
-        split = Split(
-            name="position", keys=places, counts=(9,) * 24, usage=table(24), before=table(24), after=table(24), gain=table(24, 0.1)
-        )
-        half = tuple(rng.random(50).tolist())
-        training = Training(updates=tuple(map(str, range(50))), usage=table(50), perplexity=half, reward=half, success=half)
-        summary = Summary(
-            run=run,
-            num_actions=codes,
-            span=1,
-            rollouts=rollouts,
-            stored=rollouts,
-            choices=rollouts * tokens,
-            perplexity=30.0,
-            reward_first=0.2,
-            reward_last=0.6,
-            success_first=0.2,
-            success_last=0.6,
-            world=run,
-            gain=Estimate(mean=0.4, low=0.3, high=0.5),
-            notes=(HOSTILE,),
-        )
-        return Dataset(
-            summary=summary,
-            vocabulary=(HOSTILE, "\n", "", *(f"word{i}" for i in range(3, words))),
-            codes=tuple(map(code, range(codes))),
-            prompts=tuple(f"{HOSTILE} prompt {i}" for i in range(-(-rollouts // 8))),
-            training=training,
-            splits=(split, split),
-            rollouts=tuple(map(shown, range(rollouts))),
-            why=tuple(Why(rollout=r, steps=tuple(map(step, range(tokens)))) for r in range(24)),
-            similar=tuple((k % 8, 0.5) for k in range(codes)),
-        )
-
-    return make
+    """``large_dataset(codes=64, rollouts=2000, tokens=24)``; see ``made_up``."""
+    return made_up

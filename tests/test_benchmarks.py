@@ -212,3 +212,14 @@ def test_search(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
     for one in content["repeats"]:
         tokens = {row["name"]: row["tokens_per_prompt"] for row in one["rows"]}
         assert tokens["best-of-n"] >= tokens[one["method"]]
+
+
+@pytest.mark.slow
+def test_explorer(tmp_path: Path) -> None:
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    if "AXE_CORE" not in os.environ:
+        pytest.skip("AXE_CORE does not name axe-core's axe.min.js (npm pack axe-core)")
+    content = run("explorer", tmp_path)
+    assert [row["page"] for row in content["rows"]] == list(content["pages"]) == ["64 codes", "128 codes", "128 codes, longest"]
+    assert all(row[kind] == 0 for row in content["rows"] for kind in ("axe", "console", "requests", "hostile"))
+    assert all(len(page["times"]) == 2 for page in content["pages"].values())

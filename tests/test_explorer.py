@@ -11,21 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explorer_fixtures import HOSTILE, make_run
+from explorer_data import HOSTILE, made_up
+from explorer_fixtures import SAID, UPDATES
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from configs.loading import load_config
-from configs.schema import Explorer
+from configs.loading import dump_config, load_config
+from configs.schema import DataSource, Explorer, ImproveOffline
 from latent_control.explain import Walker, play_on, read_choices, token_log_probs
+from latent_control.persistence import WEIGHTS
 from latent_control.records import TokenBatch
 from pipeline import cli, cli_explain
 from pipeline.context import StageContext
-from pipeline.explorer import gain, path
-from pipeline.explorer.build import explore, load_models, policies_of
+from pipeline.explorer import build, gain, path
+from pipeline.explorer.build import explore
 from pipeline.explorer.corpus import read_corpus
 from pipeline.explorer.page import SCRIPTS, asset, embedded, page
+from pipeline.explorer.policies import load_models, policies_of
 from pipeline.explorer.reading import Clock, effects, read
-from pipeline.explorer.why import alternatives, prompt_of, to_explain
+from pipeline.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
 from pipeline.explorer.write import write_at_end
 from pipeline.runlog import RunLog
 from rollout_workers.tasks import Failure, Prompt, Score
@@ -56,18 +60,43 @@ def heldout(number: int) -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def explored(explored_run):
-    return explore(explored_run, ENOUGH)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(path, "ROUNDS", 1)
+        return explore(explored_run, ENOUGH)
+
+
+@pytest.fixture(scope="module")
+def explored_episodes(episodes_run):
+    return explore(episodes_run, ENOUGH)
 
 
 @pytest.fixture(scope="module")
 def loaded(explored_run):
     """(corpus, models) of the run."""
-    from transformers import AutoTokenizer
-
     config = load_config(explored_run / "config.yaml", [], check_paths=False)
     before, after = policies_of(explored_run)
-    corpus, _ = read_corpus(explored_run, num_actions=8, span=1)
+    corpus, _, _ = read_corpus(explored_run, num_actions=8, span=1)
     return corpus, load_models(before, after, config, AutoTokenizer.from_pretrained(config.base.model))
+
+
+@pytest.fixture
+def copied(explored_run, tmp_path) -> Path:
+    """The run, to be changed."""
+    return Path(shutil.copytree(explored_run, tmp_path / "run"))
+
+
+def section(run: Path, name: str, changes: dict[str, object] | None) -> None:
+    """Change a section of the run's config, or take it out."""
+    config = load_config(run / "config.yaml", [], check_paths=False)
+    value = None if changes is None else getattr(config, name).model_copy(update=changes)
+    (run / "config.yaml").write_text(dump_config(config.model_copy(update={name: value})))
+
+
+def offline(run: Path) -> None:
+    section(run, "improve", None)
+    config = load_config(run / "config.yaml", [], check_paths=False)
+    source = DataSource(kind="replay", path=str(run))
+    (run / "config.yaml").write_text(dump_config(config.model_copy(update={"improve_offline": ImproveOffline(data=(source,))})))
 
 
 class TestExplain:
@@ -156,6 +185,7 @@ class TestPath:
         first, last = (np.array(play(share, task)) for share in (0.0, 1.0))
         rise, noise = last.mean() - first.mean(), 1.96 * np.sqrt((first.var() + last.var()) / len(first))
         assert rise > 3 * noise, "the two policies must differ for this to say anything"
+        monkeypatch.setattr(path, "ROUNDS", 3)
         walked = path.walk(models, config, task, Clock(600), 1.0)
         assert walked.sizes.tolist() == [path.GROUP * path.PIECES] * path.PROMPTS * path.ROUNDS
         total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
@@ -282,22 +312,56 @@ class TestDataset:
         assert len(data.rollouts) == 8
         assert len({r.update for r in data.rollouts}) == 2
 
-    def test_a_run_that_has_no_improved_policy_is_refused(self, explored_run, tmp_path):
-        shutil.copy(explored_run / "config.yaml", tmp_path / "config.yaml")
-        with pytest.raises(ValueError, match="no improved latent policy"):
-            explore(tmp_path)
+    def test_json_has_every_record(self, explored):
+        assert json.loads(embedded(explored[:1]))["runs"][0]["summary"]["turns"] == 1
+
+
+class TestEpisodes:
+    """Agents: two turns, with what the world said between them."""
+
+    def test_what_the_world_said_has_no_codes(self, explored_episodes):
+        data, corpus, _ = explored_episodes
+        assert data.summary.turns == 2
+        for shown in data.rollouts:
+            seen = [i for i, code in enumerate(shown.codes) if code < 0]
+            assert len(seen) == SAID and seen == list(range(seen[0], seen[0] + SAID)) and seen[0] > 0
+            assert all(shown.chances[i] == shown.before[i] == -1 for i in seen)
+            assert all(shown.chances[i] >= 0 for i in range(len(shown.codes)) if i not in seen)
+            assert shown.turn_rewards == (0.0, pytest.approx(shown.reward, abs=1e-6))
+        assert sum(code.uses for code in data.codes) == len(corpus.choices) == corpus.generated.sum() < len(corpus.tokens)
+
+    def test_the_policies_are_read_at_generated_tokens_after_all_that_was_seen(self, episodes_run):
+        config = load_config(episodes_run / "config.yaml", [], check_paths=False)
+        corpus, _, _ = read_corpus(episodes_run, num_actions=8, span=1)
+        models = load_models(*policies_of(episodes_run), config, AutoTokenizer.from_pretrained(config.base.model))
+        found = read(corpus, models, Clock(600), 1.0)
+        assert found.choices.tolist() == np.flatnonzero(corpus.generated).tolist()
+        last = corpus.versions[corpus.rows[found.choices]] == UPDATES - 1
+        own = found.after[np.arange(len(found.choices)), corpus.actions[found.choices]]
+        assert np.allclose(np.log(own[last]), corpus.logp[found.choices][last], atol=1e-3)
+
+    def test_what_is_not_computed_is_said_and_the_rest_is_there(self, explored_episodes):
+        data = explored_episodes[0]
+        assert data.summary.gain is None and all(code.gain is None for code in data.codes)
+        assert any("which codes carry the gain" in note and "not computed" in note for note in data.summary.notes)
+        assert data.why and all(step.options and not step.endings for one in data.why for step in one.steps)
+        one = data.why[0]
+        assert [step.position for step in one.steps] == [i for i, code in enumerate(data.rollouts[one.rollout].codes) if code >= 0]
+        turn = {split.name: split for split in data.splits}["turn"]
+        assert turn.keys == ("0", "1") and all(count >= len(data.rollouts) for count in turn.counts)
+        assert all(code.strength is not None for code in data.codes if code.uses)
 
 
 class TestPage:
-    def test_hostile_texts_cannot_leave_the_data(self, large_dataset):
-        text = page([large_dataset(codes=4, rollouts=8)])
+    def test_hostile_texts_cannot_leave_the_data(self):
+        text = page([made_up(codes=4, rollouts=8)])
         data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
         assert "<" not in data and ">" not in data and "&" not in data
         assert json.loads(data)["runs"][0]["vocabulary"][0] == HOSTILE
         assert text.count("<script") == 2
 
-    def test_only_its_own_style_and_script_may_run(self, large_dataset):
-        text = page([large_dataset(codes=4, rollouts=8)])
+    def test_only_its_own_style_and_script_may_run(self):
+        text = page([made_up(codes=4, rollouts=8)])
         policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         assert "unsafe" not in policy and "http" not in policy
@@ -309,13 +373,16 @@ class TestPage:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|Function\(", script)
         assert script.isascii()
 
-    def test_64_codes_and_2000_rollouts_stay_under_5_megabytes(self, large_dataset):
-        assert len(page([large_dataset()])) < 5_000_000
+    @pytest.mark.slow
+    @pytest.mark.parametrize("codes", [64, 128])
+    def test_2000_rollouts_stay_under_5_megabytes_at_the_most_tokens_there_are(self, codes):
+        tokens = build.TOKENS_SHOWN // 2000
+        assert len(page([made_up(codes=codes, tokens=tokens, explained=4)])) + MOST_CHARACTERS < 5_000_000
 
 
 class TestCommand:
     def test_explain_writes_the_page_and_says_which_codes(self, explored_run, tmp_path):
-        arguments = ["explain", str(explored_run), "-o", str(tmp_path / "x.html"), "--explained", "1"]
+        arguments = ["explain", str(explored_run), "-o", str(tmp_path / "x.html"), "--explained", "1", "--seconds", "0.1"]
         done = CliRunner().invoke(cli_explain.cli.app, arguments)
         assert done.exit_code == 0, done.output
         assert "estimated gain" in done.stdout and "not in MLflow" in done.stdout
@@ -337,9 +404,43 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["small", "small"]
 
-    def test_no_run_folder_is_a_usage_error(self, tmp_path):
-        done = CliRunner().invoke(cli_explain.cli.app, ["explain", str(tmp_path)])
-        assert done.exit_code == cli.USAGE
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
+            (lambda run: (run / "stages" / "improve.json").unlink(), "not through with its stage improve (interrupted: nothing done)"),
+            (lambda run: (run / "stages" / "improve.json").write_text("{"), "improve.json is damaged"),
+            (lambda run: (run / "checkpoints" / "improve" / WEIGHTS).unlink(), f"improve is damaged ({WEIGHTS} is missing"),
+            (lambda run: section(run, "improve", {"level": "token"}), "over tokens (improve.level: token), where there are no codes"),
+            (lambda run: section(run, "improve", None), "has no stage improve"),
+            (lambda run: offline(run), "was improved offline only, from the rollouts of"),
+        ],
+    )
+    def test_what_cannot_be_explained_is_refused_in_words(self, copied, damage, said):
+        damage(copied)
+        done = CliRunner().invoke(cli_explain.cli.app, ["explain", str(copied)])
+        assert (done.exit_code, done.stdout) == (cli.USAGE, "")
+        assert said in done.stderr and "Traceback" not in done.stderr
+        assert not (copied / "explorer.html").exists()
+
+    def test_damage_inside_of_a_checkpoint_is_found_before_it_is_read(self, copied):
+        weights = copied / "checkpoints" / "clone" / WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        done = CliRunner().invoke(cli_explain.cli.app, ["explain", str(copied)])
+        assert done.exit_code == cli.FAILED
+        assert "clone is damaged" in done.stderr
+
+    def test_a_damaged_shard_is_left_out_and_said_on_the_page(self, copied):
+        first, second = sorted((copied / "replay").rglob("*.parquet"))
+        first.write_bytes(first.read_bytes()[:-9])
+        arguments = ["explain", str(copied), "--seconds", "0"]
+        done = CliRunner().invoke(cli_explain.cli.app, arguments)
+        assert done.exit_code == 0, done.stderr
+        assert "note: a shard of the replay buffer is damaged or missing, and left out: run=" in done.stdout
+        second.write_bytes(b"")
+        done = CliRunner().invoke(cli_explain.cli.app, arguments)
+        assert done.exit_code == cli.FAILED
+        assert "holds no judged rollout" in done.stderr and "2 shards of the replay buffer are damaged or missing" in done.stderr
 
 
 class TestEndOfRun:
@@ -347,15 +448,15 @@ class TestEndOfRun:
         config = load_config(folder / "config.yaml", [f"explorer.{k}={v}" for k, v in changed.items()], check_paths=False)
         return StageContext(config=config, run_dir=folder, log=RunLog(folder, quiet=True), task=Countdown())
 
-    def test_a_run_ends_with_its_page_unless_switched_off(self, tmp_path, tiny_checkpoint):
-        folder = make_run(tmp_path / "run", tiny_checkpoint)
+    def test_a_run_ends_with_its_page_unless_switched_off(self, copied):
+        folder = copied
         write_at_end(self.context(folder, enabled=False))
         assert not (folder / "explorer.html").exists()
         write_at_end(self.context(folder))
         assert (folder / "explorer.html").is_file()
 
-    def test_it_never_fails_the_run(self, tmp_path, tiny_checkpoint, capsys):
-        folder = make_run(tmp_path / "run", tiny_checkpoint)
+    def test_it_never_fails_the_run(self, copied, capsys):
+        folder = copied
         shutil.rmtree(folder / "replay")
         context = self.context(folder)
         context.log._quiet = False

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from learners.collate import choices
 from pipeline.explorer import counts, gain
 from pipeline.explorer.build import beside
 from pipeline.explorer.corpus import Corpus, corpus_of
@@ -22,6 +23,8 @@ def row(number: int, group: str, version: int, codes: list[int], tokens: list[in
         "prompt_text": "p",
         "prompt_tokens": np.array([7, 8]),
         "tokens": np.array(tokens),
+        "generated": np.array([]),
+        "turn_rewards": np.array([]),
         "actions": np.array(codes),
         "action_logp": np.log(np.full(len(tokens), 0.5)),
         "reward": reward,
@@ -56,6 +59,31 @@ class TestCorpus:
     def test_inside_a_span_nothing_is_chosen(self):
         found = corpus([row(0, "a", 0, [1, 1, 2], [5, 6, 7], 1.0), row(1, "a", 0, [3], [5], 0.0)], span=2)
         assert found.choices.tolist() == [0, 2, 3]
+
+    @pytest.mark.parametrize("span", [1, 2, 3])
+    def test_choices_of_episodes_are_those_that_are_trained_on(self, span):
+        marks = [[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1], [1, 0, 0, 1, 1], []]
+        lengths = [11, 5, 4]
+        rows = [
+            row(i, "a", 0, [0] * n, list(range(n)), 1.0, generated=np.array(own))
+            for i, (own, n) in enumerate(zip(marks, lengths, strict=True))
+        ]
+        found = corpus(rows, span=span)
+        wanted = np.concatenate([choices(np.array(own, bool), n, span) for own, n in zip(marks, lengths, strict=True)])
+        assert found.choices.tolist() == np.flatnonzero(wanted).tolist()
+        assert found.turns.tolist() == [0] * 5 + [1] * 5 + [2] + [0] * 3 + [1] * 2 + [0] * 4
+        assert found.places[found.generated].tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 0, 0, 1, 0, 1, 2, 3]
+        assert found.subset(np.array([1, 2])).turns.tolist() == [0] * 3 + [1] * 2 + [0] * 4
+
+    def test_n_grams_end_with_their_response(self):
+        # Codes 1, 2 | 3, 1 | 2: the pairs inside of responses are (1, 2) and (3, 1).
+        seen = {"generated": np.array([1, 1, 0, 1, 1, 0, 1])}
+        rows = [row(i, "a", 0, [1, 2, 0, 3, 1, 0, 2], [5, 6, 9, 7, 5, 9, 6], float(i % 2), **seen) for i in range(10)]
+        better, worse = counts.ngrams(corpus(rows))
+        found = {gram[0]: gram[1] for side in (better, worse) for grams in side.values() for gram in grams}
+        assert found.keys() <= {(1, 2), (3, 1)}
+        assert counts._grams(corpus(rows), 2)[0][:2] == ((1, 2), (5, 6))
+        assert len(counts._grams(corpus(rows), 3)) == 0
 
     def test_without_groups_rewards_are_compared_with_all(self):
         found = corpus([row(0, "a", 0, [1], [5], 1.0), row(1, "b", 0, [1], [5], 0.0)])
@@ -94,8 +122,8 @@ class TestCounts:
         assert names == ["1-4", "5-10"]
 
     def test_places_are_single_positions_where_there_are_few(self):
-        assert counts.places(np.array([0, 2]), most=3)[1] == ["0", "1", "2"]
-        place, names = counts.places(np.array([0, 5, 6]), most=4)
+        assert counts.bins(np.array([0, 2]), most=3)[1] == ["0", "1", "2"]
+        place, names = counts.bins(np.array([0, 5, 6]), most=4)
         assert place.tolist() == [0, 2, 3]
         assert names == ["0-1", "2-3", "4-5", "6-7"]
 

@@ -2,66 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.loading import load_config
 from configs.schema import Explorer, RunConfig
-from latent_control.model import LatentActionLM
-from latent_control.persistence import CONFIG, base_path, load_policy, read_shape
+from latent_control.persistence import base_path, read_shape
 from latent_control.text import load_tokenizer
-from pipeline.cost import PATHS
 from pipeline.explorer import counts, gain
 from pipeline.explorer.corpus import Corpus, read_corpus
-from pipeline.explorer.path import Walked, walk
-from pipeline.explorer.reading import Clock, Effects, Models, Read, effects, read
-from pipeline.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Split, Summary, Training, Why
-from pipeline.explorer.why import Explainer, prompt_of, to_explain
-from pipeline.slices import flat, labels
-from rollout_workers.tasks import build_task
+from pipeline.explorer.gathered import Gathered, Vocabulary
+from pipeline.explorer.path import walk
+from pipeline.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
+from pipeline.explorer.reading import Clock, Models, effects, read
+from pipeline.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Summary, Training
+from pipeline.explorer.splits import splits
+from pipeline.explorer.why import Explainer, to_explain
+from rollout_workers.tasks import AgentTask, Task, build_task
 
-RUN_CONFIG, EVALUATION, POSITION = "config.yaml", "evaluation.json", "position"
-TOKENS_SHOWN, PROMPT_CHARACTERS = 200_000, 4000
+EVALUATION = "evaluation.json"
+TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
+"""Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
 READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
 """Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the rest."""
-FIELDS, TENTH = 4, 10
-"""Most fields of the prompts' metadata that choices are split by; the first and last so many parts of training are compared."""
-
-
-class Vocabulary:
-    """Token ids to numbers in the order in which they are asked for, and their texts."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._numbers = tokenizer, dict[int, int]()
-
-    def __call__(self, token: int) -> int:
-        return self._numbers.setdefault(int(token), len(self._numbers))
-
-    def texts(self) -> tuple[str, ...]:
-        """The text of each number; special tokens by name."""
-        return tuple(self._tokenizer.decode([token], skip_special_tokens=False) for token in self._numbers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """A run's rollouts and what the model says to those of the page."""
-
-    corpus: Corpus
-    """All that was read."""
-    shown: Corpus
-    """Those of the page."""
-    rows: np.ndarray
-    """Where these are in ``corpus``."""
-    found: Read | None
-    sums: Effects | None
-    walked: Walked | None
-    why: list[Why]
+TENTH = 10
+"""The first and last so many parts of training are compared."""
+PLAYED_ANEW = (
+    "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would need the worlds "
+    "played anew and are not computed; codes, rollouts, usage, the policies' chances and what each code would have said are"
+)
 
 
 def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, Corpus, tuple[str, ...]]:
@@ -74,7 +47,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     settings = settings or config.explorer
     before, after = policies_of(run_dir)
     shape = read_shape(after)
-    corpus, stored = read_corpus(run_dir, num_actions=shape.num_actions, span=shape.span)
+    corpus, stored, damage = read_corpus(run_dir, num_actions=shape.num_actions, span=shape.span)
     tokenizer = load_tokenizer(base_path(after), trust_remote_code=config.base.trust_remote_code)
     words = Vocabulary(tokenizer)
     rows = corpus.whole_groups(settings.rollouts, TOKENS_SHOWN)
@@ -82,49 +55,25 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     for token in np.argsort(-np.bincount(shown.tokens), kind="stable")[: len(np.unique(shown.tokens))]:
         words(token)  # frequent ones get short numbers
     found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
-    notes = []
+    task, notes = build_task(config.task), list(damage)
     if settings.seconds > 0:
-        found = with_model(found, load_models(before, after, config, tokenizer), config, settings, words)
-        notes = _bounds(found, settings)
+        found = with_model(found, load_models(before, after, config, tokenizer), config, settings, task, words)
+        notes += _bounds(found, settings)
     else:
         notes.append("explorer.seconds is 0: nothing was computed from the model; latent-control explain RUN --seconds 60 does that")
+    if isinstance(task, AgentTask):
+        notes.append(PLAYED_ANEW)
     if stored > len(corpus):
         notes.append(f"counts are over {len(corpus)} of {stored} stored rollouts, spread over training")
-    return _dataset(run_dir, config, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
+    return _dataset(run_dir, task, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
 
 
-def policies_of(run_dir: Path) -> tuple[Path, Path]:
-    """The checkpoints before and after RL.
-
-    Raises:
-        ValueError: there is no improved latent policy.
-    """
-    after = run_dir / "checkpoints" / "improve"
-    if not (after / CONFIG).is_file():
-        raise ValueError(f"{run_dir} has no improved latent policy: the explorer is about runs whose improve stage is done at level latent")
-    records = [run_dir / "stages" / f"{stage}.json" for stage in PATHS["improved"][:-1]]
-    there = [path for path in records if path.is_file()]
-    if not there:
-        raise ValueError(f"{run_dir / 'stages'} has no record of what the improve stage started from")
-    return (run_dir / json.loads(there[-1].read_text(encoding="utf-8"))["checkpoint"]).resolve(), after
-
-
-def load_models(before: Path, after: Path, config: RunConfig, tokenizer: Any) -> Models:
-    """Both policies on one base LM."""
-    trusted = config.base.trust_remote_code
-    device = torch.device("cuda" if config.rollout.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    model = LatentActionLM.from_pretrained(after, dtype=config.base.dtype, trust_remote_code=trusted).to(device)
-    first = load_policy(before, trust_remote_code=trusted).eval().to(device)
-    return Models(model=model, before=first, tokenizer=tokenizer, temperature=config.rollout.temperature, top_k=config.rollout.top_k)
-
-
-def with_model(some: Gathered, models: Models, config: RunConfig, settings: Explorer, words: Vocabulary) -> Gathered:
+def with_model(some: Gathered, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary) -> Gathered:
     """What needs the model, inside the time budget."""
     clock, shown = Clock(settings.seconds), some.shown
     found = read(shown, models, clock, READ_SHARE)
     sums = effects(found, shown.actions[found.choices], models, clock, EFFECTS_SHARE)
-    task = build_task(config.task)
-    walked = walk(models, config, task, clock, WALK_SHARE)
+    walked = None if isinstance(task, AgentTask) else walk(models, config, task, clock, WALK_SHARE)
     explainer = Explainer(shown, models, config, task, words)
     why = explainer.all(to_explain(shown, found.rows, settings.explained), clock) if settings.explained else []
     return replace(some, found=found, sums=sums, walked=walked, why=why)
@@ -139,14 +88,14 @@ def _bounds(some: Gathered, settings: Explorer) -> list[str]:
         ("codes were compared at", some.sums.states, len(some.found.states), "states"),
         ("explained are", len(some.why), wanted, "rollouts"),
     )
-    limit = f"explorer.seconds of {settings.seconds:g} allowed no more"
+    limit = f"explorer.seconds of {settings.seconds:g} (or, where responses are long, the size of the page) allowed no more"
     return [f"{what} {done} of {planned} {unit}: {limit}" for what, done, planned, unit in parts if done < planned]
 
 
 # -- the parts of the dataset -------------------------------------------------------------------------------------------
 
 
-def _dataset(run_dir: Path, config: RunConfig, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]) -> Dataset:
+def _dataset(run_dir: Path, task: Task, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]) -> Dataset:
     codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
     training = _training(some.corpus)
@@ -166,21 +115,21 @@ def _dataset(run_dir: Path, config: RunConfig, some: Gathered, words: Vocabulary
         success_first=float(corpus.success[early].mean()),
         success_last=float(corpus.success[late].mean()),
         world=corpus.world,
+        turns=float((corpus.turns[corpus.offsets[1:] - 1] + 1).mean()),
         gain=total,
         path=() if some.walked is None else tuple(some.walked.rewards.tolist()),
         path_rollouts=0 if some.walked is None else int(some.walked.sizes.sum()),
         evaluation=_evaluation(run_dir),
         notes=tuple(notes),
     )
-    splits = tuple(_split(some, name, keys, names) for name, keys, names in _keys(some, config, words))
-    rollouts = _shown(some, words, prompts)
+    split, rollouts = splits(some, task), _shown(some, words, prompts)
     return Dataset(
         summary=summary,
         vocabulary=words.texts(),  # last: the parts above have asked for their tokens
-        prompts=tuple(text[-PROMPT_CHARACTERS:] for text in prompts),
+        prompts=tuple(text[-min(PROMPT_CHARACTERS, PROMPTS_CHARACTERS // len(prompts)) :] for text in prompts),
         codes=codes,
         training=training,
-        splits=splits,
+        splits=split,
         rollouts=rollouts,
         why=tuple(some.why),
     )
@@ -241,7 +190,7 @@ def _training(corpus: Corpus) -> Training:
     sizes = np.bincount(place)
     return Training(
         updates=tuple(names),
-        usage=_rows(usage),
+        usage=counts.nested(usage),
         perplexity=tuple(np.exp(counts.entropy(usage)).tolist()),
         reward=tuple((np.bincount(place, corpus.rewards) / sizes).tolist()),
         success=tuple((np.bincount(place, corpus.success) / sizes).tolist()),
@@ -254,59 +203,6 @@ def _ends(versions: np.ndarray, side: int) -> np.ndarray:
     return there[::side][: max(1, len(there) // TENTH)]
 
 
-def _keys(some: Gathered, config: RunConfig, words: Vocabulary) -> list[tuple[str, np.ndarray, list[str]]]:
-    """(name, the key of each choice of the page's rollouts [C], names of the keys): position, token before, task, metadata."""
-    shown, at = some.shown, some.shown.choices
-    position, names = counts.places(shown.positions[at])
-    found = [(POSITION, position, names)]
-    task = build_task(config.task)
-    prompts = {pid: prompt_of(task, pid, text) for pid, text in dict(zip(shown.prompt_ids, shown.prompt_texts, strict=True)).items()}
-    by_prompt = [("task", {pid: pid.rsplit("/", 2)[0] for pid in prompts})]
-    metadata = {pid: prompt.metadata for pid, prompt in prompts.items() if prompt is not None}
-    for name in sorted({name for one in metadata.values() for name, _ in flat(one)}):
-        some_labels = labels(name, list(metadata.values()))
-        if 1 < len(set(some_labels)) <= len(metadata) // 2:
-            by_prompt.append((name, dict(zip(metadata, some_labels, strict=True))))
-    for name, label in by_prompt[: 1 + FIELDS]:
-        known = sorted(set(label.values()), key=_by_number)
-        number = {text: i for i, text in enumerate([*known, "unknown"])}
-        keys = np.array([number[label.get(pid, "unknown")] for pid in shown.prompt_ids])[shown.rows[at]]
-        found.append((name, keys, list(number)[: int(keys.max()) + 1]))
-    return found
-
-
-def _by_number(label: str) -> tuple[float, str]:
-    first = label.split(" ", 1)[0]
-    return (float(first) if first.lstrip("-").replace(".", "", 1).isdecimal() else float("inf"), label)
-
-
-def _split(some: Gathered, name: str, keys: np.ndarray, names: list[str]) -> Split:
-    shown, found, n = some.shown, some.found, some.shown.num_actions
-    codes = shown.actions[shown.choices]
-    table = counts.shares(keys, codes, len(names), n)
-    sizes = np.bincount(keys, minlength=len(names))
-    split = Split(name=name, keys=tuple(names), counts=tuple(sizes.tolist()), usage=_rows(table))
-    if found is None:
-        return split
-    at = np.searchsorted(shown.choices, found.choices)
-    own = keys[at]
-    hot = np.eye(len(names))[own]  # [c, K]
-    each = np.maximum(hot.sum(0), 1)[:, None]
-    return replace(
-        split, before=_rows(hot.T @ found.before / each), after=_rows(hot.T @ found.after / each), gain=_gains(some, name, names)
-    )
-
-
-def _gains(some: Gathered, name: str, names: list[str]) -> tuple[tuple[float, ...], ...]:
-    """The gain by position [K, N]; what lies behind the page's own rollouts counts for their last position."""
-    walked = some.walked
-    if walked is None or name != POSITION:
-        return ()
-    width = counts.width_of(some.shown.positions[some.shown.choices])
-    keys = np.minimum(walked.positions // width, len(names) - 1)
-    return _rows(gain.by_key(keys, walked.codes, walked.parts, (len(names), some.shown.num_actions), int(walked.sizes.sum())))
-
-
 def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
     shown, found = some.shown, some.found
     chances = np.full(len(shown.tokens), -1)
@@ -316,6 +212,7 @@ def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown
         codes = shown.actions[found.choices]
         for values, p in zip(policies, (found.before, found.after), strict=True):
             values[found.choices] = np.round(100 * p[np.arange(len(codes)), codes])
+    codes_or_seen = np.where(shown.generated, shown.actions, -1)
     known = set() if found is None else set(found.rows.tolist())
     number = {text: i for i, text in enumerate(prompts)}
 
@@ -330,22 +227,19 @@ def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown
             advantage=float(shown.advantages[r]),
             success=bool(shown.success[r]),
             tokens=tuple(words(t) for t in shown.tokens[cells].tolist()),
-            codes=tuple(shown.actions[cells].tolist()),
+            codes=tuple(codes_or_seen[cells].tolist()),
             chances=tuple(chances[cells].tolist()),
             before=before,
             after=after,
+            turn_rewards=shown.turn_rewards[r],
         )
 
     return tuple(one(r) for r in range(len(shown)))
 
 
-def _rows(table: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in table.tolist())
-
-
 def _evaluation(run_dir: Path) -> tuple[tuple[str, float], ...]:
     path = run_dir / EVALUATION
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    result = read_json(path) if path.is_file() else {}
     return tuple((name, row["sampled"]) for name, row in result.items() if isinstance(row, dict) and "sampled" in row)
 
 

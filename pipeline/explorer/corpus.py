@@ -13,8 +13,9 @@ import numpy as np
 
 from pipeline.replay import ReplayReader
 
-_TOKENS = ("prompt_tokens", "tokens", "actions", "action_logp")
-COLUMNS = ("rollout_id", "group_id", "prompt_id", "prompt_text", *_TOKENS, "reward", "success", "policy_version", "world_hash", "level")
+_TOKENS = ("prompt_tokens", "tokens", "generated", "actions", "action_logp")
+_VERDICT = ("reward", "turn_rewards", "success")
+COLUMNS = ("rollout_id", "group_id", "prompt_id", "prompt_text", *_TOKENS, *_VERDICT, "policy_version", "world_hash", "level")
 MOST_ROLLOUTS, MOST_TOKENS = 20_000, 2_000_000
 """More are not read: row groups, then groups of rollouts, are left out evenly over training."""
 
@@ -39,10 +40,14 @@ class Corpus:
     """[R + 1]: rollout r has tokens offsets[r] to offsets[r + 1]"""
     tokens: np.ndarray
     """[T]"""
+    generated: np.ndarray
+    """[T] bool, False at what an episode of several turns observed"""
     actions: np.ndarray
     """[T]"""
     logp: np.ndarray
     """[T]"""
+    turn_rewards: tuple[tuple[float, ...], ...]
+    """R x turns; empty for a single response"""
     num_actions: int
     span: int
     world: str = ""
@@ -61,9 +66,35 @@ class Corpus:
         return np.arange(len(self.tokens)) - self.offsets[self.rows]
 
     @cached_property
+    def _begins(self) -> np.ndarray:
+        """[T] bool, the first token of each response."""
+        earlier = np.concatenate([[False], self.generated[:-1]])
+        return self.generated & (~earlier | (self.positions == 0))
+
+    @cached_property
+    def responses(self) -> np.ndarray:
+        """[T] int, the response each token belongs to, counting through all rollouts; an observation goes with the one before it."""
+        return np.cumsum(self._begins) - 1
+
+    @cached_property
+    def turns(self) -> np.ndarray:
+        """[T] int, which response of its rollout that is: all 0 where rollouts are single responses."""
+        return self.responses - self.responses[self.offsets[self.rows]]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """[T], each token's place in its response: ``positions`` where rollouts are single responses."""
+        return np.arange(len(self.tokens)) - np.flatnonzero(self._begins)[self.responses]
+
+    @cached_property
     def choices(self) -> np.ndarray:
-        """[C], the tokens at which a code was chosen: the first one of each span."""
-        return np.flatnonzero(self.positions % self.span == 0)
+        """[C], the tokens at which a code was chosen: the first one of each span, which begin anew with each response."""
+        return np.flatnonzero(self.generated & (self.places % self.span == 0))
+
+    @cached_property
+    def episodes(self) -> bool:
+        """Whether any rollout has several turns."""
+        return not self.generated.all()
 
     @cached_property
     def advantages(self) -> np.ndarray:
@@ -87,8 +118,10 @@ class Corpus:
             versions=self.versions[rows],
             offsets=np.cumsum([0, *np.diff(self.offsets)[rows]]),
             tokens=self.tokens[cells],
+            generated=self.generated[cells],
             actions=self.actions[cells],
             logp=self.logp[cells],
+            turn_rewards=tuple(self.turn_rewards[r] for r in rows),
             num_actions=self.num_actions,
             span=self.span,
             world=self.world,
@@ -104,26 +137,29 @@ class Corpus:
         return rows[:rollouts]
 
 
-def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, int]:
-    """The rollouts of a run's replay buffer, and how many are stored there.
+def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, int, list[str]]:
+    """The rollouts of a run's replay buffer, how many are stored there, and what is to be said of shards that were damaged.
 
     Raises:
         ValueError: there are none of latent actions.
     """
     if not (run_dir / "replay").is_dir():
         raise ValueError(f"{run_dir} has no replay buffer; the explorer shows rollouts: run improve with replay.enabled: true")
-    stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
-    every = max(1, math.ceil(stored / MOST_ROLLOUTS))
+    first = ReplayReader(run_dir, shuffle=False, columns=("level",))  # moves what is damaged out of the way
+    stored, every = first.rows_stored, max(1, math.ceil(first.rows_stored / MOST_ROLLOUTS))
     rows = list(ReplayReader(run_dir, shuffle=False, columns=COLUMNS, world=every).rows())
     kept = [row for row in rows if row["level"] == "latent" and row["reward"] is not None and len(row["tokens"])]
     if not kept:
-        raise ValueError(
-            f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: set improve.level: latent"
-        )
-    if any(len(row["actions"]) != len(row["tokens"]) for row in kept):
-        raise ValueError(f"{run_dir}/replay holds episodes of several turns, which the explorer does not show; read them with pandas")
+        why = _damage(first) if first.quarantined else "the verifier judged none, or none was stored"
+        raise ValueError(f"{run_dir}/replay holds no judged rollout of latent actions, which the explorer is about: {why}")
     corpus = corpus_of(kept, num_actions=num_actions, span=span)
-    return corpus.subset(corpus.whole_groups(len(corpus), MOST_TOKENS)), stored
+    return corpus.subset(corpus.whole_groups(len(corpus), MOST_TOKENS)), stored, [_damage(first)] if first.quarantined else []
+
+
+def _damage(reader: ReplayReader) -> str:
+    count, first = len(reader.quarantined), reader.quarantined[0]
+    what = f"{count} shards of the replay buffer are" if count > 1 else "a shard of the replay buffer is"
+    return f"{what} damaged or missing, and left out: {first.shard}: {first.reason}"
 
 
 def corpus_of(rows: Sequence[Mapping[str, Any]], *, num_actions: int, span: int) -> Corpus:
@@ -145,9 +181,17 @@ def corpus_of(rows: Sequence[Mapping[str, Any]], *, num_actions: int, span: int)
         versions=np.array([row["policy_version"] for row in rows]),
         offsets=np.cumsum([0, *(len(row["tokens"]) for row in rows)]),
         tokens=np.concatenate([row["tokens"] for row in rows]).astype(np.int64),
+        generated=np.concatenate([_generated(row) for row in rows]),
         actions=np.concatenate([row["actions"] for row in rows]).astype(np.int64),
         logp=np.concatenate([row["action_logp"] for row in rows]).astype(np.float64),
+        turn_rewards=tuple(tuple(map(float, row["turn_rewards"])) for row in rows),
         num_actions=num_actions,
         span=span,
         world=worlds[0],
     )
+
+
+def _generated(row: Mapping[str, Any]) -> np.ndarray:
+    """[t] bool; the replay buffer leaves it empty where all tokens were generated."""
+    marks = row["generated"]
+    return np.asarray(marks, bool) if len(marks) else np.ones(len(row["tokens"]), bool)

@@ -53,12 +53,17 @@ def points(versions: np.ndarray, most: int = POINTS) -> tuple[np.ndarray, list[s
     return place[np.searchsorted(there, versions)], names
 
 
-def places(positions: np.ndarray, most: int = PLACES) -> tuple[np.ndarray, list[str]]:
+def bins(positions: np.ndarray, most: int = PLACES) -> tuple[np.ndarray, list[str]]:
     """The bin of each position [C], and the bins' names: one position each where there are few, else equally wide."""
     width = width_of(positions, most)
     count = int(positions.max()) // width + 1
     names = [str(i) if width == 1 else f"{i * width}-{(i + 1) * width - 1}" for i in range(count)]
     return positions // width, names
+
+
+def nested(table: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """A table as the page's records have it."""
+    return tuple(tuple(row) for row in table.tolist())
 
 
 def width_of(positions: np.ndarray, most: int = PLACES) -> int:
@@ -129,7 +134,7 @@ def ngrams(corpus: Corpus, lengths: Sequence[int] = (2, 3)) -> tuple[dict[int, l
 def _grams(corpus: Corpus, n: int) -> list[Gram]:
     at = corpus.choices
     starts = np.arange(len(at) - n + 1)
-    starts = starts[corpus.rows[at[starts]] == corpus.rows[at[starts + n - 1]]]
+    starts = starts[corpus.responses[at[starts]] == corpus.responses[at[starts + n - 1]]]  # never across an observation
     sign = np.sign(np.round(corpus.advantages, 9))[corpus.rows[at[starts]]]
     starts, sign = starts[sign != 0], sign[sign != 0]
     if not len(starts):
@@ -152,8 +157,9 @@ def _grams(corpus: Corpus, n: int) -> list[Gram]:
 def _written(corpus: Corpus, start: int, n: int) -> tuple[int, ...]:
     """The tokens of ``n`` choices from choice ``start`` on."""
     first = int(corpus.choices[start])
-    end = int(corpus.offsets[corpus.rows[first] + 1])
-    return tuple(int(t) for t in corpus.tokens[first : min(end, first + n * corpus.span)])
+    part = slice(first, first + n * corpus.span)
+    own = (corpus.responses[part] == corpus.responses[first]) & corpus.generated[part]
+    return tuple(corpus.tokens[part][own].tolist())
 
 
 def overlap(codes: np.ndarray, tokens: np.ndarray, others: np.ndarray, their_tokens: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -138,11 +138,14 @@ class Shown:
     success: bool
     tokens: tuple[int, ...]
     codes: tuple[int, ...]
+    """-1 at tokens that an episode of several turns observed"""
     chances: tuple[int, ...]
-    """Percent, under the policy that sampled; -1 inside a span."""
+    """Percent, under the policy that sampled; -1 inside a span, and at observed tokens."""
     before: tuple[int, ...] = ()
     """Percent, under the policy before RL; empty when no model was read."""
     after: tuple[int, ...] = ()
+    turn_rewards: tuple[float, ...] = ()
+    """Of each turn of an episode; empty for a single response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +213,8 @@ class Summary:
     success_last: float
     world: str
     """Hash of codebook and merge module: codes of runs with another one mean something else."""
+    turns: float = 1.0
+    """Mean number of responses in a rollout."""
     gain: Estimate | None = None
     """Sum over the codes."""
     path: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ from configs.schema import RunConfig
 from latent_control.explain import play_on, read_choices, token_log_probs
 from pipeline.explorer.corpus import Corpus
 from pipeline.explorer.reading import Clock, Models, token_batch
-from pipeline.explorer.records import Ending, Option, Step, Why
-from rollout_workers.tasks import Prompt, Score, Task
+from pipeline.explorer.records import Ending, Option, Step, Why, as_data
+from rollout_workers.tasks import AgentTask, Prompt, Score, Task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
 
@@ -21,6 +22,8 @@ COMPARED, OPTIONS, MASSES = 32, 8, 6
 """Likeliest codes whose tokens are computed at a choice; codes and tokens of them that are listed."""
 ALTERNATIVES, LEAST_CHANCE, ENDED = 3, 0.005, 16
 """Other tokens played to the end at a choice, those no less likely than this (before or after RL); choices of a rollout so treated."""
+MOST_CHARACTERS = 1_200_000
+"""Of the page, for all explanations: long responses have many choices."""
 Lexicon = Callable[[int], int]
 """From a token id to its number in the page's vocabulary."""
 
@@ -68,12 +71,14 @@ class Explainer:
         self.corpus, self.models, self.config, self.task, self.lexicon = corpus, models, config, task, lexicon
 
     def all(self, rows: Sequence[int], clock: Clock) -> list[Why]:
-        """As many of ``rows`` as the time allows, one at least."""
+        """As many of ``rows`` as the time and the page's size allow, one at least."""
         done: list[Why] = []
+        size = 0
         for row in rows:
-            if done and clock.over(1.0):
+            if done and (clock.over(1.0) or size > MOST_CHARACTERS):
                 break
             done.append(self.explain(row))
+            size += len(json.dumps(as_data(done[-1]), separators=(",", ":")))
         return done
 
     @torch.no_grad()
@@ -95,7 +100,8 @@ class Explainer:
         others = [
             [a for a in alternatives(c[3], c[0], c[1], c[2]) if a.token != int(corpus.tokens[t])] for c, t in zip(choices, at, strict=True)
         ]
-        endings = self._endings(row, at, others)
+        # Where a world answers, an ending would have to be played in it.
+        endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others)
         steps = [
             Step(
                 position=int(corpus.positions[t]),
@@ -160,4 +166,4 @@ def prompt_of(task: Task, prompt_id: str, text: str) -> Prompt | None:
     if not index.isdecimal() or int(index) >= len(prompts):
         return None
     prompt = prompts[int(index)]
-    return prompt if prompt.text == text else None
+    return prompt if prompt.text == text or isinstance(task, AgentTask) else None  # an episode's text is its opening observation

@@ -10,8 +10,9 @@ import torch
 from configs.loading import load_config
 from configs.schema import Explorer
 from pipeline.context import StageContext
-from pipeline.explorer.build import RUN_CONFIG, beside, explore
+from pipeline.explorer.build import beside, explore
 from pipeline.explorer.page import PAGE, write_page
+from pipeline.explorer.policies import RUN_CONFIG
 from pipeline.explorer.records import Dataset
 from pipeline.tracking import attach
 

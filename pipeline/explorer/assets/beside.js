@@ -8,7 +8,7 @@ function compareView() {
     el(
       "div",
       {},
-      el("h3", {}, `${name}: ${run.summary.run}`),
+      el("h3", {}, `${name}: ${printable(run.summary.run)}`),
       tiles([
         ["reward, first and last", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
         ["code perplexity", fixed(run.summary.perplexity, 1)],
@@ -22,13 +22,13 @@ function compareView() {
       what,
       [`first`, `last update`],
       [
-        { name: `A ${a.summary.run}`, values: value(a), ink: "var(--accent)" },
-        { name: `B ${b.summary.run}`, values: value(b), ink: "var(--down)" },
+        { name: `A ${printable(a.summary.run)}`, values: value(a), ink: "var(--accent)" },
+        { name: `B ${printable(b.summary.run)}`, values: value(b), ink: "var(--down)" },
       ],
     );
   const gain = (code) => (code.gain ? signed(code.gain.mean, 4) : "\u2013");
   return [
-    title(`${a.summary.run} beside ${b.summary.run}`),
+    title(`${printable(a.summary.run)} beside ${printable(b.summary.run)}`),
     el("div", { class: "columns" }, side("A", a), side("B", b)),
     el(
       "div",

@@ -13,66 +13,63 @@ function views() {
 }
 
 const title = (text) => el("h2", { tabindex: "-1" }, text);
-const notes = (data) => data.summary.notes.map((note) => el("p", { class: "note" }, note));
-const writes = (data, code) => (code.contexts.length ? words(data, [...new Set(code.contexts.map((c) => c.token))].slice(0, 3)) : "\u2013");
+const notes = (data) => data.summary.notes.map((note) => el("p", { class: "note" }, printable(note)));
+const chips = (data, tokens) => tokens.map((t, i) => [i ? " " : "", el("span", { class: "text chip" }, word(data, t))]);
+const writes = (data, code) => (code.contexts.length ? chips(data, [...new Set(code.contexts.map((c) => c.token))].slice(0, 3)) : "\u2013");
+const READ_SUM = 0.01; // of the gain's own size; smaller sums say nothing about shares
+
+function facts(data) {
+  const s = data.summary;
+  return tiles([
+    ["reward, first and last tenth of training", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
+    ["success, first and last tenth", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
+    ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
+    ["codes alive", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
+    ["code perplexity (codes in effective use)", fixed(s.perplexity, 1)],
+    ...(s.turns > 1 ? [["turns of an episode, mean", fixed(s.turns, 1)]] : []),
+    ["rollouts read", `${s.rollouts} of ${s.stored}`],
+  ]);
+}
+
+const chosenColumns = (data) => [
+  { name: "chosen before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
+  { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
+  {
+    name: "change, points",
+    number: true,
+    cell: (k) => change(data.codes[k]),
+    value: (k) => data.codes[k].after - data.codes[k].before,
+  },
+  { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
+  { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+];
 
 function gainView({ data }) {
   const s = data.summary;
-  const facts = tiles([
-    ["reward, first and last tenth of training", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
-    ["success", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
-    ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
-    ["codes alive", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
-    ["code perplexity", fixed(s.perplexity, 1)],
-    ["rollouts read", `${s.rollouts} of ${s.stored}`],
-  ]);
-  if (!s.gain) return [title("What reinforcement learning gained"), facts, notes(data)];
+  if (!s.gain) return withoutGain(data);
   const order = ranked(data, (c) => c.gain.mean),
-    sum = s.gain.mean,
     most = Math.max(...data.codes.map((c) => Math.abs(c.gain.mean)));
-  const sure = order.filter((k) => data.codes[k].gain.low > 0),
-    rose = (k) => data.codes[k].after >= data.codes[k].before;
   const position = data.splits[0],
     top = order.slice(0, 16);
   return [
     title("Which codes carry the gain of reinforcement learning"),
-    facts,
+    gainInWords(data, order),
+    facts(data),
     notes(data),
-    el(
-      "p",
-      {},
-      `From the policy before RL to the one after it, the codes gained ${signed(sum)} (${signed(s.gain.low)} to ${signed(s.gain.high)}) ` +
-        `in mean reward on held-out prompts, by ${s.path_rollouts} rollouts along the way. ` +
-        `${sure.length} codes have a part that is surely above 0` +
-        (sure.length ? "; the largest: " : "."),
-      sure
-        .slice(0, 5)
-        .map((k, i) => [i ? ", " : "", codeLink(k), ` ${signed(data.codes[k].gain.mean)} (${rose(k) ? "chosen more" : "chosen less"})`]),
-    ),
-    el(
-      "p",
-      { class: "soft" },
-      "A code has a positive part when it is chosen more where it pays, or less where it costs. " +
-        "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its own by chance.",
-    ),
     table(
       "Codes by their part of the gain",
       [
         { name: "code", cell: (k) => codeLink(k), value: (k) => k },
-        { name: "gain", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
+        { name: "gain in reward", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
         { name: "", cell: (k) => middleBar(data.codes[k].gain.mean, most) },
         { name: "95 % interval", cell: (k) => `${signed(data.codes[k].gain.low, 4)} to ${signed(data.codes[k].gain.high, 4)}` },
         {
           name: "of all",
           number: true,
-          cell: (k) => (sum ? percent(data.codes[k].gain.mean / sum, 0) : "\u2013"),
+          cell: (k) => (Math.abs(s.gain.mean) > READ_SUM ? percent(data.codes[k].gain.mean / s.gain.mean, 0) : "\u2013"),
           value: (k) => data.codes[k].gain.mean,
         },
-        { name: "chosen before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
-        { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
-        { name: "change", number: true, cell: (k) => change(data.codes[k]), value: (k) => data.codes[k].after - data.codes[k].before },
-        { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
-        { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+        ...chosenColumns(data),
       ],
       order,
       { sort: 1 },
@@ -83,13 +80,90 @@ function gainView({ data }) {
       [{ name: "reward", values: s.path, ink: "var(--accent)" }],
     ),
     el("h3", {}, "Where in a response"),
+    gainByPosition(data),
     heatmap(
-      "gain by position, the 16 codes with the most",
+      "gain by position in the response, the 16 codes with the most",
       codeNames(top),
       position.keys,
       top.map((k) => position.gain.map((row) => row[k])),
-      { show: (v) => signed(v, 4), pick: (y) => go({ view: "codes", code: top[y] }) },
+      { show: (v) => signed(v, 4), codes: top },
     ),
+  ];
+}
+
+function gainInWords(data, order) {
+  const s = data.summary,
+    sure = order.filter((k) => data.codes[k].gain.low > 0);
+  const rose = (k) => data.codes[k].after >= data.codes[k].before;
+  const share = (codes) => percent(codes.reduce((sum, k) => sum + data.codes[k].gain.mean, 0) / s.gain.mean, 0);
+  return [
+    el(
+      "p",
+      {},
+      `From the policy before RL to the one after it, the mean reward on held-out prompts changed by ${signed(s.gain.mean)} ` +
+        `(95 % interval ${signed(s.gain.low)} to ${signed(s.gain.high)}): the sum of the codes' parts, estimated from ` +
+        `${s.path_rollouts} rollouts of policies between the two. `,
+      sure.length
+        ? [
+            `${sure.length === 1 ? "One code has" : `${sure.length} codes have`} a part that is surely above 0` +
+              (s.gain.low > 0 ? ` (together ${share(sure)} of the gain)` : "") +
+              "; the largest: ",
+            sure
+              .slice(0, 5)
+              .map((k, i) => [
+                i ? ", " : "",
+                codeLink(k),
+                ` ${signed(data.codes[k].gain.mean)} (writes `,
+                writes(data, data.codes[k]),
+                `, chosen ${rose(k) ? "more" : "less"} after RL)`,
+              ]),
+            ".",
+          ]
+        : "No code has a part that is surely above 0.",
+    ),
+    el(
+      "p",
+      { class: "soft" },
+      "A code has a positive part when it is chosen more where it pays, or less where it costs: a code that became rarer can carry gain too. " +
+        "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its own by chance.",
+    ),
+  ];
+}
+
+function gainByPosition(data) {
+  const { keys, gain } = data.splits[0],
+    sums = gain.map((row) => row.reduce((a, b) => a + b, 0));
+  const most = keys.map((_, i) => i).sort((i, j) => sums[j] - sums[i]);
+  return el(
+    "p",
+    {},
+    "Most of the gain comes at positions ",
+    most.slice(0, 3).map((i, n) => `${n ? ", " : ""}${keys[i]} (${signed(sums[i])})`),
+    "; position 0 is the first token of the response.",
+  );
+}
+
+function withoutGain(data) {
+  const read = data.codes[0].before !== null;
+  return [
+    title("What reinforcement learning changed"),
+    facts(data),
+    notes(data),
+    el(
+      "p",
+      {},
+      "Which codes carry the gain was not computed for this run. ",
+      read &&
+        "What there is instead: which codes RL made more or less likely, and the mean advantage of the rollouts they were in, which is a correlation.",
+    ),
+    read
+      ? table(
+          "Codes by the change of their probability",
+          [{ name: "code", cell: (k) => codeLink(k), value: (k) => k }, ...chosenColumns(data)],
+          data.codes.map((_, k) => k),
+          { sort: 3 },
+        )
+      : null,
   ];
 }
 const change = (code) => el("span", { class: code.after >= code.before ? "up" : "down" }, signed(100 * (code.after - code.before), 1));

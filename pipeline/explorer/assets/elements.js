@@ -29,7 +29,8 @@ function printable(text) {
   return plain.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd") || "\u2205";
 }
 const word = (data, token) => printable(data.vocabulary[token]);
-const words = (data, tokens) => el("span", { class: "text" }, tokens.map((t) => word(data, t)).join(" "));
+const seenWords = (data, tokens) => tokens.map((t) => word(data, t)).join(" ");
+const words = (data, tokens) => el("span", { class: "text" }, seenWords(data, tokens));
 const codeLink = (code, changes = {}) =>
   link({ view: "codes", code, rollout: null, ...changes }, { class: "code", "--hue": hue(code), "aria-label": `code ${code}` }, code);
 const codesInLine = (codes) => codes.map((code, i) => [i ? " " : "", codeLink(code)]);
@@ -47,6 +48,24 @@ function middleBar(value, most) {
     { class: "bar", "aria-hidden": "true" },
     el("i", { "--from": `${from}%`, "--size": `${size}%`, "--ink": value < 0 ? "var(--down)" : "var(--up)" }),
   );
+}
+
+// Many small buttons as one stop of the Tab key: the arrows, Home and End move among them.
+function strip(label, children, current = 0) {
+  const node = el("div", { class: "tokens", role: "group", "aria-label": label }, children);
+  const stops = [...node.querySelectorAll("button:not(:disabled)")];
+  const stopAt = (i) => stops.forEach((stop, j) => stop.setAttribute("tabindex", i === j ? "0" : "-1"));
+  stopAt(Math.max(0, Math.min(stops.length - 1, current)));
+  node.addEventListener("keydown", (event) => {
+    const here = stops.indexOf(document.activeElement),
+      moves = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: stops.length - 1 };
+    if (here < 0 || !(event.key in moves) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const next = Math.max(0, Math.min(stops.length - 1, moves[event.key]));
+    stopAt(next);
+    stops[next].focus();
+  });
+  return node;
 }
 
 const tiles = (pairs) =>
@@ -88,6 +107,6 @@ function table(caption, columns, rows, { sort = null, chosen = () => false } = {
   }
   if (sort === null) show(rows);
   else order(sort);
-  return scrolling(caption, el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body));
+  return scrolling(caption, el("table", {}, el("caption", {}, el("span", {}, caption)), el("thead", {}, el("tr", {}, heads)), body));
 }
 const compare = (a, b) => (typeof a === "string" ? -a.localeCompare(b) : (a ?? -Infinity) - (b ?? -Infinity) || 0);

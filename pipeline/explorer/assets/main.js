@@ -6,13 +6,15 @@ function render() {
   const now = state(),
     main = document.getElementById("main");
   const key = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.key : null;
-  document.getElementById("title").textContent = `Explorer: ${now.data.summary.run}`;
-  document.title = `${now.data.summary.run}: explorer`;
+  document.getElementById("title").textContent = `Explorer: ${printable(now.data.summary.run)}`;
+  document.title = `${printable(now.data.summary.run)}: explorer`;
   const runs = document.getElementById("runs");
   runs.hidden = RUNS.length < 2;
   const away = { code: null, rollout: null, step: null, page: null, split: null };
   runs.replaceChildren(
-    ...RUNS.map((run, i) => link({ run: i, ...away }, { "aria-current": i === now.run && "true" }, `${"AB"[i]}: ${run.summary.run}`)),
+    ...RUNS.map((run, i) =>
+      link({ run: i, ...away }, { "aria-current": i === now.run && "true" }, `${"AB"[i]}: ${printable(run.summary.run)}`),
+    ),
   );
   document
     .getElementById("views")

@@ -38,8 +38,8 @@ function rgb(name) {
   return [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
 }
 
-// rows x columns of numbers as colours, and the same as a table on demand. Negative ones have the other colour.
-function heatmap(title, rowNames, columnNames, values, { show = percent, pick = null } = {}) {
+// rows x columns of numbers as colours, and the same as a table on demand. Negative ones have the other colour. Rows of `codes` link to them.
+function heatmap(title, rowNames, columnNames, values, { show = percent, codes = null } = {}) {
   const cell = [
     Math.max(8, Math.min(28, Math.floor(900 / columnNames.length))),
     Math.max(7, Math.min(18, Math.floor(720 / rowNames.length))),
@@ -47,7 +47,7 @@ function heatmap(title, rowNames, columnNames, values, { show = percent, pick = 
   const left = 60,
     top = 18,
     ratio = window.devicePixelRatio || 1;
-  const size = [left + cell[0] * columnNames.length, top + cell[1] * rowNames.length];
+  const size = [left + cell[0] * columnNames.length + 30, top + cell[1] * rowNames.length];
   const canvas = el("canvas", {
     role: "img",
     "aria-label": `${title}; the same as a table follows`,
@@ -82,16 +82,21 @@ function heatmap(title, rowNames, columnNames, values, { show = percent, pick = 
   columnNames.forEach((name, x) => {
     if (x % acrossEvery === 0) context.fillText(name, left + x * cell[0], 12);
   });
-  const status = el("output", {}, "Darker is more (square root scale). Point at a cell to read it.");
+  const status = el(
+    "output",
+    {},
+    (DARK.matches ? "Brighter" : "Darker") + " is more (square root scale). Point at a cell to read it, click it for its code.",
+  );
   const place = (event) => [Math.floor((event.offsetY - top) / cell[1]), Math.floor((event.offsetX - left) / cell[0])];
   canvas.addEventListener("mousemove", (event) => {
     const [y, x] = place(event);
     if (values[y] && values[y][x] !== undefined) status.textContent = `${rowNames[y]}, ${columnNames[x]}: ${show(values[y][x])}`;
   });
+  const pick = codes && ((y) => go({ view: "codes", code: codes[y] }));
   if (pick)
     canvas.addEventListener("click", (event) => {
       const [y, x] = place(event);
-      if (values[y] && values[y][x] !== undefined) pick(y, x);
+      if (values[y] && values[y][x] !== undefined) pick(y);
     });
   const folded = el(
     "details",
@@ -125,7 +130,7 @@ function heatmap(title, rowNames, columnNames, values, { show = percent, pick = 
             el(
               "tr",
               {},
-              el("th", { scope: "row" }, rowNames[y]),
+              el("th", { scope: "row" }, codes ? codeLink(codes[y]) : rowNames[y]),
               row.map((v) => el("td", { class: "number" }, show(v))),
             ),
           ),

@@ -17,17 +17,21 @@ function trainingView({ data }) {
       "div",
       { class: "columns" },
       lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity, ink: "var(--accent)" }]),
-      lines("reward and success by update", t.updates, [
-        { name: "reward", values: t.reward, ink: "var(--accent)" },
-        { name: "success", values: t.success, ink: "var(--down)" },
-      ]),
+      t.reward.every((r, i) => r === t.success[i])
+        ? lines("reward by update (the share of successes is the same)", t.updates, [
+            { name: "reward", values: t.reward, ink: "var(--accent)" },
+          ])
+        : lines("reward and success by update", t.updates, [
+            { name: "reward", values: t.reward, ink: "var(--accent)" },
+            { name: "success", values: t.success, ink: "var(--down)" },
+          ]),
     ),
     heatmap(
       "usage of each code by update",
       codeNames(order),
       t.updates,
       order.map((k) => t.usage.map((row) => row[k])),
-      { pick: (y) => go({ view: "codes", code: order[y] }) },
+      { codes: order },
     ),
   ];
 }
@@ -48,6 +52,13 @@ const splitChoice = (data, split) =>
     ),
   );
 
+const explained = (name) =>
+  ({
+    position: "Position is the place of the token in its response, from 0.",
+    turn: "Turn is the response of the episode, from 0.",
+    task: "Task is what the prompt is from.",
+  })[name] ?? `${name} is a field of the prompts' metadata.`;
+
 function whereView({ data, split }) {
   const s = data.splits[split],
     order = ranked(data, (c) => c.usage);
@@ -57,14 +68,15 @@ function whereView({ data, split }) {
     el(
       "p",
       { class: "soft" },
-      `Share of the choices in each column (${s.name}: ${s.keys.map((key, i) => `${key} has ${s.counts[i]}`).join(", ")}).`,
+      `Share of each code among the choices of a column, which has ${Math.min(...s.counts)} to ${Math.max(...s.counts)} of them. ` +
+        explained(s.name),
     ),
     heatmap(
       `usage by ${s.name}`,
       codeNames(order),
       s.keys,
       order.map((k) => s.usage.map((row) => row[k])),
-      { pick: (y) => go({ view: "codes", code: order[y] }) },
+      { codes: order },
     ),
   ];
 }
@@ -87,7 +99,12 @@ function policyView({ data, split }) {
   };
   return [
     title("The policy before and after reinforcement learning"),
-    el("p", { class: "soft" }, "Mean probability of each code over the same choices, those of the rollouts on this page."),
+    el(
+      "p",
+      { class: "soft" },
+      "Mean probability of each code over the same choices, those of the rollouts on this page, under both policies. " +
+        "Most at: where it changed most in the direction it changed as a whole.",
+    ),
     splitChoice(data, split),
     table(
       "Codes that rose and fell",
@@ -103,7 +120,16 @@ function policyView({ data, split }) {
         },
         { name: "", cell: (k) => middleBar(data.codes[k].after - data.codes[k].before, most) },
         { name: `most at ${s.name}`, cell: where },
-        { name: "part of the gain", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
+        ...(data.summary.gain
+          ? [
+              {
+                name: "part of the gain",
+                number: true,
+                cell: (k) => signed(data.codes[k].gain.mean, 4),
+                value: (k) => data.codes[k].gain.mean,
+              },
+            ]
+          : [{ name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage }]),
         { name: "writes", cell: (k) => writes(data, data.codes[k]) },
       ],
       order,
@@ -114,7 +140,7 @@ function policyView({ data, split }) {
       codeNames(order),
       s.keys,
       order.map((k) => s.after.map((row, i) => row[k] - s.before[i][k])),
-      { show: (v) => signed(100 * v, 1) + " points", pick: (y) => go({ view: "codes", code: order[y] }) },
+      { show: (v) => signed(100 * v, 1) + " points", codes: order },
     ),
   ];
 }

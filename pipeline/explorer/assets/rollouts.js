@@ -1,5 +1,7 @@
 // Rollouts, and why an output came about.
 
+const LISTED = 64; // tokens of a rollout in the list; all are in its own view
+
 const SORTS = {
   update: (a, b) => b.update - a.update,
   reward: (a, b) => b.reward - a.reward,
@@ -68,37 +70,77 @@ function rolloutsView(now) {
         outcome,
       ),
     ),
-    el("p", { class: "soft" }, "Each token stands over the code that produced it; click one to see only rollouts with its code."),
+    el(
+      "p",
+      { class: "soft" },
+      "Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
+        (data.summary.turns > 1
+          ? " What the world said between an episode's turns is set apart in grey: the policy did not choose it."
+          : ""),
+    ),
     pager("above"),
     el(
       "ol",
       { class: "rollouts" },
-      found.slice(here * PER_PAGE, (here + 1) * PER_PAGE).map(([r, i]) =>
-        el(
-          "li",
-          { class: i === rollout && "chosen" },
-          link({ rollout: i, step: null }, {}, `rollout ${i}`),
-          " ",
-          el("span", { class: r.success ? "good" : "bad" }, `reward ${fixed(r.reward, 2)}`),
+      found
+        .slice(here * PER_PAGE, (here + 1) * PER_PAGE)
+        .map(([r, i]) =>
           el(
-            "span",
-            { class: "soft" },
-            `, ${signed(r.advantage, 2)} against its group, update ${r.update}${explained.has(i) ? ", explained" : ""} `,
-          ),
-          el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
-          " ",
-          r.tokens.map((t, j) =>
+            "li",
+            { class: i === rollout && "chosen" },
+            link({ rollout: i, step: null }, {}, `rollout ${i}`),
+            " ",
+            el("span", { class: r.success ? "good" : "bad" }, `reward ${fixed(r.reward, 2)}`),
             el(
               "span",
-              { class: "token", "--hue": hue(r.codes[j]), onclick: () => go({ code: r.codes[j], page: null }) },
-              word(data, t),
-              el("small", {}, r.codes[j]),
+              { class: "soft" },
+              `, ${signed(r.advantage, 2)} against its group, update ${r.update}${explained.has(i) ? ", explained" : ""} `,
             ),
+            el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
+            " ",
+            listed(data, r, i),
           ),
         ),
-      ),
     ),
     pager("below"),
+  ];
+}
+
+// The first `end` tokens: `one(place)` for those that the policy chose, blocks of text for what an episode observed between.
+function written(data, r, end, one) {
+  const found = [];
+  for (let j = 0; j < end;) {
+    if (r.codes[j] >= 0) {
+      found.push(one(j));
+      j += 1;
+      continue;
+    }
+    let last = j;
+    while (last < end && r.codes[last] < 0) last += 1;
+    found.push(
+      el("span", { class: "text seen" }, el("span", { class: "unseen" }, "the world said: "), seenWords(data, r.tokens.slice(j, last))),
+    );
+    j = last;
+  }
+  return found;
+}
+
+const tokenButton = (data, r, j, attributes) =>
+  el(
+    "button",
+    { type: "button", class: "token", "--hue": hue(r.codes[j]), ...attributes },
+    `${word(data, r.tokens[j])} `,
+    el("small", {}, r.codes[j]),
+  );
+
+function listed(data, r, i) {
+  const more = r.tokens.length - LISTED;
+  const children = written(data, r, Math.min(r.tokens.length, LISTED), (j) =>
+    tokenButton(data, r, j, { "data-key": `token ${i} ${j}`, onclick: () => go({ code: r.codes[j], page: null }) }),
+  );
+  return [
+    strip(`tokens of rollout ${i}, each with its code`, children),
+    more > 0 && link({ rollout: i, step: null }, { "data-key": `rest ${i}` }, `and ${more} more tokens`),
   ];
 }
 
@@ -106,25 +148,20 @@ function rolloutDetail({ data, rollout, step }) {
   const r = data.rollouts[rollout],
     why = data.why.find((w) => w.rollout === rollout);
   const steps = new Map(why ? why.steps.map((s) => [s.position, s]) : []);
-  const open = why && (steps.has(step) ? step : (why.steps.find((s) => s.endings.length) || why.steps[0]).position);
-  const tokens = why
-    ? r.tokens.map((t, j) =>
-        el(
-          "button",
-          {
-            type: "button",
-            class: "token",
-            "--hue": hue(r.codes[j]),
-            "aria-pressed": String(j === open),
-            "data-key": `step ${j}`,
-            disabled: !steps.has(j),
-            onclick: () => go({ step: j }),
-          },
-          word(data, t),
-          el("small", {}, el("span", { class: "unseen" }, " code "), r.codes[j]),
-        ),
-      )
-    : r.tokens.map((t, j) => el("span", { class: "token", "--hue": hue(r.codes[j]) }, word(data, t), el("small", {}, r.codes[j])));
+  const first = why && [...decisive(why).map(([s]) => s), ...why.steps.filter((s) => s.endings.length), why.steps[0]][0];
+  const open = why && (steps.has(step) ? step : first.position);
+  const tokens = strip(
+    `tokens of rollout ${rollout}, each with its code`,
+    written(data, r, r.tokens.length, (j) =>
+      tokenButton(data, r, j, {
+        "data-key": `step ${j}`,
+        "aria-pressed": why && String(j === open),
+        disabled: why && !steps.has(j),
+        onclick: () => go(why ? { step: j } : { view: "codes", code: r.codes[j], rollout: null, page: null }),
+      }),
+    ),
+    why ? [...steps.keys()].indexOf(open) : 0,
+  );
   const chance = (values, j) => (values.length && values[j] >= 0 ? `${values[j]} %` : "");
   return el(
     "section",
@@ -134,13 +171,21 @@ function rolloutDetail({ data, rollout, step }) {
       ["against its group", signed(r.advantage)],
       ["success", r.success ? "yes" : "no"],
       ["update", r.update],
+      ...(r.turn_rewards.length ? [["reward of each turn", r.turn_rewards.map((x) => fixed(x, 2)).join(", ")]] : []),
     ]),
-    el("p", { class: "soft" }, r.id),
+    el("p", { class: "soft" }, printable(r.id)),
     el("p", { class: "text" }, printable(data.prompts[r.prompt])),
-    el("p", {}, tokens),
+    tokens,
+    why ? decisiveInWords(data, r, why) : null,
     why
-      ? el("div", {}, el("h3", {}, `Why ${word(data, r.tokens[open])} at token ${open}`), stepDetail(data, r, steps.get(open)))
-      : el("p", { class: "soft" }, "Not among the explained rollouts (show: explained ones)."),
+      ? el(
+          "div",
+          {},
+          el("h3", {}, `Why ${word(data, r.tokens[open])} at token ${open}`),
+          stepInWords(data, r, steps.get(open)),
+          stepDetail(data, r, steps.get(open)),
+        )
+      : el("p", { class: "soft" }, "Not among the explained rollouts (show: explained ones); a click on a token leads to its code."),
     el(
       "details",
       {},
@@ -154,9 +199,79 @@ function rolloutDetail({ data, rollout, step }) {
           { name: "before RL", number: true, cell: (j) => chance(r.before, j), value: (j) => r.before[j] ?? -1 },
           { name: "after RL", number: true, cell: (j) => chance(r.after, j), value: (j) => r.after[j] ?? -1 },
         ],
-        r.tokens.map((_, j) => j),
+        r.tokens.map((_, j) => j).filter((j) => r.codes[j] >= 0),
       ),
     ),
+  );
+}
+
+// How much another reward the ending has than that of the chosen code, null where either could not be judged.
+const against = (step, e) => (e.reward === null || step.endings[0].reward === null ? null : e.reward - step.endings[0].reward);
+const TOLD = 1e-9;
+
+// The choices at which another token would have ended with another reward: [[step, the ending that differs most]].
+function decisive(why) {
+  const differs = (s, e) => Math.abs(against(s, e) ?? 0);
+  return why.steps
+    .map((s) => [s, s.endings.slice(1).reduce((a, b) => (a && differs(s, a) >= differs(s, b) ? a : b), null)])
+    .filter(([s, e]) => e && differs(s, e) > TOLD);
+}
+
+function decisiveInWords(data, r, why) {
+  const played = why.steps.filter((s) => s.endings.length > 1).length,
+    found = decisive(why);
+  if (!played) return null;
+  const one = ([s, e], i) => {
+    const own = s.masses.find((m) => m[0] === r.tokens[s.position]);
+    return [
+      i ? "; " : "",
+      link({ step: s.position }, { "data-key": `decisive ${s.position}` }, `token ${s.position}`),
+      ": ",
+      chips(data, [r.tokens[s.position]]),
+      own && ` (a chance of ${percent(own[2], 0)} after RL)`,
+      " rather than ",
+      chips(data, [e.tokens[0]]),
+      `, with which the reward would be ${fixed(e.reward, 2)} instead of ${fixed(s.endings[0].reward, 2)}`,
+    ];
+  };
+  return el(
+    "p",
+    {},
+    found.length
+      ? ["What decided the reward, if the policy after RL goes on greedily from there: ", found.map(one), "."]
+      : `No single choice decided: at the ${played} that were played on with another token, greedily from there, the reward stays the same.`,
+  );
+}
+
+// What the tables below say, in a sentence or three.
+function stepInWords(data, r, step) {
+  const token = r.tokens[step.position],
+    code = r.codes[step.position];
+  const own = step.masses.find((m) => m[0] === token),
+    rivals = step.masses.filter((m) => m[0] !== token);
+  const moved = (m) => `${percent(m[1], 0)} before RL, ${percent(m[2], 0)} after it`;
+  const rival = rivals[0];
+  const ending = rival && step.endings.slice(1).find((e) => e.tokens[0] === rival[0]);
+  const differs = ending && against(step, ending);
+  return el(
+    "p",
+    {},
+    own
+      ? [
+          "The codes that write ",
+          chips(data, [token]),
+          ` here have together a chance of ${moved(own)} (${own[3]} codes; code ${code} is the one that was drawn). `,
+        ]
+      : `Code ${code} was drawn; what it wrote is no code's likeliest token here. `,
+    rival
+      ? ["The likeliest other token is ", chips(data, [rival[0]]), `: ${moved(rival)}. `]
+      : "The codes compared agree: each of them would have written it. ",
+    ending && differs !== null
+      ? "Going on greedily from here, the policy after RL " +
+          (Math.abs(differs) > TOLD
+            ? `gets reward ${fixed(ending.reward, 2)} with it, and ${fixed(step.endings[0].reward, 2)} with the chosen one.`
+            : `gets reward ${fixed(ending.reward, 2)} with either.`)
+      : null,
   );
 }
 
@@ -208,15 +323,18 @@ function stepDetail(data, r, step) {
             {
               name: "against the chosen one",
               number: true,
-              cell: (e) =>
-                e === step.endings[0] || e.reward === null || step.endings[0].reward === null
-                  ? ""
-                  : signed(e.reward - step.endings[0].reward, 2),
+              cell: (e) => (e === step.endings[0] || against(step, e) === null ? "" : signed(against(step, e), 2)),
             },
             { name: "from here on", wide: true, cell: (e) => words(data, e.tokens) },
           ],
           step.endings,
         )
-      : el("p", { class: "soft" }, "No other token was likely enough here to be played to its end."),
+      : el(
+          "p",
+          { class: "soft" },
+          data.summary.turns > 1
+            ? "How another choice would have ended is not computed for episodes of several turns: the world would have to be played anew."
+            : "No other token was likely enough here to be played to its end.",
+        ),
   );
 }
