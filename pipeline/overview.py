@@ -16,7 +16,8 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.durable import write_atomic
 from pipeline.gates import final_of
-from pipeline.runlog import METRICS, clock
+from pipeline.progress import clock
+from pipeline.runlog import METRICS
 
 CONFIG, SUMMARY, PROCESS = "config.yaml", "summary.json", "process.json"
 SILENT_SECONDS = 600.0

@@ -20,6 +20,7 @@ from latent_control.explain import Walker, play_on, read_choices, token_log_prob
 from latent_control.records import TokenBatch
 from pipeline import cli, cli_explain
 from pipeline.context import StageContext
+from pipeline.displays import automatic
 from pipeline.explorer import gain, path
 from pipeline.explorer.build import explore, load_models, policies_of
 from pipeline.explorer.corpus import read_corpus
@@ -358,7 +359,7 @@ class TestEndOfRun:
         folder = make_run(tmp_path / "run", tiny_checkpoint)
         shutil.rmtree(folder / "replay")
         context = self.context(folder)
-        context.log._quiet = False
+        context.log.display = automatic()
         write_at_end(context)
         assert not (folder / "explorer.html").exists()
         assert "not written" in capsys.readouterr().out
