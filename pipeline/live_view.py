@@ -15,6 +15,7 @@ LABEL = 10
 _OWN_LINE = {
     *("reward", "success", "loss", "staleness_mean", "staleness_max", "alive_codes", "alive_share", "code_perplexity"),
     *("tokens", "rollouts", "seconds_update_total", "idle_learner", "idle_workers", "learning_rate", "gradient_norm"),
+    *("failures", "updates_skipped", "tokens_per_rollout"),
 }
 """Metrics that have a place of their own, or say little."""
 

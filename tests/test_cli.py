@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from pipeline import cli, doctor, preflight, ui
+from pipeline.displays import Display
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate")
@@ -46,12 +47,12 @@ def fake_stages(monkeypatch):
 
     calls: list[tuple] = []
 
-    def run(config, run_dir, quiet):
-        calls.append(("run", config, run_dir, quiet))
+    def run(config, run_dir, display):
+        calls.append(("run", config, run_dir, display))
         return run_dir
 
-    def resume(run_dir, quiet):
-        calls.append(("resume", run_dir, quiet))
+    def resume(run_dir, display):
+        calls.append(("resume", run_dir, display))
         return run_dir
 
     def evaluate(target, *, config, prompts):
@@ -240,8 +241,8 @@ class TestRunResumeEvaluate:
         monkeypatch.chdir(tmp_path)
         done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "seed=5", "--quiet"])
         assert done.exit_code == 0, done.output
-        ((_, config, folder, quiet),) = fake_stages.calls
-        assert (config.seed, quiet, done.stdout) == (5, True, "")
+        ((_, config, folder, display),) = fake_stages.calls
+        assert (config.seed, type(display), done.stdout) == (5, Display, "")
         assert folder.parent == tmp_path / "runs"
         assert folder.name.startswith("mine-20")
 
@@ -260,7 +261,7 @@ class TestRunResumeEvaluate:
 
     @pytest.mark.parametrize("error", [ValueError("the data is odd: use other data"), FileNotFoundError("x"), FloatingPointError("loss")])
     def test_failures_while_working_are_one_sentence_and_1(self, error, config_file, fake_stages, tmp_path, monkeypatch):
-        def fail(config, run_dir, quiet):
+        def fail(config, run_dir, display):
             raise error
 
         fake_stages.run = fail
@@ -272,7 +273,7 @@ class TestRunResumeEvaluate:
         assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")]).exception is error
 
     def test_a_defect_keeps_its_traceback(self, config_file, fake_stages, tmp_path):
-        def fail(config, run_dir, quiet):
+        def fail(config, run_dir, display):
             raise KeyError("a defect")
 
         fake_stages.run = fail
@@ -286,7 +287,7 @@ class TestRunResumeEvaluate:
             assert wanted in done.stderr
         (tmp_path / "config.yaml").touch()
         assert CliRunner().invoke(cli.app, ["resume", str(tmp_path)]).exit_code == 0
-        assert fake_stages.calls == [("resume", tmp_path, False)]
+        assert fake_stages.calls == [("resume", tmp_path, None)]
 
     def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, tmp_path):
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
@@ -348,7 +349,7 @@ class TestRunResumeEvaluate:
             "import pathlib, signal, sys, time, types\n"
             # A shell that starts the tests in the background has them ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "def run(config, run_dir, quiet):\n"
+            "def run(config, run_dir, display):\n"
             "    run_dir.mkdir(); (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
