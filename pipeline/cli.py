@@ -378,9 +378,10 @@ def result_table(result: dict[str, Any]) -> str:
         for name, row in rows.items()
     ]
     lines = aligned(table)
-    lines += [
-        f"{name}: " + ", ".join(_difference(p, d) for p, d in passes.items()) for name, passes in result.get("differences", {}).items()
-    ]
+    if gains := result.get("differences", {}):
+        modes = list(dict.fromkeys(mode for passes in gains.values() for mode in passes))
+        head = ["gain", *(cell for mode in modes for cell in (mode, "95 % interval"))]
+        lines += aligned([head, *([name, *(c for mode in modes for c in _gain(passes.get(mode)))] for name, passes in gains.items())])
     samples = result.get("samples_per_prompt", 1)
     times = "once" if samples == 1 else f"{samples} times"
     lines += [*_more(rows), *_slice_lines(rows)]
@@ -451,8 +452,8 @@ def _success(row: dict[str, Any], passes: str) -> list[str]:
     return [f"{row[passes]:.3f}", f"{low:.3f} - {high:.3f}"]
 
 
-def _difference(name: str, difference: dict[str, float]) -> str:
-    return f"{name} {difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+def _gain(found: dict[str, float] | None) -> list[str]:
+    return [f"{found['mean']:+.3f}", f"{found['low']:+.3f} to {found['high']:+.3f}"] if found else ["", ""]
 
 
 def _occupied(folder: Path) -> list[str]:

@@ -294,7 +294,8 @@ class TestRunResumeEvaluate:
         assert done.stdout.splitlines() == [
             "success  sampled  95 % interval  greedy  95 % interval  tokens",
             "base     0.250    0.100 - 0.400  0.500   0.300 - 0.700  12.0",
-            "improved - base: sampled +0.500 (+0.250 to +0.750)",
+            "gain             sampled  95 % interval",
+            "improved - base  +0.500   +0.250 to +0.750",
             "8 held-out prompts, each played once sampled and once greedy",
         ]
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
