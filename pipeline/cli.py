@@ -378,10 +378,7 @@ def result_table(result: dict[str, Any]) -> str:
         for name, row in rows.items()
     ]
     lines = aligned(table)
-    if gains := result.get("differences", {}):
-        modes = list(dict.fromkeys(mode for passes in gains.values() for mode in passes))
-        head = ["gain", *(cell for mode in modes for cell in (mode, "95 % interval"))]
-        lines += aligned([head, *([name, *(c for mode in modes for c in _gain(passes.get(mode)))] for name, passes in gains.items())])
+    lines += _gains(result.get("differences", {}))
     samples = result.get("samples_per_prompt", 1)
     times = "once" if samples == 1 else f"{samples} times"
     lines += [*_more(rows), *_slice_lines(rows)]
@@ -450,6 +447,16 @@ def off_policy_table(result: dict[str, Any]) -> str:
 def _success(row: dict[str, Any], passes: str) -> list[str]:
     low, high = row[f"{passes}_interval"]
     return [f"{row[passes]:.3f}", f"{low:.3f} - {high:.3f}"]
+
+
+def _gains(differences: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """What improved over what, two measures side by side: 80 columns have room for no more."""
+    modes = list(dict.fromkeys(mode for passes in differences.values() for mode in passes))
+    lines: list[str] = []
+    for pair in (modes[i : i + 2] for i in range(0, len(modes), 2)):
+        head = ["gain", *(cell for mode in pair for cell in (mode, "95 % interval"))]
+        lines += aligned([head, *([name, *(c for mode in pair for c in _gain(passes.get(mode)))] for name, passes in differences.items())])
+    return lines
 
 
 def _gain(found: dict[str, float] | None) -> list[str]:

@@ -87,7 +87,7 @@ class TestLiveView:
         text = "\n".join(lines[5:])
         for wanted in (
             "reward    0.430",
-            "▁▇██",
+            "▁███",
             "success 0.250",
             "2,048 tokens/s, 3.00 s/update",
             "learner 76%, workers 28%",
