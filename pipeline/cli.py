@@ -93,6 +93,7 @@ def run(
     with reporting(folder, quiet, as_json) as report_to:
         with sentences(USAGE, report_to=report_to):
             settings = checked(config, overrides or [], also=_occupied(folder), report_to=report_to)
+            _make(folder)
             from pipeline.run import run as run_stages
         with sentences(FAILED, resumable=folder, report_to=report_to):
             done = run_stages(settings, folder, report_to.display)
@@ -469,6 +470,13 @@ def _occupied(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"--run-dir: {folder} is a file; give a folder"]
     return [f"--run-dir: {folder} is not empty; continue that run with latent-control resume {folder}, or give another folder"]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run-dir: cannot make {folder} ({error.strerror}); give a folder that can be written") from error
 
 
 def _existing(folder: Path) -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from pipeline.captured import Captured
 from pipeline.live_view import PLAIN_MARKS, Marks, view
-from pipeline.progress import Ahead, RunProgress, StageProgress, clock, key_metrics, number
+from pipeline.progress import UNITS, Ahead, RunProgress, StageProgress, clock, key_metrics, number
 
 COLUMNS = 80
 LINE_SECONDS = 5.0
@@ -98,11 +98,13 @@ class PlainLines(Display):
         self._widths.clear()
         self._shown, self._unshown = 0.0, None
         after = f", from update {earlier[-1][0]} on" if earlier else ""
-        self._said(f"{name}: " + (f"{total} updates{after}" if total else "begins"))
+        self._said(f"{name}: " + (f"{total} {UNITS.get(name, 'updates')}{after}" if total else "begins"))
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """A line, unless there was one just now."""
         progress = self._run.advance(stage, step, metrics)
+        if not metrics:
+            return
         now = time.monotonic()
         if self._shown and now - self._shown < LINE_SECONDS and step < progress.total:
             self._unshown = progress, metrics

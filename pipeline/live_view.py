@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from pipeline.progress import RunProgress, StageProgress, clock, key_metrics, number, sparkline
+from pipeline.progress import UNITS, RunProgress, StageProgress, clock, key_metrics, number, sparkline
 
 LABEL = 10
 """Columns of the labels on the left."""
@@ -67,7 +67,7 @@ def _stage_line(stage: StageProgress, run: RunProgress, width: int, marks: Marks
     if run.current is None and stage is next((s for s in run.stages.values() if s.state == "ahead"), None):
         return Text.assemble((f"{marks.current} {stage.name:<{names}}  starting", "bold"))
     expected = run.ahead.seconds.get(stage.name)
-    count = f"{stage.total} updates" if stage.total else ""
+    count = f"{stage.total} {UNITS.get(stage.name, 'updates')}" if stage.total else ""
     about = f"about {clock(expected)}" if expected is not None else ""
     return Text(f"{marks.ahead} {stage.name:<{names}}  " + ", ".join(part for part in (count, about) if part), "dim")
 

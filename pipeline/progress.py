@@ -34,6 +34,8 @@ CAUTIONS: tuple[tuple[str, float, str], ...] = (
     ("importance_capped_share", 0.2, "rollouts are too old: lower improve.max_staleness"),
 )
 """(metric, bound above which it is worth a word, the word); docs/metrics.md has the reasons."""
+UNITS = {"evaluate": "models"}
+"""What a stage counts, where it is not updates."""
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _RECENT = 20
 _TROUBLES = 3

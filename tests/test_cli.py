@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline import cli, doctor, preflight, ui
+from pipeline import cli, completion, doctor, preflight, ui
 from pipeline.displays import Display
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +99,52 @@ class TestHelp:
     @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]])
     def test_usage_errors_are_2(self, arguments):
         assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+    def test_every_command_has_its_panel(self):
+        from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # noqa: F401
+        from pipeline.cli_panels import MORE, PANELS, arrange, name_of
+
+        arrange(cli.app)
+        every = [*cli.app.registered_commands, *cli.app.registered_groups]
+        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == set()
+        named = [name for names in PANELS.values() for name in names]
+        assert len(named) == len(set(named))
+
+    def test_version_and_near_matches(self):
+        assert CliRunner().invoke(cli.app, ["--version"]).stdout.startswith("latent-control ")
+        done = CliRunner().invoke(cli.app, ["resum"])
+        assert done.exit_code == 2 and "Did you mean 'resume'" in done.output
+        assert "3 done, but a gate" in " ".join(CliRunner().invoke(cli.app, ["--help"]).stdout.split())
+
+
+class TestCompletion:
+    def completed(self, words: str) -> list[str]:
+        """As bash asks, the word under the cursor last."""
+        env = {"_LATENT_CONTROL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        return program(**env).stdout.split()
+
+    def test_in_the_shell(self):
+        assert self.completed("latent-control resu") == ["resume"]
+        assert self.completed("latent-control run configs/quick") == ["configs/quickstart.yaml"]
+        assert self.completed("latent-control run c.yaml improve.mo") == ["improve.mode=sync", "improve.mode=async"]
+        assert self.completed("latent-control run c.yaml improve.mode = as") == ["async"]
+
+    def test_keys_and_values(self):
+        assert "improve.updates=" in completion.overrides([], "improve.")
+        assert completion.overrides([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
+        assert completion.overrides(["improve.mode"], "=") == ["sync", "async"]
+        assert completion.overrides([], "nonsense.key=") == []
+
+    def test_paths(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs/first", "runs/second", "other"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "runs/first/config.yaml").touch()
+        (tmp_path / "mine.yaml").touch()
+        (tmp_path / "mine.txt").touch()
+        assert completion.run_folders("") == ["runs/first"] and completion.run_folders("fi") == ["runs/first"]
+        assert completion.run_folders("runs/f") == ["runs/first"] and completion.run_folders("nothing/") == []
+        assert completion.config_files("mi") == ["mine.yaml"]
 
 
 class TestAllErrorsAtOnce:
@@ -254,6 +300,43 @@ class TestRunResumeEvaluate:
         assert f"latent-control resume {tmp_path / 'r'}" in done.stderr
         assert fake_stages.calls == []
 
+    def test_a_folder_that_cannot_be_made_is_a_usage_error(self, config_file, fake_stages, tmp_path):
+        (tmp_path / "file").touch()
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")])
+        assert done.exit_code == 2 and "give a folder that can be written" in done.stderr and fake_stages.calls == []
+
+    def test_json_is_all_there_is_on_stdout_and_ends_with_the_exit_code(self, config_file, fake_stages, tmp_path):
+        def work(config, run_dir, display):
+            print("what a library prints")
+            display.message("hello")
+            (run_dir / "summary.json").write_text(json.dumps({"gates": self.GATES}))
+            return run_dir
+
+        fake_stages.run = work
+        words = ["run", str(config_file(TRAINS_A_BASE)), "--json", "--run-dir"]
+        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event["event"] for event in events] == ["message", "end"]
+        assert (done.exit_code, events[-1]["exit_code"], events[-1]["gates"]["passed"]) == (3, 3, False)
+        assert "what a library prints" in done.stderr
+        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        (end,) = [json.loads(line) for line in done.stdout.splitlines()]
+        assert (done.exit_code, end["exit_code"]) == (2, 2) and "is not empty" in end["errors"][0]
+
+    def test_json_also_when_c_code_writes_to_stdout(self, config_file, tmp_path):
+        code = (
+            "import os, sys, types\n"
+            "def run(config, run_dir, display):\n"
+            "    os.write(1, b'from C code\\n'); display.message('hello'); raise ValueError('the data is odd: use other data')\n"
+            "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
+            f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', {str(tmp_path / 'r')!r}]\n"
+            "from pipeline.cli import main; main()\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event["event"] for event in events] == ["message", "end"] and "from C code" in done.stderr
+        assert (done.returncode, events[-1]["exit_code"], events[-1]["errors"]) == (1, 1, ["the data is odd: use other data"])
+
     def test_an_empty_folder_is_used(self, config_file, fake_stages, tmp_path):
         (tmp_path / "r").mkdir()
         assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")]).exit_code == 0
@@ -351,7 +434,7 @@ class TestRunResumeEvaluate:
             # A shell that starts the tests in the background has them ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def run(config, run_dir, display):\n"
-            "    run_dir.mkdir(); (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
+            "    (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
             "from pipeline.cli import main; main()\n"

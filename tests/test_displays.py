@@ -83,7 +83,7 @@ class TestLiveView:
         assert lines[0].startswith("✔ actions   600/600   1m00s  loss 0.00167  nll_codes 0.250")
         assert lines[1].startswith("✔ clone     500/500  before")
         assert lines[2].startswith("▶ improve    43/150  ━━━━") and lines[2].endswith(" 29%  ETA 5m21s")
-        assert lines[3] == "· evaluate  3 updates, about 20s" and lines[4] == "· pages     "
+        assert lines[3] == "· evaluate  3 models, about 20s" and lines[4] == "· pages     "
         text = "\n".join(lines[5:])
         for wanted in (
             "reward    0.430",
