@@ -507,9 +507,13 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
     """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
     from configs.loading import load_config
 
+    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
+    if own is None and config is None and seed is None:
+        raise ValueError(
+            f"{target} is neither a run folder nor a checkpoint inside one: give one, or say on which task with --config CONFIG"
+        )
     if config is None and seed is None:
         return None
-    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
     source = config or own
     if source is None:
         raise ValueError(f"{target} lies in no run folder, so --seed needs --config CONFIG too")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 BASH_SEPARATOR = "="
 """bash takes it for a word of its own: ``improve.mode=a`` arrives as three."""
 
@@ -28,7 +30,12 @@ def run_folders(incomplete: str) -> list[str]:
     return [path.rstrip("/") for path in ready] or found
 
 
-def overrides(args: list[str], incomplete: str) -> list[str]:
+def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
+    """What completes an override after those that are typed already."""
+    return override(list(ctx.params.get("overrides") or ()), incomplete)
+
+
+def override(args: list[str], incomplete: str) -> list[str]:
     """``improve.up`` -> ``improve.updates=``; ``improve.mode=`` -> its values."""
     before = args[-1] if args else ""
     if incomplete == BASH_SEPARATOR:

@@ -136,7 +136,7 @@ def runs_in(folder: Path) -> list[Overview]:
         raise ValueError(f"{folder} is no folder; runs lie in runs/ unless --run-dir said otherwise")
     found = [overview(path) for path in sorted(folder.iterdir()) if (path / CONFIG).is_file()]
     if not found:
-        raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}")
+        raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}; give the folder that holds them")
     return sorted(found, key=lambda run: run.modified, reverse=True)
 
 

@@ -130,10 +130,10 @@ class TestCompletion:
         assert self.completed("latent-control run c.yaml improve.mode = as") == ["async"]
 
     def test_keys_and_values(self):
-        assert "improve.updates=" in completion.overrides([], "improve.")
-        assert completion.overrides([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
-        assert completion.overrides(["improve.mode"], "=") == ["sync", "async"]
-        assert completion.overrides([], "nonsense.key=") == []
+        assert "improve.updates=" in completion.override([], "improve.")
+        assert completion.override([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
+        assert completion.override(["improve.mode"], "=") == ["sync", "async"]
+        assert completion.override([], "nonsense.key=") == []
 
     def test_paths(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -372,7 +372,10 @@ class TestRunResumeEvaluate:
         assert CliRunner().invoke(cli.app, ["resume", str(tmp_path)]).exit_code == 0
         assert fake_stages.calls == [("resume", tmp_path, None)]
 
-    def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, tmp_path):
+    def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, config_file, tmp_path):
+        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
+        assert done.exit_code == 2 and "neither a run folder nor a checkpoint" in done.stderr and fake_stages.calls == []
+        config_file(TRAINS_A_BASE, "config.yaml")
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
         assert done.stdout.splitlines() == [
             "success  sampled  95 % interval  greedy  95 % interval  tokens",
@@ -412,7 +415,8 @@ class TestRunResumeEvaluate:
         assert done.stdout.splitlines()[-1] == "gate passed: success >= 0.2  (improved: 0.25)"
         assert done.stderr == "gate FAILED: coverage > 0.5  (improved: not measured)\n"
 
-    def test_evaluate_obeys_the_gates_too(self, fake_stages, tmp_path):
+    def test_evaluate_obeys_the_gates_too(self, fake_stages, config_file, tmp_path):
+        config_file(TRAINS_A_BASE, "config.yaml")
         plain = fake_stages.evaluate
         fake_stages.evaluate = lambda target, *, config, prompts: plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])

@@ -125,7 +125,9 @@ def test_the_tutorial_runs_and_shows_what_it_says(monkeypatch: pytest.MonkeyPatc
     committed = ["".join(o.output_type for o in cell.outputs) for cell in book.cells if cell.cell_type == "code"]
     # A socket file instead of ports; an error in a cell is an error here.
     kernel = manager.AsyncKernelManager(kernel_name="python3", transport="ipc")
-    client.NotebookClient(book, km=kernel, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    client.NotebookClient(
+        book, km=kernel, timeout=500, startup_timeout=400, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     assert ["".join(o.output_type for o in cell.outputs) for cell in cells] == committed, "run it again: docs/notebook.md"
     shown = {key for cell in cells for output in cell.outputs for key in output.get("data", {})}
