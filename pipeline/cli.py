@@ -509,9 +509,7 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
 
     own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
     if own is None and config is None and seed is None:
-        raise ValueError(
-            f"{target} is neither a run folder nor a checkpoint inside one: give one, or say on which task with --config CONFIG"
-        )
+        raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one; give one, or the task by --config CONFIG")
     if config is None and seed is None:
         return None
     source = config or own
