@@ -3,8 +3,10 @@
 from latent_control.auto import LatentActionForCausalLM, LatentControlConfig, LatentGenerateOutput
 from latent_control.model import LatentActionConfig, LatentActionLM
 from latent_control.records import Features, Generation
+from latent_control.usage import CodeUsage
 
 __all__ = [
+    "CodeUsage",
     "Features",
     "Generation",
     "LatentActionConfig",

@@ -18,6 +18,7 @@ from latent_control.base import BaseLM
 from latent_control.decoding import generate
 from latent_control.guide import Allowed, Codes, Watch, make_guide
 from latent_control.merge import Merge
+from latent_control.pictures import count, table
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
 from latent_control.tower import Tower
@@ -358,6 +359,26 @@ class LatentActionLM(nn.Module):
         parts: dict[str, Any] = {"base": self.base, "merge": self.merge, "policy": self.policy, "inverse_dynamics": self.inverse_dynamics}
         counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
         return counts | {"codebook": self.codebook.numel()}
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What the model is, in words: name and value of each part."""
+        base, sizes = self.base.lm, self.parameter_counts()
+        blocks = {"policy": self.config.policy_layers, "merge": self.config.merge_layers}
+        if self.inverse_dynamics is not None:
+            blocks["inverse_dynamics"] = self.config.inverse_dynamics_layers
+        shape = f"{type(base).__name__}, {base.get_decoder().config.num_hidden_layers} blocks, width {self.base.width}"
+        return [
+            ("base LM", f"{self.base_source or 'bundled'}: {shape}, {count(sizes['base'])} parameters, frozen"),
+            ("codes", f"{self.config.num_actions}, each for {self.config.span} token{'s' * (self.config.span > 1)}"),
+            *((name.replace("_", " "), f"{number} blocks, {count(sizes[name])} parameters") for name, number in blocks.items()),
+            ("head", self.config.head),
+        ] + ([] if self.inverse_dynamics is not None else [("inverse dynamics", "none: made for production")])
+
+    def __repr__(self) -> str:
+        return "LatentActionLM(\n" + "\n".join(f"  {name}: {value}" for name, value in self.summary()) + "\n)"
+
+    def _repr_html_(self) -> str:
+        return table("LatentActionLM", self.summary())
 
     def config_dict(self) -> dict[str, Any]:
         """The shape of the new modules as plain data."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
+
+from latent_control.pictures import coloured_tokens
+from latent_control.text import decode_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +71,12 @@ class RolloutBatch(TokenBatch):
     """[B] int64, the rollout's number in its buffer, by which its features are kept"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Generation:
     """What ``generate`` returns. Rows are right padded to ``max_new_tokens``.
 
-    ``tokens[b, :lengths[b]]`` are row b's generated tokens, the end token included.
+    ``tokens[b, :lengths[b]]`` are row b's generated tokens, the end token included. In a notebook it shows its tokens on the colours of
+    their codes; ``shown(tokenizer)`` shows texts in place of token numbers.
     """
 
     tokens: torch.Tensor
@@ -91,3 +98,45 @@ class Generation:
     """[B, T, ceil(N / 8)] uint8, which codes those are, eight to a byte"""
     features: tuple[torch.Tensor, ...] | None = None
     """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""
+
+    def rows(self) -> list[list[tuple[int, int, float]]]:
+        """(token, code, log-probability of the code) of every generated token, row by row."""
+        columns = (self.tokens.tolist(), self.actions.tolist(), self.action_logp.tolist())
+        lengths = self.lengths.tolist()
+        return [list(zip(*(column[:length] for column in row), strict=True)) for *row, length in zip(*columns, lengths, strict=True)]
+
+    def shown(self, tokenizer: PreTrainedTokenizerBase) -> GenerationText:
+        """The same with texts: plain when printed, coloured by code in a notebook."""
+        rows = [[(str(tokenizer.decode([token])), code, logp) for token, code, logp in row] for row in self.rows()]
+        return GenerationText(
+            rows=rows, texts=[decode_text(tokenizer, [token for token, *_ in row]) for row in self.rows()], title=repr(self)
+        )
+
+    def __repr__(self) -> str:
+        lengths, stopped = self.lengths.tolist(), sum(reason == "stop" for reason in self.finish_reasons)
+        least, most = min(lengths, default=0), max(lengths, default=0)
+        span = f"{most}" if least == most else f"{least} to {most}"
+        return f"Generation({len(lengths)} rows of {span} tokens, {stopped} stopped by themselves, {len(lengths) - stopped} cut)"
+
+    def _repr_html_(self) -> str:
+        rows = [[(str(token), code, logp) for token, code, logp in row] for row in self.rows()]
+        return coloured_tokens(rows, repr(self))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GenerationText:
+    """A generation in words. ``GenerationText(rows=[[("6", 3, -0.1), (" +", 17, -0.5)]], texts=["6 +"], title="...")``"""
+
+    rows: list[list[tuple[str, int, float]]]
+    """Per row (text of the token, code, log-probability of the code)."""
+    texts: list[str]
+    """Each row as one text."""
+    title: str
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [self.title, *(f"{text!r}  codes {[code for _, code, _ in row]}" for text, row in zip(self.texts, self.rows, strict=True))]
+        )
+
+    def _repr_html_(self) -> str:
+        return coloured_tokens(self.rows, self.title)

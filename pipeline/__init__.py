@@ -1,7 +1,28 @@
-"""Stages, commands, tracking: the driver's side of a run."""
+"""Stages, commands, tracking: the driver's side of a run. ``open_run`` reads one in Python."""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.opened import Run
 
 # Read when torch is loaded. Its threads would otherwise wait for each other by spinning, which on a busy machine makes an update 30 times
 # slower: two threads need both cores at the same instant.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__all__ = ["open_run"]
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in ``folder``: config, metrics, rollouts, checkpoints, models (docs/notebook.md).
+
+    Raises:
+        ValueError: it is no run folder.
+    """
+    from pipeline.opened import Run
+
+    return Run(folder)

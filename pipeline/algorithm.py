@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import gymnasium as gym
 import psutil
 import ray
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -25,6 +26,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS
 from configs.schema import Improve, RunConfig
 from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import rollout_seed
+from latent_control.measures import usage_measures
 from latent_control.persistence import array_hash
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
@@ -163,6 +165,7 @@ class LatentRL(Algorithm):
         self.run_config: RunConfig = config.env_config["run"]
         self.ships_features: bool = config.env_config["ships_features"]
         self.latent: bool = config.env_config["worker"].host.level == "latent"
+        self.num_actions = int(config.action_space.n)
         self.prompt_count = len(build_task(self.run_config.task).prompts("train"))
         timeout = self.run_config.cluster.worker_timeout_seconds
         health = Health(self.run_config.cluster)
@@ -478,6 +481,7 @@ class LatentRL(Algorithm):
         self._log("driver_gib", psutil.Process().memory_info().rss / 2**30)
         self._log("rollout_nodes", len({a.summary.node for a in answers}))
         self._log_staleness(answers)
+        self._log_codes(answers)
         self.metrics.aggregate(self.pool.metrics, key=ENV_RUNNER_RESULTS)
         self.pool.metrics.clear()
 
@@ -494,6 +498,16 @@ class LatentRL(Algorithm):
                 self._log(f"staleness_{age}", actions[age] / actions.total())
             self._log("stale_dropped", self.dropped)
             self.dropped = 0
+
+    def _log_codes(self, answers: Sequence[Answer]) -> None:
+        """Health of the codebook by the codes of this update's rollouts: a policy that collapses is seen at once."""
+        usage = torch.zeros(self.num_actions, dtype=torch.float64)
+        for answer in answers:
+            for code, count in answer.summary.code_counts.items():
+                usage[code] += count
+        if usage.any():
+            for name, value in usage_measures(usage / usage.sum()).items():
+                self._log(name, value)
 
     def _log_idle(self, seconds_updating: float) -> None:
         """Shares of the time since the last update in which the learner had nothing to train on, and workers nothing to sample."""

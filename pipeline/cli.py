@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline import completion
+
 if TYPE_CHECKING:
     from configs.schema import RunConfig
+    from pipeline.displays import Display
 
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
@@ -35,22 +38,43 @@ class Estimator(StrEnum):
     wdr = "wdr"
 
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 3 done, but a gate of the config failed; "
+    "130 interrupted (0 after SIGTERM: the state is saved)."
+)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXIT_CODES)
 config_app = typer.Typer(no_args_is_help=True, help="Check, show or describe a config.")
 app.add_typer(config_app, name="config")
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/quickstart.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Override values, e.g. improve.updates=3.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/quickstart.yaml.", autocompletion=completion.config_files)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value]...", help="Override values, e.g. improve.updates=3.", autocompletion=completion.overrides),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object per line on stdout, nothing else (docs/terminal.md).")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.run_folders)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; metrics.jsonl is written all the same.")]
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline.json_lines import own_version
+
+        typer.echo(f"latent-control {own_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def latent_control(debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also by {DEBUG}=1).")] = False) -> None:
+def latent_control(
+    debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also by {DEBUG}=1).")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the version.")] = False,
+) -> None:
     """Teach a language model latent actions, then improve it by reinforcement learning over them.
 
-    Exit codes: 0 done, 1 failed while working, 2 wrong config or usage (nothing was started), 3 done, but a gate of the config failed,
-    130 interrupted.
+    Begin with: latent-control run configs/quickstart.yaml
     """
     if debug:
         os.environ[DEBUG] = "1"
@@ -62,31 +86,35 @@ def run(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of this run; default runs/<config>-<time>.")] = None,
     quiet: Quiet = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Run all stages that CONFIG names."""
     folder = (run_dir or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    with sentences(USAGE):
-        settings = checked(config, overrides or [], also=_occupied(folder))
-        from pipeline.run import run as run_stages
-    with sentences(FAILED, resumable=folder):
-        done = run_stages(settings, folder, quiet)
-    finish(done, quiet)
+    with reporting(folder, quiet, as_json) as report_to:
+        with sentences(USAGE, report_to=report_to):
+            settings = checked(config, overrides or [], also=_occupied(folder), report_to=report_to)
+            _make(folder)
+            from pipeline.run import run as run_stages
+        with sentences(FAILED, resumable=folder, report_to=report_to):
+            done = run_stages(settings, folder, report_to.display)
+        finish(done, quiet, as_json)
 
 
 @app.command()
-def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of an interrupted run.")], quiet: Quiet = False) -> None:
+def resume(run_dir: RunFolder, quiet: Quiet = False, as_json: JsonLines = False) -> None:
     """Continue a run where its last checkpoint stands."""
     folder = run_dir.absolute()
-    with sentences(USAGE):
-        _existing(folder)
-        if not (folder / RUN_CONFIG).is_file():
-            raise ValueError(
-                f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG --run-dir {folder}"
-            )
-        from pipeline.run import resume as resume_stages
-    with sentences(FAILED, resumable=folder):
-        done = resume_stages(folder, quiet)
-    finish(done, quiet)
+    with reporting(folder, quiet, as_json) as report_to:
+        with sentences(USAGE, report_to=report_to):
+            _existing(folder)
+            if not (folder / RUN_CONFIG).is_file():
+                raise ValueError(
+                    f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG --run-dir {folder}"
+                )
+            from pipeline.run import resume as resume_stages
+        with sentences(FAILED, resumable=folder, report_to=report_to):
+            done = resume_stages(folder, report_to.display)
+        finish(done, quiet, as_json)
 
 
 @app.command()
@@ -228,11 +256,13 @@ def examine(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[st
     return config, errors, warnings
 
 
-def checked(path: Path, overrides: list[str], also: list[str]) -> RunConfig:
+def checked(path: Path, overrides: list[str], also: list[str], report_to: Report | None = None) -> RunConfig:
     """The config of a run that may start; otherwise prints every error, those of ``also`` too, and exits with 2."""
     config, errors, warnings = examine(path, overrides)
     errors = errors + also
     report(path, errors, warnings)
+    if report_to is not None:
+        report_to.errors += errors
     if errors or config is None:
         raise typer.Exit(USAGE)
     return config
@@ -272,11 +302,46 @@ def _stage_line(config: RunConfig, stage: str) -> str:
     return f"{section.updates} updates of {section.batch_size} sequences ({data}){codes}"
 
 
-def finish(run_dir: Path, quiet: bool) -> None:
+class Report:
+    """What a program is told of a run at its end (``--json``), and the display on the way."""
+
+    def __init__(self, display: Display | None) -> None:
+        self.display = display
+        self.errors: list[str] = []
+
+
+@contextmanager
+def reporting(run_dir: Path, quiet: bool, as_json: bool) -> Iterator[Report]:
+    """The display that the options ask for. With ``--json`` stdout holds nothing but its lines, the last of which has the exit code."""
+    if not as_json:
+        from pipeline import displays
+
+        yield Report(displays.Display() if quiet else None)
+        return
+    from pipeline.json_lines import JsonLines as Lines
+    from pipeline.json_lines import stdout_alone
+
+    with stdout_alone() as out:
+        lines = Lines(out)
+        report_to, code = Report(lines), FAILED
+        try:
+            yield report_to
+            code = 0
+        except typer.Exit as end:
+            code = end.exit_code
+            raise
+        except Exception as defect:
+            report_to.errors.append(f"{type(defect).__name__}: {defect}")
+            raise
+        finally:
+            lines.emit("end", exit_code=code, errors=report_to.errors, run_dir=str(run_dir), gates=_summary(run_dir).get("gates"))
+
+
+def finish(run_dir: Path, quiet: bool, as_json: bool = False) -> None:
     """The last words of a run, then the gates."""
-    if not quiet:
+    if not (quiet or as_json):
         typer.echo(closing_words(run_dir))
-    pass_gates(_summary(run_dir).get("gates"), quiet)
+    pass_gates(_summary(run_dir).get("gates"), quiet or as_json)
 
 
 def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
@@ -314,9 +379,7 @@ def result_table(result: dict[str, Any]) -> str:
         for name, row in rows.items()
     ]
     lines = aligned(table)
-    lines += [
-        f"{name}: " + ", ".join(_difference(p, d) for p, d in passes.items()) for name, passes in result.get("differences", {}).items()
-    ]
+    lines += _gains(result.get("differences", {}))
     samples = result.get("samples_per_prompt", 1)
     times = "once" if samples == 1 else f"{samples} times"
     lines += [*_more(rows), *_slice_lines(rows)]
@@ -387,8 +450,18 @@ def _success(row: dict[str, Any], passes: str) -> list[str]:
     return [f"{row[passes]:.3f}", f"{low:.3f} - {high:.3f}"]
 
 
-def _difference(name: str, difference: dict[str, float]) -> str:
-    return f"{name} {difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+def _gains(differences: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """What improved over what, two measures side by side: 80 columns have room for no more."""
+    modes = list(dict.fromkeys(mode for passes in differences.values() for mode in passes))
+    lines: list[str] = []
+    for pair in (modes[i : i + 2] for i in range(0, len(modes), 2)):
+        head = ["gain", *(cell for mode in pair for cell in (mode, "95 % interval"))]
+        lines += aligned([head, *([name, *(c for mode in pair for c in _gain(passes.get(mode)))] for name, passes in differences.items())])
+    return lines
+
+
+def _gain(found: dict[str, float] | None) -> list[str]:
+    return [f"{found['mean']:+.3f}", f"{found['low']:+.3f} to {found['high']:+.3f}"] if found else ["", ""]
 
 
 def _occupied(folder: Path) -> list[str]:
@@ -397,6 +470,13 @@ def _occupied(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"--run-dir: {folder} is a file; give a folder"]
     return [f"--run-dir: {folder} is not empty; continue that run with latent-control resume {folder}, or give another folder"]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run-dir: cannot make {folder} ({error.strerror}); give a folder that can be written") from error
 
 
 def _existing(folder: Path) -> None:
@@ -427,9 +507,11 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
     """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
     from configs.loading import load_config
 
+    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
+    if own is None and config is None and seed is None:
+        raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one; give one, or the task by --config CONFIG")
     if config is None and seed is None:
         return None
-    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
     source = config or own
     if source is None:
         raise ValueError(f"{target} lies in no run folder, so --seed needs --config CONFIG too")
@@ -437,7 +519,7 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
 
 
 @contextmanager
-def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
+def sentences(code: int, resumable: Path | None = None, report_to: Report | None = None) -> Iterator[None]:
     """What users can cause ends as one sentence and ``code``; defects keep their traceback. Ctrl-C says how to go on."""
     from configs.loading import ConfigErrors
     from pipeline.events import Trouble
@@ -455,18 +537,30 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
         # Ray hands a worker's error over with its whole traceback as text; its cause is the sentence.
         cause = getattr(error, "cause", None) or error
         hint = "" if code == USAGE else " (the traceback: latent-control --debug ...)"
-        for message in cause.messages if isinstance(cause, ConfigErrors) else [f"{cause}{hint}"]:
-            typer.echo(f"error: {message}", err=True)
+        messages = cause.messages if isinstance(cause, ConfigErrors) else [_sentence(cause)]
+        for message in messages:
+            typer.echo(f"error: {message}{hint}", err=True)
+        if report_to is not None:
+            report_to.errors += messages
         if resumable is not None and (resumable / RUN_CONFIG).is_file():
             typer.echo(f"after the remedy, continue with: latent-control resume {resumable}", err=True)
         raise typer.Exit(code) from None
 
 
+def _sentence(error: BaseException) -> str:
+    """What an error says; the system's own have the file at the end, in quotes and numbers."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or type(error).__name__
+
+
 def main() -> None:
     """Entry point of the installed program."""
     from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
+    from pipeline.cli_panels import arrange
 
     assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
+    arrange(app)
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

@@ -62,9 +62,10 @@ def job(config: cli.ConfigFile, run_dir: RunDir, overrides: cli.Overrides = None
     folder = run_dir.absolute()
     with cli.sentences(cli.USAGE):
         settings = cli.checked(config, [*(overrides or []), JOINED], also=[])
+        from pipeline.displays import Display
         from pipeline.job import run_job
     with cli.sentences(cli.FAILED, resumable=folder):
-        done = run_job(settings, folder, quiet)
+        done = run_job(settings, folder, Display() if quiet else None)
     cli.finish(done, quiet)
 
 

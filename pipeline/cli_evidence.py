@@ -103,7 +103,7 @@ def _sides(runs: list[Path], a: list[Path], b: list[Path]) -> tuple[list[Path], 
     if not runs and not (a and b):
         raise ValueError("give two run folders, RUN_A RUN_B, or several a side: --a RUN --a RUN --b RUN --b RUN")
     if runs and len(runs) != 2:
-        raise ValueError(f"{len(runs)} run folders: give two, or several a side by --a and --b")
+        raise ValueError(f"{len(runs)} run folder{'s' * (len(runs) != 1)} given: give two, or several a side by --a and --b")
     left, right = (runs[:1], runs[1:]) if runs else (a, b)
     return [path.absolute() for path in left], [path.absolute() for path in right]
 

@@ -17,7 +17,8 @@ import psutil
 
 from pipeline import overview
 from pipeline.events import read_events
-from pipeline.runlog import METRICS, clock, records
+from pipeline.progress import clock
+from pipeline.runlog import METRICS, records
 from pipeline.watchdog import STALL
 
 _ENDS = ("finished", "failed", "stopped")

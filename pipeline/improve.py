@@ -177,8 +177,9 @@ def _loop(context: StageContext, stage: str, source: Path, start: Start, algorit
     algorithm.ledger = Ledger(context.run_dir, stage)
     algorithm.ledger.begin(algorithm.policy.version, skipped)
     context.log.truncate(stage, algorithm.policy.version)
+    context.log.begin(stage, improve.updates)
     try:
-        with context.log.stage(stage, improve.updates), Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
+        with Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
             _updates(context, stage, algorithm, improve, rewards, Best(context, stage, source, start), watchdog)
     except stopping.Stopped:
         if algorithm.policy.version > 0:

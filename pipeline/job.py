@@ -10,6 +10,7 @@ from configs.loading import load_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster import connected
+from pipeline.displays import Display
 from pipeline.durable import copy
 from pipeline.run import CONFIG, resume, run
 from pipeline.storage import require_shared_storage
@@ -18,7 +19,7 @@ BROUGHT = "brought"
 """Folder in a run folder for the files that came along with the job: the unpacked job is gone when it ends."""
 
 
-def run_job(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
+def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
     """Check the storage on all nodes, then run; a run of the same config that ``run_dir`` holds already is continued.
 
     Raises:
@@ -30,10 +31,10 @@ def run_job(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
         if not (run_dir / CONFIG).is_file():
             if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
                 raise ValueError(f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder")
-            return run(config, run_dir, quiet)
+            return run(config, run_dir, display)
         if load_config(run_dir / CONFIG, check_paths=False) != config:
             raise ValueError(f"{run_dir} holds a run of another config ({CONFIG} differs); give another folder")
-        return resume(run_dir, quiet)
+        return resume(run_dir, display)
 
 
 def with_files_brought(config: RunConfig, run_dir: Path) -> RunConfig:

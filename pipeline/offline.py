@@ -76,13 +76,13 @@ def run_offline(context: StageContext, stage: str, settings: Training, source: P
 
     start = start_of(job, context.log.message)
     context.log.truncate(stage, start)
-    with context.log.stage(stage, settings.updates):
-        if settings.num_workers == 1:
-            torch.set_num_threads(context.config.cluster.learner_threads)
-            work(job, log)
-        else:
-            with connected(context.config):
-                run_workers(job, log)
+    context.log.begin(stage, settings.updates)
+    if settings.num_workers == 1:
+        torch.set_num_threads(context.config.cluster.learner_threads)
+        work(job, log)
+    else:
+        with connected(context.config):
+            run_workers(job, log)
     checkpoints.prune(context.checkpoints, stage, keep=0)
     return StageResult(checkpoint=context.result(stage), metrics=last.values)
 

@@ -16,7 +16,8 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.durable import write_atomic
 from pipeline.gates import final_of
-from pipeline.runlog import METRICS, clock
+from pipeline.progress import clock
+from pipeline.runlog import METRICS
 
 CONFIG, SUMMARY, PROCESS = "config.yaml", "summary.json", "process.json"
 SILENT_SECONDS = 600.0
@@ -135,7 +136,7 @@ def runs_in(folder: Path) -> list[Overview]:
         raise ValueError(f"{folder} is no folder; runs lie in runs/ unless --run-dir said otherwise")
     found = [overview(path) for path in sorted(folder.iterdir()) if (path / CONFIG).is_file()]
     if not found:
-        raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}")
+        raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}; give the folder that holds them")
     return sorted(found, key=lambda run: run.modified, reverse=True)
 
 

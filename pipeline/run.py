@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,11 +23,14 @@ from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
+from pipeline.displays import Display
 from pipeline.events import Events, first_line
-from pipeline.explorer.write import write_at_end
+from pipeline.explorer.write import wants_page, write_at_end
+from pipeline.forecast import expected_seconds
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
+from pipeline.progress import Ahead
 from pipeline.runlog import RunLog
 from pipeline.storage import require_shared_storage
 from pipeline.tracking import Tracker, git_commit
@@ -110,20 +114,20 @@ def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
 
     base = context.config.base
     assert base.train is not None
-    with context.log.stage("base", base.train.updates):
-        train_base(
-            base.train,
-            task=cast(WordTask, context.task),
-            folder=Path(base.model),
-            seed=context.config.seed,
-            threads=context.config.cluster.learner_threads,
-            log=lambda update, metrics: context.log.log("base", update, metrics),
-        )
+    context.log.begin("base", base.train.updates)
+    train_base(
+        base.train,
+        task=cast(WordTask, context.task),
+        folder=Path(base.model),
+        seed=context.config.seed,
+        threads=context.config.cluster.learner_threads,
+        log=lambda update, metrics: context.log.log("base", update, metrics),
+    )
     return StageResult(checkpoint=Path(base.model))
 
 
-def run(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
-    """Run all stages in a new folder ``run_dir`` and return it.
+def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
+    """Run all stages in a new folder ``run_dir`` and return it. ``display``: how to show it; None decides by what stdout is.
 
     Raises:
         ValueError: the folder holds a run already.
@@ -132,10 +136,10 @@ def run(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
         raise ValueError(f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
     run_files.put(run_dir, CONFIG, dump_config(config).encode())
-    return execute(config, run_dir, quiet)
+    return execute(config, run_dir, display)
 
 
-def resume(run_dir: Path, quiet: bool = False) -> Path:
+def resume(run_dir: Path, display: Display | None = None) -> Path:
     """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
 
     Raises:
@@ -148,19 +152,19 @@ def resume(run_dir: Path, quiet: bool = False) -> Path:
             f"{run_dir / CONFIG} {problem} since the run began; restore it (checkpoints name theirs in manifest.json), "
             f"or, if it was changed on purpose, delete {run_dir / run_files.MANIFEST}"
         )
-    return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, quiet)
+    return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
 
 
-def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
+def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
     with at_work(run_dir), noted(Events(run_dir)), stopping.listening():
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
-            return _stages(config, run_dir, quiet)
+            return _stages(config, run_dir, display)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
         with connected(config):
             require_shared_storage(config, run_dir)
-            return _stages(config, run_dir, quiet)
+            return _stages(config, run_dir, display)
 
 
 @contextmanager
@@ -179,34 +183,71 @@ def noted(events: Events) -> Iterator[None]:
     events.note("finished", "all stages are done")
 
 
-def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
+def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
-    log = RunLog(run_dir, quiet=quiet, tracker=tracker)
+    log = RunLog(run_dir, tracker=tracker, display=display)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
+    with log.showing(ahead(config, run_dir)):
+        _work(context, tracker)
+    log.close()
+    return run_dir
+
+
+def ahead(config: RunConfig, run_dir: Path) -> Ahead:
+    """What a display is told before the run works."""
+    stages = {stage.name: int(stage.settings.updates) for stage in plan(config)}
+    stages |= {"evaluate": 0} if config.evaluation is not None else {}
+    rl = config.improve
+    return Ahead(
+        run_dir=run_dir,
+        stages=stages | ({"pages": 0} if wants_page(config) else {}),
+        seconds=expected_seconds(run_dir, config),
+        num_actions=config.actions.num_actions if config.actions is not None else None,
+        max_staleness=rl.max_staleness if rl is not None and rl.mode == "async" else None,
+    )
+
+
+def _work(context: StageContext, tracker: Tracker) -> None:
+    """Every stage, the evaluation, the pages."""
+    config, run_dir, log = context.config, context.run_dir, context.log
     warnings = simulation_warning(config)
     summary: dict[str, Any] = ({"warnings": warnings} if warnings else {}) | {"stages": {}}
     for warning in warnings:
         log.message(warning)
     source: Path | None = None
     for stage in plan(config):
-        result, seconds = finished(context, stage) or tracked(context, tracker, stage, source)
+        kept = finished(context, stage)
+        result, seconds = kept or tracked(context, tracker, stage, source)
         summary["stages"][stage.name] = {
             "seconds": seconds,
             "checkpoint": os.path.relpath(result.checkpoint, run_dir),
             "metrics": result.metrics,
         }
+        log.done(stage.name, kept=kept is not None, **summary["stages"][stage.name])
         source = result.checkpoint if stage.passes_on else source
         run_files.put_json(run_dir, SUMMARY, summary)
+    summary["took"] = {}
     if config.evaluation is not None and source is not None:
-        with stopping.at_once():
+        with stopping.at_once(), _timed(summary["took"], "evaluate"):
             summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
         run_files.put_json(run_dir, SUMMARY, summary)
-    with stopping.at_once():
-        write_at_end(context)
-    log.close()
-    return run_dir
+        log.done("evaluate", seconds=summary["took"]["evaluate"])
+        log.display.evaluation(summary["evaluation"])
+    if wants_page(config):
+        log.begin("pages", 0)
+        with stopping.at_once(), _timed(summary["took"], "pages"):
+            write_at_end(context)
+        log.done("pages", seconds=summary["took"]["pages"])
+    run_files.put_json(run_dir, SUMMARY, summary)
+
+
+@contextmanager
+def _timed(took: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    took[name] = round(time.perf_counter() - started, 3)
 
 
 def calm_libraries() -> None:
@@ -239,7 +280,6 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
         }
         run_files.put_json(context.run_dir, name, record)
     saved = json.loads((context.run_dir / name).read_text())
-    context.log.message(f"{stage.name}: done before, kept")
     return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved["seconds"]
 
 
@@ -284,17 +324,17 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
     with tracking(context, tracker, "evaluate"):
         hosts = variants(config, stages)
+        context.log.begin("evaluate", len(hosts))
         result = play(
             config,
             hosts,
             prompts=config.evaluation.prompts,
-            say=lambda text: context.log.message(f"evaluate {text}"),
+            say=partial(_played, context, list(hosts)),
             outcomes_file=context.run_dir / OUTCOMES,
         )
         add_costs(config, result, summary["stages"])
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
-        with context.log.stage("evaluate", 1):
-            context.log.log("evaluate", 1, numbers)
+        context.log.record("evaluate", 1, numbers)
         run_files.put_json(context.run_dir, "evaluation.json", result)
         run_files.know(context.run_dir, OUTCOMES)
         for name in ("evaluation.json", OUTCOMES):
@@ -302,6 +342,13 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
         verdicts = judge(config.gates, result, final_of(result))
         tracker.tag(tags(verdicts) if verdicts else {})
     return result, verdicts
+
+
+def _played(context: StageContext, names: list[str], text: str) -> None:
+    """A line of the evaluation: a variant's success, or a note."""
+    context.log.message(f"evaluate {text}")
+    if (name := text.partition(":")[0]) in names:
+        context.log.advance("evaluate", names.index(name) + 1)
 
 
 def add_costs(config: RunConfig, result: dict[str, Any], stages: Mapping[str, Any]) -> None:

@@ -142,11 +142,12 @@ def sweep(
     import ray
     from ray import tune
 
+    from pipeline.displays import Display
     from pipeline.run import resume, run
 
     def play(chosen: dict[str, str]) -> None:
         config, own = configs[chosen["name"]], folder / chosen["name"]
-        _ = resume(own, quiet=True) if (own / "config.yaml").is_file() else run(config, own, quiet=True)
+        _ = resume(own, Display()) if (own / "config.yaml").is_file() else run(config, own, Display())
         tune.report({"done": 1})
 
     open_trials = [trial for trial in trials if not done(folder / trial.name, configs[trial.name])]

@@ -22,6 +22,7 @@ from configs.loading import dump_config
 from configs.schema import RunConfig
 from pipeline.cluster import connected
 from pipeline.context import StageContext
+from pipeline.displays import Display
 from pipeline.durable import write_atomic
 from pipeline.run import run
 from pipeline.runlog import RunLog
@@ -239,7 +240,7 @@ def decide(
         started = time.monotonic()
         say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
         short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
-        done = run(short, folder / f"finalist-{number}", quiet=True)
+        done = run(short, folder / f"finalist-{number}", Display())
         rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started}))

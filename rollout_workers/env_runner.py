@@ -224,6 +224,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),
             failure_kinds=tuple({r.failure.partition(":")[0]: r.failure for r in rollouts if r.failure is not None}.values()),
             gib=psutil.Process().memory_info().rss / 2**30,
+            code_counts=_code_counts(rollouts),
         )
         return rollouts, (summary, self.get_metrics())
 
@@ -312,6 +313,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             events=row.events,
             features=row.features,
         )
+
+
+def _code_counts(rollouts: Sequence[Rollout]) -> dict[int, int]:
+    """How often each code was chosen."""
+    codes = [r.actions[r.mask] for r in rollouts if r.level == "latent"]
+    return dict(zip(*(x.tolist() for x in np.unique(np.concatenate(codes), return_counts=True)), strict=True)) if codes else {}
 
 
 def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:

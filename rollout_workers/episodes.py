@@ -176,3 +176,5 @@ class RolloutSummary:
     """"kind: message" of verifier failures, each kind once."""
     gib: float = 0.0
     """Memory the worker's process holds."""
+    code_counts: Mapping[int, int] = field(default_factory=dict)
+    """How often each code was chosen; empty at token level."""

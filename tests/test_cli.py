@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline import cli, doctor, preflight, ui
+from pipeline import cli, completion, doctor, preflight, ui
+from pipeline.displays import Display
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate")
@@ -46,12 +47,12 @@ def fake_stages(monkeypatch):
 
     calls: list[tuple] = []
 
-    def run(config, run_dir, quiet):
-        calls.append(("run", config, run_dir, quiet))
+    def run(config, run_dir, display):
+        calls.append(("run", config, run_dir, display))
         return run_dir
 
-    def resume(run_dir, quiet):
-        calls.append(("resume", run_dir, quiet))
+    def resume(run_dir, display):
+        calls.append(("resume", run_dir, display))
         return run_dir
 
     def evaluate(target, *, config, prompts):
@@ -98,6 +99,52 @@ class TestHelp:
     @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]])
     def test_usage_errors_are_2(self, arguments):
         assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+    def test_every_command_has_its_panel(self):
+        from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # noqa: F401
+        from pipeline.cli_panels import MORE, PANELS, arrange, name_of
+
+        arrange(cli.app)
+        every = [*cli.app.registered_commands, *cli.app.registered_groups]
+        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == set()
+        named = [name for names in PANELS.values() for name in names]
+        assert len(named) == len(set(named))
+
+    def test_version_and_near_matches(self):
+        assert CliRunner().invoke(cli.app, ["--version"]).stdout.startswith("latent-control ")
+        done = CliRunner().invoke(cli.app, ["resum"])
+        assert done.exit_code == 2 and "Did you mean 'resume'" in done.output
+        assert "3 done, but a gate" in " ".join(CliRunner().invoke(cli.app, ["--help"]).stdout.split())
+
+
+class TestCompletion:
+    def completed(self, words: str) -> list[str]:
+        """As bash asks, the word under the cursor last."""
+        env = {"_LATENT_CONTROL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        return program(**env).stdout.split()
+
+    def test_in_the_shell(self):
+        assert self.completed("latent-control resu") == ["resume"]
+        assert self.completed("latent-control run configs/quick") == ["configs/quickstart.yaml"]
+        assert self.completed("latent-control run c.yaml improve.mo") == ["improve.mode=sync", "improve.mode=async"]
+        assert self.completed("latent-control run c.yaml improve.mode = as") == ["async"]
+
+    def test_keys_and_values(self):
+        assert "improve.updates=" in completion.override([], "improve.")
+        assert completion.override([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
+        assert completion.override(["improve.mode"], "=") == ["sync", "async"]
+        assert completion.override([], "nonsense.key=") == []
+
+    def test_paths(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs/first", "runs/second", "other"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "runs/first/config.yaml").touch()
+        (tmp_path / "mine.yaml").touch()
+        (tmp_path / "mine.txt").touch()
+        assert completion.run_folders("") == ["runs/first"] and completion.run_folders("fi") == ["runs/first"]
+        assert completion.run_folders("runs/f") == ["runs/first"] and completion.run_folders("nothing/") == []
+        assert completion.config_files("mi") == ["mine.yaml"]
 
 
 class TestAllErrorsAtOnce:
@@ -240,8 +287,8 @@ class TestRunResumeEvaluate:
         monkeypatch.chdir(tmp_path)
         done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "seed=5", "--quiet"])
         assert done.exit_code == 0, done.output
-        ((_, config, folder, quiet),) = fake_stages.calls
-        assert (config.seed, quiet, done.stdout) == (5, True, "")
+        ((_, config, folder, display),) = fake_stages.calls
+        assert (config.seed, type(display), done.stdout) == (5, Display, "")
         assert folder.parent == tmp_path / "runs"
         assert folder.name.startswith("mine-20")
 
@@ -253,6 +300,43 @@ class TestRunResumeEvaluate:
         assert f"latent-control resume {tmp_path / 'r'}" in done.stderr
         assert fake_stages.calls == []
 
+    def test_a_folder_that_cannot_be_made_is_a_usage_error(self, config_file, fake_stages, tmp_path):
+        (tmp_path / "file").touch()
+        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")])
+        assert done.exit_code == 2 and "give a folder that can be written" in done.stderr and fake_stages.calls == []
+
+    def test_json_is_all_there_is_on_stdout_and_ends_with_the_exit_code(self, config_file, fake_stages, tmp_path):
+        def work(config, run_dir, display):
+            print("what a library prints")
+            display.message("hello")
+            (run_dir / "summary.json").write_text(json.dumps({"gates": self.GATES}))
+            return run_dir
+
+        fake_stages.run = work
+        words = ["run", str(config_file(TRAINS_A_BASE)), "--json", "--run-dir"]
+        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event["event"] for event in events] == ["message", "end"]
+        assert (done.exit_code, events[-1]["exit_code"], events[-1]["gates"]["passed"]) == (3, 3, False)
+        assert "what a library prints" in done.stderr
+        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        (end,) = [json.loads(line) for line in done.stdout.splitlines()]
+        assert (done.exit_code, end["exit_code"]) == (2, 2) and "is not empty" in end["errors"][0]
+
+    def test_json_also_when_c_code_writes_to_stdout(self, config_file, tmp_path):
+        code = (
+            "import os, sys, types\n"
+            "def run(config, run_dir, display):\n"
+            "    os.write(1, b'from C code\\n'); display.message('hello'); raise ValueError('the data is odd: use other data')\n"
+            "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
+            f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', {str(tmp_path / 'r')!r}]\n"
+            "from pipeline.cli import main; main()\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event["event"] for event in events] == ["message", "end"] and "from C code" in done.stderr
+        assert (done.returncode, events[-1]["exit_code"], events[-1]["errors"]) == (1, 1, ["the data is odd: use other data"])
+
     def test_an_empty_folder_is_used(self, config_file, fake_stages, tmp_path):
         (tmp_path / "r").mkdir()
         assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")]).exit_code == 0
@@ -260,7 +344,7 @@ class TestRunResumeEvaluate:
 
     @pytest.mark.parametrize("error", [ValueError("the data is odd: use other data"), FileNotFoundError("x"), FloatingPointError("loss")])
     def test_failures_while_working_are_one_sentence_and_1(self, error, config_file, fake_stages, tmp_path, monkeypatch):
-        def fail(config, run_dir, quiet):
+        def fail(config, run_dir, display):
             raise error
 
         fake_stages.run = fail
@@ -272,7 +356,7 @@ class TestRunResumeEvaluate:
         assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")]).exception is error
 
     def test_a_defect_keeps_its_traceback(self, config_file, fake_stages, tmp_path):
-        def fail(config, run_dir, quiet):
+        def fail(config, run_dir, display):
             raise KeyError("a defect")
 
         fake_stages.run = fail
@@ -286,14 +370,18 @@ class TestRunResumeEvaluate:
             assert wanted in done.stderr
         (tmp_path / "config.yaml").touch()
         assert CliRunner().invoke(cli.app, ["resume", str(tmp_path)]).exit_code == 0
-        assert fake_stages.calls == [("resume", tmp_path, False)]
+        assert fake_stages.calls == [("resume", tmp_path, None)]
 
-    def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, tmp_path):
+    def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, config_file, tmp_path):
+        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
+        assert done.exit_code == 2 and "neither a run folder nor a checkpoint" in done.stderr and fake_stages.calls == []
+        config_file(TRAINS_A_BASE, "config.yaml")
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
         assert done.stdout.splitlines() == [
             "success  sampled  95 % interval  greedy  95 % interval  tokens",
             "base     0.250    0.100 - 0.400  0.500   0.300 - 0.700  12.0",
-            "improved - base: sampled +0.500 (+0.250 to +0.750)",
+            "gain             sampled  95 % interval",
+            "improved - base  +0.500   +0.250 to +0.750",
             "8 held-out prompts, each played once sampled and once greedy",
         ]
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
@@ -327,7 +415,8 @@ class TestRunResumeEvaluate:
         assert done.stdout.splitlines()[-1] == "gate passed: success >= 0.2  (improved: 0.25)"
         assert done.stderr == "gate FAILED: coverage > 0.5  (improved: not measured)\n"
 
-    def test_evaluate_obeys_the_gates_too(self, fake_stages, tmp_path):
+    def test_evaluate_obeys_the_gates_too(self, fake_stages, config_file, tmp_path):
+        config_file(TRAINS_A_BASE, "config.yaml")
         plain = fake_stages.evaluate
         fake_stages.evaluate = lambda target, *, config, prompts: plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
@@ -348,8 +437,8 @@ class TestRunResumeEvaluate:
             "import pathlib, signal, sys, time, types\n"
             # A shell that starts the tests in the background has them ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "def run(config, run_dir, quiet):\n"
-            "    run_dir.mkdir(); (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
+            "def run(config, run_dir, display):\n"
+            "    (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
             "from pipeline.cli import main; main()\n"

@@ -48,6 +48,10 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 def parse(words: list[str]) -> None:
     """As the program would, but that nothing is called; words in capitals stand for values. Raises ``TyperException``."""
     command: Any = get_command(cli.app)
+    if words[0].startswith("-"):  # of the program itself; making a context of --install-completion would install it
+        if words[0] not in {option for parameter in command.params for option in parameter.opts}:
+            raise TyperException(f"no option {words[0]!r}")
+        words = words[1:]
     rest = ["1" if PLACEHOLDER.match(word) else word.split("|")[0] for word in words]
     while rest and (known := getattr(command, "commands", None)) is not None:
         if rest[0] not in known and not rest[0].startswith("-"):

@@ -23,6 +23,7 @@ from latent_control.persistence import WEIGHTS
 from latent_control.records import TokenBatch
 from pipeline import cli, cli_explain
 from pipeline.context import StageContext
+from pipeline.displays import automatic
 from pipeline.explorer import build, gain, path
 from pipeline.explorer.build import explore
 from pipeline.explorer.corpus import read_corpus
@@ -459,7 +460,7 @@ class TestEndOfRun:
         folder = copied
         shutil.rmtree(folder / "replay")
         context = self.context(folder)
-        context.log._quiet = False
+        context.log.display = automatic()
         write_at_end(context)
         assert not (folder / "explorer.html").exists()
         assert "not written" in capsys.readouterr().out

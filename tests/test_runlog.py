@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from pipeline import runlog
-from pipeline.runlog import RunLog, clock, key_metrics, number, sparkline
+from pipeline.displays import Display, PlainLines
+from pipeline.progress import Ahead
+from pipeline.runlog import RunLog
 
 
 class Tracked:
@@ -19,10 +19,6 @@ class Tracked:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.calls.append((dict(metrics), step))
-
-
-def plain() -> Console:
-    return Console(file=io.StringIO(), soft_wrap=True, force_terminal=False)
 
 
 def records(folder: Path) -> list[dict]:
@@ -84,76 +80,42 @@ def test_a_line_torn_by_a_kill_goes_and_is_named(tmp_path: Path) -> None:
     RunLog(tmp_path, quiet=True).log("clone", 1, {"loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "clone", "step": 2, "lo')
-    console = plain()
-    log = RunLog(tmp_path, console=console)
-    assert "dropped a torn or damaged line" in console.file.getvalue()
+    out = io.StringIO()
+    log = RunLog(tmp_path, display=PlainLines(out))
+    assert "dropped a torn or damaged line" in out.getvalue()
     log.log("clone", 2, {"loss": 1.0})
     assert [r["step"] for r in records(tmp_path)] == [1, 2]
 
 
-def test_plain_lines_are_short_and_hold_the_key_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
-    console = plain()
-    log = RunLog(tmp_path, console=console)
-    metrics = {
-        "learning_rate": 1e-4,
-        "tokens": 1234.0,
-        "rewards/success": 0.25,
-        "kl": 3.14159e-5,
-        "rewards/reward": 0.5,
-        "a_metric_with_a_long_name": 1.0,
-    }
-    with log.stage("improve", 150):
-        for step in (41, 42, 43):
-            now[0] += 3.0
-            log.log("improve", step, metrics)
-    lines = console.file.getvalue().splitlines()
-    assert lines[0].startswith("improve   41/150  reward 0.500  success 0.250  kl 3.14e-05")
-    assert lines[2] == "improve   43/150  reward 0.500  success 0.250  kl 3.14e-05  3.0s  ETA 5m21s"
-    assert all(len(line) <= 80 for line in lines)
-
-
-def test_quiet_shows_nothing(tmp_path: Path) -> None:
-    console = plain()
-    log = RunLog(tmp_path, quiet=True, console=console)
-    with log.stage("clone", 2):
-        log.log("clone", 1, {"loss": 1.0})
-        log.message("hello")
-    assert console.file.getvalue() == ""
+def test_quiet_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, quiet=True)
+    log.begin("clone", 2)
+    log.log("clone", 1, {"loss": 1.0})
+    log.message("hello")
+    assert capsys.readouterr().out == ""
     assert len(records(tmp_path)) == 1
 
 
-def test_terminal_shows_progress_curve_and_messages(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    log = RunLog(tmp_path, console=console)
-    with log.stage("improve", 4):
-        for step in range(1, 4):
-            log.log("improve", step, {"reward": step / 4})
-        log.message("a [message] for people")
-        assert log._live is not None
-        log._live.refresh()
-    text = console.file.getvalue()
-    assert "3/4" in text
-    assert "▁▅█" in text
-    assert "a [message] for people" in text
-    assert log._live is None
+def test_the_display_hears_what_is_logged_and_what_an_earlier_start_did(tmp_path: Path) -> None:
+    out = io.StringIO()
+    RunLog(tmp_path, quiet=True).log("improve", 40, {"reward": 0.25})
+    log = RunLog(tmp_path, display=PlainLines(out))
+    log.begin("improve", 150)
+    log.log("improve", 41, {"reward": 0.5})
+    log.record("evaluate", 1, {"base/sampled": 0.5})
+    log.done("improve")
+    lines = [line[9:] if line[2] == ":" else line for line in out.getvalue().splitlines()]
+    assert lines == ["improve: 150 updates, from update 40 on", "improve   41/150  reward 0.500", "improve: done in 0s"]
 
 
-def test_the_stage_ends_also_when_it_fails(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, console=plain())
-    with pytest.raises(OSError, match="boom"), log.stage("clone", 4):
+def test_the_display_is_closed_also_when_a_stage_fails(tmp_path: Path) -> None:
+    closed: list[bool] = []
+
+    class Closing(Display):
+        def close(self) -> None:
+            closed.append(True)
+
+    log = RunLog(tmp_path, display=Closing())
+    with pytest.raises(OSError, match="boom"), log.showing(Ahead(run_dir=tmp_path, stages={})):
         raise OSError("boom")
-    with log.stage("improve", 2):
-        log.log("improve", 1, {"reward": 1.0})
-
-
-def test_short_forms() -> None:
-    assert [number(x) for x in (3.0, 0.51234, 1234.5, 3.14159e-5, 0.0, float("nan"), float("inf"), 2e7)] == [
-        *("3", "0.512", "1.23e+03", "3.14e-05", "0", "nan", "inf", "2e+07")
-    ]
-    assert [clock(s) for s in (0.4, 59, 320, 3725)] == ["0s", "59s", "5m20s", "1h02m"]
-    assert sparkline([0.0, 1.0, 0.5]) == "▁█▅"
-    assert sparkline([2.0, 2.0]) == "▁▁"
-    assert sparkline([]) == ""
-    assert key_metrics({"x": 1.0, "train/loss": 2.0, "reward": 3.0}, 2) == [("reward", 3.0), ("loss", 2.0)]
+    assert closed == [True]

@@ -18,6 +18,7 @@ from configs.schema import Rollout, RunConfig
 from pipeline.algorithm import LatentRL
 from pipeline.cli import closing_words
 from pipeline.context import StageResult
+from pipeline.displays import Display
 from pipeline.evaluation import evaluate
 from pipeline.preflight import check
 from pipeline.run import Planned, execute
@@ -145,7 +146,7 @@ def test_nobody_takes_it_for_a_real_run(config: Config, tiny_base: Path, tmp_pat
 def test_a_run_on_it_says_so_in_its_summary(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = StageResult(checkpoint=tmp_path, metrics={})
     monkeypatch.setattr("pipeline.run.plan", lambda _: [Planned(name="base", settings=None, work=lambda context, source: done)])
-    execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, quiet=True)
+    execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, Display())
     assert "SIMULATED" in closing_words(tmp_path)
 
 

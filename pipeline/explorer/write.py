@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from configs.loading import load_config
-from configs.schema import Explorer
+from configs.schema import Explorer, RunConfig
 from pipeline.context import StageContext
 from pipeline.explorer.build import beside, explore
 from pipeline.explorer.page import PAGE, write_page
@@ -34,11 +34,15 @@ def explain(run_dir: Path, path: Path, settings: Explorer | None = None, *, agai
     return datasets, attach(path, config.tracking, run_dir, "improve")
 
 
-def write_at_end(context: StageContext) -> None:
-    """The page of a finished run, if its config wants one and there are codes to explore. It never fails the run."""
-    config = context.config
+def wants_page(config: RunConfig) -> bool:
+    """Whether a run of ``config`` ends with the page: it is wanted, and there are codes to explore."""
     latent = config.improve is not None and config.improve.level == "latent" and config.rollout.engine != "simulated"
-    if not (config.explorer.enabled and latent and config.replay.enabled):
+    return config.explorer.enabled and latent and config.replay.enabled
+
+
+def write_at_end(context: StageContext) -> None:
+    """The page of a finished run, if its config ``wants_page``. It never fails the run."""
+    if not wants_page(context.config):
         return
     started = time.perf_counter()
     try:
