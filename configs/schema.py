@@ -434,6 +434,15 @@ class Explorer(Section):
     """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over rollouts."""
 
 
+class Report(Section):
+    """The page with what a run found, how, at what cost, and how to do it again, written at its end (docs/report.md)."""
+
+    enabled: bool = True
+    """Write it; ``latent-control report`` does that at any time."""
+    examples: NonNegativeInt = 8
+    """Held-out prompts shown with all models' answers, of those gained and of those lost each."""
+
+
 class RunConfig(Section):
     """One run, all stages."""
 
@@ -454,6 +463,7 @@ class RunConfig(Section):
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
     explorer: Explorer = Explorer()
+    report: Report = Report()
     cluster: Cluster = Cluster()
 
     @property

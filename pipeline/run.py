@@ -22,11 +22,13 @@ from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
+from pipeline.environment import peak_gib, write_environment
 from pipeline.events import Events, first_line
 from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
+from pipeline.report.write import write_at_end as write_report
 from pipeline.runlog import RunLog
 from pipeline.storage import require_shared_storage
 from pipeline.tracking import Tracker, git_commit
@@ -180,6 +182,7 @@ def noted(events: Events) -> Iterator[None]:
 
 
 def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
+    write_environment(run_dir)
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
     log = RunLog(run_dir, quiet=quiet, tracker=tracker)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
@@ -205,6 +208,7 @@ def _stages(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
         run_files.put_json(run_dir, SUMMARY, summary)
     with stopping.at_once():
         write_at_end(context)
+        write_report(context)  # it links to the explorer
     log.close()
     return run_dir
 
@@ -251,7 +255,12 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
         if stage.name != "base":
             tracker.artifact(result.checkpoint / "manifest.json", "checkpoint")
     seconds = time.perf_counter() - started
-    record = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, context.run_dir), "metrics": result.metrics}
+    record = {
+        "seconds": seconds,
+        "checkpoint": os.path.relpath(result.checkpoint, context.run_dir),
+        "metrics": result.metrics,
+        "driver_peak_gib": peak_gib(),
+    }
     run_files.put_json(context.run_dir, f"stages/{stage.name}.json", record)
     return result, seconds
 

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -283,12 +284,19 @@ def keep(
     return path
 
 
-def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
-    """Store a copy of a file with a stage's run that is over; returns "" or why that was not done."""
+def attach(path: Path, settings: Tracking, run_dir: Path, stage: str, *, texts: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Store a copy of a file with a stage's run that is over (with the latest one, where there is none of that stage).
+
+    Args:
+        texts: more artifacts, by their names there.
+
+    Returns:
+        "" or why that was not done.
+    """
     record = read_record(run_dir)
     if not settings.enabled or record is None:
         return "the run was not tracked"
-    run_id = record["runs"].get(stage) or next(iter(record["runs"].values()), None)
+    run_id = record["runs"].get(stage) or next(reversed(record["runs"].values()), None)
     uri = tracking_uri(settings.uri, run_dir)
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return f"there is no such run in {without_password(uri)}"
@@ -298,7 +306,10 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        MlflowClient(tracking_uri=uri).log_artifact(run_id, str(path))
+        client = MlflowClient(tracking_uri=uri)
+        client.log_artifact(run_id, str(path))
+        for name, text in texts.items():
+            client.log_text(run_id, text, name)
     except (MlflowException, OSError, SQLAlchemyError) as error:
         return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
     return ""
