@@ -353,6 +353,11 @@ class Tracking(Section):
     """Tracking URI; ``null`` is ``sqlite:///mlflow.db`` beside the run folders."""
     experiment: str = "latent-control"
     tags: dict[str, str] = Field(default_factory=dict)
+    """Yours, on every run: the table and the charts can be grouped by them."""
+    system_metrics: PositiveFloat | None = None
+    """Every so many seconds, CPU, memory, disk, network and GPUs of the driver's machine; ``null``: never. MLflow's own step is 10."""
+    checkpoints: Literal["manifest", "files"] = "manifest"
+    """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
 
 
 class Autoscale(Section):

@@ -28,12 +28,12 @@ from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
+from pipeline.recording import note_inputs, note_result, stage_tags
 from pipeline.report.write import write_at_end as write_report
 from pipeline.runlog import RunLog
 from pipeline.storage import require_shared_storage
 from pipeline.tracking import Tracker, git_commit
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.rewards import reward_hash
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -250,10 +250,10 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
     """Run a stage as an MLflow run of its own and record that it is done."""
     started = time.perf_counter()
-    with tracking(context, tracker, stage.name):
+    with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)
         if stage.name != "base":
-            tracker.artifact(result.checkpoint / "manifest.json", "checkpoint")
+            note_result(tracker, context, result, source)
     seconds = time.perf_counter() - started
     record = {
         "seconds": seconds,
@@ -266,12 +266,12 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
 
 
 @contextmanager
-def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[None]:
+def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
     """An MLflow run around a block, honest about how it ended."""
     config = context.config
-    algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
-    tags = {"algorithm": algorithm, "seed": str(config.seed), "reward_hash": reward_hash(config.task, config.reward)}
-    tracker.start(stage, params=config.model_dump(mode="json"), tags=tags)
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
+    if config.tracking.enabled:
+        note_inputs(tracker, context, stage)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield

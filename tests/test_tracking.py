@@ -14,7 +14,7 @@ import pytest
 
 from configs.schema import Tracking
 from pipeline import tracking
-from pipeline.tracking import Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+from pipeline.tracking import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     tracker.log({"reward": 0.75}, 2)
     (run_dir / "a.txt").write_text("hello")
     tracker.artifact(run_dir / "a.txt", "checkpoint")
-    tracker.dataset(run_dir, "replay")
+    tracker.dataset(Data(name="replay", digest=lambda: "5f" * 32, kind="local", source='{"uri": "file:///x"}'))
     tracker.tag({"gates": "failed", "gate: success at least 0.6": "failed (0.5)"})
     tracker.tag({"gates": "passed"})
     tracker.finish("FINISHED")
@@ -64,7 +64,7 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     assert "mlflow.parentRunId" not in tags
     assert curve(runs, run_id, "reward") == [(1, 0.5), (2, 0.75)]
     assert curve(runs, run_id, "rewards/max_") == [(1, 1.0)]
-    assert [i.dataset.name for i in run.inputs.dataset_inputs] == ["replay"]
+    assert [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs] == [("replay", "5f" * 16)]
     assert (runs / "mlartifacts").is_dir()
     assert [f.path for f in client(runs).list_artifacts(run_id, "checkpoint")] == ["checkpoint/a.txt"]
     experiment = client(runs).get_experiment_by_name("latent-control")
@@ -123,7 +123,7 @@ def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
     assert tracker.start("clone", {}, {}) == ""
     tracker.log({"a": 1.0}, 1)
     tracker.artifact(tmp_path / "x")
-    tracker.dataset(tmp_path, "x")
+    tracker.dataset(Data(name="x", digest=lambda: "", kind="local", source="{}"))
     tracker.finish("FINISHED")
     tracker.close()
     assert list(tmp_path.iterdir()) == []
