@@ -291,7 +291,7 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     config = context.config
     assert config.evaluation is not None
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
-    with tracking(context, tracker, "evaluate"):
+    with tracking(context, tracker, "evaluate", list(stages.values())[-1]):
         hosts = variants(config, stages)
         result = play(
             config,
