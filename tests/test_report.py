@@ -149,6 +149,7 @@ def test_every_picture_has_words_and_a_table(report: Report) -> None:
     for name, text in drawn.items():
         root = ET.fromstring(text)
         space = {"s": "http://www.w3.org/2000/svg"}
+        assert root.get("width") == "920", "a viewer of files (MLflow's) shows it at its own size"
         assert root.get("role") == "img" and root.find("s:title", space) is not None, name
         assert len(root.find("s:desc", space).text) > 30, name  # type: ignore[union-attr, arg-type]
         assert "nan" not in text, name

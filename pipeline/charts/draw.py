@@ -16,7 +16,7 @@ _HEIGHT, _ROW = 190, 34
 _TEXT = Markup('<text x="{}" y="{}" class="{}">{}</text>')
 _LINE = Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>')
 _FRAME = Markup(
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" class="chart" role="img" '
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{broad}" height="{high}" class="chart" role="img" '
     'aria-labelledby="{name}-title {name}-words">'
     '<title id="{name}-title">{title}</title><desc id="{name}-words">{words}</desc>{style}{body}</svg>'
 )
@@ -34,8 +34,17 @@ def svg(figure: Figure, *, alone: bool = False) -> Markup:
     draw = {Lines: _lines, Dots: _dots, Bars: _bars}[type(figure)]
     body, height = draw(figure)  # type: ignore[operator]
     dress = _ALONE.format(Markup(style()), WIDTH, height) if alone else ""
+    scale = 2 if alone else 1  # viewers show a file at its own size
     return _FRAME.format(
-        width=WIDTH, height=height, name=figure.name, title=figure.title, words=described(figure), style=dress, body=Markup("").join(body)
+        broad=scale * WIDTH,
+        high=scale * height,
+        width=WIDTH,
+        height=height,
+        name=figure.name,
+        title=figure.title,
+        words=described(figure),
+        style=dress,
+        body=Markup("").join(body),
     )
 
 
