@@ -353,6 +353,11 @@ class Tracking(Section):
     """Tracking URI; ``null`` is ``sqlite:///mlflow.db`` beside the run folders."""
     experiment: str = "latent-control"
     tags: dict[str, str] = Field(default_factory=dict)
+    """Yours, on every run: the table and the charts can be grouped by them."""
+    system_metrics: PositiveFloat | None = None
+    """Every so many seconds, CPU, memory, disk, network and GPUs of the driver's machine; ``null``: never. MLflow's own step is 10."""
+    checkpoints: Literal["manifest", "files"] = "manifest"
+    """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
 
 
 class Autoscale(Section):
@@ -434,6 +439,15 @@ class Explorer(Section):
     """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over rollouts."""
 
 
+class Report(Section):
+    """The page with what a run found, how, at what cost, and how to do it again, written at its end (docs/report.md)."""
+
+    enabled: bool = True
+    """Write it; ``latent-control report`` does that at any time."""
+    examples: NonNegativeInt = 8
+    """Held-out prompts shown with all models' answers, of those gained and of those lost each."""
+
+
 class RunConfig(Section):
     """One run, all stages."""
 
@@ -454,6 +468,7 @@ class RunConfig(Section):
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
     explorer: Explorer = Explorer()
+    report: Report = Report()
     cluster: Cluster = Cluster()
 
     @property

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
-RUN_CONFIG, EXPLORER = "config.yaml", "explorer.html"
+RUN_CONFIG, EXPLORER, REPORT = "config.yaml", "explorer.html", "report.html"
 
 
 class Estimator(StrEnum):
@@ -367,7 +367,8 @@ def closing_words(run_dir: Path) -> str:
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
     explorer = f"\nwhat the codes do: {run_dir / EXPLORER}" if (run_dir / EXPLORER).is_file() else ""
-    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}{explorer}"
+    report = f"\nall of it on one page: {run_dir / REPORT}" if (run_dir / REPORT).is_file() else ""
+    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}{explorer}{report}"
 
 
 def result_table(result: dict[str, Any]) -> str:

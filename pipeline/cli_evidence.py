@@ -78,12 +78,16 @@ def compare(
         result = comparison.compare(left, right, (variant_a, variant_b))
     path = (html or right[-1] / f"compare-with-{left[0].name}.html").absolute()
     with cli.sentences(cli.FAILED):
-        not_tracked = comparison.write_page(result, path)
+        from pipeline.saved_comparison import save
+
+        saved = save(result, comparison.write_page(result, path))
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(result | {"page": str(path), "record": str(saved.record), "mlflow": saved.link}, indent=2))
         return
     print_comparison(result)
-    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+    typer.echo(f"page: {path}" + (f" (not in MLflow: {saved.not_tracked})" if saved.not_tracked else " (also in MLflow)"))
+    if saved.link:
+        typer.echo(f"side by side in MLflow: latent-control ui {right[-1]}, then {saved.link}")
 
 
 def print_comparison(result: dict[str, Any]) -> None:

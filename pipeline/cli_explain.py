@@ -1,4 +1,4 @@
-"""Command ``explain``. Nothing heavy is imported before it runs."""
+"""Commands that write pages: ``explain`` and ``report``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -58,4 +58,23 @@ def explain(
             typer.echo(f"  estimated gain {summary.gain.mean:+.3f} ({summary.gain.low:+.3f} to {summary.gain.high:+.3f}); codes: {shown}")
         for note in summary.notes:
             typer.echo(f"  note: {note}")
+    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+
+
+@cli.app.command("report")
+def report_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; default RUN/report.html.")] = None,
+) -> None:
+    """Write RUN's report: what it found, how, at what cost, and how to do it again. One file, no server."""
+    folder = run_dir.absolute()
+    with cli.sentences(cli.USAGE):
+        cli.run_folder(folder)
+        from pipeline.report.page import PAGE
+        from pipeline.report.write import report
+    path = (out or folder / PAGE).absolute()
+    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        made, not_tracked = report(folder, path)
+    for name, value, _ in made.tiles:
+        typer.echo(f"{name}: {value}")
     typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))

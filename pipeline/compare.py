@@ -23,7 +23,7 @@ from pipeline.outcomes import OUTCOMES
 from pipeline.pages import Points, chart, page
 from pipeline.replay import read_outcomes
 from pipeline.statistics import paired_difference
-from pipeline.tracking import attach, flatten
+from pipeline.tracking import flatten
 
 MODES = ("sampled", "greedy")
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
@@ -210,9 +210,8 @@ def _number(value: float | None) -> str:
     return "not known" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def write_page(result: Mapping[str, Any], path: Path) -> str:
-    """The comparison as a page, also with B's last MLflow run; returns "" or why MLflow has no copy."""
-    last = Path(result["b"][-1])
+def write_page(result: Mapping[str, Any], path: Path) -> Path:
+    """The comparison as a page."""
     lines = [f"{name}: {', '.join(result[name.lower()])} ({variant})" for name, variant in zip("AB", result["variants"], strict=True)]
     charts = [
         chart(f"reward against {x}", x, {k: _points(curve, x) for k, curve in result["curves"].items()})
@@ -222,8 +221,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> str:
     text = page(title, lines=[result["verdict"], *lines, *result["notes"]], tables=tables(result), charts=charts)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    settings = load_config(last / "config.yaml", [], check_paths=False).tracking
-    return attach(path, settings, last, "improve")
+    return path
 
 
 def _points(curve: Sequence[Mapping[str, float]], across: str) -> Points:

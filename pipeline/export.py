@@ -23,6 +23,7 @@ from latent_control.persistence import CONFIG as LATENT
 from latent_control.text import load_tokenizer
 from pipeline import checkpoints
 from pipeline.durable import sha256_file
+from pipeline.lineage import replay_hash
 from pipeline.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
 from pipeline.tracking import git_commit, without_password
 
@@ -124,6 +125,7 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
         "checkpoint_manifest_sha256": sha256_file(manifest) if manifest.is_file() else None,
         "base": {"name": Path(str(latent.base_source)).name, "sha256": base_hash(latent)},
         "world_hash": world_hash(latent),
+        "replay_sha256": None if source.run_dir is None else replay_hash(source.run_dir) or None,
         "trained_with": _versions(source.checkpoint),
         "exported_by": git_commit(),
         "evaluation": found,

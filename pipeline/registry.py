@@ -123,4 +123,7 @@ def _tags(folder: Path) -> dict[str, str]:
     """What a version is, in a few words; the rest is in the export's provenance."""
     about = read_provenance(folder)
     wanted = ("run", "checkpoint", "world_hash", "exported_by")
-    return {name: str(about[name]) for name in wanted if about.get(name)}
+    hashes = {"checkpoint_hash": "checkpoint_manifest_sha256", "replay_hash": "replay_sha256"}
+    tags = {name: about.get(name) for name in wanted} | {name: about.get(key) for name, key in hashes.items()}
+    tags["base_hash"] = (about.get("base") or {}).get("sha256")
+    return {name: str(value) for name, value in tags.items() if value}

@@ -24,6 +24,7 @@ from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
 from pipeline.displays import Display
+from pipeline.environment import peak_gib, write_environment
 from pipeline.events import Events, first_line
 from pipeline.explorer.write import wants_page, write_at_end
 from pipeline.forecast import expected_seconds
@@ -31,11 +32,12 @@ from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
 from pipeline.overview import at_work
 from pipeline.progress import Ahead
+from pipeline.recording import note_inputs, note_result, stage_tags
+from pipeline.report.write import write_at_end as write_report
 from pipeline.runlog import RunLog
 from pipeline.storage import require_shared_storage
 from pipeline.tracking import Tracker, git_commit
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.rewards import reward_hash
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 
@@ -184,6 +186,7 @@ def noted(events: Events) -> Iterator[None]:
 
 
 def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
+    write_environment(run_dir)
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
     log = RunLog(run_dir, tracker=tracker, display=display)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
@@ -200,7 +203,7 @@ def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     rl = config.improve
     return Ahead(
         run_dir=run_dir,
-        stages=stages | ({"pages": 0} if wants_page(config) else {}),
+        stages=stages | ({"pages": 0} if wants_page(config) or config.report.enabled else {}),
         seconds=expected_seconds(run_dir, config),
         num_actions=config.actions.num_actions if config.actions is not None else None,
         max_staleness=rl.max_staleness if rl is not None and rl.mode == "async" else None,
@@ -235,10 +238,11 @@ def _work(context: StageContext, tracker: Tracker) -> None:
         run_files.put_json(run_dir, SUMMARY, summary)
         log.done("evaluate", seconds=summary["took"]["evaluate"])
         log.display.evaluation(summary["evaluation"])
-    if wants_page(config):
+    if wants_page(config) or config.report.enabled:
         log.begin("pages", 0)
         with stopping.at_once(), _timed(summary["took"], "pages"):
             write_at_end(context)
+            write_report(context)  # it links to the explorer
         log.done("pages", seconds=summary["took"]["pages"])
     run_files.put_json(run_dir, SUMMARY, summary)
 
@@ -286,23 +290,28 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
     """Run a stage as an MLflow run of its own and record that it is done."""
     started = time.perf_counter()
-    with tracking(context, tracker, stage.name):
+    with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)
         if stage.name != "base":
-            tracker.artifact(result.checkpoint / "manifest.json", "checkpoint")
+            note_result(tracker, context, result, source)
     seconds = time.perf_counter() - started
-    record = {"seconds": seconds, "checkpoint": os.path.relpath(result.checkpoint, context.run_dir), "metrics": result.metrics}
+    record = {
+        "seconds": seconds,
+        "checkpoint": os.path.relpath(result.checkpoint, context.run_dir),
+        "metrics": result.metrics,
+        "driver_peak_gib": peak_gib(),
+    }
     run_files.put_json(context.run_dir, f"stages/{stage.name}.json", record)
     return result, seconds
 
 
 @contextmanager
-def tracking(context: StageContext, tracker: Tracker, stage: str) -> Iterator[None]:
+def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
     """An MLflow run around a block, honest about how it ended."""
     config = context.config
-    algorithm = config.improve.algorithm if config.improve is not None and stage in ("improve", "token_level") else stage
-    tags = {"algorithm": algorithm, "seed": str(config.seed), "reward_hash": reward_hash(config.task, config.reward)}
-    tracker.start(stage, params=config.model_dump(mode="json"), tags=tags)
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
+    if config.tracking.enabled:
+        note_inputs(tracker, context, stage)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield
@@ -322,7 +331,7 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
     config = context.config
     assert config.evaluation is not None
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
-    with tracking(context, tracker, "evaluate"):
+    with tracking(context, tracker, "evaluate", list(stages.values())[-1]):
         hosts = variants(config, stages)
         context.log.begin("evaluate", len(hosts))
         result = play(

@@ -8,6 +8,8 @@ from pathlib import Path
 from configs.loading import load_config
 from pipeline import overview
 from pipeline.events import read_events
+from pipeline.lineage import result_tags
+from pipeline.recording import stage_tags
 from pipeline.runlog import METRICS, records
 from pipeline.tracking import Status, Tracker, without_password
 
@@ -30,14 +32,15 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     logged = records(run_dir / METRICS)
     for stage in dict.fromkeys(str(record["stage"]) for record in logged):
-        tracker.start(stage, params=config.model_dump(mode="json"), tags={"seed": str(config.seed)}, patience=PATIENCE)
+        tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, run_dir, stage), patience=PATIENCE)
         mine = [record for record in logged if record["stage"] == stage]
         for record in mine:
             values = {name: float("nan") if v is None else float(v) for name, v in record.items() if name not in _RESERVED}
             tracker.log(values, int(record["step"]), when=float(record["time"]))
-        manifest = run_dir / "checkpoints" / stage / "manifest.json"
-        if manifest.is_file():
-            tracker.artifact(manifest, "checkpoint")
+        result = run_dir / "checkpoints" / stage
+        if (result / "manifest.json").is_file():
+            tracker.artifact(result / "manifest.json", "checkpoint")
+            tracker.tag(result_tags(run_dir, result, None))
         sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE)
         say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_password(tracker.uri)}")
         if not sent:

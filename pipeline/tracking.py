@@ -7,7 +7,6 @@ restart it continues under the id kept in ``mlflow.json``, without a doubled ste
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,14 +15,19 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from configs.schema import Tracking
 from pipeline import run_files
 from pipeline.durable import write_atomic
+from pipeline.system_metrics import Sampler
+from pipeline.ui import chart_link
 
 RECORD = "mlflow.json"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -40,6 +44,9 @@ _HOPELESS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_IMPLEMENTED"}
 )
 _HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "INVALID_STATE"}
+_DIGEST = 32  # MLflow takes up to 36 characters
+SYSTEM = "system/"
+"""MLflow's interface shows metrics of this name in a tab of their own."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,8 +77,7 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
 
 def deep_link(experiment_id: str, *, server: str = "http://127.0.0.1:5000", group: str | None = None) -> str:
     """Address of the experiment's chart page (its own start page is about something else), one group's runs only if given."""
-    link = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    return link if group is None else f"{link}&searchFilter={quote(f'tags.group = {json.dumps(group)}')}"
+    return chart_link(experiment_id, server, {} if group is None else {"group": group})
 
 
 def git_commit() -> str:
@@ -179,6 +185,21 @@ class Outbox(threading.Thread):
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a run reads: ``Data(name="countdown/train", digest=lambda: "5f0c...", kind="code", source='{"task": "countdown"}')``."""
+
+    name: str
+    digest: Callable[[], str]
+    """SHA-256; computed in the tracker's thread, for files may be large."""
+    kind: str
+    """What MLflow calls the type of its source: "local" (a path), "code" (a generator)."""
+    source: str
+    """JSON."""
+    context: str = "training"
+    """What it is for: "training" or "evaluation"."""
+
+
 class Tracker:
     """One MLflow run per stage. With ``settings.enabled`` false every method does nothing.
 
@@ -190,6 +211,7 @@ class Tracker:
         self.uri = tracking_uri(settings.uri, run_dir)
         self._outbox: Outbox | None = None
         self._run: _Run | None = None
+        self._sampler: Sampler | None = None
         if settings.enabled:
             quiet_mlflow()
             self._outbox = Outbox(note)
@@ -211,6 +233,9 @@ class Tracker:
         self._run = run = _Run(self._store, self._run_dir, stage, f"{self._group}/{stage}", wanted, flatten(params))
         self._outbox.put(f"run {run.name}", run.begin)
         self._outbox.put(f"the parameters of {run.name}", run.log_params)
+        if self._settings.system_metrics is not None:
+            self._sampler = Sampler(self._settings.system_metrics, partial(self._system, run))
+            self._sampler.start()
         if not self._outbox.drained(patience):
             _LOG.warning("tracking: %s has no run id yet: the store is slow or away", run.name)
         return run.id
@@ -223,7 +248,7 @@ class Tracker:
             self._outbox.put(f"step {step}", run.send)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a copy of a file; it must stay until ``finish``."""
+        """Store a copy of a file or of a folder's files; they must stay until ``finish``."""
         if self._outbox is not None and self._run is not None:
             run = self._run
             self._outbox.put(f"artifact {path}", lambda: run.artifact(path, folder))
@@ -234,23 +259,32 @@ class Tracker:
             run, wanted = self._run, {_key(name)[:250]: value[:_LONGEST_TAG] for name, value in tags.items()}
             self._outbox.put(f"tags of {run.name}", lambda: run.tag(wanted))
 
-    def dataset(self, path: Path, name: str) -> None:
-        """Note that the run read the data at ``path`` (nothing is copied)."""
+    def dataset(self, data: Data) -> None:
+        """Note that the run read this data (nothing is copied)."""
         if self._outbox is not None and self._run is not None:
             run = self._run
-            self._outbox.put(f"dataset {name}", lambda: run.dataset(path, name))
+            self._outbox.put(f"dataset {data.name}", lambda: run.dataset(data))
 
     def finish(self, status: Status, patience: float = DRAIN_SECONDS) -> bool:
         """End the stage's run and wait a little for what is still to be stored; whether it is."""
         if self._outbox is None or self._run is None:
             return True
         run, self._run = self._run, None
+        if self._sampler is not None:
+            self._sampler.end()
+            self._sampler = None
         when = int(time.time() * 1000)
         self._outbox.put(f"end of {run.name}", lambda: run.end(status, when))
         sent = self._outbox.drained(patience)
         if not sent:
             _LOG.warning("tracking: the store did not take everything of %s yet; latent-control sync %s sends it", run.name, self._run_dir)
         return sent
+
+    def _system(self, run: _Run, metrics: Mapping[str, float]) -> None:
+        """Called by the sampler's thread. MLflow's own monitor gives up for good at the first call that fails; this waits in the queue."""
+        assert self._outbox is not None
+        when = int(1000 * time.time())
+        self._outbox.put("system metrics", lambda: run.system(metrics, when))
 
     def close(self) -> None:
         """Let the thread end; ``finish`` first."""
@@ -267,28 +301,42 @@ def keep(
     name: str,
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
+    tags: Mapping[str, str] = MappingProxyType({}),
+    files: Sequence[Path] = (),
 ) -> Path:
-    """Write ``run_dir/<folder>/<name>-<n>.json``; when the run is tracked also to the MLflow run ``<folder>_<name>``, each as a step."""
+    """Write ``run_dir/<folder>/<name>-<n>.json``; when the run is tracked also to the MLflow run ``<folder>_<name>``, each as a step.
+
+    Args:
+        files: more artifacts of that run.
+    """
     place = run_dir / folder
     place.mkdir(exist_ok=True)
     number = len(list(place.glob(f"{name}-*.json"))) + 1
     path = place / f"{name}-{number}.json"
     write_atomic(path, json.dumps(result, indent=1).encode())
     tracker = Tracker(settings, run_dir, group=run_dir.name)
-    tracker.start(f"{folder}_{name}", params=params, tags={"algorithm": folder})
+    tracker.start(f"{folder}_{name}", params=params, tags={"algorithm": folder} | dict(tags))
     tracker.log(metrics, number)
-    tracker.artifact(path, folder)
+    for file in (path, *files):
+        tracker.artifact(file, folder)
     tracker.finish("FINISHED")
     tracker.close()
     return path
 
 
-def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
-    """Store a copy of a file with a stage's run that is over; returns "" or why that was not done."""
+def attach(path: Path, settings: Tracking, run_dir: Path, stage: str, *, texts: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Store a copy of a file with a stage's run that is over (with the latest one, where there is none of that stage).
+
+    Args:
+        texts: more artifacts, by their names there.
+
+    Returns:
+        "" or why that was not done.
+    """
     record = read_record(run_dir)
     if not settings.enabled or record is None:
         return "the run was not tracked"
-    run_id = record["runs"].get(stage) or next(iter(record["runs"].values()), None)
+    run_id = record["runs"].get(stage) or next(reversed(record["runs"].values()), None)
     uri = tracking_uri(settings.uri, run_dir)
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return f"there is no such run in {without_password(uri)}"
@@ -298,7 +346,10 @@ def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        MlflowClient(tracking_uri=uri).log_artifact(run_id, str(path))
+        client = MlflowClient(tracking_uri=uri)
+        client.log_artifact(run_id, str(path))
+        for name, text in texts.items():
+            client.log_text(run_id, text, name)
     except (MlflowException, OSError, SQLAlchemyError) as error:
         return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
     return ""
@@ -370,6 +421,7 @@ class _Run:
         self._continued = False
         self._logged: dict[str, int] = {}
         """The last step of each metric that was stored before this start of the stage."""
+        self._samples: int | None = None
 
     def begin(self) -> None:
         """Continue the recorded run if the store has it, else make one and record it."""
@@ -436,11 +488,12 @@ class _Run:
             self.waiting.popleft()
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """Store a copy of a file."""
-        if not path.is_file():
+        """Store a copy of a file, or of all files in a folder."""
+        if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")
         if self.id:
-            self._store.client.log_artifact(self.id, str(path), folder)
+            log = self._store.client.log_artifacts if path.is_dir() else self._store.client.log_artifact
+            log(self.id, str(path), folder)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags; those of an earlier start are replaced."""
@@ -449,29 +502,27 @@ class _Run:
         if self.id:
             self._store.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    def dataset(self, path: Path, name: str) -> None:
-        """Note an input; its digest is that of the names and sizes of its files."""
+    def dataset(self, data: Data) -> None:
+        """Note an input with its digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = json.dumps({"uri": path.resolve().as_uri()})
-        data = Dataset(name[:500], _digest(path), source_type="local", source=source)
-        tags = [InputTag("mlflow.data.context", "training")]
         if self.id:
-            self._store.client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+            known = Dataset(data.name[:500], data.digest()[:_DIGEST], source_type=data.kind, source=data.source)
+            tags = [InputTag("mlflow.data.context", data.context)]
+            self._store.client.log_inputs(self.id, datasets=[DatasetInput(known, tags)])
+
+    def system(self, metrics: Mapping[str, float], when: int) -> None:
+        """Store a sample of the machine under the next step of its own count, which goes on where an earlier start ended."""
+        from mlflow.entities import Metric
+
+        if not self.id:
+            return
+        if self._samples is None:
+            self._samples = 1 + max((step for key, step in self._logged.items() if key.startswith(SYSTEM)), default=-1)
+        self._store.client.log_batch(self.id, metrics=[Metric(SYSTEM + key, v, when, self._samples) for key, v in metrics.items()])
+        self._samples += 1  # only now: tried again, it is the same step
 
     def end(self, status: str, when: int) -> None:
         """Close the run."""
         if self.id:
             self._store.client.set_terminated(self.id, status=status, end_time=when)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for name, size in _listing(path):
-        digest.update(f"{name}:{size};".encode())
-    return digest.hexdigest()[:16]
-
-
-def _listing(path: Path) -> Iterator[tuple[str, int]]:
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return ((p.name, p.stat().st_size) for p in files)

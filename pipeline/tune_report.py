@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable import write_atomic
-from pipeline.pages import STYLE
+from pipeline.pages import document, rendered
 
 HEAD = (
     "codes",
@@ -90,16 +90,19 @@ def picture(result: Mapping[str, Any]) -> bytes:
 
 def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     """``codes.png`` and ``codes.html``, which holds it."""
-    from jinja2 import Environment
-
     image = picture(result)
     write_atomic(folder / "codes.png", image)
-    template = Environment(autoescape=True).from_string(
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Codes</title><style>{{ style }}</style></head><body>"
-        "<h1>Which codes</h1><table><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>"
-        "{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>"
-        "<img alt='what codes leave open against what must be chosen' src='data:image/png;base64,{{ image }}'></body></html>"
+    body = rendered(
+        "<header><h1>Which codes</h1></header><main id='main' tabindex='-1'>"
+        "<div class='scroll' tabindex='0' role='region' aria-label='codes'><table>"
+        "<thead><tr>{% for cell in head %}<th scope='col'>{{ cell }}</th>{% endfor %}</tr></thead><tbody>"
+        "{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>"
+        "<img alt='what codes leave open against what must be chosen; the table has the numbers' "
+        "src='data:image/png;base64,{{ image }}'></main>",
+        head=HEAD,
+        rows=rows(result),
+        image=base64.b64encode(image).decode(),
     )
     page = folder / "codes.html"
-    write_atomic(page, template.render(style=STYLE, head=HEAD, rows=rows(result), image=base64.b64encode(image).decode()).encode())
+    write_atomic(page, document("Codes", body, style="img{max-width:100%}", images=True).encode())
     return page

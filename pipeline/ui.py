@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from configs.paths import nothing_at
 
@@ -21,6 +22,8 @@ HOST = "127.0.0.1"
 FIRST_PORT = 5000
 START_SECONDS = 120.0
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
+OVERLAID = ("improve", "token_level", "actions")
+"""Stages whose curves are worth laying over those of other runs."""
 # 0.5 GB and 5 s to start instead of 2 GB and a minute.
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
@@ -85,11 +88,29 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def chart_link(experiment_id: str, address: str, tags: Mapping[str, str] | None = None) -> str:
+    """Address of an experiment's charts; with ``tags``, only of the runs that have them all."""
+    link = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{CHART}"
+    wanted = " and ".join(f"tags.{name} = {json.dumps(value)}" for name, value in (tags or {}).items())
+    return f"{link}&searchFilter={quote(wanted)}" if wanted else link
+
+
+def compare_link(experiment_id: str, run_ids: Sequence[str], address: str) -> str:
+    """Address of MLflow's page that sets runs side by side."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
+    return f"{address.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
 def links(address: str, store: Store, experiments: dict[str, str]) -> list[str]:
-    """Deep links: the charts of each experiment ({id: name}), then the run of each stage."""
+    """Deep links: the charts of each experiment ({id: name}) and of each stage over all its runs, then the run of each stage."""
     base = address.rstrip("/")
-    lines = [f"charts of {name}: {base}/#/experiments/{number}/runs?{CHART}" for number, name in experiments.items()]
-    return [*lines, *(f"stage {stage}: {base}/#/experiments/{store.experiment_id}/runs/{run}" for stage, run in store.runs.items())]
+    lines = [f"charts of {name}: {chart_link(number, base)}" for number, name in experiments.items()]
+    if store.experiment_id is None:
+        return lines
+    same = [stage for stage in store.runs if stage in OVERLAID]
+    overlaid = [f"{stage} of all runs: {chart_link(store.experiment_id, base, {'stage': stage})}" for stage in same]
+    own = [f"stage {stage}: {base}/#/experiments/{store.experiment_id}/runs/{run}" for stage, run in store.runs.items()]
+    return [*lines, *overlaid, *own]
 
 
 def serve(store: Store, port: int, say: Callable[[str], None]) -> None:

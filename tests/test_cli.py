@@ -495,6 +495,11 @@ class TestUi:
             "charts of mine: http://h:1/#/experiments/3/runs?workflowType=machine_learning&compareRunsMode=CHART",
             "stage clone: http://h:1/#/experiments/3/runs/ab",
         ]
+        rl = ui.links("http://h:1", ui.Store(uri="x", experiment_id="3", runs={"improve": "cd"}), {})
+        assert rl[0].startswith("improve of all runs: http://h:1/#/experiments/3/runs?")
+        assert rl[0].endswith("&searchFilter=tags.stage%20%3D%20%22improve%22")
+        link = "http://h:1/#/compare-runs?runs=%5B%22ab%22%2C%22cd%22%5D&experiments=%5B%223%22%5D"
+        assert ui.compare_link("3", ["ab", "cd"], "http://h:1/") == link
 
     def test_a_taken_port_names_a_free_one(self):
         with socket.socket() as taken:

@@ -153,6 +153,6 @@ def test_a_trend_is_the_fitted_line_over_the_span() -> None:
 
 
 def test_charts_map_points_to_their_frame_and_pages_escape() -> None:
-    assert 'points="45.0,210.0 445.0,10.0"' in chart("t", "x", {"a": [(0, 0), (1, 1)], "none": []})
+    assert 'points="46.0,190.0 450.0,12.0"' in chart("t", "x", {"a": [(0, 0), (1, 1)], "none": []})
     assert chart("t", "x", {"none": []}) == ""
     assert "&lt;script&gt;" in page("<script>")

@@ -12,9 +12,19 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Tracking
-from pipeline import tracking
-from pipeline.tracking import Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+from configs.loading import dump_config
+from configs.schema import RunConfig, Tracking
+from pipeline import checkpoints, tracking
+from pipeline.context import StageContext, StageResult
+from pipeline.durable import sha256_file
+from pipeline.lineage import prompts_hash
+from pipeline.recording import note_result
+from pipeline.run import tracking as tracking_of
+from pipeline.runlog import RunLog
+from pipeline.saved_comparison import save
+from pipeline.system_metrics import gpu
+from pipeline.tracking import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+from rollout_workers.tasks.countdown import Countdown
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,7 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     tracker.log({"reward": 0.75}, 2)
     (run_dir / "a.txt").write_text("hello")
     tracker.artifact(run_dir / "a.txt", "checkpoint")
-    tracker.dataset(run_dir, "replay")
+    tracker.dataset(Data(name="replay", digest=lambda: "5f" * 32, kind="local", source='{"uri": "file:///x"}'))
     tracker.tag({"gates": "failed", "gate: success at least 0.6": "failed (0.5)"})
     tracker.tag({"gates": "passed"})
     tracker.finish("FINISHED")
@@ -64,7 +74,7 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     assert "mlflow.parentRunId" not in tags
     assert curve(runs, run_id, "reward") == [(1, 0.5), (2, 0.75)]
     assert curve(runs, run_id, "rewards/max_") == [(1, 1.0)]
-    assert [i.dataset.name for i in run.inputs.dataset_inputs] == ["replay"]
+    assert [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs] == [("replay", "5f" * 16)]
     assert (runs / "mlartifacts").is_dir()
     assert [f.path for f in client(runs).list_artifacts(run_id, "checkpoint")] == ["checkpoint/a.txt"]
     experiment = client(runs).get_experiment_by_name("latent-control")
@@ -123,7 +133,7 @@ def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
     assert tracker.start("clone", {}, {}) == ""
     tracker.log({"a": 1.0}, 1)
     tracker.artifact(tmp_path / "x")
-    tracker.dataset(tmp_path, "x")
+    tracker.dataset(Data(name="x", digest=lambda: "", kind="local", source="{}"))
     tracker.finish("FINISHED")
     tracker.close()
     assert list(tmp_path.iterdir()) == []
@@ -216,6 +226,87 @@ def test_metrics_of_an_outage_are_sent_when_it_is_over(
     tracker.finish("FINISHED")
     assert curve(runs, run_id, "a") == [(step, float(step)) for step in range(20)]
     assert [("away" in r.message, "back" in r.message) for r in caplog.records] == [(True, False), (False, True)]
+
+
+def test_system_metrics_go_on_counting_after_a_restart(runs: Path) -> None:
+    run_dir = new_run(runs, "six")
+    for status in ("KILLED", "FINISHED"):
+        tracker = Tracker(Tracking(system_metrics=0.05), run_dir, group="six")
+        run_id = tracker.start("clone", {}, {})
+        deadline = time.monotonic() + 60
+        before = len(curve(runs, run_id, "system/cpu_utilization_percentage"))
+        while len(curve(runs, run_id, "system/cpu_utilization_percentage")) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        tracker.finish(status)  # type: ignore[arg-type]
+        tracker.close()
+    steps = [step for step, _ in curve(runs, run_id, "system/cpu_utilization_percentage")]
+    assert len(steps) >= 4 and steps == list(range(len(steps))), "no step twice, none left out"
+    assert 0 < curve(runs, run_id, "system/system_memory_usage_percentage")[0][1] <= 100
+
+
+def test_a_line_of_a_gpu() -> None:
+    assert gpu(1, "87, 1000, 4000, 210.5") == {
+        "gpu_1_utilization_percentage": 87.0,
+        "gpu_1_memory_usage_megabytes": 1000 * 2**20 / 1e6,
+        "gpu_1_memory_usage_percentage": 25.0,
+        "gpu_1_power_usage_watts": 210.5,
+    }
+    assert gpu(0, "[N/A], 1000, [N/A], [N/A]") == {"gpu_0_memory_usage_megabytes": 1000 * 2**20 / 1e6}
+
+
+def test_a_stage_says_what_it_read_and_made(runs: Path) -> None:
+    run_dir = new_run(runs, "seven")
+    config = RunConfig(base={"model": "x"}, actions={}, clone={}, improve={"evaluate_every": 5}, tracking={"checkpoints": "files"})
+    (run_dir / "config.yaml").write_text(dump_config(config))
+    source, result = (run_dir / "checkpoints" / name for name in ("clone", "improve"))
+    for folder in (source, result):
+        checkpoints.write(folder, files=lambda staging: (staging / "w.bin").write_bytes(b"1") and None, info={"stage": folder.name})
+    tracker = Tracker(config.tracking, run_dir, group="seven")
+    context = StageContext(config=config, run_dir=run_dir, log=RunLog(run_dir, quiet=True), task=Countdown())
+    with tracking_of(context, tracker, "improve", source):
+        note_result(tracker, context, StageResult(checkpoint=result), source)
+    tracker.close()
+    found = client(runs).get_run(read_record(run_dir)["runs"]["improve"])
+    tags = found.data.tags
+    assert tags["checkpoint_hash"] == sha256_file(result / "manifest.json") != tags["source_hash"] == sha256_file(source / "manifest.json")
+    assert tags["config_hash"] == sha256_file(run_dir / "config.yaml")
+    assert (tags["task"], tags["level"], tags["mode"], tags["algorithm"]) == ("countdown", "latent", "sync", "grpo")
+    data = {i.dataset.name: (i.dataset.digest, i.tags[0].value) for i in found.inputs.dataset_inputs}
+    assert {name: purpose for name, (_, purpose) in data.items()} == {"countdown/train": "training", "countdown/heldout": "evaluation"}
+    assert data["countdown/train"][0] == prompts_hash(Countdown(), "train", {})[:32]
+    files = [f.path for f in client(runs).list_artifacts(found.info.run_id, "checkpoint")]
+    assert files == ["checkpoint/manifest.json", "checkpoint/w.bin"], "tracking.checkpoints: files"
+
+
+def test_a_comparison_is_a_run_of_its_own_that_names_what_it_compares(runs: Path) -> None:
+    ids = []
+    for name in ("left", "right"):
+        run_dir = new_run(runs, name)
+        (run_dir / "config.yaml").write_text(dump_config(RunConfig(base={"model": "x"}, actions={}, clone={}, improve={})))
+        tracker = Tracker(Tracking(), run_dir, group=name)
+        ids.append(tracker.start("improve", {}, {}))
+        tracker.finish("FINISHED")
+    page = runs / "right" / "page.html"
+    page.write_text("x")
+    result = {
+        "a": [str(runs / "left")],
+        "b": [str(runs / "right")],
+        "variants": ["improved", "improved"],
+        "config_difference": {"seed": ("0", "1")},
+        "success": {"sampled": {"mean": 0.25, "low": 0.125, "high": 0.5}},
+        "costs": {"a_over_b": {"seconds": 0.5, "tokens": None}},
+        "verdict": "A is better by 0.250",
+    }
+    saved = save(result, page)
+    assert saved.not_tracked == "" and saved.link.endswith(f"runs=%5B%22{ids[0]}%22%2C%22{ids[1]}%22%5D&experiments=%5B%221%22%5D")
+    assert json.loads(saved.record.read_text())["verdict"] == result["verdict"]
+    own = client(runs).get_run(read_record(runs / "right")["runs"]["compare_with-left"])
+    assert own.data.metrics == {"sampled/difference": 0.25, "sampled/low": 0.125, "sampled/high": 0.5, "a_over_b/seconds": 0.5}
+    assert own.data.params == {"seed": "0 | 1"}
+    tags = own.data.tags
+    assert (tags["stage"], tags["compared_a"], tags["compared_b"]) == ("compare", *ids)
+    assert tags["mlflow.note.content"].startswith("A is better by 0.250") and f"runs/{ids[0]}" in tags["mlflow.note.content"]
+    assert len(client(runs).list_artifacts(own.info.run_id, "compare")) == 2
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

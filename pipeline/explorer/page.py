@@ -32,14 +32,15 @@ def asset(name: str) -> str:
     return (files("pipeline.explorer") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
+    """How a Content-Security-Policy names an inline style or script: by its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page(datasets: Sequence[Dataset]) -> str:
     """The whole page of one run, or of two side by side."""
     style, script = asset("explorer.css"), "\n".join(map(asset, SCRIPTS))
-    rules = f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+    rules = f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; base-uri 'none'; form-action 'none'"
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
     before, *rest = asset("explorer.html").split("{{")
     # Cut at the marks of the frame alone: what is put in is never searched for marks.

@@ -1,0 +1,248 @@
+"""The run report: numbers by hand, runs that are not finished, hostile texts, pictures with their words."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_fixtures import CODES, HOSTILE, PROMPTS, make_run, outcomes
+from typer.testing import CliRunner
+
+from configs.loading import load_config
+from pipeline import cli, cli_explain, lineage
+from pipeline.charts.axes import ticks
+from pipeline.charts.draw import svg
+from pipeline.charts.records import Bars, Curve, Dot, Dots, Lines
+from pipeline.charts.words import described, number, table
+from pipeline.context import StageContext
+from pipeline.report.build import build
+from pipeline.report.codebook import perplexity, usage_of
+from pipeline.report.cost import peak_gib
+from pipeline.report.curves import band, half_width
+from pipeline.report.examples import Change, answers_of, change, gained_and_lost
+from pipeline.report.page import figures, page
+from pipeline.report.records import Report, Section
+from pipeline.report.write import write_at_end
+from pipeline.runlog import RunLog
+from rollout_workers.tasks.countdown import Countdown, countdown_options
+
+T2, T1 = 4.30265, 12.7062  # Student's t at 0.975, 2 and 1 degrees of freedom
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "all")
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return build(run)
+
+
+def section(report: Report, name: str) -> Section:
+    return next(s for s in report.sections if s.name == name)
+
+
+def test_a_band_by_hand() -> None:
+    mean, low, high = band(np.array([1.0, 2.0, 3.0]), 1)
+    assert mean.tolist() == [1.5, 2.0, 2.5]
+    assert high[1] - 2.0 == pytest.approx(T2 * 1.0 / 3**0.5, rel=1e-4)  # standard deviation 1
+    assert 1.5 - low[0] == pytest.approx(T1 * 0.5**0.5 / 2**0.5, rel=1e-4)  # the window is cut: 1 and 2
+    assert math.isnan(band(np.array([1.0]), 3)[1][0]), "one value has no interval"
+    assert [half_width(n) for n in (5, 150, 1500)] == [2, 5, 50]
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(size=(400, 11))
+    inside = [low[5] < 0 < high[5] for _, low, high in (band(row, 5) for row in draws)]
+    assert 0.92 < np.mean(inside) < 0.98
+
+
+def test_held_out_plays_have_wilsons_interval(report: Report) -> None:
+    figure = next(f for f in section(report, "curves").figures if f.name == "heldout")
+    curve = next(c for c in figure.curves if c.name == "improve, sampled")
+    assert curve.x == [10, 20, 30] and curve.y == [0.5] * 3 and not curve.joined
+    # 50 of 100: centre 0.5, half width 1.96 sqrt(0.25 / 100 + 0.0384 / 400) / 1.0384 = 0.0962.
+    assert (curve.low[0], curve.high[0]) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+
+
+def test_both_levels_share_the_reward_figure(report: Report) -> None:
+    figure = next(f for f in section(report, "curves").figures if f.name == "reward")
+    assert [c.name for c in figure.curves] == ["improve", "token level"] and "mean of 5 and 5 neighbouring" in figure.note
+    # Updates 3 to 7 around 5: mean 5/30, standard deviation sqrt(2.5) / 30.
+    middle = figure.curves[0]
+    assert middle.y[4] == pytest.approx(5 / 30)
+    assert middle.high[4] - middle.y[4] == pytest.approx(2.77645 * 2.5**0.5 / 30 / 5**0.5, rel=1e-4)
+
+
+def test_gained_and_lost_by_hand(report: Report) -> None:
+    answers = answers_of(outcomes(), "greedy")
+    gained, lost = gained_and_lost(answers, ["base", "cloned"], "improved")
+    assert [key[0] for key in gained] == [f"countdown/heldout/{i}" for i in (1, 3, 5, 7, 9, 11, 13)]
+    assert [key[0] for key in lost] == ["countdown/heldout/4", "countdown/heldout/16"]
+    # Base solves 0, 2, ..., 18; improved 0 to 14 but 4: seven even ones of both, 4, 16 and 18 lost, 15, 17 and 19 neither.
+    assert change(answers["base"], answers["improved"]) == Change(both=7, gained=7, lost=3, neither=3)
+    shown = section(report, "examples")
+    assert [(g.total, len(g.examples)) for g in shown.galleries] == [(7, 7), (2, 2)]
+    assert shown.galleries[1].examples[0].answers[-1] == ("improved", f"{HOSTILE} answer 4 of improved", False)
+    assert ["token level → improved, greedy", "5", "1", "9", "5"] in [list(r) for r in shown.tables[0].rows]
+
+
+def test_prompts_are_told_apart_by_text_too() -> None:
+    one, two = (answers_of([o], "sampled")["base"] for o in outcomes()[:2])
+    assert change(one, two) == Change(both=0, gained=0, lost=0, neither=0)
+
+
+def test_usage_and_perplexity_by_hand(report: Report) -> None:
+    assert perplexity(np.array([5, 5, 0])) == pytest.approx(2.0)
+    rows = [{"actions": [0, 0, 1, 1], "policy_version": 0}, {"actions": [2, 2], "policy_version": 7}]
+    usage = usage_of(rows, 4, span=2)
+    assert usage.points == (1.0, 8.0) and usage.counts.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
+    assert usage.last.tolist() == [0, 0, 1, 0]
+    codebook = section(report, "codebook")
+    assert f"{CODES} codes, one for each token." in codebook.lines
+    assert any("1 codes are alive" in line and "is 1.0" in line for line in codebook.lines), "in the end code 7 alone"
+    curve = next(f for f in codebook.figures if f.name == "code-perplexity").curves[0]
+    assert (curve.y[0], curve.y[-1]) == (pytest.approx(4.0), pytest.approx(1.0))
+
+
+def test_the_verdict_claims_no_more_than_the_interval(report: Report) -> None:
+    said = section(report, "result").lines[0]
+    assert "Against base: sampled +0.250 (+0.100 to +0.400), better, greedy -0.010 (-0.100 to +0.100), no difference can be seen." in said
+    success = section(report, "result").tables[0]
+    assert [row[:3] for row in success.rows][-1] == ["token level", "0.500", "0.100 to 0.500"]
+    assert [row[1] for row in section(report, "gates").tables[0].rows] == ["passed", "FAILED"]
+
+
+def test_cost_adds_up(report: Report) -> None:
+    rows = {row[0]: row for row in section(report, "cost").tables[0].rows}
+    assert rows["improve"] == ["improve", "20s", "20.0", "30", "240", "2,400", "434,816", "2.00"]  # 1 + 2 x 0.5 GiB
+    assert rows["actions"][-1] == "0.75", "the driver's peak where no worker was"
+    assert peak_gib([], None) is None
+
+
+def test_how_to_do_it_again_names_the_commit_and_its_changes(report: Report) -> None:
+    again = section(report, "reproduce")
+    assert "git checkout abc\n" in again.commands[0][1] and "latent-control replay" in again.commands[1][1]
+    assert "changed since commit abc" in again.warnings[0]
+    assert [link.target for link in section(report, "links").links] == ["explorer.html"]
+
+
+def test_hostile_texts_stay_texts(report: Report) -> None:
+    text = page(report)
+    assert text.isascii() and "<script" not in text and "<img" not in text and "\x00" not in text and "&#8238;" not in text
+    assert "&lt;img src=x onerror=" in text and "{{DATA}}" in text
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]  # type: ignore[index]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
+    assert " style=" not in text and not re.search(r"\bon\w+=\"", re.sub(r"&[^;]*;", "", text).replace("onerror=", ""))
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
+
+
+def test_every_picture_has_words_and_a_table(report: Report) -> None:
+    drawn = figures(report)
+    assert {"success-rates.svg", "reward.svg", "heldout.svg", "code-usage.svg", "loss-actions.svg"} <= drawn.keys()
+    for name, text in drawn.items():
+        root = ET.fromstring(text)
+        space = {"s": "http://www.w3.org/2000/svg"}
+        assert root.get("width") == "920", "a viewer of files (MLflow's) shows it at its own size"
+        assert root.get("role") == "img" and root.find("s:title", space) is not None, name
+        assert len(root.find("s:desc", space).text) > 30, name  # type: ignore[union-attr, arg-type]
+        assert "nan" not in text, name
+    text = page(report)
+    assert text.count("<svg") == text.count("The same as a table") == len(drawn)
+    assert len(re.findall(r'id="([^"]+)"', text)) == len(set(re.findall(r'id="([^"]+)"', text)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.13, 0.58, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (5, 5, [2, 3, 4, 5, 6, 7, 8])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1e-9, 1e-9), (1e6, 1e6 + 1), (-3, 1e5), (0.0, 0.0)])
+def test_ticks_cover_what_they_are_for(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and 2 <= len(found) <= 8 and len(set(found)) == len(found)
+
+
+def test_words_of_each_kind_of_figure() -> None:
+    lines = Lines(name="a", title="t", across="update", curves=[Curve(name="c", x=[1, 2], y=[0.25, 0.5], low=[0.1, 0.4], high=[0.3, 0.6])])
+    assert described(lines) == "c goes from 0.250 (0.100 to 0.300) at update 1 to 0.500 (0.400 to 0.600) at 2, between 0.250 and 0.500."
+    assert table(lines) == (("update", "c", "95 % interval"), [["1", "0.250", "0.100 to 0.300"], ["2", "0.500", "0.400 to 0.600"]])
+    dots = Dots(name="a", title="t", rows=[("base", [Dot(kind="greedy", value=0.5, low=0.4, high=0.6)])])
+    assert described(dots) == "base: greedy 0.500 (0.400 to 0.600)."
+    bars = Bars(name="a", title="t", heights=[("code 3", 0.5), ("code 1", 0.25)], levels=[("half", 0.3)])
+    assert described(bars) == "2 bars; the highest is code 3 with 0.500; half 0.300: 1 bars."
+    assert [number(v) for v in (0.1234, 63.0, 1.0, 1234567.0, math.nan, 0.00001)] == ["0.123", "63", "1.000", "1,234,567", "–", "1e-05"]
+    assert "<b>" not in svg(Lines(name="a", title="<b>", across="<b>", curves=[Curve(name="<b>", x=[1], y=[1])]))
+
+
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "config.yaml").write_text((make_run(tmp_path / "all") / "config.yaml").read_text())
+    text = page(build(folder))
+    assert "has not been evaluated" in text and "Nothing has been logged yet" in text and "not judged yet" in text
+    lines = (tmp_path / "all" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:8]))
+    rows = section(build(folder), "cost").tables[0].rows
+    assert [row[0] for row in rows] == ["actions (not finished)", "token_level (not finished)"]
+
+
+def test_the_command_writes_the_page_and_says_what_is_on_it(run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli_explain.cli.app, ["report", str(run), "-o", str(tmp_path / "deep" / "r.html")])
+    assert done.exit_code == 0, done.output
+    assert "against base, sampled: +0.250 (+0.100 to +0.400)" in done.output and "not in MLflow: the run was not tracked" in done.output
+    text = (tmp_path / "deep" / "r.html").read_text()
+    assert f'href="{(run / "explorer.html").as_uri()}"' in text, "links hold from another folder, too"
+    assert CliRunner().invoke(cli.app, ["report", str(tmp_path)]).exit_code == cli.USAGE
+
+
+def test_the_end_of_a_run_writes_it_unless_told_not_to_and_never_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run")
+
+    def context(*changes: str) -> StageContext:
+        config = load_config(folder / "config.yaml", list(changes), check_paths=False)
+        return StageContext(config=config, run_dir=folder, log=RunLog(folder), task=Countdown())
+
+    write_at_end(context("report.enabled=false"))
+    assert not (folder / "report.html").exists()
+    write_at_end(context("report.examples=1"))
+    assert (folder / "report.html").is_file()
+    (folder / "report.html").unlink()
+    (folder / "summary.json").write_text("{")
+    write_at_end(context())
+    assert not (folder / "report.html").exists() and "report: not written: " in capsys.readouterr().out
+
+
+def test_hashes_follow_bytes(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    assert len(lineage.replay_hash(one)) == 64 and lineage.replay_hash(one) == lineage.path_hash(one)
+    assert lineage.replay_hash(one) != lineage.replay_hash(two), "other runs, other rollouts: the file has the run's name"
+    assert lineage.replay_hash(tmp_path) == lineage.stage_hash(tmp_path) == lineage.base_hash(tmp_path) == ""
+    assert lineage.config_hash(one) == lineage.config_hash(two)
+    few, many = (Countdown(countdown_options({"numbers": n})) for n in (3, 4))
+    digests = {lineage.prompts_hash(task, split, {}) for task in (few, many) for split in ("train", "heldout")}  # type: ignore[arg-type]
+    assert len(digests) == 4 and lineage.prompts_hash(few, "train", {}) in digests
+    rows = tmp_path / "rows.jsonl"
+    found = []
+    for text in ("a", "b"):
+        rows.write_text(text)
+        found.append(lineage.prompts_hash(few, "train", {"path": str(rows)}))
+    assert found[0] != found[1], "a file goes in whole"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="nothing to hash"):
+        lineage.path_hash(tmp_path / "empty")
+
+
+def test_the_fixture_is_what_the_numbers_above_are_about() -> None:
+    rates = {name: sum(o.success for o in found.values()) for name, found in answers_of(outcomes(), "greedy").items()}
+    assert rates == {"base": 10, "cloned": 5, "improved": 14, "token_level": 10} and PROMPTS == 20
+    assert json.loads(json.dumps(HOSTILE)) == HOSTILE
