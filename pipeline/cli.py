@@ -464,9 +464,11 @@ def sentences(code: int, resumable: Path | None = None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the installed program."""
-    from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
+    # Their commands join ``app``.
+    from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks
 
-    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
+    parts = (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
+    assert all(module.cli.app is app for module in parts)
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,16 +32,22 @@ def asset(name: str) -> str:
     return (files("pipeline.explorer") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
+    """How a Content-Security-Policy names an inline style or script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page(datasets: Sequence[Dataset]) -> str:
     """The whole page of one run, or of two side by side."""
     style, script = asset("explorer.css"), "\n".join(map(asset, SCRIPTS))
-    rules = f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+    rules = f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; base-uri 'none'; form-action 'none'"
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
-    before, *rest = asset("explorer.html").split("{{")
+    return filled(asset("explorer.html"), parts)
+
+
+def filled(frame: str, parts: Mapping[str, str]) -> str:
+    """``frame`` with the ``parts`` at its marks ``{{NAME}}``."""
+    before, *rest = frame.split("{{")
     # Cut at the marks of the frame alone: what is put in is never searched for marks.
     return before + "".join(parts[name] + after for name, _, after in (part.partition("}}") for part in rest))
 
