@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,10 +48,8 @@ def names_of(host: str) -> frozenset[str]:
     return frozenset({"localhost"} if is_loopback(host) else {"localhost", socket.gethostname().lower(), host.lower()})
 
 
-def serve(application: Application, listener: socket.socket, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+def server_of(application: Application) -> uvicorn.Server:
+    """The HTTP server, not started."""
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -63,10 +62,18 @@ def serve(application: Application, listener: socket.socket, say: Callable[[str]
         h11_max_incomplete_event_size=HEADER_BYTES,
         http="h11",
     )
+    return uvicorn.Server(config)
+
+
+def serve(application: Application, listener: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
     say(f"steering page: http://{shown}:{port}  ({reach(host)})")
     say("stop with Ctrl-C")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # uvicorn stops in order, then passes the signal on
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(application).run(sockets=[listener])
     say("stopped")
 
 

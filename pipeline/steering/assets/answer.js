@@ -7,7 +7,7 @@ const spanStart = (place) => place - (place % now.model.span);
 function verdict(answer) {
   const found = answer.verdict;
   if (!found) return now.model.task ? "not one of the task\u2019s prompts: not scored" : "not scored";
-  if (found.reward === null) return `the verifier could not judge: ${found.problem}`;
+  if (found.reward === null) return `the verifier could not judge: ${printable(found.problem)}`;
   const word = found.success ? "success" : "no success";
   return el("span", { class: found.success ? "good" : "bad" }, `reward ${fixed(found.reward, 2)}, ${word}`);
 }
@@ -20,7 +20,7 @@ function tokenButton(token, place) {
   const pinned = now.pins.has(spanStart(place));
   const changed = now.free && isChanged(place);
   const barred = (now.forbiddenAt.get(place) || []).length;
-  const hints = [`token ${place}`, `code ${token.code}`, pinned && "forced by you", barred && "with codes forbidden here", changed && "changed by steering"];
+  const hints = [pinned && "forced by you", barred && "with codes forbidden here", changed && "changed by steering"].filter(Boolean);
   return el(
     "button",
     {
@@ -28,16 +28,22 @@ function tokenButton(token, place) {
       class: `token${pinned ? " pinned" : ""}${changed ? " changed" : ""}`,
       "--hue": hue(token.code),
       "aria-pressed": String(now.open === place),
-      "aria-label": `${printable(token.text).trim()}: ${hints.filter(Boolean).join(", ")}`,
+      "aria-controls": "candidates",
       "data-place": place,
       disabled: inside,
       onclick: () => open(now.open === place ? null : place),
     },
+    unseen(`token ${place}: `),
     printable(token.text),
-    el("small", {}, pinned && !inside ? "\u25c6" : "", barred ? "\u2298" : "", token.code),
-    el("small", {}, token.chance === null ? "\u00b7" : chanceOf(token.chance)),
+    el("small", {}, unseen(" code "), token.code, marks(pinned && !inside, barred)),
+    el("small", {}, unseen(", chance "), token.chance === null ? "\u00b7" : chanceOf(token.chance)),
+    hints.length ? unseen(`, ${hints.join(", ")}`) : null,
   );
 }
+
+const unseen = (text) => el("span", { class: "unseen" }, text);
+const marks = (pinned, barred) =>
+  pinned || barred ? el("span", { "aria-hidden": "true" }, pinned ? "\u25c6" : "", barred ? "\u2298" : "") : null;
 
 const isChanged = (place) => {
   const other = now.free.tokens[place];
@@ -105,7 +111,7 @@ function card(name, answer, hint) {
               "span",
               { class: "token", "--hue": token.code === null ? "var(--line)" : hue(token.code) },
               printable(token.text),
-              token.code === null ? null : el("small", {}, el("span", { class: "unseen" }, " code "), token.code),
+              token.code === null ? null : el("small", {}, unseen(" code "), token.code),
             ),
           ),
         ),

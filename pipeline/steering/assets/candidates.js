@@ -1,5 +1,7 @@
 // One token opened: what every code would write there.
 
+const FEW = 12;
+
 async function open(place) {
   now.open = place;
   now.options = null;
@@ -28,7 +30,7 @@ function focusToken(place) {
 }
 
 const act = (name, label, change, disabled = false) =>
-  el("button", { type: "button", class: "plain", "aria-label": label, disabled, onclick: change }, name);
+  el("button", { type: "button", class: "plain", disabled, onclick: change }, name, " ", unseen(label));
 
 function use(place, code) {
   regenerateFrom(place, code);
@@ -64,7 +66,8 @@ function showCandidates() {
   const here = now.answer.tokens[place];
   const most = Math.max(...codes.map((row) => row.chance), 1e-9);
   const at = (row) => (row.token === here.id ? el("strong", {}, el("span", { class: "text" }, printable(row.text))) : el("span", { class: "text" }, printable(row.text)));
-  const what = (row) => (row.code === chosen ? "stay with" : "go on with");
+  const few = codes.filter((row, i) => i < FEW || row.code === chosen);
+  const listed = now.every ? codes : few;
   $("candidates").replaceChildren(
     el(
       "section",
@@ -79,7 +82,7 @@ function showCandidates() {
       ),
       el(
         "div",
-        { class: "columns" },
+        { class: "pair" },
         table(
           "Tokens that codes lead to here, and the policy\u2019s chance of each",
           [
@@ -90,13 +93,13 @@ function showCandidates() {
             {
               name: "",
               cell: (row) =>
-                act("Write it", `write ${printable(row.text).trim()} at token ${place}, by code ${row.best}, and go on`, () => use(place, row.best)),
+                act("Write it", `${printable(row.text).trim()} at token ${place}, by code ${row.best}`, () => use(place, row.best)),
             },
           ],
           tokens,
         ),
-        table(
-          "All codes: the policy\u2019s chance, and what each would write here",
+        el("div", { class: "codes" }, table(
+          "Codes by the policy\u2019s chance, and what each would write here",
           [
             { name: "code", cell: (row) => codeMark(row.code), value: (row) => -row.code },
             { name: "chance", number: true, cell: (row) => chanceOf(row.chance), value: (row) => row.chance },
@@ -106,7 +109,7 @@ function showCandidates() {
             {
               name: "",
               cell: (row) => [
-                act("Use", `${what(row)} code ${row.code} at token ${place}`, () => use(place, row.code)),
+                act("Use", `code ${row.code} at token ${place}`, () => use(place, row.code)),
                 " ",
                 act("Not here", `forbid code ${row.code} at token ${place}`, () => forbidHere(place, row.code), !row.allowed),
                 " ",
@@ -114,10 +117,18 @@ function showCandidates() {
               ],
             },
           ],
-          codes,
+          listed,
           { chosen: (row) => row.code === chosen },
         ),
+        few.length < codes.length &&
+          el("p", {}, el("button", { type: "button", class: "plain", id: "every", onclick: showEvery }, now.every ? "Only the likeliest" : `All ${codes.length} codes`))),
       ),
     ),
   );
+}
+
+function showEvery() {
+  now.every = !now.every;
+  showCandidates();
+  $("every").focus({ preventScroll: true });
 }

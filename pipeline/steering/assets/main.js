@@ -1,7 +1,7 @@
 // Asking and showing.
 
 function trouble(error) {
-  $("problem").textContent = error ? error.message : "";
+  $("problem").textContent = error ? printable(error.message) : "";
   $("problem").hidden = !error;
 }
 
@@ -67,10 +67,10 @@ function sampling() {
 async function start() {
   now.model = await ask("/api/model");
   const { name, num_codes: count, span, task, note, prompts } = now.model;
-  document.title = `${name}: steering`;
-  $("title").textContent = `Steering: ${name}`;
+  document.title = `${printable(name)}: steering`;
+  $("title").textContent = `Steering: ${printable(name)}`;
   const lasting = span > 1 ? `, each for ${span} tokens` : "";
-  $("about").textContent = `${count} codes${lasting}${task ? `, task ${task}` : ""}${note ? `. ${note}` : ""}`;
+  $("about").textContent = `${count} codes${lasting}${task ? `, task ${task}` : ""}${note ? `. ${printable(note)}` : ""}`;
   $("max").value = now.model.max_tokens;
   $("max").max = now.model.most_tokens;
   $("prompt").maxLength = now.model.most_characters;

@@ -17,6 +17,7 @@ const now = {
   base: null,
   open: null,
   options: null,
+  every: false,
   turn: 0,
 };
 
@@ -42,7 +43,7 @@ function numbers(text, name, gaps) {
 }
 
 const whole = (id, name) => {
-  const value = Number($(id).value);
+  const value = $(id).value ? Number($(id).value) : NaN;
   if (!Number.isInteger(value) || value < 0) throw new Error(`${name}: ${$(id).value || "nothing"} is no whole number`);
   return value;
 };
