@@ -36,7 +36,7 @@ def browser():
 def tab(browser, page_address):
     """A tab that collects what goes wrong on it, and every request to another place than the service's own."""
     page = browser.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)

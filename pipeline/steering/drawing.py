@@ -91,7 +91,10 @@ def candidate_lines(found: Candidates, text: str) -> list[Text]:
         )
     if len(found.codes) > SHOWN_CANDIDATES:
         lines.append(Text(f"... {len(found.codes) - SHOWN_CANDIDATES} more codes", style="dim"))
-    sums = ", ".join(f"{printable(mass.text)} {percent(mass.chance)} ({mass.codes} {'code' if mass.codes == 1 else 'codes'})" for mass in found.tokens[:6])
+    count = {1: "1 code"}
+    sums = ", ".join(
+        f"{printable(mass.text)} {percent(mass.chance)} ({count.get(mass.codes, f'{mass.codes} codes')})" for mass in found.tokens[:6]
+    )
     lines.append(Text(f"tokens: {sums}"))
     lines.append(Text("* the code now, x forbidden", style="dim"))
     return lines

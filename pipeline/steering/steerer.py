@@ -82,7 +82,7 @@ class Steerer:
     def base(self, wish: Wish) -> Answer:
         """The base LM's own answer to the prompt, with the same temperature, top-k, seed and length; no codes."""
         with self._lock:
-            decided = {"codes": [], "allowed_codes": None, "forbidden_codes": [], "forbidden_at": {}}
+            decided: dict[str, Any] = {"codes": [], "allowed_codes": None, "forbidden_codes": [], "forbidden_at": {}}
             ask, _ = ask_of(wish.model_copy(update=decided), self.loaded.encode(wish.prompt), self.loaded.limits)
             key = f"base {ask.prompt} {ask.max_tokens} {ask.temperature} {ask.top_k} {ask.seed}"
 
@@ -126,13 +126,15 @@ class Steerer:
     def _traced(self, wish: Wish) -> Traced:
         loaded = self.loaded
         ask, barred = ask_of(wish, loaded.encode(wish.prompt), loaded.limits)
-        shape = {"rows": 1, "num_actions": loaded.limits.num_actions, "span": loaded.limits.span}
+        count, span = loaded.limits.num_actions, loaded.limits.span
 
         def make() -> Traced:
             return generate_traced(
                 loaded.model,
                 ask.prompt,
-                guide=make_guide(ask.codes, ask.allowed, **shape, barred=barred, device=loaded.model.codebook.device),
+                guide=make_guide(
+                    ask.codes, ask.allowed, rows=1, num_actions=count, span=span, barred=barred, device=loaded.model.codebook.device
+                ),
                 max_new_tokens=ask.max_tokens,
                 temperature=ask.temperature,
                 top_k=ask.top_k,

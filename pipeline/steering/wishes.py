@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.guide import make_guide
@@ -60,14 +58,13 @@ def ask_of(wish: Wish, prompt: Sequence[int], limits: Limits) -> tuple[Ask, Mapp
     if not wish.prompt.strip():
         raise Refused("prompt is empty: type some text", param="prompt")
     allowed = _allowed(wish, limits.num_actions)
-    request = CompletionRequest(
-        prompt=list(prompt),
-        codes=list(wish.codes) or None,
-        allowed_codes=allowed,
-        max_tokens=wish.max_tokens,
-        temperature=wish.temperature,
-        top_k=wish.top_k,
-        seed=wish.seed,
+    request = CompletionRequest.model_validate(
+        {
+            "prompt": list(prompt),
+            "codes": list(wish.codes) or None,
+            "allowed_codes": allowed,
+            **wish.model_dump(include={"max_tokens", "temperature", "top_k", "seed"}),
+        }
     )
     (ask,) = asks_of(request, [prompt], limits)
     try:
@@ -91,8 +88,3 @@ def _allowed(wish: Wish, count: int) -> list[int] | None:
     if clash := [code for code in wish.codes if code is not None and 0 <= code < count and code not in left]:
         raise Refused(f"codes forces code {clash[0]}, which is forbidden in the whole answer: take one of the two back", param="codes")
     return left
-
-
-def as_text(value: Any) -> str:
-    """A list of codes as it is typed: ``3,_,17``."""
-    return ",".join("_" if code is None else str(code) for code in value)
