@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.guide import make_guide
