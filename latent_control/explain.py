@@ -42,11 +42,40 @@ def read_choices(model: LatentActionLM, policies: Sequence[Tower], batch: TokenB
 @torch.no_grad()
 def token_log_probs(model: LatentActionLM, final: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
     """log p(token | state, code) [C, K, V] at states ``final`` [C, D] for ``codes`` [C, K], by default for all N."""
+    return torch.log_softmax(_world_logits(model, final, codes).float(), -1)
+
+
+@torch.no_grad()
+def tokens_of_codes(model: LatentActionLM, final: torch.Tensor, codes: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token that each of ``codes`` [C, K] (default: all N) produces at states ``final`` [C, D], and its probability; both [C, K].
+
+    The token is the argmax of the logits, as in decoding: of rounded probabilities it can be another one.
+    """
+    logits = _world_logits(model, final, codes)
+    tokens = logits.argmax(-1)
+    return tokens, torch.log_softmax(logits.float(), -1).gather(-1, tokens[..., None])[..., 0].exp()
+
+
+@torch.no_grad()
+def tokens_of_all(model: LatentActionLM, final: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``tokens_of_codes`` of all N at one state ``final`` [D], both [N], as a row that is decoded alone would have them.
+
+    In half precision a batch rounds otherwise than one row, and ties are common: there each code goes alone.
+    """
+    if final.dtype == torch.float32:
+        tokens, certainty = tokens_of_codes(model, final[None])
+        return tokens[0], certainty[0]
+    codes = torch.arange(model.config.num_actions, device=final.device)
+    found = [tokens_of_codes(model, final[None], code.view(1, 1)) for code in codes]
+    return torch.cat([tokens[0] for tokens, _ in found]), torch.cat([certainty[0] for _, certainty in found])
+
+
+def _world_logits(model: LatentActionLM, final: torch.Tensor, codes: torch.Tensor | None) -> torch.Tensor:
+    """[C, K, V] in the base's precision."""
     if codes is None:
-        return torch.log_softmax(model.world_logits_of_all(final).float(), -1)
+        return model.world_logits_of_all(final)
     states = final[:, None].expand(*codes.shape, -1)
-    merged = model.merge.lookup(states.to(model.codebook.dtype), codes, model.merge.table(model.codebook))
-    return torch.log_softmax(model.head(states, merged).float(), -1)
+    return model.head(states, model.merge.lookup(states.to(model.codebook.dtype), codes, model.merge.table(model.codebook)))
 
 
 class Walker:
@@ -126,7 +155,7 @@ def play_on(
         for rows in _pieces(live(), batch_size):
             final = _last_states(model, [[*prefixes[r], *endings[r]] for r in rows], pad)
             forced = torch.tensor([[codes[r]] for r in rows], device=final.device)
-            for r, token in zip(rows, token_log_probs(model, final, forced)[:, 0].argmax(-1).tolist(), strict=True):
+            for r, token in zip(rows, tokens_of_codes(model, final, forced)[0][:, 0].tolist(), strict=True):
                 endings[r].append(token)
     if rows := live():
         ids, mask = _padded([[*prefixes[r], *endings[r]] for r in rows], pad, model.codebook.device)

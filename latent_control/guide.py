@@ -1,4 +1,4 @@
-"""Codes that the caller decides instead of the policy: forced ones, and codes that may be chosen at all.
+"""Codes that the caller decides instead of the policy: forced ones, codes that may be chosen at all, and codes barred at one place.
 
 A forced code is the only one allowed at its place, so greedy, sampling and log-probabilities (0: no choice was made) need no cases.
 Axes: R rows, K places, N codes.
@@ -6,7 +6,7 @@ Axes: R rows, K places, N codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,24 +31,39 @@ class Guide:
     """[R, K + 1] int64; the last column is free, and stands for all places after it"""
     allowed: torch.Tensor
     """[R, N] bool"""
+    barred: torch.Tensor | None = None
+    """[J + 1, N] bool, codes that no row may choose at a place; the last line bars none, and stands for all places after it"""
 
     def apply(self, logits: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> torch.Tensor:
         """Logits [b, N] of ``rows`` at their ``places`` (tokens generated so far), -inf where a code may not be chosen."""
         where = torch.tensor([rows, places], device=logits.device)
         codes = self.codes[where[0], where[1].clamp(max=self.codes.shape[1] - 1)][:, None]
         only = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, codes.clamp(min=0), True)
-        return logits.masked_fill(~torch.where(codes == FREE, self.allowed[where[0]], only), float("-inf"))
+        may = self.allowed[where[0]]
+        if self.barred is not None:
+            may = may & ~self.barred[where[1].clamp(max=len(self.barred) - 1)]
+        return logits.masked_fill(~torch.where(codes == FREE, may, only), float("-inf"))
 
 
 def make_guide(
-    codes: Codes | None, allowed: Allowed | None, *, rows: int, num_actions: int, span: int = 1, device: torch.device | str = "cpu"
+    codes: Codes | None,
+    allowed: Allowed | None,
+    *,
+    rows: int,
+    num_actions: int,
+    span: int = 1,
+    barred: Mapping[int, Sequence[int]] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Guide | None:
     """The guide for ``rows`` rows; ``None`` when nothing is decided. What is given for fewer rows holds for as many after each other.
 
+    ``barred``: by place, codes that no row may choose there: ``{4: [3, 5]}``. A code that is forced there all the same is refused.
+
     Raises:
-        ValueError: a code that does not exist, that ``allowed`` leaves out, or that changes inside a span; no code allowed; wrong rows.
+        ValueError: a code that does not exist, that ``allowed`` or ``barred`` leaves out, or that changes inside a span; no code
+            allowed; wrong rows.
     """
-    if codes is None and allowed is None:
+    if codes is None and allowed is None and not barred:
         return None
     forced = _spread(_rows_of(codes, "codes"), rows, "codes")
     masks = _spread(_masks_of(allowed, num_actions), rows, "allowed_codes")
@@ -62,7 +77,8 @@ def make_guide(
         if row is not None:
             _check(row, mask[index].tolist(), num_actions, span)
             table[index, : len(row)] = torch.tensor([FREE if code is None else code for code in row], dtype=torch.long)
-    return Guide(codes=table.to(device), allowed=mask.to(device))
+    bars = None if not barred else _bars(barred, table, mask, span).to(device)
+    return Guide(codes=table.to(device), allowed=mask.to(device), barred=bars)
 
 
 Row: TypeAlias = Sequence[int | None] | None
@@ -119,6 +135,23 @@ def _check(row: Sequence[int | None], allowed: list[bool], num_actions: int, spa
         first = row[place - place % span]
         if code != first:
             raise ValueError(f"codes has {code} at place {place} and {first} where its span begins: one code lasts for {span} tokens")
+
+
+def _bars(barred: Mapping[int, Sequence[int]], codes: torch.Tensor, allowed: torch.Tensor, span: int) -> torch.Tensor:
+    """[J + 1, N] bool of ``barred`` places; every row keeps a code at each of them."""
+    table = torch.zeros(max(barred) + 2, allowed.shape[1], dtype=torch.bool)
+    for place, listed in barred.items():
+        if place < 0 or place % span:
+            raise ValueError(f"barred has place {place}: codes are chosen at places 0, {span}, {2 * span} and so on")
+        for code in listed:
+            _require_code(code, allowed.shape[1], "barred")
+            table[place, code] = True
+        forced = codes[:, min(place, codes.shape[1] - 1)]
+        if clash := sorted(set(forced[forced != FREE].tolist()) & set(listed)):
+            raise ValueError(f"codes forces code {clash[0]} at place {place}, where barred forbids it")
+        if not bool((allowed & ~table[place]).any(1).all()):
+            raise ValueError(f"barred leaves no code at place {place}: forbid fewer there, or allow more")
+    return table
 
 
 def _require_code(code: int | None, num_actions: int, name: str) -> None:

@@ -288,8 +288,8 @@ class LatentActionLM(nn.Module):
         """
         if level != "latent" and (codes is not None or allowed_codes is not None):
             raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
-        shape = {"rows": len(input_ids) * repeats, "num_actions": self.config.num_actions, "span": self.config.span}
-        guide = make_guide(codes, allowed_codes, **shape, device=input_ids.device)
+        rows, shape = len(input_ids) * repeats, self.config
+        guide = make_guide(codes, allowed_codes, rows=rows, num_actions=shape.num_actions, span=shape.span, device=input_ids.device)
         return generate(
             self.base,
             self.actor(level),

@@ -557,10 +557,12 @@ def _sentence(error: BaseException) -> str:
 
 def main() -> None:
     """Entry point of the installed program."""
-    from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # their commands join ``app``
+    # Their commands join ``app``.
+    from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks
     from pipeline.cli_panels import arrange
 
-    assert all(module.cli.app is app for module in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
+    parts = (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
+    assert all(module.cli.app is app for module in parts)
     arrange(app)
     try:
         app(prog_name="latent-control")

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -30,6 +30,7 @@ MOST_ROWS, MOST_STOPS = 128, 4
 
 Codes = list[StrictInt | None] | list[list[StrictInt | None] | None]
 Allowed = list[StrictInt] | list[list[StrictInt] | None]
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Refused(ValueError):
@@ -132,7 +133,7 @@ class Answer:
         return {"codes": self.codes, "code_logprobs": [round(x, 6) for x in self.code_logp], "token_ids": self.tokens}
 
 
-def parse(body: bytes, kind: type[Request]) -> Request:
+def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in a body.
 
     Raises:

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from configs.loading import config_schema
 from configs.reference import reference
-from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks
+from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks
 
-assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks))
+assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks))
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_|.]*$")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -42,7 +42,12 @@ def page(datasets: Sequence[Dataset]) -> str:
     style, script = asset("explorer.css"), "\n".join(map(asset, SCRIPTS))
     rules = f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; base-uri 'none'; form-action 'none'"
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
-    before, *rest = asset("explorer.html").split("{{")
+    return filled(asset("explorer.html"), parts)
+
+
+def filled(frame: str, parts: Mapping[str, str]) -> str:
+    """``frame`` with the ``parts`` at its marks ``{{NAME}}``."""
+    before, *rest = frame.split("{{")
     # Cut at the marks of the frame alone: what is put in is never searched for marks.
     return before + "".join(parts[name] + after for name, _, after in (part.partition("}}") for part in rest))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from configs.schema import RunConfig
-from latent_control.explain import play_on, read_choices, token_log_probs
+from latent_control.explain import play_on, read_choices, tokens_of_codes
 from pipeline.explorer.corpus import Corpus
 from pipeline.explorer.reading import Clock, Models, token_batch
 from pipeline.explorer.records import Ending, Option, Step, Why, as_data
@@ -94,7 +94,7 @@ class Explainer:
         # The code that was taken comes first, whatever its chance.
         ranks = torch.maximum(before, after).scatter(1, taken[:, None], 2.0)
         codes = ranks.topk(min(COMPARED, ranks.shape[1])).indices
-        certainty, tokens = token_log_probs(models.model, told.final, codes).exp().max(-1)
+        tokens, certainty = tokens_of_codes(models.model, told.final, codes)
         columns = [x.tolist() for x in (codes, before.gather(1, codes), after.gather(1, codes), tokens, certainty)]
         choices = list(zip(*columns, strict=True))
         others = [

@@ -1,0 +1,87 @@
+"""What stands before the page: only this machine's own browser tabs may ask, and only small questions.
+
+A page elsewhere can send requests to 127.0.0.1 from the visitor's browser, or have its own name resolve to it (DNS rebinding). The
+first carries a foreign ``Origin``, the second a foreign ``Host``; a number cannot be rebound, so numbers are taken as they are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LARGEST_BODY = 128 << 10
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """An ASGI application before another one."""
+
+    def __init__(self, inner: Application, names: frozenset[str], *, everywhere: bool = False) -> None:
+        """``names``: what this service may be called besides a number, e.g. ``{"localhost"}``; ``everywhere``: by any number, not by
+        loopback's only."""
+        self.inner, self.names, self.everywhere = inner, names, everywhere
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            return  # no websockets
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def say(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        if (refusal := self.refusal(scope["method"], headers)) is not None:
+            status, words = refusal
+            body = json.dumps({"error": {"message": words}}).encode()
+            await say({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+            await say({"type": "http.response.body", "body": body})
+            return
+        await self.inner(scope, receive, say)
+
+    def refusal(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
+        """(status, why) of a request that is not let in."""
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return 403, f"this service is not called {host[:100]!r}: open it at the address it printed"
+        if method in ("GET", "HEAD"):
+            return None  # without CORS headers, what these answer is unreadable elsewhere
+        origin = headers.get("origin")
+        if (origin is not None and origin != f"http://{host}") or headers.get("sec-fetch-site", "same-origin") not in (
+            "same-origin",
+            "none",
+        ):
+            return 403, "a page of another origin may not ask here"
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return 415, "send JSON, and say so: content-type: application/json"
+        length = headers.get("content-length", "")
+        if not length.isdecimal():
+            return 411, "say the body's size: content-length"
+        return (413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read") if int(length) > LARGEST_BODY else None
+
+    def _is_ours(self, host: str) -> bool:
+        name, colon, port = host.rpartition(":")
+        if not (colon and port.isdecimal()):
+            name = host
+        if name.lower().rstrip(".") in self.names:
+            return True
+        try:
+            return ipaddress.ip_address(name.strip("[]")).is_loopback or self.everywhere
+        except ValueError:
+            return False

@@ -1,0 +1,147 @@
+"""Opening what is steered: a run (its last policy), one checkpoint, or an export; and its task, where that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from configs.schema import RunConfig
+from latent_control.model import LatentActionLM
+from latent_control.persistence import tokenizer_path
+from latent_control.text import encode_text, load_tokenizer, whole_characters
+from pipeline import export as exporting
+from pipeline.completions import Limits
+from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
+from rollout_workers.tasks.encoding import decode_response
+from rollout_workers.tasks.rewards import Response, judge
+
+MOST_TOKENS = 64
+"""New tokens where neither a run nor an export says how many."""
+KNOWN_PROMPTS = 500
+"""Held-out prompts that are recognised when typed, and offered to pick from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A policy that can be steered, with its task if it has one."""
+
+    name: str
+    model: LatentActionLM
+    tokenizer: Any
+    config: RunConfig | None
+    task: Task | None
+    note: str
+    """Why there is no task; empty when there is one"""
+    prompts: tuple[Prompt, ...]
+    """The first held-out ones"""
+    limits: Limits
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts are user messages of the tokenizer's chat template."""
+        return self.config is not None and self.config.task.chat
+
+    @property
+    def temperature(self) -> float:
+        """At which codes were sampled in training, and at which the policy's chances are shown."""
+        return 1.0 if self.config is None else self.config.rollout.temperature
+
+    @property
+    def top_k(self) -> int | None:
+        """As in training."""
+        return None if self.config is None else self.config.rollout.top_k
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, as the rollouts had them."""
+        return encode_text(self.tokenizer, whole_characters(text), chat=self.chat)
+
+    def prompt(self, text: str) -> Prompt | None:
+        """The held-out prompt with this very text."""
+        return next((prompt for prompt in self.prompts if prompt.text == text), None)
+
+    def score(self, prompt: Prompt, tokens: Sequence[int]) -> Score | Failure:
+        """The verifier's verdict on generated ``tokens``, weighed as in training."""
+        assert self.task is not None and self.config is not None
+        response = Response(
+            text=decode_response(self.tokenizer, tokens),
+            new_tokens=len(tokens),
+            limit=self.config.rollout.max_new_tokens,
+            stopped=bool(tokens) and tokens[-1] == self.tokenizer.eos_token_id,
+        )
+        return judge(self.task, self.config.reward, prompt, response)
+
+
+def load(target: Path, *, base: str | None = None, device: str | None = None) -> Loaded:
+    """Open ``target``.
+
+    Args:
+        base: where the base LM lies now, if it moved since training.
+        device: default: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no policy over codes is there, it is damaged, or its base LM is missing or another.
+    """
+    source = exporting.find(target)
+    config, note = _config(source)
+    trust = config is not None and config.base.trust_remote_code
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = "auto" if config is None else config.base.dtype
+    model = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
+    # As rollout workers and exports host it.
+    model.inverse_dynamics = None
+    model.cast_modules().policy.float()
+    model = model.eval().requires_grad_(False).to(place)
+    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    task, prompts, note = _task(config, note)
+    name = source.checkpoint.name if source.run_dir is None else f"{source.run_dir.name}/{source.checkpoint.name}"
+    limits = Limits(
+        model=name,
+        num_actions=model.config.num_actions,
+        span=model.config.span,
+        positions=getattr(model.base.decoder.config, "max_position_embeddings", None),
+        max_tokens=_most_tokens(source, config),
+        vocabulary=model.base.lm.get_input_embeddings().weight.shape[0],
+    )
+    return Loaded(name=name, model=model, tokenizer=tokenizer, config=config, task=task, note=note, prompts=prompts, limits=limits)
+
+
+def _config(source: exporting.Source) -> tuple[RunConfig | None, str]:
+    """The config of a run, or of the run that an export came from; or ``None`` and why."""
+    if source.run_dir is not None:
+        return source.config(), ""
+    recorded = exporting.read_provenance(source.checkpoint).get("config")
+    if recorded is None:
+        return None, f"{source.checkpoint.name} lies in no run, so its task is not known: answers are not scored"
+    try:
+        return RunConfig.model_validate(recorded), ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        return None, f"the config in {exporting.PROVENANCE} is of another version ({first['msg']}): answers are not scored"
+
+
+def _task(config: RunConfig | None, note: str) -> tuple[Task | None, tuple[Prompt, ...], str]:
+    """(task, its first held-out prompts, why there is none)."""
+    if config is None:
+        return None, (), note
+    try:
+        task = build_task(config.task)
+        if isinstance(task, AgentTask):
+            return None, (), f"{task.name} is played in turns: type what the policy sees of one; answers are not scored"
+        heldout = task.prompts("heldout")
+        return task, tuple(heldout[index] for index in range(min(len(heldout), KNOWN_PROMPTS))), ""
+    except (ValueError, OSError, ImportError) as error:
+        return None, (), f"the task {config.task.name} cannot be built here ({error}): answers are not scored"
+
+
+def _most_tokens(source: exporting.Source, config: RunConfig | None) -> int:
+    if config is not None:
+        return config.rollout.max_new_tokens
+    if (source.checkpoint / "generation_config.json").is_file():
+        return exporting.defaults(source.checkpoint).max_new_tokens or MOST_TOKENS
+    return MOST_TOKENS

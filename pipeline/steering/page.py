@@ -1,0 +1,42 @@
+"""The steering page: one document without anything from elsewhere, made of the explorer's look and helpers and its own script.
+
+Texts of models and tasks are hostile: they come as JSON and enter the page as text nodes alone. The Content-Security-Policy, sent as a
+header, lets nothing run but this style and script, and lets them talk to this service only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from pipeline.explorer import page as explorer
+
+SCRIPTS = ("state.js", "answer.js", "candidates.js", "main.js")
+"""One after the other, with the explorer's helpers after the first, they are the page's script."""
+
+
+def asset(name: str) -> str:
+    """A file of ``assets``."""
+    return (files("pipeline.steering") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def parts() -> dict[str, str]:
+    """Style and script."""
+    first, *rest = map(asset, SCRIPTS)
+    return {
+        "STYLE": explorer.asset("explorer.css") + asset("steering.css"),
+        "SCRIPT": "\n".join([first, explorer.asset("elements.js"), *rest]),
+    }
+
+
+def policy() -> str:
+    """The Content-Security-Policy."""
+    style, script = (explorer.source(parts()[name]) for name in ("STYLE", "SCRIPT"))
+    own = f"style-src {style}; script-src {script}; connect-src 'self'; img-src data:"
+    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def page() -> str:
+    """The whole document."""
+    return explorer.filled(asset("steering.html"), parts())

@@ -1,0 +1,187 @@
+"""Answers to wishes: the steered answer, what every code would have written at one of its tokens, and the base LM's own answer."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from latent_control.decoding import special_tokens
+from latent_control.explain import tokens_of_all
+from latent_control.guide import make_guide
+from latent_control.traced import Traced, generate_traced
+from pipeline.completions import Refused, decode
+from pipeline.steering.loading import Loaded
+from pipeline.steering.records import Answer, Candidate, Candidates, Mass, Token, Verdict
+from pipeline.steering.wishes import Wish, ask_of
+from rollout_workers.tasks import Prompt, Score
+
+KEPT = 64
+"""Answers remembered, each with the states of its tokens."""
+LISTED_MASSES = 12
+T = TypeVar("T")
+
+
+class Memory:
+    """The last ``KEPT`` results by key."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """What was made for ``key``, or what ``make`` makes of it now."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        found: T = self._kept[key]
+        return found
+
+
+class Steerer:
+    """Steers one loaded policy. One caller at a time is let in; the others wait."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self._lock, self._memory = threading.Lock(), Memory()
+        end = loaded.tokenizer.eos_token_id
+        # As rollouts and the explorer's page: the tokenizer's.
+        self._stops = list(special_tokens(loaded.model.base.lm, end)[0]) or [-1]
+
+    # -- the three questions -----------------------------------------------------------------------------------------
+
+    def answer(self, wish: Wish) -> Answer:
+        """The steered answer.
+
+        Raises:
+            Refused: the wish cannot be fulfilled.
+        """
+        with self._lock:
+            traced = self._traced(wish)
+            return self._told(wish, traced)
+
+    def candidates(self, wish: Wish, place: int) -> Candidates:
+        """What every code would have written at token ``place`` of a wish's answer.
+
+        Raises:
+            Refused: the wish cannot be fulfilled, its answer has no such token, or the token lies inside a span.
+        """
+        with self._lock:
+            traced, span = self._traced(wish), self.loaded.limits.span
+            if place >= len(traced.tokens):
+                raise Refused(f"place is {place}: the answer has tokens 0 to {len(traced.tokens) - 1}", param="place")
+            if place % span:
+                first = place - place % span
+                raise Refused(f"place is {place}, inside the span of the code chosen at token {first}: ask about that one", param="place")
+            return self._candidates(wish, traced, place)
+
+    def base(self, wish: Wish) -> Answer:
+        """The base LM's own answer to the prompt, with the same temperature, top-k, seed and length; no codes."""
+        with self._lock:
+            decided: dict[str, Any] = {"codes": [], "allowed_codes": None, "forbidden_codes": [], "forbidden_at": {}}
+            ask, _ = ask_of(wish.model_copy(update=decided), self.loaded.encode(wish.prompt), self.loaded.limits)
+            key = f"base {ask.prompt} {ask.max_tokens} {ask.temperature} {ask.top_k} {ask.seed}"
+
+            def make() -> tuple[list[int], str]:
+                model = self.loaded.model
+                out = model.generate(
+                    torch.tensor([ask.prompt], device=model.codebook.device),
+                    max_new_tokens=ask.max_tokens,
+                    temperature=ask.temperature,
+                    top_k=ask.top_k,
+                    row_seeds=[ask.seed],
+                    stop_token=self._stops,
+                    level="base",
+                )
+                return out.tokens[0, : int(out.lengths[0])].tolist(), out.finish_reasons[0]
+
+            tokens, reason = self._memory.get(key, make)
+            return Answer(
+                text=decode(self.loaded.tokenizer, tokens),
+                tokens=tuple(Token(id=token, text=self.word(token)) for token in tokens),
+                finish_reason=reason,
+                verdict=self.verdict(self.loaded.prompt(wish.prompt), tokens),
+            )
+
+    # -- their parts -------------------------------------------------------------------------------------------------
+
+    def word(self, token: int) -> str:
+        """The text of one token, special ones by name."""
+        text: str = self.loaded.tokenizer.decode([token], skip_special_tokens=False)
+        return text
+
+    def verdict(self, prompt: Prompt | None, tokens: Sequence[int]) -> Verdict | None:
+        """The verifier's word on an answer to one of the task's prompts; ``None`` for another prompt."""
+        if prompt is None:
+            return None
+        score = self.loaded.score(prompt, tokens)
+        if isinstance(score, Score):
+            return Verdict(reward=float(score.reward), success=bool(score.success), problem="")
+        return Verdict(reward=None, success=False, problem=score.message)
+
+    def _traced(self, wish: Wish) -> Traced:
+        loaded = self.loaded
+        ask, barred = ask_of(wish, loaded.encode(wish.prompt), loaded.limits)
+        count, span = loaded.limits.num_actions, loaded.limits.span
+
+        def make() -> Traced:
+            return generate_traced(
+                loaded.model,
+                ask.prompt,
+                guide=make_guide(
+                    ask.codes, ask.allowed, rows=1, num_actions=count, span=span, barred=barred, device=loaded.model.codebook.device
+                ),
+                max_new_tokens=ask.max_tokens,
+                temperature=ask.temperature,
+                top_k=ask.top_k,
+                seed=ask.seed,
+                stop_token=self._stops,
+            )
+
+        return self._memory.get(f"steered {wish.key()}", make)
+
+    def _chances(self, wish: Wish, traced: Traced, place: int) -> list[float]:
+        """The policy's own at ``place``: at the temperature asked for, of greedy answers at that of training."""
+        loaded = self.loaded
+        temperature, top_k = (wish.temperature, wish.top_k) if wish.temperature else (loaded.temperature, loaded.top_k)
+        chances: list[float] = traced.chances(place, temperature=temperature, top_k=top_k).tolist()
+        return chances
+
+    def _told(self, wish: Wish, traced: Traced) -> Answer:
+        span, tokens = self.loaded.limits.span, []
+        for place, (token, code) in enumerate(zip(traced.tokens, traced.codes, strict=True)):
+            chance = None if place % span else self._chances(wish, traced, place)[code]
+            forced = place < len(wish.codes) and wish.codes[place] is not None
+            tokens.append(Token(id=token, text=self.word(token), code=code, chance=chance, forced=forced))
+        return Answer(
+            text=decode(self.loaded.tokenizer, traced.tokens),
+            tokens=tuple(tokens),
+            finish_reason=traced.finish_reason,
+            verdict=self.verdict(self.loaded.prompt(wish.prompt), traced.tokens),
+        )
+
+    def _candidates(self, wish: Wish, traced: Traced, place: int) -> Candidates:
+        found, certainty = tokens_of_all(self.loaded.model, traced.states[place])
+        chances = self._chances(wish, traced, place)
+        # What may be chosen where nothing is forced: by the whole answer's rules and those of this place.
+        free = wish.model_copy(update={"codes": []})
+        ask, barred = ask_of(free, self.loaded.encode(wish.prompt), self.loaded.limits)
+        may = set(range(len(chances)) if ask.allowed is None else ask.allowed) - set(barred.get(place, ()))
+        rows = [
+            Candidate(code=code, chance=chance, token=token, text=self.word(token), certainty=sure, allowed=code in may)
+            for code, (chance, token, sure) in enumerate(zip(chances, found.tolist(), certainty.tolist(), strict=True))
+        ]
+        rows.sort(key=lambda row: (-row.chance, row.code))
+        masses: dict[int, list[Candidate]] = {}
+        for row in rows:
+            masses.setdefault(row.token, []).append(row)
+        summed = [
+            Mass(token=token, text=some[0].text, chance=sum(row.chance for row in some), codes=len(some), best=some[0].code)
+            for token, some in masses.items()
+        ]
+        summed.sort(key=lambda mass: -mass.chance)
+        return Candidates(place=place, chosen=traced.codes[place], codes=tuple(rows), tokens=tuple(summed[:LISTED_MASSES]))
