@@ -101,19 +101,24 @@ def run(
 
 
 @app.command()
-def resume(run_dir: RunFolder, quiet: Quiet = False, as_json: JsonLines = False) -> None:
+def resume(
+    run_dir: RunFolder,
+    quiet: Quiet = False,
+    as_json: JsonLines = False,
+    restore_config: Annotated[bool, typer.Option("--restore-config", help="Put a changed config.yaml back to what it was.")] = False,
+) -> None:
     """Continue a run where its last checkpoint stands."""
     folder = run_dir.absolute()
     with reporting(folder, quiet, as_json) as report_to:
         with sentences(USAGE, report_to=report_to):
             _existing(folder)
-            if not (folder / RUN_CONFIG).is_file():
+            if not (folder / RUN_CONFIG).is_file() and not (folder / "manifest.json").is_file():  # from which the config is put back
                 raise ValueError(
                     f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG --run-dir {folder}"
                 )
             from pipeline.run import resume as resume_stages
         with sentences(FAILED, resumable=folder, report_to=report_to):
-            done = resume_stages(folder, report_to.display)
+            done = resume_stages(folder, report_to.display, restore_config=restore_config)
         finish(done, quiet, as_json)
 
 

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.durable import fsync_file, fsync_folder, sha256_file
+from pipeline import lines
+from pipeline.durable import fsync_file, fsync_folder, sha256_file, write_atomic
 
 LEDGER = "ledger"
 STARTS, UNDONE = "_starts.jsonl", "_undone"  # Parquet readers pass over names that begin with _
@@ -116,10 +117,18 @@ class Ledger:
         self.pending: list[Attempt] = []
         self._flushed = 0
 
-    def begin(self, version: int, skipped: Sequence[str] = ()) -> None:
-        """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set aside."""
+    def begin(self, version: int, skipped: Sequence[str] = ()) -> str:
+        """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set aside.
+
+        Returns what was wrong with the list of earlier starts; "" when nothing was.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = len(_starts(self.folder)) + 1
+        starts, damaged = lines.read(self.folder / STARTS)
+        wrong = _starts_problem(self.folder, starts, damaged)
+        if damaged:  # of these starts there is nothing left but that they were
+            starts = [*starts, {"start": len(starts) + 1, "damaged_lines": len(damaged)}]
+            write_atomic(self.folder / STARTS, "".join(map(lines.line, starts)).encode())
+        number = len(starts) + 1
         for unfinished in self.folder.glob(".updates-*"):
             unfinished.unlink()
         for path in _parts(self.folder):
@@ -129,12 +138,13 @@ class Ledger:
                 os.replace(path, aside / path.name)
         line = {"start": number, "version": version, "time": round(time.time(), 3), "skipped": list(skipped)}
         with (self.folder / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(lines.line(line))
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(self.folder)
         self.pending.clear()
         self._flushed = version
+        return wrong
 
     def add(self, attempts: Sequence[Attempt]) -> None:
         """Note what became of attempts."""
@@ -179,13 +189,22 @@ def read(run_dir: Path, stage: str) -> Recorded:
             problems.append(f"{path.name}: the ledger goes on with update {part.first}, expected was {expected}")
         expected = part.last + 1
         parts.append(part)
-    return Recorded(parts=tuple(parts), starts=tuple(_starts(folder)), problems=tuple(problems))
+    starts, damaged = lines.read(folder / STARTS)
+    wrong = _starts_problem(folder, starts, damaged)
+    problems += [wrong] if wrong else []
+    return Recorded(parts=tuple(parts), starts=tuple(starts), problems=tuple(problems))
 
 
 def stages(run_dir: Path) -> list[str]:
     """The stages that have a ledger."""
     folder = run_dir / LEDGER
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _starts_problem(folder: Path, starts: Sequence[lines.Record], damaged: Sequence[bytes]) -> str:
+    if damaged:
+        return f"{STARTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"
+    return f"{STARTS} is empty or missing, though there are parts" if _parts(folder) and not starts else ""
 
 
 def _read_part(path: Path) -> Part:
@@ -198,17 +217,3 @@ def _read_part(path: Path) -> Part:
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("updates-*.parquet"))
-
-
-def _starts(folder: Path) -> list[Mapping[str, Any]]:
-    """Lines that are whole; a kill may have torn the last one."""
-    path = folder / STARTS
-    found: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found

@@ -47,6 +47,7 @@ _HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NO
 _DIGEST = 32  # MLflow takes up to 36 characters
 SYSTEM = "system/"
 """MLflow's interface shows metrics of this name in a tab of their own."""
+_SECRET = re.compile(r"([^&=]*(?:password|passwd|token|secret|key)[^&=]*=)[^&]*", re.IGNORECASE)
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,9 +62,14 @@ def tracking_uri(uri: str | None, run_dir: Path) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be written down."""
+    """The URI as it may be written down: no password, no token in a user's place, no secret among its parameters."""
     parts = urlsplit(uri)
-    return uri if parts.password is None else urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+    if parts.password is not None:
+        parts = parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
+    elif parts.username and parts.scheme in ("http", "https"):
+        parts = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}")
+    query = _SECRET.sub(r"\1***", parts.query)
+    return uri if (parts, query) == (urlsplit(uri), parts.query) else urlunsplit(parts._replace(query=query))
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.gates import final_of
+from pipeline.progress import clock
 from pipeline.report import codebook, cost, curves, examples, origin, results
 from pipeline.report.records import Report, Section
 from pipeline.report.sources import Sources, read_sources
-from pipeline.runlog import clock
 
 
 def build(run_dir: Path, beside: Path | None = None) -> Report:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.progress import clock
 from pipeline.report.records import Section, Table
 from pipeline.report.results import shown
 from pipeline.report.sources import Sources
-from pipeline.runlog import clock
 
 HEAD = ("stage", "time", "seconds", "updates", "rollouts", "tokens generated", "parameters trained", "peak memory, GiB")
 
