@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,13 +37,14 @@ class LocalCluster:
     def head(self, cpus: int) -> None:
         dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard)]
         self._start("--head", "--port", str(self.port), *dashboard, "--ray-client-server-port", str(free_port()), cpus=cpus)
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.dashboard)) == 0:
+        deadline = time.monotonic() + 240
+        while True:  # its port is open some time before it answers
+            try:
+                with urllib.request.urlopen(f"{self.address}/api/version", timeout=5):
                     return
-            assert time.monotonic() < deadline and self.nodes[0].is_running(), "the head did not start"
-            time.sleep(0.5)
+            except OSError:
+                assert time.monotonic() < deadline and self.nodes[0].is_running(), "the head did not start"
+                time.sleep(0.5)
 
     def join(self, cpus: int) -> psutil.Process:
         return self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)

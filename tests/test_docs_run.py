@@ -93,6 +93,7 @@ def furnish(folder: Path, learned: Path) -> Path:
         shutil.copytree(learned, runs / name)
     for name in ("going", "stopped"):
         (runs / name / "stages" / "improve.json").unlink()
+    shutil.copy(learned.parent / "mlflow.db", runs)
     for name in ("A", "B", "NAME", "mine"):
         (runs / name).symlink_to("first")
     invoke(folder, "export", "runs/first", "-o", "exported")
