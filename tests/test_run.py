@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from run_fixtures import QUICKSTART, ROOT, call, command
 from safetensors.torch import load_file
 
 from pipeline.audit import audit
 
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+pytest_plugins = ("run_fixtures",)
 # One thread everywhere: tests share their two cores.
 SMALL = ["actions.updates=20", "clone.updates=20", "evaluation.prompts=16", "evaluation.marginal_sequences=16", "cluster.learner_threads=1"]
 SMALL += ["actions.evaluation_sequences=32", "clone.evaluation_sequences=32", "actions.min_alive_share=0", "rollout.num_workers=2"]
@@ -27,29 +27,9 @@ SMALL += ["explorer.enabled=false"]
 TINY_RL = ["improve.prompts_per_update=4", "improve.group_size=4"]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *arguments]
-
-
-def call(*arguments: str, timeout: float = 400) -> str:
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, f"{arguments} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def metrics(run_dir: Path, stage: str) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["stage"] == stage]
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shortened quickstart."""
-    run_dir = tmp_path_factory.mktemp("runs") / "first"
-    shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
-    shorter += ["explorer.seconds=2"]
-    call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
-    return run_dir
 
 
 def test_reinforcement_learning_raises_success(learned: Path) -> None:

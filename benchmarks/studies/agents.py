@@ -2,7 +2,8 @@
 
     python benchmarks/studies/agents.py --seeds 0 1 2
 
-Each seed is ``configs/agents_textworld.yaml``, base LM included. Intervals are over seeds; those over episodes are in each run's summary.
+Each seed is ``configs/agents_textworld.yaml``, base LM included. Intervals are over seeds, where there are
+several, else over episodes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from common import row, run, write
 
 VARIANTS = {"base": "SFT", "cloned": "SFT, latent", "finetuned": "FTA-P", "improved": "FTA-P, RL", "token_level": "SFT, token-level RL"}
+GAINS = {"improved - base": "RL over SFT", "improved - cloned": "RL over SFT, latent", "improved - finetuned": "RL over FTA-P"}
 
 
 def evaluation(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -23,6 +25,18 @@ def evaluation(out: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     run(folder, [f"seed={seed}", f"base.model={folder.resolve()}-base", *overrides], config="agents_textworld")
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["evaluation"]
     return found
+
+
+def fold_row(name: str, measured: list[dict[str, Any]], mode: str) -> dict[str, Any]:
+    """Success in one fold: the interval over seeds, or, of one seed, over its episodes."""
+    found = row(name, [one[mode] for one in measured])
+    return found if len(measured) > 1 else found | dict(zip(("low", "high"), measured[0][f"{mode}_interval"], strict=True))
+
+
+def gain_row(name: str, gains: list[dict[str, float]]) -> dict[str, Any]:
+    """A difference on the same episodes, seen and unseen together: the interval over seeds, or, of one seed, over its episodes."""
+    found = row(name, [gain["mean"] for gain in gains])
+    return found if len(gains) > 1 else found | {"low": gains[0]["low"], "high": gains[0]["high"]}
 
 
 def main() -> None:
@@ -39,7 +53,10 @@ def main() -> None:
             continue
         for fold, said in (("train", "seen"), ("test", "unseen")):
             for mode in ("sampled", "greedy"):
-                rows.append(row(f"{name}: {said}, {mode}", [one[variant]["slices"]["fold"][fold][mode] for one in found]))
+                rows.append(fold_row(f"{name}: {said}, {mode}", [one[variant]["slices"]["fold"][fold] for one in found], mode))
+    for pair, name in GAINS.items():
+        for mode in ("sampled", "greedy"):
+            rows.append(gain_row(f"{name}: {mode}", [one["differences"][pair][mode] for one in found]))
     write("agents", "benchmarks/studies/agents.py", arguments.seeds, rows, evaluations=found)
 
 

@@ -1,0 +1,34 @@
+"""A finished run of the whole pipeline, once for the session. Test modules name this in ``pytest_plugins``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+
+
+def command(*arguments: str) -> list[str]:
+    """The program as users start it."""
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def call(*arguments: str, timeout: float = 400) -> str:
+    """What a command that succeeds prints."""
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{arguments} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shortened quickstart. Do not change it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
+    shorter += ["explorer.seconds=2"]
+    call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
+    return run_dir
