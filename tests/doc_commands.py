@@ -159,9 +159,10 @@ def _words(line: str) -> list[str]:
     if "'" not in plain:
         plain = re.sub(r"[\[\]]", "", plain)
     try:
-        return shlex.split(plain, comments=True)
+        words = shlex.split(plain, comments=True)
     except ValueError:  # prose with an apostrophe
         return []
+    return words[: words.index("|")] if "|" in words else words  # what another program makes of it
 
 
 def typed(line: Line) -> list[tuple[str, ...]]:
