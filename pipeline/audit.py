@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.persistence import WEIGHTS, weights_hash
-from pipeline import checkpoints, ledger, run_files
+from pipeline import checkpoints, events, ledger, run_files
 from pipeline.ledger import QUARANTINE, Attempt, Recorded
-from pipeline.replay import ReplayReader
+from pipeline.replay import ReplayReader, manifest_problems
 from pipeline.runlog import METRICS, records
 
 _COLUMNS = ("rollout_id", "policy_version", "policy_hash", "world_hash", "reward", "level")
@@ -70,7 +70,8 @@ def audit(run_dir: Path) -> list[Finding]:
     config = load_config(run_dir / "config.yaml", check_paths=False)
     rows, doubled, damaged = _stored(run_dir / "replay")
     quarantined, _, damaged_too = _stored(run_dir / QUARANTINE)
-    found = [_files(run_dir, [*damaged, *damaged_too])]
+    manifests = [problem for folder in ("replay", QUARANTINE) for problem in manifest_problems(run_dir / folder)]
+    found = [_files(run_dir, [*damaged, *damaged_too, *manifests])]
     known: set[str] = set()
     restarts = 0
     for name in names:
@@ -95,7 +96,7 @@ def audit(run_dir: Path) -> list[Finding]:
 
 
 def _files(run_dir: Path, damaged: Sequence[str]) -> Finding:
-    problems = [*damaged, *(f"{name} {problem}" for name, problem in run_files.problems(run_dir).items())]
+    problems = [*damaged, *events.problems(run_dir), *(f"{name} {problem}" for name, problem in run_files.problems(run_dir).items())]
     folders = [f for f in sorted((run_dir / "checkpoints").glob("*")) if f.is_dir() and not f.name.startswith(".")]
     for folder in folders:
         problems += [f"checkpoint {folder.name}: {problem}" for problem in checkpoints.verify(folder)]

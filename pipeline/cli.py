@@ -74,18 +74,22 @@ def run(
 
 
 @app.command()
-def resume(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of an interrupted run.")], quiet: Quiet = False) -> None:
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of an interrupted run.")],
+    quiet: Quiet = False,
+    restore_config: Annotated[bool, typer.Option("--restore-config", help="Put a changed config.yaml back to what it was.")] = False,
+) -> None:
     """Continue a run where its last checkpoint stands."""
     folder = run_dir.absolute()
     with sentences(USAGE):
         _existing(folder)
-        if not (folder / RUN_CONFIG).is_file():
+        if not (folder / RUN_CONFIG).is_file() and not (folder / "manifest.json").is_file():  # from which the config is put back
             raise ValueError(
                 f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG --run-dir {folder}"
             )
         from pipeline.run import resume as resume_stages
     with sentences(FAILED, resumable=folder):
-        done = resume_stages(folder, quiet)
+        done = resume_stages(folder, quiet, restore_config=restore_config)
     finish(done, quiet)
 
 

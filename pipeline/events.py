@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline import lines
+from pipeline.durable import write_atomic
 
 EVENTS = "events.jsonl"
 
@@ -32,26 +34,31 @@ class Events:
 
     def note(self, kind: str, text: str, **facts: Any) -> None:
         """``note("worker_lost", "worker 2 died: ...", worker=2)``; never raises on account of a full disk: it is about trouble."""
-        line = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
+        line = lines.line({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
         try:
             torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
             with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n" * torn + line + "\n")
+                file.write("\n" * torn + line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
             return
 
+    def mend(self) -> None:
+        """Drop the lines that are damaged, and note that."""
+        _, damaged = lines.read(self._path)
+        if damaged:
+            whole = [one for one in self._path.read_bytes().splitlines(keepends=True) if one not in damaged]
+            write_atomic(self._path, b"".join(whole))
+            self.note("line_dropped", f"{EVENTS}: dropped {len(damaged)} damaged lines, the first {damaged[0][:40]!r}")
+
 
 def read_events(run_dir: Path) -> list[Mapping[str, Any]]:
     """All whole lines, oldest first; none where there is no file."""
-    path = run_dir / EVENTS
-    found: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("kind"), str):
-            found.append(record)
-    return found
+    return [record for record in lines.read(run_dir / EVENTS)[0] if isinstance(record.get("kind"), str)]
+
+
+def problems(run_dir: Path) -> list[str]:
+    """What is wrong with the file."""
+    damaged = lines.read(run_dir / EVENTS)[1]
+    return [f"{EVENTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"] if damaged else []

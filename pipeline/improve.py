@@ -22,6 +22,7 @@ from latent_control.model import LatentActionConfig
 from latent_control.persistence import base_path, read_config, with_policy
 from pipeline import checkpoints, stopping
 from pipeline.algorithm import BROKEN, LatentRL, algorithm_config
+from pipeline.circumstances import circumstances
 from pipeline.cluster import connected
 from pipeline.context import StageContext, StageResult
 from pipeline.crew import Scaler
@@ -32,7 +33,6 @@ from pipeline.pool import PartLost, this_node
 from pipeline.replay import ReplayActor, ReplayWriter
 from pipeline.resume_point import resume_point
 from pipeline.runlog import METRICS, total
-from pipeline.tracking import git_commit, read_record
 from pipeline.watchdog import Watchdog
 from rollout_workers.episodes import HostSpec, Rollout
 
@@ -226,6 +226,7 @@ class Best:
         if not checkpoints.verify(folder) and checkpoints.read_info(folder)["heldout_success"] >= success:
             return
         info = {"stage": self.stage, "update": update, "heldout_success": success}
+        info |= circumstances(self.context.config, self.context.run_dir, self.stage, update)
         checkpoints.write(folder, files=partial(_result_files, self.source, self.start, weights), info=info)
 
 
@@ -259,7 +260,7 @@ def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, r
     algorithm.flush_ledger()
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
-    info = {"stage": stage, "update": update} | circumstances(context, stage, algorithm)
+    info = {"stage": stage, "update": update} | standing(context, stage, algorithm)
 
     def files(staging: Path) -> None:
         checkpoints.save_tree(staging, "learner", state)
@@ -269,22 +270,21 @@ def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, r
     checkpoints.prune(context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2)
 
 
-def circumstances(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
-    """What a checkpoint's manifest says of where it came from. All randomness follows from ``seed``, the policy's version and the
-    place in the stream of prompts, so these are the random states."""
-    return {
-        "config": context.config.model_dump(mode="json"),
-        "git_commit": git_commit(),
+def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
+    """What a checkpoint's manifest says of where it came from, and of where policy, ledger and stream of prompts stand."""
+    found = circumstances(context.config, context.run_dir, stage, algorithm.policy.version)
+    return found | {
         "policy": {"version": algorithm.policy.version, "weights_hash": algorithm.policy.weights_hash},
         "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.unfinished())},
-        "random": {"seed": context.config.seed, "version": algorithm.policy.version, "next_position": algorithm.next_position},
-        "mlflow_run": ((read_record(context.run_dir) or {}).get("runs") or {}).get(stage, ""),
+        "random": found["random"] | {"next_position": algorithm.next_position},
     }
 
 
 def _finish(context: StageContext, stage: str, source: Path, start: Start, weights: Mapping[str, Any], metrics: dict[str, float]) -> None:
     """Write the stage's result: the source checkpoint with the new policy, or the token-level policy by itself."""
     info = {"stage": stage, "metrics": metrics}
+    updates = context.config.improve.updates if context.config.improve else 0
+    info |= circumstances(context.config, context.run_dir, stage, updates)
     checkpoints.write(context.result(stage), files=partial(_result_files, source, start, weights), info=info)
     checkpoints.prune(context.checkpoints, stage, keep=0)
 

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.durable import fsync_file, fsync_folder, sha256_file
+from pipeline import lines
+from pipeline.durable import fsync_file, fsync_folder, sha256_file, write_atomic
 
 LEDGER = "ledger"
 STARTS, UNDONE = "_starts.jsonl", "_undone"  # Parquet readers pass over names that begin with _
@@ -119,7 +120,11 @@ class Ledger:
     def begin(self, version: int, skipped: Sequence[str] = ()) -> None:
         """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set aside."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = len(_starts(self.folder)) + 1
+        starts, damaged = lines.read(self.folder / STARTS)
+        if damaged:  # of these starts there is nothing left but that they were
+            starts = [*starts, {"start": len(starts) + 1, "damaged_lines": len(damaged)}]
+            write_atomic(self.folder / STARTS, "".join(map(lines.line, starts)).encode())
+        number = len(starts) + 1
         for unfinished in self.folder.glob(".updates-*"):
             unfinished.unlink()
         for path in _parts(self.folder):
@@ -129,7 +134,7 @@ class Ledger:
                 os.replace(path, aside / path.name)
         line = {"start": number, "version": version, "time": round(time.time(), 3), "skipped": list(skipped)}
         with (self.folder / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(lines.line(line))
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(self.folder)
@@ -179,7 +184,10 @@ def read(run_dir: Path, stage: str) -> Recorded:
             problems.append(f"{path.name}: the ledger goes on with update {part.first}, expected was {expected}")
         expected = part.last + 1
         parts.append(part)
-    return Recorded(parts=tuple(parts), starts=tuple(_starts(folder)), problems=tuple(problems))
+    starts, damaged = lines.read(folder / STARTS)
+    problems += [f"{STARTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"] if damaged else []
+    problems += [f"{STARTS} is missing, though there are parts"] if parts and not (starts or damaged) else []
+    return Recorded(parts=tuple(parts), starts=tuple(starts), problems=tuple(problems))
 
 
 def stages(run_dir: Path) -> list[str]:
@@ -198,17 +206,3 @@ def _read_part(path: Path) -> Part:
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("updates-*.parquet"))
-
-
-def _starts(folder: Path) -> list[Mapping[str, Any]]:
-    """Lines that are whole; a kill may have torn the last one."""
-    path = folder / STARTS
-    found: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found

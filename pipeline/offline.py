@@ -25,6 +25,7 @@ from learners.improve_offline import ImproveOfflineStage
 from learners.offline import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline import checkpoints, stopping
+from pipeline.circumstances import circumstances
 from pipeline.cluster import connected
 from pipeline.context import LastMetrics, StageContext, StageResult
 from pipeline.data import heldout_batches, training_batches
@@ -54,6 +55,10 @@ class OfflineJob:
     def result(self) -> Path:
         """Folder of the final checkpoint."""
         return Path(self.checkpoints) / self.stage
+
+    def circumstances(self, update: int) -> dict[str, Any]:
+        """For the manifest of a checkpoint."""
+        return circumstances(self.config, Path(self.checkpoints).parent, self.stage, update)
 
 
 def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
@@ -263,7 +268,8 @@ def save_state(job: OfflineJob, stage: OfflineStage, optimizer: torch.optim.Opti
     if not write:
         return
     folder = Path(job.checkpoints) / f"{job.stage}-{update:08d}"
-    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info={"stage": job.stage, "update": update})
+    info = {"stage": job.stage, "update": update} | job.circumstances(update)
+    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info=info)
     checkpoints.prune(Path(job.checkpoints), job.stage, keep=2)
 
 
@@ -283,7 +289,7 @@ def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: d
         if bundle:
             tokenizer.save_pretrained(folder / "base")
 
-    info: dict[str, Any] = {"stage": job.stage, "metrics": metrics}
+    info: dict[str, Any] = {"stage": job.stage, "metrics": metrics} | job.circumstances(job.settings.updates)
     if isinstance(job.settings, ImproveOffline):
         info[HELDOUT] = job.settings.heldout_share
     checkpoints.write(job.result, files=files, info=info)

@@ -448,11 +448,26 @@ def _read_manifest(partition: Path) -> dict[str, dict[str, Any]]:
     try:
         content = unseal(partition / MANIFEST)
     except FileNotFoundError:
+        if any(partition.glob("part-*.parquet")):
+            _LOG.warning("replay buffer %s: no %s; the shards are checked by the hashes in their names instead", partition, MANIFEST)
         return {}
     except ValueError as error:
         _LOG.warning("replay buffer %s: %s; the shards are checked by the hashes in their names instead", partition, error)
         return {}
     return {entry["name"]: entry for entry in content["shards"]}
+
+
+def manifest_problems(root: Path) -> list[str]:
+    """What is wrong with the manifests of a replay folder, a line each; without one, shards are checked by the 32 bits in their names."""
+    found = []
+    for partition in sorted(path for path in root.glob("run=*") if path.is_dir()):
+        try:
+            unseal(partition / MANIFEST)
+        except FileNotFoundError:
+            found.append(f"{partition.name}/{MANIFEST} is missing")
+        except ValueError as error:
+            found.append(f"{partition.name}/{error}")
+    return found
 
 
 def _lost_before(partition: Path) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
-from pipeline.events import Events, first_line
+from pipeline.events import EVENTS, Events, first_line
 from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
@@ -34,6 +34,7 @@ from rollout_workers.tasks import build_task
 from rollout_workers.tasks.rewards import reward_hash
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +132,54 @@ def run(config: RunConfig, run_dir: Path, quiet: bool = False) -> Path:
     if (run_dir / CONFIG).exists():
         raise ValueError(f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
-    run_files.put(run_dir, CONFIG, dump_config(config).encode())
+    run_files.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
     return execute(config, run_dir, quiet)
 
 
-def resume(run_dir: Path, quiet: bool = False) -> Path:
+def resume(run_dir: Path, quiet: bool = False, *, restore_config: bool = False) -> Path:
     """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
 
     Raises:
-        ValueError: there is no run in ``run_dir``.
+        ValueError: there is no run in ``run_dir``, or its config was changed (``restore_config``: put back what it was).
     """
-    if not (run_dir / CONFIG).is_file():
+    if not (run_dir / CONFIG).is_file() and run_files.kept(run_dir, CONFIG) is None:
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
-    if problem := run_files.problems(run_dir).get(CONFIG):
-        raise ValueError(
-            f"{run_dir / CONFIG} {problem} since the run began; restore it (checkpoints name theirs in manifest.json), "
-            f"or, if it was changed on purpose, delete {run_dir / run_files.MANIFEST}"
-        )
+    _mend(run_dir, restore_config)
     return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, quiet)
+
+
+def _mend(run_dir: Path, restore_config: bool) -> None:
+    """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
+    problems, text = run_files.problems(run_dir), run_files.kept(run_dir, CONFIG)
+    if run_files.MANIFEST in problems:
+        _say(run_dir, "manifest_renewed", f"{run_files.MANIFEST}: {problems[run_files.MANIFEST]}; they are taken as they are")
+        run_files.renew(run_dir, CONFIG)
+    if EVENTS in problems:
+        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and begun anew")
+    if CONFIG not in problems:
+        return
+    said = f"{CONFIG} {problems[CONFIG]}"
+    if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
+        (run_dir / CONFIG).unlink(missing_ok=True)
+        run_files.put(run_dir, CONFIG, text.encode(), keep=True)
+        _say(run_dir, "config_restored", f"{said}; it was put back from {run_files.MANIFEST}")
+        return
+    remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
+    on_purpose = f"if it was changed on purpose, delete {run_files.MANIFEST} there"
+    raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
+
+
+def _say(run_dir: Path, kind: str, text: str) -> None:
+    _LOG.warning("%s: %s", run_dir, text)
+    Events(run_dir).note(kind, text)
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        load_config(path, [], check_paths=False)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
@@ -166,6 +197,7 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
 @contextmanager
 def noted(events: Events) -> Iterator[None]:
     """Beginning and end of a start of a run as events."""
+    events.mend()
     events.note("started", f"started by process {os.getpid()} on {socket.gethostname()}", git_commit=git_commit())
     try:
         yield

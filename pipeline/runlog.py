@@ -6,11 +6,9 @@ line of at most 80 columns per logged step.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import stopping
+from pipeline import lines, stopping
 from pipeline.durable import write_atomic
 from pipeline.events import Events
 
@@ -45,7 +43,6 @@ KEY_METRICS = (
 COLUMNS = 80
 _SHOWN = 5
 _RESERVED = ("stage", "step", "time", "crc32")
-_CHECK = ', "crc32": "'
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -142,8 +139,8 @@ class _Progress:
 
 def records(path: Path) -> list[Mapping[str, Any]]:
     """The whole lines of a ``metrics.jsonl``; none where there is no such file."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [record for line in lines if (record := _record(line)) is not None]
+    found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [record for line in found if (record := _record(line)) is not None]
 
 
 def total(path: Path, stage: str, metric: str) -> float:
@@ -192,7 +189,7 @@ class RunLog:
             raise ValueError(f"a metric cannot be called {taken[0]!r}: metrics.jsonl uses that key itself")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(_line({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite))
+        self._file.write(lines.line({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite))
         self._file.flush()
         if self._tracker is not None:
             self._tracker.log(values, step)
@@ -206,12 +203,14 @@ class RunLog:
 
     def snapshot(self, path: Path) -> None:
         """Write all lines so far to ``path``."""
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(line for line in lines if _record(line) is not None))
+        path.write_bytes(b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if _record(line) is not None))
 
     def restore(self, path: Path) -> None:
         """Go back to what ``snapshot`` wrote, whatever became of the lines since."""
         self._file.close()
+        lost = set(path.read_bytes().splitlines()) - set(self.path.read_bytes().splitlines())
+        if lost:
+            self.message(f"{METRICS}: {len(lost)} lines were missing or damaged, put back from {path.parent.name}", "lines_restored")
         write_atomic(self.path, path.read_bytes())
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -251,23 +250,6 @@ class RunLog:
             write_atomic(self.path, b"".join(kept))
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    """JSON with a checksum of itself as its last key."""
-    body = json.dumps(record)
-    return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'
-
-
 def _record(line: bytes) -> Mapping[str, Any] | None:
-    """The record of a whole line that is as it was written; lines of older versions have no checksum."""
-    try:
-        record = json.loads(line)
-        text = line.decode()
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not line.endswith(b"\n"):
-        return None
-    check = record.pop("crc32", None)
-    if check is None:  # a word other than the stage's name is a damaged checksum
-        return None if any(isinstance(value, str) for name, value in record.items() if name != "stage") else record
-    body = text.rpartition(_CHECK)[0] + "}"
-    return record if check == f"{zlib.crc32(body.encode()):08x}" else None
+    """The record of a whole line that is as it was written; lines of older versions have no checksum, and no word but the stage's name."""
+    return lines.parsed(line, unchecked=lambda record: not any(isinstance(v, str) for name, v in record.items() if name != "stage"))
