@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,8 @@ import typer
 from pipeline import cli
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
     from configs.schema import RunConfig
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Folder of the run, on storage that all nodes of the cluster mount.")]
@@ -27,12 +31,15 @@ def submit(
     elastic: Annotated[
         bool, typer.Option("--elastic", help="The cluster adds nodes on demand: do not refuse what it has no room for.")
     ] = False,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Submit it again so often when its driver is killed or lost.")] = 0,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster. Submitted again, it continues. Ctrl-C stops the job; its exit code is passed on."""
     with cli.sentences(cli.USAGE):
         settings, errors, warnings = _examined(config, [*(overrides or []), JOINED])
         if not run_dir.is_absolute():
             errors.append(f"--run-dir: {run_dir} is relative to a folder that only the driver has; give an absolute path")
+        if retries and not wait:
+            errors.append("--retries: with --no-wait nobody is there to submit it again; leave one of them out")
         cli.report(config, errors, warnings)
         if settings is None or errors:
             raise typer.Exit(cli.USAGE)
@@ -44,13 +51,35 @@ def submit(
             cli.report(config, [] if elastic else scarce, scarce if elastic else [])
             if scarce and not elastic:
                 raise typer.Exit(cli.USAGE)
-            job = jobs.submit(client, folder, run_dir)
-            typer.echo(f"submitted {job}; its log: ray job logs --follow --address {address} {job}", err=True)
+            job = _submitted(client, folder, run_dir, address)
             if wait:
-                for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
-                    signal.signal(end, signal.default_int_handler)
-                code = jobs.follow(client, job, address, lambda text: typer.echo(text, nl=False), lambda text: typer.echo(text, err=True))
-                raise typer.Exit(code)
+                raise typer.Exit(_followed(client, job, address, retries, lambda: _submitted(client, folder, run_dir, address)))
+
+
+def _submitted(client: JobSubmissionClient, folder: Path, run_dir: Path, address: str) -> str:
+    from pipeline import submit as jobs
+
+    job = jobs.submit(client, folder, run_dir)
+    typer.echo(f"submitted {job}; its log: ray job logs --follow --address {address} {job}", err=True)
+    return job
+
+
+def _followed(client: JobSubmissionClient, job: str, address: str, retries: int, again: Callable[[], str]) -> int:
+    """The exit code of the job, or of the last that took its place after its driver was lost."""
+    from pipeline import submit as jobs
+
+    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
+        signal.signal(end, signal.default_int_handler)
+    code = 1
+    for number in range(retries + 1):
+        code = jobs.follow(client, job, address, lambda text: typer.echo(text, nl=False), lambda text: typer.echo(text, err=True))
+        if number == retries or not jobs.driver_lost(client.get_job_info(job)):
+            break
+        rest = jobs.REST * 2**number
+        typer.echo(f"the driver was lost; submitted again in {rest:g} s ({number + 1} of {retries} times), it continues the run", err=True)
+        time.sleep(rest)
+        job = again()
+    return code
 
 
 @cli.app.command()

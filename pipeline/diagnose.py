@@ -117,7 +117,7 @@ def _stopped(t: _Traces) -> Diagnosis | None:
 
 _CAUSES: Sequence[tuple[Callable[[str, str], bool], str, tuple[str, ...], str]] = (
     (
-        lambda error, text: "No space left" in text or (error == "OSError" and "[Errno 28]" in text),
+        lambda error, text: "is full" in text and "make room" in text,
         "the disk is full",
         (),
         "df -h {run}  # make room, then: latent-control resume {run}",

@@ -175,7 +175,8 @@ def _loop(context: StageContext, stage: str, source: Path, start: Start, algorit
         algorithm.replay = replay_actor(context, stage)
     algorithm.quarantine = partial(quarantine, context, stage)
     algorithm.ledger = Ledger(context.run_dir, stage)
-    algorithm.ledger.begin(algorithm.policy.version, skipped)
+    if wrong := algorithm.ledger.begin(algorithm.policy.version, skipped):
+        context.log.message(f"{stage}: the ledger's {wrong}; begun anew", "ledger_mended", stage=stage)
     context.log.truncate(stage, algorithm.policy.version)
     try:
         with context.log.stage(stage, improve.updates), Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:

@@ -117,10 +117,14 @@ class Ledger:
         self.pending: list[Attempt] = []
         self._flushed = 0
 
-    def begin(self, version: int, skipped: Sequence[str] = ()) -> None:
-        """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set aside."""
+    def begin(self, version: int, skipped: Sequence[str] = ()) -> str:
+        """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set aside.
+
+        Returns what was wrong with the list of earlier starts; "" when nothing was.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         starts, damaged = lines.read(self.folder / STARTS)
+        wrong = _starts_problem(self.folder, starts, damaged)
         if damaged:  # of these starts there is nothing left but that they were
             starts = [*starts, {"start": len(starts) + 1, "damaged_lines": len(damaged)}]
             write_atomic(self.folder / STARTS, "".join(map(lines.line, starts)).encode())
@@ -140,6 +144,7 @@ class Ledger:
         fsync_folder(self.folder)
         self.pending.clear()
         self._flushed = version
+        return wrong
 
     def add(self, attempts: Sequence[Attempt]) -> None:
         """Note what became of attempts."""
@@ -185,8 +190,8 @@ def read(run_dir: Path, stage: str) -> Recorded:
         expected = part.last + 1
         parts.append(part)
     starts, damaged = lines.read(folder / STARTS)
-    problems += [f"{STARTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"] if damaged else []
-    problems += [f"{STARTS} is missing, though there are parts"] if parts and not (starts or damaged) else []
+    wrong = _starts_problem(folder, starts, damaged)
+    problems += [wrong] if wrong else []
     return Recorded(parts=tuple(parts), starts=tuple(starts), problems=tuple(problems))
 
 
@@ -194,6 +199,12 @@ def stages(run_dir: Path) -> list[str]:
     """The stages that have a ledger."""
     folder = run_dir / LEDGER
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _starts_problem(folder: Path, starts: Sequence[lines.Record], damaged: Sequence[bytes]) -> str:
+    if damaged:
+        return f"{STARTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"
+    return f"{STARTS} is empty or missing, though there are parts" if _parts(folder) and not starts else ""
 
 
 def _read_part(path: Path) -> Part:

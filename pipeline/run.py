@@ -17,12 +17,12 @@ from typing import Any, Literal, cast
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
-from pipeline import checkpoints, run_files, stopping
+from pipeline import checkpoints, disk, run_files, stopping
 from pipeline.bases import resolve_base
 from pipeline.cluster import connected, is_connected
 from pipeline.context import StageContext, StageResult
 from pipeline.cost import variant_costs
-from pipeline.events import EVENTS, Events, first_line
+from pipeline.events import EVENTS, Events, Trouble, first_line
 from pipeline.explorer.write import write_at_end
 from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
 from pipeline.outcomes import OUTCOMES
@@ -185,7 +185,7 @@ def _is_config(path: Path) -> bool:
 def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    with at_work(run_dir), noted(Events(run_dir)), stopping.listening():
+    with at_work(run_dir), noted(run_dir), stopping.listening():
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, quiet)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -195,8 +195,13 @@ def execute(config: RunConfig, run_dir: Path, quiet: bool) -> Path:
 
 
 @contextmanager
-def noted(events: Events) -> Iterator[None]:
-    """Beginning and end of a start of a run as events."""
+def noted(run_dir: Path) -> Iterator[None]:
+    """Beginning and end of a start of a run as events.
+
+    Raises:
+        Trouble: in the place of whatever a full disk led to.
+    """
+    events = Events(run_dir)
     events.mend()
     events.note("started", f"started by process {os.getpid()} on {socket.gethostname()}", git_commit=git_commit())
     try:
@@ -206,7 +211,12 @@ def noted(events: Events) -> Iterator[None]:
         raise
     except BaseException as error:
         where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
-        events.note("failed", first_line(error), error=type(error).__name__, where=where)
+        cause = getattr(error, "cause", None) or error  # of what went wrong inside of an actor
+        if disk.is_full(error):
+            text = disk.full(run_dir)
+            events.note("failed", text, error=type(cause).__name__, where=where)
+            raise Trouble(text) from error
+        events.note("failed", first_line(cause), error=type(cause).__name__, where=where)
         raise
     events.note("finished", "all stages are done")
 

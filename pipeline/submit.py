@@ -36,6 +36,10 @@ LOOK_EVERY = 5.0
 STOP_SECONDS = 60
 """A stopped driver has so long to end its MLflow run and its workers before it is killed."""
 INTERRUPTED = 130
+KILLED = 130
+"""Exit codes above are those of a shell whose command a signal ended; a run's own end with 130 (docs/cluster.md)."""
+REST = 5.0
+"""Seconds before a job whose driver was lost is submitted again; they double each time."""
 
 # SIGINT ends the driver as Ctrl-C does: its MLflow run says KILLED, and the log how to go on.
 JOB_ENVIRONMENT = DRIVER_ENVIRONMENT | {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
@@ -131,6 +135,12 @@ def exit_code(info: JobDetails, say: Callable[[str], None]) -> int:
     if info.driver_exit_code is None and info.status != JobStatus.SUCCEEDED:
         say(f"the job failed before its driver ran: {info.message}")
     return info.driver_exit_code if info.driver_exit_code is not None else int(info.status != JobStatus.SUCCEEDED)
+
+
+def driver_lost(info: JobDetails) -> bool:
+    """Whether a job's driver went without a word: killed, or with its node. An error of its own it would have answered for."""
+    code = info.driver_exit_code
+    return info.status == JobStatus.FAILED and (code is None or code < 0 or code > KILLED)
 
 
 async def _follow(client: JobSubmissionClient, job: str, address: str, out: Callable[[str], None], say: Callable[[str], None]) -> None:

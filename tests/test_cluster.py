@@ -27,6 +27,7 @@ from configs.schema import RunConfig
 from pipeline import cli_cluster, job, storage
 from pipeline import submit as jobs
 from pipeline.cluster import WORKER_ENVIRONMENT, worker_environment
+from pipeline.events import read_events
 from pipeline.preflight import cluster_problems
 from pipeline.tracking import read_record
 
@@ -77,6 +78,18 @@ def test_exit_code_is_the_drivers(status: str, driver: int | None, code: int) ->
     said: list[str] = []
     assert jobs.exit_code(info, said.append) == code
     assert ("no runtime env" in "".join(said)) == (driver is None and status == "FAILED")
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "lost"),
+    [
+        *[("FAILED", gone, True) for gone in (None, -9, 137)],
+        *[("FAILED", own, False) for own in (1, 3, 130)],
+        *[("SUCCEEDED", 0, False), ("STOPPED", None, False)],
+    ],
+)
+def test_only_a_lost_driver_is_worth_another_try(status: str, driver: int | None, lost: bool) -> None:
+    assert jobs.driver_lost(SimpleNamespace(status=JobStatus(status), driver_exit_code=driver)) == lost
 
 
 # -- what travels -----------------------------------------------------------------------------------------------------------
@@ -152,6 +165,8 @@ def test_all_errors_before_anything_is_sent(tmp_path: Path) -> None:
     assert code == 2 and "did you mean improve.updates" in output and "--run-dir: runs/x is relative" in output
     code, output = submit(str(QUICKSTART), "--run-dir", str(tmp_path / "x"), "--address", "http://127.0.0.1:9")
     assert code == 2 and "--address: http://127.0.0.1:9" in output
+    code, output = submit(str(QUICKSTART), "--run-dir", "/x", "--address", "http://127.0.0.1:9", "--retries", "2", "--no-wait")
+    assert code == 2 and "--retries: with --no-wait" in output
 
 
 def test_paths_of_other_machines_are_warnings(tmp_path: Path) -> None:
@@ -339,3 +354,15 @@ def test_ctrl_c_stops_the_job_and_its_actors_and_submitting_again_continues(clus
     assert record is not None and set(record["runs"]) == {"actions", "clone", "improve"}
     other = Submitted(cluster, tmp_path / "run", "improve.updates=31", *settings[1:])
     assert other.ended() == 1 and any("holds a run of another config" in line for line in other.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_driver_is_submitted_again_and_the_run_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
+    run = Submitted(cluster, tmp_path / "run", "improve.updates=30", "improve.checkpoint_every=2", *paced(200), "--retries", "2")
+    run.until(lambda found: len(found) >= 5)
+    psutil.Process(json.loads((run.run_dir / "process.json").read_text())["pid"]).kill()
+    assert run.ended() == 0, "\n".join(run.lines[-40:])
+    assert any("the driver was lost; submitted again in 5 s (1 of 2 times)" in line for line in run.lines)
+    assert [r["step"] for r in run.metrics()] == list(range(1, 31))
+    assert [event["kind"] for event in read_events(run.run_dir)].count("started") == 2

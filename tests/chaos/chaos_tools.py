@@ -18,6 +18,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from latent_control.persistence import read_config
 from pipeline.audit import audit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,11 @@ class Run:
 
     def __init__(self, folder: Path, checkpoint: Path, *overrides: str, updates: int = UPDATES) -> None:
         self.folder, self.process = folder, None
+        shape = read_config(checkpoint)["latent_actions"]
+        layers = ", ".join(f"{part}_layers: {shape[f'{part}_layers']}" for part in ("inverse_dynamics", "merge", "policy"))
         self.settings = [
             f"base.model={checkpoint.parent / 'base'}",
-            f"actions={{init: {checkpoint}, updates: 0, inverse_dynamics_layers: 1, merge_layers: 1, policy_layers: 1}}",
+            f"actions={{init: {checkpoint}, updates: 0, {layers}}}",
             *("evaluation=null", "explorer.enabled=false", "reward.weights={length: -1.0}"),
             *(f"improve.updates={updates}", f"improve.prompts_per_update={PROMPTS}", f"improve.group_size={GROUP}"),
             *(f"improve.checkpoint_every={EVERY}", "improve.learning_rate=0.01", "rollout.num_workers=2", "rollout.max_new_tokens=6"),
@@ -65,7 +68,7 @@ class Run:
                 continue
         return sorted(found, key=lambda child: child.pid)
 
-    def reach(self, update: int, seconds: float = 120.0) -> None:
+    def reach(self, update: int, seconds: float = 900.0) -> None:
         """Wait until ``improve`` has logged this update."""
         assert self.process is not None
         deadline = time.monotonic() + seconds
@@ -84,7 +87,7 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         return [one for one in (json.loads(line) for line in lines if line.endswith("\n")) if one["stage"] == "improve"]
 
-    def end(self, expected: int = 0, seconds: float = 240.0) -> float:
+    def end(self, expected: int = 0, seconds: float = 900.0) -> float:
         """Wait for the end; returns how long that took. No process of the run may be left ten seconds later (after kill -9 but
         for Ray's two agents, which take a minute or two to notice)."""
         assert self.process is not None

@@ -35,7 +35,7 @@ pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(3000)
 
 LONG = 10_000
-SHARES = {"config": 0.3, "rows": 0.15, "shard": 0.1, "checkpoint": 0.1, "books": 0.1, "prompts": 0.1, "verifiers": 0.15}
+SHARES = {"config": 0.3, "rows": 0.15, "shard": 0.1, "checkpoint": 0.1, "books": 0.1, "prompts": 0.1, "verifiers": 0.1, "rewards": 0.05}
 """Of the cases, by check; they sum to 1."""
 HOSTILE = st.one_of(
     st.text(max_size=200),
@@ -281,6 +281,37 @@ def test_verifiers(tmp_path: Path, long: bool) -> None:
     @given(text=HOSTILE, number=st.integers(0, 20), which=st.integers(0, len(tasks) - 1))
     def check(text: str, number: int, which: int) -> None:
         verdict = tasks[which].score(tasks[which].prompts("train")[number], text)
+        assert (isinstance(verdict, Failure) and verdict.kind and verdict.message) or np.isfinite(verdict.reward)
+
+    check()
+
+
+REWARD = """
+import json
+
+def reward(row, response):
+    value = json.loads(response)
+    print(value)
+    if isinstance(value, str):
+        raise {0: KeyError, 1: SystemExit, 2: RecursionError, 3: BaseException}[len(value) % 4](value)
+    return value
+"""
+
+
+@pytest.mark.parametrize("long", LENGTHS, ids=ids)
+def test_reward_functions(tmp_path: Path, long: bool) -> None:
+    """One that returns or raises anything: a finite reward or a typed failure for that response, and the right one for its neighbours."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(20)))
+    options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "python", "python": {"path": str(tmp_path / "reward.py")}}
+    task = build_task(TaskConfig(name="jsonl", options=options))
+    prompt = task.prompts("train")[0]
+
+    @fuzz("rewards", long)
+    @given(value=VALUES)
+    def check(value: Any) -> None:
+        before, verdict, after = task.score_batch([prompt] * 3, ["0.25", json.dumps(value), "0.5"])
+        assert isinstance(before, Score) and isinstance(after, Score) and (before.reward, after.reward) == (0.25, 0.5)
         assert (isinstance(verdict, Failure) and verdict.kind and verdict.message) or np.isfinite(verdict.reward)
 
     check()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import statistics
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+import scenarios
 from chaos_tools import EVERY, LEARNER, REPLAY, UPDATES, WORKER, Run, assert_undisturbed, assert_whole, running
 
 from pipeline.diagnose import diagnose
@@ -69,57 +67,30 @@ def test_lost_learner_and_lost_replay_buffer_are_rebuilt_from_the_newest_checkpo
 
 
 @pytest.mark.slow
-def test_a_stopped_asynchronous_run_leaves_within_ten_seconds_and_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", tiny_checkpoint, "improve.mode=async").start()
-    with running(run):
-        run.reach(6)
-        run.signal(signal.SIGTERM)
-        assert run.end(0) < 10
-        assert diagnose(run.folder).state == "stopped" and diagnose(run.folder).next == f"latent-control resume {run.folder}"
-        run.start().end()
-    assert_whole(run, UPDATES)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_stopped_run_leaves_within_ten_seconds_and_goes_on(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
+    assert max(scenarios.seconds_to_leave(tmp_path, tiny_checkpoint, mode, times=2)["seconds"]) < 10
+
+
+@pytest.mark.slow
+def test_an_exception_ends_everything_within_ten_seconds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    found = scenarios.seconds_from_exception(tmp_path, tiny_checkpoint)
+    assert found["seconds"][0] < 10 and "KeyError: 'no such key'" in found["error"]
 
 
 @pytest.mark.slow
 def test_twenty_killed_workers(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """0 rollouts lost or doubled, the right number of updates, full strength within 10 s each (median)."""
-    updates, kills = 400, 20
-    run = Run(tmp_path / "run", tiny_checkpoint, f"improve.updates={updates}", "improve.checkpoint_every=50").start()
-    chance, strength = random.Random(0), []
-    with running(run):
-        run.reach(2)
-        for _ in range(kills):
-            before = run.steps()[-1]
-            victim = chance.choice(run.actors(WORKER))
-            victim.kill()
-            killed = time.monotonic()
-            while len([one for one in run.actors(WORKER) if one.pid != victim.pid]) < 2 or not _serving(run, before):
-                assert time.monotonic() - killed < 60, run.words()
-                time.sleep(0.05)
-            strength.append(time.monotonic() - killed)
-            run.reach(before + 3)
-        run.end(seconds=900)
-    assert_whole(run, updates)
-    losses = kinds(run).count("worker_lost")
-    print(f"full strength after {statistics.median(strength):.1f} s (median), at most {max(strength):.1f} s; {losses} losses")
-    assert statistics.median(strength) < 10
-
-
-def _serving(run: Run, update: int) -> bool:
-    """Whether both workers have answered since: their restarted actor is past its start when it has the class's title."""
-    return run.steps()[-1] > update and all(one.status() != psutil.STATUS_ZOMBIE for one in run.actors(WORKER))
+    found = scenarios.worker_kills(tmp_path, tiny_checkpoint, kills=20, last=5)
+    assert found["rollouts lost"] == found["rollouts doubled"] == 0
+    assert statistics.median(found["seconds"]) < 10
 
 
 @pytest.mark.slow
 def test_driver_killed_at_ten_random_points(whole: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    chance = random.Random(1)
-    for number in range(10):
-        run = Run(tmp_path / f"run-{number}", tiny_checkpoint).start()
-        with running(run):
-            run.reach(chance.randint(1, UPDATES - 1))
-            time.sleep(chance.random() * 0.2)
-            run.signal(signal.SIGKILL)
-            run.end(-signal.SIGKILL)
-            assert diagnose(run.folder).state == "killed"
-            run.start().end()
-        assert_undisturbed(run, whole)
+    assert scenarios.driver_kills(tmp_path, tiny_checkpoint, whole, points=10)["bit-equal"] == 10
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_third_of_the_run_has_everything_once_afterwards(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert scenarios.store_away(tmp_path, tiny_checkpoint, updates=90)["status"] == "FINISHED"
