@@ -30,7 +30,7 @@ BARS = {
     "sigterm-sync": "SIGTERM to exit 0, sync: under 10 s",
     "sigterm-async": "SIGTERM to exit 0, async: under 10 s",
     "exception": "exception to exit with no process left: under 10 s",
-    "silent": "worker stopped (SIGSTOP): seconds to its replacement, given 4 s to answer",
+    "silent": "worker stopped (SIGSTOP): seconds to its replacement, given 15 s to answer",
 }
 
 
@@ -51,7 +51,7 @@ def planned(checkpoint: Path, *, quick: bool) -> dict[str, Scenario]:
         "sigterm-sync": lambda folder: scenarios.seconds_to_leave(folder, checkpoint, "sync", few or 5),
         "sigterm-async": lambda folder: scenarios.seconds_to_leave(folder, checkpoint, "async", few or 5),
         "exception": lambda folder: scenarios.seconds_from_exception(folder, checkpoint),
-        "silent": lambda folder: scenarios.stopped_worker(folder, checkpoint, 4.0),
+        "silent": lambda folder: scenarios.stopped_worker(folder, checkpoint, 15.0),
     }
 
 
@@ -79,6 +79,7 @@ def main() -> None:
         checkpoint = endless(Path(folder))
         for name, scenario in planned(checkpoint, quick=options.quick).items():
             if name in options.only:
+                (Path(folder) / name).mkdir()
                 found[name] = scenario(Path(folder) / name)
                 print(f"{name}: {result(name, found[name])}", file=sys.stderr, flush=True)
     rows = [{"what is done, and the bar": BARS[name], "result": result(name, found[name])} for name in BARS if name in found]

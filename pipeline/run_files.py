@@ -62,7 +62,7 @@ def problems(run_dir: Path) -> dict[str, str]:
         return {MANIFEST: "is missing: whether the run's other files are what was written is not known"} if _has_events(run_dir) else {}
     except (ValueError, OSError, LookupError) as error:
         return {MANIFEST: f"{error}; whether the run's other files are what was written is not known"}
-    found: dict[str, str] = {} if _has_events(run_dir) else {EVENTS: "is missing"}
+    found: dict[str, str] = {} if _has_events(run_dir) else {EVENTS: "is missing or empty"}
     for name, hashes in known.items():
         path = run_dir / name
         if not path.is_file():
@@ -73,7 +73,8 @@ def problems(run_dir: Path) -> dict[str, str]:
 
 
 def _has_events(run_dir: Path) -> bool:
-    return (run_dir / EVENTS).is_file()
+    path = run_dir / EVENTS
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _expect(run_dir: Path, name: str, digest: str, text: str | None = None) -> None:

@@ -40,6 +40,7 @@ _HOPELESS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_IMPLEMENTED"}
 )
 _HOPELESS |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND", "INVALID_STATE"}
+_SECRET = re.compile(r"([^&=]*(?:password|passwd|token|secret|key)[^&=]*=)[^&]*", re.IGNORECASE)
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,9 +55,14 @@ def tracking_uri(uri: str | None, run_dir: Path) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be written down."""
+    """The URI as it may be written down: no password, no token in a user's place, no secret among its parameters."""
     parts = urlsplit(uri)
-    return uri if parts.password is None else urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+    if parts.password is not None:
+        parts = parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
+    elif parts.username and parts.scheme in ("http", "https"):
+        parts = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}")
+    query = _SECRET.sub(r"\1***", parts.query)
+    return uri if (parts, query) == (urlsplit(uri), parts.query) else urlunsplit(parts._replace(query=query))
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:

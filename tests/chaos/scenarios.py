@@ -35,8 +35,14 @@ def reward(row, response):
     time.sleep({seconds})
     return float(len(response) % 3)
 
+calls = 0
+
 def fails(row, response):
-    raise KeyError("no such key")
+    global calls
+    calls += 1
+    if calls > 20:  # after the check before the run, in the midst of it
+        raise KeyError("no such key")
+    return 0.5
 """
 
 
