@@ -1,6 +1,8 @@
 """The same damage to every file of a checkpoint, here, in TRL and in RLlib's own PPO: found? gone on from a good state? silent?
 
-    python benchmarks/corruption.py --peer-python trl/bin/python [--quick] [--out DIR]    (how to make it: trl_grpo.py)
+    python benchmarks/corruption.py --peer-python trl/bin/python [--sides ours trl rllib] [--quick] [--out DIR]
+
+(``trl_grpo.py`` says how to make that environment.) Sides that are left out keep their rows of the result that is in the folder.
 
 A run is killed (SIGKILL) with two checkpoints on the disk. For every file and every damage (torn, a flipped bit, zeros, empty, gone) it is
 copied, damaged and resumed as its users would; then with an empty and with a half-written newer folder. Judged by the end: the weights
@@ -11,6 +13,7 @@ of its checkpoints; a config that was changed and is still a config is refused, 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import signal
@@ -62,6 +65,7 @@ QUIET = ("started", "finished", "stopped")
 
 def interrupted(work: Path) -> Path:
     """A run killed between its second checkpoint and its end."""
+    work.mkdir()
     checkpoint = endless(work)
     config = work / "stem.yaml"
     config.write_text("improve: {}\n")
@@ -149,24 +153,35 @@ def summary(side: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def sides(names: Sequence[str], peer_python: str, quick: bool) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(name, its rows) of each side that is asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if "ours" in names:
+            yield "ours (the whole run folder)", [_told(row) for row in ours(work / "ours", quick)]
+        (work / "theirs").mkdir()
+        base = base_path(endless(work / "theirs"))
+        for name, side, python, script in (
+            ("trl", "TRL GRPOTrainer", peer_python, "corruption_trl.py"),
+            ("rllib", "RLlib PPO", sys.executable, "corruption_rllib.py"),
+        ):
+            if name in names:
+                with Peer(python, script, {"base": base, "threads": 1, "quick": quick}, threads=1) as peer:
+                    yield side, peer.ask("rows")["rows"]
+
+
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__, repeats=1)
-    parser.add_argument("--peer-python", help="interpreter of the environment with TRL; without it TRL is left out")
+    parser.add_argument("--peer-python", default="", help="interpreter of the environment with TRL")
+    parser.add_argument("--sides", nargs="+", choices=["ours", "trl", "rllib"], default=["ours", "trl", "rllib"])
     options = parser.parse_args()
-    sides: dict[str, list[dict[str, Any]]] = {}
-    facts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        sides["ours (the whole run folder)"] = [_told(row) for row in ours(Path(folder), options.quick)]
-        base = base_path(endless(Path(folder)))
-    peers = [("RLlib PPO", sys.executable, "corruption_rllib.py")]
-    if options.peer_python:
-        peers.insert(0, ("TRL GRPOTrainer", options.peer_python, "corruption_trl.py"))
-    for side, python, script in peers:
-        with Peer(python, script, {"base": base, "threads": 1, "quick": options.quick}, threads=1) as peer:
-            facts[side] = peer.ask("rows")
-            sides[side] = facts[side].pop("rows")
-    report("corruption", [summary(side, rows) for side, rows in sides.items()], {"cases": sides, "facts": facts}, options.out)
+    if "trl" in options.sides and not options.peer_python:
+        parser.error("--peer-python is missing: name the interpreter of an environment with TRL, or leave trl out of --sides")
+    kept = options.out / "corruption.json"
+    found: dict[str, Any] = json.loads(kept.read_text())["cases"] if kept.is_file() else {}
+    found |= dict(sides(options.sides, options.peer_python, options.quick))
+    report("corruption", [summary(side, rows) for side, rows in found.items()], {"cases": found}, options.out)
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
