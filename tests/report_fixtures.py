@@ -134,7 +134,7 @@ def make_run(folder: Path) -> Path:
         {"gate": "success >= 0.5", "variant": "improved", "value": 0.65, "passed": True, "tag": ""},
         {"gate": "improved.greedy >= 0.9", "variant": "improved", "value": 0.65, "passed": False, "tag": ""},
     ]
-    summary = {"stages": stages, "evaluation": evaluation(), "gates": {"passed": False, "verdicts": verdicts}}
+    summary = {"stages": stages, "evaluation": evaluation(), "gates": {"passed": False, "verdicts": verdicts}, "took": {"evaluate": 12.5}}
     (folder / "summary.json").write_text(json.dumps(summary))
     about = {"git_commit": "abc-dirty", "cpu": HOSTILE, "cpus": 2, "gpus": [], "packages": {"torch": "2.13.0"}}
     (folder / "environment.json").write_text(json.dumps(about))

@@ -123,6 +123,7 @@ def test_cost_adds_up(report: Report) -> None:
     rows = {row[0]: row for row in section(report, "cost").tables[0].rows}
     assert rows["improve"] == ["improve", "20s", "20.0", "30", "240", "2,400", "434,816", "2.00"]  # 1 + 2 x 0.5 GiB
     assert rows["actions"][-1] == "0.75", "the driver's peak where no worker was"
+    assert rows["evaluate"][:3] == ["evaluate", "12s", "12.5"]
     assert peak_gib([], None) is None
 
 

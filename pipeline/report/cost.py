@@ -34,6 +34,8 @@ def cost(sources: Sources) -> Section:
     if not names:
         return Section(name="cost", title="Cost", lines=["Nothing has been logged yet."])
     rows = [_row(sources, name, done.get(name, {})) for name in names]
+    # What is no stage: the evaluation, and the pages at the end, where the run wrote down how long they took.
+    rows += [[name, clock(took), f"{took:.1f}", *["–"] * 5] for name, took in sources.summary.get("took", {}).items()]
     seconds = sum(float(done[name]["seconds"]) for name in done)
     lines = [f"The finished stages took {clock(seconds)} together, starting Ray and loading models included; the evaluation is not in it."]
     note = (
