@@ -166,6 +166,19 @@ def play_on(
     return endings
 
 
+@torch.no_grad()
+def replay(model: LatentActionLM, prompt: Sequence[int], codes: Sequence[int], limit: int, *, stop_token: int | None = None) -> list[int]:
+    """The tokens after ``prompt`` when ``codes`` are forced and the policy chooses greedily after them; at most ``limit``.
+
+    One row alone, token by token, as an answer is decoded that somebody steers: in half precision, where a batch or a prefix that is
+    read at once rounds otherwise, only this writes the same.
+    """
+    ids = torch.tensor([list(prompt)], device=model.codebook.device)
+    out = model.generate(ids, max_new_tokens=limit, temperature=0.0, codes=list(codes), stop_token=stop_token)
+    tokens: list[int] = out.tokens[0, : int(out.lengths[0])].tolist()
+    return tokens
+
+
 def _pieces(rows: list[int], size: int) -> list[list[int]]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from configs.schema import RunConfig
-from latent_control.explain import play_on, read_choices, tokens_of_codes
+from latent_control.explain import play_on, read_choices, replay, tokens_of_codes
 from pipeline.explorer.corpus import Corpus
 from pipeline.explorer.reading import Clock, Models, token_batch
 from pipeline.explorer.records import Ending, Option, Step, Why, as_data
@@ -77,13 +77,13 @@ class Explainer:
         for row in rows:
             if done and (clock.over(1.0) or size > MOST_CHARACTERS):
                 break
-            done.append(self.explain(row))
+            done.append(self.explain(row, clock))
             size += len(json.dumps(as_data(done[-1]), separators=(",", ":")))
         return done
 
     @torch.no_grad()
-    def explain(self, row: int) -> Why:
-        """Every choice of rollout ``row``."""
+    def explain(self, row: int, clock: Clock) -> Why:
+        """Every choice of rollout ``row``; ``clock`` bounds the endings that are played one by one."""
         corpus, models = self.corpus, self.models
         at = corpus.choices[corpus.rows[corpus.choices] == row]
         batch = token_batch(corpus, [row], models.model.codebook.device)
@@ -101,7 +101,7 @@ class Explainer:
             [a for a in alternatives(c[3], c[0], c[1], c[2]) if a.token != int(corpus.tokens[t])] for c, t in zip(choices, at, strict=True)
         ]
         # Where a world answers, an ending would have to be played in it.
-        endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others)
+        endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others, clock)
         steps = [
             Step(
                 position=int(corpus.positions[t]),
@@ -117,7 +117,7 @@ class Explainer:
         code, before, after, token, certainty = values
         return Option(code=code, before=before, after=after, token=self.lexicon(token), certainty=certainty)
 
-    def _endings(self, row: int, at: np.ndarray, others: Sequence[Sequence[Alternative]]) -> dict[int, tuple[Ending, ...]]:
+    def _endings(self, row: int, at: np.ndarray, others: Sequence[Sequence[Alternative]], clock: Clock) -> dict[int, tuple[Ending, ...]]:
         """By choice: the ending after the code that was taken, and after the likeliest other tokens."""
         likely = [[a for a in some if max(a.before, a.after) >= LEAST_CHANCE][:ALTERNATIVES] for some in others]
         chance = [sum(max(a.before, a.after) for a in some) for some in likely]
@@ -125,21 +125,32 @@ class Explainer:
         asked = [(i, code) for i in open_choices for code in (int(self.corpus.actions[at[i]]), *(a.code for a in likely[i]))]
         if not asked:
             return {}
-        start = int(self.corpus.offsets[row])
-        prompt, generated = self.corpus.prompt_tokens[row].tolist(), self.corpus.tokens[start : int(self.corpus.offsets[row + 1])].tolist()
-        kept = [generated[: int(at[i]) - start] for i, _ in asked]
-        limit = self.config.rollout.max_new_tokens
-        played = play_on(
-            self.models.model,
-            [prompt + tokens for tokens in kept],
-            [code for _, code in asked],
-            [max(1, limit - len(tokens)) for tokens in kept],
-            stop_token=self.models.tokenizer.eos_token_id,
-        )
+        played = self._played(row, [(int(at[i]), code) for i, code in asked], clock)
         found: dict[int, tuple[Ending, ...]] = {}
-        for (i, code), tokens, ending in zip(asked, kept, played, strict=True):
+        for (i, code), (tokens, ending) in zip(asked, played, strict=False):
             found[i] = (*found.get(i, ()), self._judged(row, code, tokens, ending))
-        return found
+        return {i: endings for i, endings in found.items() if len(endings) == 1 + len(likely[i])}
+
+    def _played(self, row: int, asked: Sequence[tuple[int, int]], clock: Clock) -> list[tuple[list[int], list[int]]]:
+        """(tokens before, tokens after) of each (token of the corpus, code there): all at once, in half precision one by one.
+
+        What was played one by one when the time ran out is all there is, at least the first choice's.
+        """
+        corpus, model, start = self.corpus, self.models.model, int(self.corpus.offsets[row])
+        prompt, stop = corpus.prompt_tokens[row].tolist(), self.models.tokenizer.eos_token_id
+        limit = self.config.rollout.max_new_tokens
+        kept = [corpus.tokens[start:t].tolist() for t, _ in asked]
+        if model.base.dtype == torch.float32:
+            limits = [max(1, limit - len(tokens)) for tokens in kept]
+            endings = play_on(model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits, stop_token=stop)
+            return list(zip(kept, endings, strict=True))
+        played: list[tuple[list[int], list[int]]] = []
+        for t, code in asked:
+            if len(played) > 1 + ALTERNATIVES and clock.over(1.0):
+                break
+            whole = replay(model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1), stop_token=stop)
+            played.append((whole[: t - start], whole[t - start :]))
+        return played
 
     def _judged(self, row: int, code: int, kept: list[int], ending: list[int]) -> Ending:
         whole, limit = kept + ending, self.config.rollout.max_new_tokens
