@@ -20,6 +20,8 @@ from rollout_workers.episodes import RolloutRequest, RolloutSummary
 
 # A request that has cost this many workers their life is at fault itself.
 MOST_LOSSES = 3
+COMING_BACK = 300.0
+"""Seconds that workers which are all down at once have at least to come back: a restart loads the base LM anew."""
 
 
 class PartLost(Trouble):
@@ -196,11 +198,12 @@ class RolloutPool:
             return
         now = time.monotonic()
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
-        if now - self._stuck_since > self.timeout:
+        most = max(self.timeout, COMING_BACK)
+        if now - self._stuck_since > most:
             down = sorted(set(self.workers.actor_ids()) - set(self.workers.healthy_actor_ids()))
             queued = [request.request_id for request in self.waiting]
             raise TimeoutError(
-                f"no rollout worker has been there for {self.timeout:g} s; queued {queued}, down are workers {down}: "
+                f"no rollout worker has been there for {most:g} s; queued {queued}, down are workers {down}: "
                 "raise cluster.worker_timeout_seconds, or look into these actors' logs"
             )
 
