@@ -109,10 +109,24 @@ def explorer_is_drawn(page: Any) -> None:
     page.wait_for_selector("main h2", timeout=PATIENCE_MS)
 
 
+def steering(places: Places) -> str:
+    """The service's own address."""
+    return places.stack.enter_context(serving("steer", str(places.run), "--web"))(r"(http://127\.0\.0\.1:\d+\S*)")[1]
+
+
+def an_answer_is_open(page: Any) -> None:
+    """A held-out prompt, its answer, and what every code would write at its third token."""
+    page.wait_for_selector("#steered:not(.busy) .token", timeout=PATIENCE_MS)
+    page.click('#steered [data-place="2"]')
+    page.wait_for_selector("#open-head:has-text('Token 2:')", timeout=PATIENCE_MS)
+    page.wait_for_selector("#beside:not(.busy) .card:nth-child(3) .token", timeout=PATIENCE_MS)
+
+
 SHOTS = (
     Shot(name="mlflow-charts", address=mlflow_charts, prepare=charts_are_drawn, height=680),
     Shot(name="explorer", address=lambda p: (p.run / "explorer.html").as_uri(), prepare=explorer_is_drawn),
     Shot(name="report", address=lambda p: (p.run / "report.html").as_uri(), height=1000),
+    Shot(name="steering", address=steering, prepare=an_answer_is_open, height=900),
     Shot(name="report-curves", address=lambda p: (p.run / "report.html").as_uri() + "#curves"),
 )
 
