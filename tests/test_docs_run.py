@@ -31,8 +31,9 @@ from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_
 assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks))
 pytest_plugins = ("rl_fixtures", "run_fixtures", "cluster_fixtures")
 QUICK = {"config check", "config show", "config schema", "config reference", "task check", "reward report", "doctor", "runs", "show"}
-QUICK |= {"init", "audit", "compare", "export", "scale", "off-policy"}
-SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health"}, {"submit", "job"}
+QUICK |= {"init", "audit", "diagnose", "compare", "export", "scale", "off-policy"}
+SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health", "steer": "/"}, {"submit", "job"}
+NO_SERVER = {"--prompt", "--terminal"}
 OUTPUTS = ("-o", "--out", "--run-dir")
 # Exit codes other than 0 that are an answer.
 ANSWERS = {"doctor": {0, 1}}
@@ -60,6 +61,15 @@ def is_name(words: Words) -> bool:
 
 def is_quick(words: Words) -> bool:
     return is_name(words) or (name_of(words) in QUICK and not {"--register", "runs/offline", "token_level"} & set(words))
+
+
+def is_server(words: Words) -> bool:
+    return words[0] in SERVERS and not NO_SERVER & set(words)
+
+
+def is_ours(words: Words) -> bool:
+    """Ends by itself, in this process."""
+    return not is_server(words) and words[0] not in JOBS
 
 
 def cases(wanted: bool) -> list[object]:
@@ -189,7 +199,9 @@ def has_what_it_needs(words: Words) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if case.values[1][0] not in {*SERVERS, *JOBS}])
+@pytest.mark.parametrize(
+    ("page", "words"), [case for case in cases(False) if not is_server(case.values[1]) and case.values[1][0] not in JOBS]
+)
 def test_a_slow_command(page: str, words: Words, own: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for sizes in ("FULL", "FEWEST", "PROBED"):  # of a pilot, whose only other dial is time
         monkeypatch.setattr(pilot, sizes, dict.fromkeys(pilot.FULL, 3))
@@ -216,7 +228,7 @@ def started(folder: Path, words: Sequence[str], environment: dict[str, str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if case.values[1][0] in SERVERS])
+@pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if is_server(case.values[1])])
 def test_a_server_starts_answers_and_stops(page: str, words: Words, own: Path) -> None:
     port = free_port()
     with started(own, [*words, "--port", str(port)], dict(os.environ)) as process:
