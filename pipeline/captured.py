@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import IO
+from typing import TextIO
 
 _PATIENCE = 1.0  # children that outlive the view hold the pipe open
 
@@ -19,7 +19,7 @@ class Captured:
         self._saved: dict[int, int] = {}
         self._reader: threading.Thread | None = None
 
-    def start(self, terminal: IO[str]) -> IO[str]:
+    def start(self, terminal: TextIO) -> TextIO:
         """A stream to where ``terminal`` leads now."""
         sys.stdout.flush()
         sys.stderr.flush()
