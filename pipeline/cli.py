@@ -118,7 +118,7 @@ def resume(
                 )
             from pipeline.run import resume as resume_stages
         with sentences(FAILED, resumable=folder, report_to=report_to):
-            done = resume_stages(folder, report_to.display, restore_config=restore_config)
+            done = resume_stages(folder, report_to.display, restore_config)
         finish(done, quiet, as_json)
 
 

@@ -142,7 +142,7 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
     return execute(config, run_dir, display)
 
 
-def resume(run_dir: Path, display: Display | None = None, *, restore_config: bool = False) -> Path:
+def resume(run_dir: Path, display: Display | None = None, restore_config: bool = False) -> Path:
     """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
 
     Raises:

@@ -51,7 +51,7 @@ def fake_stages(monkeypatch):
         calls.append(("run", config, run_dir, display))
         return run_dir
 
-    def resume(run_dir, display):
+    def resume(run_dir, display, restore_config):
         calls.append(("resume", run_dir, display))
         return run_dir
 
