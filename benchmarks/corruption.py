@@ -36,6 +36,7 @@ from configs.loading import load_config
 from latent_control.persistence import base_path
 from pipeline.audit import audit
 from pipeline.cluster import connected
+from pipeline.displays import Display
 from pipeline.events import read_events
 from pipeline.run import resume
 from pipeline.runlog import METRICS, records
@@ -90,12 +91,12 @@ def end_of(run_dir: Path) -> dict[str, torch.Tensor]:
     """Resume it as a user would; what is noted of damage is said aloud. The weights at its end."""
     before = len(read_events(run_dir))
     try:
-        resume(run_dir, quiet=True)
+        resume(run_dir, Display())
     except ValueError as error:
         if "--restore-config" not in str(error):
             raise
         logging.getLogger("pipeline").warning("refused: %s", error)
-        resume(run_dir, quiet=True, restore_config=True)
+        resume(run_dir, Display(), restore_config=True)
     for event in read_events(run_dir)[before if (run_dir / "events.jsonl").is_file() else 0 :]:
         if event["kind"] not in QUIET:
             logging.getLogger("pipeline").warning("%s: %s", event["kind"], event["text"])
