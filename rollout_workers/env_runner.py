@@ -76,7 +76,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         turns, about = self.settings.rollout.turns, self.settings.task
         worlds = Worlds(
             about.name,
-            about.options,
+            task.options,
             processes=turns.processes,
             step_seconds=turns.step_timeout_seconds,
             reset_seconds=turns.reset_timeout_seconds,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the tests of configs and command line stay light
     from latent_control import LatentActionLM
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pipeline/__init__.py, before torch is loaded
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves workers beside the tests of another process
 
 VOCABULARY, END, PAD = 48, 2, 0
 SHAPE = {

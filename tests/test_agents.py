@@ -182,6 +182,27 @@ def test_gold_paths_are_encoded_as_they_are_played(player: Callable[..., Player]
     assert targets[0].tolist() == [token if mine else -100 for token, mine in zip(tokens, spoken, strict=True)]
 
 
+def test_a_demonstrator_slips_at_the_stated_share_of_turns_and_ends_there() -> None:
+    gold, slipping = AgentTask(TOY.name, {}), AgentTask(TOY.name, {"slip": 0.4})
+    turns = slips = 0
+    for right, found in zip(gold.demonstrations("train"), slipping.demonstrations("train"), strict=True):
+        asked = [right.response, *(response for _, response in right.later)]
+        said = [found.response, *(response for _, response in found.later)]
+        wrong = [turn for turn, (a, b) in enumerate(zip(asked, said, strict=False)) if a != b]
+        assert wrong == [len(said) - 1] * len(wrong) and (wrong or said == asked)
+        assert set(said) <= {"go left", "go right", "take key"}
+        assert [seen for seen, _ in found.later] == [seen for seen, _ in right.later[: len(said) - 1]]
+        turns, slips = turns + len(said), slips + len(wrong)
+    again = AgentTask(TOY.name, {"slip": 0.4}).demonstrations("train")
+    assert [again[i] for i in range(9)] == [slipping.demonstrations("train")[i] for i in range(9)]
+    assert abs(slips / turns - 0.4) < 4 * (0.4 * 0.6 / turns) ** 0.5
+    for impossible in (1, -0.1, True, "much"):
+        with pytest.raises(ValueError, match=r"task\.options\.slip is"):
+            AgentTask(TOY.name, {"slip": impossible})
+    gold.close()
+    slipping.close()
+
+
 def test_observations_in_a_chat_template() -> None:
     tokenizer = word_tokenizer((*WORDS, "user", "assistant"))
     tokenizer.chat_template = (

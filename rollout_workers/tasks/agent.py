@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence,
 MARK = "\n>"
 """Ends every observation: now it is the model's turn."""
 MOST_LINES = 200
+SLIP_EPISODES = 50
+"""Training episodes from whose gold paths a demonstrator's slips are drawn."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 VOCABULARY = {"train": 1000, "heldout": 200}
 """Gold paths whose words make the vocabulary of a base LM trained for this task."""
@@ -29,15 +32,27 @@ def verdict(steps: Sequence[Step], *, truncated: bool) -> Score:
 
 
 class AgentTask:
-    """The task; see the module's docstring. A prompt's text names the episode, until ``opened`` puts the opening observation there."""
+    """The task; see the module's docstring. A prompt's text names the episode, until ``opened`` puts the opening observation there.
+
+    Option ``slip`` (0): the chance at each turn that a demonstrator does what is right in another episode. What follows is not shown,
+    since a gold path goes on from what is right.
+
+    Raises:
+        ValueError: an option is unknown or its value impossible.
+    """
 
     parts = ("success", "score", "turns", "truncated")
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
-        self.name, self.options = name, dict(options)
-        self._family = family(name, options)
+        own = dict(options)
+        slip = own.pop("slip", 0.0)
+        if isinstance(slip, bool) or not isinstance(slip, int | float) or not 0 <= slip < 1:
+            raise ValueError(f"task.options.slip is {slip!r}; give a number from 0 to below 1")
+        self.name, self.options, self.slip = name, own, float(slip)
+        self._family = family(name, own)
         self._worlds: Worlds | None = None
         self._played: dict[tuple[Split, int], Demonstration] = {}
+        self._actions: list[str] = []
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """The episodes of the split."""
@@ -110,12 +125,35 @@ class AgentTask:
             raise ValueError(
                 f"{self.name} has no gold path for {prompt.id}; train on texts or on rollouts instead (data: kind text, replay)"
             )
+        wrong = self._slips(prompt, actions)
         later: list[tuple[str, str]] = []
-        for action, following in pairwise(actions):
+        for turn, (action, following) in enumerate(pairwise(actions)):
+            if turn in wrong:
+                break
             outcome = worlds.step({0: action})[0]
             if isinstance(outcome, Lost):
                 raise ValueError(f"{self.name}: the gold path of {prompt.id} breaks at {action!r}: {outcome.message}")
             if outcome.terminated:
                 break
-            later.append((outcome.observation + MARK, following))
-        return Demonstration(prompt=self.opened(prompt, opening), response=actions[0], later=tuple(later))
+            later.append((outcome.observation + MARK, wrong.get(turn + 1, following)))
+        return Demonstration(prompt=self.opened(prompt, opening), response=wrong.get(0, actions[0]), later=tuple(later))
+
+    def _slips(self, prompt: Prompt, actions: Sequence[str]) -> dict[int, str]:
+        """Turn -> what is done there instead: the first slip only. The same for the same episode."""
+        rng = random.Random(prompt.id)
+        turn = next((t for t in range(len(actions)) if rng.random() < self.slip), None)
+        if turn is None:
+            return {}
+        others = [action for action in self._other_actions() if action != actions[turn]]
+        return {turn: rng.choice(others)} if others else {}
+
+    def _other_actions(self) -> Sequence[str]:
+        """What gold paths of some training episodes do, each action once."""
+        if not self._actions:
+            apart = Worlds(self.name, self.options)
+            episodes = self._family.episodes("train")
+            for index in range(min(SLIP_EPISODES, len(episodes))):
+                apart.begin([episodes[index]])
+                self._actions += [action for action in apart.gold(0) if action not in self._actions]
+            apart.close()
+        return self._actions
