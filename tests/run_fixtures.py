@@ -17,7 +17,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", *arguments]
 
 
-def call(*arguments: str, timeout: float = 400) -> str:
+def call(*arguments: str, timeout: float = 590) -> str:
     """What a command that succeeds prints."""
     done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{arguments} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
