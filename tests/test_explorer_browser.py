@@ -118,7 +118,7 @@ def test_the_gain_is_said_in_words(tab):
 def test_clicking_a_token_filters_and_sorting_sorts(tab):
     visit(tab, "view=rollouts")
     token = tab.locator("ol.rollouts li .token").first
-    code = token.locator("small").inner_text().split()[-1]
+    code = token.locator("small").text_content().split()[-1]
     token.click()
     tab.wait_for_function("code => location.hash.includes(`code=${code}`)", arg=code)
     tab.wait_for_function("code => document.querySelector('select').value === code", arg=code)

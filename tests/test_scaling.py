@@ -279,7 +279,7 @@ def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> No
 def settled(algorithm: LatentRL, workers: int) -> None:
     algorithm.crew.want(workers)
     if algorithm.crew.joining:
-        ray.wait(list(algorithm.crew.joining), num_returns=len(algorithm.crew.joining), timeout=60)
+        ray.wait(list(algorithm.crew.joining), num_returns=len(algorithm.crew.joining), timeout=300)
     algorithm.crew.welcome()
     assert len(algorithm.crew.up) == workers
 

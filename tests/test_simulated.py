@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,7 +146,9 @@ def test_nobody_takes_it_for_a_real_run(config: Config, tiny_base: Path, tmp_pat
 
 def test_a_run_on_it_says_so_in_its_summary(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = StageResult(checkpoint=tmp_path, metrics={})
-    monkeypatch.setattr("pipeline.run.plan", lambda _: [Planned(name="base", settings=None, work=lambda context, source: done)])
+    monkeypatch.setattr(
+        "pipeline.run.plan", lambda _: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)]
+    )
     execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, Display())
     assert "SIMULATED" in closing_words(tmp_path)
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from explorer_fixtures import HOSTILE
+from explorer_data import HOSTILE
 
 pytest.importorskip("torch")
 
