@@ -169,13 +169,17 @@ class TestPlainLines:
         assert "clone      3/500  loss 0.500" in out.getvalue()
 
     def test_a_reader_that_goes_away_does_not_end_the_run(self) -> None:
+        tried = []
+
         class Gone(io.StringIO):
             def write(self, text: str) -> int:
+                tried.append(text)
                 raise BrokenPipeError
 
         writer = Writer(Gone())
         writer.line("one")
         writer.line("two")
+        assert tried == ["one\n"]
 
     def test_a_log_without_unicode_gets_question_marks(self) -> None:
         raw = io.BytesIO()

@@ -7,17 +7,15 @@ How fast the page is at 2,000 rollouts, and axe-core on that one, is measured by
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from browser_tools import chromium, needs_chromium, watched
 from explorer_data import DECISIVE, HOSTILE, made_up
 
 from pipeline.explorer.page import write_page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+pytestmark = needs_chromium
 VIEWS = ("gain", "codes&code=3", "rollouts&rollout=1", "rollouts&rollout=30", "training", "where", "policy", "compare")
 OF_AN_AGENT = ("gain&run=1", "codes&code=3&run=1", "rollouts&rollout=1&run=1", "policy&run=1")
 FIRST_VIEW_NODES = 2500
@@ -26,10 +24,8 @@ FIRST_VIEW_NODES = 2500
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +33,8 @@ def session(browser, tmp_path_factory):
     """A page that collects what goes wrong on it, and asks for nothing over the network."""
     datasets = [made_up(8, 60, 12, explained=4), made_up(8, 40, 12, run="agent \u202e</script>", explained=2, turns=2)]
     address = write_page(datasets, tmp_path_factory.mktemp("page") / "explorer.html").as_uri()
-    page = browser.new_page()
-    page.wrong, page.address = [], address
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("request", lambda request: None if request.url.startswith(("file:", "about:")) else page.wrong.append(request.url))
+    page = watched(browser, "file:", "about:")
+    page.address = address
     page.goto(address)
     yield page
     page.close()
@@ -202,6 +195,7 @@ def test_a_heatmap_reads_as_a_table_that_leads_to_its_codes(tab):
     code = row.locator("th").inner_text()
     row.locator("a").click()
     tab.wait_for_function("code => document.querySelector('h2').textContent === `Code ${code}`", arg=code)
+    assert f"code={code}" in tab.url
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,10 +6,10 @@ Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name a
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from browser_tools import chromium, needs_chromium, watched
 from report_fixtures import HOSTILE, make_run
 
 from pipeline.pages import chart
@@ -17,9 +17,7 @@ from pipeline.pages import page as simple_page
 from pipeline.report.build import build
 from pipeline.report.page import page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+pytestmark = needs_chromium
 SECTIONS = ("result", "gates", "curves", "codebook", "examples", "cost", "environment", "reproduce", "links")
 
 
@@ -36,15 +34,8 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tab():
     """A page that collects what goes wrong on it."""
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        found = browser.new_page()
-        found.wrong = []
-        found.on("pageerror", lambda error: found.wrong.append(str(error)))
-        found.on("console", lambda message: found.wrong.append(message.text) if message.type in ("error", "warning") else None)
-        found.on("request", lambda request: None if request.url.startswith(("file:", "about:")) else found.wrong.append(request.url))
-        yield found
-        browser.close()
+    with chromium() as browser:
+        yield watched(browser, "file:", "about:")
 
 
 @pytest.mark.parametrize("name", ["report", "other"])

@@ -6,10 +6,10 @@ Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name a
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from browser_tools import chromium, needs_chromium, watched
 from explorer_data import HOSTILE
 
 pytest.importorskip("torch")
@@ -18,29 +18,21 @@ from pipeline.steering.wishes import Wish
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+pytestmark = needs_chromium
 PROMPTS = Countdown().prompts("heldout")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def tab(browser, page_address):
     """A tab that collects what goes wrong on it, and every request to another place than the service's own."""
-    page = browser.new_page()
+    page = watched(browser, "http://127.0.0.1:", "about:", "data:")
     page.set_default_timeout(60_000)
-    page.wrong = []
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("request", lambda r: None if r.url.startswith(("http://127.0.0.1:", "about:", "data:")) else page.wrong.append(r.url))
     yield page
     page.close()
     assert not page.wrong
