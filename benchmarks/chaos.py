@@ -82,8 +82,8 @@ def main() -> None:
                 (Path(folder) / name).mkdir()
                 found[name] = scenario(Path(folder) / name)
                 print(f"{name}: {result(name, found[name])}", file=sys.stderr, flush=True)
-    rows = [{"what is done, and the bar": BARS[name], "result": result(name, found[name])} for name in BARS if name in found]
-    report("chaos", rows, {"measured": found}, options.out)
+                rows = [{"what is done, and the bar": BARS[name], "result": result(name, found[name])} for name in BARS if name in found]
+                report("chaos", rows, {"measured": found}, options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 # Read when torch is loaded. Its threads would otherwise wait for each other by spinning, which on a busy machine makes an update 30 times
 # slower: two threads need both cores at the same instant.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+gc.set_threshold(50_000)  # as in rollout_workers
 
 __all__ = ["open_run"]
 

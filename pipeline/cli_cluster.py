@@ -89,6 +89,7 @@ def job(config: cli.ConfigFile, run_dir: RunDir, overrides: cli.Overrides = None
     First the storage is checked on all nodes. A run of the same config that the folder holds already is continued.
     """
     folder = run_dir.absolute()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stopped job gets it; nodes that a script starts have switched it off
     with cli.sentences(cli.USAGE):
         settings = cli.checked(config, [*(overrides or []), JOINED], also=[])
         from pipeline.displays import Display

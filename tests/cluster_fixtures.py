@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -19,6 +20,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _as_in_a_script() -> None:
+    """What a shell starts with ``&`` in a batch script ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class LocalCluster:
@@ -56,7 +62,7 @@ class LocalCluster:
         command += ["--temp-dir", str(self.folder / str(self.started))]
         self.started += 1
         command += [*arguments, *ports, "--object-store-memory", str(10**8), "--disable-usage-stats"]
-        self.nodes.append(psutil.Popen(command, env=self.environment, stdout=self.log, stderr=self.log))
+        self.nodes.append(psutil.Popen(command, env=self.environment, stdout=self.log, stderr=self.log, preexec_fn=_as_in_a_script))
         return self.nodes[-1]
 
     def kill(self, node: psutil.Process) -> None:

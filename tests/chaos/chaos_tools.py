@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,20 @@ from pipeline.audit import audit
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES, PROMPTS, GROUP, EVERY = 14, 4, 4, 4
 WORKER, LEARNER, REPLAY = "ray::LMEnvRunner", "ray::_WrappedExecutable", "ray::ReplayActor"
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
+"""Ray's two, by title and, before they have one, by script."""
 
 
 class Run:
     """``latent-control run`` or ``resume`` on a tiny model with random weights, whose responses are rewarded for their length."""
 
     def __init__(self, folder: Path, checkpoint: Path, *overrides: str, updates: int = UPDATES) -> None:
-        self.folder, self.process = folder, None
+        self.folder, self.process, self.family = folder, None, list[psutil.Process]()
         shape = read_config(checkpoint)["latent_actions"]
         layers = ", ".join(f"{part}_layers: {shape[f'{part}_layers']}" for part in ("inverse_dynamics", "merge", "policy"))
         self.settings = [
             f"base.model={checkpoint.parent / 'base'}",
-            f"actions={{init: {checkpoint}, updates: 0, {layers}}}",
+            f"actions={{init: {checkpoint}, updates: 0, min_alive_share: 0, {layers}}}",
             *("evaluation=null", "explorer.enabled=false", "reward.weights={length: -1.0}"),
             *(f"improve.updates={updates}", f"improve.prompts_per_update={PROMPTS}", f"improve.group_size={GROUP}"),
             *(f"improve.checkpoint_every={EVERY}", "improve.learning_rate=0.01", "rollout.num_workers=2", "rollout.max_new_tokens=6"),
@@ -58,11 +60,14 @@ class Run:
 
     def actors(self, name: str) -> list[psutil.Process]:
         """The run's own actors whose process title begins so; busy ones add what they are at."""
+        return self._titled(lambda title: title.startswith(name))
+
+    def _titled(self, wanted: Callable[[str], bool]) -> list[psutil.Process]:
         assert self.process is not None
         found = []
         for child in self.process.children(recursive=True):
             try:
-                if " ".join(child.cmdline()).startswith(name):
+                if wanted(" ".join(child.cmdline())):
                     found.append(child)
             except psutil.Error:
                 continue
@@ -91,16 +96,14 @@ class Run:
         """Wait for the end; returns how long that took. No process of the run may be left ten seconds later (after kill -9 but
         for Ray's two agents, which take a minute or two to notice)."""
         assert self.process is not None
-        agents = (
-            {one.pid for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent") for one in self.actors(name)} if expected < 0 else set()
-        )
-        family = [self.process, *(one for one in self.process.children(recursive=True) if one.pid not in agents)]
+        family = self.family or self._titled(lambda title: True)
         begun = time.monotonic()
         code = self.process.wait(seconds)
         took = time.monotonic() - begun
+        self.family = []
         assert code == expected, f"exit code {code}, expected was {expected}:\n{self.words()}"
         _, left = psutil.wait_procs(family, timeout=10)
-        assert not left, f"still there: {left}"
+        assert not left, f"still there: {[(one.pid, one.cmdline()) for one in left]}"
         return took
 
     def words(self) -> str:
@@ -108,8 +111,10 @@ class Run:
         return (self.folder.parent / f"{self.folder.name}.log").read_text()[-3000:]
 
     def signal(self, number: int = signal.SIGKILL) -> None:
-        """Send the driver a signal."""
+        """Send the driver a signal. Whose child a process was can be known only before."""
         assert self.process is not None
+        agents = AGENTS if number == signal.SIGKILL else ()
+        self.family = self._titled(lambda title: not any(name in title for name in agents))
         self.process.send_signal(number)
 
     def weights(self) -> dict[str, torch.Tensor]:
