@@ -386,6 +386,8 @@ class Cluster(Section):
     """Torch threads of the driver's own training (offline stages and the learner)."""
     worker_timeout_seconds: PositiveFloat = 1800.0
     """A rollout worker that has not answered a request for so long is restarted, its requests are handed out again."""
+    learner_timeout_seconds: PositiveFloat = 1800.0
+    """Learner actors that have not ended an update for so long are killed, and count as lost: see ``max_rebuilds``."""
     max_restarts_in_a_row: NonNegativeInt = 5
     """A rollout worker that dies once more than this without an answer between is let go; the run goes on with the others."""
     restart_seconds: PositiveFloat = 1.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -392,14 +394,35 @@ class LatentRL(Algorithm):
         """The learner's part: its metrics."""
         improve, learners = self.improve, max(1, self.run_config.cluster.num_learners)
         rows = max(1, math.ceil(sum(a.summary.rollouts for a in answers) / learners))
-        results: list[dict[str, Any]] = self.learner_group.update(
-            training_data=TrainingData(episodes_refs=[answer.rollouts for answer in answers]),
-            num_epochs=improve.epochs,
-            minibatch_size=math.ceil(rows / improve.minibatches),
-            num_total_minibatches=improve.epochs * improve.minibatches,
-            shuffle_batch_per_epoch=improve.minibatches > 1,
-        )
+        with self._learners_in_time():
+            results: list[dict[str, Any]] = self.learner_group.update(
+                training_data=TrainingData(episodes_refs=[answer.rollouts for answer in answers]),
+                num_epochs=improve.epochs,
+                minibatch_size=math.ceil(rows / improve.minibatches),
+                num_total_minibatches=improve.epochs * improve.minibatches,
+                shuffle_batch_per_epoch=improve.minibatches > 1,
+            )
         return results
+
+    @contextmanager
+    def _learners_in_time(self) -> Iterator[None]:
+        """Learner actors that have not answered in time are killed, which those who wait for them see as a loss."""
+        timer = threading.Timer(self.run_config.cluster.learner_timeout_seconds, self._kill_silent_learners)
+        timer.daemon = True
+        if self.learner_group.is_remote:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _kill_silent_learners(self) -> None:
+        seconds, learners = self.run_config.cluster.learner_timeout_seconds, self.learner_group._worker_manager.actors()
+        silent = f"the {len(learners)} learner actors have" if len(learners) > 1 else "the learner actor has"
+        text = f"{silent} not answered for {seconds:g} s; raise cluster.learner_timeout_seconds if that is not long enough"
+        self.pool.say(text, "learner_silent", update=self.policy.version + 1)
+        for actor in learners.values():
+            ray.kill(actor)
 
     def _while_serving(self, work: Callable[[], T]) -> T:
         """Do ``work`` in a thread; meanwhile this one hands the workers what they ask for."""
@@ -555,7 +578,8 @@ class LatentRL(Algorithm):
 
     def publish(self, version: int) -> None:
         """Make the learner's weights the policy of all requests to come, and of those in flight where that is wanted."""
-        state = self.learner_group.get_state(components=LEARNER_MODULE, inference_only=True)
+        with self._learners_in_time():
+            state = self.learner_group.get_state(components=LEARNER_MODULE, inference_only=True)
         weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
         self.weights = weights
         self.policy = PolicyVersion(version=version, weights_hash=array_hash(weights), weights=ray.put(weights))
@@ -571,7 +595,8 @@ class LatentRL(Algorithm):
 
         What is in flight is asked for again: its prompts come first in a resumed run, so that none is lost or doubled.
         """
-        state = self.learner_group.get_state(components=[LEARNER_MODULE, LEARNER_OPTIMIZER])[COMPONENT_LEARNER]
+        with self._learners_in_time():
+            state = self.learner_group.get_state(components=[LEARNER_MODULE, LEARNER_OPTIMIZER])[COMPONENT_LEARNER]
         return {
             "version": self.policy.version,
             "skipped": self.skipped,

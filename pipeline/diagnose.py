@@ -22,6 +22,10 @@ from pipeline.runlog import METRICS, records
 from pipeline.watchdog import STALL
 
 _ENDS = ("finished", "failed", "stopped")
+_TROUBLES = (
+    *("worker_lost", "worker_let_go", "worker_recycled", "learner_silent", "rebuilt"),
+    *("update_skipped", "verifier_failed", "tracking_away"),
+)
 _SLOW = 10
 """A running run is silent when its last line is as many times older than its updates take."""
 
@@ -92,7 +96,7 @@ def _finished(t: _Traces) -> Diagnosis | None:
 def _running(t: _Traces) -> Diagnosis | None:
     if t.status != "running":
         return None
-    troubles = t.texts("worker_lost", "worker_let_go", "worker_recycled", "update_skipped", "rebuilt", "tracking_away", "verifier_failed")
+    troubles = t.texts(*_TROUBLES)
     times = [float(r["time"]) for r in t.metrics if "time" in r][-20:]
     gaps = [b - a for a, b in itertools.pairwise(times)]
     silence = time.time() - times[-1] if times else 0.0
@@ -150,7 +154,7 @@ _CAUSES: Sequence[tuple[Callable[[str, str], bool], str, tuple[str, ...], str]] 
     (
         lambda error, text: "lost a part of itself" in text,
         "parts of the cluster were lost more often than cluster.max_rebuilds allows",
-        ("rebuilt",),
+        ("learner_silent", "rebuilt"),
         "latent-control resume {run}",
     ),
 )

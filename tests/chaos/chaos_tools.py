@@ -24,8 +24,7 @@ from pipeline.audit import audit
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES, PROMPTS, GROUP, EVERY = 14, 4, 4, 4
 WORKER, LEARNER, REPLAY = "ray::LMEnvRunner", "ray::_WrappedExecutable", "ray::ReplayActor"
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
-"""Ray's two, by title and, before they have one, by script."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Run:
@@ -94,7 +93,7 @@ class Run:
 
     def end(self, expected: int = 0, seconds: float = 900.0) -> float:
         """Wait for the end; returns how long that took. No process of the run may be left ten seconds later (after kill -9 but
-        for Ray's two agents, which take a minute or two to notice)."""
+        for Ray's two agents and a worker that was only starting, which take a minute or two to notice)."""
         assert self.process is not None
         family = self.family or self._titled(lambda title: True)
         begun = time.monotonic()
@@ -113,8 +112,8 @@ class Run:
     def signal(self, number: int = signal.SIGKILL) -> None:
         """Send the driver a signal. Whose child a process was can be known only before."""
         assert self.process is not None
-        agents = AGENTS if number == signal.SIGKILL else ()
-        self.family = self._titled(lambda title: not any(name in title for name in agents))
+        everything = number != signal.SIGKILL
+        self.family = self._titled(lambda title: everything or (title.startswith("ray::") and not title.startswith(AGENTS)))
         self.process.send_signal(number)
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -68,6 +68,20 @@ def test_lost_learner_and_lost_replay_buffer_are_rebuilt_from_the_newest_checkpo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_silent_learner_is_named_and_rebuilt(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
+    """Stopped (SIGSTOP) in the midst of it."""
+    settings = ["cluster.num_learners=1", "rollout.cpus_per_worker=0.5", "cluster.learner_timeout_seconds=10", f"improve.mode={mode}"]
+    run = Run(tmp_path / "run", tiny_checkpoint, *settings).start()
+    with running(run):
+        run.reach(EVERY + 1)
+        run.actors(LEARNER)[0].suspend()
+        run.end()
+    assert kinds(run).count("learner_silent") == kinds(run).count("rebuilt") == 1
+    assert_whole(run, UPDATES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_stopped_run_leaves_within_ten_seconds_and_goes_on(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
     assert max(scenarios.seconds_to_leave(tmp_path, tiny_checkpoint, mode, times=2)["seconds"]) < 10
 
