@@ -121,7 +121,7 @@ def test_a_world_as_a_task() -> None:
     [
         ("textworld_express", {}, "say which one: textworld_express/..."),
         ("textworld_express/chess", {}, "has no game 'chess'"),
-        ("textworld_express/coin", {"gane": {}}, "task.options.gane is no option of textworld_express; known: game, heldout"),
+        ("textworld_express/coin", {"gane": {}}, "task.options.gane is no option of textworld_express; known: game, heldout, slip"),
         ("textworld_express/coin", {"heldout": ["tset"]}, "name some of train, dev, test"),
         ("scienceworld/boil", {"heldout": ["train"]}, "name some of dev, test"),
         ("environment/nowhere:Keys", {}, "importable here: No module named 'nowhere'"),

@@ -33,6 +33,8 @@ FAMILIES: Mapping[str, Callable[..., Family]] = {
     "gymnasium": GymnasiumText,
     "environment": _imported,
 }
+COMMON = ("slip",)
+"""Options of all agents' tasks, which ``AgentTask`` keeps to itself."""
 
 
 def family(name: str, options: Mapping[str, Any]) -> Family:
@@ -43,5 +45,5 @@ def family(name: str, options: Mapping[str, Any]) -> Family:
     known = list(inspect.signature(FAMILIES[kind]).parameters)[1:]
     unknown = sorted(options.keys() - set(known)) if kind != "environment" else []
     if unknown:
-        raise ValueError(f"task.options.{unknown[0]} is no option of {kind}; known: {', '.join(known)}")
+        raise ValueError(f"task.options.{unknown[0]} is no option of {kind}; known: {', '.join([*known, *COMMON])}")
     return FAMILIES[kind](which, **options)
