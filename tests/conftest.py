@@ -32,6 +32,16 @@ SHAPE = {
 }
 
 
+LONGEST = ("test_run.py", "test_kills.py", "test_algorithm.py", "test_damage.py", "test_sampling.py", "test_scaling.py", "test_benchmarks.py")
+LONGEST += ("test_config.py", "test_cli.py", "test_agents.py", "test_preference.py", "test_docs_run.py")
+"""Files that take a minute or more, the longest first; the last waits for a run that the first makes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that take file after file, none is left with a long one at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def make_base() -> Callable[..., PreTrainedModel]:
     """``make_base(**changed settings)``: a new random Llama in float32, the same one each time."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
+from pipeline import cli_evidence
 from pipeline.tune import Space, Trial, finalists, named, recommended, require_stages, score, tuned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,9 +74,9 @@ def test_what_cannot_be_searched_is_said(quickstart: RunConfig) -> None:
 
 @pytest.mark.parametrize("option", [("--span", "1,x"), ("--num-actions", "1"), ("--temperature", "0")])
 def test_wrong_values_end_before_work(option: tuple[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "tune-codes", "configs/quickstart.yaml", *option, "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and option[0] in done.stderr and not (tmp_path / "out").exists()
+    command = ["tune-codes", str(ROOT / "configs/quickstart.yaml"), *option, "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli_evidence.cli.app, command)
+    assert done.exit_code == 2 and option[0] in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
