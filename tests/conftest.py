@@ -32,8 +32,10 @@ SHAPE = {
 }
 
 
-LONGEST = ("test_run.py", "test_kills.py", "test_algorithm.py", "test_damage.py", "test_sampling.py", "test_scaling.py", "test_benchmarks.py")
-LONGEST += ("test_config.py", "test_cli.py", "test_agents.py", "test_preference.py", "test_docs_run.py")
+LONGEST = (
+    *("test_run.py", "test_kills.py", "test_algorithm.py", "test_damage.py", "test_sampling.py", "test_scaling.py"),
+    *("test_benchmarks.py", "test_config.py", "test_cli.py", "test_agents.py", "test_preference.py", "test_docs_run.py"),
+)
 """Files that take a minute or more, the longest first; the last waits for a run that the first makes."""
 
 
