@@ -32,12 +32,13 @@ def test_responses_that_ended_become_rows(ray_session: None, config: Config, row
     assert 0 < found["rows"] == len(written) < found["responses"]
     assert {row["prompt"] for row in written} <= set(train)
     assert said[-1].startswith(f"sampled {12 * len(train)}/{12 * len(train)} responses")
-    sample(settings, tmp_path / "b.jsonl", 12, said.append)
+    alone = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"num_workers": 1})})
+    sample(alone, tmp_path / "b.jsonl", 12, said.append)
     assert (tmp_path / "b.jsonl").read_text() == (tmp_path / "a.jsonl").read_text()
 
 
 def test_nothing_that_ends_is_an_error(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
-    settings = config(task={"name": "jsonl", "options": {"path": str(rows)}}, rollout={"max_new_tokens": 1})
+    settings = config(task={"name": "jsonl", "options": {"path": str(rows)}}, rollout={"max_new_tokens": 1, "num_workers": 1})
     with pytest.raises(ValueError, match=r"none of \d+ responses ended within rollout.max_new_tokens=1; raise it"):
         sample(settings, tmp_path / "a.jsonl", 1, print)
     assert not (tmp_path / "a.jsonl").exists()
