@@ -607,9 +607,17 @@ class LatentRL(Algorithm):
         }
 
     def restore_learner(self, state: dict[str, Any]) -> None:
-        """Continue from ``learner_state``."""
+        """Continue from ``learner_state``.
+
+        Raises:
+            PartLost: a learner actor died of it, or did not answer in time.
+        """
         parts = {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)}
-        self.learner_group.set_state({COMPONENT_LEARNER: {**parts, WEIGHTS_SEQ_NO: state["version"]}})
+        with self._learners_in_time():
+            self.learner_group.set_state({COMPONENT_LEARNER: {**parts, WEIGHTS_SEQ_NO: state["version"]}})
+        # RLlib passes over a learner that is lost here.
+        if self.learner_group.is_remote and self.learner_group._worker_manager.num_healthy_actors() < len(self.learner_group):
+            raise PartLost("a learner actor was lost while it was given its state")
         self.pool.forget()
         self.open.clear()
         self.skipped = state.get("skipped", 0)  # checkpoints of versions before the ledger have none

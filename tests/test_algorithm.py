@@ -28,7 +28,7 @@ from pipeline import checkpoints
 from pipeline.algorithm import LatentRL
 from pipeline.improve import replay_actor, update_metrics
 from pipeline.ledger import Ledger, read
-from pipeline.pool import Answer, RolloutPool
+from pipeline.pool import Answer, PartLost, RolloutPool
 from pipeline.requests import prompt_indices
 from rollout_workers.episodes import Rollout
 from rollout_workers.tasks import Score
@@ -362,6 +362,17 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
     before = learner_weights(two)
     gradients(two, [[replace(r, reward=float("nan")) for r in parts[0]], parts[1]])
     assert all(same(old, new) for old, new in zip(before, learner_weights(two), strict=True))
+
+
+@pytest.mark.slow
+def test_a_learner_that_does_not_take_its_state_is_a_loss(algorithm: Algorithms, config: Config) -> None:
+    """Silent (SIGSTOP) as it is restored: a run would wait for it for ever."""
+    built = algorithm(config(rollout={"num_workers": 1}, cluster={"num_learners": 1, "learner_timeout_seconds": 2.0}))
+    state = built.learner_state()
+    (result,) = built.learner_group.foreach_learner(lambda _: os.getpid())
+    os.kill(result.get(), signal.SIGSTOP)
+    with pytest.raises(PartLost, match="a learner actor was lost"):
+        built.restore_learner(state)
 
 
 def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
