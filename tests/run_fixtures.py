@@ -1,10 +1,11 @@
-"""A finished run of the whole pipeline, once for the session. Test modules name this in ``pytest_plugins``."""
+"""A finished run of the whole pipeline, made once for all processes. Test modules name this in ``pytest_plugins``."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,21 +27,20 @@ def call(*arguments: str, timeout: float = 590) -> str:
     return done.stdout
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that ``make`` fills, by one of the processes of ``pytest -n``; the others wait. Do not change what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not (done := folder.with_suffix(".done")).exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shortened quickstart, one for all processes of ``pytest -n``. Do not change it."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(shared / "learned.lock"):
-        return _learned(shared / "learned" / "first")
-
-
-def _learned(run_dir: Path) -> Path:
-    done = run_dir.parent / "done"
-    if done.exists():
-        return run_dir
     shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
     shorter += ["explorer.seconds=1"]
-    call("run", QUICKSTART, *shorter, "--run-dir", str(run_dir))
-    done.touch()
-    return run_dir
+    return once(tmp_path_factory, "learned", lambda folder: call("run", QUICKSTART, *shorter, "--run-dir", str(folder / "first"))) / "first"

@@ -203,12 +203,12 @@ def ended(run_dir: Path, arguments: list[str], stage: str, step: int, number: in
 ENDS = [("clone", 5, signal.SIGINT, 130), ("improve", 2, signal.SIGTERM, 0), ("improve", 9, signal.SIGKILL, -signal.SIGKILL)]
 
 
-@pytest.mark.parametrize("ends", [ENDS[2:], pytest.param(ENDS, marks=pytest.mark.slow)], ids=["killed", "stopped, stopped, killed"])
-def test_stopped_or_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path, ends: list[tuple[str, int, int, int]]) -> None:
+@pytest.mark.slow
+def test_stopped_or_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
     """Nothing is done twice, and the end is the same, bit for bit."""
     arguments = [*SMALL, *TINY_RL, "improve.updates=14", "improve.checkpoint_every=4", "clone.checkpoint_every=100", "evaluation=null"]
     broken = tmp_path / "broken"
-    for stage, step, number, expected in ends:
+    for stage, step, number, expected in ENDS:
         code, seconds, words = ended(broken, arguments, stage, step, number)
         assert code == expected and seconds < 10
         if number != signal.SIGKILL:

@@ -1,6 +1,6 @@
 """Does an agent improve through SFT, FTA-P and RL? Success in TextWorld-Express on seen and unseen things, like the paper's table.
 
-    python benchmarks/studies/agents.py --seeds 0 1 2
+    python benchmarks/studies/agents.py --seeds 0 1 2 3 4
 
 Each seed is ``configs/agents_textworld.yaml``, base LM included. Intervals are over seeds, where there are
 several, else over episodes.
@@ -16,6 +16,7 @@ from typing import Any
 from common import row, run, write
 
 VARIANTS = {"base": "SFT", "cloned": "SFT, latent", "finetuned": "FTA-P", "improved": "FTA-P, RL", "token_level": "SFT, token-level RL"}
+STEPS = {"FTA-P over SFT": ("finetuned", "base"), "FTA-P over SFT, latent": ("finetuned", "cloned")}
 GAINS = {"improved - base": "RL over SFT", "improved - cloned": "RL over SFT, latent", "improved - finetuned": "RL over FTA-P"}
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("overrides", nargs="*", help="e.g. improve.token_baseline=true")
     arguments = parser.parse_args()
     found = [evaluation(arguments.out, seed, arguments.overrides) for seed in arguments.seeds]
@@ -54,6 +55,9 @@ def main() -> None:
         for fold, said in (("train", "seen"), ("test", "unseen")):
             for mode in ("sampled", "greedy"):
                 rows.append(fold_row(f"{name}: {said}, {mode}", [one[variant]["slices"]["fold"][fold] for one in found], mode))
+    for name, (after, before) in STEPS.items():
+        for mode in ("sampled", "greedy"):
+            rows.append(row(f"{name}: {mode}", [one[after][mode] - one[before][mode] for one in found]))
     for pair, name in GAINS.items():
         for mode in ("sampled", "greedy"):
             rows.append(gain_row(f"{name}: {mode}", [one["differences"][pair][mode] for one in found]))

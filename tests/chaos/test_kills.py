@@ -17,16 +17,6 @@ pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(1800)
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Nothing befalls it."""
-    run = Run(tmp_path_factory.mktemp("whole") / "whole", tiny_checkpoint).start()
-    with running(run):
-        run.end()
-    assert_whole(run, UPDATES)
-    return run
-
-
 def kinds(run: Run) -> list[str]:
     return [event["kind"] for event in read_events(run.folder)]
 
