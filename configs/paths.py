@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ BUNDLED = "smollm2-135m-instruct"
 
 def path_fields(data: Any) -> Iterator[tuple[KeyPath, str, Callable[[str], None]]]:
     """Key path, value and setter of each path in raw config data (not yet validated, so anything may be anywhere)."""
-    schema = RunConfig.model_json_schema()
+    schema = _schema()
     yield from _fields(data, schema, schema["$defs"], ())
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return RunConfig.model_json_schema()
 
 
 def _fields(data: Any, schema: dict[str, Any], defs: dict[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str, Callable[[str], None]]]:

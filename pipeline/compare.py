@@ -152,7 +152,7 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
 
 def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, float]:
     """Mean of A - B over seeds with Student's 95 % interval: paired by seed, or Welch's."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # there a second sooner than scipy.stats
 
     if paired:
         spread, freedom = float(np.var(a - b, ddof=1)) / len(a), len(a) - 1.0
@@ -161,7 +161,7 @@ def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, 
         spread = sum(parts)
         below = sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
         freedom = spread**2 / below if below else len(a) + len(b) - 2.0
-    mean, half = float(a.mean() - b.mean()), float(t.ppf(0.975, freedom)) * spread**0.5
+    mean, half = float(a.mean() - b.mean()), float(stdtrit(freedom, 0.975)) * spread**0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

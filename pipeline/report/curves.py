@@ -45,14 +45,14 @@ def band(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     At the ends the window is cut. Where it holds one value alone there is no interval (NaN).
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # there a second sooner than scipy.stats
 
     found = np.full((3, len(values)), math.nan)
     for i in range(len(values)):
         window = values[max(0, i - half) : i + half + 1]
         found[0, i] = mean = window.mean()
         if len(window) > 1:
-            reach = float(t.ppf(0.975, len(window) - 1)) * float(window.std(ddof=1)) / math.sqrt(len(window))
+            reach = float(stdtrit(len(window) - 1, 0.975)) * float(window.std(ddof=1)) / math.sqrt(len(window))
             found[1:, i] = mean - reach, mean + reach
     return found[0], found[1], found[2]
 
