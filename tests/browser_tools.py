@@ -6,6 +6,7 @@ Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name a
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,3 +35,11 @@ def watched(browser: Any, *own: str) -> Any:
     page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("request", lambda request: None if request.url.startswith(own) else page.wrong.append(request.url))
     return page
+
+
+def wait_for(tab: Any, expression: str, arg: Any = None, seconds: float = 20.0) -> None:
+    """Wait until a JavaScript expression holds. Playwright's own ``wait_for_function`` asks again by ``eval``, which our pages forbid."""
+    deadline = time.monotonic() + seconds
+    while not tab.evaluate(expression, arg):
+        assert time.monotonic() < deadline, f"not true after {seconds:g} s: {expression}"
+        tab.wait_for_timeout(20)

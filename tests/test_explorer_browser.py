@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser_tools import chromium, needs_chromium, watched
+from browser_tools import chromium, needs_chromium, wait_for, watched
 from explorer_data import DECISIVE, HOSTILE, made_up
 
 from pipeline.explorer.page import write_page
@@ -113,18 +113,18 @@ def test_clicking_a_token_filters_and_sorting_sorts(tab):
     token = tab.locator("ol.rollouts li .token").first
     code = token.locator("small").text_content().split()[-1]
     token.click()
-    tab.wait_for_function("code => location.hash.includes(`code=${code}`)", arg=code)
-    tab.wait_for_function("code => document.querySelector('select').value === code", arg=code)
+    wait_for(tab, "code => location.hash.includes(`code=${code}`)", arg=code)
+    wait_for(tab, "code => document.querySelector('select')?.value === code", arg=code)
     items = "[...document.querySelectorAll('ol.rollouts li')]"
     codes = tab.evaluate(f"{items}.map(li => [...li.querySelectorAll('small')].map(small => small.lastChild.data))")
     assert len(codes) > 1 and all(code in some for some in codes)
     tab.select_option("[data-key='select sorted by']", "worst")
-    tab.wait_for_function("location.hash.includes('sort=worst')")
+    wait_for(tab, "location.hash.includes('sort=worst')")
     visit(tab, "view=rollouts&sort=worst")
     rewards = [float(text.split()[-1]) for text in tab.locator("ol.rollouts .good, ol.rollouts .bad").all_text_contents()]
     assert len(rewards) == 25 and rewards == sorted(rewards)
     tab.get_by_role("link", name="Next").first.click()
-    tab.wait_for_function("document.querySelector('.pager').textContent.includes('page 2 of 3')")
+    wait_for(tab, "document.querySelector('.pager')?.textContent.includes('page 2 of 3')")
 
 
 def test_the_keyboard_alone_reaches_a_choice_and_its_endings(tab):
@@ -132,14 +132,14 @@ def test_the_keyboard_alone_reaches_a_choice_and_its_endings(tab):
     visit(tab, "view=rollouts&outcome=explained")
     tab_until(tab, lambda: focused(tab, "textContent").startswith("rollout "))
     tab.keyboard.press("Enter")
-    tab.wait_for_function("document.querySelector('h2').textContent !== 'Rollouts'")
+    wait_for(tab, "document.querySelector('h2').textContent !== 'Rollouts'")
     assert focused(tab, "tagName") == "H2"
     tab_until(tab, lambda: focused(tab).startswith("step "))  # one stop for all tokens
     for _ in range(4 - DECISIVE):
         tab.keyboard.press("ArrowRight")
     assert focused(tab) == "step 4"
     tab.keyboard.press("Enter")
-    tab.wait_for_function("document.querySelector('section.panel').textContent.includes('at token 4')")
+    wait_for(tab, "document.querySelector('section.panel')?.textContent.includes('at token 4')")
     assert "How it ends with each choice" in text_of(tab, "section.panel")
     assert focused(tab) == "step 4"  # focus stays
     tab.keyboard.press("End")
@@ -169,7 +169,7 @@ def test_why_is_said_in_words_that_fit_the_data(tab):
     assert focused_step(tab) == f"step {DECISIVE}"
     assert "The likeliest other token is" in panel
     tab.locator("section.panel .tokens button").nth(5).click()
-    tab.wait_for_function("location.hash.includes('step=5')")
+    wait_for(tab, "location.hash.includes('step=5')")
     assert "at token 5" in text_of(tab, "section.panel h3")
 
 
@@ -194,7 +194,7 @@ def test_a_heatmap_reads_as_a_table_that_leads_to_its_codes(tab):
     row = tab.locator("details tbody tr").nth(2)
     code = row.locator("th").inner_text()
     row.locator("a").click()
-    tab.wait_for_function("code => document.querySelector('h2').textContent === `Code ${code}`", arg=code)
+    wait_for(tab, "code => document.querySelector('h2')?.textContent === `Code ${code}`", arg=code)
     assert f"code={code}" in tab.url
 
 
