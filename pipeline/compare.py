@@ -152,7 +152,7 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
 
 def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, float]:
     """Mean of A - B over seeds with Student's 95 % interval: paired by seed, or Welch's."""
-    from scipy.special import stdtrit  # there a second sooner than scipy.stats
+    from scipy.special import stdtrit  # imports a second sooner than scipy.stats
 
     if paired:
         spread, freedom = float(np.var(a - b, ddof=1)) / len(a), len(a) - 1.0

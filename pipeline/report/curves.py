@@ -45,7 +45,7 @@ def band(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     At the ends the window is cut. Where it holds one value alone there is no interval (NaN).
     """
-    from scipy.special import stdtrit  # there a second sooner than scipy.stats
+    from scipy.special import stdtrit  # imports a second sooner than scipy.stats
 
     found = np.full((3, len(values)), math.nan)
     for i in range(len(values)):
