@@ -22,7 +22,7 @@ from pipeline.cost import variant_costs
 from pipeline.outcomes import OUTCOMES
 from pipeline.pages import Points, chart, page
 from pipeline.replay import read_outcomes
-from pipeline.statistics import paired_difference
+from pipeline.statistics import paired_difference, student
 from pipeline.tracking import flatten
 
 MODES = ("sampled", "greedy")
@@ -152,8 +152,6 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
 
 def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, float]:
     """Mean of A - B over seeds with Student's 95 % interval: paired by seed, or Welch's."""
-    from scipy.special import stdtrit  # imports a second sooner than scipy.stats
-
     if paired:
         spread, freedom = float(np.var(a - b, ddof=1)) / len(a), len(a) - 1.0
     else:
@@ -161,7 +159,7 @@ def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, 
         spread = sum(parts)
         below = sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
         freedom = spread**2 / below if below else len(a) + len(b) - 2.0
-    mean, half = float(a.mean() - b.mean()), float(stdtrit(freedom, 0.975)) * spread**0.5
+    mean, half = float(a.mean() - b.mean()), student(freedom) * spread**0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

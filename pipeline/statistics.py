@@ -30,6 +30,13 @@ def bootstrap_means(values: np.ndarray, seed: int, draws: int = DRAWS) -> np.nda
     return np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
 
 
+def student(freedom: float) -> float:
+    """97.5 % quantile of Student's t distribution: half of a 95 % interval, in standard errors."""
+    from scipy.special import stdtrit  # imports 0.8 s sooner than scipy.stats
+
+    return float(stdtrit(freedom, 0.975))
+
+
 def interval(draws: np.ndarray) -> list[float]:
     """The middle 95 % of bootstrap draws."""
     return [float(q) for q in np.quantile(draws, [0.025, 0.975])]

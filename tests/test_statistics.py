@@ -32,6 +32,10 @@ def test_wilson_by_hand() -> None:
     assert st.wilson(10, 10)[1] == 1.0
 
 
+def test_students_quantiles_are_the_tables() -> None:
+    assert [round(st.student(freedom), 3) for freedom in (1, 4, 9, 2.5)] == [12.706, 2.776, 2.262, 3.575]
+
+
 def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = st.interval(st.bootstrap_means(values, seed=1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.charts.records import Curve, Lines
 from pipeline.report.sources import Sources
-from pipeline.statistics import wilson
+from pipeline.statistics import student, wilson
 
 POINTS = 300
 """Most of a curve on the page; those left out are spread evenly."""
@@ -45,14 +45,12 @@ def band(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     At the ends the window is cut. Where it holds one value alone there is no interval (NaN).
     """
-    from scipy.special import stdtrit  # imports a second sooner than scipy.stats
-
     found = np.full((3, len(values)), math.nan)
     for i in range(len(values)):
         window = values[max(0, i - half) : i + half + 1]
         found[0, i] = mean = window.mean()
         if len(window) > 1:
-            reach = float(stdtrit(len(window) - 1, 0.975)) * float(window.std(ddof=1)) / math.sqrt(len(window))
+            reach = student(len(window) - 1) * float(window.std(ddof=1)) / math.sqrt(len(window))
             found[1:, i] = mean - reach, mean + reach
     return found[0], found[1], found[2]
 

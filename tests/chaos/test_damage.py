@@ -58,6 +58,8 @@ ARTIFACTS = {
     "run manifest": "manifest.json",
 }
 CASES = [(artifact, damage) for artifact in ARTIFACTS for damage in DAMAGES]
+SHORT = ("checkpoint tensors", "torn")
+"""The one that is resumed to its end among the quick tests."""
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +129,6 @@ def test_a_flipped_digit_in_the_metrics_is_found(interrupted: Run, tmp_path: Pat
     assert '"entropy": 2' in lines[1]
     path.write_text("".join([lines[0], lines[1].replace('"entropy": 2', '"entropy": 3'), *lines[2:]]))
     assert [record["step"] for record in records(path) if record["stage"] == "improve"][:2] == [1, 3]
-
-
-SHORT = ("checkpoint tensors", "torn")
 
 
 @pytest.mark.parametrize(
