@@ -354,7 +354,7 @@ class Engine:
         self.chosen.append((cells, actions, tokens, logp, versions))
         if self.sampling.aliases:
             self.events.append((cells, *self._event(final, log_probs, actions, tokens, self.sampling.aliases)))
-        if len(slots) == len(self.rows_in) and slots[-1] == len(slots) - 1:
+        if slots == list(range(len(slots))):  # rows that enter stand last, whatever their slot
             self.next_tokens[: len(slots)] = tokens
         else:
             self.next_tokens[slots] = tokens
@@ -374,8 +374,9 @@ class Engine:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and packed codes of what was chosen, up to codes that emit the same token."""
         assert final is not None, "the world model reads the base's final state"
-        top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1).indices
+        likely, top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1)
         emitted = self.actor.emit(final.repeat_interleave(top.shape[1], 0), top.flatten()).view(top.shape)
+        emitted = emitted.masked_fill(likely == -torch.inf, -1)  # a code that cannot be chosen belongs to no event
         event = same_token(top, emitted, actions, tokens, log_probs.shape[1])
         return event_log_prob(log_probs, actions, event), pack(event)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
 class Buffer:
@@ -44,8 +44,8 @@ class SlotMemory:
 
     def cache_like(self, cache: Cache) -> Cache:
         """A cache over slots for the layers of a prefilled one; blocks that were dropped have stored nothing."""
-        layers = [layer if layer.keys is None else self.new_layer(layer.keys, layer.values) for layer in cache.layers]
-        return Cache(layers=layers)
+        # Masks follow the first layer that slides: an empty one in a dropped block's place must not be taken for it.
+        return Cache(layers=[DynamicLayer() if layer.keys is None else self.new_layer(layer.keys, layer.values) for layer in cache.layers])
 
     def new_layer(self, keys: torch.Tensor, values: torch.Tensor) -> SlotLayer:
         """A layer for keys and values like these."""
