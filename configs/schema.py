@@ -281,9 +281,11 @@ class Improve(Section):
     max_failed_share: Share = 0.5
     """Rollouts that a verifier cannot judge (it raised, hung, gave no number) are left out and counted; a larger share of them in three
     updates in a row stops the run."""
-    max_logp_mismatch: PositiveFloat = 0.2
-    """Sync only: bound of the mean difference between the log-probabilities of worker and learner for one policy; an update beyond
-    it is skipped as broken. It is the metric ``logp_gap``: 1e-6 in float32, about 0.01 in bfloat16."""
+    max_logp_mismatch: PositiveFloat | None = None
+    """Bound, in nats, of two mean differences of log-probabilities for one policy; an update beyond it is skipped as broken. One is
+    between worker and learner (sync only, metric ``logp_gap``); the other between what a worker stored and what it finds in a pass over
+    some of the finished rollouts (sync and async, ``rescored_gap``). ``null``: 0.02 where base and policy compute in float32 or
+    float16, 0.05 where one of them computes in bfloat16. A sound run has 1e-6, 0.003 and 0.02."""
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
     """The newest so many are kept while the stage works."""

@@ -21,6 +21,7 @@ from latent_control.aliases import event_log_prob, unpack
 from latent_control.base import BaseLM
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
+from latent_control.rescoring import choices
 from latent_control.token_level import WholeModel
 from latent_control.tower import Tower
 from learners.rl_module import PolicyModule
@@ -43,6 +44,7 @@ class Rollout(Protocol):
     features: np.ndarray | None
     generated: np.ndarray
     turn_rewards: np.ndarray
+    rescored_logp: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -55,13 +57,6 @@ def group_size(rollouts: Sequence[Rollout]) -> int:
         f"broken groups: {groups[:20]}"
     )
     return size
-
-
-def choices(generated: np.ndarray, length: int, span: int) -> np.ndarray:
-    """bool [T]: where codes were chosen that last for ``span`` tokens, anew from the beginning of each response."""
-    places, mask = np.arange(length), generated if len(generated) else np.ones(length, bool)
-    before = np.maximum.accumulate(np.where(mask, -1, places))  # the last observed token
-    return mask & ((places - before - 1) % span == 0)
 
 
 def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
@@ -104,6 +99,12 @@ def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
 def events_at(part: Batch, num_actions: int) -> torch.Tensor | None:
     """[M, N] bool at the loss positions; ``None`` where actions stand for themselves."""
     return unpack(part["events"][part[Columns.LOSS_MASK]], num_actions) if "events" in part else None
+
+
+def rescored_gap(rollouts: Sequence[Rollout]) -> tuple[float, int]:
+    """(sum of absolute differences, places) between the log-probabilities that workers stored and those they found again."""
+    gaps = [np.abs(r.action_logp - r.rescored_logp)[~np.isnan(r.rescored_logp)] for r in rollouts if r.rescored_logp is not None]
+    return float(sum(gap.sum() for gap in gaps)), sum(map(len, gaps))
 
 
 def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
@@ -157,6 +158,8 @@ class Collate(ConnectorV2):
     def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
         batch = {name: column.to(self.device) for name, column in collate(episodes, self.span).items()}
+        total, places = (self.average(torch.tensor(float(x), device=self.device)) for x in rescored_gap(episodes))
+        batch["rescored_gap"] = (total / places if places else total).expand(len(episodes))
         if "features" not in batch:
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
         if self.improve.importance_cap is not None:

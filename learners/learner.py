@@ -21,6 +21,7 @@ from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate, value_loss
 from latent_control.model import load_base
 from latent_control.persistence import base_path
+from latent_control.rescoring import mismatch_bound
 from learners.collate import Batch, Collate, events_at
 from learners.rl_module import PolicyModule, build_policy
 from learners.schedule import learning_rate_share
@@ -174,11 +175,13 @@ class PolicyLearner(TorchLearner):
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
 
         A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an update whose
-        rollouts have log-probabilities that this policy does not give (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
+        rollouts have log-probabilities that this policy does not give, or that their workers did not find again in what was written
+        (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
         """
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
-        self._sums: dict[str, torch.Tensor | float] = {}
+        self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
+        self._mismatch_bound = mismatch_bound(columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32)
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
         module, loss_sum = self.module[DEFAULT_MODULE_ID], torch.zeros((), device=self._device)
@@ -200,12 +203,15 @@ class PolicyLearner(TorchLearner):
         return {}, {DEFAULT_MODULE_ID: loss_sum}, {}
 
     def _backward(self, part: Batch) -> torch.Tensor:
-        bf16 = self.improve.mixed_precision == "bf16"
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._in_bf16):
             output = self.module.forward_train({DEFAULT_MODULE_ID: part})
         loss = self.compute_losses(fwd_out=output, batch={DEFAULT_MODULE_ID: part})[DEFAULT_MODULE_ID]
         loss.backward()
         return loss.detach()
+
+    @property
+    def _in_bf16(self) -> bool:
+        return self.improve.mixed_precision == "bf16"
 
     def _average(self, count: torch.Tensor) -> torch.Tensor:
         if self.config.num_learners > 1:
@@ -218,11 +224,14 @@ class PolicyLearner(TorchLearner):
         # After the all-reduce every learner holds the same gradient.
         if not torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
             return True
+        bound = self.improve.max_logp_mismatch or self._mismatch_bound
+        if not self._sums["rescored_gap"] <= bound:
+            return True
         # Before its first step the learner holds the policy that sampled; under async rules it may be a newer one.
         if self.improve.mode == "async" or self._steps_taken:
             return False
         gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
-        return not bool(gap <= self.improve.max_logp_mismatch)
+        return not bool(gap <= bound)
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

@@ -54,7 +54,7 @@ SERVE_EVERY = 0.01
 
 FAILING_UPDATES = 3
 
-BROKEN = "loss, gradient or log-probabilities are not finite, or worker and learner disagree on them"
+BROKEN = "loss, gradient or log-probabilities are not finite, or are not those of the tokens written (logp_gap, rescored_gap)"
 
 LEARNER_MODULE = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 LEARNER_OPTIMIZER = f"{COMPONENT_LEARNER}/{COMPONENT_OPTIMIZER}"

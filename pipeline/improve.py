@@ -39,7 +39,7 @@ from rollout_workers.episodes import HostSpec, Rollout
 TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
-    *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "kl_to_reference"),
+    *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "rescored_gap", "kl_to_reference"),
     *("importance_mean", "importance_capped_share", "value_loss", "value_mean", "gradients_default_optimizer_global_norm"),
 )
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -35,6 +36,9 @@ from rollout_workers.rows import row_of
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge_all, reward_hash
+
+RESCORED_SHARE = 1 / 16
+"""Of the rollouts of a request, at least one: scored again when finished, so that a run sees an engine that mixes rows up."""
 
 T = TypeVar("T")
 Play = Callable[[RolloutEngine, Sequence[Prompt], DecodeJob], list[Played]]
@@ -205,7 +209,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
         started = time.perf_counter()
-        rollouts = self.sample(request=request)
+        rollouts = self._rescored(self.sample(request=request), request)
         tokens = sum(rollout.new_tokens for rollout in rollouts)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
@@ -227,6 +231,22 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             code_counts=_code_counts(rollouts),
         )
         return rollouts, (summary, self.get_metrics())
+
+    def _rescored(self, rollouts: list[Rollout], request: RolloutRequest) -> list[Rollout]:
+        """The rollouts, a few of them with the log-probabilities that the policy in use gives to what was written.
+
+        Only actions that this very version chose can be scored again; in rollouts that changed policies these are the last ones.
+        """
+        if request.policy is None or request.temperature == 0 or self.engine is None:
+            return rollouts
+        draw = np.random.default_rng([abs(request.request_id), self.policy_version])
+        numbers = sorted(draw.choice(len(rollouts), math.ceil(len(rollouts) * RESCORED_SHARE), replace=False).tolist())
+        sample = [rollouts[number] for number in numbers]
+        found = self.engine.rescore(sample, temperature=request.temperature, top_k=request.top_k)
+        for number, rollout, logp in zip(numbers, sample, found or [], strict=bool(found)):
+            versions = rollout.action_versions if len(rollout.action_versions) else np.full(len(rollout), rollout.policy_version)
+            rollouts[number] = replace(rollout, rescored_logp=np.where(versions == self.policy_version, logp, np.float32(np.nan)))
+        return rollouts
 
     def _policies(self, rollouts: Sequence[Rollout]) -> tuple[tuple[int, str, int], ...]:
         """(version, hash, actions) of every policy that chose an action of these rollouts."""

@@ -127,6 +127,8 @@ class Rollout:
     not to Parquet, as do those that follow."""
     events: np.ndarray | None = None
     """uint8 [T, ceil(N / 8)], which codes those are, eight to a byte."""
+    rescored_logp: np.ndarray | None = None
+    """float32 [T], ``action_logp`` found again by one pass over the finished row, NaN where it cannot be; only of some rollouts."""
     baseline: float | None = None
     """Reward of the prompt's greedy rollout, where one was asked for and judged."""
     features: np.ndarray | None = None

@@ -13,6 +13,7 @@ from ray import cloudpickle
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from configs.schema import RunConfig
+from latent_control.engine import Engine
 from latent_control.persistence import array_hash
 from latent_control.token_level import Trains
 from learners.learner import PolicyLearner
@@ -68,6 +69,18 @@ def slow_down(_: LMEnvRunner, seconds: float) -> None:
         return version
 
     Follower.look, Follower.__call__ = look, slowly  # type: ignore[attr-defined,method-assign]
+
+
+def mix_up(_: LMEnvRunner) -> None:
+    """Make a worker's engine feed each row its neighbour's token, at every third step."""
+    choose = Engine._choose
+
+    def faulty(engine: Engine, slots: list[int], *rest: Any) -> None:
+        choose(engine, slots, *rest)
+        if len(engine.chosen) % 3 == 0:
+            engine.next_tokens = engine.next_tokens.roll(1)
+
+    Engine._choose = faulty  # type: ignore[method-assign]
 
 
 def rl_config(base: Path, *, improve: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **sections: Any) -> RunConfig:

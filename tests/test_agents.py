@@ -25,8 +25,9 @@ from latent_control.algorithms.common import Outcomes
 from latent_control.algorithms.reinforce_pp import reinforce_pp
 from latent_control.distributions import action_log_probs
 from latent_control.persistence import array_hash
+from latent_control.rescoring import choices
 from learners.base_training import encode_rows, new_model, word_tokenizer
-from learners.collate import Places, choices, collate, moved_rewards
+from learners.collate import Places, collate, moved_rewards
 from pipeline import replay
 from pipeline.algorithm import algorithm_config
 from pipeline.data import training_batches

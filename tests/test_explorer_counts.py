@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learners.collate import choices
+from latent_control.rescoring import choices
 from pipeline.explorer import counts, gain
 from pipeline.explorer.build import beside
 from pipeline.explorer.corpus import Corpus, corpus_of

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from latent_control.decoding import generate
 from latent_control.records import Generation
+from latent_control.rescoring import choices, rescored_logp
 from latent_control.token_level import WholeModel
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
-from rollout_workers.episodes import HostSpec
+from rollout_workers.episodes import HostSpec, Rollout
 from rollout_workers.hosting import Host, load_host
 
 
@@ -57,3 +61,20 @@ class LocalEngine:
                 static=self.settings.static_cache,
                 aliases=job.aliases,
             )
+
+    def rescore(self, rollouts: Sequence[Rollout], *, temperature: float, top_k: int | None) -> list[np.ndarray]:
+        """As the protocol says."""
+        actor = self.host.actor()
+        found = rescored_logp(
+            self.host.base,
+            actor,
+            [r.prompt_tokens.tolist() for r in rollouts],
+            [r.tokens.tolist() for r in rollouts],
+            [r.actions.tolist() for r in rollouts],
+            temperature=temperature,
+            top_k=top_k,
+        )
+        chosen = [choices(r.generated, len(r), actor.span) for r in rollouts]
+        # A log-probability that is no number must not pass for a place without one.
+        columns = [logp.float().nan_to_num(nan=np.inf, posinf=np.inf, neginf=-np.inf).cpu().numpy() for logp in found]
+        return [np.where(places, column, np.float32(np.nan)) for places, column in zip(chosen, columns, strict=True)]

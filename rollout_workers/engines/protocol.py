@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from latent_control.records import Generation
 from latent_control.tower import Tower
+from rollout_workers.episodes import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,5 +58,11 @@ class RolloutEngine(Protocol):
         """Decode the job; rows are prompts outer, repeats inner.
 
         Where ``job.refresh`` changed the policy on the way, ``Generation.versions`` says which one chose each action.
+        """
+        ...
+
+    def rescore(self, rollouts: Sequence[Rollout], *, temperature: float, top_k: int | None) -> list[np.ndarray] | None:
+        """Per rollout, float32 [T]: log-probability of each action under the policy as it is now, by one pass over the whole row; NaN
+        where no action was chosen. ``None``: this engine cannot say.
         """
         ...

@@ -116,6 +116,9 @@ class SimulatedEngine:
             else None,
         )
 
+    def rescore(self, *_: object, **__: object) -> None:
+        """Noise has no log-probabilities."""
+
     def _row(self, seed: int, limit: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Tokens [T], actions [T] and finish reason of the rollout with this seed."""
         stream, mean = np.random.default_rng(seed), self.options.mean_tokens

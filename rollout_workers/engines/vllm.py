@@ -161,6 +161,9 @@ class VllmEngine:
             versions=torch.where(live, 0, -1),
         )
 
+    def rescore(self, *_: object, **__: object) -> None:
+        """Not here: the learner, which recomputes features from the tokens, does it in sync mode."""
+
 
 def _start(spec: HostSpec, base: str, dtype: str | torch.dtype, rows: int, options: VllmOptions) -> Any:
     """A vLLM engine on the base LM's folder, in this process, where its runner can be reached."""
