@@ -14,10 +14,11 @@ import torch
 from engine_cases import Subjects, random_case, run
 from rl_tools import Config, make_learner, make_runner, mix_up, sample, update, with_rewards
 
+from latent_control.persistence import array_hash
 from latent_control.rescoring import choices, mismatch_bound, rescored_logp
 from pipeline.algorithm import LatentRL
 from pipeline.improve import update_metrics
-from rollout_workers.episodes import Rollout, RolloutRequest
+from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -67,9 +68,8 @@ def asked(**changes: Any) -> RolloutRequest:
 @pytest.mark.parametrize("level", ["latent", "token"])
 def test_a_worker_scores_some_rollouts_again(config: Config, tiny_checkpoint: Path, level: str) -> None:
     settings = config(rollout={"num_workers": 1, "batch_size": 3, "temperature": 1.3, "top_k": 5})
-    runner, learner = (make(settings, tiny_checkpoint, level) for make in (make_runner, make_learner))
-    sample(runner, learner)  # puts the policy in place
-    policy = replace_policy(runner, learner)
+    runner = make_runner(settings, tiny_checkpoint, level)
+    policy = own_policy(runner)
     rollouts, _ = runner.sample_request(asked(policy=policy, temperature=1.3, top_k=5, ship_features=True))
     scored = [r for r in rollouts if r.rescored_logp is not None]
     assert len(rollouts) == 20 and len(scored) == 2
@@ -81,18 +81,25 @@ def test_a_worker_scores_some_rollouts_again(config: Config, tiny_checkpoint: Pa
     assert all(r.rescored_logp is None for r in greedy)
 
 
-def replace_policy(runner: Any, learner: Any) -> Any:
-    """The learner's weights as a version that requests can name."""
-    from latent_control.persistence import array_hash
-    from rollout_workers.episodes import PolicyVersion
+def test_every_row_of_the_base_lm_too(config: Config, tiny_checkpoint: Path) -> None:
+    """As ``latent-control sample`` decodes: more rows than slots, lengths that differ."""
+    runner = make_runner(config(rollout={"num_workers": 1, "batch_size": 3, "max_new_tokens": 12}), tiny_checkpoint)
+    host = HostSpec(level="base", checkpoint=str(tiny_checkpoint.parent / "base"))
+    rollouts = runner.sample(request=asked(host=host, temperature=2.0, prompt_indices=tuple(range(20)), seeds=(3,) * 20))
+    assert len({len(r) for r in rollouts}) >= 3
+    for r, logp in zip(rollouts, runner.engine.rescore(rollouts, temperature=2.0, top_k=None), strict=True):
+        np.testing.assert_allclose(logp, r.action_logp, rtol=0, atol=1e-4)
 
+
+def own_policy(runner: Any) -> PolicyVersion:
+    """The worker's weights as a version that requests can name."""
     weights = {name: np.array(w) for name, w in runner.module.get_state().items()}
     return PolicyVersion(version=0, weights_hash=array_hash(weights), weights=weights)
 
 
 def test_only_what_the_policy_in_use_chose_is_scored_again(config: Config, tiny_checkpoint: Path) -> None:
     runner = make_runner(config(), tiny_checkpoint)
-    policy = replace_policy(runner, None)
+    policy = own_policy(runner)
     request = asked(policy=policy)
     rollouts = runner.sample(request=request)
     mixed = [replace(r, action_versions=np.array([-1] * (len(r) - 2) + [0] * 2, np.int32), policy_version=-1) for r in rollouts]
@@ -134,11 +141,11 @@ def test_the_bound_can_be_set(config: Config, tiny_checkpoint: Path) -> None:
 # -- a run -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_run_sees_an_engine_that_mixes_rows_up(algorithm: Callable[..., LatentRL], config: Config, mode: str) -> None:
+@pytest.mark.parametrize("mode", [{"mode": "sync"}, {"mode": "async"}, {"mode": "async", "refresh_in_flight": True}])
+def test_a_run_sees_an_engine_that_mixes_rows_up(algorithm: Callable[..., LatentRL], config: Config, mode: dict[str, Any]) -> None:
     """The tiny policy is hardly sure of anything, so the bound is far below the default; sound decoding keeps it."""
     few = {"num_workers": 1, "batch_size": 3, "max_new_tokens": 8}
-    built = algorithm(config(improve={"mode": mode, "max_logp_mismatch": 1e-4, "prompts_per_update": 16}, rollout=few))
+    built = algorithm(config(improve={**mode, "max_logp_mismatch": 1e-4, "prompts_per_update": 16}, rollout=few))
     sound = [update_metrics(built.train()) for _ in range(3)]
     assert all(0 < m["rescored_gap"] < 1e-5 and m["updates_skipped"] == 0 for m in sound)
     ray.get([worker.apply.remote(mix_up) for worker in built.env_runner_group._worker_manager.actors().values()])
