@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.persistence import WEIGHTS, base_path, read_shape, weights_hash
+from latent_control.pretrained import load_config
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
@@ -109,7 +110,7 @@ class VllmEngine:
         if find_spec("vllm") is None:
             raise ModuleNotFoundError("rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local")
         base = base_path(spec.checkpoint)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
+        config = load_config(base, trust_remote_code=spec.trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture not in ARCHITECTURES:
             raise ValueError(f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set rollout.engine: local")
