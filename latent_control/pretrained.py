@@ -246,7 +246,7 @@ def _remedy(model: PreTrainedModel, missing: list[str], other: list[str]) -> str
 
 
 def _old_buffer(name: str, shape: tuple[int, ...] | None) -> bool:
-    mask = _OLD_MASK.search(name) is not None and shape is not None and len(shape) != 1
+    mask = _OLD_MASK.search(name) is not None and (shape is None or len(shape) != 1)
     return mask or _OLD_BUFFER.search(name) is not None
 
 

@@ -94,7 +94,9 @@ def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings
         errors.append(_placed("base.model", error))
         return
     misshaped = list(_shape(config, model))
-    errors += misshaped or _files(config, warnings)
+    errors += misshaped
+    if not any(error.startswith("base.model:") for error in misshaped):
+        errors += _files(config, warnings)
     if task is not None:
         errors += _one_prompt(config, task, model, tokenizer)
 
