@@ -175,7 +175,7 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
     policy = Tower(decoder, shape.policy_layers, shape.num_actions)
-    _require(
+    require_tensors(
         folder, {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()}, read_shapes(folder / WEIGHTS), "policy."
     )
     with safe_open(folder / WEIGHTS, framework="pt") as tensors:
@@ -210,11 +210,11 @@ def _load_ours(
 def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """Load the new modules' tensors; every one must be there and fit."""
     wanted, found = ({name: tuple(t.shape) for name, t in some.items()} for some in (model.new_modules(), tensors))
-    _require(folder, wanted, found)
+    require_tensors(folder, wanted, found)
     model.load_state_dict(tensors, strict=False)
 
 
-def _require(folder: Path, wanted: dict[str, Shape], found: dict[str, Shape], prefix: str = "") -> None:
+def require_tensors(folder: Path, wanted: dict[str, Shape], found: dict[str, Shape], prefix: str = "") -> None:
     """``ValueError`` unless ``found`` are the names and shapes of ``wanted``; tensors without ``prefix`` may be there too."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is unknown" for name in found.keys() - wanted.keys() if name.startswith(prefix)]
@@ -257,7 +257,7 @@ def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.
         wanted.pop("lm_head.weight")
     # Older versions of Llama saved this buffer, which today's makes itself.
     held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    _require(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
+    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
     lm.load_state_dict(held, strict=False)
     config = LatentActionConfig(
         num_actions=raw["num_code"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from latent_control.model import load_base
 from latent_control.persistence import load_policy
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.pretrained import BASE, ENCODER, REWARD_MODEL, judge, load_model
+from latent_control.token_level import token_policy
 from latent_control.weight_files import absent_by_number, read_shapes
 from pipeline import cli, embedding
 from pipeline.preflight import check
@@ -114,7 +116,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         lambda f: drop(f, "model.norm.weight", *(f"model.layers.1.mlp.{n}_proj.weight" for n in ("up", "down", "gate"))),
         r"model.safetensors lacks 4 of the model's 21 tensors: model.layers.1.mlp.down_proj.weight, .*gate.*up.* and 1 more; copy",
     ),
-    "unexpected": (lambda f: change(f, lambda t: t.update(v_head=torch.ones(2))), r"has 1 tensors that the LlamaFor.*: v_head; take config"),
+    "unexpected": (lambda f: change(f, lambda t: t.update(v_head=torch.ones(2))), r"has 1 tensors that .*: v_head; take config"),
     "shape": (
         lambda f: change(f, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
         r"has 1 tensors of another shape than config.json says: model.norm.weight is \[7\], not \[32\]; take",
@@ -154,9 +156,7 @@ def errors_of(base: Path, **sections: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
-def test_a_broken_base_is_refused_from_its_files(
-    folder: Path, damage: Damage, message: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_broken_base_is_refused_from_its_files(folder: Path, damage: Damage, message: str, request: pytest.FixtureRequest) -> None:
     damage(folder)
     state = torch.get_rng_state()
     request.getfixturevalue("no_load")
@@ -165,7 +165,7 @@ def test_a_broken_base_is_refused_from_its_files(
     assert str(folder) in str(refusal.value) and torch.equal(state, torch.get_rng_state())
     (found,) = (error for error in errors_of(folder) if not error.startswith("actions."))
     assert found.startswith("base.model: ") and str(folder) in found
-    pytest.raises(ValueError, lambda: (_ for _ in ()).throw(ValueError(found))).match(message)
+    assert re.search(message, found)
 
 
 def test_the_whole_base_passes(folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_command_line_refuses_it(folder: Path, tmp_path: Path, name: str) ->
     done = CliRunner().invoke(cli.app, ["config", "check", str(config), "--json"])
     said = " ".join(done.output.replace("\\n", " ").split())
     assert done.exit_code == 2, done.output
-    pytest.raises(ValueError, lambda: (_ for _ in ()).throw(ValueError(said))).match(message)
+    assert re.search(message, said)
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(folder: Path) -> None:
@@ -200,7 +200,8 @@ def test_what_was_not_seen_in_the_files_is_seen_after_the_load(folder: Path, mon
         LatentActionLM.from_base(folder)
 
 
-SMALL: dict[str, Any] = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+SMALL: dict[str, Any] = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"max_position_embeddings": 64}
 LIKE_LLAMA = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
 MIXED = LIKE_LLAMA | {"num_experts_per_tok": 2}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -366,6 +367,22 @@ def test_our_own_checkpoints_are_whole_too(tiny_checkpoint: Path, tiny_base: Pat
     change(copied, lambda tensors: tensors.pop(name), "latent_actions.safetensors")
     with pytest.raises(ValueError, match=f"{name} is missing"):
         load_policy(copied)
+
+
+def test_a_token_level_policy_needs_all_that_was_trained(tiny_base: Path, tmp_path: Path) -> None:
+    from rollout_workers.episodes import HostSpec
+    from rollout_workers.hosting import load_host
+
+    spec = HostSpec(level="token", checkpoint=str(tiny_base), token_blocks=1, policy_file=str(tmp_path / "policy.safetensors"))
+    tower = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
+    trained = {name: p.detach() + 1 for name, p in tower.named_parameters() if p.requires_grad}
+    save_file(trained, tmp_path / "policy.safetensors")
+    policy = load_host(spec, torch.device("cpu"), torch.float32).policy
+    assert policy is not None and all(torch.equal(p, trained[name]) for name, p in policy.named_parameters() if name in trained)
+    lost = sorted(trained)[0]
+    change(tmp_path, lambda tensors: tensors.pop(lost), "policy.safetensors")
+    with pytest.raises(ValueError, match=f"{lost} is missing"):
+        load_host(spec, torch.device("cpu"), torch.float32)
 
 
 def test_a_loader_asks_for_no_network(folder: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
