@@ -16,7 +16,7 @@ from re import compile as pattern
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from latent_control.foreign_code import BASE_KEY, code_refused
-from latent_control.weight_files import WeightFiles, absent_by_number, file_problem, first_names, read_folder
+from latent_control.weight_files import Incomplete, WeightFiles, absent_by_number, file_problem, first_names, read_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,9 @@ _OLD_MASK = pattern(r"(^|\.)(attn|attention)\.bias$")  # a causal mask [1, 1, n,
 _POOLER = pattern(r"(^|\.)pooler\.")  # above the last hidden states, which is all that is read here
 _PLACEHOLDERS = {f"{name}_token" for name in ("image", "audio", "video", "boi", "eoi", "boa", "eoa")}
 """Tokens of a tokenizer that text-only models share with those that see and hear (Gemma 3's 262,145th)."""
+
+
+NOT_HERE = "{} is not, or not all, on this machine yet, so its files were not looked at"
 
 
 class Verdict(NamedTuple):
@@ -119,7 +122,7 @@ def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str |
     """
     folder = local_folder(source)
     if folder is None:
-        return Verdict([], f"{source} is not on this machine yet", None)
+        return Verdict([], NOT_HERE.format(source), None)
     verdict = _weights(source, folder, kind, trust_remote_code, key)
     try:
         tokens = tokenizer_problem(folder, verdict.rows, model=source)
@@ -138,8 +141,9 @@ def _weights(source: str | Path, folder: Path, kind: Kind, trust_remote_code: bo
     try:
         files = read_folder(folder)
     except ValueError as error:
-        # Of a model in the hub's cache, what is not there yet is downloaded by the loader.
-        return Verdict([str(error)], None, rows) if Path(source).is_dir() else Verdict([], str(error), rows)
+        if isinstance(error, Incomplete) and not Path(source).is_dir() and not constants.HF_HUB_OFFLINE:
+            return Verdict([], NOT_HERE.format(source), rows)  # what the hub's cache lacks is downloaded by the loader
+        return Verdict([str(error)], None, rows)
     if (folder / "adapter_config.json").is_file():
         return Verdict([f"{folder} holds a whole model and an adapter; move the adapter's files to a folder of their own"], None, rows)
     if why := _unjudgeable(config, kind, trust_remote_code):

@@ -26,6 +26,10 @@ _MOST = 1_000_000
 """Numbered names beyond which nobody looks for gaps: no model has so many."""
 
 
+class Incomplete(ValueError):
+    """Files with weights are not there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
     """The tensors of a model's folder: ``WeightFiles(listed="model.safetensors", shapes={"lm_head.weight": (48, 32)}, files={...})``."""
@@ -88,16 +92,17 @@ def read_folder(folder: Path) -> WeightFiles:
     """The tensors of ``folder`` in the files that ``from_pretrained`` would take: one file, or shards with an index.
 
     Raises:
-        ValueError: there are none, some are missing, or one is not whole.
+        Incomplete: there are none, or some are missing.
+        ValueError: one is not whole.
     """
     if (folder / SINGLE).is_file():
         shapes = read_shapes(folder / SINGLE)
         return WeightFiles(listed=SINGLE, shapes=shapes, files=dict.fromkeys(shapes, SINGLE))
     if not (folder / INDEX).is_file():
-        raise ValueError(_no_weights(folder))
+        raise Incomplete(_no_weights(folder))
     names = sorted(set(_read_index(folder / INDEX).values()))
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise ValueError(
+        raise Incomplete(
             f"{folder} lacks {len(absent)} of the {len(names)} files that its {INDEX} names: {first_names(absent)}; "
             "copy the whole folder again"
         )

@@ -293,8 +293,16 @@ def test_tokens_for_pictures_may_lie_beyond_a_text_model_s_embedding(folder: Pat
     assert judge(folder, BASE, trust_remote_code=False).problems == []
 
 
-def test_a_hub_id_that_is_not_here_is_not_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "not on this machine" in str(judge("some-one/no-model", BASE, trust_remote_code=False).unjudged)
+def test_a_hub_id_is_judged_by_what_the_cache_holds(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "not all, on this machine yet" in str(judge("some-one/no-model", BASE, trust_remote_code=False).unjudged)
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: str(folder / "config.json"))
+    assert judge("some-one/model", BASE, trust_remote_code=False)[:2] == ([], None)
+    cut(folder / WEIGHTS, -4)
+    assert "should have" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
+    (folder / WEIGHTS).unlink()
+    assert "not all, on this machine yet" in str(judge("some-one/model", BASE, trust_remote_code=False).unjudged)
+    monkeypatch.setattr(pretrained.constants, "HF_HUB_OFFLINE", True)
+    assert "has no weights" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
 
 
 # -- reward models, encoders, our own checkpoints ------------------------------------------------------------------------
