@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 
 from latent_control.cache import cache_root, content_hash, kept
 from latent_control.pretrained import BASE, judge, load_config, load_model, local_folder, on_meta, quiet, tokenizer_problem
-from latent_control.weight_files import Shape, file_problem, first_names, read_folder, read_shapes
+from latent_control.weight_files import Incomplete, Shape, file_problem, first_names, read_folder, read_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,35 +102,37 @@ def merged_folder(adapter: str | Path, *, trust_remote_code: bool = False) -> Pa
         ValueError: as ``adapter_problems``, or something is wrong by them, or the files change meanwhile.
     """
     folder, base = Path(adapter), adapted_base(adapter)
-    if not Path(base).is_dir() and local_folder(base) is None:
-        _download(base, folder)
-    key = _key(folder, base)
+    place = _whole_base(base, folder)
+    key = _key(folder, place)
 
     def make(staged: Path) -> None:
         _merge(base, folder, staged, trust_remote_code)
-        if _key(folder, base) != key:
+        if _key(folder, place) != key:
             raise ValueError(f"{folder} or its base {base!r} changed while they were merged; try again")
 
     return kept(cache_root() / f"merged-{key[:16]}", make)
 
 
-def _download(base: str, adapter: Path) -> None:
-    """A base from the hub, whose content is asked for before it is loaded."""
+def _whole_base(base: str, adapter: Path) -> Path:
+    """Where the base lies; one from the hub is downloaded first, for its content is asked for before it is loaded."""
+    place = local_folder(base)
     try:
-        snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        if place is not None:
+            read_folder(place)
+            return place
+    except Incomplete:
+        if Path(base).is_dir():
+            return Path(base)  # merging says what it lacks
+    try:
+        return Path(snapshot_download(base, allow_patterns=[f"*{suffix}" for suffix in _READ]))
     except (OSError, ValueError) as error:
         raise ValueError(f"the adapter {adapter} cannot be merged into its base {base!r}: {_line(error)}") from error
 
 
-def _key(adapter: Path, base: str) -> str:
+def _key(adapter: Path, base: Path) -> str:
     """Of the content of both."""
-    place = local_folder(base)
-    if place is None:
-        raise ValueError(
-            f"the adapter {adapter} cannot be merged into its base {base!r}: it is neither a folder here nor in the hub's cache"
-        )
     digest = hashlib.sha256(f"{FORMAT}".encode())
-    for folder in (adapter, place):
+    for folder in (adapter, base):
         for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _READ):
             digest.update(f"{path.name}:{content_hash(path)};".encode())
     return digest.hexdigest()
@@ -142,10 +144,10 @@ def _merge(base: str, adapter: Path, staged: Path, trust_remote_code: bool) -> N
 
     from latent_control.text import load_tokenizer
 
+    problems, _ = adapter_problems(adapter, trust_remote_code=trust_remote_code)
+    if problems:
+        raise ValueError("; ".join(problems))
     try:
-        problems, _ = adapter_problems(adapter, trust_remote_code=trust_remote_code)
-        if problems:
-            raise ValueError("; ".join(problems))
         lm = load_model(base, BASE, dtype="auto", trust_remote_code=trust_remote_code)
         _resize(lm, read_shapes(adapter / WEIGHTS))
         with warnings.catch_warnings():
@@ -168,7 +170,7 @@ def _resize(lm: PreTrainedModel, shapes: Mapping[str, Shape]) -> None:
     embedding = lm.get_input_embeddings()
     name = next(name for name, module in lm.named_modules() if module is embedding)
     own = (key for key in shapes if key.startswith(f"{_IN_FILES}{name}.") and key.endswith("weight") and "lora_" not in key)
-    rows = next((shapes[key][0] for key in own), None)
+    rows = next((shapes[key][0] for key in own if shapes[key]), None)
     if rows is not None and rows != embedding.weight.shape[0]:
         lm.resize_token_embeddings(rows, mean_resizing=False)
 

@@ -212,6 +212,30 @@ def test_files_that_change_while_they_are_merged_give_no_merge(adapter: Path, ca
     assert not list(cache.glob("*merged*"))
 
 
+def test_a_base_of_which_the_hub_s_cache_holds_the_config_alone_is_downloaded_first(
+    adapter: Path, cache: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "snapshot"))
+    (base / "model.safetensors").unlink()
+    asked: list[str] = []
+
+    def download(name: str, **_: Any) -> str:
+        asked.append(name)
+        shutil.copy(tiny_base / "model.safetensors", base)
+        return str(base)
+
+    said(adapter, base_model_name_or_path="some-one/model")
+    for module in ("adapters", "pretrained"):
+        monkeypatch.setattr(f"latent_control.{module}.local_folder", lambda _: base)
+    monkeypatch.setattr(adapters, "snapshot_download", download)
+    load = adapters.load_model
+    monkeypatch.setattr(adapters, "load_model", lambda _, *rest, **named: load(base, *rest, **named))
+    said(adapter, base_model_name_or_path="some-one/model")
+    monkeypatch.setattr(adapters, "tokenizer_source", lambda _: str(base))
+    first_merge = adapters.merged_folder(adapter)
+    assert adapters.merged_folder(adapter) == first_merge and asked == ["some-one/model"]
+
+
 @torch.no_grad()
 def test_an_adapter_with_tokens_of_its_own(tiny_base: Path, cache: Path, tmp_path: Path) -> None:
     """Its tokenizer is the model's, and the embeddings it brings are."""
