@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_control.pretrained import REWARD_MODEL, UNTRAINED_REWARD_MODEL, judge, load_config, load_model
+from latent_control.pretrained import REWARD_MODEL, UNTRAINED_REWARD_MODEL, load_config, load_model, require_whole
 from latent_control.text import load_tokenizer
 
 RECORD = "reward_model.json"
@@ -59,8 +59,7 @@ def require_reward_model(model: str) -> None:
             f"{model} is {', '.join(kinds) or config.model_type} with {config.num_labels} outputs, not a sequence classifier with one; "
             "train one with latent-control reward train"
         )
-    if problems := judge(model, REWARD_MODEL, trust_remote_code=False, key=None).problems:
-        raise ValueError("; ".join(problems))
+    require_whole(model, REWARD_MODEL, trust_remote_code=False, key=None)
 
 
 def load_classifier(

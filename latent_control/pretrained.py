@@ -93,8 +93,7 @@ def load_model(
     Raises:
         ValueError: nothing of that kind is there, tensors are missing, too many or of another shape, or it needs code of its own.
     """
-    if problems := judge(source, kind, trust_remote_code=trust_remote_code, key=key).problems:
-        raise ValueError("; ".join(problems))
+    require_whole(source, kind, trust_remote_code=trust_remote_code, key=key)
     try:
         with code_refused(source, key=key):
             model, info = kind.auto.from_pretrained(
@@ -112,6 +111,12 @@ def load_model(
     if problems := _faults(model, kind, info | {"unexpected_keys": other}, None, str(source)):
         raise ValueError("; ".join(problems))
     return model
+
+
+def require_whole(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> None:
+    """``ValueError`` with all that ``judge`` finds wrong with the files of ``source``."""
+    if problems := judge(source, kind, trust_remote_code=trust_remote_code, key=key).problems:
+        raise ValueError("; ".join(problems))
 
 
 def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> Verdict:
