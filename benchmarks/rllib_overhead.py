@@ -89,7 +89,7 @@ class InstantRunner(LMEnvRunner):
     """A worker that decodes at once."""
 
     def _load(self, spec: HostSpec) -> Any:
-        return InstantEngine(AutoTokenizer.from_pretrained(base_path(spec.checkpoint)))
+        return InstantEngine(AutoTokenizer.from_pretrained(base_path(spec.checkpoint), trust_remote_code=False))
 
 
 def ppo(length: int, rollouts: int) -> Any:

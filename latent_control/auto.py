@@ -83,7 +83,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if latent is None:
             settings = dict(config.base_lm or {})
-            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type", "llama"), **settings))
+            base = AutoConfig.for_model(settings.pop("model_type", "llama"), **settings)
+            lm = AutoModelForCausalLM.from_config(base, trust_remote_code=False)
             latent = LatentActionLM(lm, LatentActionConfig(**config.latent_actions or {}), inverse_dynamics=False)
         self.latent = latent
 

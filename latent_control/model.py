@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
@@ -19,6 +19,7 @@ from latent_control.decoding import generate
 from latent_control.guide import Allowed, Codes, Watch, make_guide
 from latent_control.merge import Merge
 from latent_control.pictures import count, table
+from latent_control.pretrained import BASE, load_model
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
 from latent_control.tower import Tower
@@ -87,15 +88,10 @@ def load_base(base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = 
     """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles, which run code.
 
     Raises:
-        ValueError: the folder does not exist or holds no causal LM.
+        ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a tokenizer with
+            more tokens than the embedding has rows; said from the files, before a weight is read.
     """
-    if isinstance(base, PreTrainedModel):
-        lm = base
-    else:
-        try:
-            lm = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no causal language model at {str(base)!r}: {error}") from error
+    lm = base if isinstance(base, PreTrainedModel) else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
     return lm.eval().requires_grad_(False)
 
 
@@ -158,7 +154,7 @@ class LatentActionLM(nn.Module):
         without touching torch's global stream.
 
         Raises:
-            ValueError: a setting is out of range, or there is no causal LM at ``base``.
+            ValueError: a setting is out of range, or there is no whole causal LM at ``base`` (as ``load_base``).
         """
         config = LatentActionConfig(
             num_actions=num_actions,

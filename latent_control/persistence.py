@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from latent_control.pretrained import load_config
 from latent_control.tower import Tower
+from latent_control.weight_files import Shape, read_shapes
 
 if TYPE_CHECKING:
     from latent_control.model import LatentActionConfig, LatentActionLM
@@ -162,13 +164,20 @@ def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -
 
 
 def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
-    """The latent policy of a checkpoint alone, without loading the base LM's weights."""
+    """The latent policy of a checkpoint alone, without loading the base LM's weights.
+
+    Raises:
+        ValueError: the checkpoint is missing or damaged, or its policy's tensors are not all there.
+    """
     folder = Path(folder)
     shape = read_shape(folder)
-    base_config = AutoConfig.from_pretrained(base_path(folder), trust_remote_code=trust_remote_code)
+    base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
     policy = Tower(decoder, shape.policy_layers, shape.num_actions)
+    require_tensors(
+        folder, {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()}, read_shapes(folder / WEIGHTS), "policy."
+    )
     with safe_open(folder / WEIGHTS, framework="pt") as tensors:
         policy.load_state_dict({name: tensors.get_tensor(f"policy.{name}") for name in policy.state_dict()})
     return policy
@@ -200,18 +209,18 @@ def _load_ours(
 
 def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """Load the new modules' tensors; every one must be there and fit."""
-    wanted = model.new_modules()
-    problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()] + [
-        f"{name} is unknown" for name in tensors.keys() - wanted.keys()
-    ]
-    problems += [
-        f"{n} is {tuple(tensors[n].shape)}, not {tuple(wanted[n].shape)}"
-        for n in wanted.keys() & tensors.keys()
-        if tensors[n].shape != wanted[n].shape
-    ]
+    wanted, found = ({name: tuple(t.shape) for name, t in some.items()} for some in (model.new_modules(), tensors))
+    require_tensors(folder, wanted, found)
+    model.load_state_dict(tensors, strict=False)
+
+
+def require_tensors(folder: Path, wanted: dict[str, Shape], found: dict[str, Shape], prefix: str = "") -> None:
+    """``ValueError`` unless ``found`` are the names and shapes of ``wanted``; tensors without ``prefix`` may be there too."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys() if name.startswith(prefix)]
+    problems += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted.keys() & found.keys() if found[n] != wanted[n]]
     if problems:
         raise ValueError(f"{folder} does not fit its own config: " + "; ".join(sorted(problems)[:8]))
-    model.load_state_dict(tensors, strict=False)
 
 
 PUBLISHED_NAMES = (
@@ -242,10 +251,14 @@ def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.
     known = {k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}}
     base_config = AutoConfig.for_model(known.pop("model_type", "llama"), **known)
     target = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
-    lm = AutoModelForCausalLM.from_config(base_config, dtype=target).eval().requires_grad_(False)
-    missing = lm.load_state_dict(tensors, strict=False).missing_keys
-    if missing and not (missing == ["lm_head.weight"] and base_config.tie_word_embeddings):
-        raise ValueError(f"{folder}: the base LM's tensors {missing[:5]} are missing")
+    lm = AutoModelForCausalLM.from_config(base_config, dtype=target, trust_remote_code=False).eval().requires_grad_(False)
+    wanted = {name: tuple(t.shape) for name, t in lm.state_dict().items()}
+    if base_config.tie_word_embeddings and "lm_head.weight" not in tensors:
+        wanted.pop("lm_head.weight")
+    # Older versions of Llama saved this buffer, which today's makes itself.
+    held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
+    lm.load_state_dict(held, strict=False)
     config = LatentActionConfig(
         num_actions=raw["num_code"],
         head="official",

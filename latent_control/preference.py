@@ -15,8 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_control.pretrained import REWARD_MODEL, UNTRAINED_REWARD_MODEL, load_config, load_model, require_whole
 from latent_control.text import load_tokenizer
 
 RECORD = "reward_model.json"
@@ -43,9 +44,13 @@ def reading_of(folder: str, *, chat: bool | None = None, max_length: int | None 
 
 
 def require_reward_model(model: str) -> None:
-    """``ValueError`` unless there is a sequence classifier with one output; its weights are not read."""
+    """Of a reward model on this machine, config and files are looked at; its weights are not read.
+
+    Raises:
+        ValueError: there is no sequence classifier with one output, its files do not hold all of it, or it needs code of its own.
+    """
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = load_config(model, trust_remote_code=False, key=None)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"no reward model at {model!r}: {str(error).partition(chr(10))[0]}") from error
     kinds = config.architectures or []
@@ -54,16 +59,27 @@ def require_reward_model(model: str) -> None:
             f"{model} is {', '.join(kinds) or config.model_type} with {config.num_labels} outputs, not a sequence classifier with one; "
             "train one with latent-control reward train"
         )
+    require_whole(model, REWARD_MODEL, trust_remote_code=False, key=None)
 
 
-def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A classifier with one output, its head new where ``model`` is a language model, and a tokenizer that can pad."""
-    tokenizer = load_tokenizer(model)
+def load_classifier(
+    model: str, dtype: torch.dtype = torch.float32, *, new_head: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A classifier with one output and a tokenizer that can pad. Code in the model's folder is never run.
+
+    Args:
+        new_head: to be trained: the head is new where ``model`` is a language model.
+
+    Raises:
+        ValueError: tensors are missing (but for a new head), or it needs code of its own, or there is neither pad nor end token.
+    """
+    tokenizer = load_tokenizer(model, key=None)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {model!r} has neither a pad nor an end token; set pad_token in its tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype, use_safetensors=True)
+    kind = UNTRAINED_REWARD_MODEL if new_head else REWARD_MODEL
+    classifier = load_model(model, kind, dtype=dtype, trust_remote_code=False, key=None)
     classifier.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not this
     return classifier, tokenizer
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from latent_control.foreign_code import BASE_KEY, code_refused
+from latent_control.weight_files import file_problem
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -16,18 +19,30 @@ OF_ITS_OWN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """``tokenizer_class`` of a tokenizer that is all in its ``tokenizer.json``."""
 
 
-def load_tokenizer(source: str | Path, **settings: Any) -> PreTrainedTokenizerBase:
-    """``AutoTokenizer.from_pretrained``, but a folder's own tokenizer is taken as it is.
+def load_tokenizer(
+    source: str | Path, *, trust_remote_code: bool = False, key: str | None = BASE_KEY, **settings: Any
+) -> PreTrainedTokenizerBase:
+    """``AutoTokenizer.from_pretrained``, but a folder's own tokenizer is taken as it is, and nothing is asked about code.
 
     For some architectures (Qwen2, Phi-3) AutoTokenizer puts the architecture's usual one in its place, which splits texts otherwise.
+
+    Args:
+        key: the setting that lets code in ``source`` run, for the message; ``None`` where there is none.
+
+    Raises:
+        OSError, ValueError: there is no tokenizer, or it needs code of its own.
     """
     folder = Path(source)
-    if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
-        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        if said.get("tokenizer_class") in OF_ITS_OWN and "auto_map" not in said:
-            settings.pop("trust_remote_code", None)
-            return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(str(folder), **settings))
-    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(str(source), **settings))
+    if (folder / "tokenizer.json").exists() and (problem := file_problem(folder / "tokenizer.json")):
+        raise ValueError(problem)
+    with code_refused(source, key=key):
+        if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+            said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            if said.get("tokenizer_class") in OF_ITS_OWN and "auto_map" not in said:
+                own = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False, **settings)
+                return cast("PreTrainedTokenizerBase", own)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code, **settings)
+        return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:

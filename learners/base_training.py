@@ -109,7 +109,7 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) ->
             **architecture.model_dump(exclude={"family"}),
             **shared,
         )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

@@ -50,7 +50,7 @@ def train_reward_model(
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # the new head
-        classifier, tokenizer = load_classifier(base)
+        classifier, tokenizer = load_classifier(base, new_head=True)
         classifier.to("cuda" if torch.cuda.is_available() else "cpu").train()
         encoded = [(encode(tokenizer, p.prompt, p.chosen, reading), encode(tokenizer, p.prompt, p.rejected, reading)) for p in train]
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)

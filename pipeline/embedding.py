@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 import torch
-from transformers import AutoModel
 
 from configs.schema import RunConfig
+from latent_control.pretrained import ENCODER, load_model
 from latent_control.text import load_tokenizer
 
 BATCH, LONGEST = 64, 512
@@ -28,11 +28,12 @@ def embed(texts: Sequence[str], model: str, gpu: bool = False) -> np.ndarray:
     """Mean-pooled last hidden state of each text, [texts, D]; zeros for a text without tokens.
 
     Raises:
-        ValueError: there is no encoder with a tokenizer at ``model``.
+        ValueError: there is no encoder with a tokenizer at ``model``, tensors of it are missing, or it needs code of its own.
     """
     try:
-        tokenizer, encoder = load_tokenizer(model), AutoModel.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
-    except OSError as error:
+        tokenizer = load_tokenizer(model, key=None)
+        encoder = load_model(model, ENCODER, dtype=torch.float32, trust_remote_code=False, key=None).eval()
+    except (OSError, ValueError) as error:
         raise ValueError(f"evaluation.embedder: no transformers model with a tokenizer at {model!r}: {error}") from error
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     encoder = encoder.to(device)

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from configs.checks import cross_field_problems, offline_sections, simulation_warning
 from configs.paths import missing_paths
@@ -93,7 +93,10 @@ def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings
     except ValueError as error:
         errors.append(_placed("base.model", error))
         return
-    errors += _shape(config, model)
+    misshaped = list(_shape(config, model))
+    errors += misshaped
+    if not any(error.startswith("base.model:") for error in misshaped):
+        errors += _files(config, warnings)
     if task is not None:
         errors += _one_prompt(config, task, model, tokenizer)
 
@@ -105,12 +108,12 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
         Unreachable: a hub id that is not cached, and the hub does not answer.
         ValueError: what is there is no language model.
     """
-    from transformers import AutoConfig
-
+    from latent_control.foreign_code import NeedsCode
+    from latent_control.pretrained import load_config
     from latent_control.text import load_tokenizer
 
-    folder = _base_folder(config.base.model)
-    arguments: dict[str, Any] = {"trust_remote_code": config.base.trust_remote_code}
+    folder, tokenizer_folder = _base_folders(config.base.model)
+    trust = config.base.trust_remote_code
     for local_only in (True, False):
         if not local_only and not _hub_answers():
             raise Unreachable(
@@ -118,9 +121,11 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
             )
         try:
             return (
-                AutoConfig.from_pretrained(folder, local_files_only=local_only, **arguments),
-                load_tokenizer(folder, local_files_only=local_only, **arguments),
+                load_config(folder, trust_remote_code=trust, local_files_only=local_only),
+                load_tokenizer(tokenizer_folder, trust_remote_code=trust, local_files_only=local_only),
             )
+        except NeedsCode:
+            raise
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():
                 raise ValueError(f"{folder} is no language model with a tokenizer: {first_line(error)}") from error
@@ -131,13 +136,40 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
     raise AssertionError("one of the two tries returns or raises")
 
 
-def _base_folder(model: str) -> str:
-    """Where config and tokenizer are; those of an adapted base are its own."""
+def _base_folders(model: str) -> tuple[str, str]:
+    """Where config and tokenizer are; the config of an adapted base is its base's."""
     from latent_control import adapters, smollm2
 
     if adapters.is_adapter(model):
-        return adapters.adapted_base(model)
-    return str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
+        return adapters.adapted_base(model), adapters.tokenizer_source(model)
+    folder = str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
+    return folder, folder
+
+
+def _files(config: RunConfig, warnings: list[str]) -> Iterator[str]:
+    """Whether the files of the base LM, of its adapter and of the text encoder hold all of them; no weight is read."""
+    from latent_control import adapters
+    from latent_control.pretrained import BASE, ENCODER, judge
+
+    model, trust = config.base.model, config.base.trust_remote_code
+    try:
+        if adapters.is_adapter(model):
+            problems, unjudged = adapters.adapter_problems(model, trust_remote_code=trust)
+        else:
+            problems, unjudged, _ = judge(_base_folders(model)[0], BASE, trust_remote_code=trust)
+    except ValueError as error:
+        yield _placed("base.model", error)
+        return
+    yield from (f"base.model: {problem}" for problem in problems)
+    if unjudged:
+        warnings.append(f"base.model: {unjudged}")
+    if config.evaluation is not None and config.evaluation.embedder is not None:
+        try:
+            found = judge(config.evaluation.embedder, ENCODER, trust_remote_code=False, key=None)
+        except ValueError as error:
+            yield _placed("evaluation.embedder", error)
+            return
+        yield from (f"evaluation.embedder: {problem}" for problem in found.problems)
 
 
 def _hub_answers() -> bool:
@@ -419,5 +451,5 @@ def tracking_problems(config: RunConfig) -> Iterator[str]:
 
 def _placed(place: str, error: ValueError) -> str:
     """The message with its place in the config in front, unless it names one itself."""
-    text = first_line(error)
+    text = str(error).strip().partition("\n")[0] or type(error).__name__  # not cut: the remedy stands at the end
     return text if text.startswith((f"{place}.", f"{place} ")) else f"{place}: {text}"

@@ -20,8 +20,8 @@ class LatentModel(mlflow.pyfunc.PythonModel):
         from latent_control.text import load_tokenizer
 
         folder = context.artifacts["export"]
-        self.model = LatentActionForCausalLM.from_pretrained(folder)
-        self.tokenizer = load_tokenizer(folder, padding_side="left")
+        self.model = LatentActionForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(folder, key=None, padding_side="left")
 
     def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """A frame with the columns text, codes and finish_reason, for a frame (or records) with the columns of the signature."""

@@ -76,9 +76,9 @@ class Service:
     """A loaded export."""
 
     def __init__(self, folder: Path, name: str, *, device: str | None = None, base: str | None = None) -> None:
-        model = LatentActionForCausalLM.from_pretrained(folder, base=base, device_map=device or "auto")
+        model = LatentActionForCausalLM.from_pretrained(folder, base=base, device_map=device or "auto", trust_remote_code=False)
         self.latent = model.latent
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder, key=None)
         ends = model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [-1 if ends is None else ends]
         sampled, config = model.generation_config.do_sample, self.latent.config

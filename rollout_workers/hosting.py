@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Reward as RewardSettings
@@ -14,7 +14,7 @@ from configs.schema import Task as TaskSettings
 from latent_control.actors import Actor, base_actor, latent_actor
 from latent_control.base import BaseLM
 from latent_control.model import LatentActionLM, load_base
-from latent_control.persistence import tokenizer_path, weights_hash, world_hash
+from latent_control.persistence import read_weights, require_tensors, tokenizer_path, weights_hash, world_hash
 from latent_control.text import load_tokenizer
 from latent_control.token_level import WholeModel, token_actor, token_policy
 from latent_control.tower import Tower
@@ -60,11 +60,19 @@ class Host:
         return replace(self, policy=policy, base=policy.base if isinstance(policy, WholeModel) else self.base)
 
 
+def _fill(policy: Tower | WholeModel, path: Path) -> None:
+    """Load the trained tensors of a token-level policy: all of them, for the others are the base's."""
+    tensors, trained = read_weights(path), {id(parameter) for parameter in policy.trainable() if parameter.requires_grad}
+    wanted = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters() if id(parameter) in trained}
+    require_tensors(path, wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    policy.load_state_dict(tensors, strict=False)
+
+
 def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -> Host:
     """Load a model for sampling: without inverse dynamics model, the world model in the base's dtype.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or tensors of it are missing.
     """
     trust = spec.trust_remote_code
     tokenizer = load_tokenizer(tokenizer_path(spec.checkpoint) if spec.level == "latent" else spec.checkpoint, trust_remote_code=trust)
@@ -82,7 +90,7 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
         return Host(level="base", base=BaseLM(lm).to(device), model=None, policy=None, tokenizer=tokenizer)
     base, tokens = token_policy(lm, spec.token_trains, spec.token_blocks)
     if spec.policy_file:
-        tokens.load_state_dict(load_file(spec.policy_file), strict=False)
+        _fill(tokens, Path(spec.policy_file))
     if base.late_blocks:
         base.drop_late_blocks()
     return Host(level="token", base=base.to(device), model=None, policy=tokens.to(device, policy_dtype), tokenizer=tokenizer)

@@ -764,7 +764,7 @@ def test_any_architecture_is_saved_bundled_and_loaded(any_lm: PreTrainedModel, t
 def test_a_base_in_a_pickle_is_refused(base: PreTrainedModel, tmp_path: Path) -> None:
     base.config.save_pretrained(tmp_path)
     torch.save(base.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"no causal language model at .*safetensors"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin only, which are pickles and not read; take the model.s safetensors"):
         LatentActionLM.from_base(tmp_path)
 
 

@@ -21,7 +21,7 @@ from pipeline.durable import unseal
 from pipeline.replay import Added, ReplayActor, ReplayReader, ReplayWriter
 from rollout_workers.episodes import Rollout
 
-UNSTORED = {"features", "baseline", "event_logp", "events"}
+UNSTORED = {"features", "baseline", "event_logp", "events", "rescored_logp"}
 
 
 def rollout(index: int, **changes: object) -> Rollout:

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import PositiveFloat, ValidationError
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.persistence import base_path, read_shape
+from latent_control.pretrained import load_config
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
@@ -80,7 +81,7 @@ class SimulatedEngine:
         """
         trust, latent = spec.trust_remote_code, spec.level == "latent"
         base = base_path(spec.checkpoint) if latent else spec.checkpoint
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+        config = load_config(base, trust_remote_code=trust)
         dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else config.dtype or torch.float32
         return cls(
             read_options(settings),

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from pydantic import Field, PositiveInt, ValidationError
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.persistence import WEIGHTS, base_path, read_shape, weights_hash
+from latent_control.pretrained import BASE, load_config, require_whole
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
@@ -102,14 +103,14 @@ class VllmEngine:
         """Host the model of ``spec``; the policy runs in the base's dtype, whatever ``policy_dtype`` is.
 
         Raises:
-            ValueError: wrong options, no such checkpoint, or a base LM that is no Llama.
+            ValueError: wrong options, no such checkpoint, or a base LM that is no Llama or not whole.
             ModuleNotFoundError: vLLM is not installed here.
         """
         options = read_options(settings)
         if find_spec("vllm") is None:
             raise ModuleNotFoundError("rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local")
         base = base_path(spec.checkpoint)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
+        config = load_config(base, trust_remote_code=spec.trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture not in ARCHITECTURES:
             raise ValueError(f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set rollout.engine: local")
@@ -117,6 +118,7 @@ class VllmEngine:
             raise ValueError(
                 f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {span}: set rollout.engine: local"
             )
+        require_whole(base, BASE, trust_remote_code=spec.trust_remote_code)
         tensors = load_file(Path(spec.checkpoint) / WEIGHTS)
         world = [(name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge"))]
         return cls(
