@@ -5,7 +5,7 @@
 A request is 8 random prompts x 8 rollouts, decoded on 32 slots, lengths geometric with mean 16 in 4..48. The policy's head is scaled
 until its codes have a perplexity of about 8 of 64, as a cloned policy's: differences grow with what a policy tells apart. ``sound``:
 mean difference over all rows of a request, median and extremes over requests. ``mixed up``: the same where rows that enter read
-others' tokens, which is what the engine did until November 2026. ``cost``: seconds to score 1 of 16 rows again / seconds to decode.
+others' tokens, which is what the engine did until November 2026. ``cost``: seconds to score 1 of 32 rows again / seconds to decode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from latent_control.decoding import generate
 from latent_control.engine import Engine
 from latent_control.rescoring import mismatch_bound, rescored_logp
 
-PROMPTS, GROUP, SLOTS, PROMPT, SHARE, PERPLEXITY = 8, 8, 32, 24, 16, 8.0
+PROMPTS, GROUP, SLOTS, PROMPT, SHARE, PERPLEXITY = 8, 8, 32, 24, 32, 8.0
 # (model, base's number type, policy's)
 CASES = [
     ("tiny", "float32", "float32"),

@@ -37,7 +37,7 @@ from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge_all, reward_hash
 
-RESCORED_SHARE = 1 / 16
+RESCORED_SHARE = 1 / 32
 """Of the rollouts of a request, at least one: scored again when finished, so that a run sees an engine that mixes rows up."""
 
 T = TypeVar("T")

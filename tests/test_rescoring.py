@@ -61,7 +61,7 @@ def test_the_coarsest_number_type_sets_the_bound() -> None:
 
 
 def asked(**changes: Any) -> RolloutRequest:
-    first = RolloutRequest(request_id=3, split="train", prompt_indices=(0, 1, 2, 3, 4), seeds=(3,) * 5, group_size=4)
+    first = RolloutRequest(request_id=3, split="train", prompt_indices=(0, 1, 2, 3, 4), seeds=(3,) * 5, group_size=8)
     return replace(first, **changes)
 
 
@@ -72,7 +72,7 @@ def test_a_worker_scores_some_rollouts_again(config: Config, tiny_checkpoint: Pa
     policy = own_policy(runner)
     rollouts, _ = runner.sample_request(asked(policy=policy, temperature=1.3, top_k=5, ship_features=True))
     scored = [r for r in rollouts if r.rescored_logp is not None]
-    assert len(rollouts) == 20 and len(scored) == 2
+    assert len(rollouts) == 40 and len(scored) == 2
     for r in scored:
         np.testing.assert_allclose(r.rescored_logp, r.action_logp, rtol=0, atol=1e-5)
     again, _ = runner.sample_request(asked(policy=policy, temperature=1.3, top_k=5, ship_features=True))
