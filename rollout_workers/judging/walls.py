@@ -35,23 +35,25 @@ _SET_PDEATHSIG, _SET_SECCOMP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS, _FILTER =
 _NEWUSER, _NEWNET, _CLONE_THREAD = 0x10000000, 0x40000000, 0x00010000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Of a fork that judges. What is on neither list is answered with EPERM.
+# Of the parent of the forks, and of each fork. What is on neither list is answered with EPERM.
 ALLOWED = (
     "read readv pread64 write close fstat newfstatat stat lstat statx lseek mmap munmap mremap mprotect madvise brk rt_sigaction "
     "rt_sigprocmask rt_sigreturn sigaltstack futex clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getpid gettid "
     "getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname times sched_yield sched_getaffinity getcpu exit "
     "exit_group restart_syscall poll ppoll select pselect6 access faccessat faccessat2 readlink readlinkat getcwd getdents getdents64 rseq "
-    "set_robust_list membarrier getpriority"
+    "set_robust_list membarrier getpriority prctl seccomp prlimit64 setrlimit pipe pipe2 wait4 waitid kill"
 ).split()
 DEADLY = (
-    "execve execveat fork vfork socket socketpair connect bind listen accept accept4 sendto sendmsg ptrace process_vm_readv "
-    "process_vm_writev pidfd_open pidfd_getfd pidfd_send_signal kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo mount umount2 "
+    "execve execveat socket socketpair connect bind listen accept accept4 sendto sendmsg ptrace process_vm_readv "
+    "process_vm_writev pidfd_open pidfd_getfd pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo mount umount2 "
     "pivot_root chroot unshare setns bpf keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register perf_event_open "
     "userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename renameat renameat2 mkdir mkdirat "
     "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod mknodat setsid setpgid "
     "memfd_create shmget shmat msgget semget mq_open"
 ).split()
 """The process ends: nothing that judges a text has a use for them."""
+FORBIDDEN_IN_FORKS = ("clone", "fork", "vfork", "kill", "tkill", "tgkill")
+"""What the parent alone may do: the forks end at these."""
 _WRITING = (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_APPEND)
 _FCNTL = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: the others can have signals sent to other processes
 
@@ -107,7 +109,10 @@ def read_only(folders: Iterable[Path]) -> int:
     if rules < 0:
         return 0
     for folder in folders:
-        place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        try:
+            place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # not for this user: then there is nothing to allow
+            continue
         allowed = _READ_FILE | (_READ_DIR if folder.is_dir() else 0)
         _libc.syscall(_ADD_RULE, rules, 1, struct.pack("=Qi", allowed, place), 0)
         os.close(place)
@@ -136,11 +141,16 @@ def limit(*, megabytes: int, seconds: float | None = None, writes: bool = True) 
     for kind, value in wanted:
         hard = resource.getrlimit(kind)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, hard if writes else bound))
+        # A second more of CPU to the hard limit, at which the kernel kills without saying why.
+        last = hard if writes else bound + (kind == resource.RLIMIT_CPU)
+        resource.setrlimit(kind, (bound, last if hard == resource.RLIM_INFINITY else min(last, hard)))
 
 
-def judging_filter() -> Filter | None:
-    """For a fork that judges: reading, memory and time. ``None`` where there is no libseccomp."""
+def judging_filters() -> tuple[Filter, Filter] | None:
+    """For the parent of the forks: reading, memory, time and forks; and what each fork adds, which is short, for it costs time.
+
+    ``None`` where there is no libseccomp.
+    """
     if (seccomp := _seccomp()) is None:
         return None
     made = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
@@ -148,22 +158,25 @@ def judging_filter() -> Filter | None:
         _rule(seccomp, made, seccomp.ALLOW, name)
     for name in DEADLY:
         _rule(seccomp, made, seccomp.KILL_PROCESS, name)
-    equal, masked, other = seccomp.EQ, seccomp.MASKED_EQ, seccomp.ERRNO(errno.ENOSYS)
-    _rule(seccomp, made, other, "clone3")  # its flags lie where no filter can read them; the C library then takes clone
-    _rule(seccomp, made, other, "openat2")
-    _rule(seccomp, made, seccomp.KILL_PROCESS, "clone", (0, masked, _CLONE_THREAD, 0))
+    for name in ("clone3", "openat2"):  # their flags lie where no filter can read them; the C library then takes clone and openat
+        _rule(seccomp, made, seccomp.ERRNO(errno.ENOSYS), name)
+    _rule(seccomp, made, seccomp.ALLOW, "fork")
+    _rule(seccomp, made, seccomp.ALLOW, "clone", (0, seccomp.MASKED_EQ, _CLONE_THREAD, 0))  # processes, no threads
     _rule(seccomp, made, seccomp.ERRNO(errno.ENOTTY), "ioctl")  # Python asks every file that it opens whether it is a terminal
     for command in _FCNTL:
-        _rule(seccomp, made, seccomp.ALLOW, "fcntl", (1, equal, command))
-    _rule(seccomp, made, seccomp.ALLOW, "prlimit64", (0, equal, 0), (2, equal, 0))
+        _rule(seccomp, made, seccomp.ALLOW, "fcntl", (1, seccomp.EQ, command))
     writing = 0
     for flag in _WRITING:
         writing |= flag
     for name, place in (("open", 1), ("openat", 2)):
-        _rule(seccomp, made, seccomp.ALLOW, name, (place, masked, writing, 0))
+        _rule(seccomp, made, seccomp.ALLOW, name, (place, seccomp.MASKED_EQ, writing, 0))
         for flag in _WRITING:
-            _rule(seccomp, made, seccomp.KILL_PROCESS, name, (place, masked, flag, flag))
-    return _compiled(made)
+            _rule(seccomp, made, seccomp.KILL_PROCESS, name, (place, seccomp.MASKED_EQ, flag, flag))
+    last = seccomp.SyscallFilter(seccomp.ALLOW)
+    for name in FORBIDDEN_IN_FORKS:
+        _rule(seccomp, last, seccomp.KILL_PROCESS, name)
+    _rule(seccomp, last, seccomp.ERRNO(errno.EPERM), "prctl")
+    return _compiled(made), _compiled(last)
 
 
 def function_filter(*, network: bool, processes: bool) -> Filter | None:
@@ -215,14 +228,16 @@ def missing(standing: Sequence[str]) -> str:
 def build(folders: Iterable[Path]) -> tuple[list[str], Filter | None]:
     """Build the walls that are inherited around this process, which must have one thread.
 
-    Returns the names of those that stand, and the filter of system calls, which each fork installs for itself.
+    Returns the names of those that stand, and the filter of system calls that each fork adds for itself.
     """
     forbid_privileges()
-    made = judging_filter()  # first: the binding looks for its library with programs and temporary files
+    made = judging_filters()  # first: the binding looks for its library with programs and temporary files
     standing = ["network (namespace)"] if cut_network() else []
     standing += [f"files (Landlock {version})" for version in [read_only(folders)] if version]
-    standing += ["system calls"] if made is not None else []
-    return [*standing, "limits"], made
+    if made is None:
+        return [*standing, "limits"], None
+    made[0].install()
+    return [*standing, "system calls", "limits"], made[1]
 
 
 if __name__ == "__main__":
