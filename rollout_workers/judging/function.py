@@ -165,14 +165,20 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back
             signal.alarm(0)
-            if self.watch.met:
-                self._tell(asked["id"], {"failure": "reward_refused", "message": self.watch.met})
-            else:
-                self._tell(asked["id"], {"value": value} if call.error is None else call.failure(self.settings.path))
+            self._tell(asked["id"], {"value": value} if call.error is None and not self.watch.met else self._failure(call))
+
+    def _failure(self, call: Outcome) -> dict[str, str]:
+        if self.watch.met:
+            return {"failure": "reward_refused", "message": self.watch.met}
+        failure = call.failure(self.settings.path)
+        if not self.settings.network and os.strerror(walls.NETWORK_ERROR) in failure["message"]:  # C code, which Python's hooks do not see
+            failure["message"] += f"; set {_SETTING['network']}: true to let it"
+        return failure
 
     def _confine(self) -> None:
-        self.watch.start()
+        # First: the binding of libseccomp looks for its library with programs.
         made = walls.function_filter(network=self.settings.network, processes=self.settings.processes)
+        self.watch.start()
         if made is not None:
             walls.forbid_privileges()
             made.install()
