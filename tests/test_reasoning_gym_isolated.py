@@ -1,10 +1,12 @@
-"""reasoning-gym's verifiers in forks: the same marks as in this process for what is right, and nothing run that only looks like an answer."""
+"""reasoning-gym's verifiers in forks: the same marks as in this process, and nothing run that only looks like an answer."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,16 @@ from rollout_workers.tasks.forks import Confinement, Forks, forks
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
 EVALUATING = (
-    "countdown puzzle24 polynomial_multiplication simple_integration intermediate_integration string_insertion spiral_matrix binary_matrix n_queens"
-).split()
+    "countdown",
+    "puzzle24",
+    "polynomial_multiplication",
+    "simple_integration",
+    "intermediate_integration",
+    "string_insertion",
+    "spiral_matrix",
+    "binary_matrix",
+    "n_queens",
+)
 """Those whose verifiers evaluate answers in reasoning-gym 0.1.25, by themselves or by sympy's parser."""
 
 
@@ -43,18 +53,74 @@ def respellings(answer: str) -> list[str]:
     return list(
         dict.fromkeys(
             [
-                answer, f" {answer}", f"{answer} ", f"{answer}\n", f"\t{answer}", f"{answer}\n\n", f"  {answer}  ", f"\r\n{answer}", f"{answer}\u00a0",
-                answer.upper(), answer.lower(), answer.title(), answer.swapcase(), answer.capitalize(), spaced, answer.replace(" ", ""),
-                answer.replace(" ", "  "), answer.replace(", ", ","), answer.replace(",", ", "), answer.replace("\n", " "), answer.replace("-", "−"),
-                f"({answer})", f"(({answer}))", f"( {answer} )", f"+{answer}", f"0{answer}", f"{answer}.0", f"{answer}.", f"{answer}.00", f"[{answer}]",
-                f"'{answer}'", f'"{answer}"', f"${answer}$", f"`{answer}`", f"**{answer}**", f"({answer})*1", f"1*({answer})", f"({answer}) + 0",
-                f"0 + ({answer})", f"-(-({answer}))", f"({answer})/1", f"({answer}) - 0", f"({answer}) + 7", f"({answer}) + C", f"expand({answer})",
-                f"simplify({answer})", answer.replace("**", "^"), f"S({answer})", f"Answer: {answer}", f"<answer>{answer}</answer>", f"{answer} {answer}",
-                str(list(answer)), repr([answer]), repr([list(line) for line in answer.splitlines()]), repr([line.split() for line in answer.splitlines()]),
-                repr(answer.split()), answer + "x", answer[1:], answer[:-1], "{" + answer + "}", answer.encode("punycode").decode(), "2^3", "f(x)", "0", "no idea",
+                answer,
+                f" {answer}",
+                f"{answer} ",
+                f"{answer}\n",
+                f"\t{answer}",
+                f"{answer}\n\n",
+                f"  {answer}  ",
+                f"\r\n{answer}",
+                f"{answer}\u00a0",
+                answer.upper(),
+                answer.lower(),
+                answer.title(),
+                answer.swapcase(),
+                answer.capitalize(),
+                spaced,
+                answer.replace(" ", ""),
+                answer.replace(" ", "  "),
+                answer.replace(", ", ","),
+                answer.replace(",", ", "),
+                answer.replace("\n", " "),
+                answer.replace("-", "−"),
+                f"({answer})",
+                f"(({answer}))",
+                f"( {answer} )",
+                f"+{answer}",
+                f"0{answer}",
+                f"{answer}.0",
+                f"{answer}.",
+                f"{answer}.00",
+                f"[{answer}]",
+                f"'{answer}'",
+                f'"{answer}"',
+                f"${answer}$",
+                f"`{answer}`",
+                f"**{answer}**",
+                f"({answer})*1",
+                f"1*({answer})",
+                f"({answer}) + 0",
+                f"0 + ({answer})",
+                f"-(-({answer}))",
+                f"({answer})/1",
+                f"({answer}) - 0",
+                f"({answer}) + 7",
+                f"({answer}) + C",
+                f"expand({answer})",
+                f"simplify({answer})",
+                answer.replace("**", "^"),
+                f"S({answer})",
+                f"Answer: {answer}",
+                f"<answer>{answer}</answer>",
+                f"{answer} {answer}",
+                str(list(answer)),
+                repr([answer]),
+                repr([list(line) for line in answer.splitlines()]),
+                repr([line.split() for line in answer.splitlines()]),
+                repr(answer.split()),
+                answer + "x",
+                answer[1:],
+                answer[:-1],
+                "{" + answer + "}",
+                answer.encode("punycode").decode(),
+                "2^3",
+                "f(x)",
+                "0",
+                "no idea",
             ]
         )
-    )  # fmt: skip
+    )
 
 
 def in_process(dataset: Any, answer: str, entry: Any) -> float | str:
@@ -81,7 +147,9 @@ def compared(judged: Forks, name: str, entries: int) -> tuple[int, int, list[obj
     there = judged.call(settings, rows, answers, name=name)
     told = [verdict.kind if isinstance(verdict, Failure) else verdict for verdict in there]
     # What is code is refused, and was no right answer in any case.
-    different = [(a, h, t) for a, h, t in zip(answers, here, told, strict=True) if h != t and not (t == "verifier_refused" and h in (0, 0.0, 0.01))]
+    different = [
+        (a, h, t) for a, h, t in zip(answers, here, told, strict=True) if h != t and not (t == "verifier_refused" and h in (0, 0.0, 0.01))
+    ]
     return len(answers), sum(mark == 1.0 for mark in here), different
 
 
@@ -138,9 +206,9 @@ ATTACKS = (
     "breakpoint()",
     "input()",
     "help()",
-    "S('__import__(\"os\").system(\"touch {X}\")')",
-    "sympify('open(\"{X}\",\"w\")')",
-    "sin('open(\"{X}\",\"w\")')",
+    'S(\'__import__("os").system("touch {X}")\')',
+    'sympify(\'open("{X}","w")\')',
+    'sin(\'open("{X}","w")\')',
     "Symbol('x').func.__class__",
     "lambdify('x', \"open('{X}','w')\")(1)",
     "preview(x, output='png', filename='{X}')",
@@ -148,7 +216,7 @@ ATTACKS = (
     "plot(x)",
     "test()",
     "(x := open('{X}','w'))",
-    "f'{{open(\"{X}\",\"w\")}}'",
+    'f\'{{open("{X}","w")}}\'',
     "{{**open('{X}','w')}}",
     "[*open('{X}','w')]",
     "type('E', (), {{'__eq__': lambda s, o: True, '__float__': lambda s: 24.0}})()",
@@ -168,7 +236,7 @@ REFUSED = {"verifier_refused", "verifier_error", "reward_timeout", "reward_memor
 
 def attacked(name: str, attacks: Sequence[str], tmp_path: Path) -> None:
     """Play attacks between right answers, in one batch."""
-    limits = {"seconds": 1.0, "megabytes": 1024}
+    limits = {"seconds": 5.0 if "integration" in name else 1.5, "megabytes": 1024}  # to simplify an integral takes long
     task = build_task(TaskConfig(name=f"reasoning_gym/{name}", options={"limits": limits}))
     demonstrations = list(task.demonstrations("heldout")[:2])
     gold = [task.score(demonstration.prompt, demonstration.response) for demonstration in demonstrations]
@@ -182,7 +250,10 @@ def attacked(name: str, attacks: Sequence[str], tmp_path: Path) -> None:
     assert time.perf_counter() - started < 30 + 2 * len(attacks)
     assert not (tmp_path / "touched").exists()
     for text, verdict in zip(texts[::2], verdicts[::2], strict=True):
-        assert (isinstance(verdict, Failure) and verdict.kind in REFUSED) or (isinstance(verdict, Score) and not verdict.success), (text, verdict)
+        assert (isinstance(verdict, Failure) and verdict.kind in REFUSED) or (isinstance(verdict, Score) and not verdict.success), (
+            text,
+            verdict,
+        )
     assert verdicts[1::2] == [gold[place % 2] for place in range(len(attacks))], "all other responses have their own verdicts"
     assert all(isinstance(verdict, Score) for verdict in gold)
 
@@ -253,7 +324,13 @@ def test_the_maths_verifier_is_behind_the_same_walls(tmp_path: Path) -> None:
     task = build_task(TaskConfig(name="jsonl", options={"path": str(rows), "verifier": "math", "limits": {"seconds": 2}}))
     prompt = task.prompts("train")[0]
     half = int(str(prompt.metadata["prompt"])[:-1]) / 2
-    texts = [f"It is {half}", f"\\boxed{{{2 * half:.0f}/2}}", f"{half + 1}", "$(open)('{X}','w')$".replace("{X}", str(tmp_path / "X")), f"${half}$"]
+    texts = [
+        f"It is {half}",
+        f"\\boxed{{{2 * half:.0f}/2}}",
+        f"{half + 1}",
+        "$(open)('{X}','w')$".replace("{X}", str(tmp_path / "X")),
+        f"${half}$",
+    ]
     texts += ["\\boxed{__import__('os').system('touch " + str(tmp_path / "X") + "')}", "$9^{9^{9^{9^{9}}}}$", f"\\boxed{{{half}}}"]
     verdicts = score_all(task, [prompt] * len(texts), texts)
     assert not (tmp_path / "X").exists()
@@ -268,10 +345,30 @@ class TestTyped:
     @pytest.mark.parametrize(
         "value",
         [
-            None, True, 1, -(10**400), 0.1, float("inf"), -0.0, "text", "\ud800", (), (1, (2, [3])), {1: "a", "1": "b", (1, 2): {"x": {3, 4}}}, {"set": frozenset("a")},
-            [[], {}, ()], 1 + 2j, b"\x00\xff", __import__("datetime").datetime(2026, 1, 2, 3, 4, 5), __import__("datetime").date(2026, 1, 2), {"tuple": [1]}, {"int": 1},
+            None,
+            True,
+            1,
+            -(10**400),
+            0.1,
+            float("inf"),
+            -0.0,
+            "text",
+            "\ud800",
+            (),
+            (1, (2, [3])),
+            {1: "a", "1": "b", (1, 2): {"x": {3, 4}}},
+            {"set": frozenset("a")},
+            [[], {}, ()],
+            1 + 2j,
+            Fraction(10**400, 3),
+            Decimal("1E+30"),
+            b"\x00\xff",
+            __import__("datetime").datetime(2026, 1, 2, 3, 4, 5),
+            __import__("datetime").date(2026, 1, 2),
+            {"tuple": [1]},
+            {"int": 1},
         ],
-    )  # fmt: skip
+    )
     def test_they_come_back_as_they_were(self, value: Any) -> None:
         import json
 

@@ -20,11 +20,11 @@ _NODES: tuple[type[ast.AST], ...] = (
     *(ast.Tuple, ast.List, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.comprehension),
 )
 _BUILTINS = (
-    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range reversed round set sorted str "
-    "sum tuple zip"
-).split()
-_SYMPY = "S sympify sqrt cbrt root real_root expand simplify factor diff integrate together apart cancel prod Function Lambda".split()
-_SAFE: Mapping[str, Any] = {name: getattr(builtins, name) for name in _BUILTINS}
+    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range reversed round set sorted "
+    "str sum tuple zip"
+)
+_SYMPY = "S sympify sqrt cbrt root real_root expand simplify factor diff integrate together apart cancel prod Function Lambda"
+_SAFE: Mapping[str, Any] = {name: getattr(builtins, name) for name in _BUILTINS.split()}
 
 
 class Refused(Exception):
@@ -93,7 +93,7 @@ class Guard:
 def _harmless(name: str, value: object) -> bool:
     """Python's functions on values, sympy's on expressions; sympy's expressions and their classes."""
     sympy = sys.modules.get("sympy")
-    if value is _SAFE.get(name) or (name in _SYMPY and value is getattr(sympy, name, None)):
+    if value is _SAFE.get(name) or (name in _SYMPY.split() and value is getattr(sympy, name, None)):
         return True
     kind = value if isinstance(value, type) else type(value)
     return kind.__module__.startswith("sympy.") and any(base.__name__ == "Basic" for base in kind.__mro__)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 _EXACT = 2**53
 _DATES: dict[str, Any] = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
+_TEXTS: dict[str, Callable[[str], Any]] = {"Fraction": Fraction, "Decimal": Decimal}
 _MANY: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -32,6 +35,8 @@ def encode(value: Any) -> Any:
         return {type(value).__name__: [encode(child) for child in value]}
     if type(value).__name__ in _DATES and type(value) is _DATES[type(value).__name__]:
         return {type(value).__name__: value.isoformat()}
+    if type(value) in _TEXTS.values():
+        return {type(value).__name__: str(value)}
     if isinstance(value, complex):
         return {"complex": [value.real.hex(), value.imag.hex()]}
     if isinstance(value, bytes):
@@ -54,5 +59,5 @@ def decode(value: Any) -> Any:
         return _DATES[kind].fromisoformat(held)
     if kind == "complex":
         return complex(*(float.fromhex(part) for part in held))
-    known: dict[str, Callable[[str], Any]] = {"int": lambda text: int(text, 16), "float": float.fromhex, "bytes": bytes.fromhex}
+    known: dict[str, Callable[[str], Any]] = {**_TEXTS, "int": lambda text: int(text, 16), "float": float.fromhex, "bytes": bytes.fromhex}
     return known[kind](held)

@@ -1,7 +1,7 @@
 """Walls around a process that judges: what the kernel gives without root, and which of them stand here.
 
-``python -m rollout_workers.judging.walls`` prints them as JSON, after building them around itself. On Linux: Landlock (files, TCP, signals),
-user and network namespaces, seccomp by way of libseccomp, resource limits. Elsewhere the resource limits alone.
+``python -m rollout_workers.judging.walls`` prints them as JSON, after building them around itself. On Linux: Landlock (files, TCP,
+signals), user and network namespaces, seccomp by way of libseccomp, resource limits. Elsewhere the resource limits alone.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ ALLOWED = (
     "getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname times sched_yield sched_getaffinity getcpu exit "
     "exit_group restart_syscall poll ppoll select pselect6 access faccessat faccessat2 readlink readlinkat getcwd getdents getdents64 rseq "
     "set_robust_list membarrier getpriority prctl seccomp prlimit64 setrlimit pipe pipe2 wait4 waitid kill"
-).split()
+)
 DEADLY = (
     "execve execveat socket socketpair connect bind listen accept accept4 sendto sendmsg ptrace process_vm_readv "
     "process_vm_writev pidfd_open pidfd_getfd pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo mount umount2 "
     "pivot_root chroot unshare setns bpf keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register perf_event_open "
     "userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename renameat renameat2 mkdir mkdirat "
-    "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod mknodat setsid setpgid "
-    "memfd_create shmget shmat msgget semget mq_open"
-).split()
+    "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod mknodat setsid "
+    "setpgid memfd_create shmget shmat msgget semget mq_open"
+)
 """The process ends: nothing that judges a text has a use for them."""
 FORBIDDEN_IN_FORKS = ("clone", "fork", "vfork", "kill", "tkill", "tgkill")
 """What the parent alone may do: the forks end at these."""
@@ -125,7 +125,8 @@ def what_python_reads() -> list[Path]:
     """The interpreter's folders, those of the packages loaded by now, the system's libraries and time zones."""
     home = Path.home().resolve()
     found = {Path(sys.prefix), *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
-    found |= {Path(m.__file__).parent for name, m in list(sys.modules.items()) if "." not in name and getattr(m, "__file__", None)}
+    files = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name)
+    found |= {Path(file).parent for file in files if file}
     found |= {Path(p) for p in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache")}
     # A package that lies right in the home folder must not open all of it.
     return sorted(p for p in found if p.exists() and not home.is_relative_to(p.resolve()))
@@ -154,9 +155,9 @@ def judging_filters() -> tuple[Filter, Filter] | None:
     if (seccomp := _seccomp()) is None:
         return None
     made = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
-    for name in ALLOWED:
+    for name in ALLOWED.split():
         _rule(seccomp, made, seccomp.ALLOW, name)
-    for name in DEADLY:
+    for name in DEADLY.split():
         _rule(seccomp, made, seccomp.KILL_PROCESS, name)
     for name in ("clone3", "openat2"):  # their flags lie where no filter can read them; the C library then takes clone and openat
         _rule(seccomp, made, seccomp.ERRNO(errno.ENOSYS), name)

@@ -41,9 +41,7 @@ class Forks:
         self._child: Child | None = None
         self._lock = threading.Lock()
 
-    def call(
-        self, judge: Mapping[str, object], rows: Sequence[object], responses: Sequence[str], *, name: str
-    ) -> list[float | Failure]:
+    def call(self, judge: Mapping[str, object], rows: Sequence[object], responses: Sequence[str], *, name: str) -> list[float | Failure]:
         """The verdict of the judge made from ``judge`` on each pair; equal pairs are judged once. ``name`` is for errors.
 
         Raises:
