@@ -5,7 +5,7 @@ batch; a line goes out for each verdict, with the batch's id and the place in it
 to check: it may be lies, but only about its own response.
 
 Responses of digits, brackets and the signs + - * / alone share a fork. There is no name in them, so nothing that they could call,
-assign or import; a fork costs more than judging ten of them. Should one end or stall its fork, the rest are judged each in their own.
+assign or import, and a fork costs more than judging fifty of them. Should one end or stall its fork, the rest are judged each in their own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from rollout_workers.judging.typed import decode
 Judge = Callable[[Any, str], float]
 _ARITHMETIC = re.compile(r"(?!.*(\*\*|//))[0-9 +\-*/()\[\].,]{1,200}")
 _LONGEST_REPLY = 1 << 12
-_TIGHT = 8
+_TOGETHER = 0.02
+"""Seconds: verdicts of a shared fork are said together that long, for each time the parent and the worker wake up."""
+_TIGHT = 64
 """So many responses share a fork at least, where there are as many."""
 
 
@@ -64,6 +66,7 @@ class Batch:
     asked: Sequence[tuple[Any, str]]
     filter: walls.Filter | None
     tell: Callable[[int, Mapping[str, Any]], None]
+    flush: Callable[[], None]
     channel: tuple[int, ...]
     """Descriptors that no fork may keep."""
     waiting: deque[list[int]] = field(default_factory=deque)
@@ -105,14 +108,18 @@ class Batch:
         walls.limit(megabytes=self.settings.megabytes, seconds=self.settings.seconds * len(places), writes=False)
         if self.filter is not None:
             self.filter.install()
+        said, since = b"", time.monotonic()
         with Outcome():
             for place in places:
                 with Outcome() as call:
                     value = float(self.judge(*self.asked[place])).hex()
                 if isinstance(call.error, MemoryError) and len(places) > 1:
                     break  # perhaps the others' memory: each is judged again, alone
-                said = {"value": value} if call.error is None else call.failure()
-                os.write(pipe, json.dumps(said).encode() + b"\n")
+                said += json.dumps({"value": value} if call.error is None else call.failure()).encode() + b"\n"
+                if time.monotonic() - since > _TOGETHER:
+                    os.write(pipe, said)
+                    said, since = b"", time.monotonic()
+            os.write(pipe, said)
         os._exit(0)
 
     def _read(self, fork: _Fork) -> bool:
@@ -122,7 +129,8 @@ class Batch:
         while fork.places and b"\n" in fork.unread:
             line, _, fork.unread = fork.unread.partition(b"\n")
             self.tell(fork.places.popleft(), {"said": line[:_LONGEST_REPLY].decode("ascii", "replace")})
-            fork.deadline = time.monotonic() + self.settings.seconds
+            fork.deadline = time.monotonic() + self.settings.seconds + _TOGETHER
+        self.flush()
         if said and fork.places and len(fork.unread) <= _LONGEST_REPLY:
             return True
         self._end(fork, "")
@@ -141,6 +149,7 @@ class Batch:
             self.waiting.extend([place] for place in fork.places)
         elif fork.places:
             self.tell(fork.places[0], {"ended": why})
+            self.flush()
 
 
 def _status(pid: int) -> str:
@@ -167,9 +176,8 @@ class Server:
         self.filter: walls.Filter | None = None
 
     def tell(self, **said: Any) -> None:
-        """One line to the worker."""
+        """One line to the worker, sent with the next flush."""
         self.answers.write(json.dumps(said).encode() + b"\n")
-        self.answers.flush()
 
     def serve(self) -> None:
         """Until the worker closes the pipe. The first batch's judge is made before the walls go up, with all that it loads."""
@@ -177,11 +185,13 @@ class Server:
             batch = json.loads(line)
             judge = self._judge(batch["id"], batch["judge"])
             if judge is None:
+                self.answers.flush()
                 continue
             if not self.standing:
                 self.standing, self.filter = walls.build(walls.what_python_reads())
             if (gone := walls.missing(self.standing)) and not self.settings.unconfined:
                 self.tell(id=batch["id"], unconfined=gone)
+                self.answers.flush()
                 continue
             rows = [decode(row) for row in batch["rows"]]
             asked = [(rows[row], text) for row, text in batch["asked"]]
@@ -190,7 +200,7 @@ class Server:
                 self.tell(id=name, place=place, **said)
 
             channel = (self.requests.fileno(), self.answers.fileno())
-            Batch(self.settings, judge, asked, self.filter, tell, channel).run()
+            Batch(self.settings, judge, asked, self.filter, tell, self.answers.flush, channel).run()
 
     def _judge(self, name: str, settings: Any) -> Judge | None:
         key = json.dumps(settings)
