@@ -155,9 +155,10 @@ def test_what_goes_wrong_is_a_failure_within_its_limit(judged: Forks, text: str,
 
 
 LIES = (
-    b'{"value": "0x1p+0"}',
-    b'{"value": 1}',
-    b'{"value": "7"}{',
+    b"0x1p+0",
+    b"1",
+    b'7"}{',
+    b"0x1p+99999",
     b"{" * 4000,
     b"[" * 4000,
     b"\xff\x00\x1b[2J",
@@ -175,7 +176,7 @@ def test_what_is_written_to_every_descriptor_reaches_no_other_verdict(judged: Fo
     texts = ["got = False", lies, "got = True", lies + "\nos._exit(0)", "got = False"]
     verdicts = judged.call({}, [None] * 5, texts, name="test")
     assert [verdicts[i] for i in (0, 2, 4)] == [0.0, 1.0, 0.0]
-    assert all(v in (0.0, 1.0, 7.0) or isinstance(v, Failure) for v in verdicts)
+    assert all(v in (0.0, 1.0) or isinstance(v, Failure) for v in verdicts)
 
 
 def test_nothing_that_a_response_changes_is_seen_by_the_next(judged: Forks) -> None:

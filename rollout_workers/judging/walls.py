@@ -144,7 +144,11 @@ def limit(*, megabytes: int, seconds: float | None = None, writes: bool = True) 
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # A second more of CPU to the hard limit, at which the kernel kills without saying why.
         last = hard if writes else bound + (kind == resource.RLIMIT_CPU)
-        resource.setrlimit(kind, (bound, last if hard == resource.RLIM_INFINITY else min(last, hard)))
+        try:
+            resource.setrlimit(kind, (bound, last if hard == resource.RLIM_INFINITY else min(last, hard)))
+        except (ValueError, OSError):
+            if LINUX:  # macOS knows some of these by name only
+                raise
 
 
 def judging_filters() -> tuple[Filter, Filter] | None:

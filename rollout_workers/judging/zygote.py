@@ -1,8 +1,8 @@
 """A warm parent that forks for each response: the fork judges it and ends, so that no response meets another one's traces.
 
-The parent has imported what the verifier needs, sits behind walls, and never looks at a response. A line of JSON comes in for each
-batch; a line goes out for each verdict, with the batch's id and the place in it. What a fork says is handed on as text, for the worker
-to check: it may be lies, but only about its own response.
+The parent has imported what the verifier needs, sits behind walls, and never looks at a response. A line of JSON comes in for each batch;
+lines go out with verdicts as they come, with the batch's id and the places in it. What a fork says is handed on as text, for the worker to
+check: it may be lies, but only about its own response.
 
 Responses of digits, brackets and the signs + - * / alone share a fork. There is no name in them, so nothing that they could call,
 assign or import, and a fork costs more than judging fifty of them. Should one end or stall its fork, the rest are judged each in their own.
@@ -19,8 +19,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -33,8 +34,12 @@ _ARITHMETIC = re.compile(r"(?!.*(\*\*|//))[0-9 +\-*/()\[\].,]{1,200}")
 _LONGEST_REPLY = 1 << 12
 _TOGETHER = 0.02
 """Seconds: verdicts of a shared fork are said together that long, for each time the parent and the worker wake up."""
-_TIGHT = 64
-"""So many responses share a fork at least, where there are as many."""
+_TIGHT = 256
+"""So many responses share a fork at least, where there are as many: two forks at once cost more than they save."""
+_FEW = 8
+"""The same, once it is known that they take long."""
+_LONG = 0.25
+"""Seconds after which a shared fork leaves the rest to others, which then run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class _Fork:
     pid: int
     pipe: int
     places: deque[int]
+    """Not judged yet."""
+    shared: bool
     deadline: float
     unread: bytes = b""
 
@@ -65,8 +72,7 @@ class Batch:
     judge: Judge
     asked: Sequence[tuple[Any, str]]
     filter: walls.Filter | None
-    tell: Callable[[int, Mapping[str, Any]], None]
-    flush: Callable[[], None]
+    tell: Callable[..., None]
     channel: tuple[int, ...]
     """Descriptors that no fork may keep."""
     waiting: deque[list[int]] = field(default_factory=deque)
@@ -76,8 +82,7 @@ class Batch:
         """Tell a verdict for every place, in whatever order they come."""
         shared = [place for place, (_, text) in enumerate(self.asked) if _ARITHMETIC.fullmatch(text)]
         alone = set(range(len(self.asked))) - set(shared)
-        size = max(_TIGHT, -(-len(shared) // self.settings.parallel))
-        self.waiting.extend(shared[start : start + size] for start in range(0, len(shared), size))
+        self._share(shared, _TIGHT)
         self.waiting.extend([place] for place in sorted(alone))
         poll = select.poll()
         while self.waiting or self.running:
@@ -91,6 +96,11 @@ class Batch:
                 poll.unregister(fork.pipe)
                 self._end(fork, "timeout")
 
+    def _share(self, places: Sequence[int], least: int) -> None:
+        """Let these share as many forks as run at once, or fewer with at least ``least`` each."""
+        size = max(least, -(-len(places) // self.settings.parallel))
+        self.waiting.extend(list(places[start : start + size]) for start in range(0, len(places), size))
+
     def _start(self, places: list[int]) -> int:
         mine, theirs = os.pipe()
         pid = os.fork()
@@ -99,7 +109,7 @@ class Batch:
                 os.close(descriptor)
             self._inside(theirs, places)
         os.close(theirs)
-        self.running[mine] = _Fork(pid, mine, deque(places), time.monotonic() + self.settings.seconds)
+        self.running[mine] = _Fork(pid, mine, deque(places), len(places) > 1, time.monotonic() + self.settings.seconds)
         return mine
 
     def _inside(self, pipe: int, places: list[int]) -> None:
@@ -109,13 +119,17 @@ class Batch:
         if self.filter is not None:
             self.filter.install()
         said, since = b"", time.monotonic()
+        leave = since + _LONG
         with Outcome():
             for place in places:
+                if since > leave:
+                    break
                 with Outcome() as call:
                     value = float(self.judge(*self.asked[place])).hex()
                 if isinstance(call.error, MemoryError) and len(places) > 1:
-                    break  # perhaps the others' memory: each is judged again, alone
-                said += json.dumps({"value": value} if call.error is None else call.failure()).encode() + b"\n"
+                    os.write(pipe, said)
+                    os._exit(1)  # perhaps the others' memory: each is judged again, alone
+                said += (value if call.error is None else json.dumps(call.failure())).encode() + b"\n"
                 if time.monotonic() - since > _TOGETHER:
                     os.write(pipe, said)
                     said, since = b"", time.monotonic()
@@ -126,11 +140,11 @@ class Batch:
         """Take what it said; whether more is to come."""
         said = os.read(fork.pipe, 1 << 16)
         fork.unread += said
-        while fork.places and b"\n" in fork.unread:
-            line, _, fork.unread = fork.unread.partition(b"\n")
-            self.tell(fork.places.popleft(), {"said": line[:_LONGEST_REPLY].decode("ascii", "replace")})
+        *lines, fork.unread = fork.unread.split(b"\n")
+        if lines and fork.places:
+            texts = [line[:_LONGEST_REPLY].decode("ascii", "replace") for line in lines[: len(fork.places)]]
+            self.tell(places=[fork.places.popleft() for _ in texts], said=texts)
             fork.deadline = time.monotonic() + self.settings.seconds + _TOGETHER
-        self.flush()
         if said and fork.places and len(fork.unread) <= _LONGEST_REPLY:
             return True
         self._end(fork, "")
@@ -145,11 +159,12 @@ class Batch:
         else:
             os.kill(fork.pid, signal.SIGKILL)
             os.waitpid(fork.pid, 0)
-        if len(fork.places) > 1:
+        if fork.places and fork.shared and why == "0":
+            self._share(list(fork.places), _FEW)
+        elif fork.shared:
             self.waiting.extend([place] for place in fork.places)
         elif fork.places:
-            self.tell(fork.places[0], {"ended": why})
-            self.flush()
+            self.tell(places=[fork.places[0]], ended=why)
 
 
 def _status(pid: int) -> str:
@@ -176,8 +191,9 @@ class Server:
         self.filter: walls.Filter | None = None
 
     def tell(self, **said: Any) -> None:
-        """One line to the worker, sent with the next flush."""
+        """One line to the worker."""
         self.answers.write(json.dumps(said).encode() + b"\n")
+        self.answers.flush()
 
     def serve(self) -> None:
         """Until the worker closes the pipe. The first batch's judge is made before the walls go up, with all that it loads."""
@@ -185,22 +201,16 @@ class Server:
             batch = json.loads(line)
             judge = self._judge(batch["id"], batch["judge"])
             if judge is None:
-                self.answers.flush()
                 continue
             if not self.standing:
                 self.standing, self.filter = walls.build(walls.what_python_reads())
             if (gone := walls.missing(self.standing)) and not self.settings.unconfined:
                 self.tell(id=batch["id"], unconfined=gone)
-                self.answers.flush()
                 continue
             rows = [decode(row) for row in batch["rows"]]
             asked = [(rows[row], text) for row, text in batch["asked"]]
-
-            def tell(place: int, said: Mapping[str, Any], name: str = batch["id"]) -> None:
-                self.tell(id=name, place=place, **said)
-
             channel = (self.requests.fileno(), self.answers.fileno())
-            Batch(self.settings, judge, asked, self.filter, tell, self.answers.flush, channel).run()
+            Batch(self.settings, judge, asked, self.filter, partial(self.tell, id=batch["id"]), channel).run()
 
     def _judge(self, name: str, settings: Any) -> Judge | None:
         key = json.dumps(settings)

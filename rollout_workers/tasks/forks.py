@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 from rollout_workers.judging.typed import encode
@@ -81,7 +82,7 @@ class Forks:
                 if said["id"] != batch:
                     continue  # of a batch that was broken off here
                 self._require_judge(said, name)
-                found[said["place"]] = self._verdict(said)
+                found |= zip(said["places"], self._verdicts(said), strict=True)
                 seconds = 2 * self.confinement.seconds + 10
         except Ended as ended:
             self.close()
@@ -89,7 +90,7 @@ class Forks:
             found = {place: found.get(place, lost) for place in range(len(asked))}
         return [found[place] for place in range(len(asked))]
 
-    def _require_judge(self, said: Mapping[str, str], name: str) -> None:
+    def _require_judge(self, said: Mapping[str, Any], name: str) -> None:
         if "broken" in said:
             raise ValueError(f"the verifier of {name} does not load: {readable(said['broken'])}")
         if "unconfined" in said:
@@ -100,18 +101,8 @@ class Forks:
                 "on a machine where the model's code may do anything, set task.options.limits.allow_unconfined: true"
             )
 
-    def _verdict(self, said: Mapping[str, str]) -> float | Failure:
-        if "ended" in said:
-            return self._end_of(said["ended"])
-        try:
-            told = json.loads(said["said"])
-            if isinstance(told, dict) and told.keys() == {"value"}:
-                return float.fromhex(told["value"])
-            if isinstance(told, dict) and told.keys() == {"failure", "message"} and told["failure"] in KINDS:
-                return Failure(kind=told["failure"], message=readable(str(told["message"])))
-        except (ValueError, TypeError, OverflowError, RecursionError):
-            pass
-        return Failure(kind="reward_channel", message=f"the fork answered {readable(said['said'][:80])!r}, which is no verdict")
+    def _verdicts(self, said: Mapping[str, Any]) -> list[float | Failure]:
+        return [self._end_of(said["ended"])] if "ended" in said else [_verdict(text) for text in said["said"]]
 
     def _end_of(self, why: str) -> Failure:
         if why == "timeout":
@@ -119,6 +110,19 @@ class Forks:
         if why == "refused":
             return Failure(kind="verifier_refused", message="the answer made a system call that judging has no use for")
         return Failure(kind="reward_crash", message=f"the process ended with {why} (out of memory, or it ended itself)")
+
+
+def _verdict(said: str) -> float | Failure:
+    """What a fork said, which may be anything: a number as ``float.hex`` writes it, or a failure as JSON."""
+    try:
+        if said[:1] != "{":
+            return float.fromhex(said)
+        told = json.loads(said)
+        if told.keys() == {"failure", "message"} and told["failure"] in KINDS:
+            return Failure(kind=told["failure"], message=readable(str(told["message"])))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        pass
+    return Failure(kind="reward_channel", message=f"the fork answered {readable(said[:80])!r}, which is no verdict")
 
 
 _forks: WeakValueDictionary[Confinement, Forks] = WeakValueDictionary()
