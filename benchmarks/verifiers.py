@@ -2,11 +2,11 @@
 
     python benchmarks/verifiers.py [--repeats 9] [--quick] [--out DIR]
 
-``reasoning_gym/countdown``, batches of 128 distinct responses, 8 batches a round, the same in every round. Arithmetic: right answers and,
-for every other prompt, one with its last number reversed: they share a fork. Mixed: one response in eight is a sentence, which has a fork of
-its own. Sentences: all of them, two batches. The process itself has no walls and no limits: it calls ``score_answer`` in a loop, as the
-project did before. Forks run at once on as many CPUs as the process has; ``one fork at a time`` sets ``limits.parallel: 1``. A round to warm
-up loads the parent of the forks.
+``reasoning_gym/countdown``, batches of 128 distinct responses, 8 batches a round, the same in every round. Arithmetic: right answers
+and, for every other prompt, one with its last number reversed: they share a fork. Mixed: one response in eight is a sentence, which has a
+fork of its own. Sentences: all of them, two batches. The process itself has no walls and no limits: it calls ``score_answer`` in a loop,
+as the project did before. Forks run at once on as many CPUs as the process has; ``one fork at a time`` sets ``limits.parallel: 1``. A
+round to warm up loads the parent of the forks.
 """
 
 from __future__ import annotations
