@@ -64,12 +64,11 @@ class Filter:
 
     program: bytes
 
-    def install(self) -> None:
-        """From here on, for this thread and what it starts."""
+    def install(self) -> bool:
+        """From here on, for this thread and what it starts; whether the kernel takes it."""
         held = ctypes.create_string_buffer(self.program, len(self.program))
         head = struct.pack("HxxxxxxP", len(self.program) // 8, ctypes.addressof(held))
-        if _libc.prctl(_SET_SECCOMP, _FILTER, head, 0, 0):
-            raise OSError(ctypes.get_errno(), "seccomp")
+        return bool(_libc.prctl(_SET_SECCOMP, _FILTER, head, 0, 0) == 0)
 
 
 def forbid_privileges() -> None:
@@ -239,9 +238,8 @@ def build(folders: Iterable[Path]) -> tuple[list[str], Filter | None]:
     made = judging_filters()  # first: the binding looks for its library with programs and temporary files
     standing = ["network (namespace)"] if cut_network() else []
     standing += [f"files (Landlock {version})" for version in [read_only(folders)] if version]
-    if made is None:
+    if made is None or not made[0].install():
         return [*standing, "limits"], None
-    made[0].install()
     return [*standing, "system calls", "limits"], made[1]
 
 

@@ -114,26 +114,30 @@ class Batch:
 
     def _inside(self, pipe: int, places: list[int]) -> None:
         """The fork: walls, then verdicts, then the end, with no way back."""
-        walls.die_with_parent()
-        walls.limit(megabytes=self.settings.megabytes, seconds=self.settings.seconds * len(places), writes=False)
-        if self.filter is not None:
-            self.filter.install()
+        try:
+            walls.die_with_parent()
+            walls.limit(megabytes=self.settings.megabytes, seconds=self.settings.seconds * len(places), writes=False)
+            if self.filter is None or self.filter.install():
+                self._judge(pipe, places)
+        finally:
+            os._exit(1)
+
+    def _judge(self, pipe: int, places: list[int]) -> None:
         said, since = b"", time.monotonic()
         leave = since + _LONG
-        with Outcome():
-            for place in places:
-                if since > leave:
-                    break
-                with Outcome() as call:
-                    value = float(self.judge(*self.asked[place])).hex()
-                if isinstance(call.error, MemoryError) and len(places) > 1:
-                    os.write(pipe, said)
-                    os._exit(1)  # perhaps the others' memory: each is judged again, alone
-                said += (value if call.error is None else json.dumps(call.failure())).encode() + b"\n"
-                if time.monotonic() - since > _TOGETHER:
-                    os.write(pipe, said)
-                    said, since = b"", time.monotonic()
-            os.write(pipe, said)
+        for place in places:
+            if since > leave:
+                break
+            with Outcome() as call:
+                value = float(self.judge(*self.asked[place])).hex()
+            if isinstance(call.error, MemoryError) and len(places) > 1:
+                os.write(pipe, said)
+                os._exit(1)  # perhaps the others' memory: each is judged again, alone
+            said += (value if call.error is None else json.dumps(call.failure())).encode() + b"\n"
+            if time.monotonic() - since > _TOGETHER:
+                os.write(pipe, said)
+                said, since = b"", time.monotonic()
+        os.write(pipe, said)
         os._exit(0)
 
     def _read(self, fork: _Fork) -> bool:
