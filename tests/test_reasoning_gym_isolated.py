@@ -166,6 +166,56 @@ def test_marks_are_the_same_for_every_dataset(judged: Forks, name: str) -> None:
     assert not different
 
 
+def spaced(answer: str) -> list[str]:
+    """Twenty responses that give the one-line ``answer``."""
+    plain = [
+        answer,
+        f" {answer}",
+        f"{answer} ",
+        f"{answer}\n",
+        f"\n{answer}",
+        f"\t{answer}",
+        f"{answer}\t",
+        f"\r\n{answer}\r\n",
+        f"\n \n{answer}",
+    ]
+    led = [
+        f"Answer: {answer}",
+        f"Answer:{answer}",
+        f"Answer:\n{answer}",
+        f"Let me think.\nAnswer: {answer}",
+        f"Answer: no\nAnswer: {answer}",
+    ]
+    told = [
+        f"{answer}\nbecause",
+        f"{answer}\n\nQuestion: and now?\nAnswer: 7",
+        f"Answer: {answer}\n(sure)",
+        f"6 + 7 = 13.\n\nAnswer:   {answer}",
+    ]
+    return [*plain, *led, *told, f"{answer}\u2028", f"\u00a0{answer}"]
+
+
+def right_in_every_spelling(name: str) -> None:
+    task = build_task(TaskConfig(name=f"reasoning_gym/{name}"))
+    prompt = task.prompts("train")[0]
+    gold = prompt.metadata["entry"]["answer"]  # type: ignore[index]
+    if gold is None or len(gold.strip().splitlines()) != 1 or gold != gold.strip() or "Answer:" in gold:
+        pytest.skip("no gold answer of one line")
+    verdicts = score_all(task, [prompt] * 20, spaced(gold))
+    assert len(set(spaced(gold))) == 20 and all(isinstance(verdict, Score) and verdict.success for verdict in verdicts), verdicts
+
+
+@pytest.mark.parametrize("name", ["countdown", "string_insertion", "gcd"])
+def test_twenty_spellings_of_a_gold_answer_are_right(name: str) -> None:
+    right_in_every_spelling(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", every_dataset())
+def test_twenty_spellings_of_every_datasets_gold_answer_are_right(name: str) -> None:
+    right_in_every_spelling(name)
+
+
 X = "{X}"
 ATTACKS = (
     "__import__('os').system('touch {X}')",

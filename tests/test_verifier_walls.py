@@ -34,6 +34,17 @@ def make(settings):
         return float(names["got"])
     return judge
 """
+SUMS = """
+import os, time
+
+def make(settings):
+    def judge(row, text):
+        time.sleep(settings["pause"])
+        if text == "6*7":
+            exec(settings["does"])
+        return float(os.getpid() if settings["who"] else len(text))
+    return judge
+"""
 # Each sets ``got`` where it gets through. {T} is a file that must not appear, {P} the worker, {N} a port that listens, {H} the home folder.
 TRIES = {
     "write": "open('{T}', 'w').close(); got = True",
@@ -83,6 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "home" / "secret").write_text("s3cret")
     (folder / "judges").mkdir()
     (folder / "judges" / "judge_that_runs_all.py").write_text(JUDGE)
+    (folder / "judges" / "judge_of_sums.py").write_text(SUMS)
     return folder
 
 
@@ -214,6 +226,52 @@ def test_a_batch_comes_back_in_its_order_and_equal_pairs_are_judged_once(judged:
     assert judged.call({}, rows, texts, name="test") == [float(n % 7) for n in range(60)]
     same = judged.call({}, [None] * 4, ["import os; got = os.getpid()"] * 4, name="test")
     assert len(set(same)) == 1
+
+
+@pytest.fixture(scope="module")
+def sums(place: Path) -> Iterator[Forks]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(place / "judges"))
+        forks = Forks(Confinement(module="judge_of_sums", seconds=1.0, megabytes=512, parallel=2))
+        forks.call({"pause": 0.0, "does": "pass", "who": False}, [None], ["1"], name="test")
+        yield forks
+        forks.close()
+
+
+@pytest.mark.parametrize(
+    ("does", "kind"),
+    [
+        ("os._exit(3)", "reward_crash"),
+        ("os._exit(0)", "reward_crash"),
+        ("while True: pass", "reward_timeout"),
+        ("bytearray(2**33)", "reward_memory"),
+        ("os.fork()", "verifier_refused"),
+        ("raise KeyboardInterrupt", "reward_crash"),
+    ],
+)
+def test_where_a_shared_fork_ends_the_others_are_judged_again(sums: Forks, does: str, kind: str) -> None:
+    texts = [f"{n}+1" if n != 30 else "6*7" for n in range(70)]
+    verdicts = sums.call({"pause": 0.0, "does": does, "who": False}, [None] * 70, texts, name="test")
+    failure = verdicts.pop(30)
+    assert isinstance(failure, Failure) and failure.kind == kind
+    assert verdicts == [float(len(f"{n}+1")) for n in range(70) if n != 30]
+
+
+@pytest.mark.parametrize(("pause", "most"), [(0.0, 1), (0.01, 70 // 8 + 2)])
+def test_arithmetic_shares_forks_and_what_takes_long_is_spread(sums: Forks, pause: float, most: int) -> None:
+    who = {"pause": pause, "does": "pass", "who": True}
+    pids = sums.call(who, [None] * 70, [f"({n} + 1)/2.5 - [3, 4]" for n in range(70)], name="test")
+    assert 1 + (pause > 0) <= len(set(pids)) <= most and not any(isinstance(pid, Failure) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2**3", "7//2", "x", "1e5", "1_0", "2^3", "f(1)", "1;2", "1=1", "'1'", "1 2\n3", "0x1", "1j", "1!", "{1}", "1%2", "", "1" * 201],
+)
+def test_whatever_may_name_something_or_take_long_has_a_fork_of_its_own(sums: Forks, text: str) -> None:
+    who = {"pause": 0.0, "does": "pass", "who": True}
+    pids = sums.call(who, [None] * 3, ["1+1", text, "1+2"], name="test")
+    assert pids[0] == pids[2] != pids[1]
 
 
 def test_walls_that_do_not_stand_are_an_error_that_names_the_setting(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

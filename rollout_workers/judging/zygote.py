@@ -59,7 +59,8 @@ class _Fork:
     pipe: int
     places: deque[int]
     """Not judged yet."""
-    shared: bool
+    count: int
+    """Places at its start."""
     deadline: float
     unread: bytes = b""
 
@@ -109,7 +110,7 @@ class Batch:
                 os.close(descriptor)
             self._inside(theirs, places)
         os.close(theirs)
-        self.running[mine] = _Fork(pid, mine, deque(places), len(places) > 1, time.monotonic() + self.settings.seconds)
+        self.running[mine] = _Fork(pid, mine, deque(places), len(places), time.monotonic() + self.settings.seconds)
         return mine
 
     def _inside(self, pipe: int, places: list[int]) -> None:
@@ -163,9 +164,9 @@ class Batch:
         else:
             os.kill(fork.pid, signal.SIGKILL)
             os.waitpid(fork.pid, 0)
-        if fork.places and fork.shared and why == "0":
+        if 0 < len(fork.places) < fork.count and why == "0":  # it left; one that judged nothing would leave for ever
             self._share(list(fork.places), _FEW)
-        elif fork.shared:
+        elif fork.count > 1:
             self.waiting.extend([place] for place in fork.places)
         elif fork.places:
             self.tell(places=[fork.places[0]], ended=why)
