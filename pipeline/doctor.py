@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -126,7 +127,25 @@ def _machine() -> Iterator[Finding]:
     yield Finding(name="CPUs", state="ok", found=str(cpus_here()))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Finding(name="memory", state="ok", found=f"{memory:.0f} GiB")
+    yield _isolation()
     yield _gpu()
+
+
+def _isolation() -> Finding:
+    """Which walls stand around verifiers that evaluate what the model writes, tried in a process of its own."""
+    command = [sys.executable, "-P", "-m", "rollout_workers.judging.walls"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": path})
+    standing: list[str] = json.loads(told.stdout) if told.returncode == 0 else []
+    found = f"of verifiers: {', '.join(standing) or 'none'}"
+    missing = [name for name in ("network", "files", "system calls") if not any(wall.startswith(name) for wall in standing)]
+    if not missing:
+        return Finding(name="isolation", state="ok", found=found)
+    remedy = "SECURITY.md says what that means"
+    if "system calls" in missing:
+        how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
+        remedy = f"reasoning-gym and math are refused here: {how}, or set task.options.limits.allow_unconfined: true; {remedy}"
+    return Finding(name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy)
 
 
 def _gpu() -> Finding:

@@ -176,6 +176,7 @@ def test_a_regular_expression_that_backtracks_for_ever_is_a_failure(tmp_path: Pa
 def test_the_process_ends_with_its_owner(folder: Path) -> None:
     isolation = Isolation(Function(path=str(folder / "reward.py"), name="reward", seconds=5.0, megabytes=1024))
     (pid,) = isolation.call([{"answer": "1"}], ["own pid"])
+    assert not isinstance(pid, Failure)
     del isolation
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)  # type: ignore[call-overload]
+        os.kill(int(pid["reward"]), 0)

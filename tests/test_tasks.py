@@ -10,7 +10,7 @@ import pytest
 
 from configs.schema import Task as TaskConfig
 from learners.base_training import word_tokenizer
-from rollout_workers.tasks import Demonstration, Failure, Prompt, Score, build_task
+from rollout_workers.tasks import Demonstration, Prompt, Score, build_task
 from rollout_workers.tasks.countdown import Countdown, CountdownOptions, check_steps
 from rollout_workers.tasks.encoding import decode_response, encode_demonstration, encode_prompt
 from rollout_workers.tasks.reasoning_gym import extract_answer
@@ -239,28 +239,6 @@ class TestReasoningGym:
         texts = [p.text for p in (*task.prompts("train")[:3], *task.prompts("heldout")[:3])]
         assert {text.rsplit("Question:", 1)[0] for text in texts} == {texts[0].rsplit("Question:", 1)[0]}
         assert texts[0].count("Answer:") == 3 and texts[0].endswith("\nAnswer:")
-
-    def test_a_verifier_that_raises_is_a_typed_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from reasoning_gym.arithmetic.gcd import GCDDataset
-
-        def fail(*_: object) -> float:
-            raise ValueError("no number")
-
-        task = build_task(TaskConfig(name="reasoning_gym/gcd"))
-        monkeypatch.setattr(GCDDataset, "score_answer", fail)
-        failure = task.score(task.prompts("train")[0], "x")
-        assert isinstance(failure, Failure) and failure.kind == "verifier_error" and "no number" in failure.message
-
-    @pytest.mark.parametrize(
-        "text", ["9**9**9**9", "factorial(10**9)", "99999999!", "__import__('os').system('true')", "9^9^9", "1+" * 9999]
-    )
-    def test_answers_that_the_verifier_would_evaluate_are_not_shown_to_it(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        from reasoning_gym.games.countdown import CountdownDataset
-
-        task = build_task(TaskConfig(name="reasoning_gym/countdown"))
-        monkeypatch.setattr(CountdownDataset, "score_answer", lambda *_: pytest.fail("the verifier saw it"))
-        score = task.score(task.prompts("heldout")[0], text)
-        assert isinstance(score, Score) and score.reward == 0.0
 
     @pytest.mark.parametrize(
         ("config", "message"),

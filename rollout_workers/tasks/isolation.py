@@ -1,33 +1,20 @@
 """Calls a reward function in a process of its own, with limits of time and memory: whatever it does, the caller goes on.
 
-A batch crosses the pipe once. An item that raises, hangs, needs too much memory or ends its process is a ``Failure`` of that item; the
-process is started anew where needed and the items after it are judged all the same.
+One request is open at a time, under an id that nobody can guess, and only an answer with that id is its verdict. An item that raises,
+hangs, needs too much memory or ends its process is a ``Failure`` of that item; the process is started anew where needed and the items
+after it are judged all the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rollout_workers.tasks.child import LOADING_SECONDS, Child, Ended, readable
 from rollout_workers.tasks.protocol import Failure
-
-INSIDE = Path(__file__).with_name("isolated.py")
-LOADING_SECONDS = 120.0
-"""A reward file that imports torch on a busy machine needs many of these."""
-# What a reward function may see of the worker's environment: how to find programs and packages, no credentials.
-PASSED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "HOME")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +27,10 @@ class Function:
     """For one response."""
     megabytes: int
     """Of address space, for the whole process."""
-
-
-class _Ended(Exception):
-    """The process is gone, or was too slow and had to go."""
+    network: bool = False
+    """It may open connections."""
+    processes: bool = False
+    """It may start other programs."""
 
 
 class Isolation:
@@ -53,106 +40,65 @@ class Isolation:
         self.function = function
         self.printed = ""
         """The start of what the function printed in the last batch that had it print."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finish: Callable[[], object] = lambda: None
-        self._unread = b""
+        self._child: Child | None = None
+        self._token = ""
 
-    def call(self, rows: Sequence[Mapping[str, object]], responses: Sequence[str]) -> list[object | Failure]:
-        """What the function returned for each pair, or why there is no value.
+    def call(self, rows: Sequence[Mapping[str, object]], responses: Sequence[str]) -> list[dict[str, float] | Failure]:
+        """What the function returned for each pair, as a mapping of floats (a bare number is ``reward``), or why there is no value.
 
         Raises:
             ValueError: the function cannot be loaded.
         """
-        items = [{"row": dict(row), "response": text} for row, text in zip(rows, responses, strict=True)]
-        found: list[object | Failure] = []
-        while len(found) < len(items):
-            self._start()
-            try:
-                self._send(items[len(found) :])
-                while len(found) < len(items):
-                    found.append(self._value(self._line(self.function.seconds)))
-            except _Ended as ended:
-                found.append(Failure(kind=ended.args[0], message=ended.args[1]))
-        return found
+        return [self._call(row, text) for row, text in zip(rows, responses, strict=True)]
 
     def close(self) -> None:
         """End the process, and all that it started."""
-        if self._process is not None:
-            self._finish()  # once: later the number may be another process's
-            self._process, self._unread = None, b""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
 
-    def _start(self) -> None:
-        if self._process is not None:
-            return
-        f = self.function
-        settings = {"path": f.path, "function": f.name, "megabytes": f.megabytes, "alarm": int(2 * f.seconds) + 2}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(INSIDE), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=tempfile.gettempdir(),
-            env={name: os.environ[name] for name in PASSED if name in os.environ} | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        self._finish = weakref.finalize(self, _end, self._process)
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
+    def _call(self, row: Mapping[str, object], response: str) -> dict[str, float] | Failure:
+        child, name = self._start(), secrets.token_hex(8)
         try:
-            said = json.loads(self._line(LOADING_SECONDS))
-        except _Ended as ended:
+            child.send({"id": name, "row": dict(row), "response": response})
+            return self._value(self._answer(child, name, self.function.seconds))
+        except Ended as ended:
+            self.close()
+            return Failure(kind=ended.args[0], message=ended.args[1])
+
+    def _start(self) -> Child:
+        if self._child is not None:
+            return self._child
+        f, self._token = self.function, secrets.token_hex(8)
+        child = Child("function", {**asdict(f), "token": self._token})
+        try:
+            said = self._answer(child, self._token, LOADING_SECONDS)
+        except Ended as ended:
             raise ValueError(f"the reward function of {f.path} does not load: {ended.args[1]}; mend it, or raise megabytes") from ended
         if "failure" in said:
-            self.close()
-            raise ValueError(f"the reward function {f.name!r} of {f.path} does not load: {said['message']}")
+            child.end()
+            raise ValueError(f"the reward function {f.name!r} of {f.path} does not load: {readable(said['message'])}")
+        self._child = child
+        return child
 
-    def _send(self, items: Sequence[Mapping[str, object]]) -> None:
-        """Hand a batch over; a process that does not read it is ended."""
-        assert self._process is not None and self._process.stdin is not None
-        pipe, left = self._process.stdin.fileno(), memoryview(json.dumps(items, default=str).encode() + b"\n")
-        deadline = time.monotonic() + LOADING_SECONDS
-        while left:
-            if not select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))[1]:
-                self._ended("reward_timeout", "the process did not read its batch")
-            try:
-                left = left[os.write(pipe, left) :]
-            except BrokenPipeError:
-                self._ended("reward_crash", "the process ended while it waited for a batch")
+    def _answer(self, child: Child, name: str, seconds: float) -> dict[str, Any]:
+        """The answer to the open request ``name``; ``Ended`` where something else was written there, or the process is gone."""
+        while not (line := child.line(seconds)):
+            pass  # between two lines, see _tell in function.py
+        try:
+            said = json.loads(line)
+            known = said["id"]
+        except (ValueError, TypeError, LookupError, RecursionError):
+            said, known = {}, ""
+        if known == self._token and "ended" in said:
+            how = "was lost" if said["ended"] is None else f"ended with {said['ended']}"
+            raise Ended("reward_crash", f"the process {how} (out of memory, or it ended itself)")
+        if known != name:
+            raise Ended("reward_channel", "the function wrote to the channel of its process, or a copy of it did")
+        return dict(said)
 
-    def _line(self, seconds: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
-        pipe, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
-        while b"\n" not in self._unread:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                self._ended("reward_timeout", f"no answer within {seconds:g} s")
-            chunk = os.read(pipe, 1 << 16)
-            if not chunk:
-                self._ended("reward_crash", "")
-            self._unread += chunk
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
-
-    def _ended(self, kind: str, why: str) -> None:
-        assert self._process is not None
-        process = self._process
-        if not why:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed the pipe and live on
-                process.wait(timeout=2.0)
-            why = f"the process ended with {process.returncode} (out of memory, or it ended itself)"
-        self.close()
-        raise _Ended(kind, why)
-
-    def _value(self, line: bytes) -> object | Failure:
-        said: dict[str, Any] = json.loads(line)
-        self.printed = said.get("printed", self.printed)
-        return Failure(kind=said["failure"], message=said["message"]) if "failure" in said else said["value"]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process's whole session and read its exit status."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    def _value(self, said: Mapping[str, Any]) -> dict[str, float] | Failure:
+        self.printed = readable(said.get("printed", self.printed))
+        if "failure" in said:
+            return Failure(kind=said["failure"], message=readable(said["message"]))
+        return {part: float.fromhex(number) for part, number in said["value"].items()}

@@ -6,13 +6,16 @@ held-out share none; the two splits also draw from different seeds.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from configs.schema import Section
+from rollout_workers.tasks.forks import forks
 from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence, Prompt, Score, Split, require_split, split_of
-from rollout_workers.tasks.reading import EXTRA, near
+from rollout_workers.tasks.reading import EXTRA, near, read_options
+from rollout_workers.tasks.scorers import Limits, confinement
 
 LENGTHS: Mapping[str, int] = {"train": 19_000, "heldout": 1_000}
 """word_ladder refuses more than 20,000 items; a few generators build all theirs when they are made."""
@@ -24,11 +27,7 @@ _SEED_STRIDE = 1_000_000  # generators draw item i from seed + i: seeds must lie
 _HELDOUT_OFFSET = 500_000
 _LONGEST_ANSWER = 2_000
 INSTRUCTION = "Answer with only the final answer."
-OWN_OPTIONS = ("seed", "partial", "worked")
-# What a verifier can raise on an odd answer. Anything else is a defect and should be seen.
-_VERIFIER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, SyntaxError, RecursionError)
-# Some verifiers hand the answer to sympy's parser, which evaluates it: calls, powers and factorials can run for hours.
-_EVALUATES = re.compile(r"__|\*\*|\^|[\d)]\s*!|[A-Za-z_]\w*\s*\(|\blambda\b")
+OWN_OPTIONS = ("seed", "partial", "worked", "limits")
 
 
 def extract_answer(text: str) -> str:
@@ -57,15 +56,25 @@ class _Source:
     options: Mapping[str, object]
     seed: int
 
+    def settings(self, split: Split, round_: int) -> dict[str, Any]:
+        """What the generator is made with, here and where answers are judged."""
+        seed = (self.seed * _ROUNDS + round_) * _SEED_STRIDE + (_HELDOUT_OFFSET if split == "heldout" else 0)
+        size = LENGTHS[split] + (SHOT_POOL if split == "train" else 0)
+        return {"dataset": self.dataset, "seed": seed, "size": size, "options": dict(self.options)}
+
     def generator(self, split: Split, round_: int) -> Any:
         from reasoning_gym import create_dataset
 
-        seed = (self.seed * _ROUNDS + round_) * _SEED_STRIDE + (_HELDOUT_OFFSET if split == "heldout" else 0)
-        size = LENGTHS[split] + (SHOT_POOL if split == "train" else 0)
+        made = self.settings(split, round_)
         try:
-            return create_dataset(self.dataset, seed=seed, size=size, **self.options)
+            return create_dataset(made["dataset"], seed=made["seed"], size=made["size"], **made["options"])
         except (AssertionError, TypeError, ValueError) as error:
             raise ValueError(f"task.options {dict(self.options)} do not suit reasoning_gym/{self.dataset}: {error}") from error
+
+
+def _longest(entry: Mapping[str, Any]) -> int:
+    """Characters of an answer that is looked at."""
+    return max(_LONGEST_ANSWER, 2 * len(str(entry.get("answer") or "")))
 
 
 class ReasoningGym:
@@ -73,12 +82,13 @@ class ReasoningGym:
 
     parts = ("success", "mark", "answered")
 
-    def __init__(self, source: _Source, *, shots: int, partial: bool, worked: bool) -> None:
+    def __init__(self, source: _Source, *, shots: int, partial: bool, worked: bool, limits: Limits) -> None:
         self.name = f"reasoning_gym/{source.dataset}"
         self._source = source
         self._partial = partial
         self._worked = worked
         self._generators: dict[tuple[str, int], Any] = {}
+        self._forks = forks(confinement("rollout_workers.judging.gym", limits))
         self._generator("train", 0)  # says now, not in a worker, that an option is out of range
         chosen = [self._entry("train", LENGTHS["train"] + i) for i in range(shots)]
         self._shots = [(entry["question"].strip(), self._gold(entry)) for entry in chosen]
@@ -96,22 +106,28 @@ class ReasoningGym:
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The dataset's own verdict on the answer in ``text``: success is a full mark (1.0).
 
-        The reward is 1 or 0, or the raw mark with the option ``partial``. An answer that the verifier would have to
-        evaluate (calls, powers, factorials) although the gold answer has none is wrong, unseen.
+        The reward is 1 or 0, or the raw mark with the option ``partial``. An answer that is far too long is wrong, unseen.
         """
-        entry: dict[str, Any] = prompt.metadata["entry"]  # type: ignore[assignment]
-        answer = extract_answer(text)
-        gold = str(entry.get("answer") or "")
-        refused = len(answer) > max(_LONGEST_ANSWER, 2 * len(gold)) or bool(_EVALUATES.search(answer) and not _EVALUATES.search(gold))
-        if refused or not answer:
-            return Score(reward=0.0, success=False, parts={"success": 0.0, "mark": 0.0, "answered": float(bool(answer))})
-        try:
-            mark = float(self._generator("train", 0).score_answer(answer, entry))
-        except _VERIFIER_ERRORS as error:
-            return Failure(kind="verifier_error", message=f"{type(error).__name__}: {error} (answer {answer[:80]!r})")
+        return self.score_batch([prompt], [text])[0]
+
+    def score_batch(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+        """As ``score``, for many at once: each answer is judged in a process of its own, several at a time."""
+        entries: list[Any] = [prompt.metadata["entry"] for prompt in prompts]
+        answers = [extract_answer(text) for text in texts]
+        asked = [place for place, answer in enumerate(answers) if answer and len(answer) <= _longest(entries[place])]
+        judge = self._source.settings("train", 0)
+        marks = self._forks.call(judge, [entries[i] for i in asked], [answers[i] for i in asked], name=self.name)
+        found: dict[int, float | Failure] = dict(zip(asked, marks, strict=True))
+        return [self._verdict(found.get(place, 0.0), bool(answer)) for place, answer in enumerate(answers)]
+
+    def _verdict(self, mark: float | Failure, answered: bool) -> Score | Failure:
+        if isinstance(mark, Failure):
+            return mark
+        if not math.isfinite(mark):
+            return Failure(kind="reward_not_finite", message=f"the mark is {mark}")
         success = mark >= 1.0
-        reward = mark if self._partial else float(success)
-        return Score(reward=reward, success=success, parts={"success": float(success), "mark": mark, "answered": 1.0})
+        parts = {"success": float(success), "mark": mark, "answered": float(answered)}
+        return Score(reward=mark if self._partial else float(success), success=success, parts=parts)
 
     def _generator(self, split: Split, round_: int) -> Any:
         key = (split, round_)
@@ -144,6 +160,12 @@ class ReasoningGym:
         return Demonstration(prompt=prompt, response=str(worked) if worked else self._gold(entry))
 
 
+class _Own(Section):
+    """The one option of ours that has options itself."""
+
+    limits: Limits = Limits()
+
+
 def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: int) -> ReasoningGym:
     """The task of a dataset; ``ValueError`` when the package, the dataset or an option is not there."""
     try:
@@ -167,5 +189,7 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     worked = options.get("worked", False)
     if not isinstance(partial, bool) or not isinstance(worked, bool):
         raise ValueError(f"task.options: partial is {partial!r} and worked is {worked!r}; both must be true or false")
+    limits = read_options(_Own, {key: options[key] for key in ("limits",) if key in options}, f"reasoning_gym/{dataset}").limits
     passed = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
-    return ReasoningGym(_Source(dataset=dataset, options=passed, seed=seed), shots=shots, partial=partial, worked=worked)
+    source = _Source(dataset=dataset, options=passed, seed=seed)
+    return ReasoningGym(source, shots=shots, partial=partial, worked=worked, limits=limits)

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from configs.schema import PathStr, Section
 from rollout_workers.tasks import verifiers
+from rollout_workers.tasks.forks import Confinement, forks
 from rollout_workers.tasks.isolation import Function, Isolation
 from rollout_workers.tasks.protocol import Failure, Score
 from rollout_workers.tasks.reading import EXTRA, Row, near
@@ -27,12 +28,16 @@ NO_ANSWER = ("python", "preference")
 
 
 class Limits(Section):
-    """Of the process that judges (``regex``, ``math``, ``python``)."""
+    """Of the process that judges (``regex``, ``math``, ``python``, reasoning-gym)."""
 
     seconds: PositiveFloat = 5.0
     """For one response; longer is the failure ``reward_timeout``."""
     megabytes: Annotated[int, Field(ge=64)] = 2048
     """Of address space; more is the failure ``reward_memory`` or ``reward_crash``."""
+    parallel: PositiveInt | None = None
+    """Responses judged at once by ``math`` and reasoning-gym; ``null``: as many as the worker may use CPUs."""
+    allow_unconfined: bool = False
+    """Run verifiers that evaluate responses where their isolation does not stand (SECURITY.md), instead of an error."""
 
 
 class Python(Section):
@@ -45,6 +50,10 @@ class Python(Section):
     """Names of the further parts that it returns in its mapping."""
     success_at: float = 1.0
     """A response succeeds with at least this reward, unless the function returns ``success`` itself."""
+    network: bool = False
+    """It may open connections, as to a judge; else trying is the failure ``reward_refused``."""
+    processes: bool = False
+    """It may start other processes, as tests of code do; else trying is the failure ``reward_refused``."""
 
 
 class Preference(Section):
@@ -100,21 +109,45 @@ def _verdict(success: bool) -> Score:
     return Score(reward=float(success), success=success, parts={"success": float(success)})
 
 
-class Isolated:
-    """A verifier that can take for ever, in a process with limits."""
+class Regex:
+    """The verifier ``regex``, which can take for ever, in a process with limits."""
 
     parts = ("success",)
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        file, function = verifiers.ISOLATED[name]
+    def __init__(self, limits: Limits) -> None:
         self.isolation = Isolation(
-            Function(path=str(Path(verifiers.__file__).with_name(file)), name=function, seconds=limits.seconds, megabytes=limits.megabytes)
+            Function(path=verifiers.__file__, name="regex_reward", seconds=limits.seconds, megabytes=limits.megabytes)
         )
+
+    def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
+        """1 when the answer, a regular expression, is found, else 0."""
+        asked = [{"answer": row["answer"]} for row in rows]
+        return [v if isinstance(v, Failure) else _verdict(v["reward"] == 1.0) for v in self.isolation.call(asked, texts)]
+
+
+class Maths:
+    """The verifier ``math``: math-verify, each response in a fork of its own."""
+
+    parts = ("success",)
+
+    def __init__(self, limits: Limits) -> None:
+        self.forks = forks(confinement("rollout_workers.judging.maths", limits))
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """1 when the answer is right, else 0."""
         asked = [{"answer": row["answer"]} for row in rows]
-        return [v if isinstance(v, Failure) else _verdict(bool(v)) for v in self.isolation.call(asked, texts)]
+        return [v if isinstance(v, Failure) else _verdict(v == 1.0) for v in self.forks.call({}, asked, texts, name="verifier math")]
+
+
+def confinement(module: str, limits: Limits) -> Confinement:
+    """The limits of the options, for the judge in ``module``."""
+    return Confinement(
+        module=module,
+        seconds=limits.seconds,
+        megabytes=limits.megabytes,
+        parallel=limits.parallel,
+        unconfined=limits.allow_unconfined,
+    )
 
 
 class Own:
@@ -124,18 +157,25 @@ class Own:
         self.settings = settings
         self.parts = ("success", "score", *settings.parts)
         require_function(Path(settings.path), settings.function)
-        self.isolation = Isolation(Function(path=settings.path, name=settings.function, seconds=limits.seconds, megabytes=limits.megabytes))
+        self.isolation = Isolation(
+            Function(
+                path=settings.path,
+                name=settings.function,
+                seconds=limits.seconds,
+                megabytes=limits.megabytes,
+                network=settings.network,
+                processes=settings.processes,
+            )
+        )
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """What the function returned, checked."""
         return [v if isinstance(v, Failure) else self._checked(v) for v in self.isolation.call(rows, texts)]
 
-    def _checked(self, value: object) -> Score | Failure:
-        parts: Mapping[str, object] = value if isinstance(value, Mapping) else {"reward": value}
-        numbers = {name: float(part) for name, part in parts.items() if isinstance(part, int | float)}
+    def _checked(self, numbers: Mapping[str, float]) -> Score | Failure:
         wanted = {"reward", *self.settings.parts}
-        if not wanted <= numbers.keys() <= wanted | {"success"} or len(numbers) < len(parts):
-            return Failure(kind="reward_invalid", message=f"returned {sorted(parts)}, but reward and parts are {sorted(wanted)}")
+        if not wanted <= numbers.keys() <= wanted | {"success"}:
+            return Failure(kind="reward_invalid", message=f"returned {sorted(numbers)}, but reward and parts are {sorted(wanted)}")
         wrong = [name for name, number in numbers.items() if not math.isfinite(number)]
         if wrong:
             return Failure(kind="reward_not_finite", message=f"{wrong[0]} is {numbers[wrong[0]]}")
@@ -198,8 +238,8 @@ def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, pref
         return Own(python, limits)
     if preference is not None:
         return Preferred(preference)
-    if verifier in verifiers.ISOLATED:
-        return Isolated(verifier, limits)
+    if verifier in ("regex", "math"):
+        return Regex(limits) if verifier == "regex" else Maths(limits)
     return Verified(verifier)
 
 

@@ -1,4 +1,4 @@
-"""Verifiers of rows: does a text give the row's answer? The standard library only, for ``isolated`` loads this file by its path."""
+"""Verifiers of rows: does a text give the row's answer? The standard library only, for ``judging.function`` loads this file by its path."""
 
 from __future__ import annotations
 
@@ -40,8 +40,6 @@ def pattern(answer: str, text: str) -> bool:
 
 VERIFIERS: Mapping[str, Callable[[str, str], bool]] = {"exact": exact, "number": number, "contains": contains}
 """Those that end soon whatever they are given."""
-ISOLATED: Mapping[str, tuple[str, str]] = {"regex": ("verifiers.py", "regex_reward"), "math": ("math_verifier.py", "math_reward")}
-"""Those that can run for hours on an odd text: the file and the function that a process with limits calls for them."""
 
 
 def regex_reward(row: Mapping[str, Any], response: str) -> bool:
