@@ -1,9 +1,10 @@
-"""Known weaknesses of the locked dependencies, by pip-audit: exit 1 where there are some, 0 otherwise, and it says what was not looked up.
+"""Known weaknesses of the locked dependencies, by pip-audit: exit 1 where there are some, 0 otherwise, and it says what
+was not looked up.
 
 Usage: python .ci/dependency_audit.py requirements.lock      (pip-audit beside this interpreter)
 
-Where the source of advisories does not answer, nothing is looked up after the first package, and that is said: a build without network
-neither fails nor waits.
+Where the source of advisories does not answer, nothing is looked up after the first package, and that is said: a build
+without network neither fails nor waits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ def audited(pins: list[str]) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pins) + "\n")
         file.flush()
-        options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10", "--format", "json", "-r", file.name]
+        options = [
+            "--no-deps",
+            "--disable-pip",
+            "--progress-spinner",
+            "off",
+            "--timeout",
+            "10",
+            "--format",
+            "json",
+            "-r",
+            file.name,
+        ]
         command = [sys.executable, "-m", "pip_audit", *options]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -45,7 +57,10 @@ def main() -> int:
     weak = [one for one in found if one.get("vulns")]
     for one in weak:
         for weakness in one["vulns"]:
-            print(f"{one['name']} {one['version']}: {weakness['id']}, repaired in {', '.join(weakness['fix_versions']) or 'no version'}")
+            print(
+                f"{one['name']} {one['version']}: {weakness['id']}, repaired in "
+                f"{', '.join(weakness['fix_versions']) or 'no version'}"
+            )
     skipped = [one["name"] for one in found if "skip_reason" in one]
     print(f"{len(found) - len(skipped)} of {len(pins)} dependencies looked up, {len(weak)} with known weaknesses")
     if skipped:

@@ -2,11 +2,12 @@
 
     python benchmarks/async_idle.py [--repeats 5] [--quick] [--out DIR]
 
-One rollout worker and one learner actor, a thread each, on the 0.9 M-parameter base LM; 16 prompts in groups of 8, responses of
-48 tokens. The learner passes so often over each batch (``epochs``) that both sides have about the same to do, which is where
-waiting shows most. The same actors run all modes in turn; after each change of mode two updates are not timed. Idle shares are
-the run's own metrics: the learner's is the time in which it was not updating (publishing counts as idle), the worker's that in
-which it had no request in its hands. The bar is an idle share of the busier side of at most 10 %.
+One rollout worker and one learner actor, a thread each, on the 0.9 M-parameter base LM; 16 prompts in groups of 8,
+responses of 48 tokens. The learner passes so often over each batch (``epochs``) that both sides have about the same to
+do, which is where waiting shows most. The same actors run all modes in turn; after each change of mode two updates are
+not timed. Idle shares are the run's own metrics: the learner's is the time in which it was not updating (publishing
+counts as idle), the worker's that in which it had no request in its hands. The bar is an idle share of the busier side
+of at most 10 %.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from common import alternate, arguments, ratio, report, spread
 from models import endless
 
 from configs.schema import RunConfig
-from latent_control.persistence import base_path
-from pipeline.algorithm import LatentRL, algorithm_config
-from pipeline.cluster import connected
-from pipeline.improve import update_metrics
-from rollout_workers.episodes import HostSpec
+from latent_control.pretrained import base_path
+from pipeline.cluster.connect import connected
+from pipeline.rl.algorithm import LatentRL, algorithm_config
+from pipeline.stages.improve import update_metrics
+from rollout_workers.rollouts import HostSpec
 
 MODES: dict[str, dict[str, Any]] = {
     "sync": {"mode": "sync"},
@@ -54,7 +55,9 @@ def training(checkpoint: Path, new_tokens: int) -> Iterator[LatentRL]:
     with connected(config):
         torch.set_num_threads(1)
         host = HostSpec(level="latent", checkpoint=str(checkpoint))
-        algorithm: LatentRL = algorithm_config(config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=1e-5).build_algo()
+        algorithm: LatentRL = algorithm_config(
+            config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=1e-5
+        ).build_algo()
         try:
             yield algorithm
         finally:
@@ -84,7 +87,9 @@ def main() -> None:
         checkpoint = endless(Path(work))
         with training(checkpoint, new_tokens) as algorithm:
             probe = run(algorithm, config_of(checkpoint, new_tokens), 4)
-            passes = max(1, round(sum(m["seconds_sampling"] for m in probe) / sum(m["seconds_updating"] for m in probe)))
+            passes = max(
+                1, round(sum(m["seconds_sampling"] for m in probe) / sum(m["seconds_updating"] for m in probe))
+            )
 
             def side(name: str) -> float:
                 metrics = run(algorithm, config_of(checkpoint, new_tokens, epochs=passes, **MODES[name]), updates)
@@ -106,7 +111,8 @@ def row(name: str, metrics: list[dict[str, float]], rates: dict[str, list[float]
         "idle learner": learner,
         "idle worker": worker,
         "idle, busier side": min(learner, worker),
-        "staleness, mean / max": f"{share(metrics, 'staleness_mean'):.2f} / {max(m['staleness_max'] for m in metrics):.0f}",
+        "staleness, mean / "
+        "max": f"{share(metrics, 'staleness_mean'):.2f} / {max(m['staleness_max'] for m in metrics):.0f}",
     }
 
 

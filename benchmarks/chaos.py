@@ -1,9 +1,11 @@
-"""What it costs to be killed: workers, driver, MLflow server, signals, exceptions, on runs of a tiny model; each checked to the bit.
+"""What it costs to be killed: workers, driver, MLflow server, signals, exceptions, on runs of a tiny model; each
+checked to the bit.
 
     python benchmarks/chaos.py [--quick] [--only workers driver store sigterm-sync ...] [--out DIR]
 
-The scenarios are those of the slow tests (``tests/chaos/scenarios.py``), which hold them to their bars; here the numbers are written down.
-``--only`` runs some of them and keeps the results of the others that are in the folder already.
+The scenarios are those of the slow tests (``tests/chaos/scenarios.py``), which hold them to their bars; here the
+numbers are written down. ``--only`` runs some of them and keeps the results of the others that are in the folder
+already.
 """
 
 from __future__ import annotations
@@ -58,13 +60,21 @@ def planned(checkpoint: Path, *, quick: bool) -> dict[str, Scenario]:
 def result(name: str, found: Mapping[str, Any]) -> str:
     """What came out, in a cell."""
     if name == "workers":
-        lost = f"{found['rollouts lost']} rollouts lost, {found['rollouts doubled']} doubled, {found['updates']} updates"
+        lost = (
+            f"{found['rollouts lost']} rollouts lost, {found['rollouts doubled']} doubled, {found['updates']} updates"
+        )
         return f"{spread(found['seconds'])} s; {lost}"
     if name == "driver":
-        return f"{found['bit-equal']} of {found['points']}, killed after updates {', '.join(map(str, found['killed after update']))}"
+        return (
+            f"{found['bit-equal']} of {found['points']}, killed after updates "
+            f"{', '.join(map(str, found['killed after update']))}"
+        )
     if name == "store":
         steps = ", ".join(f"{where} {1000 * seconds:.0f}" for where, seconds in found["seconds a step"].items())
-        return f"complete{' after latent-control sync' * bool(found['needed besides'])}, {found['status']}; ms a step: {steps}"
+        return (
+            f"complete{' after latent-control sync' * bool(found['needed besides'])}, {found['status']}; ms a "
+            f"step: {steps}"
+        )
     return f"{spread(found['seconds'])} s"
 
 
@@ -82,7 +92,11 @@ def main() -> None:
                 (Path(folder) / name).mkdir()
                 found[name] = scenario(Path(folder) / name)
                 print(f"{name}: {result(name, found[name])}", file=sys.stderr, flush=True)
-                rows = [{"what is done, and the bar": BARS[name], "result": result(name, found[name])} for name in BARS if name in found]
+                rows = [
+                    {"what is done, and the bar": BARS[name], "result": result(name, found[name])}
+                    for name in BARS
+                    if name in found
+                ]
                 report("chaos", rows, {"measured": found}, options.out)
 
 

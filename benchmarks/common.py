@@ -1,4 +1,5 @@
-"""What every benchmark shares: rounds that alternate between the sides, paired ratios, the machine's description, table and JSON."""
+"""What every benchmark shares: rounds that alternate between the sides, paired ratios, the machine's description, table
+and JSON."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def _commit() -> str:
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """``repeats`` rounds in which every side is called once, the order reversed every other round, after one call each to warm up.
+    """``repeats`` rounds in which every side is called once, the order reversed every other round, after one call each
+    to warm up.
 
     A side returns its own measure (a rate or seconds). Returns the measures per side; position i of each is round i.
     """
@@ -95,9 +97,15 @@ class Peer:
 
     def __init__(self, python: str, script: str, settings: Mapping[str, Any], *, threads: int) -> None:
         # PASSIVE: its threads must not spin while the other side is measured.
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         command = [python, str(ROOT / "benchmarks" / "peers" / script), json.dumps(settings)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ask(self, request: Any) -> Any:
         """The peer's answer; ``RuntimeError`` when it has died."""
@@ -138,15 +146,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, which share their keys, as a Markdown table that reads well on a terminal."""
     cells = [list(rows[0]), *([short(v) if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any], results_dir: Path) -> Path:
-    """Print the table and write ``results_dir/name.json``: benchmark, command, machine, rows, and ``data`` (the raw repeats)."""
+    """Print the table and write ``results_dir/name.json``: benchmark, command, machine, rows, and ``data`` (the raw
+    repeats)."""
     # Where things lie on one machine means nothing on another.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
-    content = {"benchmark": name, "command": " ".join(["python", *words]), "machine": machine(), "rows": list(rows), **data}
+    content = {
+        "benchmark": name,
+        "command": " ".join(["python", *words]),
+        "machine": machine(),
+        "rows": list(rows),
+        **data,
+    }
     results_dir.mkdir(parents=True, exist_ok=True)
     path = results_dir / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")

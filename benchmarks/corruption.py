@@ -1,14 +1,17 @@
-"""The same damage to every file of a checkpoint, here, in TRL and in RLlib's own PPO: found? gone on from a good state? silent?
+"""The same damage to every file of a checkpoint, here, in TRL and in RLlib's own PPO: found? gone on from a good state?
+silent?
 
     python benchmarks/corruption.py --peer-python trl/bin/python [--sides ours trl rllib] [--quick] [--out DIR]
 
-(``trl_grpo.py`` says how to make that environment.) Sides that are left out keep their rows of the result that is in the folder.
+(``trl_grpo.py`` says how to make that environment.) Sides that are left out keep their rows of the result that is in
+the folder.
 
-A run is killed (SIGKILL) with two checkpoints on the disk. For every file and every damage (torn, a flipped bit, zeros, empty, gone) it is
-copied, damaged and resumed as its users would; then with an empty and with a half-written newer folder. Judged by the end: the weights
-(RLlib: the state restored) must be bit for bit those that the undamaged copy leads to. Whatever is said in words beyond what an undamaged
-resume says counts as found; a file that nothing depends on counts as ``no effect``. Ours are the files of the whole run folder, not only
-of its checkpoints; a config that was changed and is still a config is refused, and put back by the command that the refusal names.
+A run is killed (SIGKILL) with two checkpoints on the disk. For every file and every damage (torn, a flipped bit, zeros,
+empty, gone) it is copied, damaged and resumed as its users would; then with an empty and with a half-written newer
+folder. Judged by the end: the weights (RLlib: the state restored) must be bit for bit those that the undamaged copy
+leads to. Whatever is said in words beyond what an undamaged resume says counts as found; a file that nothing depends on
+counts as ``no effect``. Ours are the files of the whole run folder, not only of its checkpoints; a config that was
+changed and is still a config is refused, and put back by the command that the refusal names.
 """
 
 from __future__ import annotations
@@ -33,13 +36,13 @@ from models import endless
 from safetensors.torch import load_file
 
 from configs.loading import load_config
-from latent_control.persistence import base_path
-from pipeline.audit import audit
-from pipeline.cluster import connected
-from pipeline.displays import Display
-from pipeline.events import read_events
+from latent_control.pretrained import base_path
+from pipeline.cluster.connect import connected
+from pipeline.console.displays import Display
+from pipeline.integrity.audit import audit
 from pipeline.run import resume
-from pipeline.runlog import METRICS, records
+from pipeline.runs.events import read_events
+from pipeline.runs.metrics_log import METRICS, records
 
 UPDATES, EVERY = 7, 2
 NEWEST = f"checkpoints/improve-{2 * EVERY:08d}"
@@ -74,10 +77,30 @@ def interrupted(work: Path) -> Path:
         f"base.model={base_path(checkpoint)}",
         f"actions={{init: {checkpoint}, updates: 0}}",
         *("evaluation=null", "explorer.enabled=false", "tracking.enabled=false", "reward.weights={length: -1.0}"),
-        *(f"improve.updates={UPDATES}", f"improve.checkpoint_every={EVERY}", "improve.prompts_per_update=2", "improve.group_size=4"),
-        *("improve.learning_rate=0.01", "rollout.num_workers=1", "rollout.max_new_tokens=6", "cluster.learner_threads=1"),
+        *(
+            f"improve.updates={UPDATES}",
+            f"improve.checkpoint_every={EVERY}",
+            "improve.prompts_per_update=2",
+            "improve.group_size=4",
+        ),
+        *(
+            "improve.learning_rate=0.01",
+            "rollout.num_workers=1",
+            "rollout.max_new_tokens=6",
+            "cluster.learner_threads=1",
+        ),
     ]
-    command = [sys.executable, "-m", "pipeline", "run", str(config), *settings, "--run-dir", str(work / "stem"), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "run",
+        str(config),
+        *settings,
+        "--run-dir",
+        str(work / "stem"),
+        "--quiet",
+    ]
     with subprocess.Popen(command, cwd=ROOT) as process:
         while not any(r["step"] > 2 * EVERY for r in records(work / "stem" / METRICS) if r["stage"] == "improve"):
             if process.poll() is not None:
@@ -178,7 +201,9 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=["ours", "trl", "rllib"], default=["ours", "trl", "rllib"])
     options = parser.parse_args()
     if "trl" in options.sides and not options.peer_python:
-        parser.error("--peer-python is missing: name the interpreter of an environment with TRL, or leave trl out of --sides")
+        parser.error(
+            "--peer-python is missing: name the interpreter of an environment with TRL, or leave trl out of --sides"
+        )
     kept = options.out / "corruption.json"
     found: dict[str, Any] = json.loads(kept.read_text())["cases"] if kept.is_file() else {}
     found |= dict(sides(options.sides, options.peer_python, options.quick))

@@ -1,4 +1,5 @@
-"""What can become of a file or of a checkpoint folder: shared by ``corruption.py`` and its peers. The standard library only."""
+"""What can become of a file or of a checkpoint folder: shared by ``corruption.py`` and its peers. The standard library
+only."""
 
 from __future__ import annotations
 
@@ -40,7 +41,13 @@ def gone(path: Path) -> None:
     path.unlink()
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {"torn": torn, "flipped bit": flipped, "zeroed": zeroed, "emptied": emptied, "gone": gone}
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "torn": torn,
+    "flipped bit": flipped,
+    "zeroed": zeroed,
+    "emptied": emptied,
+    "gone": gone,
+}
 EMPTY_FOLDER, HALF_FOLDER = "empty newer folder", "newer folder, half written"
 
 
@@ -79,8 +86,8 @@ def heard(*loggers: str) -> Iterator[list[str]]:
 
 
 def tried(case: tuple[str, str], resume: Callable[[], bool], usual: set[str], *loggers: str) -> dict[str, Any]:
-    """A row on one case. ``resume()`` goes on and says whether the state is the undamaged one's; what it warned of beyond ``usual``, or
-    raised, is what was found."""
+    """A row on one case. ``resume()`` goes on and says whether the state is the undamaged one's; what it warned of
+    beyond ``usual``, or raised, is what was found."""
     error, same = "", False
     with heard(*loggers) as said:
         try:  # whatever a peer makes of damage is its answer
@@ -88,7 +95,14 @@ def tried(case: tuple[str, str], resume: Callable[[], bool], usual: set[str], *l
         except Exception as raised:  # noqa: BLE001
             error = f"{type(raised).__name__}: {str(raised).strip().partition(chr(10))[0][:160]}"
     words = [text[:160] for text in said if text not in usual]
-    return {"artifact": case[0], "damage": case[1], "error": error, "said": words[:3], "same": same, "outcome": outcome(error, words, same)}
+    return {
+        "artifact": case[0],
+        "damage": case[1],
+        "error": error,
+        "said": words[:3],
+        "same": same,
+        "outcome": outcome(error, words, same),
+    }
 
 
 def outcome(error: str, said: list[str], same: bool) -> str:

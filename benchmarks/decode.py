@@ -2,12 +2,14 @@
 
     python benchmarks/decode.py [--models tiny smollm2] [--repeats 5] [--quick] [--out DIR]
 
-Both sides: one process, one torch thread, the same prompts (24 tokens), the same wanted length per row, sampling at temperature 1,
-no end token, the same rows at once (``batch``), weights in the same precision. Ours does more work per token: base, policy, merge.
-``groups of 8``: 8 rollouts per prompt, as RL samples (``generate`` gets ``num_return_sequences=8``); ``single``: all prompts differ.
-Mixed lengths are geometric with mean 16, cut to 4..48 (seed 0); equal lengths are 32. There are 4 batches' worth of rows.
-``generate`` runs batch after batch, each until its longest row is done; only wanted tokens count. As an oracle, ``sorted`` rows
-give ``generate`` batches of rows of similar length, which nobody can know beforehand.
+Both sides: one process, one torch thread, the same prompts (24 tokens), the same wanted length per row, sampling at
+temperature 1, no end token, the same rows at once (``batch``), weights in the same precision. Ours does more work per
+token: base, policy, merge.
+``groups of 8``: 8 rollouts per prompt, as RL samples (``generate`` gets ``num_return_sequences=8``); ``single``: all
+prompts differ. Mixed lengths are geometric with mean 16, cut to 4..48 (seed 0); equal lengths are 32. There are 4
+batches' worth of rows. ``generate`` runs batch after batch, each until its longest row is done; only wanted tokens
+count. As an oracle, ``sorted`` rows give ``generate`` batches of rows of similar length, which nobody can know
+beforehand.
 """
 
 from __future__ import annotations
@@ -40,7 +42,15 @@ def ours(model: LatentActionLM, prompts: torch.Tensor, lengths: Sequence[int], b
     return sum(lengths) / (time.perf_counter() - started)
 
 
-def plain(model: LatentActionLM, prompts: torch.Tensor, lengths: Sequence[int], batch: int, repeats: int, *, oracle: bool = False) -> float:
+def plain(
+    model: LatentActionLM,
+    prompts: torch.Tensor,
+    lengths: Sequence[int],
+    batch: int,
+    repeats: int,
+    *,
+    oracle: bool = False,
+) -> float:
     """Tokens/s of ``generate``."""
     lm = model.base.lm
     rows = sorted(range(len(lengths)), key=lambda row: lengths[row]) if oracle else list(range(len(lengths)))
@@ -86,8 +96,15 @@ def main() -> None:
                 if mixed:
                     sides["sorted"] = lambda job=job: plain(*job, oracle=True)
                 rates = alternate(sides, options.repeats)
-                case = f"{name}, batch {batch}, {'mixed' if mixed else 'equal'}, {'groups of 8' if repeats > 1 else 'single'}"
-                raw[case] = {"mean_length": sum(lengths) / len(lengths), "longest": max(lengths), "tokens_per_second": rates}
+                case = (
+                    f"{name}, batch {batch}, {'mixed' if mixed else 'equal'}, "
+                    f"{'groups of 8' if repeats > 1 else 'single'}"
+                )
+                raw[case] = {
+                    "mean_length": sum(lengths) / len(lengths),
+                    "longest": max(lengths),
+                    "tokens_per_second": rates,
+                }
                 lines.append(
                     {
                         "case": case,
@@ -95,7 +112,9 @@ def main() -> None:
                         "ours, tokens/s": spread(rates["ours"]),
                         "generate": spread(rates["generate"]),
                         "ours / generate": spread(list(ratio(rates["ours"], rates["generate"]).values())),
-                        "ours / generate, sorted": spread(list(ratio(rates["ours"], rates["sorted"]).values())) if mixed else "",
+                        "ours / generate, sorted": spread(list(ratio(rates["ours"], rates["sorted"]).values()))
+                        if mixed
+                        else "",
                     }
                 )
                 print(lines[-1], flush=True)

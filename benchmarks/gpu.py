@@ -3,12 +3,12 @@
     python benchmarks/gpu.py [--device cuda] [--sizes 0.1b 1b 8b] [--repeats 5] [--quick] [--out DIR]
 
 Random weights (speed does not depend on them) in bf16, built on the device. The limits are measured first: bytes/s of a
-large copy, FLOP/s of a large bf16 matmul. ``decode``: steady tokens/s of ``generate`` (time of N + 1 new tokens less that of
-1), 8 rollouts per prompt; share of bandwidth = (weights of base, policy and merge once per step + key-value caches) / copy
-rate; share of matmul = 2 FLOP per weight and token. ``prefill``: prompt tokens/s, each prompt shared by 8 rollouts.
-``update``: forward, backward and AdamW of the policy on features that are there, fp32 masters, bf16 autocast (6 FLOP per
-weight and token). ``ship``: features device -> host -> padded batch on the device, beside ``recompute``: the base's pass.
-``--quick`` is a toy shape.
+large copy, FLOP/s of a large bf16 matmul. ``decode``: steady tokens/s of ``generate`` (time of N + 1 new tokens less
+that of 1), 8 rollouts per prompt; share of bandwidth = (weights of base, policy and merge once per step + key-value
+caches) / copy rate; share of matmul = 2 FLOP per weight and token. ``prefill``: prompt tokens/s, each prompt shared by
+8 rollouts. ``update``: forward, backward and AdamW of the policy on features that are there, fp32 masters, bf16
+autocast (6 FLOP per weight and token). ``ship``: features device -> host -> padded batch on the device, beside
+``recompute``: the base's pass. ``--quick`` is a toy shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from common import arguments, report, spread
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from latent_control import LatentActionLM, decoding
+from latent_control import LatentActionLM
+from latent_control.decoding import generate as decoding
 from latent_control.distributions import action_log_probs
 from latent_control.losses import clipped_surrogate
 from latent_control.model import LatentActionConfig
@@ -120,7 +121,9 @@ def build(shape: Shape, device: torch.device) -> LatentActionLM:
             lm = LlamaForCausalLM(settings).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(standard)
-        config = LatentActionConfig(num_actions=64, policy_layers=shape.policy_layers, inverse_dynamics_layers=shape.policy_layers)
+        config = LatentActionConfig(
+            num_actions=64, policy_layers=shape.policy_layers, inverse_dynamics_layers=shape.policy_layers
+        )
         return LatentActionLM(lm, config, inverse_dynamics=False).eval()
 
 
@@ -143,7 +146,14 @@ def decode(
     first = sorted(clock.seconds(lambda: generate(1)))
     steady = [s - first[len(first) // 2] for s in clock.seconds(lambda: generate(load.new + 1))]
     read = weights(model)
-    cached = 2 * shape.key_value_heads * shape.width // shape.heads * (shape.layers + shape.policy_layers) * (load.prompt + load.new / 2)
+    cached = (
+        2
+        * shape.key_value_heads
+        * shape.width
+        // shape.heads
+        * (shape.layers + shape.policy_layers)
+        * (load.prompt + load.new / 2)
+    )
     moved, flop = 2 * (read + rows * cached), 2 * read * rows
     rates = [rows * load.new / s for s in steady]
     steps = sorted(rates)[len(rates) // 2] / rows
@@ -204,7 +214,9 @@ def update(model: LatentActionLM, shape: Shape, load: Load, clock: Clock, limit:
     }
 
 
-def ship(model: LatentActionLM, shape: Shape, load: Load, clock: Clock, limit: dict[str, float]) -> list[dict[str, Any]]:
+def ship(
+    model: LatentActionLM, shape: Shape, load: Load, clock: Clock, limit: dict[str, float]
+) -> list[dict[str, Any]]:
     """Moving features by way of the host, and computing them again."""
     rows, length = load.update_rows, load.prompt + load.new
     made = torch.randn(rows, length, shape.width, device=clock.device).bfloat16()
@@ -250,22 +262,37 @@ def main() -> None:
     clock = Clock(device, options.repeats)
     limit = limits(clock, load)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(f"{name}: copy {limit['bytes_per_second'] / 1e9:.0f} GB/s, bf16 matmul {limit['flop_per_second'] / 1e12:.2f} TFLOP/s", flush=True)
+    print(
+        f"{name}: copy {limit['bytes_per_second'] / 1e9:.0f} GB/s, bf16 matmul "
+        f"{limit['flop_per_second'] / 1e12:.2f} TFLOP/s",
+        flush=True,
+    )
     lines: list[dict[str, Any]] = []
     for size in options.sizes or (["toy"] if options.quick else ["0.1b", "1b", "8b"]):
         model = build(SHAPES[size], device)
         model.cast_modules()
         ways = [(rows, static) for rows in load.rows for static in (False, True)]
-        found = [line for rows, static in ways for line in decode(model, SHAPES[size], load, rows, clock, limit, static=static)]
+        found = [
+            line
+            for rows, static in ways
+            for line in decode(model, SHAPES[size], load, rows, clock, limit, static=static)
+        ]
         found += ship(model, SHAPES[size], load, clock, limit)
         found.append(update(model, SHAPES[size], load, clock, limit))
         lines += [{"size": size, **line} for line in found]
-        print(*[f"{line['size']} {line['what']}: {line['tokens/s']} tokens/s" for line in lines[-len(found) :]], sep="\n", flush=True)
+        print(
+            *[f"{line['size']} {line['what']}: {line['tokens/s']} tokens/s" for line in lines[-len(found) :]],
+            sep="\n",
+            flush=True,
+        )
         del model
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    rows = [{k: (f"{v:.1%}" if v else "") if k.startswith("share") else v for k, v in line.items() if k != "raw"} for line in lines]
+    rows = [
+        {k: (f"{v:.1%}" if v else "") if k.startswith("share") else v for k, v in line.items() if k != "raw"}
+        for line in lines
+    ]
     report("gpu", rows, {"device": name, "limits": limit, "measured": lines}, options.out)
 
 

@@ -11,7 +11,7 @@ import torch
 from common import ROOT
 
 from latent_control import LatentActionLM
-from latent_control.smollm2 import smollm2_folder
+from latent_control.bases.smollm2 import smollm2_folder
 
 POLICY_BLOCKS = {"tiny": 2, "smollm2": 4}
 DTYPE = {"tiny": "float32", "smollm2": "bfloat16"}
@@ -25,7 +25,9 @@ def base_folder(name: str) -> Path:
 def latent_model(name: str, **arguments: Any) -> LatentActionLM:
     """64 random codes that matter: towers read ``late``, two merge blocks. Speed does not depend on training."""
     layers = {"policy_layers": POLICY_BLOCKS[name], "inverse_dynamics_layers": POLICY_BLOCKS[name], "merge_layers": 2}
-    model = LatentActionLM.from_base(base_folder(name), num_actions=64, seed=0, dtype=DTYPE[name], **layers, **arguments)
+    model = LatentActionLM.from_base(
+        base_folder(name), num_actions=64, seed=0, dtype=DTYPE[name], **layers, **arguments
+    )
     generator = torch.Generator().manual_seed(0)
     for weight in model.merge.parameters():
         torch.nn.init.normal_(weight, std=0.02, generator=generator)
@@ -33,7 +35,8 @@ def latent_model(name: str, **arguments: Any) -> LatentActionLM:
 
 
 def endless(work: Path) -> Path:
-    """A checkpoint in ``work`` on the tiny base LM whose end token becomes one that it never emits: responses of full length."""
+    """A checkpoint in ``work`` on the tiny base LM whose end token becomes one that it never emits: responses of full
+    length."""
     base = work / "base"
     shutil.copytree(base_folder("tiny"), base)
     for name, change in {
@@ -42,5 +45,7 @@ def endless(work: Path) -> Path:
         "tokenizer_config.json": {"eos_token": "<unk>"},
     }.items():
         (base / name).write_text(json.dumps(json.loads((base / name).read_text()) | change))
-    model = LatentActionLM.from_base(base, num_actions=64, seed=0, policy_layers=2, inverse_dynamics_layers=2, merge_layers=2)
+    model = LatentActionLM.from_base(
+        base, num_actions=64, seed=0, policy_layers=2, inverse_dynamics_layers=2, merge_layers=2
+    )
     return model.save_pretrained(work / "checkpoint")

@@ -2,20 +2,22 @@
 
     python benchmarks/off_policy.py --runs RUN_DIR ...        finished quickstart runs (their clone stage is the start)
 
-Each run starts reinforcement learning from its cloned policy twice, with other prompts each time. Every policy on the way also
-plays prompts that are not trained on ("traffic": what a policy in service would leave behind). A repeat is a window of 10
-updates: 160 prompts x 8 rollouts, a mixture of 10 policy versions, seen from policies that were not trained on them:
+Each run starts reinforcement learning from its cloned policy twice, with other prompts each time. Every policy on the
+way also plays prompts that are not trained on ("traffic": what a policy in service would leave behind). A repeat is a
+window of 10 updates: 160 prompts x 8 rollouts, a mixture of 10 policy versions, seen from policies that were not
+trained on them:
 
 - next: the policy after the window's last update; later: that of 5 updates further on; far: of 25.
-- offline: the window's first policy, improved offline (awr) on half of the window's prompts and judged by the other half.
+- offline: the window's first policy, improved offline (awr) on half of the window's prompts and judged by the other
+  half.
 
 and from policies that were trained on the rollouts they are judged by, which must be expected to fail:
 
 - next, own rollouts: judged by the rollouts of the window's updates instead of the traffic.
 - offline, own rollouts: judged by the half of the prompts it was improved on.
 
-The truth is the mean reward of new rollouts of the policy for the same prompts, 40 each (its standard error, about 0.005, counts
-against the estimators). One process, no Ray.
+The truth is the mean reward of new rollouts of the policy for the same prompts, 40 each (its standard error, about
+0.005, counts against the estimators). One process, no Ray.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ from configs.schema import DataSource, ImproveOffline, RunConfig
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import ESTIMATORS, RECOMMENDED, off_policy_report
-from latent_control.persistence import array_hash, world_hash
+from latent_control.pretrained import array_hash, world_hash
 from learners.improve_offline import ImproveOfflineStage
 from learners.learner import PolicyLearner
-from learners.offline import Hooks, make_optimizer, train
-from pipeline.algorithm import algorithm_config
-from pipeline.off_policy import logged
-from pipeline.replay import ReplayWriter
-from pipeline.stored import StoredRollouts, read_rollouts, rollout_batches
+from learners.offline_training import Hooks, make_optimizer, train
+from pipeline.experiments.off_policy import logged
+from pipeline.replay.dataset import StoredRollouts, read_rollouts, rollout_batches
+from pipeline.replay.writer import ReplayWriter
+from pipeline.rl.algorithm import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
+from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 
 Weights = dict[str, np.ndarray]
 WINDOW = 10
@@ -88,7 +90,9 @@ class Bench:
         """The learner's policy."""
         return self.learner.module[DEFAULT_MODULE_ID].get_state()
 
-    def play(self, weights: Weights, prompts: list[int], group: int, seed: int, *, version: int = 0, split: Any = "train") -> list[Rollout]:
+    def play(
+        self, weights: Weights, prompts: list[int], group: int, seed: int, *, version: int = 0, split: Any = "train"
+    ) -> list[Rollout]:
         """``group`` new rollouts of each prompt."""
         policy = PolicyVersion(version=version, weights_hash=array_hash(weights), weights=weights)
         request = RolloutRequest(
@@ -110,7 +114,11 @@ class Bench:
         improve, policies = self.config.improve, [self.weights()]
         assert improve is not None
         own, traffic = (ReplayWriter(folder / name / "replay", 4096, name) for name in ("own", "traffic"))
-        prompts = np.random.default_rng(seed).choice(900_000, (updates, 2, improve.prompts_per_update), replace=False).tolist()
+        prompts = (
+            np.random.default_rng(seed)
+            .choice(900_000, (updates, 2, improve.prompts_per_update), replace=False)
+            .tolist()
+        )
         for update in range(updates):
             streams = [rollout_seed(seed, update, place) >> 1 for place in range(2)]
             rollouts = self.play(policies[-1], prompts[update][0], improve.group_size, streams[0], version=update)
@@ -131,7 +139,9 @@ class Bench:
     def model(self, weights: Weights) -> LatentActionLM:
         """The checkpoint with another policy."""
         model = LatentActionLM.from_pretrained(self.checkpoint)
-        model.policy.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=False)
+        model.policy.load_state_dict(
+            {name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=False
+        )
         return model
 
 
@@ -163,7 +173,9 @@ def truth(bench: Bench, weights: Weights, rollouts: StoredRollouts, group: int, 
     return float(np.average(rewards, weights=np.bincount(rollouts.prompts)))
 
 
-def repeats(bench: Bench, folder: Path, windows: int, group: int, seed: int, offline_updates: int) -> list[dict[str, Any]]:
+def repeats(
+    bench: Bench, folder: Path, windows: int, group: int, seed: int, offline_updates: int
+) -> list[dict[str, Any]]:
     """All kinds of policies judged by each window of one run of reinforcement learning."""
     policies = bench.improve(windows * WINDOW + max(AHEAD.values()), folder, seed)
     world = world_hash(LatentActionLM.from_pretrained(bench.checkpoint))
@@ -219,6 +231,7 @@ def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         some = [one for one in found if one["kind"] == kind]
         for name in ESTIMATORS:
             errors = [one["estimates"][name][0] - one["truth"] for one in some]
+            widths = [one["estimates"][name][2] - one["estimates"][name][1] for one in some]
             trusted = [covers(one, name) for one in some if not one["doubts"]]
             rows.append(
                 {
@@ -228,7 +241,7 @@ def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "covered where no doubt is raised": f"{sum(trusted)} of {len(trusted)}",
                     "bias": f"{statistics.mean(errors):+.3f}",
                     "rms error": f"{statistics.mean(e * e for e in errors) ** 0.5:.3f}",
-                    "interval's width": f"{statistics.mean(one['estimates'][name][2] - one['estimates'][name][1] for one in some):.3f}",
+                    "interval's width": f"{statistics.mean(widths):.3f}",
                     "effective share": f"{statistics.mean(one['effective'] / one['rollouts'] for one in some):.2f}",
                 }
             )
@@ -240,7 +253,9 @@ def main() -> None:
     import tempfile
 
     parser = arguments(__doc__, repeats=20)
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="finished run folders with a clone checkpoint")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", required=True, help="finished run folders with a clone checkpoint"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     starts = [(run, 2 * number + place) for number, run in enumerate(chosen.runs) for place in range(2)]
@@ -249,7 +264,9 @@ def main() -> None:
     started, found = time.perf_counter(), []
     for run_dir, seed in starts[:1] if chosen.quick else starts:
         with tempfile.TemporaryDirectory() as folder:
-            found += repeats(Bench.of(run_dir, seed), Path(folder), 1 if chosen.quick else windows, group, seed, updates)
+            found += repeats(
+                Bench.of(run_dir, seed), Path(folder), 1 if chosen.quick else windows, group, seed, updates
+            )
         print(f"{run_dir.name} seed {seed}: {len(found)} judged, {time.perf_counter() - started:.0f} s", flush=True)
     report("off_policy", rows_of(found), {"repeats": found, "seconds": time.perf_counter() - started}, chosen.out)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/publish.py [--repeats 5] [--quick] [--out DIR]
 
-The driver copies, hashes and stores the learner's float32 weights (``publish``); each worker hashes them and copies them into its
-module (``load``). 64 equal tensors, 0.5 GB together. The way over the network is not measured.
+The driver copies, hashes and stores the learner's float32 weights (``publish``); each worker hashes them and copies
+them into its module (``load``). 64 equal tensors, 0.5 GB together. The way over the network is not measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from common import alternate, arguments, report, short, spread
 
 from configs.schema import RunConfig
-from latent_control.persistence import array_hash
-from pipeline.cluster import connected
+from latent_control.pretrained import array_hash
+from pipeline.cluster.connect import connected
 
 TENSORS = 64
 
@@ -32,7 +32,9 @@ def rates(gigabytes: float, repeats: int) -> dict[str, list[float]]:
         "copy": lambda: {name: array.copy() for name, array in weights.items()},
         "hash": lambda: array_hash(weights),
         "put": lambda: ray.put(weights),
-        "load": lambda: [tensor.copy_(torch.from_numpy(weights[str(number)].copy())) for number, tensor in enumerate(module)],
+        "load": lambda: [
+            tensor.copy_(torch.from_numpy(weights[str(number)].copy())) for number, tensor in enumerate(module)
+        ],
     }
 
     def rate(step: Callable[[], Any]) -> float:

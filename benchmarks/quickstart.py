@@ -29,7 +29,9 @@ def play(seed: int, out: Path, overrides: list[str]) -> Path:
     started = time.perf_counter()
     config = str(ROOT / "configs" / "quickstart.yaml")
     subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", config, f"seed={seed}", *overrides, "--run-dir", str(run_dir)], cwd=ROOT, check=True
+        [sys.executable, "-m", "pipeline", "run", config, f"seed={seed}", *overrides, "--run-dir", str(run_dir)],
+        cwd=ROOT,
+        check=True,
     )
     (run_dir / "wall_seconds").write_text(str(time.perf_counter() - started))
     return run_dir
@@ -52,7 +54,10 @@ def report(rows: list[dict[str, Any]]) -> str:
     """The table, and the gain's mean with the range over seeds."""
     lines = [f"{'run':<12}{'base':>16}{'cloned':>16}{'improved':>16}   gain over cloned, sampled (95 %)   stages, s"]
     for row in rows:
-        cells = [f"{row['evaluation'][n]['sampled']:.3f}/{row['evaluation'][n]['greedy']:.3f}" for n in ("base", "cloned", "improved")]
+        cells = [
+            f"{row['evaluation'][n]['sampled']:.3f}/{row['evaluation'][n]['greedy']:.3f}"
+            for n in ("base", "cloned", "improved")
+        ]
         gain = row["evaluation"]["differences"]["improved - cloned"]["sampled"]
         seconds = sum(row["stage_seconds"].values())
         lines.append(
@@ -61,7 +66,10 @@ def report(rows: list[dict[str, Any]]) -> str:
             + f"   {gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})   {seconds:.0f}"
         )
     gains = [row["evaluation"]["differences"]["improved - cloned"]["sampled"]["mean"] for row in rows]
-    lines.append(f"gain: mean {statistics.mean(gains):+.3f}, smallest {min(gains):+.3f}, largest {max(gains):+.3f} (sampled/greedy above)")
+    lines.append(
+        f"gain: mean {statistics.mean(gains):+.3f}, smallest {min(gains):+.3f}, largest {max(gains):+.3f} "
+        "(sampled/greedy above)"
+    )
     return "\n".join(lines)
 
 
@@ -74,7 +82,9 @@ def main() -> None:
     parser.add_argument("--name", default="quickstart")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
-    folders = arguments.collect or [play(seed, arguments.out.absolute(), arguments.overrides) for seed in arguments.seeds]
+    folders = arguments.collect or [
+        play(seed, arguments.out.absolute(), arguments.overrides) for seed in arguments.seeds
+    ]
     rows = [read(folder) for folder in folders]
     machine = {
         "processor": platform.machine(),

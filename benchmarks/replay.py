@@ -1,12 +1,13 @@
-"""Replay buffer: rows/s and MB/s written and streamed, against raw pyarrow with the same rows, schema, zstd, row groups and files.
+"""Replay buffer: rows/s and MB/s written and streamed, against raw pyarrow with the same rows, schema, zstd, row groups
+and files.
 
     python benchmarks/replay.py [--repeats 7] [--quick] [--out DIR]
 
-Long rollouts (128 + 512 tokens) and tiny ones (8 + 8). Write: ``ReplayWriter`` (hash, fsync, rename, manifest, duplicates
-dropped), in requests of 128 rollouts, against ``pq.write_table`` per shard, from the same Python records and from
-ready-made tables; raw pyarrow neither syncs nor hashes. Stream: ``ReplayReader`` opened anew (hashes checked) and one pass
-of record batches, shuffled as by default and in order, against ``iter_batches`` of each file, in order. Both read from the
-page cache. MB are those of the decoded table. One process; pyarrow's own threads are one on both sides.
+Long rollouts (128 + 512 tokens) and tiny ones (8 + 8). Write: ``ReplayWriter`` (hash, fsync, rename, manifest,
+duplicates dropped), in requests of 128 rollouts, against ``pq.write_table`` per shard, from the same Python records and
+from ready-made tables; raw pyarrow neither syncs nor hashes. Stream: ``ReplayReader`` opened anew (hashes checked) and
+one pass of record batches, shuffled as by default and in order, against ``iter_batches`` of each file, in order. Both
+read from the page cache. MB are those of the decoded table. One process; pyarrow's own threads are one on both sides.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import alternate, arguments, ratio, report, short, spread
 
-from pipeline.replay import ROW_GROUP, SCHEMA, ReplayReader, ReplayWriter, to_table
-from rollout_workers.episodes import Rollout
+from pipeline.replay.writer import ROW_GROUP, SCHEMA, ReplayReader, ReplayWriter, to_table
+from rollout_workers.rollouts import Rollout
 
 SHARD = 4096
 """Rows per shard, the default of ``replay.rows_per_shard``."""
@@ -32,7 +33,8 @@ REQUEST = 128
 
 
 def rollouts(count: int, prompt: int, response: int) -> list[Rollout]:
-    """Records as workers make them: random tokens and codes, lengths within a tenth of ``response``, a chat-sized text."""
+    """Records as workers make them: random tokens and codes, lengths within a tenth of ``response``, a chat-sized
+    text."""
     rng = np.random.default_rng(0)
     words = [f"word{number} " for number in range(1000)]
     made = []
@@ -150,8 +152,14 @@ def main() -> None:
             seconds = measure(rows, options.repeats, Path(work))
         raw[size] = {"rows": count, "megabytes": megabytes, "seconds": seconds}
         for side, values in seconds.items():
-            peers = [name for name in seconds if name.startswith(side.partition(" ")[0]) and "pyarrow" in name and "ours" in side]
-            ratios = {name.partition("pyarrow")[2].strip(", ") or "pyarrow": ratio(seconds[name], values) for name in peers}
+            peers = [
+                name
+                for name in seconds
+                if name.startswith(side.partition(" ")[0]) and "pyarrow" in name and "ours" in side
+            ]
+            ratios = {
+                name.partition("pyarrow")[2].strip(", ") or "pyarrow": ratio(seconds[name], values) for name in peers
+            }
             lines.append(
                 {
                     "rollouts": f"{size} ({prompt} + {response} tokens)",

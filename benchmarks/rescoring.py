@@ -1,11 +1,13 @@
-"""How far stored log-probabilities lie from those of a pass over the finished rows, by number type; what looking costs; what a fault shows.
+"""How far stored log-probabilities lie from those of a pass over the finished rows, by number type; what looking costs;
+what a fault shows.
 
     python benchmarks/rescoring.py [--models tiny smollm2] [--repeats 5] [--quick] [--out DIR]
 
-A request is 8 random prompts x 8 rollouts, decoded on 32 slots, lengths geometric with mean 16 in 4..48. The policy's head is scaled
-until its codes have a perplexity of about 8 of 64, as a cloned policy's: differences grow with what a policy tells apart. ``sound``:
-mean difference over all rows of a request, median and extremes over requests. ``mixed up``: the same where rows that enter read
-others' tokens, which is what the engine did until November 2026. ``cost``: seconds to score 1 of 32 rows again / seconds to decode.
+A request is 8 random prompts x 8 rollouts, decoded on 32 slots, lengths geometric with mean 16 in 4..48. The policy's
+head is scaled until its codes have a perplexity of about 8 of 64, as a cloned policy's: differences grow with what a
+policy tells apart. ``sound``: mean difference over all rows of a request, median and extremes over requests. ``mixed
+up``: the same where rows that enter read others' tokens, which is what the engine did until November 2026. ``cost``:
+seconds to score 1 of 32 rows again / seconds to decode.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from decode import wanted_lengths
 from models import latent_model
 
 from latent_control import Generation, LatentActionLM
-from latent_control.decoding import generate
-from latent_control.engine import Engine
-from latent_control.rescoring import mismatch_bound, rescored_logp
+from latent_control.decoding.engine import Engine
+from latent_control.decoding.generate import generate
+from latent_control.decoding.rescoring import mismatch_bound, rescored_logp
 
 PROMPTS, GROUP, SLOTS, PROMPT, SHARE, PERPLEXITY = 8, 8, 32, 24, 32, 8.0
 # (model, base's number type, policy's)
@@ -71,7 +73,14 @@ def request(model: LatentActionLM, number: int, lengths: list[int]) -> tuple[tor
     started = time.perf_counter()
     with torch.inference_mode():
         out = generate(
-            model.base, model.actor(), prompts, max_new_tokens=lengths, batch_size=SLOTS, repeats=GROUP, seed=number, stop_token=-1
+            model.base,
+            model.actor(),
+            prompts,
+            max_new_tokens=lengths,
+            batch_size=SLOTS,
+            repeats=GROUP,
+            seed=number,
+            stop_token=-1,
         )
     return prompts, out, time.perf_counter() - started
 

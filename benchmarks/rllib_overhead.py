@@ -1,11 +1,14 @@
-"""What a pipeline costs around the model: actions/s through sampling, transport, update and publishing, against RLlib's stock PPO.
+"""What a pipeline costs around the model: actions/s through sampling, transport, update and publishing, against RLlib's
+stock PPO.
 
     python benchmarks/rllib_overhead.py [--repeats 5] [--quick] [--out DIR]
 
-Both sides: RLlib's Algorithm on a private Ray, 2 runners with one thread, the learner in the driver with 2 threads, 6,144
-actions per update (128 rollouts of 48), one pass, one optimiser step. ``PPO``: RLlib as it is, on an environment of 64 actions and
-128 numbers that answers at once, 64 copies per runner, a network of 2 x 128. ``ours, decode at once``: this project's workers,
-records, verifier, shipped features, replay buffer and learner (policy of 2 blocks x 128), with a stub for decoding, so that what
+Both sides: RLlib's Algorithm on a private Ray, 2 runners with one thread, the learner in the driver with 2 threads,
+6,144 actions per update (128 rollouts of 48), one pass, one optimiser step. ``PPO``: RLlib as it is, on an environment
+of 64 actions and
+128 numbers that answers at once, 64 copies per runner, a network of 2 x 128. ``ours, decode at once``: this project's
+workers, records, verifier, shipped features, replay buffer and learner (policy of 2 blocks x 128), with a stub for
+decoding, so that what
 remains is everything around it. ``ours``: the same with the 0.9 M-parameter base LM decoding.
 """
 
@@ -28,14 +31,14 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from transformers import AutoTokenizer
 
 from configs.schema import RunConfig
-from latent_control.persistence import base_path
+from latent_control.pretrained import base_path
 from latent_control.records import Generation
-from pipeline.algorithm import algorithm_config
-from pipeline.cluster import connected
-from pipeline.replay import ReplayActor
+from pipeline.cluster.connect import connected
+from pipeline.replay.writer import ReplayActor
+from pipeline.rl.algorithm import algorithm_config
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 WIDTH, ACTIONS, GROUP = 128, 64, 8
 
@@ -110,7 +113,9 @@ def latent(checkpoint: Path, config: RunConfig, runner: type[LMEnvRunner] | None
     """This project's algorithm; ``runner`` stands in for its worker class."""
     assert config.improve is not None
     host = HostSpec(level="latent", checkpoint=str(checkpoint))
-    rllib = algorithm_config(config, host, num_actions=ACTIONS, reads="late", late_blocks=2, learning_rate=config.improve.learning_rate)
+    rllib = algorithm_config(
+        config, host, num_actions=ACTIONS, reads="late", late_blocks=2, learning_rate=config.improve.learning_rate
+    )
     algorithm = (rllib.env_runners(env_runner_cls=runner) if runner else rllib).build_algo()
     algorithm.replay = ray.remote(num_cpus=0)(ReplayActor).remote(str(replay), 4096, "a")
     return algorithm
@@ -124,7 +129,9 @@ def parts(result: dict[str, Any], actions: int) -> tuple[float, float]:
     return float(result["timers"]["env_runner_sampling_timer"]), float(result["timers"]["learner_update_timer"])
 
 
-def measure(algorithms: dict[str, Any], updates: int, actions: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def measure(
+    algorithms: dict[str, Any], updates: int, actions: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Actions/s per side and round, and the last update's parts."""
     last: dict[str, Any] = {}
 
@@ -152,7 +159,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         checkpoint = endless(work)
-        config = RunConfig(base={"model": base_path(checkpoint)}, improve=improve, rollout={"num_workers": 2, "max_new_tokens": length})
+        config = RunConfig(
+            base={"model": base_path(checkpoint)}, improve=improve, rollout={"num_workers": 2, "max_new_tokens": length}
+        )
         room = config.model_copy(update={"rollout": config.rollout.model_copy(update={"num_workers": 6})})
         with connected(room):  # idle runners of the other sides keep their CPUs
             torch.set_num_threads(2)

@@ -2,17 +2,18 @@
 
     python benchmarks/scaling.py [--workers 1 8 64 256] [--real 1 8] [--seconds 4] [--repeats 5] [--quick] [--out DIR]
 
-``LatentRL.train()`` in asynchronous mode, staleness at most 1. Each worker answers a request of 16 rollouts about every ``--seconds``,
-and an update takes one request per worker: load and batch grow with the workers, updates/s stay. A new driver and a new private Ray
-for each number of workers. Measured is the driver's process alone: CPU of all its threads; CPU of its main thread, what it does while
-it does not wait, whose inverse is the rate at which one driver is saturated; memory; bytes per rollout. Besides it, CPU of Ray's GCS
-(one per cluster) and raylet (one per node).
+``LatentRL.train()`` in asynchronous mode, staleness at most 1. Each worker answers a request of 16 rollouts about every
+``--seconds``, and an update takes one request per worker: load and batch grow with the workers, updates/s stay. A new
+driver and a new private Ray for each number of workers. Measured is the driver's process alone: CPU of all its threads;
+CPU of its main thread, what it does while it does not wait, whose inverse is the rate at which one driver is saturated;
+memory; bytes per rollout. Besides it, CPU of Ray's GCS (one per cluster) and raylet (one per node).
 
-Real: ``LatentRL`` with pool, schedule, metrics, hash checks and publishing; Ray's actors, calls and objects; the records. Left out:
-learner (its update returns at once) and replay buffer, which work in processes of their own. ``LMEnvRunner``: the real worker on the
-simulated engine. 256 of them need 0.4 GB each, hence ``stand-in``: one Ray process per worker without torch and RLlib (0.07 GB),
-which fetches each policy version and, after the same time, returns the records and metrics that a real worker made. The rows with the
-same number of both show how far the driver can tell them apart. 256 need 20 GB; on two cores, starting them takes eight minutes.
+Real: ``LatentRL`` with pool, schedule, metrics, hash checks and publishing; Ray's actors, calls and objects; the
+records. Left out: learner (its update returns at once) and replay buffer, which work in processes of their own.
+``LMEnvRunner``: the real worker on the simulated engine. 256 of them need 0.4 GB each, hence ``stand-in``: one Ray
+process per worker without torch and RLlib (0.07 GB), which fetches each policy version and, after the same time,
+returns the records and metrics that a real worker made. The rows with the same number of both show how far the driver
+can tell them apart. 256 need 20 GB; on two cores, starting them takes eight minutes.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from ray._private.internal_api import node_stats
 from ray.experimental import get_object_locations
 
 from configs.schema import RunConfig
-from latent_control.persistence import base_path
-from pipeline.algorithm import algorithm_config
-from pipeline.cluster import connected
-from rollout_workers.episodes import HostSpec, RolloutRequest
+from latent_control.pretrained import base_path
+from pipeline.cluster.connect import connected
+from pipeline.rl.algorithm import algorithm_config
+from rollout_workers.rollouts import HostSpec, RolloutRequest
 
 ACTIONS, GROUP, PROMPTS, TOKENS, ANSWERS = 64, 8, 2, 48, 16
 KINDS = {"real": "LMEnvRunner", "light": "stand-in"}
@@ -52,7 +53,12 @@ KINDS = {"real": "LMEnvRunner", "light": "stand-in"}
 def request(number: int, **settings: Any) -> RolloutRequest:
     """Groups of rollouts of a few prompts."""
     return RolloutRequest(
-        request_id=number, split="train", prompt_indices=tuple(range(PROMPTS)), seeds=(number,) * PROMPTS, group_size=GROUP, **settings
+        request_id=number,
+        split="train",
+        prompt_indices=tuple(range(PROMPTS)),
+        seeds=(number,) * PROMPTS,
+        group_size=GROUP,
+        **settings,
     )
 
 
@@ -103,7 +109,9 @@ def put_stand_ins(algorithm: Any, workers: int, tokens_per_second: float) -> Non
     (real,) = manager.actors().values()
     requests = [request(i, policy=algorithm.policy, ship_features=True) for i in range(ANSWERS)]
     made = ray.get([real.apply.remote(methodcaller("sample_request", asked)) for asked in requests])
-    answers = ray.put(cloudpickle.dumps([(rollouts, summary, cloudpickle.dumps(metrics)) for rollouts, (summary, metrics) in made]))
+    answers = ray.put(
+        cloudpickle.dumps([(rollouts, summary, cloudpickle.dumps(metrics)) for rollouts, (summary, metrics) in made])
+    )
     kind = ray.remote(num_cpus=0)(StandIn)
     actors = [kind.remote(answers, tokens_per_second, number) for number in range(1, workers + 1)]
     ray.get([actor.ping.remote() for actor in actors])
@@ -148,7 +156,13 @@ def measure(kind: str, workers: int, seconds: float, updates: int, repeats: int)
         rate = PROMPTS * GROUP * TOKENS / 2 / seconds
         config = RunConfig(
             base={"model": base_path(checkpoint)},
-            improve={"mode": "async", "max_staleness": 1, "prompts_per_update": PROMPTS * workers, "group_size": GROUP, "features": "ship"},
+            improve={
+                "mode": "async",
+                "max_staleness": 1,
+                "prompts_per_update": PROMPTS * workers,
+                "group_size": GROUP,
+                "features": "ship",
+            },
             rollout={
                 "engine": "simulated",
                 # The one worker that makes the stand-ins' answers need not take the time they take.
@@ -181,7 +195,10 @@ def window(algorithm: Any, learner: Learner, updates: int) -> dict[str, float]:
     before = (time.perf_counter(), time.process_time(), time.thread_time(), seconds_of_ray())
     for _ in range(updates):
         algorithm.train()
-    wall, cpu, main = (after - b for after, b in zip((time.perf_counter(), time.process_time(), time.thread_time()), before, strict=False))
+    wall, cpu, main = (
+        after - b
+        for after, b in zip((time.perf_counter(), time.process_time(), time.thread_time()), before, strict=False)
+    )
     rays = {name: after - before[3][name] for name, after in seconds_of_ray().items()}
     rollouts = learner.answers * PROMPTS * GROUP
     return {
@@ -217,7 +234,9 @@ def line(measured: dict[str, Any], base: dict[str, Any] | None) -> dict[str, str
         "workers": f"{measured['workers']} {KINDS[measured['kind']]}",
         "rollouts/s": short(middle["rollouts_per_second"]),
         "driver, ms CPU / rollout": spread(values(measured, "driver_ms")),
-        "against 8": spread(list(ratio(values(measured, "driver_ms"), values(base, "driver_ms")).values())) if base else "",
+        "against 8": spread(list(ratio(values(measured, "driver_ms"), values(base, "driver_ms")).values()))
+        if base
+        else "",
         "main thread, ms": spread(values(measured, "main_thread_ms")),
         "saturated at, rollouts/s": short(1e3 / middle["main_thread_ms"]),
         "GCS / raylet, ms": f"{short(middle['gcs_ms'])} / {short(middle['raylet_ms'])}",
@@ -231,10 +250,14 @@ def main() -> None:
     """Command line."""
     parser = arguments(__doc__)
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 8, 64, 256], help="numbers of stand-ins")
-    parser.add_argument("--real", nargs="*", type=int, default=[1, 8], help="numbers of LMEnvRunner actors on the simulated engine")
+    parser.add_argument(
+        "--real", nargs="*", type=int, default=[1, 8], help="numbers of LMEnvRunner actors on the simulated engine"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="mean time of a request")
     parser.add_argument("--updates", type=int, default=3, help="updates per window")
-    parser.add_argument("--one", nargs=2, metavar=("KIND", "WORKERS"), help="only this one, as JSON (used by the script itself)")
+    parser.add_argument(
+        "--one", nargs=2, metavar=("KIND", "WORKERS"), help="only this one, as JSON (used by the script itself)"
+    )
     options = parser.parse_args()
     if options.one:
         kind, workers = options.one

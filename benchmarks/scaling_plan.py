@@ -1,9 +1,11 @@
-"""Works out what limits a cluster: rollouts/s of its workers, learners, network and driver, for the paper's 8 B setting or any other.
+"""Works out what limits a cluster: rollouts/s of its workers, learners, network and driver, for the paper's 8 B setting
+or any other.
 
     python benchmarks/scaling_plan.py [--gpus 8 16 ...] [--set FIELD=VALUE ...] [--results DIR]
 
-Every field of ``Setting`` can be set; ``docs/scaling.md`` explains the formulas. What the driver costs and how fast weights are
-published and loaded comes from ``scaling.json`` and ``publish.json`` in ``--results``; everything about GPUs and networks is assumed.
+Every field of ``Setting`` can be set; ``docs/scaling.md`` explains the formulas. What the driver costs and how fast
+weights are published and loaded comes from ``scaling.json`` and ``publish.json`` in ``--results``; everything about
+GPUs and networks is assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 from common import RESULTS, short, table
 
-from pipeline.requests import equal_chunk_count
+from pipeline.rl.prompt_order import equal_chunk_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ def decode_rate(s: Setting, rows: float) -> float:
 
 
 def learn_rate(s: Setting) -> float:
-    """Rollouts/s of a learner's GPU: 6 FLOP per policy weight and position, 2 per base weight where features are recomputed."""
+    """Rollouts/s of a learner's GPU: 6 FLOP per policy weight and position, 2 per base weight where features are
+    recomputed."""
     flop = 1e9 * (6 * s.policy_billions + 2 * s.base_billions * s.recompute)
     return s.matmul_tflops * 1e12 * s.matmul_share / (flop * (s.prompt_tokens + s.response_tokens))
 
@@ -128,7 +131,8 @@ def best(s: Setting, gpus: int) -> dict[str, Any]:
 
 
 def measured(results: Path) -> dict[str, float]:
-    """The fields of ``Setting`` that the results in this folder give: the driver's cost with the largest number of workers."""
+    """The fields of ``Setting`` that the results in this folder give: the driver's cost with the largest number of
+    workers."""
     found: dict[str, float] = {}
     if (results / "scaling.json").is_file():
         runs = json.loads((results / "scaling.json").read_text())["measured"]
@@ -170,7 +174,10 @@ def main() -> None:
     options = parser.parse_args()
     found = measured(options.results)
     setting = with_values(with_values(Setting(), found), dict(word.split("=", 1) for word in options.set))
-    print(f"per GPU: {decode_rate(setting, setting.rows):,.0f} tokens/s decoded, {learn_rate(setting):.3g} rollouts/s learned")
+    print(
+        f"per GPU: {decode_rate(setting, setting.rows):,.0f} tokens/s decoded, {learn_rate(setting):.3g} rollouts/s "
+        "learned"
+    )
     print(f"measured: {', '.join(f'{name} = {short(value)}' for name, value in found.items()) or 'nothing'}\n")
     print(table([cells(best(setting, gpus)) for gpus in options.gpus]))
 

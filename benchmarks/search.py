@@ -1,10 +1,12 @@
 """Search at equal budget on countdown: does a tree over chunks of codes beat as many tokens of best-of-n?
 
-    python benchmarks/search.py --runs RUN_DIR ... --q Q_DIR ...     finished quickstart runs, and a train-q checkpoint for each
+    python benchmarks/search.py --runs RUN_DIR ... --q Q_DIR ...     finished quickstart runs, and a train-q checkpoint
+    for each
 
-For each run's improved and cloned policy: MCTS and MCTS-Q, valued by the verifier (then best-of-n is pass@n, and both rows see the
-truth) and by the Q head (then nothing does), at several numbers of iterations. Best-of-n gets at least as many generated tokens for
-each prompt. Differences are paired over prompts and pooled over the runs; their intervals are bootstrapped. One process, no Ray.
+For each run's improved and cloned policy: MCTS and MCTS-Q, valued by the verifier (then best-of-n is pass@n, and both
+rows see the truth) and by the Q head (then nothing does), at several numbers of iterations. Best-of-n gets at least as
+many generated tokens for each prompt. Differences are paired over prompts and pooled over the runs; their intervals are
+bootstrapped. One process, no Ray.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import numpy as np
 import torch
 from common import arguments, report
 
-from pipeline.search import Asked, play, prepare
-from pipeline.statistics import paired_difference
+from pipeline.evaluation.statistics import paired_difference
+from pipeline.experiments.search import Asked, play, prepare
 
 POLICIES = ("improve", "clone")
 
@@ -38,7 +40,13 @@ def measured(run: Path, q: Path, case: dict[str, Any], policy: str, chunk: int, 
     """One table, without its words."""
     asked = Asked(**case, chunk=chunk, prompts=prompts)
     result = play(prepare(run / "checkpoints" / policy, asked, q), asked)
-    return case | {"policy": policy, "chunk": chunk, "run": run.name, "rows": result["rows"], "successes": digits(result["successes"])}
+    return case | {
+        "policy": policy,
+        "chunk": chunk,
+        "run": run.name,
+        "rows": result["rows"],
+        "successes": digits(result["successes"]),
+    }
 
 
 def digits(successes: dict[str, list[int]]) -> dict[str, str]:
@@ -49,7 +57,9 @@ def digits(successes: dict[str, list[int]]) -> dict[str, str]:
 def row_of(some: list[dict[str, Any]]) -> dict[str, Any]:
     """The runs of one case as a row."""
     first = some[0]
-    pooled = {name: np.array([int(d) for one in some for d in one["successes"][name]], float) for name in first["successes"]}
+    pooled = {
+        name: np.array([int(d) for one in some for d in one["successes"][name]], float) for name in first["successes"]
+    }
     difference = paired_difference(pooled[first["method"]], pooled["best-of-n"], seed=0)
 
     def mean(name: str, key: str) -> float:

@@ -1,9 +1,10 @@
-"""Memory of driver and rollout workers over a long run: growth from update 100 on, and its slope. Bar: under 5 % from update 100 to 1,000.
+"""Memory of driver and rollout workers over a long run: growth from update 100 on, and its slope. Bar: under 5 % from
+update 100 to 1,000.
 
     python benchmarks/soak.py --minutes 60 [--quick]
 
-A run of the quickstart's shape (its base LM and codes, one update after the other) is started, ended by SIGTERM after that time, and
-judged by its own metrics ``driver_gib`` and ``worker_gib``: resident memory at the end of each update.
+A run of the quickstart's shape (its base LM and codes, one update after the other) is started, ended by SIGTERM after
+that time, and judged by its own metrics ``driver_gib`` and ``worker_gib``: resident memory at the end of each update.
 """
 
 from __future__ import annotations
@@ -59,7 +60,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "soak"
         updates = ["improve.updates=20"] if options.quick else ["improve.updates=1000000"]
-        command = [sys.executable, "-m", "pipeline", "run", str(ROOT / "configs" / "quickstart.yaml"), "--run-dir", str(run_dir), "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "run",
+            str(ROOT / "configs" / "quickstart.yaml"),
+            "--run-dir",
+            str(run_dir),
+            "--quiet",
+        ]
         with subprocess.Popen([*command, *SHORT, *updates, *options.overrides], cwd=ROOT) as process:
             try:
                 process.wait(60 * options.minutes)
@@ -73,7 +83,10 @@ def main() -> None:
         sys.exit(f"only {len(metrics)} updates in {options.minutes:g} minutes: give it more")
     found = rows(metrics, first, last)
     print(table(found))
-    every = [{key: record[key] for key in ("step", "driver_gib", "worker_gib")} for record in metrics[:: max(1, len(metrics) // 200)]]
+    every = [
+        {key: record[key] for key in ("step", "driver_gib", "worker_gib")}
+        for record in metrics[:: max(1, len(metrics) // 200)]
+    ]
     report("soak", found, {"minutes": options.minutes, "overrides": options.overrides, "curve": every}, options.out)
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/steering.py --runs RUN_DIR ...     runs whose explorer.html is written
 
-For every explained choice on a run's page: each code listed there, forced at that token (the codes before it as they were) through
-what ``latent-control steer`` answers with, must write the token the page says; and each ending listed there must come out token by
-token, with the reward it was given, the policy choosing greedily after the forced code. What steering itself foretells at the choice
-(its candidates) is held against the page too. Texts of tokens are compared, as the page holds no numbers of tokens. One process, no Ray.
+For every explained choice on a run's page: each code listed there, forced at that token (the codes before it as they
+were) through what ``latent-control steer`` answers with, must write the token the page says; and each ending listed
+there must come out token by token, with the reward it was given, the policy choosing greedily after the forced code.
+What steering itself foretells at the choice (its candidates) is held against the page too. Texts of tokens are
+compared, as the page holds no numbers of tokens. One process, no Ray.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 
 from common import arguments, report
 
-from pipeline.explorer.why import prompt_of
-from pipeline.replay import ReplayReader
+from pipeline.pages.explorer.why import prompt_of
+from pipeline.replay.writer import ReplayReader
 from pipeline.steering.loading import load
+from pipeline.steering.request import Wish
 from pipeline.steering.steerer import Steerer
-from pipeline.steering.wishes import Wish
 
 COLUMNS = ("rollout_id", "prompt_id", "prompt_text", "tokens", "actions")
 
@@ -53,10 +54,14 @@ def foretold(why: dict[str, Any], words: list[str]) -> Iterator[Foretold]:
     """All that the page says of a rollout's choices."""
     for step in why["steps"]:
         for option in step["options"]:
-            yield Foretold(kind="token", place=step["position"], code=option["code"], texts=(words[option["token"]],), reward=None)
+            yield Foretold(
+                kind="token", place=step["position"], code=option["code"], texts=(words[option["token"]],), reward=None
+            )
         for ending in step["endings"]:
             texts = tuple(words[token] for token in ending["tokens"])
-            yield Foretold(kind="ending", place=step["position"], code=ending["code"], texts=texts, reward=ending["reward"])
+            yield Foretold(
+                kind="ending", place=step["position"], code=ending["code"], texts=texts, reward=ending["reward"]
+            )
 
 
 def agreement(steerer: Steerer, data: dict[str, Any], rollouts: dict[str, Any]) -> tuple[Counter[str], list[str]]:
@@ -71,7 +76,9 @@ def agreement(steerer: Steerer, data: dict[str, Any], rollouts: dict[str, Any]) 
             wish = Wish(prompt=rollout["prompt_text"], codes=[*before[: told.place], told.code])
             answer = steerer.answer(wish)
             after = answer.tokens[told.place :]
-            kept = [token.id for token in answer.tokens[: told.place]] == [int(token) for token in rollout["tokens"][: told.place]]
+            kept = [token.id for token in answer.tokens[: told.place]] == [
+                int(token) for token in rollout["tokens"][: told.place]
+            ]
             texts = tuple(token.text for token in after[: 1 if told.kind == "token" else None])
             verdict = steerer.verdict(prompt, [token.id for token in answer.tokens]) if told.kind == "ending" else None
             same = kept and texts == told.texts and (verdict is None or verdict.reward == told.reward)
@@ -79,7 +86,8 @@ def agreement(steerer: Steerer, data: dict[str, Any], rollouts: dict[str, Any]) 
             counts[f"{told.kind} agreed"] += same
             if not same:
                 misses.append(
-                    f"{rollout['rollout_id']} token {told.place} code {told.code} {told.kind}: {told.texts} but {texts}, kept {kept}"
+                    f"{rollout['rollout_id']} token {told.place} code {told.code} {told.kind}: {told.texts} but "
+                    f"{texts}, kept {kept}"
                 )
             if told.kind == "token":
                 rows = {row.code: row.text for row in steerer.candidates(wish, told.place).codes}

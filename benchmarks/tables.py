@@ -16,7 +16,8 @@ MARKS = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path) -> str:
-    """``text`` with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced by the table of NAME.json."""
+    """``text`` with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced by the table of
+    NAME.json."""
     return MARKS.sub(lambda mark: f"{mark[1]}{section(results / f'{mark[2]}.json')}\n{mark[3]}", text)
 
 
@@ -26,9 +27,12 @@ def section(path: Path) -> str:
         return "Not measured yet."
     result = json.loads(path.read_text())
     machine = result["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores" + (f", {result['device']}" if "device" in result else "")
+    where = f"{machine['processor']}, {machine['cores']} cores" + (
+        f", {result['device']}" if "device" in result else ""
+    )
     return (
-        f"{table(result['rows'])}\n\n{machine['date'][:10]}, {where}, torch {machine['packages'].get('torch')}, commit {machine['commit']}."
+        f"{table(result['rows'])}\n\n{machine['date'][:10]}, {where}, torch {machine['packages'].get('torch')}, "
+        f"commit {machine['commit']}."
     )
 
 

@@ -6,10 +6,11 @@
 
 Both sides: the 0.9 M-parameter base LM, countdown's prompts and verifier, GRPO, groups of 8, 16 prompts an update, one
 optimiser step per batch, fp32, AdamW, temperature 1, 2 cores. Ours: two workers with one thread and the learner in the
-driver (2 threads), the replay buffer written; only the policy is trained. TRL: one process with 2 threads; it trains all parameters,
-by the last base's token probabilities, and generates with transformers. ``fixed``: every response has exactly so many
-tokens on both sides (no end token), 64 random codes. ``natural``: responses end by themselves, ours from the cloned
-checkpoint given (of the quickstart). Rounds of updates alternate, start-up and the first round (3 updates or more) are not timed.
+driver (2 threads), the replay buffer written; only the policy is trained. TRL: one process with 2 threads; it trains
+all parameters, by the last base's token probabilities, and generates with transformers. ``fixed``: every response has
+exactly so many tokens on both sides (no end token), 64 random codes. ``natural``: responses end by themselves, ours
+from the cloned checkpoint given (of the quickstart). Rounds of updates alternate, start-up and the first round (3
+updates or more) are not timed.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ from common import Peer, alternate, arguments, ratio, report, short, spread
 from models import endless
 
 from configs.schema import RunConfig
-from latent_control.persistence import base_path
-from pipeline.algorithm import LatentRL, algorithm_config
-from pipeline.cluster import connected
-from pipeline.improve import update_metrics
-from pipeline.replay import ReplayActor
-from rollout_workers.episodes import HostSpec
+from latent_control.pretrained import base_path
+from pipeline.cluster.connect import connected
+from pipeline.replay.writer import ReplayActor
+from pipeline.rl.algorithm import LatentRL, algorithm_config
+from pipeline.stages.improve import update_metrics
+from rollout_workers.rollouts import HostSpec
 
 PROMPTS, GROUP, LEARNING_RATE = 16, 8, 5e-4
-PARTS = ("seconds_sampling", "seconds_waiting", "seconds_updating", "seconds_publishing", "tokens_per_rollout", "reward")
+PARTS = (
+    "seconds_sampling",
+    "seconds_waiting",
+    "seconds_updating",
+    "seconds_publishing",
+    "tokens_per_rollout",
+    "reward",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +85,9 @@ def our_side(case: Case, work: Path, metrics: list[dict[str, float]]) -> Iterato
             algorithm.stop()
 
 
-def measure(case: Case, peer_python: str, work: Path, updates: int, repeats: int) -> tuple[dict[str, str], dict[str, object]]:
+def measure(
+    case: Case, peer_python: str, work: Path, updates: int, repeats: int
+) -> tuple[dict[str, str], dict[str, object]]:
     """Line of the table and raw numbers."""
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
@@ -105,7 +115,8 @@ def measure(case: Case, peer_python: str, work: Path, updates: int, repeats: int
         "ours, samples/s": spread(rates["ours"]),
         "TRL, samples/s": spread(rates["trl"]),
         "ours / TRL": spread(list(ratio(rates["ours"], rates["trl"]).values())),
-        "tokens per response, ours / TRL": f"{parts['tokens_per_rollout']:.1f} / {sum(t['tokens'] for t in theirs) / len(theirs):.1f}",
+        "tokens per response, ours / "
+        "TRL": f"{parts['tokens_per_rollout']:.1f} / {sum(t['tokens'] for t in theirs) / len(theirs):.1f}",
     }
     return line, {
         "samples_per_second": rates,
@@ -120,7 +131,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--peer-python", required=True, help="interpreter of the environment with TRL")
     parser.add_argument("--updates", type=int, default=10, help="updates per round")
-    parser.add_argument("--checkpoint", type=Path, help="a cloned checkpoint on countdown-1m: adds the line with natural lengths")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a cloned checkpoint on countdown-1m: adds the line with natural lengths"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[48, 16], help="new tokens of the fixed lines")
     options = parser.parse_args()
     if options.quick:
@@ -135,7 +148,13 @@ def main() -> None:
         ]
         if options.checkpoint:
             cases.append(
-                Case(name="natural, at most 48, sync", checkpoint=options.checkpoint.absolute(), new_tokens=48, fixed=False, mode="sync")
+                Case(
+                    name="natural, at most 48, sync",
+                    checkpoint=options.checkpoint.absolute(),
+                    new_tokens=48,
+                    fixed=False,
+                    mode="sync",
+                )
             )
         lines, raw = [], {}
         for case in cases:

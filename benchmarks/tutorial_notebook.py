@@ -25,7 +25,9 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
-        NotebookClient(book, km=kernel, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+        NotebookClient(
+            book, km=kernel, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        ).execute()
     print(f"{time.perf_counter() - started:.1f} s")
     for cell in book.cells:
         cell.metadata.pop("execution", None)

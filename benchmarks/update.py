@@ -1,11 +1,13 @@
-"""One RL update: the latent policy on cached features against a full token-level update; and features shipped or recomputed.
+"""One RL update: the latent policy on cached features against a full token-level update; and features shipped or
+recomputed.
 
     python benchmarks/update.py [--models tiny smollm2] [--repeats 5] [--quick] [--out DIR]
 
-Same rollouts (sampled by a rollout worker in this process, random rewards), same GRPO advantages, same clipped loss, same padded
-microbatches, AdamW, gradient clipping, threads (2) and precision (float32 tiny, bfloat16 autocast SmolLM2).
-``latent``: ``PolicyLearner.update``, everything RLlib does around it included. ``token-level``: plain torch over all parameters of
-the base LM, language head at response positions only. ``recompute``: the learner runs the base once per rollout itself.
+Same rollouts (sampled by a rollout worker in this process, random rewards), same GRPO advantages, same clipped loss,
+same padded microbatches, AdamW, gradient clipping, threads (2) and precision (float32 tiny, bfloat16 autocast SmolLM2).
+``latent``: ``PolicyLearner.update``, everything RLlib does around it included. ``token-level``: plain torch over all
+parameters of the base LM, language head at response positions only. ``recompute``: the learner runs the base once per
+rollout itself.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from latent_control.losses import clipped_surrogate
 from latent_control.model import load_base
 from learners.collate import collate
 from learners.learner import PolicyLearner, microbatches, position_weights
-from pipeline.algorithm import algorithm_config
+from pipeline.rl.algorithm import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, Rollout, RolloutRequest
+from rollout_workers.rollouts import HostSpec, Rollout, RolloutRequest
 
 CLIP = 0.2
 
@@ -41,13 +43,19 @@ def run_config(name: str, features: str, new_tokens: int) -> RunConfig:
     """Settings of an update."""
     precision = "bf16" if DTYPE[name] == "bfloat16" else "no"
     improve = {"features": features, "mixed_precision": precision, "learning_rate": 1e-5}
-    return RunConfig(base={"model": str(base_folder(name))}, improve=improve, rollout={"max_new_tokens": new_tokens, "torch_threads": 2})
+    return RunConfig(
+        base={"model": str(base_folder(name))},
+        improve=improve,
+        rollout={"max_new_tokens": new_tokens, "torch_threads": 2},
+    )
 
 
 def rllib_config(config: RunConfig, checkpoint: Path, name: str) -> Any:
     """RLlib's config of the policy in ``checkpoint``."""
     host = HostSpec(level="latent", checkpoint=str(checkpoint), dtype=DTYPE[name])
-    return algorithm_config(config, host, num_actions=64, reads="late", late_blocks=POLICY_BLOCKS[name], learning_rate=1e-5)
+    return algorithm_config(
+        config, host, num_actions=64, reads="late", late_blocks=POLICY_BLOCKS[name], learning_rate=1e-5
+    )
 
 
 def make_learner(config: RunConfig, checkpoint: Path, name: str) -> PolicyLearner:
@@ -69,7 +77,11 @@ def latent_update(learner: PolicyLearner, rollouts: Sequence[Rollout]) -> float:
     """Seconds of one update."""
     started = time.perf_counter()
     learner.update(
-        episodes=list(rollouts), num_epochs=1, minibatch_size=len(rollouts), num_total_minibatches=1, shuffle_batch_per_epoch=False
+        episodes=list(rollouts),
+        num_epochs=1,
+        minibatch_size=len(rollouts),
+        num_total_minibatches=1,
+        shuffle_batch_per_epoch=False,
     )
     return time.perf_counter() - started
 
@@ -116,13 +128,17 @@ def through_object_store(rollouts: list[Rollout]) -> float:
     return time.perf_counter() - started
 
 
-def measure(name: str, folder: Path, *, repeats: int, prompts: int, new_tokens: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def measure(
+    name: str, folder: Path, *, repeats: int, prompts: int, new_tokens: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds per side and round; sizes."""
     checkpoint = latent_model(name).save_pretrained(folder / name)
     config = run_config(name, "ship", new_tokens)
     rollouts = sample(config, checkpoint, name, prompts)
     bare = [replace(r, features=None) for r in rollouts]
-    shipping, recomputing = (make_learner(run_config(name, way, new_tokens), checkpoint, name) for way in ("ship", "recompute"))
+    shipping, recomputing = (
+        make_learner(run_config(name, way, new_tokens), checkpoint, name) for way in ("ship", "recompute")
+    )
     assert config.improve is not None
     full = token_level(name, rollouts, config.improve.microbatch_tokens)
     torch.set_num_threads(2)
@@ -152,7 +168,9 @@ def main() -> None:
     for name in options.models:
         prompts, new_tokens = (2, 6) if options.quick else (16, 16) if name == "tiny" else (4, 24)
         with tempfile.TemporaryDirectory() as folder:
-            seconds, sizes = measure(name, Path(folder), repeats=options.repeats, prompts=prompts, new_tokens=new_tokens)
+            seconds, sizes = measure(
+                name, Path(folder), repeats=options.repeats, prompts=prompts, new_tokens=new_tokens
+            )
         raw[name] = {"seconds": seconds, **sizes}
         for side, values in seconds.items():
             lines.append(
@@ -160,7 +178,9 @@ def main() -> None:
                     "model": f"{name}, {sizes['rollouts']} rollouts, {sizes['positions']} positions",
                     "side": side,
                     "seconds": spread(values),
-                    "side / token-level": spread(list(ratio(values, seconds["token-level"]).values())) if "put" not in side else "",
+                    "side / token-level": spread(list(ratio(values, seconds["token-level"]).values()))
+                    if "put" not in side
+                    else "",
                 }
             )
     ray.shutdown()

@@ -1,12 +1,13 @@
-"""Responses/s of a reasoning-gym verifier through its isolation, against the same verifier called in the process itself.
+"""Responses/s of a reasoning-gym verifier through its isolation, against the same verifier called in the process
+itself.
 
     python benchmarks/verifiers.py [--repeats 9] [--quick] [--out DIR]
 
-``reasoning_gym/countdown``, batches of 128 distinct responses, 8 batches a round, the same in every round. Arithmetic: right answers
-and, for every other prompt, one with its last number reversed: they share a fork. Mixed: one response in eight is a sentence, which has a
-fork of its own. Sentences: all of them, two batches. The process itself has no walls and no limits: it calls ``score_answer`` in a loop,
-as the project did before. Forks run at once on as many CPUs as the process has; ``one fork at a time`` sets ``limits.parallel: 1``. A
-round to warm up loads the parent of the forks.
+``reasoning_gym/countdown``, batches of 128 distinct responses, 8 batches a round, the same in every round. Arithmetic:
+right answers and, for every other prompt, one with its last number reversed: they share a fork. Mixed: one response in
+eight is a sentence, which has a fork of its own. Sentences: all of them, two batches. The process itself has no walls
+and no limits: it calls ``score_answer`` in a loop, as the project did before. Forks run at once on as many CPUs as the
+process has; ``one fork at a time`` sets ``limits.parallel: 1``. A round to warm up loads the parent of the forks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ BATCH = 128
 
 
 def batches(prompts: Sequence[Prompt], gold: Sequence[str], sentences: float) -> list[list[tuple[Prompt, str]]]:
-    """Distinct responses: gold answers and, of every other prompt, the answer with two numbers swapped; a share are sentences."""
+    """Distinct responses: gold answers and, of every other prompt, the answer with two numbers swapped; a share are
+    sentences."""
     rng = random.Random(0)
     pairs = []
     for place, (prompt, answer) in enumerate(zip(prompts, gold, strict=True)):
@@ -52,7 +54,9 @@ def bare(asked: Sequence[Sequence[tuple[Prompt, str]]]) -> Callable[[], float]:
 
 def isolated(asked: Sequence[Sequence[tuple[Prompt, str]]], parallel: int | None) -> Callable[[], float]:
     """Rate of the task's own ``score_batch``."""
-    task = build_task(TaskConfig(name="reasoning_gym/countdown", options={"limits": {"parallel": parallel, "seconds": 60}}))
+    task = build_task(
+        TaskConfig(name="reasoning_gym/countdown", options={"limits": {"parallel": parallel, "seconds": 60}})
+    )
 
     def run() -> float:
         started = time.perf_counter()
@@ -76,7 +80,11 @@ def main() -> None:
         asked = batches(prompts, gold, sentences)
         if sentences == 1.0:
             asked = asked[:2]  # slow enough
-        sides = {"in the process": bare(asked), "isolated": isolated(asked, None), "one fork at a time": isolated(asked, 1)}
+        sides = {
+            "in the process": bare(asked),
+            "isolated": isolated(asked, None),
+            "one fork at a time": isolated(asked, 1),
+        }
         rates = raw[name] = alternate(sides, options.repeats)
         for side in ("isolated", "one fork at a time"):
             share = spread([x / y for x, y in zip(rates[side], rates["in the process"], strict=True)])

@@ -2,9 +2,10 @@
 
     python benchmarks/vllm_decode.py [--models tiny smollm2] [--threads 2] [--repeats 5] [--quick] [--out DIR]
 
-Run it with the interpreter of vLLM's environment (``docs/vllm.md``). Both sides live in one process, take turns, and do the same:
-64 rows at once, prompts of 24 tokens in groups of 8, no end token, weights and policy in the same precision, 64 random codes; the
-built-in engine decodes with as many threads. Mixed lengths are geometric with mean 16, cut to 4..48; equal lengths are 32.
+Run it with the interpreter of vLLM's environment (``docs/vllm.md``). Both sides live in one process, take turns, and do
+the same: 64 rows at once, prompts of 24 tokens in groups of 8, no end token, weights and policy in the same precision,
+64 random codes; the built-in engine decodes with as many threads. Mixed lengths are geometric with mean 16, cut to
+4..48; equal lengths are 32.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from models import DTYPE, latent_model
 from configs.schema import Rollout
 from rollout_workers.engines import DecodeJob
 from rollout_workers.engines.vllm import VllmEngine
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 
 def by_vllm(engine: VllmEngine, prompts: torch.Tensor, lengths: list[int]) -> float:
     """Tokens/s of vLLM; what it has cached of the prompts is dropped first."""
     engine.llm.reset_prefix_cache()
     job = DecodeJob(
-        prompts=tuple(map(tuple, prompts.tolist())), repeats=GROUP, seeds=tuple(range(len(lengths))), max_new_tokens=max(lengths)
+        prompts=tuple(map(tuple, prompts.tolist())),
+        repeats=GROUP,
+        seeds=tuple(range(len(lengths))),
+        max_new_tokens=max(lengths),
     )
     started = time.perf_counter()
     found = engine.decode(job, lengths)
@@ -48,7 +52,9 @@ def main() -> None:
     for name in options.models:
         model = latent_model(name)
         with tempfile.TemporaryDirectory() as folder:
-            spec = HostSpec(level="latent", checkpoint=str(model.save_pretrained(Path(folder) / "latent")), dtype=DTYPE[name])
+            spec = HostSpec(
+                level="latent", checkpoint=str(model.save_pretrained(Path(folder) / "latent")), dtype=DTYPE[name]
+            )
             settings = Rollout(engine="vllm", batch_size=batch, engine_options={"max_model_len": 128})
             engine = VllmEngine.load(spec, settings, device=torch.device("cpu"), policy_dtype=torch.float32)
         engine.tokenizer.eos_token_id = None

@@ -2,8 +2,8 @@
 
     python benchmarks/workers.py [--repeats 5] [--quick] [--out DIR]
 
-Real ``LMEnvRunner`` actors with one thread each on the 0.9 M-parameter base LM, 128 rollouts of 48 tokens per request, 8 requests per
-worker and round; no learner, and the driver only waits. The bar of 1.8 x needs two free cores.
+Real ``LMEnvRunner`` actors with one thread each on the 0.9 M-parameter base LM, 128 rollouts of 48 tokens per request,
+8 requests per worker and round; no learner, and the driver only waits. The bar of 1.8 x needs two free cores.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from models import endless
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from configs.schema import RunConfig
-from latent_control.persistence import base_path
-from pipeline.algorithm import workers_config
-from pipeline.cluster import connected
-from pipeline.pool import RolloutPool
-from rollout_workers.episodes import HostSpec, RolloutRequest
-from rollout_workers.hosting import WorkerSettings
+from latent_control.pretrained import base_path
+from pipeline.cluster.connect import connected
+from pipeline.rl.algorithm import workers_config
+from pipeline.rl.rollout_pool import RolloutPool
+from rollout_workers.model_host import WorkerSettings
+from rollout_workers.rollouts import HostSpec, RolloutRequest
 
 GROUP, TOKENS = 8, 48
 
@@ -30,7 +30,14 @@ GROUP, TOKENS = 8, 48
 def rate(pool: RolloutPool, host: HostSpec, *, requests: int, prompts: int) -> float:
     """Tokens/s over ``requests`` requests of ``prompts`` groups each."""
     asked = [
-        RolloutRequest(request_id=i, split="train", prompt_indices=tuple(range(prompts)), seeds=(i,) * prompts, group_size=GROUP, host=host)
+        RolloutRequest(
+            request_id=i,
+            split="train",
+            prompt_indices=tuple(range(prompts)),
+            seeds=(i,) * prompts,
+            group_size=GROUP,
+            host=host,
+        )
         for i in range(requests)
     ]
     started = time.perf_counter()

@@ -18,6 +18,7 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         _finetune,
         _improve_offline,
         _improve,
+        _update,
         _staleness,
         _batches,
         _data,
@@ -35,12 +36,20 @@ def simulation_warning(config: RunConfig) -> list[str]:
     """What is to be said, loudly, of a run whose rollouts are noise."""
     if config.rollout.engine != "simulated" or config.improve is None:
         return []
-    return ["SIMULATED: rollout.engine is simulated, so rollouts, rewards and the improved policy are NOISE; only times and sizes count"]
+    return [
+        "SIMULATED: rollout.engine is simulated, so rollouts, rewards and the improved policy are NOISE; only "
+        "times and sizes count"
+    ]
 
 
 def offline_sections(config: RunConfig) -> Iterator[tuple[str, Training]]:
     """Dotted name and settings of each offline stage that is on."""
-    named = (("base.train", config.base.train), ("actions", config.actions), ("clone", config.clone), ("finetune", config.finetune))
+    named = (
+        ("base.train", config.base.train),
+        ("actions", config.actions),
+        ("clone", config.clone),
+        ("finetune", config.finetune),
+    )
     every: tuple[tuple[str, Training | None], ...] = (*named, ("improve_offline", config.improve_offline))
     return ((name, section) for name, section in every if section is not None)
 
@@ -62,15 +71,23 @@ def _stages(config: RunConfig) -> Iterator[str]:
     elif config.clone is None and config.actions.init is None:
         latent = config.improve is not None and config.improve.level == "latent"
         offline = config.improve_offline is not None
-        for name, needs in (("finetune", config.finetune is not None), ("improve_offline", offline), ("improve", latent)):
+        for name, needs in (
+            ("finetune", config.finetune is not None),
+            ("improve_offline", offline),
+            ("improve", latent),
+        ):
             if needs:
-                yield f"{name}: needs a cloned policy, but there is no clone section; add clone, or set actions.init to a cloned one"
+                yield (
+                    f"{name}: needs a cloned policy, but there is no clone section; add clone, or set actions.init "
+                    "to a cloned one"
+                )
 
 
 def _finetune(config: RunConfig) -> Iterator[str]:
     if config.finetune is not None and config.finetune.codes == "inverse_dynamics" and config.clone is None:
         yield (
-            "finetune.codes: inverse_dynamics clones the policy again with clone's settings, but there is no clone section; "
+            "finetune.codes: inverse_dynamics clones the policy again with clone's settings, but there is no clone "
+            "section; "
             "add clone, or set finetune.codes: policy"
         )
 
@@ -81,9 +98,15 @@ def _improve_offline(config: RunConfig) -> Iterator[str]:
         return
     for index, source in enumerate(section.data):
         if source.kind != "replay":
-            yield f"improve_offline.data[{index}].kind: {source.kind} has no rewards; set kind: replay and a run folder's path"
+            yield (
+                f"improve_offline.data[{index}].kind: {source.kind} has no rewards; set kind: replay and a run "
+                "folder's path"
+            )
     if section.shard:
-        yield "improve_offline.shard: true, but this stage keeps the base's features of each worker's own rollouts; set shard: false"
+        yield (
+            "improve_offline.shard: true, but this stage keeps the base's features of each worker's own rollouts; "
+            "set shard: false"
+        )
     if section.policy_versions is not None and section.policy_versions[0] > section.policy_versions[1]:
         first, last = section.policy_versions
         yield f"improve_offline.policy_versions: [{first}, {last}] holds no version; write the smaller one first"
@@ -94,38 +117,86 @@ def _improve(config: RunConfig) -> Iterator[str]:
     if improve is None:
         return
     if improve.algorithm in ("grpo", "dr_grpo", "rloo") and improve.group_size < 2:
-        yield f"improve.group_size: {improve.group_size}, but {improve.algorithm} compares rollouts of one prompt; set 2 or more"
-    if improve.algorithm == "ppo" and improve.token_trains == "all" and (improve.level == "token" or improve.token_baseline):
-        yield "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks or added_blocks"
+        yield (
+            f"improve.group_size: {improve.group_size}, but {improve.algorithm} compares rollouts of one prompt; "
+            "set 2 or more"
+        )
+    if (
+        improve.algorithm == "ppo"
+        and improve.token_trains == "all"
+        and (improve.level == "token" or improve.token_baseline)
+    ):
+        yield (
+            "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks "
+            "or added_blocks"
+        )
     if improve.aliases is not None and config.actions is not None and config.actions.span > 1:
-        yield f"improve.aliases: {improve.aliases} compares single tokens, but a code lasts for {config.actions.span}; leave it out"
+        yield (
+            f"improve.aliases: {improve.aliases} compares single tokens, but a code lasts for "
+            f"{config.actions.span}; leave it out"
+        )
     if improve.aliases is not None and config.rollout.engine != "local":
-        yield f"improve.aliases: {improve.aliases} needs rollout.engine: local, this is {config.rollout.engine}; leave it out"
+        yield (
+            f"improve.aliases: {improve.aliases} needs rollout.engine: local, this is {config.rollout.engine}; "
+            "leave it out"
+        )
     weights = config.reward.weights
     if improve.credit == "turn" and weights is not None and weights.get("score") != 1.0:
-        yield "improve.credit: turn moves the part score to where it came, so reward.weights must count it once: set score: 1.0, or null"
+        yield (
+            "improve.credit: turn moves the part score to where it came, so reward.weights must count it once: set "
+            "score: 1.0, or null"
+        )
     if improve.credit == "turn" and improve.algorithm not in ("ppo", "reinforce_pp"):
-        yield f"improve.credit: turn, but {improve.algorithm} compares whole rollouts; set algorithm: ppo or reinforce_pp, or leave it out"
+        yield (
+            f"improve.credit: turn, but {improve.algorithm} compares whole rollouts; set algorithm: ppo or "
+            "reinforce_pp, or leave it out"
+        )
     if improve.kl_in == "reward" and improve.kl_coefficient == 0:
-        yield "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
+        yield (
+            "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
+        )
     if improve.level == "token" and improve.token_baseline:
-        yield "improve.token_baseline: true adds a token-level run, but improve.level is token already; set token_baseline: false"
+        yield (
+            "improve.token_baseline: true adds a token-level run, but improve.level is token already; set "
+            "token_baseline: false"
+        )
+
+
+def _update(config: RunConfig) -> Iterator[str]:
+    """How an update's rollouts are cut and shared out."""
+    improve = config.improve
+    if improve is None:
+        return
     rollouts = improve.prompts_per_update * improve.group_size
     prompts, learners = improve.prompts_per_update, max(1, config.cluster.num_learners)
-    if prompts % learners == 0 and rollouts % (improve.minibatches * learners):  # RLlib would fill the last piece with rollouts it has used
+    # RLlib would fill the last piece with rollouts it has used
+    if prompts % learners == 0 and rollouts % (improve.minibatches * learners):
         yield (
-            f"improve.minibatches: {improve.minibatches} pieces for each of {learners} learners do not divide the {rollouts} rollouts "
+            f"improve.minibatches: {improve.minibatches} pieces for each of {learners} learners do not divide the "
+            f"{rollouts} rollouts "
             f"of an update (prompts_per_update x group_size); set a divisor of {rollouts // learners}"
         )
     if prompts % learners:
-        yield f"improve.prompts_per_update: {prompts} does not divide over cluster.num_learners = {learners}; set a multiple of it"
+        yield (
+            f"improve.prompts_per_update: {prompts} does not divide over cluster.num_learners = {learners}; set a "
+            "multiple of it"
+        )
     if improve.group_size > config.rollout.batch_size:
-        yield f"improve.group_size: {improve.group_size} rollouts of a prompt are decoded together; set rollout.batch_size to at least that"
+        yield (
+            f"improve.group_size: {improve.group_size} rollouts of a prompt are decoded together; set "
+            "rollout.batch_size to at least that"
+        )
     if config.cluster.gpus_per_learner and not config.cluster.num_learners:
         gpus = config.cluster.gpus_per_learner
-        yield f"cluster.gpus_per_learner: {gpus}, but num_learners is 0: a learner in the driver gets no GPU from Ray; set num_learners: 1"
+        yield (
+            f"cluster.gpus_per_learner: {gpus}, but num_learners is 0: a learner in the driver gets no GPU from "
+            "Ray; set num_learners: 1"
+        )
     if improve.warmup_updates > max(1, improve.updates):
-        yield f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; set fewer"
+        yield (
+            f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; "
+            "set fewer"
+        )
 
 
 def _staleness(config: RunConfig) -> Iterator[str]:
@@ -133,30 +204,52 @@ def _staleness(config: RunConfig) -> Iterator[str]:
     if improve is None:
         return
     if improve.mode == "async" and improve.max_staleness == 0:
-        yield "improve.max_staleness: 0 with improve.mode async waits for every update; set improve.mode: sync, or max_staleness: 1 or more"
+        yield (
+            "improve.max_staleness: 0 with improve.mode async waits for every update; set improve.mode: sync, or "
+            "max_staleness: 1 or more"
+        )
     if improve.mode == "sync" and improve.stale != "wait":
-        yield f"improve.stale: {improve.stale} is for improve.mode async, only there rollouts grow stale; leave it out, or set mode: async"
+        yield (
+            f"improve.stale: {improve.stale} is for improve.mode async, only there rollouts grow stale; leave it "
+            "out, or set mode: async"
+        )
     if improve.mode == "sync" and improve.refresh_in_flight:
-        yield "improve.refresh_in_flight: true is for improve.mode async, this is sync; leave it out, or set mode: async"
+        yield (
+            "improve.refresh_in_flight: true is for improve.mode async, this is sync; leave it out, or set mode: async"
+        )
     if improve.refresh_in_flight and config.rollout.engine != "local":
-        yield f"improve.refresh_in_flight: true needs rollout.engine: local, this is {config.rollout.engine}; leave it out"
+        yield (
+            f"improve.refresh_in_flight: true needs rollout.engine: local, this is {config.rollout.engine}; leave "
+            "it out"
+        )
     if improve.stale == "reweight" and improve.importance_cap is None:
-        yield "improve.stale: reweight truncates weights at importance_cap, which is not set; set e.g. improve.importance_cap: 2.0"
+        yield (
+            "improve.stale: reweight truncates weights at importance_cap, which is not set; set e.g. "
+            "improve.importance_cap: 2.0"
+        )
 
 
 def _batches(config: RunConfig) -> Iterator[str]:
     for name, section in offline_sections(config):
         workers = section.num_workers
         if section.batch_size % workers:
-            yield f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set a multiple of it"
+            yield (
+                f"{name}.batch_size: {section.batch_size} does not divide over {name}.num_workers = {workers}; set "
+                "a multiple of it"
+            )
         for key in SHARDING & section.accelerate.keys():
             yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
     actions = config.actions
     if actions is not None and actions.look_ahead is not None and actions.look_ahead < actions.span:
-        yield f"actions.look_ahead: {actions.look_ahead}, but a code explains {actions.span} tokens (actions.span); set as many, or null"
+        yield (
+            f"actions.look_ahead: {actions.look_ahead}, but a code explains {actions.span} tokens (actions.span); "
+            "set as many, or null"
+        )
     if actions is not None and actions.final_temperature > actions.temperature:
         first, last = actions.temperature, actions.final_temperature
-        yield f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
+        yield (
+            f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
+        )
     if config.base.train is not None:
         yield from _architecture(config.base)
 
@@ -165,15 +258,24 @@ def _architecture(base: Base) -> Iterator[str]:
     assert base.train is not None
     width, heads = base.train.architecture.hidden_size, base.train.architecture.num_attention_heads
     if width % heads:
-        yield f"base.train.architecture.hidden_size: {width} does not divide into num_attention_heads = {heads}; set a multiple of it"
+        yield (
+            f"base.train.architecture.hidden_size: {width} does not divide into num_attention_heads = {heads}; set "
+            "a multiple of it"
+        )
 
 
 def _data(config: RunConfig) -> Iterator[str]:
     for name, section in offline_sections(config):
         if not section.data:
             replay = name == "improve_offline"
-            remedy = "write e.g. [{kind: replay, path: RUN_FOLDER}]" if replay else "leave it out for the task's demonstrations"
-            yield f"{name}.data: an empty list; {remedy}{'' if replay else ', or write e.g. [{kind: text, path: FILE}]'}"
+            remedy = (
+                "write e.g. [{kind: replay, path: RUN_FOLDER}]"
+                if replay
+                else "leave it out for the task's demonstrations"
+            )
+            yield (
+                f"{name}.data: an empty list; {remedy}{'' if replay else ', or write e.g. [{kind: text, path: FILE}]'}"
+            )
         for index, source in enumerate(section.data):
             yield from _source(f"{name}.data[{index}]", source)
 
@@ -182,34 +284,56 @@ def _source(place: str, source: DataSource) -> Iterator[str]:
     if source.kind == "task" and source.path is not None:
         yield f"{place}.path: {source.path} is not read by kind task; set kind: text or kind: replay, or leave path out"
     if source.kind != "task" and source.path is None:
-        yield f"{place}.path: missing; kind {source.kind} reads {'a run folder' if source.kind == 'replay' else 'files'}"
+        yield (
+            f"{place}.path: missing; kind {source.kind} reads {'a run folder' if source.kind == 'replay' else 'files'}"
+        )
     if source.kind != "replay" and source.min_reward is not None:
-        yield f"{place}.min_reward: {source.min_reward} applies to kind replay only, this is kind {source.kind}; leave it out"
+        yield (
+            f"{place}.min_reward: {source.min_reward} applies to kind replay only, this is kind {source.kind}; "
+            "leave it out"
+        )
 
 
 def _rollout(config: RunConfig) -> Iterator[str]:
     top_k, actions, engine = config.rollout.top_k, config.actions, config.rollout.engine
     if engine == "simulated" and config.evaluation is not None:
-        yield "evaluation: rollout.engine is simulated, its rollouts are noise; set evaluation: null, or rollout.engine: local"
+        yield (
+            "evaluation: rollout.engine is simulated, its rollouts are noise; set evaluation: null, or "
+            "rollout.engine: local"
+        )
     if engine == "local" and config.rollout.engine_options:
-        yield f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; leave them out"
+        yield (
+            f"rollout.engine_options: engine local takes none, got {', '.join(config.rollout.engine_options)}; "
+            "leave them out"
+        )
     if engine != "local" and config.rollout.static_cache:
         yield f"rollout.static_cache: true is for rollout.engine local, this is {engine}; leave it out"
     if engine == "vllm" and actions is not None and actions.span > 1:
-        yield f"actions.span: {actions.span}, but rollout.engine vllm chooses a code for every token; set rollout.engine: local"
+        yield (
+            f"actions.span: {actions.span}, but rollout.engine vllm chooses a code for every token; set "
+            "rollout.engine: local"
+        )
     if engine == "vllm" and config.improve is not None:
         if config.improve.features == "ship":
             yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"
         if config.improve.level == "token" or config.improve.token_baseline:
-            yield "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
+            yield (
+                "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
+            )
     if top_k is not None and actions is not None and actions.init is None and top_k > actions.num_actions:
-        yield f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null for all"
+        yield (
+            f"rollout.top_k: {top_k} is more than actions.num_actions = {actions.num_actions}; set fewer, or null "
+            "for all"
+        )
 
 
 def _reward(config: RunConfig) -> Iterator[str]:
     weights = config.reward.weights
     if weights is not None and not any(weights.values()):
-        yield f"reward.weights: {weights} rewards nothing; give a part a weight, e.g. {{success: 1.0}}, or null for the task's own reward"
+        yield (
+            f"reward.weights: {weights} rewards nothing; give a part a weight, e.g. {{success: 1.0}}, or null for "
+            "the task's own reward"
+        )
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
@@ -221,11 +345,20 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     samples = evaluation.samples_per_prompt
     if evaluation.pass_at and max(evaluation.pass_at) > samples:
         most = max(evaluation.pass_at)
-        yield f"evaluation.pass_at: {most} is more than evaluation.samples_per_prompt = {samples}; set samples_per_prompt: {most} or more"
+        yield (
+            f"evaluation.pass_at: {most} is more than evaluation.samples_per_prompt = {samples}; set "
+            f"samples_per_prompt: {most} or more"
+        )
     if evaluation.embedder is not None and samples < 2:
-        yield "evaluation.embedder: compares the responses to a prompt, but evaluation.samples_per_prompt is 1; set 2 or more"
+        yield (
+            "evaluation.embedder: compares the responses to a prompt, but evaluation.samples_per_prompt is 1; set 2 "
+            "or more"
+        )
     if samples > config.rollout.batch_size:
-        yield f"evaluation.samples_per_prompt: {samples} responses are decoded together; set rollout.batch_size to at least that"
+        yield (
+            f"evaluation.samples_per_prompt: {samples} responses are decoded together; set rollout.batch_size to at "
+            "least that"
+        )
     if evaluation.retention is not None:
         yield from _source("evaluation.retention", evaluation.retention)
 
@@ -234,9 +367,15 @@ def _tracking(config: RunConfig) -> Iterator[str]:
     uri = config.tracking.uri
     known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
     if uri is not None and not uri.startswith(known):
-        yield f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, or null for the default"
+        yield (
+            f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, "
+            "or null for the default"
+        )
     if uri is not None and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        yield f"tracking.uri: {uri!r} is relative to wherever the process runs; write four slashes, sqlite:////absolute/mlflow.db"
+        yield (
+            f"tracking.uri: {uri!r} is relative to wherever the process runs; write four slashes, "
+            "sqlite:////absolute/mlflow.db"
+        )
 
 
 def _autoscale(config: RunConfig) -> Iterator[str]:
@@ -244,11 +383,16 @@ def _autoscale(config: RunConfig) -> Iterator[str]:
     if scale is None:
         return
     if not scale.min <= workers <= scale.max:
-        yield f"rollout.num_workers: {workers} is what a run starts with, but cluster.autoscale allows {scale.min} to {scale.max}"
-    # One worker more halves the sampling at most. What the workers idle then must not already be too much, or it would go to and fro.
+        yield (
+            f"rollout.num_workers: {workers} is what a run starts with, but cluster.autoscale allows {scale.min} to "
+            f"{scale.max}"
+        )
+    # One worker more halves the sampling at most. What the workers idle then must not already be too much, or it would
+    # go to and fro.
     most = 2 * (1 - scale.learner_idle) / (2 - scale.learner_idle)
     if scale.workers_idle <= most:
         yield (
-            f"cluster.autoscale.workers_idle: {scale.workers_idle} beside learner_idle = {scale.learner_idle} would add and remove "
+            f"cluster.autoscale.workers_idle: {scale.workers_idle} beside learner_idle = {scale.learner_idle} would "
+            "add and remove "
             f"the same worker for ever; set more than {most:.2f}"
         )

@@ -32,14 +32,23 @@ EXPECTED = {
     "tuple_type": "a list, e.g. [{{kind: task}}]",
     "list_type": "a list",
 }
-MISSING: dict[Path, str] = {("base",): "base: {model: models/countdown-1m}", ("base", "model"): "base.model: models/countdown-1m"}
+MISSING: dict[Path, str] = {
+    ("base",): "base: {model: models/countdown-1m}",
+    ("base", "model"): "base.model: models/countdown-1m",
+}
 
 
 def shown(value: Any) -> str:
     """A value as the user wrote it, shortened, with its YAML type."""
-    kind = {bool: "true/false", int: "number", float: "number", str: "text", list: "list", dict: "mapping", type(None): "null"}.get(
-        type(value)
-    )
+    kind = {
+        bool: "true/false",
+        int: "number",
+        float: "number",
+        str: "text",
+        list: "list",
+        dict: "mapping",
+        type(None): "null",
+    }.get(type(value))
     text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= 80 else text[:77] + "..."
     return text if kind in (None, "null") else f"{text} ({kind})"
@@ -101,7 +110,9 @@ def unknown_key(path: Path) -> str:
     *parents, key = path
     place, section = dotted(path), section_class(tuple(parents)) or RunConfig
     everywhere = list(known_keys())
-    owners = sorted((k for k in everywhere if k.rpartition(".")[2] == key), key=lambda k: (k.count("."), everywhere.index(k)))
+    owners = sorted(
+        (k for k in everywhere if k.rpartition(".")[2] == key), key=lambda k: (k.count("."), everywhere.index(k))
+    )
     if owners:
         return f"{place}: unknown here; did you mean {_either(owners[:6])}?"
     at = dotted(tuple(parents))

@@ -1,6 +1,8 @@
-"""Gates: conditions on the evaluation, such as ``success >= 0.6``, that a run must meet. Parsed by a regular expression, never evaluated.
+"""Gates: conditions on the evaluation, such as ``success >= 0.6``, that a run must meet. Parsed by a regular
+expression, never evaluated.
 
-A gate is ``[variant.]measure OPERATOR number``; without a variant it is about the final one. What each measure is: docs/evaluation.md.
+A gate is ``[variant.]measure OPERATOR number``; without a variant it is about the final one. What each measure is:
+docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -13,13 +15,28 @@ from dataclasses import dataclass
 
 from configs.schema import RunConfig
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-FORM = re.compile(r"\s*(?:([a-z_]+)\.)?([a-z][a-z0-9_]*)\s*(>=|<=|>|<)\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+FORM = re.compile(
+    r"\s*(?:([a-z_]+)\.)?([a-z][a-z0-9_]*)\s*(>=|<=|>|<)\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
+)
 EXAMPLE = "e.g. success >= 0.6 or improved.greedy >= 0.5"
 VARIANTS = ("base", "cloned", "finetuned", "offline", "improved", "token_level")
 PLAYED = ("success", "sampled", "greedy", "tokens", "failures")
-"""Measures of any evaluation: success@1 sampled (two names), greedy; generated tokens per sampled response; verifier failures."""
-DIVERSE = ("distinct_1", "distinct_2", "distinct_3", "distinct_responses", "differing_pairs", "differing_pairs_successful")
+"""Measures of any evaluation: success@1 sampled (two names), greedy; generated tokens per sampled response; verifier
+failures."""
+DIVERSE = (
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "distinct_responses",
+    "differing_pairs",
+    "differing_pairs_successful",
+)
 SEMANTIC = ("semantic_diversity", "semantic_diversity_successful")
 ON_TEXT = ("nll", "nll_rise", "base_nll", "base_nll_rise", "kl_to_base")
 OF_CODES = ("nll_codes", "code_perplexity", "alive_codes", "alive_share", "coverage", "distinct_tokens")
@@ -29,7 +46,8 @@ COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition: ``Gate(text="improved.greedy >= 0.5", variant="improved", measure="greedy", sign=">=", bound=0.5)``."""
+    """One condition: ``Gate(text="improved.greedy >= 0.5", variant="improved", measure="greedy", sign=">=",
+    bound=0.5)``."""
 
     text: str
     variant: str | None
@@ -93,7 +111,10 @@ def measures(config: RunConfig) -> dict[str, str]:
 def gate_problems(config: RunConfig) -> Iterator[str]:
     """One message for each gate of ``config`` that could never be judged."""
     if config.gates and config.evaluation is None:
-        yield "gates: they judge the evaluation, but evaluation is null; set e.g. evaluation: {prompts: 512}, or leave gates out"
+        yield (
+            "gates: they judge the evaluation, but evaluation is null; set e.g. evaluation: {prompts: 512}, or "
+            "leave gates out"
+        )
         return
     for index, text in enumerate(config.gates):
         try:

@@ -21,7 +21,8 @@ from configs.yaml_text import YamlProblem, dotted, read, write
 
 
 class ConfigErrors(ValueError):
-    """All problems of a config. ``partial`` is the config without its wrong values, when that makes one: more can be checked on it."""
+    """All problems of a config. ``partial`` is the config without its wrong values, when that makes one: more can be
+    checked on it."""
 
     def __init__(self, messages: Sequence[str], partial: RunConfig | None = None, dropped: Sequence[str] = ()) -> None:
         super().__init__("\n".join(messages))
@@ -56,7 +57,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
     if messages:
         partial = config if config is not None else _without(data, wrong)
         raise ConfigErrors(
-            list(dict.fromkeys(messages)), partial, [dotted(error["loc"]) for error in wrong if error["type"] != "extra_forbidden"]
+            list(dict.fromkeys(messages)),
+            partial,
+            [dotted(error["loc"]) for error in wrong if error["type"] != "extra_forbidden"],
         )
     assert config is not None
     return config
@@ -118,14 +121,20 @@ def _apply(data: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> 
         return [f"override {override!r}: the value is not valid YAML: {error}"]
     target, parents = data, keys[:-1]
     for depth, key in enumerate(parents, start=1):
-        if section_class(keys[:depth]) is None and not isinstance(target.get(key), dict) and not _free_mapping(keys[:depth]):
+        if (
+            section_class(keys[:depth]) is None
+            and not isinstance(target.get(key), dict)
+            and not _free_mapping(keys[:depth])
+        ):
             return [_with_origin(_not_a_section(keys, depth), (), {(): f"override {override}"})]
         below = target.get(key)
         if below is None:
             below = target[key] = {}
         if not isinstance(below, dict):
             owner = dotted(keys[:depth])
-            return [f"override {override!r}: {owner} is {shown(below)} with no keys of its own; give it whole, {owner}=..."]
+            return [
+                f"override {override!r}: {owner} is {shown(below)} with no keys of its own; give it whole, {owner}=..."
+            ]
         target = below
     target[keys[-1]] = value
     for place in [place for place in origins if place[: len(keys)] == keys]:
@@ -174,7 +183,13 @@ def _without(data: dict[str, Any], wrong: Sequence[ErrorDetails]) -> RunConfig |
         *parents, last = error["loc"]
         target: Any = data
         for key in parents:
-            target = target[int(key)] if isinstance(target, list) else target.get(key, {}) if isinstance(target, dict) else {}
+            target = (
+                target[int(key)]
+                if isinstance(target, list)
+                else target.get(key, {})
+                if isinstance(target, dict)
+                else {}
+            )
         if isinstance(target, dict):
             target.pop(last, None)
     return _validate(data)[0]

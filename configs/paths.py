@@ -32,7 +32,9 @@ def _schema() -> dict[str, Any]:
     return RunConfig.model_json_schema()
 
 
-def _fields(data: Any, schema: dict[str, Any], defs: dict[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str, Callable[[str], None]]]:
+def _fields(
+    data: Any, schema: dict[str, Any], defs: dict[str, Any], at: KeyPath
+) -> Iterator[tuple[KeyPath, str, Callable[[str], None]]]:
     schema = _follow(schema, defs)
     if isinstance(data, dict):
         for key, value in data.items():
@@ -75,7 +77,9 @@ def resolve_paths(data: Any, folder: Path) -> None:
         path = Path(value).expanduser()
         if path.is_absolute():
             put(str(path))
-        elif (trained and place == BASE_MODEL) or not (place in MODELS and is_hub_id(value) and not _meant_as_path(folder, path)):
+        elif (trained and place == BASE_MODEL) or not (
+            place in MODELS and is_hub_id(value) and not _meant_as_path(folder, path)
+        ):
             put(str((folder / path).resolve()))
     _resolve_tasks(data, folder)
 
@@ -103,7 +107,8 @@ def _base_is_trained(data: Any) -> bool:
 
 
 def missing_paths(data: Any) -> list[str]:
-    """A message for each path in resolved raw data where nothing is; a base LM that is about to be trained may be missing."""
+    """A message for each path in resolved raw data where nothing is; a base LM that is about to be trained may be
+    missing."""
     trained = _base_is_trained(data)
     messages = []
     for place, value, _ in path_fields(data):
@@ -129,5 +134,7 @@ def nothing_at(path: Path) -> str:
     if near:
         return f"{path} does not exist; did you mean {parent / near[0] / path.relative_to(wrong)}?"
     return f"{path} does not exist" + (
-        f" (there is no {wrong.name} in {parent})" if parent != path.parent else f" ({parent} exists, {path.name} does not)"
+        f" (there is no {wrong.name} in {parent})"
+        if parent != path.parent
+        else f" ({parent} exists, {path.name} does not)"
     )

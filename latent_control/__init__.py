@@ -1,9 +1,10 @@
-"""Latent actions for language models: the method of "Controlling Large Language Model with Latent Action" (arXiv 2503.21383)."""
+"""Latent actions for language models: the method of "Controlling Large Language Model with Latent Action" (arXiv
+2503.21383)."""
 
+from latent_control.analysis.usage import CodeUsage
 from latent_control.auto import LatentActionForCausalLM, LatentControlConfig, LatentGenerateOutput
 from latent_control.model import LatentActionConfig, LatentActionLM
 from latent_control.records import Features, Generation
-from latent_control.usage import CodeUsage
 
 __all__ = [
     "CodeUsage",

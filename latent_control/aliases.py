@@ -1,8 +1,9 @@
 """Codes that would have emitted the same token, taken as one event.
 
-Many codes may lead to one token, and only the token decides the reward. The likelihood ratio of the event "one of these codes" has
-the expectation of the code's own and less variance (Rao-Blackwell). Events must be the same whichever of their codes was sampled, so
-they are the classes of equal tokens among the policy's k most likely codes; each other code is an event of its own.
+Many codes may lead to one token, and only the token decides the reward. The likelihood ratio of the event "one of these
+codes" has the expectation of the code's own and less variance (Rao-Blackwell). Events must be the same whichever of
+their codes was sampled, so they are the classes of equal tokens among the policy's k most likely codes; each other code
+is an event of its own.
 
 Axes: M positions, N codes, k compared ones.
 """
@@ -14,7 +15,9 @@ import torch
 _BITS = torch.arange(8, dtype=torch.uint8)
 
 
-def same_token(top: torch.Tensor, tokens: torch.Tensor, actions: torch.Tensor, chosen: torch.Tensor, num_actions: int) -> torch.Tensor:
+def same_token(
+    top: torch.Tensor, tokens: torch.Tensor, actions: torch.Tensor, chosen: torch.Tensor, num_actions: int
+) -> torch.Tensor:
     """The event of each choice, [M, N] bool.
 
     Args:
@@ -40,7 +43,8 @@ def unpack(packed: torch.Tensor, num_actions: int) -> torch.Tensor:
 
 
 def event_log_prob(log_probs: torch.Tensor, actions: torch.Tensor, event: torch.Tensor | None) -> torch.Tensor:
-    """log sum of probabilities over each event [M]; of the action alone where there are no events. ``log_probs`` [M, N]."""
+    """log sum of probabilities over each event [M]; of the action alone where there are no events. ``log_probs`` [M,
+    N]."""
     if event is None:
         return log_probs.gather(-1, actions[:, None])[:, 0]
     return log_probs.masked_fill(~event, float("-inf")).logsumexp(-1)

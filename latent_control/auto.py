@@ -1,7 +1,8 @@
 """The model as ``transformers`` knows language models: ``AutoModelForCausalLM.from_pretrained(EXPORT).generate(...)``.
 
-Importing ``latent_control`` registers it, so no code is taken from a checkpoint. Decoding is ``LatentActionLM.generate``: a code by
-the policy, its most likely token by the world model. What samples (``do_sample``, ``temperature``, ``top_k``) samples codes.
+Importing ``latent_control`` registers it, so no code is taken from a checkpoint. Decoding is
+``LatentActionLM.generate``: a code by the policy, its most likely token by the world model. What samples
+(``do_sample``, ``temperature``, ``top_k``) samples codes.
 """
 
 from __future__ import annotations
@@ -25,16 +26,42 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from latent_control.guide import Allowed, Codes, Watch
+from latent_control.decoding.guide import Allowed, Codes, Watch
 from latent_control.model import LatentActionConfig, LatentActionLM, token_nll
 from latent_control.records import Features, Generation
 
 # Of the base's config, what tools ask a model's config for.
-_SHOWN = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+_SHOWN = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 # What ``AutoModelForCausalLM`` passes along, which says nothing about a folder on disk.
-_HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "adapter_kwargs", "_from_auto"}
+_HUB = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "adapter_kwargs",
+    "_from_auto",
+}
 # Settings of ``generate`` that are honoured; what else a caller sets is refused, not ignored.
-_HONOURED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "num_return_sequences", "return_dict_in_generate"}
+_HONOURED = {
+    "max_new_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "num_return_sequences",
+    "return_dict_in_generate",
+}
 _HONOURED |= {"eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "use_cache"}
 # Of a position all codes' next-token logits are made at once: so many positions at a time.
 _POSITIONS = 64
@@ -55,8 +82,15 @@ class LatentControlConfig(PreTrainedConfig):
         """The config of a model."""
         lm = model.base.lm.config
         shown = {name: getattr(lm, name) for name in _SHOWN if hasattr(lm, name)}
-        base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}  # a place on the exporting machine
-        return cls(latent_actions=model.config_dict(), base_lm=base, architectures=["LatentActionForCausalLM"], dtype=lm.dtype, **shown)
+        # a place on the exporting machine
+        base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}
+        return cls(
+            latent_actions=model.config_dict(),
+            base_lm=base,
+            architectures=["LatentActionForCausalLM"],
+            dtype=lm.dtype,
+            **shown,
+        )
 
 
 @dataclass
@@ -68,7 +102,8 @@ class LatentGenerateOutput(ModelOutput):
     codes: torch.Tensor | None = None
     """[R, T], the code that produced each new token; -1 after the end"""
     code_logp: torch.Tensor | None = None
-    """[R, T], log-probability of each code where the policy chose it; 0 where it was forced, inside a span and after the end"""
+    """[R, T], log-probability of each code where the policy chose it; 0 where it was forced, inside a span and after
+    the end"""
     lengths: torch.Tensor | None = None
     """[R], new tokens"""
 
@@ -92,7 +127,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def wrap(cls, latent: LatentActionLM) -> LatentActionForCausalLM:
-        """A model for ``transformers``, without its inverse dynamics model; world model and policy as rollout workers host them."""
+        """A model for ``transformers``, without its inverse dynamics model; world model and policy as rollout workers
+        host them."""
         latent.inverse_dynamics = None
         latent.cast_modules().policy.float()
         model = cls(LatentControlConfig.of(latent), latent)
@@ -119,20 +155,25 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             device_map: one device for all of it.
             config: not needed; taken from the folder.
 
-        Raises:
-            ValueError: no such folder, nothing of ours in it, a base that is not there or another, or an argument that is not known.
+        Raises: ValueError: no such folder, nothing of ours in it, a base that is not there or another, or an argument
+            that is not known.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             raise ValueError(
-                f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO --local-dir X"
+                f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO "
+                "--local-dir X"
             )
         if unknown := {name for name, value in settings.items() if value is not None} - _HUB:
             raise ValueError(
-                f"from_pretrained does not know {', '.join(sorted(unknown))}: it takes base, dtype, device_map, trust_remote_code"
+                f"from_pretrained does not know {', '.join(sorted(unknown))}: it takes base, dtype, device_map, "
+                "trust_remote_code"
             )
         latent = LatentActionLM.from_pretrained(
-            folder, base=base, dtype=dtype if torch_dtype is None else torch_dtype, trust_remote_code=bool(trust_remote_code)
+            folder,
+            base=base,
+            dtype=dtype if torch_dtype is None else torch_dtype,
+            trust_remote_code=bool(trust_remote_code),
         )
         model = cls.wrap(latent)
         model.config.name_or_path = model.name_or_path = str(folder)
@@ -144,7 +185,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         return model if device is None else model.to(device)
 
     def save_pretrained(self, save_directory: str | Path, *, bundle_base: bool = True, **_: Any) -> None:
-        """Write a folder ``from_pretrained`` reads: safetensors and JSON; the base inside, or by reference with its hash."""
+        """Write a folder ``from_pretrained`` reads: safetensors and JSON; the base inside, or by reference with its
+        hash."""
         folder = self.latent.save_pretrained(save_directory, bundle_base=bundle_base, inverse_dynamics=False)
         LatentControlConfig.of(self.latent).save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
@@ -171,14 +213,16 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         codes: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
-        """Logits [B, T, V] of the next token under ``codes`` [B, T]; without them its log-probabilities, codes summed out:
-        log sum_a pi(a) p(x | a). ``loss``: the mean over ``labels`` [B, T] that are not -100, shifted.
+        """Logits [B, T, V] of the next token under ``codes`` [B, T]; without them its log-probabilities, codes summed
+        out: log sum_a pi(a) p(x | a). ``loss``: the mean over ``labels`` [B, T] that are not -100, shifted.
 
-        Raises:
-            ValueError: no ``codes``, where they last for several tokens, so that what comes next depends on the one that was taken.
+        Raises: ValueError: no ``codes``, where they last for several tokens, so that what comes next depends on the one
+            that was taken.
         """
         features = self.latent.features(input_ids, attention_mask)
-        logits = self._marginal(features, attention_mask) if codes is None else self.latent.world_logits(features, codes)
+        logits = (
+            self._marginal(features, attention_mask) if codes is None else self.latent.world_logits(features, codes)
+        )
         loss = None
         if labels is not None:
             counted = labels[:, 1:] != _IGNORED
@@ -188,12 +232,17 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     def _marginal(self, features: Features, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """[B, T, V] log-probabilities."""
         if (span := self.latent.config.span) > 1:
-            raise ValueError(f"codes of this model last for {span} tokens: there is no next-token distribution without codes; give codes")
+            raise ValueError(
+                f"codes of this model last for {span} tokens: there is no next-token distribution "
+                "without codes; give codes"
+            )
         policy = self.latent.policy_logits(features, attention_mask).float().log_softmax(-1)
         final = features.read("final")
         parts = [
             torch.logsumexp(pi[..., None] + self.latent.world_logits_of_all(state).float().log_softmax(-1), 1)
-            for state, pi in zip(final.flatten(0, 1).split(_POSITIONS), policy.flatten(0, 1).split(_POSITIONS), strict=True)
+            for state, pi in zip(
+                final.flatten(0, 1).split(_POSITIONS), policy.flatten(0, 1).split(_POSITIONS), strict=True
+            )
         ]
         return torch.cat(parts).view(*final.shape[:2], -1)
 
@@ -216,7 +265,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor | LatentGenerateOutput:
         """Prompts [B, P] with their continuations, [B * num_return_sequences, P + T], as ``transformers`` returns them.
 
-        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is always its code's most likely one.
+        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is always its
+        code's most likely one.
 
         Args:
             stopping_criteria: called with all sequences [R, P + t] after every token, without scores.
@@ -267,7 +317,9 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if refused:
             named = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(refused.items()))
-            raise ValueError(f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k")
+            raise ValueError(
+                f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k"
+            )
         wanted = copy.deepcopy(given)
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(wanted, name) is None:
@@ -278,7 +330,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def greedy_defaults(latent: LatentActionLM, max_new_tokens: int | None = None) -> GenerationConfig:
-    """Greedy decoding with the base's special tokens; how the base itself likes to be sampled says nothing about codes."""
+    """Greedy decoding with the base's special tokens; how the base itself likes to be sampled says nothing about
+    codes."""
     of_base = latent.base.lm.generation_config or latent.base.lm.config
     tokens = {name: getattr(of_base, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **tokens)
@@ -291,12 +344,15 @@ def _limit(wanted: GenerationConfig, prompt: int) -> int:
     if wanted.max_length is None:
         raise ValueError("generate needs max_new_tokens: neither the call nor generation_config.json says how many")
     if wanted.max_length <= prompt:
-        raise ValueError(f"max_length={wanted.max_length} leaves no room after prompts of {prompt} tokens; give max_new_tokens")
+        raise ValueError(
+            f"max_length={wanted.max_length} leaves no room after prompts of {prompt} tokens; give max_new_tokens"
+        )
     return int(wanted.max_length) - prompt
 
 
 def _stop_strings(strings: str | list[str], tokenizer: Any, prompt: int) -> Callable[..., torch.Tensor]:
-    """Ends a row whose new text holds one of ``strings``. Reads text, as transformers' own criterion fails on vocabularies of words."""
+    """Ends a row whose new text holds one of ``strings``. Reads text, as transformers' own criterion fails on
+    vocabularies of words."""
     if tokenizer is None:
         raise ValueError("stop_strings are looked for in text: give tokenizer, too")
     wanted = [strings] if isinstance(strings, str) else strings
@@ -315,7 +371,10 @@ def _output(prompts: torch.Tensor, out: Generation, pad: int | None) -> LatentGe
     if pad is not None:
         tokens = tokens.masked_fill(codes < 0, pad)
     return LatentGenerateOutput(
-        sequences=torch.cat([prompts, tokens], dim=1), codes=codes, code_logp=out.action_logp[:, :longest], lengths=out.lengths
+        sequences=torch.cat([prompts, tokens], dim=1),
+        codes=codes,
+        code_logp=out.action_logp[:, :longest],
+        lengths=out.lengths,
     )
 
 

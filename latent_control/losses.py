@@ -59,7 +59,8 @@ def latent_action_loss(
         nll: -log p_W(x_{t+1} | x, a), [M].
         logits: inverse dynamics logits l, [M, N].
         soft: relaxed codes g, [M, N].
-        usage: qbar [N], the mean of softmax(l) over the *whole* batch (all microbatches, all workers), without gradient.
+        usage: qbar [N], the mean of softmax(l) over the *whole* batch (all microbatches, all workers), without
+            gradient.
         positions: loss positions of the whole batch, by which sums are divided.
 
     The usage term enters through its linearisation around ``usage``, sum_k (log qbar_k + 1) q_k, whose gradient summed
@@ -73,7 +74,9 @@ def latent_action_loss(
     return loss, {"nll_sampled_codes": prediction.detach()}
 
 
-def cloning_loss(policy_logits: torch.Tensor, targets: torch.Tensor, *, soft: bool, positions: float) -> tuple[torch.Tensor, Metrics]:
+def cloning_loss(
+    policy_logits: torch.Tensor, targets: torch.Tensor, *, soft: bool, positions: float
+) -> tuple[torch.Tensor, Metrics]:
     """Stage 1b: KL(softmax(l) || pi) (``soft``) or cross-entropy with argmax l; both logits [M, N]."""
     log_policy = torch.log_softmax(policy_logits.float(), -1)
     labels = targets.argmax(-1)
@@ -110,13 +113,11 @@ def clipped_surrogate(
         actions: sampled codes [M]; ``action_logp``: their stored behaviour log-probabilities [M].
         advantages: [M]; ``weights``: each position's share in the mean, summing to 1 over the minibatch, [M].
         reference_log_probs: of the cloned policy without truncation [M, N], needed when ``kl_coefficient`` > 0.
-        full_log_probs: of the current policy without truncation [M, N], for the KL, which is infinite between two different
-            truncations; ``None`` when ``log_probs`` are not truncated.
-        proximal_logp: of the actions under the policy at the start of the update [M]. When given, the ratio is to that policy and
-            each position's surrogate is multiplied by min(importance_cap, pi_proximal / pi_behaviour), which corrects for rollouts
-            of older policies (decoupled PPO, Hilton et al., 2022, with the truncated weights of Espeholt et al., 2018).
-        events: [M, N] bool, codes that would have had the same consequence (``aliases``): the ratio is that of all of them together,
-            and ``action_logp`` and ``proximal_logp`` must be theirs.
+        full_log_probs: of the current policy without truncation [M, N], for the KL; ``None``: ``log_probs`` are.
+        proximal_logp: of the actions under the policy at the start of the update [M]: the ratio is to it, and the
+            surrogate is weighted by min(importance_cap, pi_proximal / pi_behaviour) (decoupled PPO, Hilton et al.,
+            2022; truncation as in Espeholt et al., 2018).
+        events: [M, N] bool, codes of the same consequence (``aliases``): ratio and log-probabilities are theirs.
 
     Metrics are weighted sums too, so those of microbatches add up.
     """
@@ -128,7 +129,10 @@ def clipped_surrogate(
     if proximal_logp is not None:
         older = torch.exp(proximal_logp - action_logp)
         surrogate = surrogate * older.clamp(max=importance_cap)
-        importance = {"importance_mean": (weights * older).sum(), "importance_capped_share": (weights * (older > importance_cap)).sum()}
+        importance = {
+            "importance_mean": (weights * older).sum(),
+            "importance_capped_share": (weights * (older > importance_cap)).sum(),
+        }
     # 0 log 0 = 0, in the gradient too: actions outside the support have log-probability -inf.
     entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)
     loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()

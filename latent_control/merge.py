@@ -1,4 +1,5 @@
-"""The merge module: features + code -> state of the language world model (method: CoLA, section 3.1, and its published code)."""
+"""The merge module: features + code -> state of the language world model (method: CoLA, section 3.1, and its published
+code)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class MergeBlock(nn.Module):
 
 
 Table = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per block: the state's share of Gate and Up, joined, [2 * inner, D]; the code terms of all codes, joined, [N, 2 * inner]."""
+"""Per block: the state's share of Gate and Up, joined, [2 * inner, D]; the code terms of all codes, joined, [N, 2 *
+inner]."""
 
 
 class Merge(nn.Module):

@@ -1,4 +1,5 @@
-"""LatentActionLM: a base LM with a codebook of latent actions, its inverse dynamics model, world model and latent policy."""
+"""LatentActionLM: a base LM with a codebook of latent actions, its inverse dynamics model, world model and latent
+policy."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from latent_control.actors import Actor, base_actor, latent_actor
-from latent_control.base import BaseLM
-from latent_control.decoding import generate
-from latent_control.guide import Allowed, Codes, Watch, make_guide
+from latent_control.base_lm import BaseLM
+from latent_control.bases.loading import BASE, load_model
+from latent_control.decoding.action_decoder import Actor, base_actor, latent_actor
+from latent_control.decoding.generate import generate
+from latent_control.decoding.guide import Allowed, Codes, Watch, make_guide
 from latent_control.merge import Merge
-from latent_control.pictures import count, table
-from latent_control.pretrained import BASE, load_model
+from latent_control.notebook_views import count, table
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
 from latent_control.tower import Tower
@@ -31,7 +32,8 @@ Reads = Literal["late", "final"]
 class LatentActionConfig:
     """Shape of the modules beside the base LM.
 
-    ``LatentActionConfig(num_actions=64, inverse_dynamics_layers=4, merge_layers=2, policy_layers=8, ...)`` is the paper's.
+    ``LatentActionConfig(num_actions=64, inverse_dynamics_layers=4, merge_layers=2, policy_layers=8, ...)`` is the
+    paper's.
     """
 
     num_actions: int = 64
@@ -49,7 +51,11 @@ class LatentActionConfig:
     """Tokens the inverse dynamics model sees from the beginning of a span on; ``None`` is ``span``."""
 
     def __post_init__(self) -> None:
-        problems = [f"{name}={value!r} must be one of {allowed}" for name, value, allowed in self._choices() if value not in allowed]
+        problems = [
+            f"{name}={value!r} must be one of {allowed}"
+            for name, value, allowed in self._choices()
+            if value not in allowed
+        ]
         sizes = ("num_actions", "inverse_dynamics_layers", "merge_layers", "policy_layers", "span")
         problems += [
             f"{name}={value!r} must be a positive whole number"
@@ -57,13 +63,23 @@ class LatentActionConfig:
             if not isinstance(value := getattr(self, name), int) or value < 1
         ]
         if self.merge_size is not None and (not isinstance(self.merge_size, int) or self.merge_size < 1):
-            problems.append(f"merge_size={self.merge_size!r} must be a positive whole number, or None for the base's own MLP width")
-        if self.look_ahead is not None and (not isinstance(self.look_ahead, int) or self.look_ahead < self.span):
-            problems.append(f"look_ahead={self.look_ahead!r} must be at least the span of {self.span} tokens that a code explains, or None")
-        if self.inverse_dynamics_reads == self.policy_reads == "late" and self.inverse_dynamics_layers != self.policy_layers:
             problems.append(
-                f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} differ, but both read "
-                "'late', which is one state that many blocks before the base's end: make them equal, or let one read 'final'"
+                f"merge_size={self.merge_size!r} must be a positive whole number, or None for the base's own MLP width"
+            )
+        if self.look_ahead is not None and (not isinstance(self.look_ahead, int) or self.look_ahead < self.span):
+            problems.append(
+                f"look_ahead={self.look_ahead!r} must be at least the span of {self.span} tokens that a "
+                "code explains, or None"
+            )
+        if (
+            self.inverse_dynamics_reads == self.policy_reads == "late"
+            and self.inverse_dynamics_layers != self.policy_layers
+        ):
+            problems.append(
+                f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} "
+                "differ, but both read "
+                "'late', which is one state that many blocks before the base's end: make them equal, or let one read "
+                "'final'"
             )
         if problems:
             raise ValueError("; ".join(problems))
@@ -84,14 +100,21 @@ class LatentActionConfig:
         return self.inverse_dynamics_layers if self.inverse_dynamics_reads == "late" else 0
 
 
-def load_base(base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles, which run code.
+def load_base(
+    base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles,
+    which run code.
 
-    Raises:
-        ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a tokenizer with
+    Raises: ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a
+        tokenizer with
             more tokens than the embedding has rows; said from the files, before a weight is read.
     """
-    lm = base if isinstance(base, PreTrainedModel) else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
+    lm = (
+        base
+        if isinstance(base, PreTrainedModel)
+        else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
+    )
     return lm.eval().requires_grad_(False)
 
 
@@ -119,13 +142,21 @@ class LatentActionLM(nn.Module):
         self.config = config
         self.base = BaseLM(lm, config.late_blocks)
         if config.head == "official" and not hasattr(self.base.decoder, "norm"):
-            raise ValueError(f"head='official' is the published code's, for Llama-like bases, not {type(lm).__name__}: use 'residual'")
+            raise ValueError(
+                "head='official' is the published code's, for Llama-like bases, not "
+                f"{type(lm).__name__}: use 'residual'"
+            )
         self.codebook = nn.Parameter(torch.randn(config.num_actions, self.base.width) * 0.5)
         self.merge = Merge(
-            self.base.width, config.merge_size or merge_width(lm), config.merge_layers, identity_start=config.head == "residual"
+            self.base.width,
+            config.merge_size or merge_width(lm),
+            config.merge_layers,
+            identity_start=config.head == "residual",
         )
         self.policy = Tower(self.base.decoder, config.policy_layers, config.num_actions)
-        self.inverse_dynamics = Tower(self.base.decoder, config.inverse_dynamics_layers, config.num_actions) if inverse_dynamics else None
+        self.inverse_dynamics = (
+            Tower(self.base.decoder, config.inverse_dynamics_layers, config.num_actions) if inverse_dynamics else None
+        )
         self.base_source: str | None = None
         self.to(self.base.lm.device)
 
@@ -193,11 +224,15 @@ class LatentActionLM(nn.Module):
             ValueError: the model was exported without its inverse dynamics model.
         """
         if self.inverse_dynamics is None:
-            raise ValueError("this model was exported without its inverse dynamics model: load the training checkpoint to label actions")
+            raise ValueError(
+                "this model was exported without its inverse dynamics model: load the training "
+                "checkpoint to label actions"
+            )
         return self.inverse_dynamics(features.read(self.config.inverse_dynamics_reads), attention_mask)
 
     def label_actions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """a [B, T-1]: a_t = argmax of u at t + 1, the code that explains x_{t+1} (spans are laid from each row's first token)."""
+        """a [B, T-1]: a_t = argmax of u at t + 1, the code that explains x_{t+1} (spans are laid from each row's first
+        token)."""
         logits = self.inverse_dynamics_logits(self.features(input_ids, attention_mask), attention_mask)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.spans(real.bool()[:, :-1] & real.bool()[:, 1:]).labels(logits).argmax(-1)
@@ -213,7 +248,9 @@ class LatentActionLM(nn.Module):
     def world_logits(self, features: Features, actions: torch.Tensor) -> torch.Tensor:
         """log p(x_{t+1} | x_{1:t}, a_t) up to a constant, [B, T, V], for codes ``actions`` [B, T]."""
         state = features.read("final")
-        return self.head(state, self.merge.lookup(state.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
+        return self.head(
+            state, self.merge.lookup(state.to(self.codebook.dtype), actions, self.merge.table(self.codebook))
+        )
 
     def world_logits_from_codes(self, final: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """``world_logits`` [..., V] for code vectors [..., D] (soft codes while training)."""
@@ -224,7 +261,9 @@ class LatentActionLM(nn.Module):
         rows, count = len(final), self.config.num_actions
         states = final[:, None].expand(rows, count, -1)
         actions = torch.arange(count, device=final.device).expand(rows, count)
-        return self.head(states, self.merge.lookup(states.to(self.codebook.dtype), actions, self.merge.table(self.codebook)))
+        return self.head(
+            states, self.merge.lookup(states.to(self.codebook.dtype), actions, self.merge.table(self.codebook))
+        )
 
     def head(self, final: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
         """Next-token logits [..., V] of merged states [..., D], by the configured variant."""
@@ -268,16 +307,14 @@ class LatentActionLM(nn.Module):
             input_ids: prompts [B, P], padded on either side as ``attention_mask`` [B, P] says.
             max_new_tokens: one number, or one per output row.
             top_k: sample among the k most likely codes.
-            seed: row r draws from a stream made of (seed, r) alone; ``None`` takes one from torch's global stream.
-            batch_size: rows decoded at once; ``None`` is all.
+            seed: row r draws from a stream made of (seed, r) alone; ``None``: one from torch's global stream.
+            batch_size: rows decoded at once, ``None`` is all; ``row_seeds``: a stream per output row, not ``seed``.
             stop_token: end token or tokens; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
+            return_features: also return the states that the policy read.
             repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
-            row_seeds: explicit stream per output row instead of ``seed``.
-            return_features: also return what the learner needs of the base pass.
             codes: force these codes, from the first token on; the policy chooses where they end or say ``None`` (-1).
-            allowed_codes: the policy chooses among these codes only.
-            watch: told of every step; may end rows.
+            allowed_codes: the policy chooses among these codes only; ``watch``: called at every step, may end rows.
 
         Raises:
             ValueError: an argument is out of range.
@@ -285,7 +322,9 @@ class LatentActionLM(nn.Module):
         if level != "latent" and (codes is not None or allowed_codes is not None):
             raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
         rows, shape = len(input_ids) * repeats, self.config
-        guide = make_guide(codes, allowed_codes, rows=rows, num_actions=shape.num_actions, span=shape.span, device=input_ids.device)
+        guide = make_guide(
+            codes, allowed_codes, rows=rows, num_actions=shape.num_actions, span=shape.span, device=input_ids.device
+        )
         return generate(
             self.base,
             self.actor(level),
@@ -311,7 +350,7 @@ class LatentActionLM(nn.Module):
 
         ``inverse_dynamics=False`` leaves the inverse dynamics model out (production).
         """
-        from latent_control.persistence import save
+        from latent_control.pretrained import save
 
         return save(self, Path(folder), bundle_base=bundle_base, inverse_dynamics=inverse_dynamics)
 
@@ -333,12 +372,13 @@ class LatentActionLM(nn.Module):
         Raises:
             ValueError: no checkpoint in ``folder``, a tensor missing or misshapen, or the base's hash differs.
         """
-        from latent_control.persistence import load
+        from latent_control.pretrained import load
 
         return load(cls, Path(folder), base=base, dtype=dtype, trust_remote_code=trust_remote_code)
 
     def cast_modules(self, dtype: torch.dtype | None = None) -> LatentActionLM:
-        """Put the new modules into ``dtype`` (default: the base's own) for inference; training keeps float32 masters."""
+        """Put the new modules into ``dtype`` (default: the base's own) for inference; training keeps float32
+        masters."""
         dtype = dtype or self.base.dtype
         for module in (self.merge, self.policy, self.inverse_dynamics):
             if module is not None:
@@ -352,7 +392,12 @@ class LatentActionLM(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of each part."""
-        parts: dict[str, Any] = {"base": self.base, "merge": self.merge, "policy": self.policy, "inverse_dynamics": self.inverse_dynamics}
+        parts: dict[str, Any] = {
+            "base": self.base,
+            "merge": self.merge,
+            "policy": self.policy,
+            "inverse_dynamics": self.inverse_dynamics,
+        }
         counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
         return counts | {"codebook": self.codebook.numel()}
 
@@ -366,7 +411,10 @@ class LatentActionLM(nn.Module):
         return [
             ("base LM", f"{self.base_source or 'bundled'}: {shape}, {count(sizes['base'])} parameters, frozen"),
             ("codes", f"{self.config.num_actions}, each for {self.config.span} token{'s' * (self.config.span > 1)}"),
-            *((name.replace("_", " "), f"{number} blocks, {count(sizes[name])} parameters") for name, number in blocks.items()),
+            *(
+                (name.replace("_", " "), f"{number} blocks, {count(sizes[name])} parameters")
+                for name, number in blocks.items()
+            ),
             ("head", self.config.head),
         ] + ([] if self.inverse_dynamics is not None else [("inverse dynamics", "none: made for production")])
 

@@ -1,17 +1,20 @@
 """Off-policy evaluation: what a policy would earn, from rollouts of other policies with their stored log-probabilities.
 
-Axes: R rollouts, P prompts, S bootstrap draws. A rollout's weight is w = prod_t pi(a_t | s_t) / b(a_t | s_t), with b the policy
-(or policies, where it changed in flight) that chose its actions; rollouts of many policy versions may be mixed, because each
-brings its own b. Rewards come at the end of a rollout, so per-decision importance sampling (Precup et al., 2000), which leaves
-later ratios out of earlier rewards, is the same as the trajectory's. Left out: sums over the codes that emit the same token,
-which would shrink the weights' variance but need b's whole distribution, of which only the sampled action's part is stored.
+Axes: R rollouts, P prompts, S bootstrap draws. A rollout's weight is w = prod_t pi(a_t | s_t) / b(a_t | s_t), with b
+the policy (or policies, where it changed in flight) that chose its actions; rollouts of many policy versions may be
+mixed, because each brings its own b. Rewards come at the end of a rollout, so per-decision importance sampling (Precup
+et al., 2000), which leaves later ratios out of earlier rewards, is the same as the trajectory's. Left out: sums over
+the codes that emit the same token, which would shrink the weights' variance but need b's whole distribution, of which
+only the sampled action's part is stored.
 
-The reward model of the doubly robust estimators is the mean reward of the prompt's *other* rollouts, shrunk towards that of all
-other prompts. Given the prompt it is independent of the rollout it is used for, whatever it says, so ``dr`` is unbiased
-(cross-fitting, Chernozhukov et al., 2018); it needs no features, and difficulty differs between prompts more than anything else.
+The reward model of the doubly robust estimators is the mean reward of the prompt's *other* rollouts, shrunk towards
+that of all other prompts. Given the prompt it is independent of the rollout it is used for, whatever it says, so ``dr``
+is unbiased (cross-fitting, Chernozhukov et al., 2018); it needs no features, and difficulty differs between prompts
+more than anything else.
 
-All of this holds for policies that were not trained on the rollouts they are judged by. With many codes for the same token a
-policy learns the very codes of its training rollouts, so that their weights say that it found what it was given.
+All of this holds for policies that were not trained on the rollouts they are judged by. With many codes for the same
+token a policy learns the very codes of its training rollouts, so that their weights say that it found what it was
+given.
 """
 
 from __future__ import annotations
@@ -80,25 +83,30 @@ class Report:
         """Why the estimates should not be trusted; empty when nothing speaks against them."""
         found = []
         if self.effective < FEWEST_EFFECTIVE:
-            found.append(f"only {self.effective:.0f} effective rollouts of {self.rollouts} (fewer than {FEWEST_EFFECTIVE:.0f})")
+            found.append(
+                f"only {self.effective:.0f} effective rollouts of {self.rollouts} (fewer than {FEWEST_EFFECTIVE:.0f})"
+            )
         if self.largest_share > LARGEST_SHARE:
             found.append(f"one rollout has {self.largest_share:.0%} of all weight (more than {LARGEST_SHARE:.0%})")
         weight = self.mean_weight
         if self.weight_cap is None and not weight.low <= 1 <= weight.high:
             found.append(
-                f"weights average {weight.value:.2f} ({weight.low:.2f} to {weight.high:.2f}), not 1: the policy does what was not tried"
+                f"weights average {weight.value:.2f} ({weight.low:.2f} to {weight.high:.2f}), not 1: the policy does "
+                "what was not tried"
             )
         return found
 
 
 def importance_weights(log_ratios: np.ndarray, cap: float | None = None) -> np.ndarray:
-    """exp(log_ratios) [R], truncated at ``cap`` (Ionides, 2008): less variance, a bias towards the behaviour's low-weight rollouts."""
+    """exp(log_ratios) [R], truncated at ``cap`` (Ionides, 2008): less variance, a bias towards the behaviour's
+    low-weight rollouts."""
     weights: np.ndarray = np.exp(log_ratios)
     return weights if cap is None else np.minimum(weights, cap)
 
 
 def expected_rewards(rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """The reward model q [R]: mean of the prompt's other rollouts, shrunk by ``SHRINKAGE`` to the mean over all other prompts."""
+    """The reward model q [R]: mean of the prompt's other rollouts, shrunk by ``SHRINKAGE`` to the mean over all other
+    prompts."""
     count, total = np.bincount(prompts), np.bincount(prompts, rewards)
     outside = (rewards.sum() - total) / np.maximum(len(rewards) - count, 1)
     others = (total[prompts] - rewards, count[prompts] - 1)
@@ -107,13 +115,18 @@ def expected_rewards(rewards: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 def prompt_sums(logged: Logged, cap: float | None = None) -> Sums:
     """What every estimator is made of, summed per prompt, each [P]."""
-    w, q, r = importance_weights(logged.log_ratios, cap), expected_rewards(logged.rewards, logged.prompts), logged.rewards
+    w, q, r = (
+        importance_weights(logged.log_ratios, cap),
+        expected_rewards(logged.rewards, logged.prompts),
+        logged.rewards,
+    )
     terms = {"n": np.ones_like(w), "r": r, "w": w, "wr": w * r, "q": q, "wd": w * (r - q)}
     return {name: np.bincount(logged.prompts, values) for name, values in terms.items()}
 
 
 def ips(s: Sums) -> np.ndarray:
-    """Inverse propensity scoring over whole rollouts (Horvitz & Thompson, 1952): unbiased, and of the largest variance."""
+    """Inverse propensity scoring over whole rollouts (Horvitz & Thompson, 1952): unbiased, and of the largest
+    variance."""
     return s["wr"] / s["n"]
 
 
@@ -142,7 +155,9 @@ def resampled(sums: Sums, draws: int, seed: int) -> dict[str, np.ndarray]:
     return {name: counts @ values for name, values in sums.items()}
 
 
-def off_policy_report(logged: Logged, *, cap: float | None = None, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Report:
+def off_policy_report(
+    logged: Logged, *, cap: float | None = None, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Report:
     """Every estimator with percentile intervals at ``level`` from a bootstrap over prompts.
 
     The intervals speak of prompts like these; for the mean over these very prompts they are wider than they need be.
@@ -152,7 +167,9 @@ def off_policy_report(logged: Logged, *, cap: float | None = None, draws: int = 
     """
     sums = prompt_sums(logged, cap)
     if len(sums["n"]) < 2:
-        raise ValueError("rollouts of fewer than two prompts: there is nothing to resample; give a larger replay buffer")
+        raise ValueError(
+            "rollouts of fewer than two prompts: there is nothing to resample; give a larger replay buffer"
+        )
     totals, samples = {name: values.sum() for name, values in sums.items()}, resampled(sums, draws, seed)
 
     def estimate(measure: Callable[[Sums], np.ndarray]) -> Estimate:
@@ -191,11 +208,18 @@ def verdict(
     """
     found, gain = report.estimates[estimator], report.gains[estimator]
     if doubts := [*more_doubts, *report.doubts]:
-        return "unknown", f"cannot tell: {'; '.join(doubts)}. Judge it by rollouts it was not trained on, of a policy nearer to it"
+        return (
+            "unknown",
+            f"cannot tell: {'; '.join(doubts)}. Judge it by rollouts it was not trained on, of a policy nearer to it",
+        )
     text = f"{estimator} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
     if at_least is not None:
         good = found.low >= at_least
-        return ("yes", f"may go online: {text} is at least {at_least:g}") if good else ("no", f"not yet: {text} is not surely {at_least:g}")
+        return (
+            ("yes", f"may go online: {text} is at least {at_least:g}")
+            if good
+            else ("no", f"not yet: {text} is not surely {at_least:g}")
+        )
     text += f", gain over the behaviour policy {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
     if gain.low > 0:
         return "yes", f"may go online: {text}"

@@ -1,7 +1,8 @@
-"""Preference reward models: a transformers sequence classifier with one output, how it reads texts, and the loss that trains it.
+"""Preference reward models: a transformers sequence classifier with one output, how it reads texts, and the loss that
+trains it.
 
-The loss is Bradley and Terry's: -log sigmoid(score of the chosen response - score of the rejected one). Left out: margins, a centring
-term, and a language-modelling loss beside it.
+The loss is Bradley and Terry's: -log sigmoid(score of the chosen response - score of the rejected one). Left out:
+margins, a centring term, and a language-modelling loss beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_control.pretrained import REWARD_MODEL, UNTRAINED_REWARD_MODEL, load_config, load_model, require_whole
+from latent_control.bases.loading import REWARD_MODEL, UNTRAINED_REWARD_MODEL, load_config, load_model, require_whole
 from latent_control.text import load_tokenizer
 
 RECORD = "reward_model.json"
@@ -46,8 +47,8 @@ def reading_of(folder: str, *, chat: bool | None = None, max_length: int | None 
 def require_reward_model(model: str) -> None:
     """Of a reward model on this machine, config and files are looked at; its weights are not read.
 
-    Raises:
-        ValueError: there is no sequence classifier with one output, its files do not hold all of it, or it needs code of its own.
+    Raises: ValueError: there is no sequence classifier with one output, its files do not hold all of it, or it needs
+        code of its own.
     """
     try:
         config = load_config(model, trust_remote_code=False, key=None)
@@ -56,7 +57,8 @@ def require_reward_model(model: str) -> None:
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
         raise ValueError(
-            f"{model} is {', '.join(kinds) or config.model_type} with {config.num_labels} outputs, not a sequence classifier with one; "
+            f"{model} is {', '.join(kinds) or config.model_type} with {config.num_labels} outputs, not a sequence "
+            "classifier with one; "
             "train one with latent-control reward train"
         )
     require_whole(model, REWARD_MODEL, trust_remote_code=False, key=None)
@@ -70,13 +72,16 @@ def load_classifier(
     Args:
         new_head: to be trained: the head is new where ``model`` is a language model.
 
-    Raises:
-        ValueError: tensors are missing (but for a new head), or it needs code of its own, or there is neither pad nor end token.
+    Raises: ValueError: tensors are missing (but for a new head), or it needs code of its own, or there is neither pad
+        nor end token.
     """
     tokenizer = load_tokenizer(model, key=None)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {model!r} has neither a pad nor an end token; set pad_token in its tokenizer_config.json")
+            raise ValueError(
+                f"the tokenizer of {model!r} has neither a pad nor an end token; set pad_token in its "
+                "tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     kind = UNTRAINED_REWARD_MODEL if new_head else REWARD_MODEL
     classifier = load_model(model, kind, dtype=dtype, trust_remote_code=False, key=None)

@@ -1,331 +1,310 @@
-"""Pretrained models, the one door to ``transformers``' loaders: a model whose files do not hold all of its weights is refused.
-
-``from_pretrained`` fills what is missing with random numbers and goes on. Here a folder is first judged by its files alone: the model is
-built without memory (torch's meta device) and given the names and shapes of the safetensors headers, by ``transformers``' own loader, so
-that its renamings, mergings and exceptions hold. What the loader says after the real load is the second wall. Left out: the values.
-"""
+"""Saving and loading: safetensors and JSON, the base LM by reference with its hash or bundled; published CoLA
+checkpoints."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from re import compile as pattern
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils import logging
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from latent_control.foreign_code import BASE_KEY, code_refused
-from latent_control.weight_files import Incomplete, WeightFiles, absent_by_number, file_problem, first_names, read_folder
+from latent_control.bases.loading import load_config
+from latent_control.bases.weight_files import Shape, read_shapes
+from latent_control.tower import Tower
 
+if TYPE_CHECKING:
+    from latent_control.model import LatentActionConfig, LatentActionLM
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What is loaded, and what its files may lack: ``Kind(auto=AutoModelForCausalLM, what="causal language model")``."""
-
-    auto: Any
-    what: str
-    new_head: bool = False
-    """The head is new where the files have none, and another model's head in them is not looked at."""
-    arguments: Mapping[str, Any]
-    """For the config, e.g. the number of outputs."""
+CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
+FORMAT = 1
 
 
-BASE = Kind(auto=AutoModelForCausalLM, what="causal language model", arguments={})
-REWARD_MODEL = Kind(auto=AutoModelForSequenceClassification, what="reward model", arguments={"num_labels": 1})
-UNTRAINED_REWARD_MODEL = Kind(
-    auto=AutoModelForSequenceClassification, what="model to train a reward model from", arguments={"num_labels": 1}, new_head=True
-)
-ENCODER = Kind(auto=AutoModel, what="text encoder", arguments={}, new_head=True)
-
-# Buffers that models once saved and that today's make themselves; transformers knows them for some architectures only.
-_OLD_BUFFER = pattern(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|causal_mask)$")
-_OLD_MASK = pattern(r"(^|\.)(attn|attention)\.bias$")  # a causal mask [1, 1, n, n] or [n, n], not the bias of a layer
-_POOLER = pattern(r"(^|\.)pooler\.")  # above the last hidden states, which is all that is read here
-_PLACEHOLDERS = {f"{name}_token" for name in ("image", "audio", "video", "boi", "eoi", "boa", "eoa")}
-"""Tokens of a tokenizer that text-only models share with those that see and hear (Gemma 3's 262,145th)."""
+def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-NOT_HERE = "{} is not, or not all, on this machine yet, so its files were not looked at"
+def array_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """``weights_hash`` of numpy arrays."""
+    # What comes out of Ray's object store is read-only, which torch warns of.
+    return weights_hash(
+        (name, torch.from_numpy(np.require(array, requirements=("C", "W")))) for name, array in arrays.items()
+    )
 
 
-class Verdict(NamedTuple):
-    """What the files of a folder are worth, e.g. ``Verdict(problems=[], unjudged="it is quantised", rows=48)``."""
-
-    problems: list[str]
-    """Each makes the model another one than was saved; with the remedy."""
-    unjudged: str | None
-    """Why names and shapes were not compared; ``None`` when they were."""
-    rows: int | None
-    """Of the embedding; ``None`` where it is not known."""
+def world_hash(model: LatentActionLM) -> str:
+    """Hash of what turns a code into a token besides the base: codebook and merge module."""
+    return weights_hash(
+        (name, tensor) for name, tensor in model.new_modules().items() if name.startswith(("codebook", "merge"))
+    )
 
 
-def load_config(
-    source: str | Path, *, trust_remote_code: bool, key: str | None = BASE_KEY, local_files_only: bool = False, **arguments: Any
-) -> PreTrainedConfig:
-    """``AutoConfig.from_pretrained``, without a question about code.
-
-    Raises:
-        OSError, ValueError, KeyError: there is no config ``transformers`` knows, or it needs code of its own (``key`` allows it).
-    """
-    with code_refused(source, key=key):
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local_files_only, **arguments)
+def base_hash(model: LatentActionLM) -> str:
+    """Hash of the base LM's weights."""
+    return weights_hash(model.base.lm.named_parameters())
 
 
-def load_model(
-    source: str | Path, kind: Kind, *, dtype: str | torch.dtype, trust_remote_code: bool, key: str | None = BASE_KEY
-) -> PreTrainedModel:
-    """A whole model from a folder or a hub id. Safetensors only: other weight files are pickles, which run code.
-
-    Raises:
-        ValueError: nothing of that kind is there, tensors are missing, too many or of another shape, or it needs code of its own.
-    """
-    require_whole(source, kind, trust_remote_code=trust_remote_code, key=key)
-    try:
-        with code_refused(source, key=key):
-            model, info = kind.auto.from_pretrained(
-                str(source),
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-                **kind.arguments,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"no {kind.what} at {str(source)!r}: {error}") from error
-    # Quantised files hold more than the model's own tensors, and code of its own may read what it likes.
-    other = set() if _unjudgeable(model.config, kind, trust_remote_code) else info["unexpected_keys"]
-    if problems := _faults(model, kind, info | {"unexpected_keys": other}, None, str(source)):
-        raise ValueError("; ".join(problems))
-    return model
+def save(model: LatentActionLM, folder: Path, *, bundle_base: bool, inverse_dynamics: bool) -> Path:
+    """See ``LatentActionLM.save_pretrained``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keep = {
+        k: v.contiguous()
+        for k, v in model.new_modules().items()
+        if inverse_dynamics or not k.startswith("inverse_dynamics.")
+    }
+    if bundle_base:
+        model.base.lm.save_pretrained(folder / BASE)
+    elif not model.base_source:
+        raise ValueError("the base LM was handed over as a loaded model without a folder: save with bundle_base=True")
+    source = BASE if bundle_base else reference(str(model.base_source), folder)
+    config = {
+        "format": FORMAT,
+        "latent_actions": model.config_dict(),
+        "inverse_dynamics": inverse_dynamics and model.inverse_dynamics is not None,
+        "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(model), "dtype": str(model.base.dtype)},
+    }
+    save_file(keep, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    return folder
 
 
-def require_whole(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> None:
-    """``ValueError`` with all that ``judge`` finds wrong with the files of ``source``."""
-    if problems := judge(source, kind, trust_remote_code=trust_remote_code, key=key).problems:
-        raise ValueError("; ".join(problems))
+def reference(source: str, folder: Path) -> str:
+    """How a checkpoint in ``folder`` names its base: a hub id as it is, a neighbour in the same run relatively, else
+    absolutely."""
+    path = Path(source)
+    if not path.exists():
+        return source
+    path, parent = path.resolve(), folder.resolve().parent
+    return os.path.relpath(path, folder.resolve()) if path.is_relative_to(parent) else str(path)
 
 
-def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> Verdict:
-    """Whether the files of ``source`` hold the model that its config describes; no weight is read, nothing is downloaded.
+def load(
+    cls: type[LatentActionLM],
+    folder: Path,
+    *,
+    base: str | Path | PreTrainedModel | None,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+) -> LatentActionLM:
+    """See ``LatentActionLM.from_pretrained``."""
+    if (folder / CONFIG).is_file():
+        return _load_ours(cls, folder, base, dtype, trust_remote_code)
+    published = folder / "config.json"
+    if published.is_file() and "num_code" in json.loads(published.read_text()):
+        return _load_published(cls, folder, dtype)
+    raise ValueError(
+        f"no latent-action checkpoint in {str(folder)!r}: neither {CONFIG} nor a config.json with num_code is there"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The saved description of a checkpoint.
 
     Raises:
-        ValueError: the config is none that ``transformers`` knows, or needs code of its own.
+        ValueError: it is missing, no JSON, or of another format.
     """
-    folder = local_folder(source)
-    if folder is None:
-        return Verdict([], NOT_HERE.format(source), None)
-    verdict = _weights(source, folder, kind, trust_remote_code, key)
+    path = folder / CONFIG
     try:
-        tokens = tokenizer_problem(folder, verdict.rows, model=source)
-    except ValueError as error:
-        tokens = str(error)
-    return verdict if tokens is None else verdict._replace(problems=[*verdict.problems, tokens])
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}, this version reads {FORMAT}")
+    if lost := {"latent_actions", "inverse_dynamics", "base"} - config.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(lost))}: it is damaged, take another checkpoint")
+    return config
 
 
-def _weights(source: str | Path, folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) -> Verdict:
-    config = _config(folder, kind, trust_remote_code, key)
-    if config.model_type == "latent_control":
-        return Verdict([f"{source} is a model with latent actions, not its base LM; give the base LM's folder"], None, None)
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if getattr(config, "transformers_weights", None) or any(folder.glob("shard-*-model-*.safetensors")):
-        return Verdict([], f"{source} keeps its weights in files of other names, which were not looked at", rows)
+def read_shape(folder: Path) -> LatentActionConfig:
+    """The shape of a checkpoint's new modules.
+
+    Raises:
+        ValueError: the config is missing, damaged, or has settings this version does not know.
+    """
+    from latent_control.model import LatentActionConfig
+
+    settings = read_config(folder)["latent_actions"]
+    if unknown := settings.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)}:
+        raise ValueError(f"{folder / CONFIG} has unknown settings: {', '.join(sorted(unknown))}")
+    return LatentActionConfig(**settings)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
     try:
-        files = read_folder(folder)
-    except ValueError as error:
-        if isinstance(error, Incomplete) and not Path(source).is_dir() and not constants.HF_HUB_OFFLINE:
-            return Verdict([], NOT_HERE.format(source), rows)  # what the hub's cache lacks is downloaded by the loader
-        return Verdict([str(error)], None, rows)
-    if (folder / "adapter_config.json").is_file():
-        return Verdict([f"{folder} holds a whole model and an adapter; move the adapter's files to a folder of their own"], None, rows)
-    if why := _unjudgeable(config, kind, trust_remote_code):
-        return Verdict([], f"{source}: {why}, so its tensors' names and shapes were not compared with the model's", rows)
-    return _compared(folder, kind, config, files)
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}; take another checkpoint") from error
 
 
-def local_folder(source: str | Path) -> Path | None:
-    """Where the files of a folder or of a hub id lie on this machine; ``None`` for a hub id that is not cached."""
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        cached = try_to_load_from_cache(str(source), "config.json")
-    except ValueError:  # no hub id
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
+def base_path(folder: str | Path) -> str:
+    """Where the base LM (and its tokenizer) of a checkpoint lies: a folder or a hub id."""
+    recorded = str(read_config(Path(folder))["base"]["path"])
+    beside = Path(folder) / recorded
+    return str(beside.resolve()) if beside.is_dir() else recorded
 
 
-def _config(folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) -> PreTrainedConfig:
-    if problem := file_problem(folder / "config.json") if (folder / "config.json").exists() else None:
-        raise ValueError(problem)
-    try:
-        return load_config(folder, trust_remote_code=trust_remote_code, key=key, local_files_only=True, **kind.arguments)
-    except (OSError, KeyError, TypeError) as error:
-        raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
+def tokenizer_path(folder: str | Path) -> str:
+    """Where the tokenizer of a checkpoint lies: an export has it inside, else it is with the base LM."""
+    return str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else base_path(folder)
 
 
-def _unjudgeable(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool) -> str | None:
-    """Why a model cannot be built without its weights."""
-    if getattr(config, "quantization_config", None) is not None:
-        return "it is quantised"
-    if trust_remote_code and kind.auto.__name__ in getattr(config, "auto_map", {}):
-        return "it is built by code of its own"
-    return None
+def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Write checkpoint ``source`` to ``folder`` with the trained policy ``weights`` in place of its own; the base is
+    not loaded."""
+    tensors = read_weights(source / WEIGHTS)
+    for name, array in weights.items():
+        tensors[f"policy.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
+    config = read_config(source)
+    config["base"] |= {"path": reference(base_path(source), folder), "bundled": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
 
 
-def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightFiles) -> Verdict:
-    """Names and shapes of ``files`` against those of the model that ``config`` describes."""
-    try:
-        with quiet():
-            model, info = on_meta(kind, config, files)
-        embedding = model.get_input_embeddings()
-    except ValueError as error:
-        raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
-    except RuntimeError as error:  # tensors that go into one, such as a layer's experts, do not fit each other
-        if "conversion" not in str(error):
-            return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
-        gaps = absent_by_number(files.shapes)
-        which = f"tensors that are joined when loading do not fit each other; missing: {first_names(gaps) or 'none'}"
-        return Verdict([f"{folder / files.listed}: {which}; copy the folder again, or save it again"], None, None)
-    except (ImportError, NotImplementedError, AttributeError, TypeError, KeyError, IndexError) as error:
-        return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
-    return Verdict(_faults(model, kind, info, files, str(folder)), None, None if embedding is None else int(embedding.weight.shape[0]))
+def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
+    """The latent policy of a checkpoint alone, without loading the base LM's weights.
 
-
-def on_meta(kind: Kind, config: PreTrainedConfig, files: WeightFiles) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model without memory, and what the loader says of the files' names and shapes; torch's random streams are left alone."""
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in files.shapes.items()}
+    Raises:
+        ValueError: the checkpoint is missing or damaged, or its policy's tensors are not all there.
+    """
+    folder = Path(folder)
+    shape = read_shape(folder)
+    base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        empty = kind.auto.from_config(config, trust_remote_code=False)
-    model, info = type(empty).from_pretrained(
-        None, config=empty.config, state_dict=tensors, device_map={"": "meta"}, output_loading_info=True, ignore_mismatched_sizes=True
+        decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
+    policy = Tower(decoder, shape.policy_layers, shape.num_actions)
+    require_tensors(
+        folder,
+        {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()},
+        read_shapes(folder / WEIGHTS),
+        "policy.",
     )
-    return model, info
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        policy.load_state_dict({name: tensors.get_tensor(f"policy.{name}") for name in policy.state_dict()})
+    return policy
 
 
-def _faults(model: PreTrainedModel, kind: Kind, info: Mapping[str, Any], files: WeightFiles | None, source: str) -> list[str]:
-    """What ``info`` says of missing, superfluous and mis-shaped tensors, less what is known to be harmless."""
-    shapes = {} if files is None else files.shapes
-    listed = source if files is None else str(Path(source) / files.listed)
-    missing = sorted(name for name in info["missing_keys"] if not (kind.new_head and (_POOLER.search(name) or _above(model, name))))
-    other = sorted(
-        name for name in info["unexpected_keys"] if not (_old_buffer(name, shapes.get(name)) or (kind.new_head and _above(model, name)))
-    )
-    wrong = sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"])
-    total = len(model.state_dict())
-    problems = []
-    if missing:
-        problems.append(
-            f"{listed} lacks {len(missing)} of the model's {total} tensors: {first_names(missing)}; {_remedy(model, missing, other)}"
+def _load_ours(
+    cls: type[LatentActionLM],
+    folder: Path,
+    base: str | Path | PreTrainedModel | None,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+) -> LatentActionLM:
+    from latent_control.model import load_base
+
+    saved, shape = read_config(folder), read_shape(folder)
+    recorded = saved["base"]
+    source: str | Path | PreTrainedModel = base if base is not None else base_path(folder)
+    if base is None and str(source).startswith((".", "/")) and not Path(str(source)).is_dir():
+        raise ValueError(
+            f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or "
+            "--base FOLDER)"
         )
-    if other:
-        problems.append(
-            f"{listed} has {len(other)} tensors that the {type(model).__name__} of its config.json has not: "
-            f"{first_names(other)}; take config.json and weights of the same model"
+    lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
+    model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
+    # In another precision the bytes differ by intention.
+    if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
+        raise ValueError(
+            f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded "
+            f"{recorded['sha256'][:12]})"
         )
-    if wrong:
-        shown = first_names(f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in wrong)
-        problems.append(
-            f"{listed} has {len(wrong)} tensors of another shape than config.json says: {shown}; "
-            "take config.json and weights of the same model"
+    _fill(model, read_weights(folder / WEIGHTS), folder)
+    return model.eval()
+
+
+def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Load the new modules' tensors; every one must be there and fit."""
+    wanted, found = ({name: tuple(t.shape) for name, t in some.items()} for some in (model.new_modules(), tensors))
+    require_tensors(folder, wanted, found)
+    model.load_state_dict(tensors, strict=False)
+
+
+def require_tensors(folder: Path, wanted: dict[str, Shape], found: dict[str, Shape], prefix: str = "") -> None:
+    """``ValueError`` unless ``found`` are the names and shapes of ``wanted``; tensors without ``prefix`` may be there
+    too."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys() if name.startswith(prefix)]
+    problems += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted.keys() & found.keys() if found[n] != wanted[n]]
+    if problems:
+        raise ValueError(f"{folder} does not fit its own config: " + "; ".join(sorted(problems)[:8]))
+
+
+PUBLISHED_NAMES = (
+    ("model.action_layers.", "inverse_dynamics.decoder.layers."),
+    ("model.action_norm.", "inverse_dynamics.decoder.norm."),
+    ("model.action_head.", "inverse_dynamics.head."),
+    ("model.policy_layers.", "policy.decoder.layers."),
+    ("model.policy_norm.", "policy.decoder.norm."),
+    ("model.policy_head.", "policy.head."),
+    ("model.action_merge_layers.", "merge.blocks."),
+)
+
+
+def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.dtype) -> LatentActionLM:
+    """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], towers and merge layers."""
+    from latent_control.model import LatentActionConfig
+
+    raw = json.loads((folder / "config.json").read_text())
+    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in read_weights(file).items()}
+    if not tensors:
+        raise ValueError(
+            f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are "
+            "not read)"
         )
-    return problems
-
-
-def _remedy(model: PreTrainedModel, missing: list[str], other: list[str]) -> str:
-    head = model.get_output_embeddings()
-    names = {name for name, module in model.named_modules() if module is head}
-    if {name.rpartition(".")[0] for name in missing} <= names:
-        return "it was saved without its head: save it with AutoModelForCausalLM, not AutoModel"
-    if other:
-        return "take config.json and weights of the same model"
-    return "copy the folder again, or save it again with save_pretrained"
-
-
-def _old_buffer(name: str, shape: tuple[int, ...] | None) -> bool:
-    mask = _OLD_MASK.search(name) is not None and (shape is None or len(shape) != 1)
-    return mask or _OLD_BUFFER.search(name) is not None
-
-
-def _above(model: PreTrainedModel, name: str) -> bool:
-    """Whether a tensor belongs to a head, not to the blocks and embeddings below it."""
-    tower = model.base_model
-    if tower is not model:
-        return not name.startswith(f"{model.base_model_prefix}.")
-    parts = {child for child, _ in tower.named_children()}
-    return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] not in parts
-
-
-def tokenizer_problem(folder: Path, rows: int | None, *, model: str | Path) -> str | None:
-    """Why the tokenizer in ``folder`` does not go with an embedding of ``rows`` rows; without ``tokenizer.json`` it is not looked at.
-
-    Args:
-        model: whose embedding it is, for the message.
-
-    Raises:
-        ValueError: ``tokenizer.json`` cannot be read.
-    """
-    path = folder / "tokenizer.json"
-    if rows is None or not path.exists():
-        return None
-    spare, ids = _placeholders(folder), _token_ids(path)
-    beyond = sorted((number, token) for token, number in ids.items() if number >= rows and token not in spare)
-    if not beyond:
-        return None
-    return (
-        f"{path} has {len(beyond)} tokens beyond the {rows} rows of the embedding of {model}: {first_names(token for _, token in beyond)}; "
-        "take the tokenizer that came with the model, or resize the model (resize_token_embeddings) and save it"
-    )
-
-
-def _token_ids(path: Path) -> dict[str, int]:
-    """Id of each token of a ``tokenizer.json``; read as JSON, which is as fast as building the tokenizer."""
-    if problem := file_problem(path):
-        raise ValueError(problem)
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = said["model"]["vocab"]
-        # A unigram model lists its tokens with their scores, in the order of their ids.
-        ids = vocabulary if isinstance(vocabulary, dict) else {token: number for number, (token, _) in enumerate(vocabulary)}
-        return {str(token): int(number) for token, number in ids.items()} | {
-            str(token["content"]): int(token["id"]) for token in said.get("added_tokens") or []
+    codebook = tensors.pop("model.action_code_book.weight", None)
+    ours = {} if codebook is None else {"codebook": codebook.T.contiguous()}
+    for theirs, mine in PUBLISHED_NAMES:
+        ours |= {
+            mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no tokenizer ({type(error).__name__}: {error}); copy it again") from error
-
-
-def _placeholders(folder: Path) -> set[str]:
-    """Tokens that stand for pictures and sounds."""
-    try:
-        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        sections = [said, *(said.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))]
-    except (OSError, ValueError, AttributeError):
-        return set()
-    named = [section for section in sections if isinstance(section, dict)]
-    return {str(section[name]) for section in named for name in _PLACEHOLDERS & section.keys()}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without ``transformers``' report and progress bar: nothing is loaded, and what is wrong is said by us."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+    known = {
+        k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}
+    }
+    base_config = AutoConfig.for_model(known.pop("model_type", "llama"), **known)
+    target = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
+    lm = (
+        AutoModelForCausalLM.from_config(base_config, dtype=target, trust_remote_code=False)
+        .eval()
+        .requires_grad_(False)
+    )
+    wanted = {name: tuple(t.shape) for name, t in lm.state_dict().items()}
+    if base_config.tie_word_embeddings and "lm_head.weight" not in tensors:
+        wanted.pop("lm_head.weight")
+    # Older versions of Llama saved this buffer, which today's makes itself.
+    held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
+    lm.load_state_dict(held, strict=False)
+    config = LatentActionConfig(
+        num_actions=raw["num_code"],
+        head="official",
+        inverse_dynamics_layers=raw["num_action_layer"],
+        merge_layers=raw["num_dyna_layer"],
+        policy_layers=raw["num_policy_layer"],
+        inverse_dynamics_reads="final",
+        policy_reads="final",
+    )
+    model = cls(lm, config)
+    _fill(model, ours, folder)
+    return model.eval()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from latent_control.pictures import coloured_tokens
+from latent_control.notebook_views import coloured_tokens
 from latent_control.text import decode_text
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class TokenBatch:
     def rows(self, start: int, stop: int) -> Self:
         """Rows ``start:stop``, trimmed to their longest one."""
         length = int(self.attention_mask[start:stop].sum(1).max())
-        return type(self)(**{name: t[start:stop, :length] if t.ndim > 1 else t[start:stop] for name, t in vars(self).items()})
+        return type(self)(
+            **{name: t[start:stop, :length] if t.ndim > 1 else t[start:stop] for name, t in vars(self).items()}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +77,28 @@ class RolloutBatch(TokenBatch):
 class Generation:
     """What ``generate`` returns. Rows are right padded to ``max_new_tokens``.
 
-    ``tokens[b, :lengths[b]]`` are row b's generated tokens, the end token included. In a notebook it shows its tokens on the colours of
-    their codes; ``shown(tokenizer)`` shows texts in place of token numbers.
+    ``tokens[b, :lengths[b]]`` are row b's generated tokens, the end token included. In a notebook it shows its tokens
+    on the colours of their codes; ``shown(tokenizer)`` shows texts in place of token numbers.
     """
 
     tokens: torch.Tensor
     """[B, T] int64, padded with the pad token"""
     actions: torch.Tensor
-    """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end. A code that lasts for
-    several tokens stands at each of them"""
+    """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end. A code that
+    lasts for several tokens stands at each of them"""
     action_logp: torch.Tensor
-    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 inside a span and after the end"""
+    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 inside a span and
+    after the end"""
     lengths: torch.Tensor
     """[B] int64"""
     finish_reasons: tuple[str, ...]
     """"stop" (end token) or "length", per row"""
     versions: torch.Tensor
-    """[B, T] int64, version of the policy that chose each action: 0 throughout unless ``refresh`` was given; -1 after the end"""
+    """[B, T] int64, version of the policy that chose each action: 0 throughout unless ``refresh`` was given; -1 after
+    the end"""
     event_logp: torch.Tensor | None = None
-    """[B, T] float32, log-probability of having chosen this code or one that emits the same token, when asked for (``aliases``)"""
+    """[B, T] float32, log-probability of having chosen this code or one that emits the same token, when asked for
+    (``aliases``)"""
     events: torch.Tensor | None = None
     """[B, T, ceil(N / 8)] uint8, which codes those are, eight to a byte"""
     features: tuple[torch.Tensor, ...] | None = None
@@ -103,20 +108,28 @@ class Generation:
         """(token, code, log-probability of the code) of every generated token, row by row."""
         columns = (self.tokens.tolist(), self.actions.tolist(), self.action_logp.tolist())
         lengths = self.lengths.tolist()
-        return [list(zip(*(column[:length] for column in row), strict=True)) for *row, length in zip(*columns, lengths, strict=True)]
+        return [
+            list(zip(*(column[:length] for column in row), strict=True))
+            for *row, length in zip(*columns, lengths, strict=True)
+        ]
 
     def shown(self, tokenizer: PreTrainedTokenizerBase) -> GenerationText:
         """The same with texts: plain when printed, coloured by code in a notebook."""
         rows = [[(str(tokenizer.decode([token])), code, logp) for token, code, logp in row] for row in self.rows()]
         return GenerationText(
-            rows=rows, texts=[decode_text(tokenizer, [token for token, *_ in row]) for row in self.rows()], title=repr(self)
+            rows=rows,
+            texts=[decode_text(tokenizer, [token for token, *_ in row]) for row in self.rows()],
+            title=repr(self),
         )
 
     def __repr__(self) -> str:
         lengths, stopped = self.lengths.tolist(), sum(reason == "stop" for reason in self.finish_reasons)
         least, most = min(lengths, default=0), max(lengths, default=0)
         span = f"{most}" if least == most else f"{least} to {most}"
-        return f"Generation({len(lengths)} rows of {span} tokens, {stopped} stopped by themselves, {len(lengths) - stopped} cut)"
+        return (
+            f"Generation({len(lengths)} rows of {span} tokens, {stopped} stopped by themselves, "
+            f"{len(lengths) - stopped} cut)"
+        )
 
     def _repr_html_(self) -> str:
         rows = [[(str(token), code, logp) for token, code, logp in row] for row in self.rows()]
@@ -125,7 +138,8 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GenerationText:
-    """A generation in words. ``GenerationText(rows=[[("6", 3, -0.1), (" +", 17, -0.5)]], texts=["6 +"], title="...")``"""
+    """A generation in words. ``GenerationText(rows=[[("6", 3, -0.1), (" +", 17, -0.5)]], texts=["6 +"],
+    title="...")``"""
 
     rows: list[list[tuple[str, int, float]]]
     """Per row (text of the token, code, log-probability of the code)."""
@@ -135,7 +149,13 @@ class GenerationText:
 
     def __repr__(self) -> str:
         return "\n".join(
-            [self.title, *(f"{text!r}  codes {[code for _, code, _ in row]}" for text, row in zip(self.texts, self.rows, strict=True))]
+            [
+                self.title,
+                *(
+                    f"{text!r}  codes {[code for _, code, _ in row]}"
+                    for text, row in zip(self.texts, self.rows, strict=True)
+                ),
+            ]
         )
 
     def _repr_html_(self) -> str:

@@ -21,7 +21,8 @@ def awr(advantages: torch.Tensor, temperature: float, cap: float) -> torch.Tenso
 
 
 def filtered(advantages: torch.Tensor, temperature: float, cap: float) -> torch.Tensor:
-    """1 where a rollout was better than its baseline, else 0: behaviour cloning of the best; temperature and cap have no part."""
+    """1 where a rollout was better than its baseline, else 0: behaviour cloning of the best; temperature and cap have
+    no part."""
     return (advantages > 0).float()
 
 
@@ -37,9 +38,14 @@ def weighted_regression(
     kl_coefficient: float,
     positions: float,
 ) -> tuple[torch.Tensor, Metrics]:
-    """-sum w log pi(a) / positions + kl_coefficient * the mean exact KL(pi || reference); log-probabilities [M, N], the rest [M]."""
+    """-sum w log pi(a) / positions + kl_coefficient * the mean exact KL(pi || reference); log-probabilities [M, N], the
+    rest [M]."""
     logp = log_probs.gather(-1, actions[:, None])[:, 0]
     kl = (log_probs.exp() * (log_probs - reference_log_probs)).sum(-1)
     loss = -(weights * logp).sum() / positions + kl_coefficient * kl.sum() / positions
-    metrics = {"action_nll": -logp.sum() / positions, "weight_mean": weights.sum() / positions, "kl_to_reference": kl.sum() / positions}
+    metrics = {
+        "action_nll": -logp.sum() / positions,
+        "weight_mean": weights.sum() / positions,
+        "kl_to_reference": kl.sum() / positions,
+    }
     return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,7 +1,7 @@
 """Where codes begin and end when one code lasts for several tokens (a *span*).
 
-Position t produces token t + 1. Spans are laid from the first position of a response, so training, decoding and learning agree on
-where they begin; the last one of a response may be shorter.
+Position t produces token t + 1. Spans are laid from the first position of a response, so training, decoding and
+learning agree on where they begin; the last one of a response may be shorter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Spans:
     starts: torch.Tensor
     """[B, T - 1] bool, those at which a code is chosen"""
     reads: torch.Tensor
-    """[B, T - 1] int64, where the inverse dynamics model is read for each position's code: it has seen the span's tokens there"""
+    """[B, T - 1] int64, where the inverse dynamics model is read for each position's code: it has seen the span's
+    tokens there"""
 
     def labels(self, unshifted: torch.Tensor) -> torch.Tensor:
         """l [B, T - 1, N] of inverse dynamics logits u [B, T, N]: for each position, those of its span."""
@@ -40,7 +41,8 @@ class Spans:
 def lay_spans(mask: torch.Tensor, span: int, look_ahead: int | None = None) -> Spans:
     """Spans of ``span`` tokens over each run of ``mask`` [B, T - 1].
 
-    ``look_ahead``: tokens that a label may see from its span's beginning on, never beyond the run; ``None`` is the span itself.
+    ``look_ahead``: tokens that a label may see from its span's beginning on, never beyond the run; ``None`` is the span
+    itself.
     """
     columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     before = torch.where(mask, -1, columns).cummax(1).values  # the last position before the run

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from latent_control.foreign_code import BASE_KEY, code_refused
-from latent_control.weight_files import file_problem
+from latent_control.bases.foreign_code import BASE_KEY, code_refused
+from latent_control.bases.weight_files import file_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,9 +22,11 @@ OF_ITS_OWN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 def load_tokenizer(
     source: str | Path, *, trust_remote_code: bool = False, key: str | None = BASE_KEY, **settings: Any
 ) -> PreTrainedTokenizerBase:
-    """``AutoTokenizer.from_pretrained``, but a folder's own tokenizer is taken as it is, and nothing is asked about code.
+    """``AutoTokenizer.from_pretrained``, but a folder's own tokenizer is taken as it is, and nothing is asked about
+    code.
 
-    For some architectures (Qwen2, Phi-3) AutoTokenizer puts the architecture's usual one in its place, which splits texts otherwise.
+    For some architectures (Qwen2, Phi-3) AutoTokenizer puts the architecture's usual one in its place, which splits
+    texts otherwise.
 
     Args:
         key: the setting that lets code in ``source`` run, for the message; ``None`` where there is none.
@@ -48,22 +50,28 @@ def load_tokenizer(
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's end token; ``ValueError`` when it has none."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its tokenizer_config.json")
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its tokenizer_config.json"
+        )
     return int(tokenizer.eos_token_id)
 
 
 def whole_characters(text: str) -> str:
-    """``text`` with a question mark for every half of a character (a lone surrogate), which tokenizers and Parquet refuse."""
+    """``text`` with a question mark for every half of a character (a lone surrogate), which tokenizers and Parquet
+    refuse."""
     return text.encode("utf-8", "replace").decode()
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Ids of ``text`` as the tokenizer gives them."""
-    return list(cast("list[int]", tokenizer(whole_characters(text), add_special_tokens=add_special_tokens)["input_ids"]))
+    return list(
+        cast("list[int]", tokenizer(whole_characters(text), add_special_tokens=add_special_tokens)["input_ids"])
+    )
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> list[int]:
-    """Ids of a prompt, ready to be continued: with the start token and no end token, or as a user message in the chat template.
+    """Ids of a prompt, ready to be continued: with the start token and no end token, or as a user message in the chat
+    template.
 
     Raises:
         ValueError: ``chat``, but the tokenizer has no template.
@@ -80,8 +88,15 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) ->
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
     """Ids of a conversation, ready for the assistant's turn; ``ValueError`` without a chat template."""
     if not tokenizer.chat_template:
-        raise ValueError(f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false")
-    return list(cast("list[int]", tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)))
+        raise ValueError(
+            f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false"
+        )
+    return list(
+        cast(
+            "list[int]",
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False),
+        )
+    )
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

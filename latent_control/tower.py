@@ -1,4 +1,5 @@
-"""Small stacks of decoder blocks of the base LM's own architecture: the inverse dynamics model and the latent policy."""
+"""Small stacks of decoder blocks of the base LM's own architecture: the inverse dynamics model and the latent
+policy."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, child in decoder.named_children():
         if isinstance(child, nn.ModuleList) and len(child) == depth:
             return name, child
-    raise ValueError(f"{type(decoder).__name__} has no list of {depth} decoder blocks; only decoder-only language models are supported")
+    raise ValueError(
+        f"{type(decoder).__name__} has no list of {depth} decoder blocks; only decoder-only language "
+        "models are supported"
+    )
 
 
 def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -62,7 +66,8 @@ class Tower(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
 
     def _remove_embeddings(self) -> None:
-        """Drop token embeddings; positions learned by the base are already in its hidden states, so those become frozen zeros."""
+        """Drop token embeddings; positions learned by the base are already in its hidden states, so those become frozen
+        zeros."""
         token_embeddings = self.decoder.get_input_embeddings()
         for name, module in list(self.decoder.named_children()):
             if module is token_embeddings:
@@ -99,7 +104,11 @@ class Tower(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
-        arguments: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": cache is not None}
+        arguments: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
         arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
         return self.decoder(inputs_embeds=states.to(self.head.weight.dtype), **arguments).last_hidden_state
 

@@ -1,4 +1,5 @@
-"""Stage 1a: find the latent actions. Trains the inverse dynamics model, the codebook and the merge module; the base is frozen."""
+"""Stage 1a: find the latent actions. Trains the inverse dynamics model, the codebook and the merge module; the base is
+frozen."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from configs.schema import Actions
 from latent_control.losses import Metrics, latent_action_loss, straight_through_codes, usage_of
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import TokenBatch
-from learners.offline import OfflineStage, Step
+from learners.offline_training import OfflineStage, Step
 
 
 def gumbel_temperature(settings: Actions, update: int) -> float:
-    """tau, falling geometrically from ``temperature`` to ``final_temperature`` over the first ``anneal_share`` of the updates."""
+    """tau, falling geometrically from ``temperature`` to ``final_temperature`` over the first ``anneal_share`` of the
+    updates."""
     progress = min(1.0, update / max(1.0, settings.anneal_share * settings.updates))
     return settings.temperature * (settings.final_temperature / settings.temperature) ** progress
 
@@ -51,8 +53,12 @@ class ActionsStage(OfflineStage):
         features = self.model.features(batch.input_ids)
         spans = self.model.spans(mask)
         logits = spans.labels(self.model.inverse_dynamics_logits(features))[mask]
-        codes, soft = straight_through_codes(logits[spans.first], gumbel_temperature(self.settings, step.update), step.generator)
-        world = self.model.world_logits_from_codes(features.read("final")[:, :-1][mask], (codes @ self.model.codebook)[spans.number])
+        codes, soft = straight_through_codes(
+            logits[spans.first], gumbel_temperature(self.settings, step.update), step.generator
+        )
+        world = self.model.world_logits_from_codes(
+            features.read("final")[:, :-1][mask], (codes @ self.model.codebook)[spans.number]
+        )
         return latent_action_loss(
             token_nll(world, batch.input_ids[:, 1:][mask]),
             logits,

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from configs.schema import Architecture, BaseTraining
-from learners.schedule import learning_rate_share
+from learners.learning_rate import learning_rate_share
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 LOG_EVERY = 20
@@ -79,9 +79,16 @@ def word_tokenizer(words: Sequence[str], context: int = CONTEXT_TOKENS) -> PreTr
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # punctuation apart from words
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=context
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=context,
     )
 
 
@@ -114,9 +121,11 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_Demonstration], max_length: int) -> Rows:
-    """Right-padded ids and response targets of a batch; ``ValueError`` when a prompt or response has a word the vocabulary lacks.
+    """Right-padded ids and response targets of a batch; ``ValueError`` when a prompt or response has a word the
+    vocabulary lacks.
 
-    Observations between the turns of an episode may have some: off a gold path there are more of them than can be listed.
+    Observations between the turns of an episode may have some: off a gold path there are more of them than can be
+    listed.
     """
     rows = [_encode(tokenizer, demo, max_length) for demo in demonstrations]
     longest = max(len(row) for row, _ in rows)
@@ -136,7 +145,9 @@ def _encode(tokenizer: PreTrainedTokenizerFast, demo: _Demonstration, max_length
     for observation, response in (("", demo.response), *demo.later):
         seen, said = plain(observation), plain(response)
         if tokenizer.unk_token_id in (said if demo.later else [*ids, *said]):
-            raise ValueError(f"a word of {demo.prompt.text!r} or {response!r} is not among the task's words; add it there")
+            raise ValueError(
+                f"a word of {demo.prompt.text!r} or {response!r} is not among the task's words; add it there"
+            )
         ids += [*seen, *said, tokenizer.eos_token_id]
         spoken += [False] * len(seen) + [True] * (len(said) + 1)
     return ids[:max_length], spoken[:max_length]
@@ -153,9 +164,14 @@ def response_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
 def _check(config: BaseTraining, task: WordTask) -> None:
     problems = []
     if config.num_workers != 1:
-        problems.append(f"base.train.num_workers is {config.num_workers}; the base stage trains in one process: set it to 1")
+        problems.append(
+            f"base.train.num_workers is {config.num_workers}; the base stage trains in one process: set it to 1"
+        )
     if config.microbatch_size is not None:
-        problems.append(f"base.train.microbatch_size is {config.microbatch_size}; the base stage has no accumulation: set it to null")
+        problems.append(
+            f"base.train.microbatch_size is {config.microbatch_size}; the base stage has no accumulation: "
+            "set it to null"
+        )
     if not hasattr(task, "words"):
         problems.append(f"task {task.name!r} has no fixed vocabulary; the base stage can train on 'countdown' only")
     if problems:
@@ -190,10 +206,14 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
     tokenizer.save_pretrained(folder)
 
 
-def _train(config: BaseTraining, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: WordTask, log: Log) -> None:
+def _train(
+    config: BaseTraining, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: WordTask, log: Log
+) -> None:
     train, heldout = task.demonstrations("train"), task.demonstrations("heldout")
     held = encode_rows(tokenizer, list(heldout[: config.evaluation_sequences]), config.max_length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(config, update))
     stream = (train[i % len(train)] for i in itertools.count())
     solved = (demo for demo in stream if task.score(demo.prompt, demo.response).success)

@@ -9,7 +9,7 @@ from configs.schema import Clone
 from latent_control.losses import Metrics, cloning_loss
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
-from learners.offline import OfflineStage, Step
+from learners.offline_training import OfflineStage, Step
 
 
 class CloneStage(OfflineStage):

@@ -18,11 +18,11 @@ from ray.rllib.core.columns import Columns
 from configs.schema import Improve
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.aliases import event_log_prob, unpack
-from latent_control.base import BaseLM
+from latent_control.base_lm import BaseLM
+from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
-from latent_control.rescoring import choices
-from latent_control.token_level import WholeModel
+from latent_control.token_policy import WholeModel
 from latent_control.tower import Tower
 from learners.rl_module import PolicyModule
 
@@ -62,7 +62,8 @@ def group_size(rollouts: Sequence[Rollout]) -> int:
 def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
-    Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that chose one is.
+    Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that
+    chose one is.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
     rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
@@ -76,7 +77,13 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
         tokens[row, :length] = np.concatenate([r.prompt_tokens, r.tokens[:-1]])
         actions[row, taken], logp[row, taken] = r.actions, r.action_logp
         mask[row, taken] = choices(r.generated, len(r), span) & (r.reward is not None)
-    columns = {"tokens": tokens, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp, Columns.LOSS_MASK: mask, "lengths": np.array(lengths)}
+    columns = {
+        "tokens": tokens,
+        Columns.ACTIONS: actions,
+        Columns.ACTION_LOGP: logp,
+        Columns.LOSS_MASK: mask,
+        "lengths": np.array(lengths),
+    }
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].events is not None:
         batch |= collate_events(rollouts, shape)
@@ -86,8 +93,8 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
 
 
 def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
-    """Which codes would have emitted each token, ``events`` [B, T, ceil(N / 8)] uint8; the log-probabilities of those in place of the
-    actions' own."""
+    """Which codes would have emitted each token, ``events`` [B, T, ceil(N / 8)] uint8; the log-probabilities of those
+    in place of the actions' own."""
     logp = np.zeros(shape, np.float32)
     events = np.zeros((*shape, rollouts[0].events.shape[1]), np.uint8)
     for row, r in enumerate(rollouts):
@@ -102,8 +109,13 @@ def events_at(part: Batch, num_actions: int) -> torch.Tensor | None:
 
 
 def rescored_gap(rollouts: Sequence[Rollout]) -> tuple[float, int]:
-    """(sum of absolute differences, places) between the log-probabilities that workers stored and those they found again."""
-    gaps = [np.abs(r.action_logp - r.rescored_logp)[~np.isnan(r.rescored_logp)] for r in rollouts if r.rescored_logp is not None]
+    """(sum of absolute differences, places) between the log-probabilities that workers stored and those they found
+    again."""
+    gaps = [
+        np.abs(r.action_logp - r.rescored_logp)[~np.isnan(r.rescored_logp)]
+        for r in rollouts
+        if r.rescored_logp is not None
+    ]
     return float(sum(gap.sum() for gap in gaps)), sum(map(len, gaps))
 
 
@@ -117,7 +129,8 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
 
 
 def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
-    """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has the whole reward."""
+    """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has
+    the whole reward."""
     moved = np.zeros(mask.shape, np.float32)
     for row, (r, chosen) in enumerate(zip(rollouts, mask.numpy(), strict=True)):
         places = np.flatnonzero(chosen)
@@ -131,9 +144,9 @@ def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tens
 
 
 class Collate(ConnectorV2):
-    """``collate`` on the learner's device, then what is computed once per batch with the policy as it is before the update: features
-    (when not shipped), log-probabilities under it (decoupled PPO), its KL to ``reference`` (when that is a penalty), the critic's
-    values; and from all that the advantages."""
+    """``collate`` on the learner's device, then what is computed once per batch with the policy as it is before the
+    update: features (when not shipped), log-probabilities under it (decoupled PPO), its KL to ``reference`` (when that
+    is a penalty), the critic's values; and from all that the advantages."""
 
     def __init__(
         self,
@@ -188,7 +201,9 @@ class Collate(ConnectorV2):
             group_size=group_size(rollouts),
             taken=places.taken,
             penalties=penalties,
-            baselines=of_rollouts([math.nan if r.baseline is None else r.baseline for r in rollouts]) if self.algorithm.greedy else None,
+            baselines=of_rollouts([math.nan if r.baseline is None else r.baseline for r in rollouts])
+            if self.algorithm.greedy
+            else None,
             values=places.gather(self._by_rows(batch, self._values)) if self.algorithm.critic else None,
             discount=self.improve.discount,
             gae_lambda=self.improve.gae_lambda,

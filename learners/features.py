@@ -9,10 +9,11 @@ from latent_control.records import RolloutBatch
 
 
 class FeatureCache:
-    """The state the policy reads at each position fed, by the rollouts' numbers; in the main memory, up to ``megabytes``.
+    """The state the policy reads at each position fed, by the rollouts' numbers; in the main memory, up to
+    ``megabytes``.
 
-    Rollouts that come when it is full are computed each time they are drawn. Memory per rollout: its tokens x D x the size of
-    the base's numbers (18 tokens of the embedded model: 9 KB; 500 tokens of an 8 B model in bfloat16: 4 MB).
+    Rollouts that come when it is full are computed each time they are drawn. Memory per rollout: its tokens x D x the
+    size of the base's numbers (18 tokens of the embedded model: 9 KB; 500 tokens of an 8 B model in bfloat16: 4 MB).
     """
 
     def __init__(self, model: LatentActionLM, megabytes: float) -> None:

@@ -1,4 +1,5 @@
-"""Stage 2: fine-tuning under action guidance (FTA). Trains the base LM, by an option the merge module; codes come from a frozen source."""
+"""Stage 2: fine-tuning under action guidance (FTA). Trains the base LM, by an option the merge module; codes come from
+a frozen source."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from configs.schema import Finetune
 from latent_control.losses import Metrics
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features, TokenBatch
-from learners.offline import OfflineStage, Step
+from learners.offline_training import OfflineStage, Step
 
 
 class FinetuneStage(OfflineStage):
-    """Response tokens become likely given their codes; the gradient reaches the base through every path of the features.
+    """Response tokens become likely given their codes; the gradient reaches the base through every path of the
+    features.
 
     FTA-P takes the codes from the latent policy (as decoding will), FTA-I from the inverse dynamics model. Differs from
     the published code, whose FTA-P reaches the base through one term only.

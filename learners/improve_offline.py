@@ -15,11 +15,12 @@ from latent_control.records import RolloutBatch, TokenBatch
 from latent_control.regression import WEIGHTS, weighted_regression
 from latent_control.tower import Tower
 from learners.features import FeatureCache
-from learners.offline import OfflineStage, Step
+from learners.offline_training import OfflineStage, Step
 
 
 class ImproveOfflineStage(OfflineStage):
-    """Regression on the stored codes, each rollout by the weight its advantage earns; KL to the policy the stage started from.
+    """Regression on the stored codes, each rollout by the weight its advantage earns; KL to the policy the stage
+    started from.
 
     ``temperature``: of the sampler, under which the policy will be played; its top-k truncation is left out here.
     """

@@ -16,28 +16,30 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from configs.schema import Improve
-from latent_control.base import BaseLM
+from latent_control.base_lm import BaseLM
+from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate, value_loss
 from latent_control.model import load_base
-from latent_control.persistence import base_path
-from latent_control.rescoring import mismatch_bound
+from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at
+from learners.learning_rate import learning_rate_share
 from learners.rl_module import PolicyModule, build_policy
-from learners.schedule import learning_rate_share
 
-# Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than another
-# pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the time of one pass.
+# Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than
+# another pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the
+# time of one pass.
 PADDING, SMALL_PASS = 0.1, 512
 
 
 def position_weights(
     mask: torch.Tensor, loss_mean: str, average: Callable[[torch.Tensor], torch.Tensor] = lambda count: count
 ) -> torch.Tensor:
-    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for sequences.
+    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for
+    sequences.
 
-    ``average`` takes a count's mean over all learners: since DDP averages their gradients, positions then count the same
-    on every learner, however many each of them has.
+    ``average`` takes a count's mean over all learners: since DDP averages their gradients, positions then count the
+    same on every learner, however many each of them has.
     """
     mask = mask.float()
     if loss_mean == "token":
@@ -67,12 +69,13 @@ def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
 
 
 class PolicyLearner(TorchLearner):
-    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``recompute`` (whether features come from a base LM of
-    its own), ``module`` (arguments of ``build_policy``), ``sampling`` (temperature and top_k of the behaviour policy), ``reads``
-    (which base state the policy takes)."""
+    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``recompute`` (whether features come from
+    a base LM of its own), ``module`` (arguments of ``build_policy``), ``sampling`` (temperature and top_k of the
+    behaviour policy), ``reads`` (which base state the policy takes)."""
 
     def build(self) -> None:
-        """Build the module, then the connector, which needs the device and maybe the base LM and the reference policy."""
+        """Build the module, then the connector, which needs the device and maybe the base LM and the reference
+        policy."""
         super().build()
         own: dict[str, Any] = self.config.learner_config_dict
         self.improve: Improve = own["improve"]
@@ -121,19 +124,24 @@ class PolicyLearner(TorchLearner):
         return [p for p in module.unwrapped().policy.parameters() if p.requires_grad]
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when the new one is 0."""
+        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when
+        the new one is 0."""
         if WEIGHTS_SEQ_NO in state:
             self._weights_seq_no = 0
         super().set_state(state)
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume shuffles alike."""
+        """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume
+        shuffles alike."""
         super().before_gradient_based_update(timesteps=timesteps)
         self._steps_taken, self._broken = 0, 0.0
         np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
 
-    def compute_loss_for_module(self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]) -> torch.Tensor:
-        """The clipped surrogate of one microbatch, as its share of the minibatch's mean, and the critic's loss where there is one."""
+    def compute_loss_for_module(
+        self, *, module_id: str, config: AlgorithmConfig, batch: Batch, fwd_out: dict[str, Any]
+    ) -> torch.Tensor:
+        """The clipped surrogate of one microbatch, as its share of the minibatch's mean, and the critic's loss where
+        there is one."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
         actions = batch[Columns.ACTIONS][mask]
         logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
@@ -157,31 +165,38 @@ class PolicyLearner(TorchLearner):
         if "penalty_kl" in batch:
             metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()
         if Columns.VF_PREDS in fwd_out:
-            critic_loss, critic_metrics = value_loss(fwd_out[Columns.VF_PREDS], batch["returns"][mask], batch["weights"][mask])
+            critic_loss, critic_metrics = value_loss(
+                fwd_out[Columns.VF_PREDS], batch["returns"][mask], batch["weights"][mask]
+            )
             loss, metrics = loss + critic_loss, metrics | critic_metrics
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         return loss
 
     def _reference_log_probs(self, batch: Batch) -> torch.Tensor | None:
-        """[M, N] at a microbatch's loss positions; never kept for a whole batch, which at token level would take B x T x V numbers."""
+        """[M, N] at a microbatch's loss positions; never kept for a whole batch, which at token level would take B x T
+        x V numbers."""
         if self.reference is None:
             return None
         with torch.no_grad():
             hidden = self.reference.hidden(batch["features"])[batch[Columns.LOSS_MASK]]
-            return action_log_probs(self.reference.head(hidden), temperature=self.config.learner_config_dict["sampling"]["temperature"])
+            return action_log_probs(
+                self.reference.head(hidden), temperature=self.config.learner_config_dict["sampling"]["temperature"]
+            )
 
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
 
-        A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an update whose
-        rollouts have log-probabilities that this policy does not give, or that their workers did not find again in what was written
-        (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
+        A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
+        update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
+        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
         """
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
-        self._mismatch_bound = mismatch_bound(columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32)
+        self._mismatch_bound = mismatch_bound(
+            columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32
+        )
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
         module, loss_sum = self.module[DEFAULT_MODULE_ID], torch.zeros((), device=self._device)

@@ -1,7 +1,9 @@
-"""Learning the Q head from stored rollouts by double DQN (van Hasselt et al., 2016, arXiv 1509.06461); the base is frozen.
+"""Learning the Q head from stored rollouts by double DQN (van Hasselt et al., 2016, arXiv 1509.06461); the base is
+frozen.
 
-The reward comes at a rollout's end, once. The buffer is all there is, so the online network chooses among codes that the policy may
-take only (``supported``), and targets stay within the rewards that were seen. Left out: prioritised replay and n-step returns.
+The reward comes at a rollout's end, once. The buffer is all there is, so the online network chooses among codes that
+the policy may take only (``supported``), and targets stay within the rewards that were seen. Left out: prioritised
+replay and n-step returns.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import torch
 
 from latent_control.losses import Metrics
 from latent_control.model import LatentActionLM
-from latent_control.q_head import QHead, double_dqn_targets, q_loss, supported
 from latent_control.records import RolloutBatch
+from latent_control.search.q_head import QHead, double_dqn_targets, q_loss, supported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,15 @@ class QSettings:
 
     def __post_init__(self) -> None:
         least = {"updates": 1, "batch_size": 1, "target_every": 1, "evaluate_every": 1, "hidden": 0}
-        wrong = [f"{name} is {getattr(self, name)}, must be at least {low}" for name, low in least.items() if getattr(self, name) < low]
+        wrong = [
+            f"{name} is {getattr(self, name)}, must be at least {low}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
         wrong += [] if 0 < self.discount <= 1 else [f"discount is {self.discount}, must be above 0 and at most 1"]
-        wrong += [] if 0 < self.heldout_share < 1 else [f"heldout_share is {self.heldout_share}, must lie between 0 and 1"]
+        wrong += (
+            [] if 0 < self.heldout_share < 1 else [f"heldout_share is {self.heldout_share}, must lie between 0 and 1"]
+        )
         wrong += [] if 0 < self.support <= 1 else [f"support is {self.support}, must be above 0 and at most 1"]
         wrong += [] if self.learning_rate > 0 else [f"learning_rate is {self.learning_rate}, must be above 0"]
         if wrong:
@@ -71,8 +79,11 @@ class Transitions:
     """[M] int64, row of the batch"""
 
 
-def transitions(model: LatentActionLM, states: torch.Tensor, batch: RolloutBatch, rewards: torch.Tensor, share: float) -> Transitions:
-    """The choices of a batch from h [B, T - 1, D] at the positions fed; ``rewards`` [B]; ``share`` as in ``supported``."""
+def transitions(
+    model: LatentActionLM, states: torch.Tensor, batch: RolloutBatch, rewards: torch.Tensor, share: float
+) -> Transitions:
+    """The choices of a batch from h [B, T - 1, D] at the positions fed; ``rewards`` [B]; ``share`` as in
+    ``supported``."""
     starts = model.spans(batch.response_mask[:, 1:]).starts
     rows = torch.arange(len(starts), device=starts.device)[:, None].expand(starts.shape)[starts]
     last = torch.ones_like(rows, dtype=torch.bool)
@@ -109,7 +120,9 @@ class QLearner:
         targets = double_dqn_targets(batch.rewards, batch.last, following, judged, self.settings.discount)
         loss, metrics = q_loss(q, batch.actions, targets, positions=float(len(q)))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the Q head's loss is {float(loss)} after {self.updates} updates: lower learning_rate")
+            raise FloatingPointError(
+                f"the Q head's loss is {float(loss)} after {self.updates} updates: lower learning_rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)

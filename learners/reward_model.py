@@ -1,4 +1,5 @@
-"""Trains a preference reward model on pairs of responses, in this process; the loss is in ``latent_control.preference``."""
+"""Trains a preference reward model on pairs of responses, in this process; the loss is in
+``latent_control.preference``."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_control.preference import Reading, bradley_terry, encode, forward, load_classifier, scores
-from learners.schedule import learning_rate_share
+from learners.learning_rate import learning_rate_share
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -46,14 +47,20 @@ def train_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
     """A classifier trained on ``train``, its tokenizer, and how many held-out pairs it puts in the right order.
 
-    ``log(update, metrics)`` gets ``loss`` (nats), ``accuracy`` and ``margin`` of each update, and ``heldout_accuracy`` now and then.
+    ``log(update, metrics)`` gets ``loss`` (nats), ``accuracy`` and ``margin`` of each update, and ``heldout_accuracy``
+    now and then.
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # the new head
         classifier, tokenizer = load_classifier(base, new_head=True)
         classifier.to("cuda" if torch.cuda.is_available() else "cpu").train()
-        encoded = [(encode(tokenizer, p.prompt, p.chosen, reading), encode(tokenizer, p.prompt, p.rejected, reading)) for p in train]
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        encoded = [
+            (encode(tokenizer, p.prompt, p.chosen, reading), encode(tokenizer, p.prompt, p.rejected, reading))
+            for p in train
+        ]
+        optimizer = torch.optim.AdamW(
+            classifier.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_share(settings, update))
         for update in range(settings.updates):
             batch = _draw(encoded, settings, update)
@@ -66,12 +73,20 @@ def train_reward_model(
             schedule.step()
             metrics["loss"] = loss.item()
             if (update + 1) % settings.evaluate_every == 0:
-                metrics["heldout_accuracy"] = right(classifier, tokenizer, heldout, settings.batch_size, reading) / len(heldout)
+                metrics["heldout_accuracy"] = right(classifier, tokenizer, heldout, settings.batch_size, reading) / len(
+                    heldout
+                )
             log(update + 1, metrics)
     return classifier, tokenizer, right(classifier, tokenizer, heldout, settings.batch_size, reading)
 
 
-def right(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int, reading: Reading) -> int:
+def right(
+    classifier: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    reading: Reading,
+) -> int:
     """How many pairs have the higher score at the chosen response."""
     training = classifier.training
     classifier.eval()
@@ -81,10 +96,14 @@ def right(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs
     return sum(chosen > rejected for chosen, rejected in zip(found[::2], found[1::2], strict=True))
 
 
-def _draw(encoded: Sequence[tuple[list[int], list[int]]], settings: RewardTraining, update: int) -> list[tuple[list[int], list[int]]]:
+def _draw(
+    encoded: Sequence[tuple[list[int], list[int]]], settings: RewardTraining, update: int
+) -> list[tuple[list[int], list[int]]]:
     """The pairs of an update: passes over all of them, each in an order of its own."""
     places = range(update * settings.batch_size, (update + 1) * settings.batch_size)
-    return [encoded[_order(len(encoded), settings.seed, place // len(encoded))[place % len(encoded)]] for place in places]
+    return [
+        encoded[_order(len(encoded), settings.seed, place // len(encoded))[place % len(encoded)]] for place in places
+    ]
 
 
 @lru_cache(maxsize=4)

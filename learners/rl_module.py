@@ -12,17 +12,19 @@ from ray.rllib.utils.typing import StateDict
 from torch import nn
 
 from latent_control.model import load_base
-from latent_control.persistence import load_policy
-from latent_control.token_level import Trains, WholeModel, token_policy
+from latent_control.pretrained import load_policy
+from latent_control.token_policy import Trains, WholeModel, token_policy
 from latent_control.tower import Tower
 
 CRITIC = "critic."
 """What the names of the critic's parameters begin with."""
 
 
-def build_policy(*, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool) -> Tower | WholeModel:
-    """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at level
-    "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
+def build_policy(
+    *, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool
+) -> Tower | WholeModel:
+    """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at
+    level "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
     if level == "latent":
         return load_policy(checkpoint, trust_remote_code=trust_remote_code)
     lm = load_base(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
@@ -30,7 +32,8 @@ def build_policy(*, level: str, checkpoint: str, token_trains: Trains, token_blo
 
 
 class Critic(nn.Module):
-    """What is still to come, V, of a state the policy reads: a norm and one hidden layer, 0 everywhere before training."""
+    """What is still to come, V, of a state the policy reads: a norm and one hidden layer, 0 everywhere before
+    training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,14 +81,16 @@ class PolicyModule(TorchRLModule):
         """
         trained = self.trained()
         if state.keys() != trained.keys():
-            raise ValueError(f"policy weights do not fit: {sorted(state.keys() ^ trained.keys())[:5]} are missing or unknown")
+            raise ValueError(
+                f"policy weights do not fit: {sorted(state.keys() ^ trained.keys())[:5]} are missing or unknown"
+            )
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(torch.from_numpy(np.asarray(state[name]).copy()))
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
-        """Logits at the loss positions only, [M, actions], and the critic's values [M]: ``features`` [B, T, D] right padded,
-        ``loss_mask`` [B, T]."""
+        """Logits at the loss positions only, [M, actions], and the critic's values [M]: ``features`` [B, T, D] right
+        padded, ``loss_mask`` [B, T]."""
         mask = batch[Columns.LOSS_MASK]
         output = {Columns.ACTION_DIST_INPUTS: self.policy.head(self.policy.hidden(batch["features"])[mask])}
         return output if self.critic is None else output | {Columns.VF_PREDS: self.critic(batch["features"][mask])}

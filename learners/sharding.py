@@ -1,7 +1,7 @@
 """Sharding a stage over its workers (FSDP2): base, towers and optimiser state are split instead of copied to each.
 
-The blocks of each decoder are units of their own, everything else is the root's. Whatever calls into the model outside the
-stage's own ``forward`` must gather the root first.
+The blocks of each decoder are units of their own, everything else is the root's. Whatever calls into the model outside
+the stage's own ``forward`` must gather the root first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(stage: nn.Module, model: LatentActionLM, device: torch.device, workers: int) -> None:
-    """Split the tensors of ``stage`` and its ``model`` over ``workers`` processes, in place; make the optimiser afterwards."""
+    """Split the tensors of ``stage`` and its ``model`` over ``workers`` processes, in place; make the optimiser
+    afterwards."""
     mesh = init_device_mesh(device.type, (workers,))
     decoders = [model.base.decoder, model.policy.decoder]
     if model.inverse_dynamics is not None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.opened import Run
+    from pipeline.runs.open_run import Run
 
-# Read when torch is loaded. Its threads would otherwise wait for each other by spinning, which on a busy machine makes an update 30 times
-# slower: two threads need both cores at the same instant.
+# Read when torch is loaded. Its threads would otherwise wait for each other by spinning, which on a busy machine makes
+# an update 30 times slower: two threads need both cores at the same instant.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 gc.set_threshold(50_000)  # as in rollout_workers
@@ -26,6 +26,6 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         ValueError: it is no run folder.
     """
-    from pipeline.opened import Run
+    from pipeline.runs.open_run import Run
 
     return Run(folder)

@@ -9,11 +9,11 @@ from pathlib import Path
 from configs.loading import load_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
-from pipeline.cluster import connected
-from pipeline.displays import Display
-from pipeline.durable import copy
+from pipeline.cluster.connect import connected
+from pipeline.cluster.shared_storage import require_shared_storage
+from pipeline.console.displays import Display
 from pipeline.run import CONFIG, resume, run
-from pipeline.storage import require_shared_storage
+from pipeline.storage.atomic import copy
 
 BROUGHT = "brought"
 """Folder in a run folder for the files that came along with the job: the unpacked job is gone when it ends."""
@@ -30,7 +30,9 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         require_shared_storage(config, run_dir)
         if not (run_dir / CONFIG).is_file():
             if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
-                raise ValueError(f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder")
+                raise ValueError(
+                    f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder"
+                )
             return run(config, run_dir, display)
         if load_config(run_dir / CONFIG, check_paths=False) != config:
             raise ValueError(f"{run_dir} holds a run of another config ({CONFIG} differs); give another folder")

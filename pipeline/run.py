@@ -18,25 +18,26 @@ from typing import Any, Literal, cast
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
-from pipeline import checkpoints, disk, run_files, stopping
-from pipeline.bases import resolve_base
-from pipeline.cluster import connected, is_connected
-from pipeline.context import StageContext, StageResult
-from pipeline.cost import variant_costs
-from pipeline.displays import Display
-from pipeline.environment import peak_gib, write_environment
-from pipeline.events import EVENTS, Events, Trouble, first_line
-from pipeline.explorer.write import wants_page, write_at_end
-from pipeline.forecast import expected_seconds
-from pipeline.gates import Verdict, applicable, final_of, judge, judgement, tags
-from pipeline.outcomes import OUTCOMES
-from pipeline.overview import at_work
-from pipeline.progress import Ahead
-from pipeline.recording import note_inputs, note_result, stage_tags
-from pipeline.report.write import write_at_end as write_report
-from pipeline.runlog import RunLog
-from pipeline.storage import require_shared_storage
-from pipeline.tracking import Tracker, git_commit
+from pipeline.cluster.connect import connected, is_connected
+from pipeline.cluster.shared_storage import require_shared_storage
+from pipeline.console.displays import Display
+from pipeline.console.progress import Ahead
+from pipeline.evaluation.cost import variant_costs
+from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
+from pipeline.evaluation.outcomes import OUTCOMES
+from pipeline.pages.explorer.write import wants_page, write_at_end
+from pipeline.pages.report.write import write_at_end as write_report
+from pipeline.runs import interrupts, manifest
+from pipeline.runs.context import StageContext, StageResult
+from pipeline.runs.environment import peak_gib, write_environment
+from pipeline.runs.events import EVENTS, Events, Trouble, first_line
+from pipeline.runs.forecast import expected_seconds
+from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.status import at_work
+from pipeline.stages.base_model import resolve_base
+from pipeline.storage import checkpoints, disk_space
+from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
+from pipeline.tracking.tracker import Tracker, git_commit
 from rollout_workers.tasks import build_task
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -55,13 +56,16 @@ class Planned:
 
 
 def plan(config: RunConfig) -> list[Planned]:
-    """The stages of ``config`` in order. FTA-I clones the policy again; the token-level baseline starts where ``improve`` did."""
-    from pipeline.improve import run_improve
-    from pipeline.offline import run_offline
+    """The stages of ``config`` in order. FTA-I clones the policy again; the token-level baseline starts where
+    ``improve`` did."""
+    from pipeline.stages.improve import run_improve
+    from pipeline.stages.offline import run_offline
 
     def offline(name: str, settings: Any) -> Planned:
         return Planned(
-            name=name, settings=settings, work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config))
+            name=name,
+            settings=settings,
+            work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config)),
         )
 
     def rl(name: str, level: str, *, passes_on: bool) -> Planned:
@@ -97,7 +101,8 @@ def plan(config: RunConfig) -> list[Planned]:
 
 
 def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
-    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result on."""
+    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result
+    on."""
     sources: dict[str, Path] = {}
     source: Path | None = None
     for stage in plan(config):
@@ -130,25 +135,28 @@ def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
 
 
 def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
-    """Run all stages in a new folder ``run_dir`` and return it. ``display``: how to show it; None decides by what stdout is.
+    """Run all stages in a new folder ``run_dir`` and return it. ``display``: how to show it; None decides by what
+    stdout is.
 
     Raises:
         ValueError: the folder holds a run already.
     """
     if (run_dir / CONFIG).exists():
-        raise ValueError(f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder")
+        raise ValueError(
+            f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
-    run_files.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
+    manifest.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
     return execute(config, run_dir, display)
 
 
 def resume(run_dir: Path, display: Display | None = None, restore_config: bool = False) -> Path:
     """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
 
-    Raises:
-        ValueError: there is no run in ``run_dir``, or its config was changed (``restore_config``: put back what it was).
+    Raises: ValueError: there is no run in ``run_dir``, or its config was changed (``restore_config``: put back what it
+        was).
     """
-    if not (run_dir / CONFIG).is_file() and run_files.kept(run_dir, CONFIG) is None:
+    if not (run_dir / CONFIG).is_file() and manifest.kept(run_dir, CONFIG) is None:
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
     _mend(run_dir, restore_config)
     return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
@@ -156,10 +164,14 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
 
 def _mend(run_dir: Path, restore_config: bool) -> None:
     """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
-    problems, text = run_files.problems(run_dir), run_files.kept(run_dir, CONFIG)
-    if run_files.MANIFEST in problems:
-        _say(run_dir, "manifest_renewed", f"{run_files.MANIFEST}: {problems[run_files.MANIFEST]}; they are taken as they are")
-        run_files.renew(run_dir, CONFIG)
+    problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
+    if manifest.MANIFEST in problems:
+        _say(
+            run_dir,
+            "manifest_renewed",
+            f"{manifest.MANIFEST}: {problems[manifest.MANIFEST]}; they are taken as they are",
+        )
+        manifest.renew(run_dir, CONFIG)
     if EVENTS in problems:
         _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and begun anew")
     if CONFIG not in problems:
@@ -167,11 +179,11 @@ def _mend(run_dir: Path, restore_config: bool) -> None:
     said = f"{CONFIG} {problems[CONFIG]}"
     if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
         (run_dir / CONFIG).unlink(missing_ok=True)
-        run_files.put(run_dir, CONFIG, text.encode(), keep=True)
-        _say(run_dir, "config_restored", f"{said}; it was put back from {run_files.MANIFEST}")
+        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
+        _say(run_dir, "config_restored", f"{said}; it was put back from {manifest.MANIFEST}")
         return
     remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
-    on_purpose = f"if it was changed on purpose, delete {run_files.MANIFEST} there"
+    on_purpose = f"if it was changed on purpose, delete {manifest.MANIFEST} there"
     raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
 
 
@@ -191,7 +203,7 @@ def _is_config(path: Path) -> bool:
 def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    with at_work(run_dir), noted(run_dir), stopping.listening():
+    with at_work(run_dir), noted(run_dir), interrupts.listening():
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, display)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -216,10 +228,12 @@ def noted(run_dir: Path) -> Iterator[None]:
         events.note("stopped", f"ended by {signal or 'SIGINT'}")
         raise
     except BaseException as error:
-        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
+        where = [
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
+        ]
         cause = getattr(error, "cause", None) or error  # of what went wrong inside of an actor
-        if disk.is_full(error):
-            text = disk.full(run_dir)
+        if disk_space.is_full(error):
+            text = disk_space.full(run_dir)
             events.note("failed", text, error=type(cause).__name__, where=where)
             raise Trouble(text) from error
         events.note("failed", first_line(cause), error=type(cause).__name__, where=where)
@@ -270,23 +284,23 @@ def _work(context: StageContext, tracker: Tracker) -> None:
         }
         log.done(stage.name, kept=kept is not None, **summary["stages"][stage.name])
         source = result.checkpoint if stage.passes_on else source
-        run_files.put_json(run_dir, SUMMARY, summary)
+        manifest.put_json(run_dir, SUMMARY, summary)
     summary["took"] = {}
     if config.evaluation is not None and source is not None:
-        with stopping.at_once(), _timed(summary["took"], "evaluate"):
+        with interrupts.at_once(), _timed(summary["took"], "evaluate"):
             summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
-        run_files.put_json(run_dir, SUMMARY, summary)
+        manifest.put_json(run_dir, SUMMARY, summary)
         log.done("evaluate", seconds=summary["took"]["evaluate"])
         log.display.evaluation(summary["evaluation"])
     if wants_page(config) or config.report.enabled:
         log.begin("pages", 0)
-        with stopping.at_once(), _timed(summary["took"], "pages"):
+        with interrupts.at_once(), _timed(summary["took"], "pages"):
             write_at_end(context)
             write_report(context)  # it links to the explorer
         log.done("pages", seconds=summary["took"]["pages"])
-    run_files.put_json(run_dir, SUMMARY, summary)
+    manifest.put_json(run_dir, SUMMARY, summary)
 
 
 @contextmanager
@@ -306,10 +320,11 @@ def calm_libraries() -> None:
 
 
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
-    """The result of a stage that an earlier start of this run completed; a damaged record is made again from the result's manifest."""
+    """The result of a stage that an earlier start of this run completed; a damaged record is made again from the
+    result's manifest."""
     name = f"stages/{stage.name}.json"
     result = context.result(stage.name)
-    there, problem = (context.run_dir / name).is_file(), run_files.problems(context.run_dir).get(name)
+    there, problem = (context.run_dir / name).is_file(), manifest.problems(context.run_dir).get(name)
     if not there and not problem:
         return None
     if stage.name != "base" and (problems := checkpoints.verify(result)):
@@ -318,15 +333,19 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
     if problem and stage.name == "base":
         return None
     if problem:
-        context.log.message(f"{stage.name}: {name} {problem}; made again from the result", "record_damaged", stage=stage.name)
+        context.log.message(
+            f"{stage.name}: {name} {problem}; made again from the result", "record_damaged", stage=stage.name
+        )
         record = {
             "seconds": 0.0,
             "checkpoint": os.path.relpath(result, context.run_dir),
             "metrics": checkpoints.read_info(result)["metrics"],
         }
-        run_files.put_json(context.run_dir, name, record)
+        manifest.put_json(context.run_dir, name, record)
     saved = json.loads((context.run_dir / name).read_text())
-    return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved["seconds"]
+    return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved[
+        "seconds"
+    ]
 
 
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
@@ -343,7 +362,7 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
         "metrics": result.metrics,
         "driver_peak_gib": peak_gib(),
     }
-    run_files.put_json(context.run_dir, f"stages/{stage.name}.json", record)
+    manifest.put_json(context.run_dir, f"stages/{stage.name}.json", record)
     return result, seconds
 
 
@@ -365,10 +384,12 @@ def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path |
         tracker.finish(status)
 
 
-def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, Any]) -> tuple[dict[str, Any], list[Verdict]]:
+def evaluate_stage(
+    context: StageContext, tracker: Tracker, summary: dict[str, Any]
+) -> tuple[dict[str, Any], list[Verdict]]:
     """The last stage: all variants on the same held-out prompts, and what the gates say to that."""
-    from pipeline.evaluation import evaluate as play
-    from pipeline.evaluation import variants
+    from pipeline.stages.play import evaluate as play
+    from pipeline.stages.play import variants
 
     config = context.config
     assert config.evaluation is not None
@@ -386,8 +407,8 @@ def evaluate_stage(context: StageContext, tracker: Tracker, summary: dict[str, A
         add_costs(config, result, summary["stages"])
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         context.log.record("evaluate", 1, numbers)
-        run_files.put_json(context.run_dir, "evaluation.json", result)
-        run_files.know(context.run_dir, OUTCOMES)
+        manifest.put_json(context.run_dir, "evaluation.json", result)
+        manifest.know(context.run_dir, OUTCOMES)
         for name in ("evaluation.json", OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge(config.gates, result, final_of(result))
@@ -416,14 +437,16 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     Raises:
         ValueError: there is nothing to evaluate at ``target``, or no config says on which task.
     """
-    from pipeline.evaluation import checkpoint_host, first_base, variants
-    from pipeline.evaluation import evaluate as play
-    from rollout_workers.episodes import HostSpec
+    from pipeline.stages.play import checkpoint_host, first_base, variants
+    from pipeline.stages.play import evaluate as play
+    from rollout_workers.rollouts import HostSpec
 
     run_dir = target if (target / CONFIG).is_file() else target.parent.parent
     if config is None:
         if not (run_dir / CONFIG).is_file():
-            raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config")
+            raise ValueError(
+                f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config"
+            )
         config = load_config(run_dir / CONFIG, [], check_paths=False)
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
@@ -432,7 +455,10 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
         hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
     else:
         records = {}
-        hosts = {"base": HostSpec(level="base", checkpoint=first_base(config, {}), **common), target.name: checkpoint_host(target, common)}
+        hosts = {
+            "base": HostSpec(level="base", checkpoint=first_base(config, {}), **common),
+            target.name: checkpoint_host(target, common),
+        }
     # A run keeps the outcomes of its own evaluation; one that has none yet can be compared after this.
     file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
     result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)

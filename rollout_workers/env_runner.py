@@ -24,21 +24,22 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED
 from ray.rllib.utils.typing import StateDict
 
 from latent_control.distributions import rollout_seed
-from latent_control.persistence import array_hash
+from latent_control.pretrained import array_hash
 from latent_control.text import whole_characters
-from rollout_workers.agents import Played, Player
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.environments.client import Worlds
-from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
-from rollout_workers.hosting import WorkerSettings
-from rollout_workers.policy_board import Follower
-from rollout_workers.rows import row_of
+from rollout_workers.episode_player import Played, Player
+from rollout_workers.generated_row import row_of
+from rollout_workers.model_host import WorkerSettings
+from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge_all, reward_hash
+from rollout_workers.weight_sync import Follower
 
 RESCORED_SHARE = 1 / 32
-"""Of the rollouts of a request, at least one: scored again when finished, so that a run sees an engine that mixes rows up."""
+"""Of the rollouts of a request, at least one: scored again when finished, so that a run sees an engine that mixes rows
+up."""
 
 T = TypeVar("T")
 Play = Callable[[RolloutEngine, Sequence[Prompt], DecodeJob], list[Played]]
@@ -54,7 +55,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         self.settings: WorkerSettings = self.config.env_config["worker"]
         torch.set_num_threads(self.settings.rollout.torch_threads)
-        self.device = torch.device(get_device(self.config, self.config.num_gpus_per_env_runner if self.worker_index else 0))
+        self.device = torch.device(
+            get_device(self.config, self.config.num_gpus_per_env_runner if self.worker_index else 0)
+        )
         self.make_env()
         self.make_module()
         self.policy_version, self.policy_hash = -1, ""
@@ -86,7 +89,12 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             reset_seconds=turns.reset_timeout_seconds,
         )
         return Player(
-            task=task, worlds=worlds, limits=turns, reward=self.settings.reward, chat=about.chat, max_prompt_tokens=about.max_prompt_tokens
+            task=task,
+            worlds=worlds,
+            limits=turns,
+            reward=self.settings.reward,
+            chat=about.chat,
+            max_prompt_tokens=about.max_prompt_tokens,
         )
 
     def make_module(self) -> None:
@@ -123,7 +131,11 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         return self.metrics.reduce()
 
     def get_state(
-        self, components: str | Collection[str] | None = None, *, not_components: str | Collection[str] | None = None, **kwargs: Any
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
     ) -> StateDict:
         """Policy weights and their version."""
         if not self._check_component(COMPONENT_RL_MODULE, components, not_components):
@@ -131,7 +143,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         return {COMPONENT_RL_MODULE: self.module.get_state(**kwargs), WEIGHTS_SEQ_NO: self.policy_version}
 
     def set_state(self, state: StateDict) -> None:
-        """RLlib's own way to push weights; requests bring theirs along, so only the weights are taken, no version is claimed."""
+        """RLlib's own way to push weights; requests bring theirs along, so only the weights are taken, no version is
+        claimed."""
         if COMPONENT_RL_MODULE not in state:
             return
         weights = state[COMPONENT_RL_MODULE]
@@ -152,8 +165,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
     def sample(self, *, request: RolloutRequest, **_: Any) -> list[Rollout]:
         """The rollouts of ``request``, prompts outer, group inner.
 
-        Raises:
-            ValueError: a prompt is longer than ``task.max_prompt_tokens``, or the weights' hash is not the one announced.
+        Raises: ValueError: a prompt is longer than ``task.max_prompt_tokens``, or the weights' hash is not the one
+            announced.
         """
         engine = self._rehost(request.host or self.settings.host)
         if request.policy is not None:
@@ -207,7 +220,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
-        """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and metrics."""
+        """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and
+        metrics."""
         started = time.perf_counter()
         rollouts = self._rescored(self.sample(request=request), request)
         tokens = sum(rollout.new_tokens for rollout in rollouts)
@@ -226,7 +240,9 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             part_means=_part_means(rollouts),
             node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),
-            failure_kinds=tuple({r.failure.partition(":")[0]: r.failure for r in rollouts if r.failure is not None}.values()),
+            failure_kinds=tuple(
+                {r.failure.partition(":")[0]: r.failure for r in rollouts if r.failure is not None}.values()
+            ),
             gib=psutil.Process().memory_info().rss / 2**30,
             code_counts=_code_counts(rollouts),
         )
@@ -235,7 +251,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
     def _rescored(self, rollouts: list[Rollout], request: RolloutRequest) -> list[Rollout]:
         """The rollouts, a few of them with the log-probabilities that the policy in use gives to what was written.
 
-        Only actions that this very version chose can be scored again; in rollouts that changed policies these are the last ones.
+        Only actions that this very version chose can be scored again; in rollouts that changed policies these are the
+        last ones.
         """
         if request.policy is None or request.temperature == 0 or self.engine is None:
             return rollouts
@@ -244,8 +261,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         sample = [rollouts[number] for number in numbers]
         found = self.engine.rescore(sample, temperature=request.temperature, top_k=request.top_k)
         for number, rollout, logp in zip(numbers, sample, found or [], strict=bool(found)):
-            versions = rollout.action_versions if len(rollout.action_versions) else np.full(len(rollout), rollout.policy_version)
-            rollouts[number] = replace(rollout, rescored_logp=np.where(versions == self.policy_version, logp, np.float32(np.nan)))
+            versions = (
+                rollout.action_versions
+                if len(rollout.action_versions)
+                else np.full(len(rollout), rollout.policy_version)
+            )
+            rollouts[number] = replace(
+                rollout, rescored_logp=np.where(versions == self.policy_version, logp, np.float32(np.nan))
+            )
         return rollouts
 
     def _policies(self, rollouts: Sequence[Rollout]) -> tuple[tuple[int, str, int], ...]:
@@ -273,7 +296,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         found = array_hash(weights)
         if found != policy.weights_hash:
             raise ValueError(
-                f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was {policy.weights_hash[:12]}"
+                f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was "
+                f"{policy.weights_hash[:12]}"
             )
         self.module.set_state(weights)
         assert self.engine is not None
@@ -291,15 +315,25 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         return tuple(ids)
 
     def _rollout(
-        self, engine: RolloutEngine, request: RolloutRequest, played: Played, number: int, seed: int, baseline: float | None
+        self,
+        engine: RolloutEngine,
+        request: RolloutRequest,
+        played: Played,
+        number: int,
+        seed: int,
+        baseline: float | None,
     ) -> Rollout:
         """What was played as the record of the request's rollout ``number``."""
         row, verdict = played.row, played.verdict
         score = verdict if isinstance(verdict, Score) else None
         mixed = request.board is not None and row.versions[0] != row.versions[-1]
         version = int(row.versions[0]) if request.board is not None else self.policy_version
-        # Seed, prompt and the policy asked for say which rollout this is: sampled again, however requests are cut, it gets the same id.
-        stream, asked = request.seeds[number // request.group_size], request.policy.weights_hash[:8] if request.policy else ""
+        # Seed, prompt and the policy asked for say which rollout this is: sampled again, however requests are cut, it
+        # gets the same id.
+        stream, asked = (
+            request.seeds[number // request.group_size],
+            request.policy.weights_hash[:8] if request.policy else "",
+        )
         group = f"{request.split}-{stream}-{played.prompt.id}-{asked}"
         return Rollout(
             rollout_id=f"{group}-{number % request.group_size}",
@@ -338,7 +372,11 @@ class LMEnvRunner(EnvRunner, Checkpointable):
 def _code_counts(rollouts: Sequence[Rollout]) -> dict[int, int]:
     """How often each code was chosen."""
     codes = [r.actions[r.mask] for r in rollouts if r.level == "latent"]
-    return dict(zip(*(x.tolist() for x in np.unique(np.concatenate(codes), return_counts=True)), strict=True)) if codes else {}
+    return (
+        dict(zip(*(x.tolist() for x in np.unique(np.concatenate(codes), return_counts=True)), strict=True))
+        if codes
+        else {}
+    )
 
 
 def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:

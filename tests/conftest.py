@@ -34,7 +34,14 @@ SHAPE = {
 
 LONGEST = (
     *("test_run.py", "test_kills.py", "test_algorithm.py", "test_damage.py", "test_sampling.py", "test_scaling.py"),
-    *("test_benchmarks.py", "test_config.py", "test_cli.py", "test_agents.py", "test_preference.py", "test_docs_run.py"),
+    *(
+        "test_benchmarks.py",
+        "test_config.py",
+        "test_cli.py",
+        "test_agents.py",
+        "test_preference.py",
+        "test_docs_run.py",
+    ),
 )
 """Files that take a minute or more, the longest first; the last waits for a run that the first makes."""
 
@@ -61,7 +68,8 @@ def make_base() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[[LatentActionLM], LatentActionLM]:
-    """Gives a new model merge weights and heads as large as training would: codes change tokens, choices are not uniform."""
+    """Gives a new model merge weights and heads as large as training would: codes change tokens, choices are not
+    uniform."""
 
     def change(model: LatentActionLM, seed: int = 3) -> LatentActionLM:
         import torch
@@ -79,7 +87,8 @@ def randomise() -> Callable[[LatentActionLM], LatentActionLM]:
 def make_model(
     make_base: Callable[..., PreTrainedModel], randomise: Callable[[LatentActionLM], LatentActionLM]
 ) -> Callable[..., LatentActionLM]:
-    """``make_model(**arguments of from_base)``: a new model with 8 codes on a new base; ``untrained=True`` leaves its identity start."""
+    """``make_model(**arguments of from_base)``: a new model with 8 codes on a new base; ``untrained=True`` leaves its
+    identity start."""
 
     def make(*, untrained: bool = False, **arguments: Any) -> LatentActionLM:
         from latent_control import LatentActionLM

@@ -1,8 +1,8 @@
 """What README and docs say can be typed, and what stands in for the words that a reader replaces.
 
-``written()`` finds every ``latent-control`` line: in a bash block, after ``$ `` or at the start of a line of any other block, in
-backticks. ``typed()`` makes of each the words that a test can run: capitals become stand-ins (``STAND_INS``), what takes minutes is
-made smaller (``SMALLER``), and lines that come to the same are one.
+``written()`` finds every ``latent-control`` line: in a bash block, after ``$ `` or at the start of a line of any other
+block, in backticks. ``typed()`` makes of each the words that a test can run: capitals become stand-ins (``STAND_INS``),
+what takes minutes is made smaller (``SMALLER``), and lines that come to the same are one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,27 @@ TINY = [
     "clone.evaluation_sequences=8",
     "actions.min_alive_share=0",
 ]
-TINY += ["improve.updates=2", "improve.prompts_per_update=4", "improve.group_size=2", "evaluation.prompts=8", "explorer.seconds=0"]
+TINY += [
+    "improve.updates=2",
+    "improve.prompts_per_update=4",
+    "improve.group_size=2",
+    "evaluation.prompts=8",
+    "explorer.seconds=0",
+]
 TINY += ["evaluation.marginal_sequences=4", "cluster.learner_threads=1", "rollout.num_workers=1"]
-TINY_OFFLINE = ["improve_offline.updates=2", "evaluation.prompts=8", "evaluation.marginal_sequences=4", "cluster.learner_threads=1"]
-TINY_AGENTS = ["base.train.updates=2", "finetune.updates=2", "actions.batch_size=4", "clone.batch_size=4", "finetune.batch_size=4"]
+TINY_OFFLINE = [
+    "improve_offline.updates=2",
+    "evaluation.prompts=8",
+    "evaluation.marginal_sequences=4",
+    "cluster.learner_threads=1",
+]
+TINY_AGENTS = [
+    "base.train.updates=2",
+    "finetune.updates=2",
+    "actions.batch_size=4",
+    "clone.batch_size=4",
+    "finetune.batch_size=4",
+]
 TINY_AGENTS += [
     "base.train.batch_size=4",
     "base.train.evaluation_sequences=4",
@@ -81,7 +98,8 @@ STAND_INS = {
     "/shared/runs/first": "runs/new",
     "smollm2-135m-instruct": "configs/models/countdown-1m",
 }
-"""``/shared/...`` is what a cluster's nodes share, ``smollm2-135m-instruct`` a base LM that the test machine may lack."""
+"""``/shared/...`` is what a cluster's nodes share, ``smollm2-135m-instruct`` a base LM that the test machine may
+lack."""
 
 # What is added to a command, or to a command with that config, so that it takes seconds.
 SMALLER = {
@@ -93,7 +111,10 @@ SMALLER = {
     "sweep": [*TINY, "--at-once", "1"],
     "init": ["--base", "configs/models/countdown-1m"],
     "sample": ["--samples", "2"],
-    "tune-codes": [*TINY, *shlex.split("--num-actions 8 --span 2 --temperature '' --trials 2 --finalists 1 --rl-updates 2")],
+    "tune-codes": [
+        *TINY,
+        *shlex.split("--num-actions 8 --span 2 --temperature '' --trials 2 --finalists 1 --rl-updates 2"),
+    ],
     "pilot": ["--base", "configs/models/countdown-1m", "--minutes", "60", "--heldout", "8", "--max-new-tokens", "17"],
     "off-policy": ["--versions", "0-3"],
     "train-q": ["--updates", "3"],
@@ -109,9 +130,13 @@ NOT_HERE = {
         "vLLM has an environment of its own; tests/test_vllm.py runs there"
     ),
     ("README.md", "submit configs/llama31_8b_math.yaml --address http://HEAD:8265 --run-dir /shared/runs/first"): (
-        "needs Llama 3.1 8B, MATH and GPUs; `submit CONFIG --address URL --run-dir DIR` runs on a cluster of three nodes"
+        "needs Llama 3.1 8B, MATH and GPUs; `submit CONFIG --address URL --run-dir DIR` runs on a cluster of three "
+        "nodes"
     ),
-    ("cluster.md", "submit configs/llama31_8b_math.yaml --address http://HEAD:8265 --run-dir /shared/runs/first"): "as in the README",
+    (
+        "cluster.md",
+        "submit configs/llama31_8b_math.yaml --address http://HEAD:8265 --run-dir /shared/runs/first",
+    ): "as in the README",
 }
 
 

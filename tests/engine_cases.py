@@ -1,8 +1,8 @@
 """Random decoding calls and what must hold of their results: each row is what it would be alone.
 
-A row is checked by induction: given the tokens written so far, a full pass without cache, batch or padding gives the distribution from
-which the next action is drawn with the row's own uniform, its log-probability, the token it emits, and whether the row ends there.
-Whatever a row takes from a neighbour breaks that.
+A row is checked by induction: given the tokens written so far, a full pass without cache, batch or padding gives the
+distribution from which the next action is drawn with the row's own uniform, its log-probability, the token it emits,
+and whether the row ends there. Whatever a row takes from a neighbour breaks that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from latent_control import Generation, LatentActionLM, decoding, engine, static
-from latent_control.actors import Actor, base_actor
+from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
-from latent_control.base import BaseLM
+from latent_control.base_lm import BaseLM
+from latent_control.decoding import engine, generate, static_engine
+from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.guide import make_guide
 from latent_control.distributions import action_log_probs, uniform_streams
-from latent_control.guide import make_guide
-from latent_control.token_level import token_actor, token_policy
+from latent_control.token_policy import token_actor, token_policy
 
 VOCABULARY, CODES, PAD = 48, 8, 0
 SHAPE: dict[str, Any] = {
@@ -88,7 +89,12 @@ def make_subject(kind: str, policy: str) -> Subject:
     if policy in ("late", "final") or policy.startswith("span"):
         span = int(policy.split()[1]) if policy.startswith("span") else 1
         reads = policy if policy in ("late", "final") else "late"
-        arguments: dict[str, Any] = {"policy_layers": 1, "inverse_dynamics_layers": 1, "policy_reads": reads, "span": span}
+        arguments: dict[str, Any] = {
+            "policy_layers": 1,
+            "inverse_dynamics_layers": 1,
+            "policy_reads": reads,
+            "span": span,
+        }
         model = LatentActionLM.from_base(lm, num_actions=CODES, seed=1, **arguments).eval()
         assert model.policy is not None
         for weight, std in [(w, 0.3) for w in model.merge.parameters()] + [(model.policy.head.weight, 0.6)]:
@@ -159,10 +165,16 @@ def random_case(seed: int) -> Case:
     if guided:
         allowed = [sorted(draw.choice(CODES, draw.integers(3, CODES + 1), replace=False).tolist()) for _ in range(rows)]
         if chance(0.6):
-            codes = [[int(draw.choice([-1, row[0]])) for _ in range(draw.integers(0, 4)) for _ in range(span)] for row in allowed]
+            codes = [
+                [int(draw.choice([-1, row[0]])) for _ in range(draw.integers(0, 4)) for _ in range(span)]
+                for row in allowed
+            ]
             codes = [[row[i - i % span] for i in range(len(row))] for row in codes]
         elif chance(0.6):
-            barred = {int(place) * span: [int(draw.integers(CODES))] for place in draw.choice(4, draw.integers(1, 3), replace=False)}
+            barred = {
+                int(place) * span: [int(draw.integers(CODES))]
+                for place in draw.choice(4, draw.integers(1, 3), replace=False)
+            }
     return Case(
         seed=seed,
         kind=kind,
@@ -182,7 +194,9 @@ def random_case(seed: int) -> Case:
         allowed=allowed,
         barred=barred,
         watched=chance(0.25),
-        changes=sorted(draw.choice(20, 3, replace=False).tolist()) if policy not in WITHOUT_TOWER and chance(0.35) else [],
+        changes=sorted(draw.choice(20, 3, replace=False).tolist())
+        if policy not in WITHOUT_TOWER and chance(0.35)
+        else [],
     )
 
 
@@ -197,7 +211,7 @@ def decoded_by(way: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if way == "transformers":
             patch.setattr(engine, "lean_blocks", lambda decoder: None)
-        patch.setattr(static, "ROOM", 2)
+        patch.setattr(static_engine, "ROOM", 2)
         yield
 
 
@@ -206,7 +220,9 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
     width, rows = max(map(len, case.prompts)), len(case.limits)
     ids = torch.tensor([[17] * (width - len(row)) + row for row in case.prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in case.prompts])
-    guide = make_guide(case.codes, case.allowed, rows=rows, num_actions=CODES, span=subject.actor.span, barred=case.barred)
+    guide = make_guide(
+        case.codes, case.allowed, rows=rows, num_actions=CODES, span=subject.actor.span, barred=case.barred
+    )
     asked, version = 0, 0
 
     def refresh() -> int:
@@ -222,7 +238,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
 
     subject.use(0)
     with decoded_by(case.way):
-        return decoding.generate(
+        return generate.generate(
             subject.base,
             subject.actor,
             ids,
@@ -266,7 +282,9 @@ def check(case: Case, subject: Subject, out: Generation) -> Verdict:
 
 def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict: Verdict) -> None:
     def fault(place: int, what: str) -> None:
-        verdict.faults.append(f"case {case.seed} ({case.kind}, {case.policy}, {case.way}), row {row}, place {place}: {what}")
+        verdict.faults.append(
+            f"case {case.seed} ({case.kind}, {case.policy}, {case.way}), row {row}, place {place}: {what}"
+        )
 
     prompt, length = case.prompts[row // case.repeats], int(out.lengths[row])
     tokens, actions = out.tokens[row].tolist(), out.actions[row].tolist()
@@ -282,7 +300,9 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
         stored = float(out.action_logp[row, place])
         if held:
             if action != actions[place - 1] or stored != 0.0:
-                fault(place, f"code {action} with log-probability {stored} inside the span of code {actions[place - 1]}")
+                fault(
+                    place, f"code {action} with log-probability {stored} inside the span of code {actions[place - 1]}"
+                )
         else:
             verdict.choices += 1
             expected, near = _drawn(case, log_probs[place], float(uniforms[place]))
@@ -311,7 +331,9 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
             fault(0, "features are not those of the tokens")
 
 
-def _log_probs(case: Case, subject: Subject, states: torch.Tensor, versions: list[int], row: int, start: int) -> torch.Tensor:
+def _log_probs(
+    case: Case, subject: Subject, states: torch.Tensor, versions: list[int], row: int, start: int
+) -> torch.Tensor:
     """[T, N] at each place, by the version that chose there."""
     by_version = {}
     for version in set(versions):
@@ -361,7 +383,9 @@ def _check_event(
     top = log_probs.topk(min(case.aliases, len(order))).indices
     emitted = subject.actor.emit(final[place].expand(len(top), -1), top).tolist()
     among = action in top.tolist()
-    event = {action} | ({int(code) for code, theirs in zip(top, emitted, strict=True) if theirs == token} if among else set())
+    event = {action} | (
+        {int(code) for code, theirs in zip(top, emitted, strict=True) if theirs == token} if among else set()
+    )
     found = set(unpack(out.events[row, place][None], len(log_probs))[0].nonzero().flatten().tolist())
     if found != event:
         fault(place, f"event {found}, alone it is {event}")
@@ -389,6 +413,10 @@ def judged(case: Case, subjects: Subjects) -> Verdict:
     verdict = check(case, subject, out)
     if case.seed % 10 == 0 and not case.changes and not verdict.ties:
         alone = run(case, subject, slots=1)
-        differs = (alone.tokens != out.tokens).any(1) | (alone.actions != out.actions).any(1) | (alone.lengths != out.lengths)
-        verdict.faults += [f"case {case.seed}, row {row}: alone it is another" for row in differs.nonzero().flatten().tolist()]
+        differs = (
+            (alone.tokens != out.tokens).any(1) | (alone.actions != out.actions).any(1) | (alone.lengths != out.lengths)
+        )
+        verdict.faults += [
+            f"case {case.seed}, row {row}: alone it is another" for row in differs.nonzero().flatten().tolist()
+        ]
     return verdict

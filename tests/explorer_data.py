@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.explorer.records import (
+from pipeline.pages.explorer.records import (
     Code,
     Context,
     Dataset,
@@ -39,7 +39,9 @@ WORDS = (
 )
 
 
-def made_up(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = "large", explained: int = 24, turns: int = 1) -> Dataset:
+def made_up(
+    codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = "large", explained: int = 24, turns: int = 1
+) -> Dataset:
     """Random numbers in every view, hostile texts among the words; with more ``turns``, as of an agent."""
     rng = np.random.default_rng(len(run))
     words = 300
@@ -66,7 +68,10 @@ def made_up(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = 
             anywhere=((1, 0.4),),
             better=gram,
             worse=gram,
-            contexts=tuple(Context(before=some(3, words), token=t, count=5, share=0.5, rollout=t) for t in some(6, min(words, rollouts))),
+            contexts=tuple(
+                Context(before=some(3, words), token=t, count=5, share=0.5, rollout=t)
+                for t in some(6, min(words, rollouts))
+            ),
         )
 
     def shown(i: int) -> Shown:
@@ -88,13 +93,16 @@ def made_up(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = 
 
     def step(position: int) -> Step:
         options = tuple(
-            Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9) for c, t in zip(some(8, codes), some(8, words), strict=True)
+            Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9)
+            for c, t in zip(some(8, codes), some(8, words), strict=True)
         )
         rewards = (0.5, 1.0 if position == DECISIVE else 0.5, 0.5, 0.5)
         played = zip(some(4, codes), rewards, strict=True)
         endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=r, success=r == 1) for c, r in played)
         endings = endings if turns == 1 else ()
-        return Step(position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings)
+        return Step(
+            position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings
+        )
 
     places = tuple(map(str, range(24)))
     split = Split(
@@ -134,7 +142,8 @@ def made_up(codes: int = 64, rollouts: int = 2000, tokens: int = 24, run: str = 
         splits=(split, split),
         rollouts=tuple(map(shown, range(rollouts))),
         why=tuple(
-            Why(rollout=r, steps=tuple(map(step, range(tokens) if turns == 1 else range(4)))) for r in range(min(explained, rollouts))
+            Why(rollout=r, steps=tuple(map(step, range(tokens) if turns == 1 else range(4))))
+            for r in range(min(explained, rollouts))
         ),
         similar=tuple((k % 8, 0.5) for k in range(codes)),
     )

@@ -1,4 +1,5 @@
-"""A finished run in small, made without training: two policies on one tiny model, and rollouts of policies between them."""
+"""A finished run in small, made without training: two policies on one tiny model, and rollouts of policies between
+them."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from configs.loading import dump_config
 from configs.schema import Actions, Clone, Improve, RunConfig
 from configs.schema import Rollout as Sampling
 from latent_control import LatentActionLM
-from latent_control.persistence import base_path, with_policy, world_hash
-from pipeline import checkpoints
-from pipeline.explorer.records import Dataset
-from pipeline.replay import ReplayWriter
-from rollout_workers.episodes import Rollout
-from rollout_workers.rows import Row, joined, row_of
+from latent_control.pretrained import base_path, with_policy, world_hash
+from pipeline.pages.explorer.records import Dataset
+from pipeline.replay.writer import ReplayWriter
+from pipeline.storage import checkpoints
+from rollout_workers.generated_row import Row, joined, row_of
+from rollout_workers.rollouts import Rollout
 from rollout_workers.tasks import build_task
 
 UPDATES, PROMPTS, GROUP, LONGEST = 4, 3, 4, 6
@@ -32,7 +33,9 @@ SAID = 3
 TOY = "environment/toy_world:Keys"
 
 
-def play(model: LatentActionLM, prompts: list[str], version: int, *, turns: int = 1, task: str = "countdown") -> list[Rollout]:
+def play(
+    model: LatentActionLM, prompts: list[str], version: int, *, turns: int = 1, task: str = "countdown"
+) -> list[Rollout]:
     """``GROUP`` rollouts of each prompt, in turns; the reward is the share of even tokens among the generated ones."""
     tokenizer = AutoTokenizer.from_pretrained(model.base_source)
     found = []
@@ -116,7 +119,9 @@ def make_run(folder: Path, checkpoint: Path, *, turns: int = 1) -> Path:
     last = {n: first[n] + step[n] for n in first}
     checkpoints.write(improve, files=lambda staging: with_policy(clone, staging, last), info={})
     for stage in ("clone", "improve"):
-        (folder / "stages" / f"{stage}.json").write_text(json.dumps({"checkpoint": f"checkpoints/{stage}", "seconds": 1.0, "metrics": {}}))
+        (folder / "stages" / f"{stage}.json").write_text(
+            json.dumps({"checkpoint": f"checkpoints/{stage}", "seconds": 1.0, "metrics": {}})
+        )
     return folder
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
-from pipeline.outcomes import Outcome
-from pipeline.replay import ReplayWriter, write_outcomes
-from pipeline.report.examples import answers_of
-from rollout_workers.episodes import Rollout
+from pipeline.evaluation.outcomes import Outcome
+from pipeline.pages.report.examples import answers_of
+from pipeline.replay.writer import ReplayWriter, write_outcomes
+from rollout_workers.rollouts import Rollout
 
 HOSTILE = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">&lt;\u202e\x00{{DATA}}'
 PROMPTS, UPDATES, CODES = 20, 30, 8
@@ -59,22 +59,33 @@ def outcomes() -> list[Outcome]:
 
 def evaluation() -> dict[str, object]:
     def row(variant: str) -> dict[str, object]:
-        rate = sum(answers_of(outcomes(), "greedy")[variant][key].success for key in answers_of(outcomes(), "greedy")[variant]) / PROMPTS
+        rate = (
+            sum(
+                answers_of(outcomes(), "greedy")[variant][key].success
+                for key in answers_of(outcomes(), "greedy")[variant]
+            )
+            / PROMPTS
+        )
         cost = {"cost_seconds": 60.0, "cost_tokens": 2400.0, "parameters_trained": 434816.0}
-        codes = {"code_perplexity": 5.5, "coverage": 1.0, "alive_codes": 7.0} if variant in ("cloned", "improved") else {}
+        codes = (
+            {"code_perplexity": 5.5, "coverage": 1.0, "alive_codes": 7.0} if variant in ("cloned", "improved") else {}
+        )
         return {"sampled": rate, "greedy": rate, "sampled_tokens": 3.0, "nll": 0.129} | INTERVALS | cost | codes
 
     better = {"mean": 0.25, "low": 0.1, "high": 0.4}
     same = {"mean": -0.01, "low": -0.1, "high": 0.1}
     found = {"prompts": PROMPTS, "samples_per_prompt": 1, **{name: row(name) for name in SOLVED}}
-    differences = {f"improved - {other}": {"sampled": better, "greedy": same} for other in ("base", "cloned", "token_level")}
+    differences = {
+        f"improved - {other}": {"sampled": better, "greedy": same} for other in ("base", "cloned", "token_level")
+    }
     return found | {"differences": differences, "notes": [HOSTILE]}
 
 
 def metrics() -> list[dict[str, object]]:
     """Rewards rise by 1/30 an update; every tenth one held-out prompts are played."""
     rows: list[dict[str, object]] = [
-        {"stage": "actions", "step": i, "time": 100.0 + i, "loss": 1 / i, "alive_share": 0.9, "nll_codes": 0.1} for i in range(1, 6)
+        {"stage": "actions", "step": i, "time": 100.0 + i, "loss": 1 / i, "alive_share": 0.9, "nll_codes": 0.1}
+        for i in range(1, 6)
     ]
     for stage in ("token_level", "improve"):
         for i in range(1, UPDATES + 1):
@@ -127,14 +138,22 @@ def make_run(folder: Path) -> Path:
     (folder / "config.yaml").write_text(dump_config(config()))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
     names = ("actions", "clone", "token_level", "improve")
-    stages = {n: {"seconds": 20.0, "checkpoint": f"checkpoints/{n}", "metrics": {"parameters_trained": 434816.0}} for n in names}
+    stages = {
+        n: {"seconds": 20.0, "checkpoint": f"checkpoints/{n}", "metrics": {"parameters_trained": 434816.0}}
+        for n in names
+    }
     for name, record in stages.items():
         (folder / "stages" / f"{name}.json").write_text(json.dumps(record | {"driver_peak_gib": 0.75}))
     verdicts = [
         {"gate": "success >= 0.5", "variant": "improved", "value": 0.65, "passed": True, "tag": ""},
         {"gate": "improved.greedy >= 0.9", "variant": "improved", "value": 0.65, "passed": False, "tag": ""},
     ]
-    summary = {"stages": stages, "evaluation": evaluation(), "gates": {"passed": False, "verdicts": verdicts}, "took": {"evaluate": 12.5}}
+    summary = {
+        "stages": stages,
+        "evaluation": evaluation(),
+        "gates": {"passed": False, "verdicts": verdicts},
+        "took": {"evaluate": 12.5},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     about = {"git_commit": "abc-dirty", "cpu": HOSTILE, "cpus": 2, "gpus": [], "packages": {"torch": "2.13.0"}}
     (folder / "environment.json").write_text(json.dumps(about))

@@ -1,4 +1,5 @@
-"""A tiny base LM with a tokenizer, a checkpoint on it, and one Ray for the session. Test modules name this in ``pytest_plugins``."""
+"""A tiny base LM with a tokenizer, a checkpoint on it, and one Ray for the session. Test modules name this in
+``pytest_plugins``."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from configs.loading import dump_config
 from configs.schema import Architecture, RunConfig
 from latent_control import LatentActionLM
 from learners.base_training import new_model, word_tokenizer
-from pipeline import checkpoints
-from pipeline.algorithm import LatentRL
-from pipeline.cluster import connected
+from pipeline.cluster.connect import connected
+from pipeline.rl.algorithm import LatentRL
+from pipeline.storage import checkpoints
 from rollout_workers.tasks.countdown import Countdown
 
 
@@ -38,7 +39,8 @@ def tiny_checkpoint(tiny_base: Path, randomise: Callable[[LatentActionLM], Laten
     """Eight codes that matter on ``tiny_base``; policy and inverse dynamics of one block read ``late``."""
     layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
     model = randomise(LatentActionLM.from_base(tiny_base, num_actions=NUM_ACTIONS, seed=1, **layers))
-    # Large codes: a token depends on its code more than on its state, which is soon learned. Small choices: the policy explores.
+    # Large codes: a token depends on its code more than on its state, which is soon learned. Small choices: the policy
+    # explores.
     model.codebook.data *= 8
     torch.nn.init.normal_(model.policy.head.weight, std=0.05, generator=torch.Generator().manual_seed(6))
     return model.save_pretrained(tiny_base.parent / "checkpoint")
@@ -59,7 +61,9 @@ def finished_run(config: Config, tiny_checkpoint: Path, tmp_path_factory: pytest
         files=lambda staging: LatentActionLM.from_pretrained(tiny_checkpoint).save_pretrained(staging) and None,
         info={"stage": "clone", "metrics": {}},
     )
-    (folder / "config.yaml").write_text(dump_config(config(actions={"num_actions": NUM_ACTIONS}, clone={}, tracking={"enabled": False})))
+    (folder / "config.yaml").write_text(
+        dump_config(config(actions={"num_actions": NUM_ACTIONS}, clone={}, tracking={"enabled": False}))
+    )
     (folder / "summary.json").write_text(json.dumps({"stages": {}, "evaluation": {"cloned": {"greedy": 0.5}}}))
     return folder
 

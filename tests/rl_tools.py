@@ -13,18 +13,18 @@ from ray import cloudpickle
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from configs.schema import RunConfig
-from latent_control.engine import Engine
-from latent_control.persistence import array_hash
-from latent_control.token_level import Trains
+from latent_control.decoding.engine import Engine
+from latent_control.pretrained import array_hash
+from latent_control.token_policy import Trains
 from learners.learner import PolicyLearner
-from pipeline.algorithm import algorithm_config
-from pipeline.improve import TOKEN_READS
+from pipeline.rl.algorithm import algorithm_config
+from pipeline.stages.improve import TOKEN_READS
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
-from rollout_workers.policy_board import Follower
+from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 from rollout_workers.tasks import Failure, Prompt, Score, Split
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.protocol import LazySequence
+from rollout_workers.weight_sync import Follower
 
 NUM_ACTIONS, WIDTH = 8, 32
 # Ray workers do not find this file: they get its classes themselves.
@@ -83,7 +83,9 @@ def mix_up(_: LMEnvRunner) -> None:
     Engine._choose = faulty  # type: ignore[method-assign]
 
 
-def rl_config(base: Path, *, improve: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
+def rl_config(
+    base: Path, *, improve: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **sections: Any
+) -> RunConfig:
     """A small config: 4 prompts x 4 rollouts of up to 6 tokens."""
     cluster = {"learner_threads": 1, **sections.pop("cluster", {})}
     return RunConfig(
@@ -107,7 +109,9 @@ def rllib_config(config: RunConfig, host: HostSpec) -> Any:
     assert config.improve is not None
     actions, reads = (NUM_ACTIONS, "late") if host.level == "latent" else (2, TOKEN_READS[host.token_trains])
     rate, late_blocks = config.improve.learning_rate, 1 if reads == "late" else 0
-    rllib = algorithm_config(config, host, num_actions=actions, reads=reads, late_blocks=late_blocks, learning_rate=rate)
+    rllib = algorithm_config(
+        config, host, num_actions=actions, reads=reads, late_blocks=late_blocks, learning_rate=rate
+    )
     return rllib.env_runners(env_runner_cls=EvenRunner)
 
 
@@ -122,7 +126,9 @@ def make_learner(config: RunConfig, checkpoint: Path, level: str = "latent") -> 
 def make_runner(config: RunConfig, checkpoint: Path, level: str = "latent") -> EvenRunner:
     """A rollout worker in this process, without Ray."""
     assert config.improve is not None
-    return EvenRunner(config=rllib_config(config, host_of(checkpoint, level, config.improve.token_trains)), worker_index=0)
+    return EvenRunner(
+        config=rllib_config(config, host_of(checkpoint, level, config.improve.token_trains)), worker_index=0
+    )
 
 
 def weights_of(learner: PolicyLearner) -> dict[str, Any]:
@@ -137,7 +143,13 @@ def sample(runner: LMEnvRunner, learner: PolicyLearner | None = None, **changes:
         weights = learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
         policy = PolicyVersion(version=0, weights_hash=array_hash(weights), weights=weights)
     asked = RolloutRequest(
-        request_id=0, split="train", prompt_indices=(0, 1, 2, 3), seeds=(3,) * 4, group_size=4, policy=policy, ship_features=True
+        request_id=0,
+        split="train",
+        prompt_indices=(0, 1, 2, 3),
+        seeds=(3,) * 4,
+        group_size=4,
+        policy=policy,
+        ship_features=True,
     )
     return runner.sample(request=replace(asked, **changes))
 

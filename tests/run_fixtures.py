@@ -28,7 +28,8 @@ def call(*arguments: str, timeout: float = 590) -> str:
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder that ``make`` fills, by one of the processes of ``pytest -n``; the others wait. Do not change what is in it."""
+    """The folder that ``make`` fills, by one of the processes of ``pytest -n``; the others wait. Do not change what is
+    in it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(folder.with_suffix(".lock")):
@@ -41,6 +42,19 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shortened quickstart, one for all processes of ``pytest -n``. Do not change it."""
-    shorter = ["actions.updates=220", "clone.updates=160", "improve.updates=50", "evaluation.prompts=256", "cluster.learner_threads=1"]
+    shorter = [
+        "actions.updates=220",
+        "clone.updates=160",
+        "improve.updates=50",
+        "evaluation.prompts=256",
+        "cluster.learner_threads=1",
+    ]
     shorter += ["explorer.seconds=1"]
-    return once(tmp_path_factory, "learned", lambda folder: call("run", QUICKSTART, *shorter, "--run-dir", str(folder / "first"))) / "first"
+    return (
+        once(
+            tmp_path_factory,
+            "learned",
+            lambda folder: call("run", QUICKSTART, *shorter, "--run-dir", str(folder / "first")),
+        )
+        / "first"
+    )

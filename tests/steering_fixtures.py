@@ -46,7 +46,9 @@ def hostile_steerer(steerer: Steerer) -> Steerer:
     """The same with hostile texts wherever a text comes from: vocabulary, prompts, name, note."""
     loaded = steerer.loaded
     prompts = tuple(replace(prompt, text=f"{prompt.text} {HOSTILE}") for prompt in loaded.prompts[:3])
-    return Steerer(replace(loaded, tokenizer=HostileWords(loaded.tokenizer), prompts=prompts, name=HOSTILE, note=HOSTILE))
+    return Steerer(
+        replace(loaded, tokenizer=HostileWords(loaded.tokenizer), prompts=prompts, name=HOSTILE, note=HOSTILE)
+    )
 
 
 @pytest.fixture(scope="session")

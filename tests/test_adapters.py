@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import RunConfig
-from latent_control import adapters
-from latent_control.cache import content_hash
+from latent_control.bases import adapters
+from latent_control.bases.model_cache import content_hash
 from latent_control.model import load_base
-from pipeline.bases import resolve_base
-from pipeline.preflight import check
+from pipeline.preflight.check import check
+from pipeline.stages.base_model import resolve_base
 
 pytest_plugins = ("rl_fixtures",)
 peft = pytest.importorskip("peft", reason="the extra 'lora' is not installed")
@@ -61,11 +61,15 @@ def test_merged_is_the_adapted_model(adapter: Path, tiny_base: Path, cache: Path
     assert Path(folder).parent == cache
 
 
-def test_it_is_merged_once_and_again_when_it_changes(adapter: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_merged_once_and_again_when_it_changes(
+    adapter: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = adapters.merged_folder(adapter)
     merge: Callable[..., None] = adapters._merge
     merged: list[Path] = []
-    monkeypatch.setattr(adapters, "_merge", lambda base, folder, *rest: (merged.append(folder), merge(base, folder, *rest))[1])
+    monkeypatch.setattr(
+        adapters, "_merge", lambda base, folder, *rest: (merged.append(folder), merge(base, folder, *rest))[1]
+    )
     assert adapters.merged_folder(adapter) == first and not merged
     settings: dict[str, Any] = json.loads((adapter / adapters.CONFIG).read_text())
     (adapter / adapters.CONFIG).write_text(json.dumps(settings | {"lora_alpha": 32}))
@@ -73,13 +77,17 @@ def test_it_is_merged_once_and_again_when_it_changes(adapter: Path, cache: Path,
 
 
 def test_config_check_reads_the_base_and_merges_nothing(adapter: Path, cache: Path) -> None:
-    config = RunConfig(base={"model": str(adapter)}, actions={"num_actions": 8, "policy_layers": 1}, clone={}, improve={})
+    config = RunConfig(
+        base={"model": str(adapter)}, actions={"num_actions": 8, "policy_layers": 1}, clone={}, improve={}
+    )
     errors = check(config).errors
     assert not [error for error in errors if error.startswith("base.model")], errors
     assert not cache.exists()
 
 
-def test_broken_adapters_are_refused_with_the_remedy(adapter: Path, tiny_base: Path, tmp_path: Path, cache: Path) -> None:
+def test_broken_adapters_are_refused_with_the_remedy(
+    adapter: Path, tiny_base: Path, tmp_path: Path, cache: Path
+) -> None:
     settings: dict[str, Any] = json.loads((adapter / adapters.CONFIG).read_text())
     (adapter / adapters.CONFIG).write_text(json.dumps(settings | {"base_model_name_or_path": None}))
     with pytest.raises(ValueError, match="base_model_name_or_path None"):
@@ -113,19 +121,32 @@ def first(tensors: dict[str, torch.Tensor], part: str = "lora_B") -> str:
             lambda f: (f / adapters.WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
             "adapter_model.safetensors is a Git LFS",
         ),
-        (lambda f: (f / adapters.WEIGHTS).write_bytes((f / adapters.WEIGHTS).read_bytes()[:-8]), r"should have \d+ bytes, but has"),
+        (
+            lambda f: (f / adapters.WEIGHTS).write_bytes((f / adapters.WEIGHTS).read_bytes()[:-8]),
+            r"should have \d+ bytes, but has",
+        ),
         (lambda f: (f / adapters.WEIGHTS).rename(f / "adapter_model.bin"), "safe_serialization=True"),
         (
             lambda f: change(f / adapters.WEIGHTS, lambda t: t.pop(first(t))),
             r"lacks 1 tensors of the adapter: base_model.*q_proj.lora_B.weight;",
         ),
-        (lambda f: change(f / adapters.WEIGHTS, lambda t: t.update(x=torch.ones(1))), "has 1 tensors with no place in the base"),
+        (
+            lambda f: change(f / adapters.WEIGHTS, lambda t: t.update(x=torch.ones(1))),
+            "has 1 tensors with no place in the base",
+        ),
         (
             lambda f: change(f / adapters.WEIGHTS, lambda t: t.update({first(t): torch.ones(3, 2)})),
             r"does not fit the base: .*size mismatch",
         ),
-        (lambda f: said(f, target_modules=["c_attn"]), r"adapter_config.json does not fit the base: Target modules .*c_attn"),
-        (lambda f: said(f, megatron_config={"x": 1}, megatron_core="antigravity"), "has a megatron_config, which names Python modules"),
+        (
+            lambda f: said(f, target_modules=["c_attn"]),
+            r"adapter_config.json does not fit the base: Target modules "
+            r".*c_attn",
+        ),
+        (
+            lambda f: said(f, megatron_config={"x": 1}, megatron_core="antigravity"),
+            "has a megatron_config, which names Python modules",
+        ),
         (lambda f: said(f, r=4), "does not fit the base: .*size mismatch"),
     ],
     ids=["lfs", "cut", "pickle", "missing", "unexpected", "shape", "other-modules", "imports", "rank"],
@@ -167,7 +188,8 @@ def test_a_merge_is_kept_under_content_not_place(adapter: Path, cache: Path, tin
     second = adapters.merged_folder(adapter)
     assert second != first_merge
     assert not torch.equal(
-        load_file(second / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"], before["model.layers.0.self_attn.q_proj.weight"]
+        load_file(second / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"],
+        before["model.layers.0.self_attn.q_proj.weight"],
     )
     # The base replaced in place, with its old times.
     times = (base / "model.safetensors").stat()
@@ -175,20 +197,28 @@ def test_a_merge_is_kept_under_content_not_place(adapter: Path, cache: Path, tin
     os.utime(base / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
     third = adapters.merged_folder(adapter)
     assert third not in (first_merge, second)
-    torch.testing.assert_close(load_file(third / "model.safetensors")["model.norm.weight"], 3 * before["model.norm.weight"])
+    torch.testing.assert_close(
+        load_file(third / "model.safetensors")["model.norm.weight"], 3 * before["model.norm.weight"]
+    )
     # Elsewhere, the same content is the same model; so it is when the first state comes back.
     said(adapter, base_model_name_or_path="../moved")
     base.rename(adapter.parent / "moved")
-    assert adapters.merged_folder(shutil.copytree(adapter, adapter.parent / "copied")) == adapters.merged_folder(adapter)
+    assert adapters.merged_folder(shutil.copytree(adapter, adapter.parent / "copied")) == adapters.merged_folder(
+        adapter
+    )
 
 
-def test_a_hash_is_remembered_only_while_the_file_is_untouched(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_is_remembered_only_while_the_file_is_untouched(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     old = content_hash(path)
     assert not (cache / "hashes").exists(), "a file changed a moment ago may change again within one tick of the clock"
-    monkeypatch.setattr("latent_control.cache.SETTLED", -1.0)
-    assert content_hash(path) == old == hashlib.sha256(b"one").hexdigest() and len(list((cache / "hashes").iterdir())) == 1
+    monkeypatch.setattr("latent_control.bases.model_cache.SETTLED", -1.0)
+    assert (
+        content_hash(path) == old == hashlib.sha256(b"one").hexdigest() and len(list((cache / "hashes").iterdir())) == 1
+    )
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     assert content_hash(path) == old
     monkeypatch.undo()
@@ -199,7 +229,9 @@ def test_a_hash_is_remembered_only_while_the_file_is_untouched(cache: Path, tmp_
     assert content_hash(path) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_files_that_change_while_they_are_merged_give_no_merge(adapter: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_change_while_they_are_merged_give_no_merge(
+    adapter: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merge: Callable[..., None] = adapters._merge
 
     def slowly(*arguments: Any) -> None:
@@ -247,7 +279,9 @@ def test_an_adapter_with_tokens_of_its_own(tiny_base: Path, cache: Path, tmp_pat
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "adapter")
     config = RunConfig(
-        base={"model": str(tmp_path / "adapter")}, actions={"policy_layers": 1, "inverse_dynamics_layers": 1}, task={"chat": True}
+        base={"model": str(tmp_path / "adapter")},
+        actions={"policy_layers": 1, "inverse_dynamics_layers": 1},
+        task={"chat": True},
     )
     assert not [error for error in check(config).errors if error.startswith(("base", "task"))]
     merged = adapters.merged_folder(tmp_path / "adapter")
@@ -255,8 +289,13 @@ def test_an_adapter_with_tokens_of_its_own(tiny_base: Path, cache: Path, tmp_pat
     assert found.get_input_embeddings().weight.shape[0] == len(tokenizer)
     torch.testing.assert_close(found.get_input_embeddings().weight, adapted.get_input_embeddings().weight)
     # Without the embeddings its tokens have no rows.
-    change(tmp_path / "adapter" / adapters.WEIGHTS, lambda tensors: [tensors.pop(name) for name in list(tensors) if "lora_" not in name])
-    with pytest.raises(ValueError, match=r"has 2 tokens beyond the \d+ rows of the embedding of .*adapter: <one>, <two>; take"):
+    change(
+        tmp_path / "adapter" / adapters.WEIGHTS,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if "lora_" not in name],
+    )
+    with pytest.raises(
+        ValueError, match=r"has 2 tokens beyond the \d+ rows of the embedding of .*adapter: <one>, <two>; take"
+    ):
         adapters.merged_folder(tmp_path / "adapter")
 
 

@@ -15,12 +15,16 @@ from latent_control.algorithms import ALGORITHMS, Estimate, Outcomes
 GROUPED = ("dr_grpo", "grpo", "rloo")
 
 
-def outcomes(rewards: list[list[float]], valid: list[list[bool]] | None = None, lengths: list[int] | None = None, **more: Any) -> Outcomes:
+def outcomes(
+    rewards: list[list[float]], valid: list[list[bool]] | None = None, lengths: list[int] | None = None, **more: Any
+) -> Outcomes:
     """Groups of rollouts; each takes ``lengths`` actions (default 1) after a prompt of one token."""
     flat = torch.tensor(rewards).flatten()
     mask = torch.ones(len(flat), dtype=torch.bool) if valid is None else torch.tensor(valid).flatten()
     counts = torch.tensor(lengths or [1] * len(flat))
-    taken = (torch.arange(int(counts.max()) + 1)[None] >= 1) & (torch.arange(int(counts.max()) + 1)[None] <= counts[:, None])
+    taken = (torch.arange(int(counts.max()) + 1)[None] >= 1) & (
+        torch.arange(int(counts.max()) + 1)[None] <= counts[:, None]
+    )
     return Outcomes(rewards=flat, valid=mask, group_size=len(rewards[0]), taken=taken & mask[:, None], **more)
 
 
@@ -33,7 +37,7 @@ def of(algorithm: str, rewards: list[float], valid: list[bool] | None = None, **
     return estimate(algorithm, [rewards], None if valid is None else [valid], **more).advantages[:, 1].tolist()
 
 
-# -- within the group -------------------------------------------------------------------------------------------------------
+# -- within the group --------------------------------------------------------------------------------------------------
 
 
 def test_rloo_is_the_reward_minus_the_mean_of_the_others() -> None:
@@ -97,7 +101,8 @@ def test_penalties_come_off_the_reward(algorithm: str) -> None:
 
 GROUPS = st.integers(2, 6).flatmap(
     lambda size: st.tuples(
-        st.lists(st.integers(-8, 8).map(float), min_size=size, max_size=size), st.lists(st.booleans(), min_size=size, max_size=size)
+        st.lists(st.integers(-8, 8).map(float), min_size=size, max_size=size),
+        st.lists(st.booleans(), min_size=size, max_size=size),
     )
 )
 
@@ -113,13 +118,17 @@ def test_properties(algorithm: str, group: tuple[list[float], list[bool]], shift
     # A baseline takes a constant off; it changes no advantage.
     assert of(algorithm, [r + shift for r in rewards], valid) == pytest.approx(found, abs=1e-3)
     # What a failed rollout's reward field holds does not matter.
-    assert of(algorithm, [r if v else 99.0 for r, v in zip(rewards, valid, strict=True)], valid) == pytest.approx(found, abs=1e-6)
+    assert of(algorithm, [r if v else 99.0 for r, v in zip(rewards, valid, strict=True)], valid) == pytest.approx(
+        found, abs=1e-6
+    )
     # Better rewards never have smaller advantages.
     pairs = [(r, a) for r, a, v in zip(rewards, found, valid, strict=True) if v]
     assert all(a >= b - 1e-6 for r, a in pairs for s, b in pairs if r > s)
     places = list(range(len(rewards)))
     order.shuffle(places)  # type: ignore[attr-defined]
-    assert of(algorithm, [rewards[i] for i in places], [valid[i] for i in places]) == pytest.approx([found[i] for i in places], abs=1e-5)
+    assert of(algorithm, [rewards[i] for i in places], [valid[i] for i in places]) == pytest.approx(
+        [found[i] for i in places], abs=1e-5
+    )
 
 
 def test_scale_changes_rloo_and_dr_grpo_in_proportion_and_grpo_hardly() -> None:
@@ -129,7 +138,7 @@ def test_scale_changes_rloo_and_dr_grpo_in_proportion_and_grpo_hardly() -> None:
     assert of("grpo", tenfold) == pytest.approx(of("grpo", rewards), abs=1e-3)
 
 
-# -- the greedy rollout as baseline -----------------------------------------------------------------------------------------
+# -- the greedy rollout as baseline ------------------------------------------------------------------------------------
 
 
 def test_remax_is_the_reward_minus_the_greedy_rollouts() -> None:
@@ -142,7 +151,7 @@ def test_remax_leaves_out_what_could_not_be_judged() -> None:
     assert found[:, 1].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
-# -- over the batch -----------------------------------------------------------------------------------------------------------
+# -- over the batch ----------------------------------------------------------------------------------------------------
 
 
 def test_reinforce_pp_normalises_over_all_actions_of_the_batch() -> None:
@@ -204,7 +213,10 @@ def test_all_failed_teaches_nothing(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_a_failed_rollout_changes_nothing_for_the_others(algorithm: str) -> None:
-    more: dict[str, Any] = {"baselines": torch.full((3,), 0.5), "values": torch.tensor([[0.0, 0.1], [0.0, 8.0], [0.0, 0.3]])}
+    more: dict[str, Any] = {
+        "baselines": torch.full((3,), 0.5),
+        "values": torch.tensor([[0.0, 0.1], [0.0, 8.0], [0.0, 0.3]]),
+    }
     valid = [[True, False, True]]
     ones = estimate(algorithm, [[1.0, 0.0, 0.0]], valid, **more).advantages
     others = estimate(algorithm, [[1.0, 50.0, 0.0]], valid, **more).advantages

@@ -1,4 +1,5 @@
-"""Episodes of several turns: the mask by hand, log-probabilities against a teacher-forced pass, what ends an episode, the way to disk."""
+"""Episodes of several turns: the mask by hand, log-probabilities against a teacher-forced pass, what ends an episode,
+the way to disk."""
 
 from __future__ import annotations
 
@@ -23,22 +24,22 @@ from configs.schema import Task as TaskConfig
 from latent_control import LatentActionLM
 from latent_control.algorithms.common import Outcomes
 from latent_control.algorithms.reinforce_pp import reinforce_pp
+from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
-from latent_control.persistence import array_hash
-from latent_control.rescoring import choices
+from latent_control.pretrained import array_hash
 from learners.base_training import encode_rows, new_model, word_tokenizer
 from learners.collate import Places, collate, moved_rewards
-from pipeline import replay
-from pipeline.algorithm import algorithm_config
-from pipeline.data import training_batches
-from pipeline.durable import sha256_file
-from pipeline.preflight import check
-from pipeline.stored import read_rollouts, rollout_batches
-from rollout_workers.agents import Played, Player
+from pipeline.data.batches import training_batches
+from pipeline.preflight.check import check
+from pipeline.replay import writer as replay
+from pipeline.replay.dataset import read_rollouts, rollout_batches
+from pipeline.rl.algorithm import algorithm_config
+from pipeline.storage.atomic import sha256_file
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
-from rollout_workers.rows import joined, row_of
+from rollout_workers.episode_player import Played, Player
+from rollout_workers.generated_row import joined, row_of
+from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 from rollout_workers.tasks import AgentTask, Failure, Score, build_task
 from rollout_workers.tasks.encoding import encode_episode, encode_observation, shortened
 
@@ -52,7 +53,7 @@ def ids(text: str) -> list[int]:
     return [END if word == "/" else TOKENIZER.convert_tokens_to_ids(word) for word in text.split()]
 
 
-# -- a scripted engine: everything by hand ------------------------------------------------------------------------------------
+# -- a scripted engine: everything by hand -----------------------------------------------------------------------------
 
 
 class Script:
@@ -96,7 +97,14 @@ def player() -> Iterator[Callable[..., Player]]:
 
     def make(reward: Reward | None = None, **limits: Any) -> Player:
         task.worlds.step_seconds = limits.get("step_timeout_seconds", 30.0)
-        return Player(task=task, worlds=task.worlds, limits=Turns(**limits), reward=reward or Reward(), chat=False, max_prompt_tokens=64)
+        return Player(
+            task=task,
+            worlds=task.worlds,
+            limits=Turns(**limits),
+            reward=reward or Reward(),
+            chat=False,
+            max_prompt_tokens=64,
+        )
 
     yield make
     task.close()
@@ -128,7 +136,11 @@ def test_an_episode_is_one_row_with_a_mask(player: Callable[..., Player]) -> Non
 def test_every_turn_decodes_the_live_episodes_on_streams_of_their_own(player: Callable[..., Player]) -> None:
     engine = Script(["go left /", "go left /", "take key /"], ["go left /", "take key /"])
     one = player()
-    one.play(engine, [one.task.prompts("train")[i] for i in range(2)], DecodeJob(prompts=(), repeats=1, seeds=(7, 8), max_new_tokens=4))  # type: ignore[arg-type]
+    one.play(
+        engine,
+        [one.task.prompts("train")[i] for i in range(2)],
+        DecodeJob(prompts=(), repeats=1, seeds=(7, 8), max_new_tokens=4),
+    )  # type: ignore[arg-type]
     assert [len(job.prompts) for job in engine.jobs] == [2, 2, 1]
     seeds = [seed for job in engine.jobs for seed in job.seeds]
     assert len(set(seeds)) == 5
@@ -140,7 +152,11 @@ def test_what_cuts_an_episode_is_said(player: Callable[..., Player]) -> None:
     turns = play(player(max_turns=3), wander)[0]
     assert (turns.row.finish_reason, turns.turn_rewards.tolist()) == ("turn_limit", [0.0] * 3)
     assert turns.row.tokens[-3:].tolist() == ids("go right /")  # what is seen last is followed by nothing
-    assert isinstance(turns.verdict, Score) and turns.verdict.parts["truncated"] == 1.0 and turns.verdict.parts["stop"] == 0.0
+    assert (
+        isinstance(turns.verdict, Score)
+        and turns.verdict.parts["truncated"] == 1.0
+        and turns.verdict.parts["stop"] == 0.0
+    )
     # Prompt 8 + 3 + 7 + 3 + 7 tokens; a third response of 4 would pass 31.
     tokens = play(player(max_tokens=31), wander)[0]
     assert tokens.row.finish_reason == "token_limit" and int(tokens.row.generated.sum()) == 6 and len(tokens.row) == 13
@@ -163,12 +179,14 @@ def test_an_episode_that_hangs_is_masked_and_its_neighbour_goes_on(player: Calla
 
 def test_weights_and_long_observations(player: Callable[..., Player]) -> None:
     weights = Reward(weights={"success": 1.0, "turns": 0.1})
-    assert play(player(weights, max_turns=2), *[["go left /", "take key /"]] * 2)[1].verdict.reward == pytest.approx(0.8)  # type: ignore[union-attr]
+    assert play(player(weights, max_turns=2), *[["go left /", "take key /"]] * 2)[1].verdict.reward == pytest.approx(
+        0.8
+    )  # type: ignore[union-attr]
     row = play(player(max_observation_tokens=2, max_turns=2), ["go left /", "go left /"])[0].row
     assert row.tokens[3:6].tolist() == ids("room 2 >")
 
 
-# -- texts and token ids ----------------------------------------------------------------------------------------------------------
+# -- texts and token ids -----------------------------------------------------------------------------------------------
 
 
 def test_gold_paths_are_encoded_as_they_are_played(player: Callable[..., Player]) -> None:
@@ -207,11 +225,15 @@ def test_a_demonstrator_slips_at_the_stated_share_of_turns_and_ends_there() -> N
 def test_observations_in_a_chat_template() -> None:
     tokenizer = word_tokenizer((*WORDS, "user", "assistant"))
     tokenizer.chat_template = (
-        "{% for m in messages %}<s> {{ m.role }} {{ m.content }}</s> {% endfor %}{% if add_generation_prompt %}<s> assistant{% endif %}"
+        "{% for m in messages %}<s> {{ m.role }} {{ m.content }}</s> {% endfor %}{% if add_generation_prompt %}<s> "
+        "assistant{% endif %}"
     )
     demo = build_task(TOY).demonstrations("train")[1]
     tokens, spoken = encode_episode(tokenizer, demo, chat=True)
-    said = "<s> user room 2 . key 1 . > </s> <s> assistant go left </s> <s> user room 1 . key 1 . > </s> <s> assistant take key </s>"
+    said = (
+        "<s> user room 2 . key 1 . > </s> <s> assistant go left </s> <s> user room 1 . key 1 . > </s> <s> "
+        "assistant take key </s>"
+    )
     assert tokenizer.decode(tokens).split() == said.split()
     marked = [word for word, mine in zip(said.split(), spoken, strict=True) if mine]
     assert " ".join(marked) == "go left </s> take key </s>"
@@ -222,21 +244,29 @@ def test_observations_in_a_chat_template() -> None:
 
 def test_offline_batches_take_the_loss_on_responses_only() -> None:
     task = build_task(TOY)
-    batches = training_batches((DataSource(),), task=task, tokenizer=TOKENIZER, chat=False, batch_size=4, max_length=20, seed=0)
+    batches = training_batches(
+        (DataSource(),), task=task, tokenizer=TOKENIZER, chat=False, batch_size=4, max_length=20, seed=0
+    )
     batch = next(batches)
     for row, mask in zip(batch.input_ids.tolist(), batch.response_mask.tolist(), strict=True):
-        said = TOKENIZER.decode([token for token, mine in zip(row, mask, strict=True) if mine]).replace("</s>", " </s>").split()
+        said = (
+            TOKENIZER.decode([token for token, mine in zip(row, mask, strict=True) if mine])
+            .replace("</s>", " </s>")
+            .split()
+        )
         assert set(said) <= {"go", "left", "right", "take", "key", "</s>"} and said[2] == "</s>"
         seen = [token for token, mine in zip(row, mask, strict=True) if not mine]
         assert END not in seen and TOKENIZER.convert_tokens_to_ids("go") not in seen
 
 
-# -- a real engine and learner ----------------------------------------------------------------------------------------------------
+# -- a real engine and learner -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["span 1", "span 2"])
 def checkpoint(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, randomise: Callable[[LatentActionLM], LatentActionLM]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    randomise: Callable[[LatentActionLM], LatentActionLM],
 ) -> Path:
     """Eight codes on a random base that knows the toy's words."""
     folder = tmp_path_factory.mktemp("agents")
@@ -246,7 +276,9 @@ def checkpoint(
         new_model(shape, TOKENIZER).save_pretrained(folder / "base")
     TOKENIZER.save_pretrained(folder / "base")
     layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
-    model = randomise(LatentActionLM.from_base(folder / "base", num_actions=NUM_ACTIONS, seed=1, span=request.param, **layers))
+    model = randomise(
+        LatentActionLM.from_base(folder / "base", num_actions=NUM_ACTIONS, seed=1, span=request.param, **layers)
+    )
     model.codebook.data *= 8
     return model.save_pretrained(folder / "checkpoint")
 
@@ -254,11 +286,19 @@ def checkpoint(
 def configured(checkpoint: Path, **improve: Any) -> tuple[RunConfig, Any]:
     """A run's config on the toy, and RLlib's."""
     turns = {"max_turns": 4, "max_tokens": 120}
-    config = rl_config(checkpoint.parent / "base", improve=improve, rollout={"max_new_tokens": 5, "turns": turns}, task=TOY)
+    config = rl_config(
+        checkpoint.parent / "base", improve=improve, rollout={"max_new_tokens": 5, "turns": turns}, task=TOY
+    )
     span = LatentActionLM.from_pretrained(checkpoint).config.span
     host = HostSpec(level="latent", checkpoint=str(checkpoint))
     return config, algorithm_config(
-        config, host, num_actions=NUM_ACTIONS, reads="late", late_blocks=1, learning_rate=config.improve.learning_rate, span=span
+        config,
+        host,
+        num_actions=NUM_ACTIONS,
+        reads="late",
+        late_blocks=1,
+        learning_rate=config.improve.learning_rate,
+        span=span,
     )
 
 
@@ -271,7 +311,13 @@ def runner(checkpoint: Path) -> Iterator[LMEnvRunner]:
 
 
 REQUEST = RolloutRequest(
-    request_id=0, split="train", prompt_indices=(0, 1, 2, 3), seeds=(3,) * 4, group_size=4, ship_features=True, temperature=0.9
+    request_id=0,
+    split="train",
+    prompt_indices=(0, 1, 2, 3),
+    seeds=(3,) * 4,
+    group_size=4,
+    ship_features=True,
+    temperature=0.9,
 )
 
 
@@ -280,8 +326,11 @@ def rollouts(runner: LMEnvRunner) -> list[Rollout]:
     return runner.sample(request=REQUEST)
 
 
-def test_stored_log_probabilities_are_those_of_one_teacher_forced_pass(checkpoint: Path, rollouts: list[Rollout]) -> None:
-    """Codes, tokens, log-probabilities and features of turns that were decoded apart, against one pass over each whole row."""
+def test_stored_log_probabilities_are_those_of_one_teacher_forced_pass(
+    checkpoint: Path, rollouts: list[Rollout]
+) -> None:
+    """Codes, tokens, log-probabilities and features of turns that were decoded apart, against one pass over each whole
+    row."""
     model = LatentActionLM.from_pretrained(checkpoint)
     span, seen = model.config.span, 0
     for r in rollouts:
@@ -307,13 +356,19 @@ def test_stored_log_probabilities_are_those_of_one_teacher_forced_pass(checkpoin
 def test_an_episode_does_not_depend_on_its_company(runner: LMEnvRunner, rollouts: list[Rollout]) -> None:
     alone = runner.sample(request=replace(REQUEST, prompt_indices=(2,), seeds=(3,)))
     for one, same in zip(alone, rollouts[8:12], strict=True):
-        assert one.rollout_id == same.rollout_id and np.array_equal(one.tokens, same.tokens) and np.array_equal(one.actions, same.actions)
+        assert (
+            one.rollout_id == same.rollout_id
+            and np.array_equal(one.tokens, same.tokens)
+            and np.array_equal(one.actions, same.actions)
+        )
     assert len({r.text for r in rollouts}) > 4
 
 
 def test_token_counts_leave_observations_out(runner: LMEnvRunner, rollouts: list[Rollout]) -> None:
     _, (summary, _) = runner.sample_request(REQUEST)
-    assert summary.tokens == sum(int(r.generated.sum()) for r in rollouts) == sum(count for *_, count in summary.policies)
+    assert (
+        summary.tokens == sum(int(r.generated.sum()) for r in rollouts) == sum(count for *_, count in summary.policies)
+    )
     assert set(summary.part_means) == {"success", "score", "turns", "truncated", "length", "stop"}
 
 
@@ -324,7 +379,9 @@ def test_greedy_baselines_are_whole_episodes(runner: LMEnvRunner) -> None:
 
 
 @pytest.mark.parametrize("credit", ["episode", "turn"])
-def test_worker_and_learner_agree_and_observations_train_nothing(checkpoint: Path, runner: LMEnvRunner, credit: str) -> None:
+def test_worker_and_learner_agree_and_observations_train_nothing(
+    checkpoint: Path, runner: LMEnvRunner, credit: str
+) -> None:
     _, rllib = configured(checkpoint, algorithm="reinforce_pp", credit=credit)
     learner = rllib.build_learner(spaces={DEFAULT_MODULE_ID: (rllib.observation_space, rllib.action_space)})
     weights = learner.module[DEFAULT_MODULE_ID].get_state(inference_only=True)
@@ -338,7 +395,10 @@ def test_worker_and_learner_agree_and_observations_train_nothing(checkpoint: Pat
     moved = {name: value.copy() for name, value in learner.module[DEFAULT_MODULE_ID].get_state().items()}
     # The same again with other numbers at observed tokens: nothing may change.
     again = rllib.build_learner(spaces={DEFAULT_MODULE_ID: (rllib.observation_space, rllib.action_space)})
-    noisy = [replace(r, actions=np.where(r.mask, r.actions, 5), action_logp=np.where(r.mask, r.action_logp, -9)) for r in rewarded]
+    noisy = [
+        replace(r, actions=np.where(r.mask, r.actions, 5), action_logp=np.where(r.mask, r.action_logp, -9))
+        for r in rewarded
+    ]
     update(again, noisy)
     after = again.module[DEFAULT_MODULE_ID].get_state()
     assert any(not np.array_equal(weights[name], value) for name, value in moved.items())
@@ -381,7 +441,7 @@ def test_preflight_begins_an_episode_and_knows_the_window(checkpoint: Path) -> N
     assert any(e.startswith("task: alfworld/all cannot begin") for e in check(broken).errors)
 
 
-# -- what the learner is told, by hand --------------------------------------------------------------------------------------------
+# -- what the learner is told, by hand ---------------------------------------------------------------------------------
 
 
 def test_codes_are_chosen_anew_with_each_response() -> None:
@@ -394,11 +454,35 @@ def test_codes_are_chosen_anew_with_each_response() -> None:
 def episode(**changes: Any) -> Rollout:
     """Prompt of 2, then 2 generated, 2 observed, 3 generated."""
     values: dict[str, Any] = dict.fromkeys(Rollout.__dataclass_fields__, "")
-    values |= {"rollout_id": "a", "prompt_id": "toy/train/0", "prompt_tokens": np.array([1, 5], np.int32), "reward": 1.5, "success": True}
-    values |= {"tokens": np.array([7, 8, 9, 9, 6, 6, 2], np.int32), "actions": np.array([3, 4, 0, 0, 1, 2, 3], np.int32)}
-    values |= {"action_logp": np.array([-1, -2, 0, 0, -3, -4, -5], np.float32), "generated": np.array([1, 1, 0, 0, 1, 1, 1], bool)}
-    values |= {"turn_rewards": np.array([0.25, 0.75], np.float32), "action_versions": np.empty(0, np.int32), "reward_parts": {}}
-    values |= {"policy_version": 0, "seed": 0, "worker": 0, "created": 1.0, "level": "latent", "failure": None, "world_hash": "w"}
+    values |= {
+        "rollout_id": "a",
+        "prompt_id": "toy/train/0",
+        "prompt_tokens": np.array([1, 5], np.int32),
+        "reward": 1.5,
+        "success": True,
+    }
+    values |= {
+        "tokens": np.array([7, 8, 9, 9, 6, 6, 2], np.int32),
+        "actions": np.array([3, 4, 0, 0, 1, 2, 3], np.int32),
+    }
+    values |= {
+        "action_logp": np.array([-1, -2, 0, 0, -3, -4, -5], np.float32),
+        "generated": np.array([1, 1, 0, 0, 1, 1, 1], bool),
+    }
+    values |= {
+        "turn_rewards": np.array([0.25, 0.75], np.float32),
+        "action_versions": np.empty(0, np.int32),
+        "reward_parts": {},
+    }
+    values |= {
+        "policy_version": 0,
+        "seed": 0,
+        "worker": 0,
+        "created": 1.0,
+        "level": "latent",
+        "failure": None,
+        "world_hash": "w",
+    }
     return Rollout(**values | dict.fromkeys(("features", "events", "event_logp", "baseline")) | changes)
 
 
@@ -419,7 +503,11 @@ def test_turn_rewards_count_where_they_came() -> None:
     assert moved_rewards([episode(turn_rewards=np.empty(0, np.float32))], mask).any().item() is False
     places = Places(mask)
     outcomes = Outcomes(
-        rewards=torch.tensor([1.5]), valid=torch.tensor([True]), group_size=1, taken=places.taken, penalties=places.gather(moved)
+        rewards=torch.tensor([1.5]),
+        valid=torch.tensor([True]),
+        group_size=1,
+        taken=places.taken,
+        penalties=places.gather(moved),
     )
     assert outcomes.step_rewards().tolist() == [[0, 0.25, 0, 0, 1.25]]
     assert outcomes.totals().tolist() == [[1.5]]
@@ -436,18 +524,22 @@ def test_the_row_of_an_episode_has_the_last_turns_features() -> None:
     assert whole.features is last.features and whole.tokens.tolist() == [*turn.tokens, 5, 5, *turn.tokens]
 
 
-# -- replay -----------------------------------------------------------------------------------------------------------------------
+# -- replay ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_replay_buffer_holds_the_mask(tmp_path: Path) -> None:
     writer = replay.ReplayWriter(tmp_path, 100, "a")
-    single = episode(rollout_id="b", prompt_id="toy/train/1", generated=np.empty(0, bool), turn_rewards=np.empty(0, np.float32))
+    single = episode(
+        rollout_id="b", prompt_id="toy/train/1", generated=np.empty(0, bool), turn_rewards=np.empty(0, np.float32)
+    )
     writer.add([episode(), single])
     with pytest.raises(ValueError, match="2 marks generated for 7 tokens"):
         writer.add([episode(rollout_id="c", generated=np.ones(2, bool))])
     writer.close()
     first, second = replay.ReplayReader(tmp_path, shuffle=False).rows()
-    assert first["generated"].tolist() == [True, True, False, False, True, True, True] and first["generated"].dtype == bool
+    assert (
+        first["generated"].tolist() == [True, True, False, False, True, True, True] and first["generated"].dtype == bool
+    )
     assert first["turn_rewards"].tolist() == [0.25, 0.75]
     assert second["generated"].tolist() == [] == second["turn_rewards"].tolist()
     shuffled = {row["rollout_id"]: row["generated"].sum() for row in replay.ReplayReader(tmp_path, seed=1).rows()}
@@ -459,8 +551,12 @@ def test_the_replay_buffer_holds_the_mask(tmp_path: Path) -> None:
     for number, mask in zip(batch.index.tolist(), batch.response_mask.int().tolist(), strict=True):
         assert mask == wanted[number]
     source = DataSource(kind="replay", path=str(tmp_path))
-    rows = training_batches((source,), task=build_task(TOY), tokenizer=TOKENIZER, chat=False, batch_size=4, max_length=64, seed=0)
-    assert {tuple(mask) for mask in next(rows).response_mask.int().tolist()} <= {tuple(mask) for mask in wanted.values()}
+    rows = training_batches(
+        (source,), task=build_task(TOY), tokenizer=TOKENIZER, chat=False, batch_size=4, max_length=64, seed=0
+    )
+    assert {tuple(mask) for mask in next(rows).response_mask.int().tolist()} <= {
+        tuple(mask) for mask in wanted.values()
+    }
 
 
 def test_shards_of_schema_3_are_read(tmp_path: Path) -> None:

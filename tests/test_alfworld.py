@@ -1,4 +1,5 @@
-"""The adapter on ALFWorld's own engine, grammar and expert. Its data is not here: two households of its form, written by hand."""
+"""The adapter on ALFWorld's own engine, grammar and expert. Its data is not here: two households of its form, written
+by hand."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ pytestmark = pytest.mark.skipif(found is None, reason="needs the package alfworl
 
 HOUSEHOLDS = (("Apple", "DiningTable"), ("Mug", "Fridge"))
 PROBLEM = """(define (problem household) (:domain alfred)
-(:objects agent1 - agent loc_bar_1 loc_bar_2 loc_bar_3 - location Apple_bar_1 Mug_bar_1 - object Fridge_bar_1 DiningTable_bar_1 - receptacle
+(:objects agent1 - agent loc_bar_1 loc_bar_2 loc_bar_3 - location Apple_bar_1 Mug_bar_1 - object
+ Fridge_bar_1 DiningTable_bar_1 - receptacle
  FridgeType DiningTableType - rtype AppleType MugType - otype)
-(:init (atLocation agent1 loc_bar_1) (receptacleAtLocation Fridge_bar_1 loc_bar_2) (receptacleAtLocation DiningTable_bar_1 loc_bar_3)
+(:init (atLocation agent1 loc_bar_1) (receptacleAtLocation Fridge_bar_1 loc_bar_2)
+ (receptacleAtLocation DiningTable_bar_1 loc_bar_3)
  (receptacleType Fridge_bar_1 FridgeType) (receptacleType DiningTable_bar_1 DiningTableType) (openable Fridge_bar_1)
  (objectType Apple_bar_1 AppleType) (objectType Mug_bar_1 MugType) (pickupable Apple_bar_1) (pickupable Mug_bar_1)
  (canContain DiningTableType AppleType) (canContain FridgeType MugType)
@@ -40,7 +43,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("alfworld")
     for fold in ("train", "valid_seen", "valid_unseen"):
         for thing, place in HOUSEHOLDS:
-            goal = {"object_target": thing, "parent_target": place, "object_sliced": False, "toggle_target": "", "mrecep_target": ""}
+            goal = {
+                "object_target": thing,
+                "parent_target": place,
+                "object_sliced": False,
+                "toggle_target": "",
+                "mrecep_target": "",
+            }
             trajectory = {"task_type": "pick_and_place_simple", "pddl_params": goal}
             game = {
                 "pddl_domain": (package / "alfred.pddl").read_text(),

@@ -1,4 +1,5 @@
-"""The RL loops on real Ray: plumbing by counting, repeatability, killed workers, the asynchronous window, several learners."""
+"""The RL loops on real Ray: plumbing by counting, repeatability, killed workers, the asynchronous window, several
+learners."""
 
 from __future__ import annotations
 
@@ -22,15 +23,15 @@ from ray.rllib.core.learner.training_data import TrainingData
 from rl_tools import Config, EvenTask, host_of, rllib_config, slow_down
 
 from latent_control.algorithms import ALGORITHMS, Outcomes
-from latent_control.persistence import array_hash
+from latent_control.pretrained import array_hash
 from learners.collate import Collate
-from pipeline import checkpoints
-from pipeline.algorithm import LatentRL
-from pipeline.improve import replay_actor, update_metrics
-from pipeline.ledger import Ledger, read
-from pipeline.pool import Answer, PartLost, RolloutPool
-from pipeline.requests import prompt_indices
-from rollout_workers.episodes import Rollout
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.ledger import Ledger, read
+from pipeline.rl.prompt_order import prompt_indices
+from pipeline.rl.rollout_pool import Answer, PartLost, RolloutPool
+from pipeline.stages.improve import replay_actor, update_metrics
+from pipeline.storage import checkpoints
+from rollout_workers.rollouts import Rollout
 from rollout_workers.tasks import Score
 
 pytest_plugins = ("rl_fixtures",)
@@ -56,7 +57,9 @@ def fresh(shared: LatentRL, config: Config) -> LatentRL:
 
 
 @contextmanager
-def consumed(algorithm: LatentRL, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, list[Answer], list[Rollout]]]]:
+def consumed(
+    algorithm: LatentRL, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[int, list[Answer], list[Rollout]]]]:
     """What each update is given: (version before it, answers, their rollouts out of the object store)."""
     found: list[tuple[int, list[Answer], list[Rollout]]] = []
     original = LatentRL._consume
@@ -86,7 +89,7 @@ def wait_until_healthy(algorithm: LatentRL) -> None:
         algorithm.pool.poll(0.1)
 
 
-# -- plumbing ---------------------------------------------------------------------------------------------------------------
+# -- plumbing ----------------------------------------------------------------------------------------------------------
 
 
 def test_everyone_counts_the_same(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +116,8 @@ def test_everyone_counts_the_same(fresh: LatentRL, monkeypatch: pytest.MonkeyPat
         assert {(r.policy_version, r.policy_hash) for r in rollouts} == {(number, hashes[number])}
         prompts = [f"countdown/train/{i}" for i in prompt_indices(number, 4, size=1_000_000, seed=0)]
         assert [r.prompt_id for r in rollouts] == [p for p in prompts for _ in range(4)]
-        # The driver saw summaries only; they are those of the rollouts, which are those the learner got, in the same order.
+        # The driver saw summaries only; they are those of the rollouts, which are those the learner got, in the same
+        # order.
         assert [r for a in answers for r in a.summary.rewards] == [r.reward for r in rollouts]
         assert metrics[number]["reward"] == pytest.approx(np.mean([r.reward for r in rollouts]))
         assert metrics[number]["rollouts"] == 16 and metrics[number]["tokens"] == sum(map(len, rollouts))
@@ -146,12 +150,19 @@ def test_failed_verdicts_are_counted_and_masked(fresh: LatentRL, monkeypatch: py
         metrics = train(fresh, 4)
     failed = [sum(r.reward is None for r in rollouts) for _, _, rollouts in given]
     assert [m["failures"] for m in metrics] == failed
-    assert all((r.reward is None) == (r.text == "") == (r.failure == "empty: nothing was generated") for _, _, rs in given for r in rs)
+    assert all(
+        (r.reward is None) == (r.text == "") == (r.failure == "empty: nothing was generated")
+        for _, _, rs in given
+        for r in rs
+    )
 
 
 def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undisturbed: Undisturbed) -> None:
-    """Same rewards and weights to the last bit as without; the same policy gets the same result however often it plays."""
-    fresh.run_config = fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"evaluate_prompts": 6})})
+    """Same rewards and weights to the last bit as without; the same policy gets the same result however often it
+    plays."""
+    fresh.run_config = fresh.run_config.model_copy(
+        update={"improve": fresh.improve.model_copy(update={"evaluate_prompts": 6})}
+    )
     rewards, plays = [], [fresh.play_heldout(), fresh.play_heldout()]
     for _ in range(3):
         rewards += [m["reward"] for m in train(fresh, 1)]
@@ -163,7 +174,7 @@ def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undi
     assert all(0 <= r["heldout_reward"] <= 1 and r["heldout_tokens"] >= 12 for r in results)
 
 
-# -- repeatability ----------------------------------------------------------------------------------------------------------
+# -- repeatability -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +204,9 @@ def test_another_seed_is_another_run(fresh: LatentRL, config: Config, undisturbe
     assert [m["reward"] for m in train(fresh, 2)] != undisturbed[0][:2]
 
 
-def test_continues_from_its_state_as_if_never_stopped(fresh: LatentRL, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_continues_from_its_state_as_if_never_stopped(
+    fresh: LatentRL, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     train(fresh, 2)
     checkpoints.save_tree(tmp_path, "learner", fresh.learner_state())
     train(fresh, 2)
@@ -203,7 +216,7 @@ def test_continues_from_its_state_as_if_never_stopped(fresh: LatentRL, undisturb
     assert same(fresh.weights, undisturbed[1])
 
 
-# -- errors ---------------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> None:
@@ -221,7 +234,7 @@ def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> N
     assert len(train(fresh, 1)) == 1, "the workers live on"
 
 
-# -- asynchronous -----------------------------------------------------------------------------------------------------------
+# -- asynchronous ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -249,7 +262,8 @@ def test_asynchronous_updates_stay_within_the_staleness(
 def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
     fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The second request of every update is held back as long as the bound allows, so consumption is out of order at the stop."""
+    """The second request of every update is held back as long as the bound allows, so consumption is out of order at
+    the stop."""
     fresh.run_config = config(improve={"mode": "async", "max_staleness": 2})
     original = RolloutPool._collect
 
@@ -274,8 +288,11 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
     assert [max(v - r.policy_version for r in rollouts) <= 2 for v, _, rollouts in given] == [True] * 6
 
 
-def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each action carries its version, and its log-probability is that of its own version's weights over the whole prefix."""
+def test_rollouts_in_flight_go_on_with_new_policies(
+    fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each action carries its version, and its log-probability is that of its own version's weights over the whole
+    prefix."""
     fresh.run_config = config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True})
     fresh.restore_learner(fresh.start)
     weights = {}
@@ -303,21 +320,28 @@ def test_rollouts_in_flight_go_on_with_new_policies(fresh: LatentRL, config: Con
         for version in set(rollout.action_versions.tolist()):
             module.set_state(weights[version])
             with torch.no_grad():
-                logits = module.policy(torch.from_numpy(np.array(rollout.features))[None])[0, len(rollout.prompt_tokens) - 1 :]
-            logp = logits.log_softmax(-1).gather(1, torch.tensor(rollout.actions, dtype=torch.long)[:, None])[:, 0].numpy()
+                logits = module.policy(torch.from_numpy(np.array(rollout.features))[None])[
+                    0, len(rollout.prompt_tokens) - 1 :
+                ]
+            logp = (
+                logits.log_softmax(-1).gather(1, torch.tensor(rollout.actions, dtype=torch.long)[:, None])[:, 0].numpy()
+            )
             own = rollout.action_versions == version
             assert np.abs(logp - rollout.action_logp)[own].max() < 1e-4
-            # An update whose rewards are all the same changes nothing: its version is another name for the same weights.
+            # An update whose rewards are all the same changes nothing: its version is another name for the same
+            # weights.
             others = {int(v) for v in set(rollout.action_versions.tolist()) - {version}}
             differ = all(any((weights[v][k] != weights[version][k]).any() for k in weights[v]) for v in others)
             assert not others or not differ or np.abs(logp - rollout.action_logp)[~own].max() > 1e-4
     for (version, _, rs), found in zip(given, metrics, strict=True):
-        ages = np.concatenate([version - (r.action_versions if len(r.action_versions) else np.full(len(r), r.policy_version)) for r in rs])
+        ages = np.concatenate(
+            [version - (r.action_versions if len(r.action_versions) else np.full(len(r), r.policy_version)) for r in rs]
+        )
         assert found["staleness_mean"] == pytest.approx(ages.mean()) and found["staleness_max"] == ages.max() <= 1
     module.set_state(fresh.weights)
 
 
-# -- several learners, the token level, learning ----------------------------------------------------------------------------
+# -- several learners, the token level, learning -----------------------------------------------------------------------
 
 
 def learner_weights(algorithm: LatentRL) -> list[dict[str, np.ndarray]]:
@@ -333,7 +357,9 @@ def gradients(algorithm: LatentRL, parts: list[list[Rollout]]) -> list[dict[str,
         training_data=TrainingData(episodes_refs=refs), num_epochs=1, minibatch_size=rows, num_total_minibatches=1
     )
     results = algorithm.learner_group.foreach_learner(
-        lambda learner: {name: p.grad.numpy().copy() for name, p in learner.module[DEFAULT_MODULE_ID].unwrapped().trained().items()}
+        lambda learner: {
+            name: p.grad.numpy().copy() for name, p in learner.module[DEFAULT_MODULE_ID].unwrapped().trained().items()
+        }
     )
     return [result.get() for result in results]
 
@@ -375,9 +401,13 @@ def test_a_learner_that_does_not_take_its_state_is_a_loss(algorithm: Algorithms,
         built.restore_learner(state)
 
 
-def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
+    fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A bound that no log-probability can keep; the second broken update is one too many."""
-    fresh.run_config = fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})})
+    fresh.run_config = fresh.run_config.model_copy(
+        update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})}
+    )
     fresh.ledger, kept = Ledger(tmp_path, "improve"), {}
     fresh.ledger.begin(0)
     fresh.quarantine = kept.__setitem__
@@ -399,12 +429,16 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(fresh: LatentR
     fresh.flush_ledger()
     found = read(tmp_path, "improve")
     rollouts = [r for a in found.attempts if a.update == 2 for r in a.rollouts]
-    assert {a.outcome for a in found.attempts if a.update == 1} == {"trained"} and rollouts == [r.rollout_id for r in kept[2]]
+    assert {a.outcome for a in found.attempts if a.update == 1} == {"trained"} and rollouts == [
+        r.rollout_id for r in kept[2]
+    ]
     assert all(a.outcome == "skipped" and "not finite" in a.reason for a in found.attempts if a.update >= 2)
 
 
 def test_token_level_trains_the_last_block_only(algorithm: Algorithms, config: Config) -> None:
-    tokens = algorithm(config(improve={"level": "token", "features": "recompute"}, rollout={"num_workers": 1}), level="token")
+    tokens = algorithm(
+        config(improve={"level": "token", "features": "recompute"}, rollout={"num_workers": 1}), level="token"
+    )
     module = tokens.learner_group._learner.module[DEFAULT_MODULE_ID]
     head, before = module.policy.head.weight.clone(), tokens.weights
     metrics = train(tokens, 2)
@@ -421,14 +455,14 @@ def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
     assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.25
 
 
-# -- workers die (last, since they take seconds to come back) --------------------------------------------------------------
+# -- workers die (last, since they take seconds to come back) ----------------------------------------------------------
 
 
 def test_a_worker_killed_while_sampling_costs_nothing(
     fresh: LatentRL, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipeline.context import StageContext
-    from pipeline.runlog import RunLog
+    from pipeline.runs.context import StageContext
+    from pipeline.runs.metrics_log import RunLog
 
     context = StageContext(config=fresh.run_config, run_dir=tmp_path, log=RunLog(tmp_path, quiet=True), task=EvenTask())
     fresh.replay = replay_actor(context, "improve")
@@ -454,7 +488,8 @@ def test_a_worker_killed_while_sampling_costs_nothing(
 
 
 def test_rollouts_outlive_the_worker_that_made_them(fresh: LatentRL) -> None:
-    """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere warning."""
+    """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere
+    warning."""
     requests = fresh.requests_of(0)
     fresh.pool.submit(requests)
     answers = fresh.pool.take([r.request_id for r in requests])

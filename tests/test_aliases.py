@@ -1,4 +1,5 @@
-"""Codes that emit the same token as one event: by hand, against enumeration, and what it does to the gradient's variance."""
+"""Codes that emit the same token as one event: by hand, against enumeration, and what it does to the gradient's
+variance."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import torch
 from rl_tools import Config, make_learner, make_runner, sample, update, with_rewards
 
 from latent_control import LatentActionLM
-from latent_control.actors import latent_actor
 from latent_control.aliases import event_log_prob, pack, same_token, unpack
-from latent_control.decoding import generate
+from latent_control.decoding.action_decoder import latent_actor
+from latent_control.decoding.generate import generate
 from latent_control.losses import clipped_surrogate
 
 pytest_plugins = ("rl_fixtures",)
@@ -22,7 +23,8 @@ Randomise = Callable[[LatentActionLM], LatentActionLM]
 
 
 def test_events_are_classes_among_the_most_likely_codes() -> None:
-    """Codes 0, 1, 2 are compared, 0 and 2 emit token 7. Code 4, which would emit it too, was not compared: it stands alone."""
+    """Codes 0, 1, 2 are compared, 0 and 2 emit token 7. Code 4, which would emit it too, was not compared: it stands
+    alone."""
     top, tokens = torch.tensor([[0, 1, 2]] * 4), torch.tensor([[7, 8, 7]] * 4)
     actions, chosen = torch.tensor([0, 1, 2, 4]), torch.tensor([7, 8, 7, 7])
     event = same_token(top, tokens, actions, chosen, 5)
@@ -71,20 +73,28 @@ def test_same_expected_gradient_and_less_variance() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("count", [3, 100])
-def test_decoding_finds_the_codes_that_emit_the_same_token(make_model: MakeModel, randomise: Randomise, count: int) -> None:
+def test_decoding_finds_the_codes_that_emit_the_same_token(
+    make_model: MakeModel, randomise: Randomise, count: int
+) -> None:
     model = randomise(make_model()).eval()
     model.codebook.data[1] = model.codebook.data[0]  # two codes that always agree
     ids, codes = torch.randint(5, 40, (4, 5), generator=torch.Generator().manual_seed(2)), model.config.num_actions
-    out = generate(model.base, latent_actor(model), ids, max_new_tokens=6, seed=4, stop_token=-1, batch_size=3, aliases=count)
+    out = generate(
+        model.base, latent_actor(model), ids, max_new_tokens=6, seed=4, stop_token=-1, batch_size=3, aliases=count
+    )
     assert out.events is not None and out.event_logp is not None
     shared = 0
     for row in range(4):
         features = model.features(torch.cat([ids[row], out.tokens[row, :-1]])[None])
         log_probs = torch.log_softmax(model.policy_logits(features)[0, 4:], -1)
         emitted = model.world_logits_of_all(features.final[0, 4:]).argmax(-1)
-        compared = torch.zeros_like(emitted, dtype=torch.bool).scatter(1, log_probs.topk(min(count, codes), -1).indices, True)
+        compared = torch.zeros_like(emitted, dtype=torch.bool).scatter(
+            1, log_probs.topk(min(count, codes), -1).indices, True
+        )
         alone = torch.nn.functional.one_hot(out.actions[row], codes).bool()
-        wanted = torch.where((compared & alone).any(1, keepdim=True), compared & (emitted == out.tokens[row, :, None]), alone)
+        wanted = torch.where(
+            (compared & alone).any(1, keepdim=True), compared & (emitted == out.tokens[row, :, None]), alone
+        )
         found = unpack(out.events[row], codes)
         assert torch.equal(found, wanted)
         assert torch.allclose(out.event_logp[row], event_log_prob(log_probs, out.actions[row], wanted), atol=1e-4)

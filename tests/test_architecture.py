@@ -29,15 +29,21 @@ HEAVY = {
 }
 RLLIB = {
     "rollout_workers/env_runner.py",
-    "rollout_workers/episodes.py",
+    "rollout_workers/rollouts.py",
     "learners/rl_module.py",
     "learners/learner.py",
     "learners/collate.py",
-    "pipeline/algorithm.py",
-    "pipeline/evaluation.py",  # EnvRunnerGroup
+    "pipeline/rl/algorithm.py",
+    "pipeline/stages/play.py",  # EnvRunnerGroup
 }
 # preflight reads the column names of a text file, tasks their rows; rollouts pass through replay.py alone.
-PARQUET = {"pipeline/replay.py", "pipeline/ledger.py", "pipeline/data.py", "pipeline/preflight.py", "rollout_workers/tasks/reading.py"}
+PARQUET = {
+    "pipeline/replay/writer.py",
+    "pipeline/rl/ledger.py",
+    "pipeline/data/batches.py",
+    "pipeline/preflight/check.py",
+    "rollout_workers/tasks/row_files.py",
+}
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
 
 
@@ -58,12 +64,20 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def users_of(module: str) -> set[str]:
-    return {name_of(path) for path in MODULES for name, _ in imports(path) if name == module or name.startswith(f"{module}.")}
+    return {
+        name_of(path)
+        for path in MODULES
+        for name, _ in imports(path)
+        if name == module or name.startswith(f"{module}.")
+    }
 
 
 def tracked_files() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
     if listed.returncode:
         pytest.skip("no git checkout: the list of tracked files comes from git")
@@ -90,11 +104,15 @@ def test_arrows_point_one_way(package):
 
 
 def test_mlflow_is_touched_in_its_files():
-    assert users_of("mlflow") <= {"pipeline/tracking.py", "pipeline/registry.py", "pipeline/pyfunc.py"}
+    assert users_of("mlflow") <= {
+        "pipeline/tracking/tracker.py",
+        "pipeline/serving/registry.py",
+        "pipeline/serving/mlflow_model.py",
+    }
 
 
 def test_the_mlflow_model_needs_the_method_only():
-    ours = {name.partition(".")[0] for name, _ in imports(ROOT / "pipeline/pyfunc.py")} & ARROWS.keys()
+    ours = {name.partition(".")[0] for name, _ in imports(ROOT / "pipeline/serving/mlflow_model.py")} & ARROWS.keys()
     assert ours == {"latent_control"}
     assert not any(
         name.partition(".")[0] in ARROWS.keys() - {"latent_control"}
@@ -113,16 +131,33 @@ def test_rllib_is_touched_in_its_files():
 
 
 def test_ui_and_command_line_import_nothing_heavy_when_imported():
-    for name in ("pipeline/cli.py", "pipeline/preflight.py", "pipeline/doctor.py", "pipeline/ui.py"):
+    for name in (
+        "pipeline/cli/app.py",
+        "pipeline/preflight/check.py",
+        "pipeline/preflight/doctor.py",
+        "pipeline/tracking/server.py",
+    ):
         top = ast.parse((ROOT / name).read_text(encoding="utf-8")).body
         modules = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
         modules += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
-        heavy = {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "latent_control", "learners", "rollout_workers"}
+        heavy = {
+            "torch",
+            "ray",
+            "transformers",
+            "mlflow",
+            "pyarrow",
+            "numpy",
+            "latent_control",
+            "learners",
+            "rollout_workers",
+        }
         assert not heavy & {module.partition(".")[0] for module in modules}, name
 
 
 def test_nothing_unpickles():
-    assert not {user for module in ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib") for user in users_of(module)}
+    assert not {
+        user for module in ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib") for user in users_of(module)
+    }
     assert not [place for place, call in calls() if call in ("torch.load", "torch.save", "numpy.load", "np.load")]
 
 
@@ -144,7 +179,8 @@ def test_no_handler_catches_everything():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
-                passed_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None  # tidies up, hides nothing
+                # tidies up, hides nothing
+                passed_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
                 if not passed_on and (node.type is None or re.search(r"\b(Base)?Exception\b", caught)):
                     broad.append(f"{name_of(path)}:{node.lineno}: except {caught}")
     assert not broad
@@ -155,7 +191,8 @@ def test_functions_fit_a_screen():
         f"{name_of(path)}:{node.lineno} {node.name} has {length} lines"
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
     ]
     assert not long
 
@@ -169,15 +206,27 @@ def test_modules_and_public_classes_say_what_they_are():
         bare += [
             f"{name_of(path)}:{node.lineno} {node.name}"
             for node in tree.body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and ast.get_docstring(node) is None
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and ast.get_docstring(node) is None
         ]
     assert not bare
 
 
 # Put together so that this file does not find itself.
-MACHINE = re.compile(r"(?<![\w.$}/-])/(?:" + "|".join(["root", "opt", "work", r"home/(?!me\b|you\b|user\b)\w+"]) + r")/[\w.]")
+MACHINE = re.compile(
+    r"(?<![\w.$}/-])/(?:" + "|".join(["root", "opt", "work", r"home/(?!me\b|you\b|user\b)\w+"]) + r")/[\w.]"
+)
 HOSTS = re.compile(
-    "|".join([r"--(?:extra-)?index-" + "url", "find-" + "links", r"artifact" + r"ory\.", r"pkg" + r"\.dev/", r"files\.python" + "hosted"])
+    "|".join(
+        [
+            r"--(?:extra-)?index-" + "url",
+            "find-" + "links",
+            r"artifact" + r"ory\.",
+            r"pkg" + r"\.dev/",
+            r"files\.python" + "hosted",
+        ]
+    )
 )
 
 
@@ -195,7 +244,11 @@ def test_no_machine_path_and_no_registry_host_in_tracked_files():
 def test_the_lock_pins_what_the_project_asks_for():
     import tomllib
 
-    pins = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#"))
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
     assert pins["torch"] == "2.13.0"
     assert not [f"{name}=={version}" for name, version in pins.items() if not re.fullmatch(r"[\w.]+", version)]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -39,7 +39,9 @@ def test_the_auto_classes_load_it_without_code_from_the_folder(folder: Path, aut
     assert saved["latent_actions"]["num_actions"] == 8
     assert "_name_or_path" not in saved["base_lm"]
     assert all(
-        torch.equal(tensor, auto.latent.new_modules()[name]) for name, tensor in model.new_modules().items() if "inverse" not in name
+        torch.equal(tensor, auto.latent.new_modules()[name])
+        for name, tensor in model.new_modules().items()
+        if "inverse" not in name
     )
 
 
@@ -55,7 +57,14 @@ def test_greedy_is_exactly_the_engines(auto: Any, model: LatentActionLM) -> None
 
 def test_sampling_is_of_codes(auto: Any, model: LatentActionLM) -> None:
     wanted = model.generate(PROMPTS, MASK, max_new_tokens=6, temperature=0.7, top_k=3, seed=5, repeats=2, stop_token=-1)
-    asked = {"do_sample": True, "temperature": 0.7, "top_k": 3, "seed": 5, "num_return_sequences": 2, "eos_token_id": -1}
+    asked = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 3,
+        "seed": 5,
+        "num_return_sequences": 2,
+        "eos_token_id": -1,
+    }
     out = auto.generate(PROMPTS, attention_mask=MASK, max_new_tokens=6, return_dict_in_generate=True, **asked)
     assert torch.equal(out.sequences[:, 5:], wanted.tokens)
     assert torch.equal(out.code_logp, wanted.action_logp)
@@ -63,7 +72,13 @@ def test_sampling_is_of_codes(auto: Any, model: LatentActionLM) -> None:
 
 def test_codes_are_forced_and_allowed(auto: Any) -> None:
     out = auto.generate(
-        PROMPTS, attention_mask=MASK, max_new_tokens=4, eos_token_id=-1, codes=[6, 1], allowed_codes=[1, 6], return_codes=True
+        PROMPTS,
+        attention_mask=MASK,
+        max_new_tokens=4,
+        eos_token_id=-1,
+        codes=[6, 1],
+        allowed_codes=[1, 6],
+        return_codes=True,
     )
     assert out.codes[:, :2].tolist() == [[6, 1]] * 2
     assert set(out.codes.unique().tolist()) <= {1, 6}
@@ -74,7 +89,9 @@ def test_codes_are_forced_and_allowed(auto: Any) -> None:
 def test_generation_ends_where_it_is_told_to(auto: Any) -> None:
     free = auto.generate(PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=-1)[:, 5:]
     end = int(free[0, 2])
-    stopped = auto.generate(PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=[end], pad_token_id=47, return_codes=True)
+    stopped = auto.generate(
+        PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=[end], pad_token_id=47, return_codes=True
+    )
     place = free[0].tolist().index(end) + 1
     assert stopped.lengths[0] == place
     assert set(stopped.sequences[0, 5 + place :].tolist()) <= {47}
@@ -86,7 +103,9 @@ def test_generation_ends_where_it_is_told_to(auto: Any) -> None:
         def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             return torch.tensor([input_ids.shape[1] >= 8, False])
 
-    out = auto.generate(PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=-1, stopping_criteria=[Three()], return_codes=True)
+    out = auto.generate(
+        PROMPTS, attention_mask=MASK, max_new_tokens=6, eos_token_id=-1, stopping_criteria=[Three()], return_codes=True
+    )
     assert out.lengths.tolist() == [3, 6]
     assert torch.equal(out.sequences[1, 5:], free[1])
 
@@ -144,7 +163,10 @@ def test_the_base_may_stay_where_it_is(make_base: Any, make_model: Any, tmp_path
     assert not (tmp_path / "saved" / "base").exists()
     wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generate(PROMPTS, max_new_tokens=4)
     shutil.move(tmp_path / "base", tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"the base LM of .*saved lay at .*base, where it is no longer: say where it is now \(base=FOLDER"):
+    with pytest.raises(
+        ValueError,
+        match=r"the base LM of .*saved lay at .*base, where it is no longer: say where it is now \(base=FOLDER",
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", base=tmp_path / "moved")
     assert torch.equal(again.generate(PROMPTS, max_new_tokens=4), wanted)
@@ -181,11 +203,17 @@ def test_a_text_pipeline_takes_it(auto: Any) -> None:
     inner = Tokenizer(WordLevel({str(i): i for i in range(48)}, unk_token="0"))
     inner.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="0", eos_token="2", unk_token="0")
-    said = pipeline("text-generation", model=auto, tokenizer=tokenizer)("1 7 8", max_new_tokens=4, return_full_text=False)
+    said = pipeline("text-generation", model=auto, tokenizer=tokenizer)(
+        "1 7 8", max_new_tokens=4, return_full_text=False
+    )
     wanted = auto.generate(torch.tensor([[1, 7, 8]]), max_new_tokens=4)[0, 3:]
     assert said[0]["generated_text"].split() == [str(int(token)) for token in wanted if token not in (0, 2)]
     words = auto.generate(
-        torch.tensor([[1, 7, 8]]), max_new_tokens=4, eos_token_id=-1, stop_strings=[str(int(wanted[1]))], tokenizer=tokenizer
+        torch.tensor([[1, 7, 8]]),
+        max_new_tokens=4,
+        eos_token_id=-1,
+        stop_strings=[str(int(wanted[1]))],
+        tokenizer=tokenizer,
     )
     assert words.shape[1] <= 3 + wanted.tolist().index(int(wanted[1])) + 1
 

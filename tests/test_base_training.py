@@ -34,7 +34,14 @@ EMBEDDED = Path(__file__).parents[1] / "configs" / "models" / "countdown-1m"
 
 def _train(folder: Path, config: BaseTraining = TINY) -> dict[int, Mapping[str, float]]:
     logged: dict[int, Mapping[str, float]] = {}
-    train_base(config, task=Countdown(), folder=folder, seed=3, threads=1, log=lambda step, metrics: logged.update({step: metrics}))
+    train_base(
+        config,
+        task=Countdown(),
+        folder=folder,
+        seed=3,
+        threads=1,
+        log=lambda step, metrics: logged.update({step: metrics}),
+    )
     return logged
 
 
@@ -55,14 +62,18 @@ def test_loss_falls_and_the_folder_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "kind"), [("gpt2", "GPT2LMHeadModel"), ("qwen2", "Qwen2ForCausalLM")])
 def test_other_families_learn_and_take_latent_actions(tmp_path: Path, family: str, kind: str) -> None:
     shape = TINY.architecture.model_copy(update={"family": family, "num_hidden_layers": 2})
-    logged = _train(tmp_path / "base", TINY.model_copy(update={"architecture": shape, "updates": 20, "evaluate_every": 10}))
+    logged = _train(
+        tmp_path / "base", TINY.model_copy(update={"architecture": shape, "updates": 20, "evaluate_every": 10})
+    )
     assert logged[20]["heldout_loss"] < logged[10]["heldout_loss"]
     layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
     model = LatentActionLM.from_base(tmp_path / "base", num_actions=4, seed=0, **layers)
     assert type(model.base.lm).__name__ == kind
     prompt = torch.tensor([[1, 7, 11, 160, 153, 161]])
     emitted = model.generate(prompt, max_new_tokens=3, temperature=0.0, stop_token=-1).tokens
-    assert torch.equal(emitted, model.generate(prompt, max_new_tokens=3, temperature=0.0, stop_token=-1, level="base").tokens)
+    assert torch.equal(
+        emitted, model.generate(prompt, max_new_tokens=3, temperature=0.0, stop_token=-1, level="base").tokens
+    )
 
 
 def test_same_seed_same_model(tmp_path: Path) -> None:
@@ -116,8 +127,13 @@ def test_the_embedded_model_is_small_and_solves_held_out_problems() -> None:
     task = build_task(Task())
     prompts = list(task.prompts("heldout")[:60])
     ids = tokenizer([prompt.text for prompt in prompts], return_tensors="pt")["input_ids"]
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)[:, ids.shape[1] :]
-    solved = [task.score(p, tokenizer.decode(row, skip_special_tokens=True)).success for p, row in zip(prompts, out, strict=True)]  # type: ignore[union-attr]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)[
+        :, ids.shape[1] :
+    ]
+    solved = [
+        task.score(p, tokenizer.decode(row, skip_special_tokens=True)).success
+        for p, row in zip(prompts, out, strict=True)
+    ]  # type: ignore[union-attr]
     assert sum(solved) / len(solved) > 0.4
 
 
@@ -125,7 +141,9 @@ def test_the_embedded_model_is_small_and_solves_held_out_problems() -> None:
 def test_a_saved_tokenizer_is_read_as_it_was(family: Any, tmp_path: Path) -> None:
     """AutoTokenizer takes Qwen2's own in place of any that lies beside a Qwen2 model."""
     tokenizer = word_tokenizer(Countdown.words)
-    shape = Architecture(family=family, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    shape = Architecture(
+        family=family, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
     new_model(shape, tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     text = "3 7 25 -> 29 :"

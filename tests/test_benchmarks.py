@@ -60,7 +60,9 @@ def test_report_says_where_and_how(common: ModuleType, tmp_path: Path, capsys: p
     content = json.loads(path.read_text())
     assert path == tmp_path / "new" / "name.json"
     assert (content["benchmark"], content["rows"], content["raw"]) == ("name", [{"side": "ours"}], [1, 2])
-    assert {"date", "processor", "cores", "memory_gb", "torch_threads", "python", "packages", "commit"} <= content["machine"].keys()
+    assert {"date", "processor", "cores", "memory_gb", "torch_threads", "python", "packages", "commit"} <= content[
+        "machine"
+    ].keys()
     assert content["machine"]["packages"]["pyarrow"]
     assert "| ours |" in capsys.readouterr().out
 
@@ -83,10 +85,15 @@ def test_a_peer_answers_until_it_dies(common: ModuleType, tmp_path: Path) -> Non
 
 def test_tables_go_between_their_marks(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TABLES, str(tmp_path)], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+        [sys.executable, "-c", TABLES, str(tmp_path)],
+        cwd=ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith(
-        "a\n<!-- table x -->\n| side |\n|------|\n| ours |\n\n2026-11-23, cpu, 2 cores, torch 2.13, commit c.\n<!-- end -->\n"
+        "a\n<!-- table x -->\n| side |\n|------|\n| ours |\n\n2026-11-23, cpu, 2 cores, torch 2.13, commit c.\n<!-- "
+        "end -->\n"
     )
     assert done.stdout.endswith("<!-- table y -->\nNot measured yet.\n<!-- end -->\n")
 
@@ -102,7 +109,16 @@ print(filled("a\\n<!-- table x -->\\nold\\n<!-- end -->\\n<!-- table y -->\\n<!-
 
 
 def run(script: str, out: Path, *words: str) -> dict:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), "--quick", "--repeats", "2", "--out", str(out), *words]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / f"{script}.py"),
+        "--quick",
+        "--repeats",
+        "2",
+        "--out",
+        str(out),
+        *words,
+    ]
     # Away from the repository: the scripts must find the packages themselves.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, timeout=300)
@@ -129,7 +145,14 @@ def test_decode(tmp_path: Path) -> None:
 def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     content = run("gpu", tmp_path, "--device", "cpu")
     assert content["limits"]["bytes_per_second"] > 1e8 and content["limits"]["flop_per_second"] > 1e8
-    assert [row["what"].split(",")[0] for row in content["rows"]] == ["decode", "prefill", "decode static", "ship", "recompute", "update"]
+    assert [row["what"].split(",")[0] for row in content["rows"]] == [
+        "decode",
+        "prefill",
+        "decode static",
+        "ship",
+        "recompute",
+        "update",
+    ]
 
 
 def test_publish(tmp_path: Path) -> None:
@@ -197,18 +220,24 @@ def test_off_policy(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
 def test_search(tmp_path: Path, tiny_checkpoint: Path, config) -> None:
     from configs.loading import dump_config
     from latent_control import LatentActionLM
-    from latent_control.q_head import save_q_head
+    from latent_control.search.q_head import save_q_head
     from learners.q_head import QSettings
-    from pipeline import checkpoints
-    from pipeline.q_training import new_head
+    from pipeline.stages.q_head import new_head
+    from pipeline.storage import checkpoints
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text(dump_config(config(actions={"init": str(tiny_checkpoint), "updates": 0})))
+    (tmp_path / "run" / "config.yaml").write_text(
+        dump_config(config(actions={"init": str(tiny_checkpoint), "updates": 0}))
+    )
     (tmp_path / "run" / "checkpoints" / "clone").symlink_to(tiny_checkpoint)
     head = new_head(LatentActionLM.from_pretrained(tiny_checkpoint), QSettings(hidden=4), 0)
     checkpoints.write(tmp_path / "q", files=lambda folder: save_q_head(head, folder), info={})
-    content = run("search", tmp_path, "--runs", str(tmp_path / "run"), "--q", str(tmp_path / "q"), "--policies", "clone")
-    assert [(row["value"], row["method"]) for row in content["rows"]] == [(v, m) for v in ("verifier", "q") for m in ("mcts", "mcts-q")]
+    content = run(
+        "search", tmp_path, "--runs", str(tmp_path / "run"), "--q", str(tmp_path / "q"), "--policies", "clone"
+    )
+    assert [(row["value"], row["method"]) for row in content["rows"]] == [
+        (v, m) for v in ("verifier", "q") for m in ("mcts", "mcts-q")
+    ]
     for one in content["repeats"]:
         tokens = {row["name"]: row["tokens_per_prompt"] for row in one["rows"]}
         assert tokens["best-of-n"] >= tokens[one["method"]]
@@ -220,6 +249,10 @@ def test_explorer(tmp_path: Path) -> None:
     if "AXE_CORE" not in os.environ:
         pytest.skip("AXE_CORE does not name axe-core's axe.min.js (npm pack axe-core)")
     content = run("explorer", tmp_path)
-    assert [row["page"] for row in content["rows"]] == list(content["pages"]) == ["64 codes", "128 codes", "128 codes, longest"]
+    assert (
+        [row["page"] for row in content["rows"]]
+        == list(content["pages"])
+        == ["64 codes", "128 codes", "128 codes, longest"]
+    )
     assert all(row[kind] == 0 for row in content["rows"] for kind in ("axe", "console", "requests", "hostile"))
     assert all(len(page["times"]) == 2 for page in content["pages"].values())

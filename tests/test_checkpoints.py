@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoints
-from pipeline.durable import sealed, unseal, write_atomic
+from pipeline.storage import checkpoints
+from pipeline.storage.atomic import sealed, unseal, write_atomic
 
 
 def write_one(root: Path, update: int, text: str = "weights") -> Path:
@@ -117,7 +117,9 @@ def test_trees_of_every_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", sorted(checkpoints._SAFETENSORS_DTYPES, key=str), ids=str)
 def test_every_dtype_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
-    raw = torch.randint(0, 2 if dtype is torch.bool else 256, (64,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    raw = torch.randint(
+        0, 2 if dtype is torch.bool else 256, (64,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     tensor = raw.view(dtype)
     assert_same({"x": tensor, "scalar": tensor[0]}, round_trip(tmp_path, {"x": tensor, "scalar": tensor[0]}))
 
@@ -168,7 +170,10 @@ def test_write_verify_and_info(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"clone-00000100"}
     listed = unseal(folder / "manifest.json")
     assert sorted(listed["files"]) == ["model/a.txt", "state.json", "state.safetensors"]
-    assert listed["versions"]["torch"] == torch.__version__.split("+")[0] or listed["versions"]["torch"] == torch.__version__
+    assert (
+        listed["versions"]["torch"] == torch.__version__.split("+")[0]
+        or listed["versions"]["torch"] == torch.__version__
+    )
     write_one(tmp_path, 100, "other ")
     assert (folder / "model" / "a.txt").read_text().startswith("other")
     assert checkpoints.verify(folder) == []
@@ -212,7 +217,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit in the manifest": (lambda f: flip_bit(f / "manifest.json", 0.3), "manifest.json"),
     "truncated": (lambda f: os.truncate(f / "model" / "a.txt", 7), "model/a.txt has 7 bytes, written were 350"),
     "missing file": (lambda f: (f / "state.json").unlink(), "state.json is missing"),
-    "folder in place of a file": (lambda f: ((f / "state.json").unlink(), (f / "state.json").mkdir()), "state.json is missing"),
+    "folder in place of a file": (
+        lambda f: ((f / "state.json").unlink(), (f / "state.json").mkdir()),
+        "state.json is missing",
+    ),
     "foreign file": (lambda f: (f / "model" / "b.txt").write_text("?"), "model/b.txt is not in manifest.json"),
     "missing manifest": (lambda f: (f / "manifest.json").unlink(), "no manifest.json: it was never finished"),
     "empty manifest": (lambda f: (f / "manifest.json").write_bytes(b""), "manifest.json is no JSON"),
@@ -267,7 +275,12 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     (tmp_path / "clone-00000600" / "state.json").unlink()
     deleted = checkpoints.prune(tmp_path, "clone", 2, protect=[tmp_path / "clone-00000100"])
     assert sorted(path.name for path in deleted) == ["clone-00000200", "clone-00000300"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clone-00000100", "clone-00000400", "clone-00000500", "clone-00000600"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "clone-00000100",
+        "clone-00000400",
+        "clone-00000500",
+        "clone-00000600",
+    ]
     assert json.loads((tmp_path / "clone-00000400" / "manifest.json").read_text())["info"]["update"] == 400
     assert len(checkpoints.prune(tmp_path, "clone", 0)) == 4
     assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline import cli, completion, doctor, preflight, ui
-from pipeline.displays import Display
+from pipeline.cli import app as cli
+from pipeline.cli import shell_completion
+from pipeline.console.displays import Display
+from pipeline.preflight import check, doctor
+from pipeline.tracking import server
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate")
@@ -26,7 +29,13 @@ HEAVY = ("torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelera
 def program(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"} | environment
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
@@ -58,8 +67,18 @@ def fake_stages(monkeypatch):
     def evaluate(target, *, config, prompts):
         print("progress of the evaluation")
         calls.append(("evaluate", target, config, prompts))
-        row = {"sampled": 0.25, "greedy": 0.5, "sampled_interval": [0.1, 0.4], "greedy_interval": [0.3, 0.7], "sampled_tokens": 12.0}
-        return {"prompts": prompts, "base": row, "differences": {"improved - base": {"sampled": {"mean": 0.5, "low": 0.25, "high": 0.75}}}}
+        row = {
+            "sampled": 0.25,
+            "greedy": 0.5,
+            "sampled_interval": [0.1, 0.4],
+            "greedy_interval": [0.3, 0.7],
+            "sampled_tokens": 12.0,
+        }
+        return {
+            "prompts": prompts,
+            "base": row,
+            "differences": {"improved - base": {"sampled": {"mean": 0.5, "low": 0.25, "high": 0.75}}},
+        }
 
     module = types.SimpleNamespace(run=run, resume=resume, evaluate=evaluate, calls=calls)
     monkeypatch.setitem(sys.modules, "pipeline.run", module)
@@ -72,7 +91,9 @@ TRAINS_A_BASE = "base: {model: new, train: {updates: 1}}\nevaluation: null\ntrac
 class TestHelp:
     def test_importing_the_command_line_loads_nothing_heavy(self):
         code = f"import sys, pipeline.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
         assert done.stdout.strip() == "[]"
 
     def test_help_is_quick_and_names_every_command(self):
@@ -93,16 +114,20 @@ class TestHelp:
             "assert CliRunner().invoke(app, ['config', 'show', 'configs/base_countdown.yaml']).exit_code == 0;"
             f"print([m for m in {HEAVY!r} if m in sys.modules])"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
         assert done.stdout.strip() == "[]"
 
-    @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]])
+    @pytest.mark.parametrize(
+        "arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]]
+    )
     def test_usage_errors_are_2(self, arguments):
         assert CliRunner().invoke(cli.app, arguments).exit_code == 2
 
     def test_every_command_has_its_panel(self):
-        from pipeline import cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_tasks  # noqa: F401
-        from pipeline.cli_panels import MORE, PANELS, arrange, name_of
+        from pipeline.cli import cluster as cli_cluster  # noqa: F401
+        from pipeline.cli.panels import MORE, PANELS, arrange, name_of
 
         arrange(cli.app)
         every = [*cli.app.registered_commands, *cli.app.registered_groups]
@@ -120,7 +145,11 @@ class TestHelp:
 class TestCompletion:
     def completed(self, words: str) -> list[str]:
         """As bash asks, the word under the cursor last."""
-        env = {"_LATENT_CONTROL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        env = {
+            "_LATENT_CONTROL_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
         return program(**env).stdout.split()
 
     def test_in_the_shell(self):
@@ -130,10 +159,10 @@ class TestCompletion:
         assert self.completed("latent-control run c.yaml improve.mode = as") == ["async"]
 
     def test_keys_and_values(self):
-        assert "improve.updates=" in completion.override([], "improve.")
-        assert completion.override([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
-        assert completion.override(["improve.mode"], "=") == ["sync", "async"]
-        assert completion.override([], "nonsense.key=") == []
+        assert "improve.updates=" in shell_completion.override([], "improve.")
+        assert shell_completion.override([], "replay.enabled=") == ["replay.enabled=true", "replay.enabled=false"]
+        assert shell_completion.override(["improve.mode"], "=") == ["sync", "async"]
+        assert shell_completion.override([], "nonsense.key=") == []
 
     def test_paths(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -142,9 +171,13 @@ class TestCompletion:
         (tmp_path / "runs/first/config.yaml").touch()
         (tmp_path / "mine.yaml").touch()
         (tmp_path / "mine.txt").touch()
-        assert completion.run_folders("") == ["runs/first"] and completion.run_folders("fi") == ["runs/first"]
-        assert completion.run_folders("runs/f") == ["runs/first"] and completion.run_folders("nothing/") == []
-        assert completion.config_files("mi") == ["mine.yaml"]
+        assert shell_completion.run_folders("") == ["runs/first"] and shell_completion.run_folders("fi") == [
+            "runs/first"
+        ]
+        assert (
+            shell_completion.run_folders("runs/f") == ["runs/first"] and shell_completion.run_folders("nothing/") == []
+        )
+        assert shell_completion.config_files("mi") == ["mine.yaml"]
 
 
 class TestAllErrorsAtOnce:
@@ -164,17 +197,22 @@ class TestAllErrorsAtOnce:
                 '  - clone.updates: expected a whole number, got "three" (text) [line 3]',
                 f"  - base.model: {models / 'nothing-here'} does not exist ({models} exists, nothing-here does not)",
             ]
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.yaml", "models"], "nothing may be started or written"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.yaml", "models"], (
+            "nothing may be started or written"
+        )
 
     def test_preflight_errors_come_with_them(self, config_file, monkeypatch):
-        monkeypatch.setattr(preflight, "cpus_here", lambda: 2)
-        path = config_file(TRAINS_A_BASE + "task: {options: {numbers: 99}}\nclone: {}\nimprove: {}\nrollout: {num_workers: 5, top: 1}\n")
+        monkeypatch.setattr(check, "cpus_here", lambda: 2)
+        path = config_file(
+            TRAINS_A_BASE + "task: {options: {numbers: 99}}\nclone: {}\nimprove: {}\nrollout: "
+            "{num_workers: 5, top: 1}\n"
+        )
         _, errors, _ = cli.examine(path, [])
         places = sorted(e.partition(" ")[0] for e in errors)
         assert places == ["clone:", "improve:", "rollout.num_workers:", "rollout.top:", "task.options.numbers"], errors
 
     def test_a_default_in_place_of_a_wrong_value_is_not_judged(self, config_file, monkeypatch):
-        monkeypatch.setattr(preflight, "cpus_here", lambda: 1)
+        monkeypatch.setattr(check, "cpus_here", lambda: 1)
         path = config_file(TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: many}\n")
         _, errors, _ = cli.examine(path, [])
         assert errors == ['rollout.num_workers: expected a whole number, got "many" (text) [line 7]']
@@ -182,7 +220,9 @@ class TestAllErrorsAtOnce:
     def test_json(self, config_file):
         done = CliRunner().invoke(cli.app, ["config", "check", str(config_file("base: 3\n")), "--json"])
         assert done.exit_code == 2
-        assert json.loads(done.stdout)["errors"] == ["base: expected a section with keys of its own, got 3 (number) [line 1]"]
+        assert json.loads(done.stdout)["errors"] == [
+            "base: expected a section with keys of its own, got 3 (number) [line 1]"
+        ]
 
 
 class TestConfigCommands:
@@ -211,29 +251,30 @@ class TestConfigCommands:
 
 class TestPreflight:
     def test_an_unreachable_hub_id_is_an_error_when_the_run_is_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(preflight, "_hub_answers", lambda: False)
+        monkeypatch.setattr(check, "_hub_answers", lambda: False)
         config = load_config(config_file("base: {model: no-such-org/no-such-model}\ncluster: {address: local}\n"))
-        errors, warnings = preflight.check(config)
+        errors, warnings = check.check(config)
         assert (len(errors), warnings) == (1, [])
         assert errors[0].startswith("base.model: no-such-org/no-such-model is neither a folder nor cached")
 
     def test_a_folder_that_is_no_model(self, config_file, tmp_path):
         (tmp_path / "empty").mkdir()
-        errors, _ = preflight.check(load_config(config_file("base: {model: empty}\n")))
+        errors, _ = check.check(load_config(config_file("base: {model: empty}\n")))
         assert [e.partition(":")[0] for e in errors] == ["base.model"]
 
     def test_gpus_are_counted_only_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(preflight, "gpus_here", lambda: 1)
+        monkeypatch.setattr(check, "gpus_here", lambda: 1)
         text = (
-            TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: 2, gpus_per_worker: 0.75, cpus_per_worker: 0.1}\n"
+            TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: 2, gpus_per_worker: 0.75, "
+            "cpus_per_worker: 0.1}\n"
         )
         config = load_config(config_file(text))
-        errors, _ = preflight.check(config)
+        errors, _ = check.check(config)
         assert errors == [
             "rollout.num_workers: 1.5 GPUs asked for (rollout.num_workers x rollout.gpus_per_worker = 1.5), "
             "but this machine has 1; ask for less, or set cluster.address"
         ]
-        assert preflight.check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
+        assert check.check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
 
     @pytest.mark.parametrize(
         ("name", "content", "wanted"),
@@ -247,14 +288,16 @@ class TestPreflight:
     )
     def test_text_sources(self, name, content, wanted, config_file, tmp_path):
         (tmp_path / name).write_text(content)
-        errors, _ = preflight.check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
+        errors, _ = check.check(
+            load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"])
+        )
         assert len(errors) == 1
         assert errors[0].startswith("actions.data[0].path: ")
         assert wanted in errors[0]
 
     def test_a_run_folder_without_replay(self, config_file, tmp_path):
         (tmp_path / "old").mkdir()
-        errors, _ = preflight.check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
+        errors, _ = check.check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
         assert len(errors) == 1
         assert "holds no replay shards" in errors[0]
 
@@ -262,9 +305,12 @@ class TestPreflight:
         model = ROOT / "configs" / "models" / "countdown-1m"
         if not (model / "config.json").is_file():
             pytest.skip("the embedded model is not there yet")
-        overrides = ["actions={policy_layers: 4, inverse_dynamics_layers: 5, inverse_dynamics_reads: final}", "clone={}"]
+        overrides = [
+            "actions={policy_layers: 4, inverse_dynamics_layers: 5, inverse_dynamics_reads: final}",
+            "clone={}",
+        ]
         overrides += ["task.max_prompt_tokens=2", "rollout.max_new_tokens=100000"]
-        errors, _ = preflight.check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
+        errors, _ = check.check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
         assert [e.partition(":")[0] for e in errors] == [
             "actions.inverse_dynamics_layers",
             "actions.policy_layers",
@@ -275,10 +321,14 @@ class TestPreflight:
 
 class TestSlices:
     def test_an_unknown_field_is_an_error_that_lists_the_fields(self, config_file):
-        text = TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}") + "actions: {}\nclone: {}\n"
-        errors, _ = preflight.check(load_config(config_file(text)))
+        text = (
+            TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}")
+            + "actions: {}\nclone: {}\n"
+        )
+        errors, _ = check.check(load_config(config_file(text)))
         assert errors == [
-            "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there are: numbers, target"
+            "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there "
+            "are: numbers, target"
         ]
 
 
@@ -302,7 +352,9 @@ class TestRunResumeEvaluate:
 
     def test_a_folder_that_cannot_be_made_is_a_usage_error(self, config_file, fake_stages, tmp_path):
         (tmp_path / "file").touch()
-        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")])
+        done = CliRunner().invoke(
+            cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")]
+        )
         assert done.exit_code == 2 and "give a folder that can be written" in done.stderr and fake_stages.calls == []
 
     def test_json_is_all_there_is_on_stdout_and_ends_with_the_exit_code(self, config_file, fake_stages, tmp_path):
@@ -327,23 +379,40 @@ class TestRunResumeEvaluate:
         code = (
             "import os, sys, types\n"
             "def run(config, run_dir, display):\n"
-            "    os.write(1, b'from C code\\n'); display.message('hello'); raise ValueError('the data is odd: use other data')\n"
+            "    os.write(1, b'from C code\\n'); display.message('hello'); raise ValueError('the data is odd: use "
+            "other data')\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
-            f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', {str(tmp_path / 'r')!r}]\n"
+            f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', "
+            f"{str(tmp_path / 'r')!r}]\n"
             "from pipeline.cli import main; main()\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
         events = [json.loads(line) for line in done.stdout.splitlines()]
         assert [event["event"] for event in events] == ["message", "end"] and "from C code" in done.stderr
-        assert (done.returncode, events[-1]["exit_code"], events[-1]["errors"]) == (1, 1, ["the data is odd: use other data"])
+        assert (done.returncode, events[-1]["exit_code"], events[-1]["errors"]) == (
+            1,
+            1,
+            ["the data is odd: use other data"],
+        )
 
     def test_an_empty_folder_is_used(self, config_file, fake_stages, tmp_path):
         (tmp_path / "r").mkdir()
-        assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")]).exit_code == 0
+        assert (
+            CliRunner()
+            .invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+            .exit_code
+            == 0
+        )
         assert fake_stages.calls[0][2] == tmp_path / "r"
 
-    @pytest.mark.parametrize("error", [ValueError("the data is odd: use other data"), FileNotFoundError("x"), FloatingPointError("loss")])
-    def test_failures_while_working_are_one_sentence_and_1(self, error, config_file, fake_stages, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        "error", [ValueError("the data is odd: use other data"), FileNotFoundError("x"), FloatingPointError("loss")]
+    )
+    def test_failures_while_working_are_one_sentence_and_1(
+        self, error, config_file, fake_stages, tmp_path, monkeypatch
+    ):
         def fail(config, run_dir, display):
             raise error
 
@@ -353,7 +422,12 @@ class TestRunResumeEvaluate:
         assert done.exit_code == 1
         assert done.stderr == f"error: {error} (the traceback: latent-control --debug ...)\n"
         monkeypatch.setenv(cli.DEBUG, "1")
-        assert CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")]).exception is error
+        assert (
+            CliRunner()
+            .invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")])
+            .exception
+            is error
+        )
 
     def test_a_defect_keeps_its_traceback(self, config_file, fake_stages, tmp_path):
         def fail(config, run_dir, display):
@@ -374,7 +448,9 @@ class TestRunResumeEvaluate:
 
     def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, config_file, tmp_path):
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
-        assert done.exit_code == 2 and "neither a run folder nor a checkpoint" in done.stderr and fake_stages.calls == []
+        assert (
+            done.exit_code == 2 and "neither a run folder nor a checkpoint" in done.stderr and fake_stages.calls == []
+        )
         config_file(TRAINS_A_BASE, "config.yaml")
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
         assert done.stdout.splitlines() == [
@@ -418,7 +494,9 @@ class TestRunResumeEvaluate:
     def test_evaluate_obeys_the_gates_too(self, fake_stages, config_file, tmp_path):
         config_file(TRAINS_A_BASE, "config.yaml")
         plain = fake_stages.evaluate
-        fake_stages.evaluate = lambda target, *, config, prompts: plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
+        fake_stages.evaluate = lambda target, *, config, prompts: (
+            plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
+        )
         done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
         assert done.exit_code == 3
         assert json.loads(done.stdout)["gates"] == self.GATES
@@ -443,7 +521,9 @@ class TestRunResumeEvaluate:
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
             "from pipeline.cli import main; main()\n"
         )
-        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "working\n"
             child.send_signal(signal.SIGINT)
@@ -478,41 +558,43 @@ class TestUi:
         run = tmp_path / "run"
         run.mkdir()
         uri = f"sqlite:///{tmp_path}/mlflow.db"
-        (run / "mlflow.json").write_text(json.dumps({"tracking_uri": uri, "experiment_id": "3", "runs": {"clone": "ab"}}))
+        (run / "mlflow.json").write_text(
+            json.dumps({"tracking_uri": uri, "experiment_id": "3", "runs": {"clone": "ab"}})
+        )
         (tmp_path / "mlflow.db").touch()
-        assert ui.find_store(str(run)) == ui.Store(uri=uri, experiment_id="3", runs={"clone": "ab"})
-        assert ui.find_store(str(tmp_path)).uri == uri
-        assert ui.find_store(str(tmp_path / "mlflow.db")).uri == uri
-        assert ui.find_store("http://host:1").uri == "http://host:1"
+        assert server.find_store(str(run)) == server.Store(uri=uri, experiment_id="3", runs={"clone": "ab"})
+        assert server.find_store(str(tmp_path)).uri == uri
+        assert server.find_store(str(tmp_path / "mlflow.db")).uri == uri
+        assert server.find_store("http://host:1").uri == "http://host:1"
         with pytest.raises(FileNotFoundError, match=r"mlflow\.db"):
-            ui.find_store(str(tmp_path / "mlfow.db"))
+            server.find_store(str(tmp_path / "mlfow.db"))
         with pytest.raises(ValueError, match=r"no mlflow\.json"):
-            ui.find_store(str(ROOT / "configs"))
+            server.find_store(str(ROOT / "configs"))
 
     def test_links(self):
-        store = ui.Store(uri="x", experiment_id="3", runs={"clone": "ab"})
-        assert ui.links("http://h:1/", store, {"3": "mine"}) == [
+        store = server.Store(uri="x", experiment_id="3", runs={"clone": "ab"})
+        assert server.links("http://h:1/", store, {"3": "mine"}) == [
             "charts of mine: http://h:1/#/experiments/3/runs?workflowType=machine_learning&compareRunsMode=CHART",
             "stage clone: http://h:1/#/experiments/3/runs/ab",
         ]
-        rl = ui.links("http://h:1", ui.Store(uri="x", experiment_id="3", runs={"improve": "cd"}), {})
+        rl = server.links("http://h:1", server.Store(uri="x", experiment_id="3", runs={"improve": "cd"}), {})
         assert rl[0].startswith("improve of all runs: http://h:1/#/experiments/3/runs?")
         assert rl[0].endswith("&searchFilter=tags.stage%20%3D%20%22improve%22")
         link = "http://h:1/#/compare-runs?runs=%5B%22ab%22%2C%22cd%22%5D&experiments=%5B%223%22%5D"
-        assert ui.compare_link("3", ["ab", "cd"], "http://h:1/") == link
+        assert server.compare_link("3", ["ab", "cd"], "http://h:1/") == link
 
     def test_a_taken_port_names_a_free_one(self):
         with socket.socket() as taken:
-            taken.bind((ui.HOST, 0))
+            taken.bind((server.HOST, 0))
             taken.listen()
             port = taken.getsockname()[1]
             with pytest.raises(ValueError, match=rf"port {port} is taken; --port \d+ is free"):
-                ui.choose_port(port)
+                server.choose_port(port)
 
     @pytest.mark.slow
     def test_serves_the_store_and_ends_with_it(self, tmp_path):
         with socket.socket() as probe:
-            probe.bind((ui.HOST, 0))
+            probe.bind((server.HOST, 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "pipeline", "ui", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(port)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
@@ -523,7 +605,7 @@ class TestUi:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(30)
         assert child.returncode == 0
-        assert ui._is_free(port)
+        assert server._is_free(port)
 
 
 @pytest.mark.parametrize(
@@ -534,7 +616,9 @@ class TestUi:
         ([], "Missing option '--replay'"),
     ],
 )
-def test_off_policy_says_what_is_wrong_before_it_starts(arguments: list[str], said: str, tmp_path: Path, monkeypatch) -> None:
+def test_off_policy_says_what_is_wrong_before_it_starts(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["off-policy", str(tmp_path), *arguments])
     assert result.exit_code == 2 and said in " ".join(result.output.replace("│", " ").split())

@@ -1,4 +1,5 @@
-"""Jobs on a Ray cluster: what is checked before, what travels, and, slow, a whole job on three nodes of which one dies."""
+"""Jobs on a Ray cluster: what is checked before, what travels, and, slow, a whole job on three nodes of which one
+dies."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline import cli_cluster, job, storage
-from pipeline import submit as jobs
-from pipeline.cluster import WORKER_ENVIRONMENT, worker_environment
-from pipeline.events import read_events
-from pipeline.preflight import cluster_problems
-from pipeline.tracking import read_record
+from pipeline import job
+from pipeline.cli import cluster as cli_cluster
+from pipeline.cluster import shared_storage
+from pipeline.cluster import submit as jobs
+from pipeline.cluster.connect import WORKER_ENVIRONMENT, worker_environment
+from pipeline.preflight.check import cluster_problems
+from pipeline.runs.events import read_events
+from pipeline.tracking.tracker import read_record
 
 pytest_plugins = ("rl_fixtures", "cluster_fixtures")
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,22 +40,40 @@ def wants(**sections: Any) -> RunConfig:
     return RunConfig(base={"model": "x"}, improve={}, **sections)
 
 
-# -- resources --------------------------------------------------------------------------------------------------------------
+# -- resources ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("sections", "nodes", "expected"),
     [
         ({"rollout": {"num_workers": 3}}, [{"CPU": 1.0}] * 3, []),
-        ({"rollout": {"num_workers": 4}}, [{"CPU": 1.0}] * 3, ["4 CPUs asked for", "the cluster's 3 nodes have 3", "add nodes"]),
-        ({"rollout": {"num_workers": 1, "cpus_per_worker": 2}}, [{"CPU": 1.0}] * 3, ["rollout.cpus_per_worker", "no node has that"]),
+        (
+            {"rollout": {"num_workers": 4}},
+            [{"CPU": 1.0}] * 3,
+            ["4 CPUs asked for", "the cluster's 3 nodes have 3", "add nodes"],
+        ),
+        (
+            {"rollout": {"num_workers": 1, "cpus_per_worker": 2}},
+            [{"CPU": 1.0}] * 3,
+            ["rollout.cpus_per_worker", "no node has that"],
+        ),
         ({"rollout": {"num_workers": 2, "gpus_per_worker": 0.5}}, [{"CPU": 8.0, "GPU": 1.0}], []),
-        ({"rollout": {"gpus_per_worker": 1}}, [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}], ["2 GPUs asked for", "nodes have 1"]),
-        ({"cluster": {"num_learners": 1, "gpus_per_learner": 2}}, [{"CPU": 9.0, "GPU": 1.0}] * 2, ["cluster.gpus_per_learner", "no node"]),
+        (
+            {"rollout": {"gpus_per_worker": 1}},
+            [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}],
+            ["2 GPUs asked for", "nodes have 1"],
+        ),
+        (
+            {"cluster": {"num_learners": 1, "gpus_per_learner": 2}},
+            [{"CPU": 9.0, "GPU": 1.0}] * 2,
+            ["cluster.gpus_per_learner", "no node"],
+        ),
         ({}, [], ["CPUs asked for", "0 nodes", "the largest: 0 CPUs"]),
     ],
 )
-def test_what_a_config_needs_against_what_nodes_have(sections: dict[str, Any], nodes: list[dict[str, float]], expected: list[str]) -> None:
+def test_what_a_config_needs_against_what_nodes_have(
+    sections: dict[str, Any], nodes: list[dict[str, float]], expected: list[str]
+) -> None:
     problems = cluster_problems(wants(**sections), nodes)
     assert bool(problems) == bool(expected) and all(text in "\n".join(problems) for text in expected), problems
 
@@ -63,7 +84,11 @@ def test_why_a_job_waits() -> None:
     assert jobs.waiting_reason([("A", {"CPU": 1.0})], [{"CPU": 2}], {}) == "waiting: 1 A (1 CPU each); in all: 2 CPU"
     nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}]
     reason = jobs.waiting_reason([actor, actor, ("ReplayActor", {})], nodes, {"CPU": 3.0, "GPU": 0.5})
-    assert reason == "waiting: 2 LMEnvRunner (1 CPU + 0.5 GPU each), 1 ReplayActor (nothing each); in use: 3 of 3 CPU, 0.5 of 1 GPU"
+    assert (
+        reason
+        == "waiting: 2 LMEnvRunner (1 CPU + 0.5 GPU each), 1 ReplayActor (nothing each); in use: 3 of 3 CPU, 0.5 of 1 "
+        "GPU"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,10 +114,12 @@ def test_only_a_lost_driver_is_worth_another_try(status: str, driver: int | None
     assert jobs.driver_lost(SimpleNamespace(status=JobStatus(status), driver_exit_code=driver)) == lost
 
 
-# -- what travels -----------------------------------------------------------------------------------------------------------
+# -- what travels ------------------------------------------------------------------------------------------------------
 
 
-def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = load_config(QUICKSTART, ["cluster.address=auto"])
     with jobs.staged(settings) as folder:
         names = {path.name for path in folder.iterdir()}
@@ -104,10 +131,15 @@ def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(tmp
         brought = job.with_files_brought(unpacked, run_dir)
         assert brought == job.with_files_brought(unpacked, run_dir), "submitted again"
         code = "import pipeline.cli as c; print(c.__file__)"
-        found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=60
+        )
         assert found.stdout.strip() == str(folder / "pipeline" / "cli.py")
     assert not folder.exists()
-    assert Path(brought.base.model) == run_dir / "brought" / "countdown-1m" and (Path(brought.base.model) / "config.json").is_file()
+    assert (
+        Path(brought.base.model) == run_dir / "brought" / "countdown-1m"
+        and (Path(brought.base.model) / "config.json").is_file()
+    )
     assert brought.model_copy(update={"base": settings.base}) == settings, "nothing else has changed"
 
 
@@ -125,31 +157,37 @@ def test_variables_that_the_job_sets_are_not_set_twice(monkeypatch: pytest.Monke
     assert worker_environment().keys() == WORKER_ENVIRONMENT.keys() - jobs.JOB_ENVIRONMENT.keys() - {"PYTHONPATH"}
 
 
-# -- storage ----------------------------------------------------------------------------------------------------------------
+# -- storage -----------------------------------------------------------------------------------------------------------
 
 
 def test_each_node_is_asked(ray_session: None, tmp_path: Path) -> None:
     config = wants(tracking={"uri": "http://127.0.0.1:9"})
-    problems = storage.shared_storage_problems(config, tmp_path / "run")
+    problems = shared_storage.shared_storage_problems(config, tmp_path / "run")
     assert len(problems) == 1 and "http://127.0.0.1:9 does not answer the driver" in problems[0]
     node = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
-    (problem,) = storage.storage_problems(tmp_path, [str(tmp_path), str(tmp_path / "absent")], node)
-    assert problem == f"node {next(iter(node.values()))}: {tmp_path / 'absent'} does not exist; put it on storage that all nodes mount"
+    (problem,) = shared_storage.storage_problems(tmp_path, [str(tmp_path), str(tmp_path / "absent")], node)
+    assert (
+        problem
+        == f"node {next(iter(node.values()))}: {tmp_path / 'absent'} does not exist; put it on storage that all nodes "
+        "mount"
+    )
     assert not list(tmp_path.rglob(".probe*"))
 
 
 def test_a_node_that_sees_other_files_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (unseen,) = storage.probe_node(str(tmp_path / "other" / ".probe-1"), "n", [])
+    (unseen,) = shared_storage.probe_node(str(tmp_path / "other" / ".probe-1"), "n", [])
     assert "does not share" in unseen and "No such file" in unseen
     (tmp_path / ".probe-2").write_text(".probe-2")
-    monkeypatch.setattr(storage, "NEEDED", ("torch", "nothing_of_this_name"))
-    assert storage.probe_node(str(tmp_path / ".probe-2"), "n", []) == [
+    monkeypatch.setattr(shared_storage, "NEEDED", ("torch", "nothing_of_this_name"))
+    assert shared_storage.probe_node(str(tmp_path / ".probe-2"), "n", []) == [
         "nothing_of_this_name not installed; all nodes need the same environment"
     ]
-    assert storage._arrived(tmp_path / ".probe-2", "n") and not storage._arrived(tmp_path / ".probe-2", "m")
+    assert shared_storage._arrived(tmp_path / ".probe-2", "n") and not shared_storage._arrived(
+        tmp_path / ".probe-2", "m"
+    )
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def submit(*arguments: str) -> tuple[int, str]:
@@ -162,17 +200,23 @@ def test_all_errors_before_anything_is_sent(tmp_path: Path) -> None:
     assert code == 2 and "did you mean improve.updates" in output and "--run-dir: runs/x is relative" in output
     code, output = submit(str(QUICKSTART), "--run-dir", str(tmp_path / "x"), "--address", "http://127.0.0.1:9")
     assert code == 2 and "--address: http://127.0.0.1:9" in output
-    code, output = submit(str(QUICKSTART), "--run-dir", "/x", "--address", "http://127.0.0.1:9", "--retries", "2", "--no-wait")
+    code, output = submit(
+        str(QUICKSTART), "--run-dir", "/x", "--address", "http://127.0.0.1:9", "--retries", "2", "--no-wait"
+    )
     assert code == 2 and "--retries: with --no-wait" in output
 
 
 def test_paths_of_other_machines_are_warnings(tmp_path: Path) -> None:
     text = f"actions.init={tmp_path / 'on-the-cluster'}"
     code, output = submit(str(QUICKSTART), text, "--run-dir", str(tmp_path / "x"), "--address", "http://127.0.0.1:9")
-    assert code == 2 and f"warning: actions.init: {tmp_path / 'on-the-cluster'} does not exist" in output and "--address" in output
+    assert (
+        code == 2
+        and f"warning: actions.init: {tmp_path / 'on-the-cluster'} does not exist" in output
+        and "--address" in output
+    )
 
 
-# -- a real cluster ---------------------------------------------------------------------------------------------------------
+# -- a real cluster ----------------------------------------------------------------------------------------------------
 
 
 TINY = [
@@ -239,9 +283,14 @@ def paced(tokens_per_second: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_nodes_one_to_three_workers_and_a_lost_node(cluster: LocalCluster, tmp_path: Path) -> None:
-    """A job with one worker, scaled to three it works on all nodes; one is killed and replaced; all updates are made, each once."""
+    """A job with one worker, scaled to three it works on all nodes; one is killed and replaced; all updates are made,
+    each once."""
     updates = 300
-    scaling = [f"improve.updates={updates}", "cluster.autoscale={max: 3, patience: 1000}", "cluster.worker_timeout_seconds=120"]
+    scaling = [
+        f"improve.updates={updates}",
+        "cluster.autoscale={max: 3, patience: 1000}",
+        "cluster.worker_timeout_seconds=120",
+    ]
     run = Submitted(cluster, tmp_path / "run", *scaling, *paced(60))
     run.until(lambda found: len(found) >= 2)
     assert {r["rollout_workers"] for r in run.metrics()} == {1} == {r["rollout_nodes"] for r in run.metrics()}
@@ -261,7 +310,9 @@ def test_three_nodes_one_to_three_workers_and_a_lost_node(cluster: LocalCluster,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ctrl_c_stops_the_job_and_its_actors_and_submitting_again_continues(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_job_and_its_actors_and_submitting_again_continues(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     from ray.util.state import list_actors
 
     settings = ["improve.updates=30", "improve.checkpoint_every=2", *paced(200)]
@@ -285,7 +336,9 @@ def test_ctrl_c_stops_the_job_and_its_actors_and_submitting_again_continues(clus
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_driver_is_submitted_again_and_the_run_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
-    run = Submitted(cluster, tmp_path / "run", "improve.updates=30", "improve.checkpoint_every=2", *paced(200), "--retries", "2")
+    run = Submitted(
+        cluster, tmp_path / "run", "improve.updates=30", "improve.checkpoint_every=2", *paced(200), "--retries", "2"
+    )
     run.until(lambda found: len(found) >= 5)
     psutil.Process(json.loads((run.run_dir / "process.json").read_text())["pid"]).kill()
     assert run.ended() == 0, "\n".join(run.lines[-40:])

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
-from pipeline import cli, cli_evidence, pilot
-from pipeline.compare import compare, seed_difference
-from pipeline.outcomes import Outcome
-from pipeline.replay import read_outcomes, write_outcomes
+from pipeline.cli import app as cli
+from pipeline.cli import compare as cli_evidence
+from pipeline.evaluation.outcomes import Outcome
+from pipeline.experiments import pilot
+from pipeline.experiments.compare import compare, seed_difference
+from pipeline.replay.writer import read_outcomes, write_outcomes
 
 
 def outcome(index: int, mode: str, *, success: bool, prompt: str = "p") -> Outcome:
@@ -32,16 +34,24 @@ def outcome(index: int, mode: str, *, success: bool, prompt: str = "p") -> Outco
     )
 
 
-def finished(folder: Path, solved: int, *, seed: int = 0, seconds: float = 10.0, prompt: str = "p", evaluated: bool = True) -> Path:
+def finished(
+    folder: Path, solved: int, *, seed: int = 0, seconds: float = 10.0, prompt: str = "p", evaluated: bool = True
+) -> Path:
     """A run that solved the first ``solved`` of 100 held-out prompts after two updates."""
     folder.mkdir()
     config = RunConfig(seed=seed, base={"model": "x"}, actions={}, clone={}, improve={}, tracking={"enabled": False})
     (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "summary.json").write_text(json.dumps({"stages": {"improve": {"seconds": seconds, "metrics": {"parameters_trained": 50.0}}}}))
-    lines = [{"stage": "improve", "step": i, "time": 0.0, "reward": 0.1 * i, "rollouts": 8, "tokens": 80} for i in (1, 2)]
+    (folder / "summary.json").write_text(
+        json.dumps({"stages": {"improve": {"seconds": seconds, "metrics": {"parameters_trained": 50.0}}}})
+    )
+    lines = [
+        {"stage": "improve", "step": i, "time": 0.0, "reward": 0.1 * i, "rollouts": 8, "tokens": 80} for i in (1, 2)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if evaluated:
-        rows = [outcome(i, mode, success=i < solved, prompt=prompt) for mode in ("sampled", "greedy") for i in range(100)]
+        rows = [
+            outcome(i, mode, success=i < solved, prompt=prompt) for mode in ("sampled", "greedy") for i in range(100)
+        ]
         write_outcomes(folder / "evaluation.parquet", rows)
     return folder
 
@@ -55,7 +65,11 @@ def test_outcomes_come_back(tmp_path: Path) -> None:
 def test_a_clear_difference_is_a_verdict_with_cost(tmp_path: Path) -> None:
     result = compare([finished(tmp_path / "a", 60, seconds=5.0)], [finished(tmp_path / "b", 40, seed=3)])
     found = result["success"]["sampled"]
-    assert found["mean"] == pytest.approx(0.2) and 0.1 < found["low"] < 0.2 < found["high"] < 0.3 and found["prompts"] == 100
+    assert (
+        found["mean"] == pytest.approx(0.2)
+        and 0.1 < found["low"] < 0.2 < found["high"] < 0.3
+        and found["prompts"] == 100
+    )
     assert result["config_difference"] == {"seed": ("0", "3")}
     assert result["costs"]["a_over_b"] == {"seconds": 0.5, "tokens": 1.0, "rollouts": 1.0, "parameters_trained": 1.0}
     assert result["costs"]["a"]["tokens"] == 160
@@ -101,7 +115,9 @@ def test_command_writes_the_page_beside_b(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli_evidence.cli.app, ["compare", str(a), str(b)])
     assert done.exit_code == 0 and "A is better by 0.200" in done.output
     assert "<polyline" in (b / "compare-with-a.html").read_text()
-    asked = CliRunner().invoke(cli.app, ["compare", "--a", str(a), "--b", str(b), "--json", "--html", str(tmp_path / "x.html")])
+    asked = CliRunner().invoke(
+        cli.app, ["compare", "--a", str(a), "--b", str(b), "--json", "--html", str(tmp_path / "x.html")]
+    )
     assert json.loads(asked.stdout)["success"]["greedy"]["a"] == 0.6 and (tmp_path / "x.html").is_file()
     assert CliRunner().invoke(cli.app, ["compare", str(a)]).exit_code == 2
 
@@ -117,7 +133,9 @@ def test_updates_fit_the_budget() -> None:
 
 def test_a_budget_without_use_is_refused_with_numbers() -> None:
     # A tenth needs 20 s, with 50 s before it and a reserve: 70 / 0.9 s = 1.3 minutes.
-    with pytest.raises(ValueError, match=r"--minutes 1: nothing useful fits.*token_level 0\.40 s.*give --minutes 1\.3 or more"):
+    with pytest.raises(
+        ValueError, match=r"--minutes 1: nothing useful fits.*token_level 0\.40 s.*give --minutes 1\.3 or more"
+    ):
         pilot.planned_updates(PACE, 1)
 
 
@@ -139,6 +157,7 @@ def test_pilot_config_is_valid_and_refuses_bad_rows(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n')
     done = CliRunner().invoke(
-        cli_evidence.cli.app, ["pilot", "--prompts", str(rows), "--base", "configs/models/countdown-1m", "--out", str(tmp_path / "o")]
+        cli_evidence.cli.app,
+        ["pilot", "--prompts", str(rows), "--base", "configs/models/countdown-1m", "--out", str(tmp_path / "o")],
     )
     assert done.exit_code == 2 and "line 2: no key 'answer'" in done.output

@@ -56,7 +56,14 @@ class TestGoodConfigs:
     def test_overrides_win_create_sections_and_remove_them(self, write_config):
         path = write_config("actions: {updates: 5}\nclone: {updates: 6}\n")
         config = load_config(
-            path, ["improve.updates=3", "actions.updates=7", "improve.mode=async", "task.options.numbers=4", "evaluation=null"]
+            path,
+            [
+                "improve.updates=3",
+                "actions.updates=7",
+                "improve.mode=async",
+                "task.options.numbers=4",
+                "evaluation=null",
+            ],
         )
         assert (config.improve.updates, config.improve.mode, config.actions.updates) == (3, "async", 7)
         assert config.task.options == {"numbers": 4}
@@ -91,7 +98,9 @@ class TestGoodConfigs:
 
 class TestUnknownKeys:
     def test_near_match_in_the_section(self, write_config):
-        assert only_error(write_config("improve: {updats: 3}\n")) == ("improve.updats: unknown; did you mean improve.updates? [line 2]")
+        assert only_error(write_config("improve: {updats: 3}\n")) == (
+            "improve.updats: unknown; did you mean improve.updates? [line 2]"
+        )
 
     def test_a_key_of_another_section(self, write_config):
         assert "did you mean improve.group_size?" in only_error(write_config("rollout: {group_size: 8}\n"))
@@ -106,7 +115,10 @@ class TestUnknownKeys:
     def test_in_a_list_and_in_an_override(self, write_config):
         assert "did you mean actions.data[0].kind?" in only_error(write_config(), "actions.data=[{knd: task}]")
         message = only_error(write_config(), "improve.lerning_rate=3")
-        assert message == "improve.lerning_rate: unknown; did you mean improve.learning_rate? [override improve.lerning_rate=3]"
+        assert (
+            message
+            == "improve.lerning_rate: unknown; did you mean improve.learning_rate? [override improve.lerning_rate=3]"
+        )
 
     @pytest.mark.parametrize("key", [k for k in known_keys() if k.count(".") == 1 and not k.startswith("base.")])
     def test_every_key_is_found_from_a_slip(self, key, write_config):
@@ -188,14 +200,18 @@ class TestFilesAndPaths:
 class TestOverrideSyntax:
     @pytest.mark.parametrize("bad", ["improve.updates", "=3", "improve..updates=3", ".seed=1"])
     def test_form(self, bad, write_config):
-        assert only_error(write_config(), bad) == f"override {bad!r}: expected section.key=value, e.g. improve.updates=3"
+        assert (
+            only_error(write_config(), bad) == f"override {bad!r}: expected section.key=value, e.g. improve.updates=3"
+        )
 
     def test_yaml_in_the_value(self, write_config):
         assert "not valid YAML" in only_error(write_config(), "actions.data=[{kind: task")
 
     def test_below_a_value_and_below_a_list(self, write_config):
         assert "seed has no keys of its own" in only_error(write_config(), "seed.x=1")
-        assert "give it whole, actions.data=" in only_error(write_config("actions: {data: [{kind: task}]}\n"), "actions.data.x=1")
+        assert "give it whole, actions.data=" in only_error(
+            write_config("actions: {data: [{kind: task}]}\n"), "actions.data.x=1"
+        )
 
     def test_an_unknown_section_is_named_with_its_near_match(self, write_config):
         assert "did you mean improve?" in only_error(write_config(), "improv.updates=3")
@@ -212,17 +228,38 @@ class TestCrossFieldChecks:
             (["actions.init=.", "finetune.codes=inverse_dynamics"], "finetune.codes: "),
             (["actions={}", "clone={}", "improve={mode: async, max_staleness: 0}"], "improve.max_staleness: 0"),
             (["actions={}", "clone={}", "improve={stale: drop}"], "improve.stale: drop is for improve.mode async"),
-            (["actions={}", "clone={}", "improve={mode: async, stale: reweight}"], "improve.stale: reweight truncates weights"),
-            (["actions={}", "clone={}", "improve={refresh_in_flight: true}"], "improve.refresh_in_flight: true is for improve.mode async"),
             (
-                ["actions={}", "clone={}", "improve={mode: async, refresh_in_flight: true}", "rollout.engine=simulated", "evaluation=null"],
+                ["actions={}", "clone={}", "improve={mode: async, stale: reweight}"],
+                "improve.stale: reweight truncates weights",
+            ),
+            (
+                ["actions={}", "clone={}", "improve={refresh_in_flight: true}"],
+                "improve.refresh_in_flight: true is for improve.mode async",
+            ),
+            (
+                [
+                    "actions={}",
+                    "clone={}",
+                    "improve={mode: async, refresh_in_flight: true}",
+                    "rollout.engine=simulated",
+                    "evaluation=null",
+                ],
                 "improve.refresh_in_flight: true needs rollout.engine: local",
             ),
             (["actions={}", "improve={level: token, token_baseline: true}"], "improve.token_baseline: true"),
             (["improve.level=token"], "improve: needs latent actions"),
-            (["actions={}", "improve={level: token, minibatches: 1000}"], "improve.minibatches: 1000 pieces for each of 1 learners"),
-            (["actions={}", "improve={level: token, minibatches: 3}"], "improve.minibatches: 3 pieces for each of 1 learners"),
-            (["actions={}", "improve={level: token}", "cluster.num_learners=3"], "improve.prompts_per_update: 16 does not divide"),
+            (
+                ["actions={}", "improve={level: token, minibatches: 1000}"],
+                "improve.minibatches: 1000 pieces for each of 1 learners",
+            ),
+            (
+                ["actions={}", "improve={level: token, minibatches: 3}"],
+                "improve.minibatches: 3 pieces for each of 1 learners",
+            ),
+            (
+                ["actions={}", "improve={level: token}", "cluster.num_learners=3"],
+                "improve.prompts_per_update: 16 does not divide",
+            ),
             (["actions={num_workers: 3}"], "actions.batch_size: 64 does not divide"),
             (["actions={temperature: 0.1}"], "actions.final_temperature: 0.5 is above"),
             (["actions.data=[]"], "actions.data: an empty list"),
@@ -231,8 +268,14 @@ class TestCrossFieldChecks:
             (["actions.data=[{kind: task, min_reward: 1}]"], "actions.data[0].min_reward: 1.0 applies to kind replay"),
             (["actions.num_actions=4", "rollout.top_k=5"], "rollout.top_k: 5 is more than"),
             (["rollout={engine: vllm, static_cache: true}"], "rollout.static_cache: true is for rollout.engine local"),
-            (["actions={}", "clone={}", "improve={features: ship}", "rollout.engine=vllm"], "improve.features: ship, but rollout"),
-            (["actions={}", "clone={}", "improve={level: token}", "rollout.engine=vllm"], "rollout.engine: vllm decodes latent"),
+            (
+                ["actions={}", "clone={}", "improve={features: ship}", "rollout.engine=vllm"],
+                "improve.features: ship, but rollout",
+            ),
+            (
+                ["actions={}", "clone={}", "improve={level: token}", "rollout.engine=vllm"],
+                "rollout.engine: vllm decodes latent",
+            ),
             (["tracking.uri=mlruns"], "tracking.uri: 'mlruns' is no MLflow address"),
             (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: 'sqlite:///mlflow.db' is relative"),
             (["evaluation=null"], "nothing to do"),
@@ -262,9 +305,17 @@ def test_what_is_right_is_still_known_when_something_is_wrong(write_config):
     assert caught.value.dropped == ["rollout.num_workers"]
 
 
-plain = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+)
 values = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=6), inner, max_size=3), max_leaves=8
+    plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1, max_size=6), inner, max_size=3),
+    max_leaves=8,
 )
 
 

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from configs.schema import DataSource
 from latent_control.records import TokenBatch
 from learners.base_training import word_tokenizer
-from pipeline import data
-from pipeline.data import heldout_batches, read_texts, training_batches
-from pipeline.replay import ReplayWriter
-from rollout_workers.episodes import Rollout
+from pipeline.data import batches as data
+from pipeline.data.batches import heldout_batches, read_texts, training_batches
+from pipeline.replay.writer import ReplayWriter
+from rollout_workers.rollouts import Rollout
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.encoding import decode_response
 
@@ -104,7 +104,9 @@ def mix(tmp_path: Path) -> list[DataSource]:
     ]
 
 
-def test_demonstrations_have_prompt_response_and_end_token(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_demonstrations_have_prompt_response_and_end_token(
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     batch = next(training_batches([DataSource()], **settings))
     assert batch.input_ids.shape[0] == 12
     for ids, response in zip(rows_of(batch), batch.response_mask, strict=True):
@@ -173,7 +175,9 @@ def test_whole_passes_are_not_read_again_when_resuming(
     assert len(opened) < 10, "890 updates of 12 rows are 344 passes over 31 rows"
 
 
-def test_long_texts_become_windows(tmp_path: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_long_texts_become_windows(
+    tmp_path: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     words = [f"w{i}" for i in range(100)]
     path = write_jsonl(tmp_path / "a.jsonl", [" ".join(words), "", "  ", "w5"])
     source = [DataSource(kind="text", path=str(path))]
@@ -192,7 +196,9 @@ def test_demonstrations_are_cut_on_the_right(settings: dict[str, Any]) -> None:
     rows = some(training_batches([DataSource()], **(settings | {"max_length": 12})), 3)
     whole = some(training_batches([DataSource()], **settings), 3)
     assert rows == [[row[:12] for row in batch] for batch in whole]
-    with pytest.raises(ValueError, match=r"demonstration countdown/train/\d+: its prompt has 7 tokens and max_length is 5.*more than 7"):
+    with pytest.raises(
+        ValueError, match=r"demonstration countdown/train/\d+: its prompt has 7 tokens and max_length is 5.*more than 7"
+    ):
         next(training_batches([DataSource()], **(settings | {"max_length": 5})))
 
 
@@ -223,17 +229,25 @@ def test_heldout_batches_share_and_size(settings: dict[str, Any], mix: list[Data
     whole = heldout_batches(mix, **settings, count=30)
     assert [len(rows_of(batch)) for batch in whole] == [12, 12, 6]
     parts = [heldout_batches(mix, **settings, count=30, rank=rank, world=3) for rank in range(3)]
-    assert [[row for part in parts for row in rows_of(part[i])] for i in range(3)] == [rows_of(batch) for batch in whole]
+    assert [[row for part in parts for row in rows_of(part[i])] for i in range(3)] == [
+        rows_of(batch) for batch in whole
+    ]
     train = {row for batch in some(training_batches(mix, **settings), 80) for row in batch}
     assert not train & {row for batch in whole for row in rows_of(batch) if len(row) > 6}
     with pytest.raises(ValueError, match="fewer than 4 sequences"):
         heldout_batches([DataSource()], **settings, count=3, rank=0, world=4)
 
 
-def test_parquet_texts_and_folders_of_all_kinds(tmp_path: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_parquet_texts_and_folders_of_all_kinds(
+    tmp_path: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     folder = tmp_path / "t"
     write_jsonl(folder / "a.jsonl", [f"w{i}" for i in range(40)], column="body")
-    pq.write_table(pa.table({"id": range(600), "body": [f"w{i}" for i in range(40, 640)]}), folder / "b.parquet", row_group_size=100)
+    pq.write_table(
+        pa.table({"id": range(600), "body": [f"w{i}" for i in range(40, 640)]}),
+        folder / "b.parquet",
+        row_group_size=100,
+    )
     (folder / "c.txt").write_text("\ufeffw640\n\n\n" + "\n\n".join(f"w{i}" for i in range(641, 700)) + "\n")
     (folder / "notes.md").write_text("not read")
     source = [DataSource(kind="text", path=str(folder), column="body")]
@@ -250,20 +264,46 @@ def test_paragraphs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no JSON": ("a.jsonl", lambda p: p.write_text('{"text": "w1"}\n{"text": \n'), r"a.jsonl, line 2: no JSON .*mend or remove"),
-    "no object": ("a.jsonl", lambda p: p.write_text('["w1"]\n'), r"a.jsonl, line 1: a JSON object is wanted, not '\[\"w1\"\]'"),
-    "other key": ("a.jsonl", lambda p: p.write_text('{"texts": "w1"}\n'), r"a.jsonl, line 1: no key 'text'; did you mean column: texts\?"),
-    "no text": ("a.jsonl", lambda p: p.write_text('{"text": 7}\n'), r"a.jsonl, line 1: 'text' is 7 \(int\), not a text"),
+    "no JSON": (
+        "a.jsonl",
+        lambda p: p.write_text('{"text": "w1"}\n{"text": \n'),
+        r"a.jsonl, line 2: no JSON .*mend or remove",
+    ),
+    "no object": (
+        "a.jsonl",
+        lambda p: p.write_text('["w1"]\n'),
+        r"a.jsonl, line 1: a JSON object is wanted, not '\[\"w1\"\]'",
+    ),
+    "other key": (
+        "a.jsonl",
+        lambda p: p.write_text('{"texts": "w1"}\n'),
+        r"a.jsonl, line 1: no key 'text'; did you mean column: texts\?",
+    ),
+    "no text": (
+        "a.jsonl",
+        lambda p: p.write_text('{"text": 7}\n'),
+        r"a.jsonl, line 1: 'text' is 7 \(int\), not a text",
+    ),
     "not UTF-8": ("a.jsonl", lambda p: p.write_bytes(b'{"text": "\xff"}\n'), r"a.jsonl, line 1: not UTF-8"),
     "txt not UTF-8": ("a.txt", lambda p: p.write_bytes(b"ok\n\xe9\n"), r"a.txt, line 2: not UTF-8"),
-    "empty": ("a.jsonl", lambda p: p.write_text("\n\n"), r"the text source .*a.jsonl gives no training rows; check its path"),
+    "empty": (
+        "a.jsonl",
+        lambda p: p.write_text("\n\n"),
+        r"the text source .*a.jsonl gives no training rows; check "
+        r"its path",
+    ),
     "one window": ("a.txt", lambda p: p.write_text("w1"), r"gives no training rows"),
     "other column": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"body": ["x"]}), p),
         r"a.parquet: no column 'text'; it has 'body'; set column",
     ),
-    "null": ("a.parquet", lambda p: pq.write_table(pa.table({"text": ["w1", None]}), p), r"a.parquet, row 1: 'text' is None"),
+    "null": (
+        "a.parquet",
+        lambda p: pq.write_table(pa.table({"text": ["w1", None]}), p),
+        r"a.parquet, row 1: 'text' "
+        r"is None",
+    ),
     "torn Parquet": ("a.parquet", lambda p: p.write_bytes(b"PAR1half"), r"a.parquet: no readable Parquet file"),
     "no text file": ("a.csv", lambda p: p.write_text("x"), r"a.csv is or holds no .jsonl, .parquet, .txt file"),
     "not there": ("a.jsonl", lambda p: None, r"a.jsonl does not exist"),
@@ -284,5 +324,9 @@ def test_bad_arguments(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="kind 'replay' needs a path"):
         next(training_batches([DataSource(kind="replay")], **settings))
     empty = [DataSource(kind="replay", path=str(write_replay(tmp_path / "run", 20)), min_reward=5.0)]
-    with pytest.raises(ValueError, match=r"the replay source .*run gives no training rows; check its path, column and min_reward"):
+    with pytest.raises(
+        ValueError,
+        match=r"the replay source .*run gives no training rows; check its path, column and "
+        r"min_reward",
+    ):
         next(training_batches(empty, **settings))

@@ -1,4 +1,5 @@
-"""Cached decoding against the plainest loop there is: one full forward pass per token, one row at a time (method.md 7.2 to 7.4)."""
+"""Cached decoding against the plainest loop there is: one full forward pass per token, one row at a time (method.md 7.2
+to 7.4)."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from latent_control import Generation, LatentActionLM, engine
-from latent_control.actors import base_actor
-from latent_control.base import BaseLM
-from latent_control.decoding import generate, left_pad, special_tokens
+from latent_control import Generation, LatentActionLM
+from latent_control.base_lm import BaseLM
+from latent_control.decoding import engine
+from latent_control.decoding.action_decoder import base_actor
+from latent_control.decoding.engine import Engine
+from latent_control.decoding.generate import generate, left_pad, special_tokens
+from latent_control.decoding.slot_memory import SlotMemory
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
-from latent_control.engine import Engine
-from latent_control.slots import SlotMemory
-from latent_control.token_level import Trains, token_actor, token_policy
+from latent_control.token_policy import Trains, token_actor, token_policy
 
 VOCABULARY, END, PAD = 48, 2, 0
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -55,7 +57,9 @@ def plain_rollout(
     for step in range(limit):
         features = model.features(torch.tensor([row]))
         log_probs = action_log_probs(model.policy_logits(features)[:, -1], temperature=temperature, top_k=top_k)
-        action = int(log_probs.argmax()) if temperature == 0 else int(sample_actions(log_probs, uniforms[step : step + 1]))
+        action = (
+            int(log_probs.argmax()) if temperature == 0 else int(sample_actions(log_probs, uniforms[step : step + 1]))
+        )
         world = model.world_logits(features, torch.full((1, len(row)), action))[0, -1]
         actions.append(action), logps.append(float(log_probs[0, action])), row.append(int(world.argmax()))
         if row[-1] == stop:
@@ -86,7 +90,8 @@ def same(one: Generation, other: Generation, width: int | None = None) -> None:
 
 @torch.no_grad()
 def test_the_model_is_no_trivial_case(model: LatentActionLM) -> None:
-    """Codes change the token, the policy is far from uniform and from certain: else the tests below would prove little."""
+    """Codes change the token, the policy is far from uniform and from certain: else the tests below would prove
+    little."""
     features = model.features(torch.stack(prompts((12,) * 8)))
     world = model.world_logits_of_all(features.read("final").flatten(0, 1)).argmax(-1)  # [M, N]
     assert sum(len(set(row)) for row in world.tolist()) / len(world) > 2
@@ -98,7 +103,9 @@ def test_the_model_is_no_trivial_case(model: LatentActionLM) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}, {"temperature": 1.6, "top_k": 3}], ids=["plain", "greedy", "truncated"])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.0}, {"temperature": 1.6, "top_k": 3}], ids=["plain", "greedy", "truncated"]
+)
 def test_equals_the_plain_loop(model: LatentActionLM, side: str, sampling: dict[str, Any]) -> None:
     rows, limits, streams = prompts((3, 9, 6, 1)), [7, 12, 1, 12], [11, 12, 13, 14]
     ids, mask = padded(rows, side)
@@ -110,7 +117,9 @@ def test_equals_the_plain_loop(model: LatentActionLM, side: str, sampling: dict[
 
 
 @pytest.mark.parametrize("reads", [("final", "final"), ("late", "final"), ("final", "late")])
-def test_equals_the_plain_loop_wherever_the_towers_read(make_model: Callable[..., LatentActionLM], reads: tuple[str, str]) -> None:
+def test_equals_the_plain_loop_wherever_the_towers_read(
+    make_model: Callable[..., LatentActionLM], reads: tuple[str, str]
+) -> None:
     model = make_model(policy_reads=reads[0], inverse_dynamics_reads=reads[1])
     rows = prompts((5, 2))
     generation = model.generate(*padded(rows, "left"), max_new_tokens=6, row_seeds=[1, 2], stop_token=-1)
@@ -128,7 +137,9 @@ def test_a_mask_with_a_hole_or_of_booleans_is_the_tokens_it_marks(model: LatentA
 
 def early_end(model: LatentActionLM, rows: list[torch.Tensor], streams: list[int], limit: int) -> int:
     """A token that ends some of the rollouts early, at different places, and leaves others alone."""
-    tokens = [plain_rollout(model, row, limit=limit, stream=stream)[1] for row, stream in zip(rows, streams, strict=True)]
+    tokens = [
+        plain_rollout(model, row, limit=limit, stream=stream)[1] for row, stream in zip(rows, streams, strict=True)
+    ]
     for candidate in range(VOCABULARY):
         ends = [row.index(candidate) for row in tokens if candidate in row]
         if 1 < len(ends) < len(rows) and min(ends) > 0 and max(ends) < limit - 3 and len(set(ends)) > 1:
@@ -136,12 +147,16 @@ def early_end(model: LatentActionLM, rows: list[torch.Tensor], streams: list[int
     raise AssertionError("no token ends some rows early: choose other streams")
 
 
-def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(
+    model: LatentActionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, streams = prompts((4, 7, 2, 5, 5, 3)), [21, 22, 23, 24, 25, 26]
     stop = early_end(model, rows, streams, 14)
     squeezed: list[int] = []
     move = SlotMemory.move
-    monkeypatch.setattr(SlotMemory, "move", lambda self, sources, targets: (squeezed.append(len(sources)), move(self, sources, targets)))
+    monkeypatch.setattr(
+        SlotMemory, "move", lambda self, sources, targets: (squeezed.append(len(sources)), move(self, sources, targets))
+    )
     settings: dict[str, Any] = {"max_new_tokens": 14, "row_seeds": streams, "stop_token": stop, "return_features": True}
     generation = model.generate(*padded(rows, "left"), **settings)
     assert squeezed
@@ -173,7 +188,9 @@ def test_decoding_ends_when_all_rows_have_ended(model: LatentActionLM, monkeypat
 # -- batches, repeats, seeds -------------------------------------------------------------------------------------------
 
 
-def test_repeats_share_the_prefill_and_equal_separate_rows(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_share_the_prefill_and_equal_separate_rows(
+    model: LatentActionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids, mask = padded(prompts((6, 3)), "left")
     limits, streams = [5, 9, 2, 9, 4, 9], [31, 32, 33, 34, 35, 36]
     separate = model.generate(
@@ -186,8 +203,12 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(model: LatentActionLM
     )
     widths: list[tuple[int, ...]] = []
     prefill = Engine._base_prompts
-    monkeypatch.setattr(Engine, "_base_prompts", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1])
-    shared = model.generate(ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True)
+    monkeypatch.setattr(
+        Engine, "_base_prompts", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1]
+    )
+    shared = model.generate(
+        ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True
+    )
     assert widths == [(2, 6)]
     same(shared, separate)
     assert len({tuple(row) for row in shared.actions[:3, :2].tolist()}) > 1  # the group's rollouts differ
@@ -196,13 +217,17 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(model: LatentActionLM
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 100])
-def test_batch_size_changes_nothing_and_is_kept(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_batch_size_changes_nothing_and_is_kept(
+    model: LatentActionLM, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
     ids, mask = padded(prompts((6, 3, 8)), "right")
     settings: dict[str, Any] = {"max_new_tokens": [4, 7, 1, 2, 3, 5], "seed": 4, "repeats": 2, "return_features": True}
     whole = model.generate(ids, mask, **settings)
     rows: list[int] = []
     choose = Engine._choose
-    monkeypatch.setattr(Engine, "_choose", lambda self, slots, *rest: (rows.append(len(slots)), choose(self, slots, *rest)))
+    monkeypatch.setattr(
+        Engine, "_choose", lambda self, slots, *rest: (rows.append(len(slots)), choose(self, slots, *rest))
+    )
     chunked = model.generate(ids, mask, batch_size=batch_size, **settings)
     assert max(rows) <= batch_size
     same(whole, chunked)
@@ -213,7 +238,9 @@ def test_batch_size_changes_nothing_and_is_kept(model: LatentActionLM, monkeypat
 
 def test_a_rollout_is_the_same_in_any_company(model: LatentActionLM) -> None:
     rows = prompts((5, 9, 2, 7))
-    together = model.generate(*padded(rows, "left"), max_new_tokens=[8, 3, 10, 6], row_seeds=[41, 42, 43, 44], stop_token=-1)
+    together = model.generate(
+        *padded(rows, "left"), max_new_tokens=[8, 3, 10, 6], row_seeds=[41, 42, 43, 44], stop_token=-1
+    )
     for order in ([0], [2, 0], [3, 1, 0, 2]):
         ids, mask = padded([rows[index] for index in order], "left")
         part = model.generate(ids, mask, max_new_tokens=10, row_seeds=[41 + index for index in order], stop_token=-1)
@@ -226,7 +253,10 @@ def test_a_rollout_is_the_same_in_any_company(model: LatentActionLM) -> None:
 def test_row_r_draws_from_the_stream_of_seed_and_r(model: LatentActionLM) -> None:
     ids = torch.stack(prompts((5, 5, 5)))
     by_seed = model.generate(ids, max_new_tokens=6, seed=9, stop_token=-1)
-    same(by_seed, model.generate(ids, max_new_tokens=6, row_seeds=[rollout_seed(9, row) for row in range(3)], stop_token=-1))
+    same(
+        by_seed,
+        model.generate(ids, max_new_tokens=6, row_seeds=[rollout_seed(9, row) for row in range(3)], stop_token=-1),
+    )
     same(by_seed, model.generate(ids, max_new_tokens=6, seed=9, stop_token=-1))
     first_two = model.generate(ids[:2], max_new_tokens=6, seed=9, stop_token=-1)
     assert torch.equal(first_two.tokens, by_seed.tokens[:2])
@@ -253,13 +283,19 @@ def test_a_seed_leaves_torchs_global_stream_alone(model: LatentActionLM) -> None
 # -- what the learner recomputes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 4}], ids=["plain", "cool", "truncated"])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 4}], ids=["plain", "cool", "truncated"]
+)
 @torch.no_grad()
 def test_stored_log_probabilities_are_those_of_a_full_forward(model: LatentActionLM, sampling: dict[str, Any]) -> None:
-    """One right-padded batch of whole rollouts, as the learner has it: policy, world model, truncation all recomputed."""
+    """One right-padded batch of whole rollouts, as the learner has it: policy, world model, truncation all
+    recomputed."""
     rows = prompts((6, 3, 8, 4))
     generation = model.generate(*padded(rows, "left"), max_new_tokens=[10, 4, 7, 10], seed=2, stop_token=-1, **sampling)
-    whole = [torch.cat([row, generation.tokens[i, :n]]) for i, (row, n) in enumerate(zip(rows, generation.lengths.tolist(), strict=True))]
+    whole = [
+        torch.cat([row, generation.tokens[i, :n]])
+        for i, (row, n) in enumerate(zip(rows, generation.lengths.tolist(), strict=True))
+    ]
     ids, mask = padded(whole, "right")
     features = model.features(ids, mask)
     logits = model.policy_logits(features, mask)
@@ -268,10 +304,15 @@ def test_stored_log_probabilities_are_those_of_a_full_forward(model: LatentActio
         positions = slice(len(row) - 1, len(row) + length - 1)
         actions = generation.actions[index, :length]
         log_probs = action_log_probs(logits[index, positions], keep=actions, **sampling)
-        torch.testing.assert_close(log_probs.gather(-1, actions[:, None])[:, 0], generation.action_logp[index, :length], **CLOSE)
+        torch.testing.assert_close(
+            log_probs.gather(-1, actions[:, None])[:, 0], generation.action_logp[index, :length], **CLOSE
+        )
         codes = torch.zeros(len(ids), ids.shape[1], dtype=torch.long)
         codes[index, positions] = actions
-        assert model.world_logits(features, codes)[index, positions].argmax(-1).tolist() == generation.tokens[index, :length].tolist()
+        assert (
+            model.world_logits(features, codes)[index, positions].argmax(-1).tolist()
+            == generation.tokens[index, :length].tolist()
+        )
         if "top_k" in sampling:
             best = logits[index, positions].topk(sampling["top_k"]).indices
             assert bool((best == actions[:, None]).any(-1).all())
@@ -282,7 +323,9 @@ def test_stored_log_probabilities_are_those_of_a_full_forward(model: LatentActio
 def test_returned_features_are_those_of_a_full_forward(model: LatentActionLM, level: str) -> None:
     rows = prompts((6, 3, 8))
     limits = [5, 9, 1]
-    generation = model.generate(*padded(rows, "left"), max_new_tokens=limits, seed=2, level=level, stop_token=-1, return_features=True)
+    generation = model.generate(
+        *padded(rows, "left"), max_new_tokens=limits, seed=2, level=level, stop_token=-1, return_features=True
+    )
     reads = "late" if level == "latent" else "final"
     for index, row in enumerate(rows):
         whole = torch.cat([row, generation.tokens[index, : limits[index]]])[None, :-1]
@@ -298,7 +341,9 @@ def test_features_only_when_asked_for(model: LatentActionLM) -> None:
 def test_learned_log_probabilities_from_features_alone(model: LatentActionLM) -> None:
     """The learner's cheap way: the policy's blocks on the cached features, without mask, right padded."""
     rows = prompts((6, 3))
-    generation = model.generate(*padded(rows, "left"), max_new_tokens=[5, 9], seed=2, stop_token=-1, return_features=True)
+    generation = model.generate(
+        *padded(rows, "left"), max_new_tokens=[5, 9], seed=2, stop_token=-1, return_features=True
+    )
     states = torch.nn.utils.rnn.pad_sequence(list(generation.features), batch_first=True)
     log_probs = action_log_probs(model.policy(states))
     for index, row in enumerate(rows):
@@ -392,7 +437,7 @@ def test_special_tokens_of_a_base(base: PreTrainedModel) -> None:
     assert special_tokens(base, None) == ((), 0)
 
 
-# -- codes chosen by the caller ------------------------------------------------------------------------------------------
+# -- codes chosen by the caller ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

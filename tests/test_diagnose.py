@@ -12,13 +12,13 @@ import pytest
 
 from configs.loading import dump_config
 from configs.schema import Cluster, RunConfig
-from pipeline import disk
-from pipeline.diagnose import diagnose
-from pipeline.events import Events, Trouble
-from pipeline.health import Health
+from pipeline.integrity.diagnose import diagnose
+from pipeline.rl.watchdog import STALL
+from pipeline.rl.worker_health import Health
 from pipeline.run import noted
-from pipeline.runlog import RunLog
-from pipeline.watchdog import STALL
+from pipeline.runs.events import Events, Trouble
+from pipeline.runs.metrics_log import RunLog
+from pipeline.storage import disk_space
 
 
 def run_folder(tmp_path: Path, updates: int = 3) -> Path:
@@ -61,7 +61,13 @@ ENDS = [
         "the reward function or its data fails",
         "latent-control task check",
     ),
-    (raising(FloatingPointError("update 3 was broken")), FloatingPointError, "failed", "updates broke", "latent-control audit {run}"),
+    (
+        raising(FloatingPointError("update 3 was broken")),
+        FloatingPointError,
+        "failed",
+        "updates broke",
+        "latent-control audit {run}",
+    ),
     (
         raising(TimeoutError("no rollout worker has been there for 4 s; queued [8], down are workers [1, 2]")),
         TimeoutError,
@@ -104,7 +110,10 @@ def test_what_ended_without_a_word(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     Events(folder).note("started", "started by process 1 on here")
     found = diagnose(folder)
-    assert (found.state, found.next) == ("killed", f"latent-control resume {folder}") and "killed without a word" in found.cause
+    assert (found.state, found.next) == (
+        "killed",
+        f"latent-control resume {folder}",
+    ) and "killed without a word" in found.cause
     assert any("improve 3" in line for line in found.evidence)
     (folder / STALL).write_text('Thread 0x1 (most recent call first):\n  File "/x.py", line 1 in wait\n')
     assert "no update was finished within cluster.stall_seconds" in diagnose(folder).cause
@@ -113,10 +122,14 @@ def test_what_ended_without_a_word(tmp_path: Path) -> None:
 def test_one_that_hangs_and_one_that_works(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     Events(folder).note("started", "started by process 1 on here")
-    (folder / "process.json").write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "started": time.time()}))
+    (folder / "process.json").write_text(
+        json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "started": time.time()})
+    )
     assert "at work, and nothing went wrong so far" in diagnose(folder).cause
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    old = [{k: v for k, v in line.items() if k != "crc32"} | {"time": time.time() - 7200 + line["step"]} for line in lines]
+    old = [
+        {k: v for k, v in line.items() if k != "crc32"} | {"time": time.time() - 7200 + line["step"]} for line in lines
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
     hanging = diagnose(folder)
     assert "something hangs" in hanging.cause and hanging.next.startswith(f"kill {os.getpid()}")
@@ -127,7 +140,8 @@ def test_one_that_finished_in_spite_of_something(tmp_path: Path) -> None:
     with noted(folder):
         Events(folder).note("tracking_away", "the MLflow store is away: refused")
     assert (
-        diagnose(folder).cause == "it finished, in spite of 1 x tracking away" and diagnose(folder).next == f"latent-control sync {folder}"
+        diagnose(folder).cause == "it finished, in spite of 1 x tracking away"
+        and diagnose(folder).next == f"latent-control sync {folder}"
     )
 
 
@@ -135,5 +149,7 @@ def test_a_full_disk_is_seen_in_what_a_worker_handed_over() -> None:
     """Ray wraps a worker's error; safetensors has one of its own."""
     wrapped = RuntimeError("ray::ReplayActor.flush()")
     wrapped.cause = OSError(28, "No space left on device")  # type: ignore[attr-defined]
-    assert disk.is_full(wrapped) and disk.is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert not disk.is_full(OSError(2, "No such file or directory"))
+    assert disk_space.is_full(wrapped) and disk_space.is_full(
+        RuntimeError("I/O error: No space left on device (os error 28)")
+    )
+    assert not disk_space.is_full(OSError(2, "No such file or directory"))

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import displays, progress
-from pipeline.displays import COLUMNS, Display, LiveView, PlainLines, Writer, automatic
-from pipeline.json_lines import JsonLines
-from pipeline.live_view import PLAIN_MARKS, view
-from pipeline.progress import Ahead, RunProgress, clock, key_metrics, number, sparkline
+from pipeline.console import displays, progress
+from pipeline.console.displays import COLUMNS, Display, LiveView, PlainLines, Writer, automatic
+from pipeline.console.json_display import JsonLines
+from pipeline.console.live_view import PLAIN_MARKS, view
+from pipeline.console.progress import Ahead, RunProgress, clock, key_metrics, number, sparkline
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"actions": 600, "clone": 500, "improve": 150, "evaluate": 3, "pages": 0}
@@ -199,9 +199,13 @@ class TestJsonLines:
         assert kinds[0] == "start" and events[0]["stages"] == STAGES and events[0]["run_dir"] == "runs/first"
         assert kinds.count("step") == 603 and events[-3]["reward/length"] == -0.75
         ends = [event for event in events if event["event"] == "stage_end"]
-        assert ends[0]["checkpoint"] == "checkpoints/actions" and abs(ends[0]["seconds"] - 60) < 1e-6 and ends[1]["kept"]
+        assert (
+            ends[0]["checkpoint"] == "checkpoints/actions" and abs(ends[0]["seconds"] - 60) < 1e-6 and ends[1]["kept"]
+        )
         assert [e["done"] for e in events if e["event"] == "stage_start"] == [0, 0, 40]
-        assert events[-2]["kind"] == "worker_lost" and events[-1]["result"] == {"improved": {"sampled": 0.5, "nll": None}}
+        assert events[-2]["kind"] == "worker_lost" and events[-1]["result"] == {
+            "improved": {"sampled": 0.5, "nll": None}
+        }
 
 
 class TestChoice:
@@ -223,8 +227,8 @@ class TestChoice:
 
 SCRIPT = """
 import os, pathlib, subprocess, sys, time
-from pipeline.displays import automatic
-from pipeline.progress import Ahead
+from pipeline.console.displays import automatic
+from pipeline.console.progress import Ahead
 shown = automatic()
 shown.begin(Ahead(run_dir=pathlib.Path("first"), stages={"improve": 4}))
 shown.stage_begins("improve", 4)
@@ -253,7 +257,9 @@ def on_a_terminal(code: str, **environment: str) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
     env |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)} | environment
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=env, close_fds=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=env, close_fds=True
+    )
     os.close(theirs)
     text = b"".join(read_all(ours)).decode()
     assert child.wait(60) == 0, text

@@ -1,4 +1,5 @@
-"""The distribution codes are sampled from: temperature, truncation, inverse-transform sampling, named random streams."""
+"""The distribution codes are sampled from: temperature, truncation, inverse-transform sampling, named random
+streams."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uniform", "action"), [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.2999, 1), (0.3001, 2), (0.5999, 2), (0.6001, 3), (0.9999, 3)]
+    ("uniform", "action"),
+    [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.2999, 1), (0.3001, 2), (0.5999, 2), (0.6001, 3), (0.9999, 3)],
 )
 def test_inverse_transform_by_hand(uniform: float, action: int) -> None:
     assert sample_actions(action_log_probs(LOGITS), torch.tensor([uniform], dtype=torch.float64)).tolist() == [action]

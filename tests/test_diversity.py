@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.diversity import at_equal_success, diversity, of_solutions, per_prompt_pairs, prompt_cosines, solutions
-from pipeline.embedding import embed
+from pipeline.evaluation.diversity import (
+    at_equal_success,
+    diversity,
+    of_solutions,
+    per_prompt_pairs,
+    prompt_cosines,
+    solutions,
+)
+from pipeline.stages.embedding import embed
 
 pytest_plugins = ("rl_fixtures",)
 VECTORS = {"x": [1.0, 0.0], "y": [0.0, 1.0], "xy": [1.0, 1.0]}
@@ -74,7 +81,9 @@ def test_embeddings_are_mean_pooled_without_padding(tiny_base: Path) -> None:
     for place, text in enumerate(texts):
         ids = tokenizer(text)["input_ids"]
         with torch.no_grad():
-            wanted = model(torch.tensor([ids])).last_hidden_state[0].mean(0).numpy() if ids else np.zeros(found.shape[1])
+            wanted = (
+                model(torch.tensor([ids])).last_hidden_state[0].mean(0).numpy() if ids else np.zeros(found.shape[1])
+            )
         assert found[place] == pytest.approx(wanted, abs=1e-5)
     with pytest.raises(ValueError, match=r"evaluation\.embedder"):
         embed(texts, str(tiny_base / "absent"))

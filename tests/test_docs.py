@@ -1,4 +1,5 @@
-"""What the documentation says can be typed: every command parses, the reference is the schema's, the tutorial runs to its end."""
+"""What the documentation says can be typed: every command parses, the reference is the schema's, the tutorial runs to
+its end."""
 
 from __future__ import annotations
 
@@ -20,13 +21,25 @@ from typer.testing import CliRunner
 
 from configs.loading import config_schema
 from configs.reference import reference
-from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks
+from pipeline.cli import app as cli
+from pipeline.cli import cluster as cli_cluster
+from pipeline.cli import compare as cli_evidence
+from pipeline.cli import pages as cli_explain
+from pipeline.cli import runs as cli_runs
+from pipeline.cli import search as cli_search
+from pipeline.cli import serving as cli_serving
+from pipeline.cli import steer as cli_steer
+from pipeline.cli import tasks as cli_tasks
 
-assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks))
+assert all(
+    m.cli.app is cli.app
+    for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
+)
 
 
 def parse(words: list[str]) -> None:
-    """As the program would, but that nothing is called; words in capitals stand for values. Raises ``TyperException``."""
+    """As the program would, but that nothing is called; words in capitals stand for values. Raises
+    ``TyperException``."""
     command: Any = get_command(cli.app)
     if words[0].startswith("-"):  # of the program itself; making a context of --install-completion would install it
         if words[0] not in {option for parameter in command.params for option in parameter.opts}:
@@ -65,7 +78,9 @@ def test_a_command_that_is_not_there_is_found() -> None:
 
 
 def test_the_reference_is_the_schemas() -> None:
-    assert (ROOT / "docs" / "reference.md").read_text() == reference(config_schema()), "latent-control config reference > docs/reference.md"
+    assert (ROOT / "docs" / "reference.md").read_text() == reference(config_schema()), (
+        "latent-control config reference > docs/reference.md"
+    )
     assert CliRunner().invoke(cli.app, ["config", "reference"]).output == reference(config_schema())
 
 
@@ -88,18 +103,30 @@ def test_the_tutorial_leads_from_a_file_to_a_served_model(tmp_path: Path) -> Non
     assert len(lines) == 6
     for line in lines:
         done = subprocess.run(
-            [*program, *shlex.split(line)[1:]], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=800, check=False
+            [*program, *shlex.split(line)[1:]],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=800,
+            check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    (serve,) = [line for block in blocks(text) for line in block.splitlines() if line.startswith("latent-control serve")]
+    (serve,) = [
+        line for block in blocks(text) for line in block.splitlines() if line.startswith("latent-control serve")
+    ]
     (ask,) = [line for block in blocks(text) for line in block.splitlines() if line.startswith("curl")]
     words = shlex.split(ask)
-    server = subprocess.Popen([*program, *shlex.split(serve)[1:]], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*program, *shlex.split(serve)[1:]], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
     try:
         assert server.stdout is not None
         assert any("8000" in line for line in server.stdout), "it never said where it serves"
         url = next(word for word in words if word.startswith("http"))
-        request = urllib.request.Request(url, words[words.index("-d") + 1].encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            url, words[words.index("-d") + 1].encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as reply:
             assert b'"codes"' in reply.read()
     finally:

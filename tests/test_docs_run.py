@@ -1,7 +1,8 @@
-"""Every ``latent-control`` line of README and docs is run, with the stand-ins of ``doc_commands.py``: what trains takes a few steps.
+"""Every ``latent-control`` line of README and docs is run, with the stand-ins of ``doc_commands.py``: what trains takes
+a few steps.
 
-Quick ones share a folder and this process. Slow ones have a folder each; ``serve`` and ``ui`` are started, asked and stopped, ``submit``
-and ``job`` go to a cluster of three Ray nodes on this machine.
+Quick ones share a folder and this process. Slow ones have a folder each; ``serve`` and ``ui`` are started, asked and
+stopped, ``submit`` and ``job`` go to a cluster of three Ray nodes on this machine.
 """
 
 from __future__ import annotations
@@ -26,11 +27,33 @@ from cluster_fixtures import LocalCluster, free_port
 from doc_commands import GROUPS, NOT_HERE, ROOT, smaller, typed, written
 from typer.testing import CliRunner
 
-from pipeline import cli, cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks, pilot
+from pipeline.cli import app as cli
+from pipeline.cli import cluster as cli_cluster
+from pipeline.cli import compare as cli_evidence
+from pipeline.cli import pages as cli_explain
+from pipeline.cli import runs as cli_runs
+from pipeline.cli import search as cli_search
+from pipeline.cli import serving as cli_serving
+from pipeline.cli import steer as cli_steer
+from pipeline.cli import tasks as cli_tasks
+from pipeline.experiments import pilot
 
-assert all(m.cli.app is cli.app for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks))
+assert all(
+    m.cli.app is cli.app
+    for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
+)
 pytest_plugins = ("rl_fixtures", "run_fixtures", "cluster_fixtures")
-QUICK = {"config check", "config show", "config schema", "config reference", "task check", "reward report", "doctor", "runs", "show"}
+QUICK = {
+    "config check",
+    "config show",
+    "config schema",
+    "config reference",
+    "task check",
+    "reward report",
+    "doctor",
+    "runs",
+    "show",
+}
 QUICK |= {"init", "audit", "diagnose", "compare", "export", "scale", "off-policy"}
 SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health", "steer": "/"}, {"submit", "job"}
 NO_SERVER = {"--prompt", "--terminal"}
@@ -56,11 +79,18 @@ def runnable() -> dict[Words, str]:
 
 def is_name(words: Words) -> bool:
     """A bare name that needs more: prose about the command, whose help is asked for."""
-    return words == tuple(name_of(words).split()) and name_of(words) not in ("doctor", "runs", "config reference", "config schema")
+    return words == tuple(name_of(words).split()) and name_of(words) not in (
+        "doctor",
+        "runs",
+        "config reference",
+        "config schema",
+    )
 
 
 def is_quick(words: Words) -> bool:
-    return is_name(words) or (name_of(words) in QUICK and not {"--register", "runs/offline", "token_level"} & set(words))
+    return is_name(words) or (
+        name_of(words) in QUICK and not {"--register", "runs/offline", "token_level"} & set(words)
+    )
 
 
 def is_server(words: Words) -> bool:
@@ -74,15 +104,18 @@ def is_ours(words: Words) -> bool:
 
 def cases(wanted: bool) -> list[object]:
     return [
-        pytest.param(page, words, id=f"{page}: {' '.join(words)[:80]}") for words, page in runnable().items() if is_quick(words) is wanted
+        pytest.param(page, words, id=f"{page}: {' '.join(words)[:80]}")
+        for words, page in runnable().items()
+        if is_quick(words) is wanted
     ]
 
 
-# -- the folder a reader would be in --------------------------------------------------------------------------------------------
+# -- the folder a reader would be in -----------------------------------------------------------------------------------
 
 
 def furnish(folder: Path, learned: Path) -> Path:
-    """Rows, pairs, configs, finished runs under the names that the docs use, one that is going, one that was stopped."""
+    """Rows, pairs, configs, finished runs under the names that the docs use, one that is going, one that was
+    stopped."""
     rows = [json.loads(line) for line in (ROOT / "docs/examples/rows.jsonl").read_text().splitlines()]
     text = "".join(json.dumps({"prompt": row["problem"]} | row) + "\n" for row in rows)
     for name in ("rows.jsonl", "data.jsonl"):
@@ -129,7 +162,8 @@ def own(shared: Path, tmp_path: Path) -> Path:
 
 
 def invoke(folder: Path, *words: str, codes: frozenset[int] | set[int] = frozenset({0})) -> str:
-    """The command's output, run in ``folder`` in this process; what it is to write is not there before and is there after."""
+    """The command's output, run in ``folder`` in this process; what it is to write is not there before and is there
+    after."""
     outputs = outputs_of(folder, words)
     before = Path.cwd()
     os.chdir(folder)
@@ -160,7 +194,7 @@ def folder_of(page: str, reader: Path) -> Path:
     return reader / page if (reader / page).is_dir() else reader
 
 
-# -- tests ----------------------------------------------------------------------------------------------------------------------
+# -- tests -------------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_run_is_what_the_list_says() -> None:
@@ -194,13 +228,16 @@ def prepare(page: str, words: Words, folder: Path) -> None:
 
 
 def has_what_it_needs(words: Words) -> bool:
-    return "configs/agents_textworld.yaml" not in words or (find_spec("textworld_express") is not None and shutil.which("java") is not None)
+    return "configs/agents_textworld.yaml" not in words or (
+        find_spec("textworld_express") is not None and shutil.which("java") is not None
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("page", "words"), [case for case in cases(False) if not is_server(case.values[1]) and case.values[1][0] not in JOBS]
+    ("page", "words"),
+    [case for case in cases(False) if not is_server(case.values[1]) and case.values[1][0] not in JOBS],
 )
 def test_a_slow_command(page: str, words: Words, own: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for sizes in ("FULL", "FEWEST", "PROBED"):  # of a pilot, whose only other dial is time
@@ -217,7 +254,9 @@ def started(folder: Path, words: Sequence[str], environment: dict[str, str]) -> 
     """The program as a process of its own, which is stopped by Ctrl-C if it has not ended."""
     log = (folder / "log").open("w")
     command = [sys.executable, "-m", "pipeline", *words]
-    process = subprocess.Popen(command, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log, text=True
+    )
     try:
         yield process
     finally:
@@ -250,7 +289,10 @@ def test_a_server_starts_answers_and_stops(page: str, words: Words, own: Path) -
 @pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if case.values[1][0] in JOBS])
 def test_a_job_runs_on_three_nodes(page: str, words: Words, own: Path, cluster: LocalCluster) -> None:
     run_dir = own / words[words.index("--run-dir") + 1]
-    given = [cluster.address if word == "URL" else str(own / word) if word.startswith("runs/") else word for word in smaller(words)]
+    given = [
+        cluster.address if word == "URL" else str(own / word) if word.startswith("runs/") else word
+        for word in smaller(words)
+    ]
     environment = cluster.environment | ({} if words[0] == "submit" else {"RAY_ADDRESS": f"127.0.0.1:{cluster.port}"})
     with started(own, given, environment) as process:
         assert process.wait(500) == 0, (own / "log").read_text()[-3000:]

@@ -11,13 +11,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from latent_control import Generation, LatentActionLM, decoding, engine, static
-from latent_control.decoding import generate
+from latent_control import Generation, LatentActionLM
+from latent_control.decoding import engine, static_engine
+from latent_control.decoding import generate as decoding
+from latent_control.decoding.engine import Engine
+from latent_control.decoding.generate import generate
+from latent_control.decoding.lean_blocks import lean_blocks
+from latent_control.decoding.static_engine import StaticEngine
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
-from latent_control.engine import Engine
-from latent_control.lean import lean_blocks
 from latent_control.linear import linear
-from latent_control.static import StaticEngine
 
 VOCABULARY = 48
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
@@ -49,32 +51,44 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
     if request.param == "static":
         monkeypatch.setattr(decoding, "Engine", StaticEngine)
-        monkeypatch.setattr(static, "ROOM", 2)
+        monkeypatch.setattr(static_engine, "ROOM", 2)
     return request.param
 
 
 # -- continuous batching -----------------------------------------------------------------------------------------------
 
 
-def test_waiting_rows_enter_as_others_leave(model: LatentActionLM, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_rows_enter_as_others_leave(
+    model: LatentActionLM, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids, mask = padded((4, 11, 6, 3, 9, 5, 7))
     limits = [2, 14, 3, 9, 1, 6, 4, 2, 12, 3, 5, 1, 8, 2]
-    settings: dict[str, Any] = {"max_new_tokens": limits, "seed": 5, "repeats": 2, "stop_token": -1, "return_features": True}
+    settings: dict[str, Any] = {
+        "max_new_tokens": limits,
+        "seed": 5,
+        "repeats": 2,
+        "stop_token": -1,
+        "return_features": True,
+    }
     whole = model.generate(ids, mask, **settings)
     live: list[int] = []
     choose = Engine._choose
-    monkeypatch.setattr(Engine, "_choose", lambda self, slots, *rest: (live.append(len(slots)), choose(self, slots, *rest)))
+    monkeypatch.setattr(
+        Engine, "_choose", lambda self, slots, *rest: (live.append(len(slots)), choose(self, slots, *rest))
+    )
     few = model.generate(ids, mask, batch_size=4, **settings)
     same(few, whole)
     assert max(live) == 4
     # Prompts before the last one are behind: whenever rows wait, all slots are busy.
     assert live[:13] == [4] * 13
-    assert len(live) < sum(max(limits[start : start + 4]) for start in range(0, 14, 4))  # what batch after batch would take
+    # what batch after batch would take
+    assert len(live) < sum(max(limits[start : start + 4]) for start in range(0, 14, 4))
     assert sum(live) == sum(limits)
 
 
 def test_columns_are_dropped_and_added_as_rows_come_and_go(model: LatentActionLM, blocks: str) -> None:
-    """One long row among many short ones, and a long prompt that enters late: the memory is laid out anew several times."""
+    """One long row among many short ones, and a long prompt that enters late: the memory is laid out anew several
+    times."""
     ids, mask = padded((3, 2, 4, 2, 3, 30, 2, 3))
     limits = [40, 3, 4, 2, 3, 20, 5, 3]
     arguments: dict[str, Any] = {"max_new_tokens": limits, "seed": 5, "stop_token": -1, "return_features": True}
@@ -88,25 +102,41 @@ def test_columns_are_dropped_and_added_as_rows_come_and_go(model: LatentActionLM
 def test_other_reading_places(make_model: Callable[..., LatentActionLM], blocks: str, reads: tuple[str, str]) -> None:
     model = make_model(inverse_dynamics_reads=reads[0], policy_reads=reads[1])
     ids, mask = padded((4, 7, 2, 5, 6))
-    arguments: dict[str, Any] = {"max_new_tokens": [3, 8, 5, 2, 6], "seed": 1, "stop_token": -1, "return_features": True}
+    arguments: dict[str, Any] = {
+        "max_new_tokens": [3, 8, 5, 2, 6],
+        "seed": 1,
+        "stop_token": -1,
+        "return_features": True,
+    }
     same(model.generate(ids, mask, batch_size=2, **arguments), model.generate(ids, mask, **arguments))
 
 
 def test_static_steps_read_and_write_the_same_tensors(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CUDA graph relies on, over rows that come, go, and are moved."""
-    monkeypatch.setattr(static, "ROOM", 2)
+    monkeypatch.setattr(static_engine, "ROOM", 2)
     places: set[tuple[int, ...]] = set()
     compute = StaticEngine._compute
 
     def watch(self: StaticEngine) -> Any:
-        tensors = [self.next_tokens, self.position, self.memory.column, *(buffer.data for buffer in self.memory.buffers)]
+        tensors = [
+            self.next_tokens,
+            self.position,
+            self.memory.column,
+            *(buffer.data for buffer in self.memory.buffers),
+        ]
         places.add(tuple(tensor.data_ptr() for tensor in tensors))
         return compute(self)
 
     monkeypatch.setattr(StaticEngine, "_compute", watch)
     ids, mask = padded((3, 2, 4, 2, 3, 30, 2, 3))
     limits = [40, 3, 4, 2, 3, 20, 5, 3]
-    arguments: dict[str, Any] = {"max_new_tokens": limits, "row_seeds": range(8), "stop_token": -1, "batch_size": 2, "static": True}
+    arguments: dict[str, Any] = {
+        "max_new_tokens": limits,
+        "row_seeds": range(8),
+        "stop_token": -1,
+        "batch_size": 2,
+        "static": True,
+    }
     got = generate(model.base, model.actor(), ids, mask, **arguments)
     assert len(places) == 1
     same(got, generate(model.base, model.actor(), ids, mask, **arguments | {"static": False}))
@@ -133,7 +163,8 @@ def test_static_needs_blocks_it_knows(model: LatentActionLM, monkeypatch: pytest
 def changing_rollout(
     models: list[LatentActionLM], change_at: int, prompt: torch.Tensor, limit: int, stream: int
 ) -> tuple[list[int], list[int], list[float]]:
-    """(actions, tokens, log-probabilities) without any cache; from step ``change_at`` on by the second model's policy."""
+    """(actions, tokens, log-probabilities) without any cache; from step ``change_at`` on by the second model's
+    policy."""
     uniforms, row = uniform_streams([stream], limit)[0], prompt.tolist()
     actions: list[int] = []
     logps: list[float] = []
@@ -172,8 +203,12 @@ def test_a_new_policy_goes_on_as_after_a_fresh_prefill(make_model: Callable[...,
         return 7 if len(asked) > 5 else 3
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.base), "features", lambda self, x, *a: (base_passes.append(x.shape[1]), features(self, x, *a))[1])
-        got = generate(model.base, model.actor(), ids, mask, max_new_tokens=10, row_seeds=[1, 2, 3], stop_token=-1, refresh=refresh)
+        patch.setattr(
+            type(model.base), "features", lambda self, x, *a: (base_passes.append(x.shape[1]), features(self, x, *a))[1]
+        )
+        got = generate(
+            model.base, model.actor(), ids, mask, max_new_tokens=10, row_seeds=[1, 2, 3], stop_token=-1, refresh=refresh
+        )
     assert all(width == 1 for width in base_passes[1:])  # the base never reads a prompt twice
     assert got.versions.tolist() == [[3] * 4 + [7] * 6] * 3
     for row in range(3):
@@ -198,13 +233,20 @@ def test_a_new_policy_also_reads_the_prompts_that_wait(make_model: Callable[...,
             model.policy.load_state_dict(new.policy.state_dict())
         return int(len(calls) >= 3)
 
-    arguments: dict[str, Any] = {"max_new_tokens": [6, 6, 6, 6], "row_seeds": [1, 2, 3, 4], "stop_token": -1, "batch_size": 2}
+    arguments: dict[str, Any] = {
+        "max_new_tokens": [6, 6, 6, 6],
+        "row_seeds": [1, 2, 3, 4],
+        "stop_token": -1,
+        "batch_size": 2,
+    }
     got = generate(model.base, model.actor(), ids, mask, refresh=refresh, **arguments)
     expected = generate(model.base, model.actor(), ids, mask, **arguments)
     assert torch.equal(got.actions[2:], expected.actions[2:])
     assert got.versions[2:].tolist() == [[1] * 6] * 2
     model.policy.load_state_dict(old)
-    assert not torch.equal(generate(model.base, model.actor(), ids, mask, **arguments).actions[2:], expected.actions[2:])
+    assert not torch.equal(
+        generate(model.base, model.actor(), ids, mask, **arguments).actions[2:], expected.actions[2:]
+    )
 
 
 # -- lean blocks -------------------------------------------------------------------------------------------------------
@@ -239,13 +281,21 @@ def small_base(kind: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lean_blocks_equal_the_bases_own(make_model: Callable[..., LatentActionLM], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_lean_blocks_equal_the_bases_own(
+    make_model: Callable[..., LatentActionLM], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     model = make_model(base=small_base(kind), policy_layers=1, inverse_dynamics_layers=1)
     if kind == "llama":
         for bias in (p for name, p in model.named_parameters() if name.endswith("bias")):
             torch.nn.init.normal_(bias, std=0.3)
     ids, mask = padded((4, 9, 6, 3))
-    arguments: dict[str, Any] = {"max_new_tokens": [7, 5, 9, 8], "seed": 3, "stop_token": -1, "batch_size": 3, "return_features": True}
+    arguments: dict[str, Any] = {
+        "max_new_tokens": [7, 5, 9, 8],
+        "seed": 3,
+        "stop_token": -1,
+        "batch_size": 3,
+        "return_features": True,
+    }
     assert lean_blocks(model.base.decoder) is not None
     lean = model.generate(ids, mask, **arguments)
     monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
@@ -255,7 +305,9 @@ def test_lean_blocks_equal_the_bases_own(make_model: Callable[..., LatentActionL
 def test_other_kinds_keep_their_own_blocks() -> None:
     for settings in ({"model_type": "gpt2"}, {"model_type": "mistral", "sliding_window": 8} | SMALL):
         kind = settings.pop("model_type")
-        assert lean_blocks(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).get_decoder()) is None
+        assert (
+            lean_blocks(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).get_decoder()) is None
+        )
 
 
 def test_adapted_linear_layers_keep_the_bases_own_blocks(base: PreTrainedModel) -> None:
@@ -269,7 +321,9 @@ def test_adapted_linear_layers_keep_the_bases_own_blocks(base: PreTrainedModel) 
     assert lean_blocks(decoder) is None
 
 
-def test_weights_changed_in_place_or_converted_are_seen(make_model: Callable[..., LatentActionLM], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_changed_in_place_or_converted_are_seen(
+    make_model: Callable[..., LatentActionLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model()
     ids, mask = padded((4, 6))
     arguments: dict[str, Any] = {"max_new_tokens": 8, "seed": 3, "stop_token": -1}
@@ -291,7 +345,9 @@ def test_weights_changed_in_place_or_converted_are_seen(make_model: Callable[...
         assert not torch.equal(expected.actions, first.actions)
 
 
-def test_a_model_that_has_decoded_still_trains_and_saves(make_model: Callable[..., LatentActionLM], tmp_path: Path) -> None:
+def test_a_model_that_has_decoded_still_trains_and_saves(
+    make_model: Callable[..., LatentActionLM], tmp_path: Path
+) -> None:
     """Joined weights are views: an optimiser's steps and a checkpoint must see the very same numbers."""
     model = make_model()
     ids, mask = padded((4, 6))

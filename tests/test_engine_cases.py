@@ -22,7 +22,10 @@ def require_right(seeds: range, subjects: Subjects) -> None:
     """No fault in any row of the cases, and hardly a choice that rounding could have made otherwise."""
     verdicts = [judged(random_case(seed), subjects) for seed in seeds]
     faults = [fault for verdict in verdicts for fault in verdict.faults]
-    assert not faults, f"{len(faults)} faults in {sum(bool(v.faults) for v in verdicts)} of {len(verdicts)} cases, the first: {faults[:3]}"
+    assert not faults, (
+        f"{len(faults)} faults in {sum(bool(v.faults) for v in verdicts)} of {len(verdicts)} cases, the first: "
+        f"{faults[:3]}"
+    )
     choices = sum(verdict.choices for verdict in verdicts)
     assert choices > 40 * len(verdicts) and sum(verdict.ties for verdict in verdicts) <= choices / 10_000
     assert max(verdict.gap for verdict in verdicts) < 1e-4
@@ -41,7 +44,15 @@ def test_rows_are_what_they_would_be_alone_ten_thousand_times(subjects: Subjects
 
 def test_more_rows_than_slots_and_lengths_that_differ(subjects: Subjects) -> None:
     """6 prompts x 8 on 16 slots, limits of 2 to 12: 16 of 48 rows had other rows' tokens in them, seldom the first."""
-    settings = {"kind": "llama", "policy": "late", "way": "lean", "temperature": 1.0, "top_k": None, "aliases": None, "watched": False}
+    settings = {
+        "kind": "llama",
+        "policy": "late",
+        "way": "lean",
+        "temperature": 1.0,
+        "top_k": None,
+        "aliases": None,
+        "watched": False,
+    }
     draw = torch.Generator().manual_seed(0)
     limits = torch.randint(2, 13, (48,), generator=draw).tolist()
     prompts = [torch.randint(3, 48, (4,), generator=draw).tolist() for _ in range(6)]
@@ -70,7 +81,11 @@ def test_more_rows_than_slots_and_lengths_that_differ(subjects: Subjects) -> Non
 @pytest.mark.parametrize("spoilt", ["token", "action", "logp", "length", "feature"])
 def test_the_check_finds_what_is_wrong(subjects: Subjects, spoilt: str) -> None:
     """One number changed in one row is a fault of that row."""
-    case = next(c for c in map(random_case, range(1000)) if c.policy == "late" and c.keep_features and len(c.limits) > 3 and not c.codes)
+    case = next(
+        c
+        for c in map(random_case, range(1000))
+        if c.policy == "late" and c.keep_features and len(c.limits) > 3 and not c.codes
+    )
     subject = subjects(case)
     out = run(case, subject)
     row = int(out.lengths.argmax())

@@ -84,7 +84,11 @@ def test_a_world_that_dies_or_raises_is_lost(worlds: Any) -> None:
 
 
 def test_a_reset_that_hangs_or_fails_says_so(worlds: Any) -> None:
-    with pytest.raises(ValueError, match=r"toy_world:Keys cannot begin {'seed': 0}: no answer to reset '' within 0.2 s"):
+    with pytest.raises(
+        ValueError,
+        match=r"toy_world:Keys cannot begin {'seed': 0}: no answer to reset '' within 0.2 "
+        r"s",
+    ):
         worlds(options={"delay": 60.0}, reset_seconds=0.2).begin(SEEDS[:1])
     with pytest.raises(ValueError, match=r"cannot begin {}: KeyError: 'seed'"):
         worlds().begin([{}])
@@ -121,7 +125,11 @@ def test_a_world_as_a_task() -> None:
     [
         ("textworld_express", {}, "say which one: textworld_express/..."),
         ("textworld_express/chess", {}, "has no game 'chess'"),
-        ("textworld_express/coin", {"gane": {}}, "task.options.gane is no option of textworld_express; known: game, heldout, slip"),
+        (
+            "textworld_express/coin",
+            {"gane": {}},
+            "task.options.gane is no option of textworld_express; known: game, heldout, slip",
+        ),
         ("textworld_express/coin", {"heldout": ["tset"]}, "name some of train, dev, test"),
         ("scienceworld/boil", {"heldout": ["train"]}, "name some of dev, test"),
         ("environment/nowhere:Keys", {}, "importable here: No module named 'nowhere'"),
@@ -135,13 +143,17 @@ def test_wrong_names_and_options_are_refused(name: str, options: dict[str, Any],
 
 
 def test_gymnasium_environments_are_played_in_words(worlds: Any) -> None:
-    task = build_task(TaskConfig(name="gymnasium/Keys-v0", options={"modules": ["toy_world"], "instruction": "Take it."}))
+    task = build_task(
+        TaskConfig(name="gymnasium/Keys-v0", options={"modules": ["toy_world"], "instruction": "Take it."})
+    )
     demo = task.demonstrations("train")[0]
     assert demo.prompt.text == "Take it.\nroom 3 . key 1 .\n>"
     assert demo.later[-1] == ("room 1 . key 1 .\n>", "take key")
     verdict = task.score(demo.prompt, "go left\ngo left\ntake key")
     assert isinstance(verdict, Score) and verdict.success and verdict.reward == 1.0
-    lake = worlds("gymnasium/FrozenLake-v1", {"actions": ["left", "down", "right", "up"], "settings": {"is_slippery": False}})
+    lake = worlds(
+        "gymnasium/FrozenLake-v1", {"actions": ["left", "down", "right", "up"], "settings": {"is_slippery": False}}
+    )
     assert lake.begin([{"seed": 1}]) == ["0"]
     assert lake.step({0: "down"})[0].observation == "4"
     assert lake.step({0: "fly"})[0].observation == "Nothing happens. You can: left, down, right, up."
@@ -169,7 +181,9 @@ def java(package: str) -> pytest.MarkDecorator:
 
 @java("textworld_express")
 def test_textworld_express_gold_paths_succeed_in_one_machine() -> None:
-    task = build_task(TaskConfig(name="textworld_express/twc", options={"game": {"numLocations": 1, "numItemsToPutAway": 1}}))
+    task = build_task(
+        TaskConfig(name="textworld_express/twc", options={"game": {"numLocations": 1, "numItemsToPutAway": 1}})
+    )
     for place in (0, 1):
         demo, prompt = task.demonstrations("heldout")[place], task.prompts("heldout")[place]
         assert demo.prompt.text.startswith("Your task is to pick up objects") and demo.prompt.text.endswith("\n>")

@@ -1,4 +1,5 @@
-"""The evaluation's numbers from outcomes, by hand, and what goes wrong before anything starts; whole evaluations: test_run.py."""
+"""The evaluation's numbers from outcomes, by hand, and what goes wrong before anything starts; whole evaluations:
+test_run.py."""
 
 from __future__ import annotations
 
@@ -8,18 +9,19 @@ import numpy as np
 import pytest
 
 from configs.schema import Evaluation, RunConfig
-from pipeline import evaluation
-from pipeline.evaluation import Played
-from pipeline.outcomes import Mode, Outcome
-from pipeline.statistics import wilson
-from rollout_workers.episodes import HostSpec
+from pipeline.evaluation.outcomes import Mode, Outcome
+from pipeline.evaluation.statistics import wilson
+from pipeline.stages import play
+from pipeline.stages.play import Played
+from rollout_workers.rollouts import HostSpec
 from rollout_workers.tasks import Prompt
 
 pytest_plugins = ("rl_fixtures",)
 
 
 def outcomes(mode: Mode, marks: list[str]) -> list[Outcome]:
-    """``marks``: per prompt a text of responses, a capital letter is a success, "?" a response that could not be judged."""
+    """``marks``: per prompt a text of responses, a capital letter is a success, "?" a response that could not be
+    judged."""
     return [
         Outcome(
             variant="x",
@@ -39,13 +41,17 @@ def outcomes(mode: Mode, marks: list[str]) -> list[Outcome]:
 
 
 def test_numbers_of_several_samples_by_hand() -> None:
-    played = Played(sampled=outcomes("sampled", ["AA", "Ab", "b?", "AB"]), greedy=outcomes("greedy", ["A", "A", "b", "b"]))
+    played = Played(
+        sampled=outcomes("sampled", ["AA", "Ab", "b?", "AB"]), greedy=outcomes("greedy", ["A", "A", "b", "b"])
+    )
     settings = Evaluation(samples_per_prompt=2, pass_at=(1, 2), slice_minimum=2)
-    found = evaluation._numbers(played, settings, 0, None, {"half": ["first", "first", "last", "last"]})
+    found = play._numbers(played, settings, 0, None, {"half": ["first", "first", "last", "last"]})
     assert (found["sampled"], found["greedy"]) == (5 / 8, 0.5)
     assert (found["pass_at_1"], found["pass_at_2"]) == (5 / 8, 0.75)
     assert found["greedy_interval"] == wilson(2, 4)
-    assert found["sampled_interval"][0] >= 0.125, "prompts are resampled: seldom is the third one drawn three times out of four"
+    assert found["sampled_interval"][0] >= 0.125, (
+        "prompts are resampled: seldom is the third one drawn three times out of four"
+    )
     assert (found["sampled_tokens"], found["greedy_tokens"], found["sampled_failures"]) == (2.5, 2.0, 1)
     assert found["differing_pairs"] == 0.75
     assert (found["differing_pairs_successful"], found["prompts_with_two_successes"]) == (0.5, 2)
@@ -55,9 +61,11 @@ def test_numbers_of_several_samples_by_hand() -> None:
 
 def test_one_sample_each_is_as_before() -> None:
     played = Played(sampled=outcomes("sampled", ["A", "b", "b", "b"]), greedy=outcomes("greedy", ["A", "A", "b", "b"]))
-    found = evaluation._numbers(played, Evaluation(), 0, None, {})
+    found = play._numbers(played, Evaluation(), 0, None, {})
     assert found["sampled_interval"] == wilson(1, 4)
-    assert set(found) == {f"{mode}{name}" for mode in ("sampled", "greedy") for name in ("", "_interval", "_tokens", "_failures")}
+    assert set(found) == {
+        f"{mode}{name}" for mode in ("sampled", "greedy") for name in ("", "_interval", "_tokens", "_failures")
+    }
 
 
 def test_differences_are_paired_and_diversity_is_compared_at_equal_success() -> None:
@@ -67,35 +75,41 @@ def test_differences_are_paired_and_diversity_is_compared_at_equal_success() -> 
         "improved": Played(sampled=outcomes("sampled", ["AB", "CD"]), greedy=greedy),
     }
     cosines = {"base": (np.ones(2), np.array([1.0, np.nan])), "improved": (np.ones(2), np.array([0.25, 0.5]))}
-    found = evaluation._differences(played, 2, cosines, 0)["improved - base"]
+    found = play._differences(played, 2, cosines, 0)["improved - base"]
     assert found["sampled"]["mean"] == 0.5
     assert found["greedy"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert found["differing_pairs_successful"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "prompts": 1}
     assert found["pairwise_cosine_successful"]["mean"] == -0.75
-    assert evaluation._differences({"base": played["base"]}, 2, {}, 0) == {}
+    assert play._differences({"base": played["base"]}, 2, {}, 0) == {}
 
 
 def test_an_unknown_slice_ends_it_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "connected", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr(play, "connected", lambda _: pytest.fail("Ray was started"))
     config = RunConfig(base={"model": "x"}, evaluation={"slices": ["targets"]})
     with pytest.raises(ValueError, match=r"did you mean target\? the fields there are: numbers, target"):
-        evaluation.evaluate(config, {"base": HostSpec(level="base", checkpoint="x")}, prompts=4, say=print)
+        play.evaluate(config, {"base": HostSpec(level="base", checkpoint="x")}, prompts=4, say=print)
 
 
 def test_slices_of_the_prompts_that_are_played() -> None:
-    prompts = [Prompt(id=str(i), text="q", metadata={"kind": "ab"[i % 2]} | ({"late": 1} if i > 3 else {})) for i in range(6)]
-    assert evaluation.slices_of(Evaluation(slices=("kind",)), prompts, 3) == {"kind": ["a", "b", "a"]}
+    prompts = [
+        Prompt(id=str(i), text="q", metadata={"kind": "ab"[i % 2]} | ({"late": 1} if i > 3 else {})) for i in range(6)
+    ]
+    assert play.slices_of(Evaluation(slices=("kind",)), prompts, 3) == {"kind": ["a", "b", "a"]}
     with pytest.raises(ValueError, match="late"):
-        evaluation.slices_of(Evaluation(slices=("late",)), prompts, 3)
+        play.slices_of(Evaluation(slices=("late",)), prompts, 3)
 
 
-def test_a_task_without_demonstrations_gives_a_note_and_a_bad_text_source_an_error(ray_session: None, tiny_base: Path) -> None:
+def test_a_task_without_demonstrations_gives_a_note_and_a_bad_text_source_an_error(
+    ray_session: None, tiny_base: Path
+) -> None:
     """A prompt longer than ``max_length`` leaves no demonstration to read."""
     hosts = {"base": HostSpec(level="base", checkpoint=str(tiny_base))}
     config = RunConfig(base={"model": str(tiny_base)}, actions={"max_length": 3})
-    measured, notes = evaluation._texts(config, hosts)
+    measured, notes = play._texts(config, hosts)
     assert measured == {}
-    assert notes[0].startswith("NLL, retention and codebook health were not measured: demonstration countdown/heldout/0: its prompt has")
+    assert notes[0].startswith(
+        "NLL, retention and codebook health were not measured: demonstration countdown/heldout/0: its prompt has"
+    )
     asked = config.model_copy(update={"evaluation": Evaluation(retention={"kind": "task"})})
     with pytest.raises(ValueError, match="its prompt has"):
-        evaluation._texts(asked, hosts)
+        play._texts(asked, hosts)

@@ -18,21 +18,22 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config, load_config
 from configs.schema import DataSource, Explorer, ImproveOffline
-from latent_control.explain import Walker, play_on, read_choices, token_log_probs
-from latent_control.persistence import WEIGHTS
+from latent_control.analysis.explain import Walker, play_on, read_choices, token_log_probs
+from latent_control.pretrained import WEIGHTS
 from latent_control.records import TokenBatch
-from pipeline import cli, cli_explain
-from pipeline.context import StageContext
-from pipeline.displays import automatic
-from pipeline.explorer import build, gain, path
-from pipeline.explorer.build import explore
-from pipeline.explorer.corpus import read_corpus
-from pipeline.explorer.page import SCRIPTS, asset, embedded, page
-from pipeline.explorer.policies import load_models, policies_of
-from pipeline.explorer.reading import Clock, effects, read
-from pipeline.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
-from pipeline.explorer.write import write_at_end
-from pipeline.runlog import RunLog
+from pipeline.cli import app as cli
+from pipeline.cli import pages as cli_explain
+from pipeline.console.displays import automatic
+from pipeline.pages.explorer import build, gain, path
+from pipeline.pages.explorer.build import explore
+from pipeline.pages.explorer.corpus import read_corpus
+from pipeline.pages.explorer.page import SCRIPTS, asset, embedded, page
+from pipeline.pages.explorer.policies import load_models, policies_of
+from pipeline.pages.explorer.reading import Clock, effects, read
+from pipeline.pages.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
+from pipeline.pages.explorer.write import write_at_end
+from pipeline.runs.context import StageContext
+from pipeline.runs.metrics_log import RunLog
 from rollout_workers.tasks import Failure, Prompt, Score
 from rollout_workers.tasks.countdown import Countdown
 
@@ -97,7 +98,9 @@ def offline(run: Path) -> None:
     section(run, "improve", None)
     config = load_config(run / "config.yaml", [], check_paths=False)
     source = DataSource(kind="replay", path=str(run))
-    (run / "config.yaml").write_text(dump_config(config.model_copy(update={"improve_offline": ImproveOffline(data=(source,))})))
+    (run / "config.yaml").write_text(
+        dump_config(config.model_copy(update={"improve_offline": ImproveOffline(data=(source,))}))
+    )
 
 
 class TestExplain:
@@ -158,17 +161,22 @@ class TestPath:
     def test_rises_are_differences_of_what_each_policy_gives_the_chosen_code(self, make_model, span):
         model, other = make_model(span=span), make_model(span=span, seed=2)
         rows, actions = [[5, 6, 7, 8], [9, 4, 3]], [[2, 2 if span == 2 else 5], [1]]
-        places, found = Walker(model, other.policy, model.policy).rises(rows, actions, (0.0, 1.0), temperature=1.0, top_k=None)
+        places, found = Walker(model, other.policy, model.policy).rises(
+            rows, actions, (0.0, 1.0), temperature=1.0, top_k=None
+        )
         wanted = [(0, 0), (1, 0)] if span == 2 else [(0, 0), (0, 1), (1, 0)]
         assert [tuple(place) for place in places.tolist()] == wanted
         for (r, t), rise in zip(wanted, found, strict=True):
             end = len(rows[r]) - len(actions[r]) + t  # the code at t is chosen from what stands before its token
             states = model.features(torch.tensor([rows[r][:end]])).read("late")
-            low, high = (torch.log_softmax(policy(states)[0, -1], -1)[actions[r][t]] for policy in (other.policy, model.policy))
+            low, high = (
+                torch.log_softmax(policy(states)[0, -1], -1)[actions[r][t]] for policy in (other.policy, model.policy)
+            )
             assert rise == pytest.approx((high - low).item(), abs=1e-5)
 
     def test_the_parts_add_up_to_the_rise_between_the_two_policies(self, explored_run, loaded, monkeypatch):
-        """The reward is the share of words that the last policy says more often; its rise is measured by playing both policies."""
+        """The reward is the share of words that the last policy says more often; its rise is measured by playing both
+        policies."""
         models, config = loaded[1], load_config(explored_run / "config.yaml", [], check_paths=False)
         walker = Walker(models.model, models.before, models.model.policy)
 
@@ -212,7 +220,7 @@ class TestReading:
         assert np.allclose(np.log(own[last]), corpus.logp[found.choices][last], atol=1e-3)
 
     def test_one_batch_is_read_however_little_time_there_is(self, loaded, monkeypatch):
-        monkeypatch.setattr("pipeline.explorer.reading.ROWS_AT_ONCE", 5)
+        monkeypatch.setattr("pipeline.pages.explorer.reading.ROWS_AT_ONCE", 5)
         corpus, models = loaded
         found = read(corpus, models, Clock(0.0), 0.4)
         assert len(found.rows) == 5
@@ -269,7 +277,7 @@ class TestDataset:
         assert sum(code.uses for code in data.codes) == len(corpus.choices)
 
     def test_gains_of_codes_and_of_positions_add_up(self, explored_run, monkeypatch):
-        monkeypatch.setattr("pipeline.explorer.build.build_task", lambda _: WordsTask(set(Countdown.words[:80])))
+        monkeypatch.setattr("pipeline.pages.explorer.build.build_task", lambda _: WordsTask(set(Countdown.words[:80])))
         data = explore(explored_run, Explorer(seconds=1e-6, explained=0))[0]
         total = sum(code.gain.mean for code in data.codes)
         assert total == pytest.approx(data.summary.gain.mean)
@@ -295,14 +303,14 @@ class TestDataset:
         assert any(len(step.endings) > 1 for why in data.why for step in why.steps)
 
     def test_without_seconds_no_model_is_loaded(self, explored_run, monkeypatch):
-        monkeypatch.setattr("pipeline.explorer.build.load_models", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("pipeline.pages.explorer.build.load_models", lambda *_: pytest.fail("loaded"))
         data, _, _ = explore(explored_run, Explorer(seconds=0))
         assert data.summary.gain is None and not data.why
         assert "seconds is 0" in data.summary.notes[0]
         assert "null" in embedded([data])
 
     def test_what_time_cut_off_is_said(self, explored_run, monkeypatch):
-        monkeypatch.setattr("pipeline.explorer.reading.ROWS_AT_ONCE", 8)
+        monkeypatch.setattr("pipeline.pages.explorer.reading.ROWS_AT_ONCE", 8)
         data, _, _ = explore(explored_run, Explorer(seconds=1e-6, explained=4))
         assert "choices of 8 of 48 rollouts" in data.summary.notes[0]
         assert "explained are 1 of 4" in data.summary.notes[-1]
@@ -329,7 +337,9 @@ class TestEpisodes:
             assert all(shown.chances[i] == shown.before[i] == -1 for i in seen)
             assert all(shown.chances[i] >= 0 for i in range(len(shown.codes)) if i not in seen)
             assert shown.turn_rewards == (0.0, pytest.approx(shown.reward, abs=1e-6))
-        assert sum(code.uses for code in data.codes) == len(corpus.choices) == corpus.generated.sum() < len(corpus.tokens)
+        assert (
+            sum(code.uses for code in data.codes) == len(corpus.choices) == corpus.generated.sum() < len(corpus.tokens)
+        )
 
     def test_the_policies_are_read_at_generated_tokens_after_all_that_was_seen(self, episodes_run):
         config = load_config(episodes_run / "config.yaml", [], check_paths=False)
@@ -347,7 +357,9 @@ class TestEpisodes:
         assert any("which codes carry the gain" in note and "not computed" in note for note in data.summary.notes)
         assert data.why and all(step.options and not step.endings for one in data.why for step in one.steps)
         one = data.why[0]
-        assert [step.position for step in one.steps] == [i for i, code in enumerate(data.rollouts[one.rollout].codes) if code >= 0]
+        assert [step.position for step in one.steps] == [
+            i for i, code in enumerate(data.rollouts[one.rollout].codes) if code >= 0
+        ]
         turn = {split.name: split for split in data.splits}["turn"]
         assert turn.keys == ("0", "1") and all(count >= len(data.rollouts) for count in turn.counts)
         assert all(code.strength is not None for code in data.codes if code.uses)
@@ -371,7 +383,9 @@ class TestPage:
 
     def test_the_script_never_parses_text_as_html(self):
         script = "".join(map(asset, SCRIPTS))
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|Function\(", script)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|Function\(", script
+        )
         assert script.isascii()
 
     @pytest.mark.slow
@@ -383,7 +397,16 @@ class TestPage:
 
 class TestCommand:
     def test_explain_writes_the_page_and_says_which_codes(self, explored_run, tmp_path):
-        arguments = ["explain", str(explored_run), "-o", str(tmp_path / "x.html"), "--explained", "1", "--seconds", "0.1"]
+        arguments = [
+            "explain",
+            str(explored_run),
+            "-o",
+            str(tmp_path / "x.html"),
+            "--explained",
+            "1",
+            "--seconds",
+            "0.1",
+        ]
         done = CliRunner().invoke(cli_explain.cli.app, arguments)
         assert done.exit_code == 0, done.output
         assert "estimated gain" in done.stdout and "not in MLflow" in done.stdout
@@ -409,10 +432,19 @@ class TestCommand:
         ("damage", "said"),
         [
             (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
-            (lambda run: (run / "stages" / "improve.json").unlink(), "not through with its stage improve (interrupted: nothing done)"),
+            (
+                lambda run: (run / "stages" / "improve.json").unlink(),
+                "not through with its stage improve (interrupted: nothing done)",
+            ),
             (lambda run: (run / "stages" / "improve.json").write_text("{"), "improve.json is damaged"),
-            (lambda run: (run / "checkpoints" / "improve" / WEIGHTS).unlink(), f"improve is damaged ({WEIGHTS} is missing"),
-            (lambda run: section(run, "improve", {"level": "token"}), "over tokens (improve.level: token), where there are no codes"),
+            (
+                lambda run: (run / "checkpoints" / "improve" / WEIGHTS).unlink(),
+                f"improve is damaged ({WEIGHTS} is missing",
+            ),
+            (
+                lambda run: section(run, "improve", {"level": "token"}),
+                "over tokens (improve.level: token), where there are no codes",
+            ),
             (lambda run: section(run, "improve", None), "has no stage improve"),
             (lambda run: offline(run), "was improved offline only, from the rollouts of"),
         ],
@@ -441,12 +473,17 @@ class TestCommand:
         second.write_bytes(b"")
         done = CliRunner().invoke(cli_explain.cli.app, arguments)
         assert done.exit_code == cli.FAILED
-        assert "holds no judged rollout" in done.stderr and "2 shards of the replay buffer are damaged or missing" in done.stderr
+        assert (
+            "holds no judged rollout" in done.stderr
+            and "2 shards of the replay buffer are damaged or missing" in done.stderr
+        )
 
 
 class TestEndOfRun:
     def context(self, folder: Path, **changed: object) -> StageContext:
-        config = load_config(folder / "config.yaml", [f"explorer.{k}={v}" for k, v in changed.items()], check_paths=False)
+        config = load_config(
+            folder / "config.yaml", [f"explorer.{k}={v}" for k, v in changed.items()], check_paths=False
+        )
         return StageContext(config=config, run_dir=folder, log=RunLog(folder, quiet=True), task=Countdown())
 
     def test_a_run_ends_with_its_page_unless_switched_off(self, copied):

@@ -1,7 +1,9 @@
-"""The explorer's page in a real browser: one session, one page of two runs (B is an agent's), gone through by mouse and by keyboard.
+"""The explorer's page in a real browser: one session, one page of two runs (B is an agent's), gone through by mouse and
+by keyboard.
 
-Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack axe-core``).
-How fast the page is at 2,000 rollouts, and axe-core on that one, is measured by ``benchmarks/explorer.py``.
+Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack
+axe-core``). How fast the page is at 2,000 rollouts, and axe-core on that one, is measured by
+``benchmarks/explorer.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import pytest
 from browser_tools import chromium, needs_chromium, wait_for, watched
 from explorer_data import DECISIVE, HOSTILE, made_up
 
-from pipeline.explorer.page import write_page
+from pipeline.pages.explorer.page import write_page
 
 pytestmark = needs_chromium
 VIEWS = ("gain", "codes&code=3", "rollouts&rollout=1", "rollouts&rollout=30", "training", "where", "policy", "compare")
@@ -121,7 +123,9 @@ def test_clicking_a_token_filters_and_sorting_sorts(tab):
     tab.select_option("[data-key='select sorted by']", "worst")
     wait_for(tab, "location.hash.includes('sort=worst')")
     visit(tab, "view=rollouts&sort=worst")
-    rewards = [float(text.split()[-1]) for text in tab.locator("ol.rollouts .good, ol.rollouts .bad").all_text_contents()]
+    rewards = [
+        float(text.split()[-1]) for text in tab.locator("ol.rollouts .good, ol.rollouts .bad").all_text_contents()
+    ]
     assert len(rewards) == 25 and rewards == sorted(rewards)
     tab.get_by_role("link", name="Next").first.click()
     wait_for(tab, "document.querySelector('.pager')?.textContent.includes('page 2 of 3')")
@@ -204,12 +208,16 @@ def test_axe_finds_nothing_serious(tab, scheme):
         pytest.skip("AXE_CORE does not name axe-core's axe.min.js (npm pack axe-core)")
     tab.emulate_media(color_scheme=scheme)
     load(tab)
-    tab.evaluate(Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8"))  # by the debugger, which the page's policy does not bind
-    options = {"resultTypes": ["violations"]} | ({} if scheme == "light" else {"runOnly": ["color-contrast"]})  # all that differs
+    # by the debugger, which the page's policy does not bind
+    tab.evaluate(Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8"))
+    # all that differs
+    options = {"resultTypes": ["violations"]} | ({} if scheme == "light" else {"runOnly": ["color-contrast"]})
     for view in VIEWS + OF_AN_AGENT:
         visit(tab, f"view={view}&outcome=explained")
         found = tab.evaluate("options => axe.run(document, options)", options)["violations"]
-        bad = [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+        bad = [
+            (v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")
+        ]
         assert not bad, (view, bad)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latent_control.rescoring import choices
-from pipeline.explorer import counts, gain
-from pipeline.explorer.build import beside
-from pipeline.explorer.corpus import Corpus, corpus_of
-from pipeline.explorer.records import Code, Dataset, Estimate, Summary, Training, as_data
+from latent_control.decoding.rescoring import choices
+from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.build import beside
+from pipeline.pages.explorer.corpus import Corpus, corpus_of
+from pipeline.pages.explorer.records import Code, Dataset, Estimate, Summary, Training, as_data
 
 
-def row(number: int, group: str, version: int, codes: list[int], tokens: list[int], reward: float, **changed: Any) -> dict[str, Any]:
+def row(
+    number: int, group: str, version: int, codes: list[int], tokens: list[int], reward: float, **changed: Any
+) -> dict[str, Any]:
     return {
         "rollout_id": f"r{number}",
         "group_id": group,
@@ -201,11 +203,15 @@ def test_runs_side_by_side_are_matched_by_text_not_by_token_id():
     def explored(tokens: list[int], texts: tuple[str, ...]) -> tuple[Dataset, Corpus, tuple[str, ...]]:
         some = corpus([row(0, "a", 0, [0, 1], tokens, 1.0)], num_actions=2)
         summary = Summary(
-            run="r", num_actions=2, span=1, rollouts=1, stored=1, choices=2, perplexity=1.0, reward_first=0.0, reward_last=0.0,
-            success_first=0.0, success_last=0.0, world="w",
+            run="r", num_actions=2, span=1, rollouts=1, stored=1, choices=2, perplexity=1.0, reward_first=0.0,
+            reward_last=0.0, success_first=0.0, success_last=0.0, world="w",
         )  # fmt: skip
         training = Training(updates=(), usage=(), perplexity=(), reward=(), success=())
-        return Dataset(summary=summary, vocabulary=(), prompts=(), codes=(), training=training, splits=(), rollouts=()), some, texts
+        return (
+            Dataset(summary=summary, vocabulary=(), prompts=(), codes=(), training=training, splits=(), rollouts=()),
+            some,
+            texts,
+        )
 
     a, b = beside(explored([4, 5], ("yes", "no")), explored([5, 4], ("no", "yes")))
     assert a.similar == ((1, 1.0), (0, 1.0))

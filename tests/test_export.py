@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from latent_control import LatentActionLM
-from latent_control.persistence import world_hash
-from pipeline import checkpoints, cli, cli_serving
-from pipeline.export import Source, export, find, provenance
+from latent_control.pretrained import world_hash
+from pipeline.cli import app as cli
+from pipeline.cli import serving as cli_serving
+from pipeline.serving.export import Source, export, find, provenance
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 assert cli_serving.cli is cli
@@ -40,16 +42,26 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_the_folder_holds_what_answers_and_nothing_else(exported: Path, finished_run: Path, tiny_checkpoint: Path) -> None:
+def test_the_folder_holds_what_answers_and_nothing_else(
+    exported: Path, finished_run: Path, tiny_checkpoint: Path
+) -> None:
     files = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
     assert {Path(name).suffix for name in files} == {".json", ".safetensors"}
-    assert {"latent_actions.safetensors", "base/model.safetensors", "tokenizer.json", "generation_config.json", "provenance.json"} <= files
+    assert {
+        "latent_actions.safetensors",
+        "base/model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "provenance.json",
+    } <= files
     assert not checkpoints.verify(exported)
     trained = LatentActionLM.from_pretrained(tiny_checkpoint)
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.latent.inverse_dynamics is None
     assert world_hash(model.latent) == world_hash(trained)
-    batch = AutoTokenizer.from_pretrained(exported, padding_side="left")(["3 5 7", "10"], return_tensors="pt", padding=True)
+    batch = AutoTokenizer.from_pretrained(exported, padding_side="left")(
+        ["3 5 7", "10"], return_tensors="pt", padding=True
+    )
     wanted = trained.generate(batch.input_ids, batch.attention_mask, max_new_tokens=6, temperature=0.0)
     out = model.generate(**batch, return_codes=True)  # as many tokens as the run's rollouts
     assert torch.equal(out.codes, wanted.actions[:, : out.codes.shape[1]])
@@ -63,19 +75,26 @@ def test_it_says_where_it_comes_from(exported: Path, finished_run: Path, tiny_ch
     assert about["world_hash"] == world_hash(LatentActionLM.from_pretrained(tiny_checkpoint))
     assert about["config"]["rollout"]["max_new_tokens"] == 6
     assert "torch" in about["trained_with"]
-    assert str(finished_run) not in (exported / "config.json").read_text() + (exported / "latent_action_config.json").read_text()
+    assert (
+        str(finished_run)
+        not in (exported / "config.json").read_text() + (exported / "latent_action_config.json").read_text()
+    )
 
 
 def test_passwords_stay_at_home(finished_run: Path) -> None:
     source = find(finished_run)
     config = source.config()
     assert config is not None
-    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://me:secret@host/x"})})
+    config = config.model_copy(
+        update={"tracking": config.tracking.model_copy(update={"uri": "http://me:secret@host/x"})}
+    )
     model = LatentActionLM.from_pretrained(source.checkpoint)
     assert "secret" not in json.dumps(provenance(source, model, config))
 
 
-def test_a_moved_base_is_found_again_or_asked_for(finished_run: Path, tiny_base: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_moved_base_is_found_again_or_asked_for(
+    finished_run: Path, tiny_base: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_checkpoint, tmp_path / "lost")
     path = tmp_path / "lost" / "latent_action_config.json"
@@ -84,7 +103,10 @@ def test_a_moved_base_is_found_again_or_asked_for(finished_run: Path, tiny_base:
     path.write_text(json.dumps(config))
     failed = call("export", tmp_path / "lost", "-o", tmp_path / "out")
     assert failed.exit_code == cli.FAILED
-    assert f"lay at {tmp_path / 'gone'}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)" in failed.output
+    assert (
+        f"lay at {tmp_path / 'gone'}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)"
+        in failed.output
+    )
     assert not (tmp_path / "out").exists()
     shutil.copytree(tiny_base, moved)
     assert call("export", tmp_path / "lost", "-o", tmp_path / "out", "--base", moved, "--reference-base").exit_code == 0
@@ -159,7 +181,13 @@ def test_a_registered_model_answers_in_a_clean_environment(exported: Path, tmp_p
     shutil.rmtree(own)
     bare = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
     found = subprocess.run(
-        [sys.executable, "-c", CLEAN, store], cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", CLEAN, store],
+        cwd=tmp_path,
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
     said = json.loads(found.stdout.splitlines()[-1])
@@ -172,10 +200,14 @@ def test_a_registered_model_answers_in_a_clean_environment(exported: Path, tmp_p
 
 
 def test_only_what_travels_is_registered(finished_run: Path, tmp_path: Path) -> None:
-    from pipeline.registry import register
+    from pipeline.serving.registry import register
 
     folder = export(find(finished_run), tmp_path / "out", reference=True)
-    with pytest.raises(ValueError, match=r"refers to a base LM at .*, which other machines lack: export without --reference-base"):
+    with pytest.raises(
+        ValueError,
+        match=r"refers to a base LM at .*, which other machines lack: export without "
+        r"--reference-base",
+    ):
         register(folder, "x", store=f"sqlite:///{tmp_path / 'no.db'}", experiment="x")
     weights = folder / "latent_actions.safetensors"
     weights.write_bytes(weights.read_bytes() + b"x")

@@ -22,7 +22,8 @@ RAN = "ran"
 OWN_CODE = """
 import pathlib
 pathlib.Path({marker!r}).write_text("foreign code ran")
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+from transformers import PreTrainedTokenizerFast
 class OwnConfig(LlamaConfig):
     model_type = "own"
 class OwnLM(LlamaForCausalLM):
@@ -43,7 +44,8 @@ from types import SimpleNamespace
 import torch
 
 home = Path(sys.argv[1])
-model, words, adapter, checkpoint, export = (str(home / name) for name in ("model", "words", "adapter", "checkpoint", "export"))
+names = ("model", "words", "adapter", "checkpoint", "export")
+model, words, adapter, checkpoint, export = (str(home / name) for name in names)
 lm_export = str(home / "export-of-own-base")
 
 def refusal(load):
@@ -54,23 +56,23 @@ def refusal(load):
     return None
 
 def host(level, folder):
-    from rollout_workers.episodes import HostSpec
-    from rollout_workers.hosting import load_host
+    from rollout_workers.rollouts import HostSpec
+    from rollout_workers.model_host import load_host
     load_host(HostSpec(level=level, checkpoint=folder), torch.device("cpu"), torch.float32)
 
 def simulated(level, folder):
     from configs.schema import Rollout
     from rollout_workers.engines.simulated import SimulatedEngine
-    from rollout_workers.episodes import HostSpec
+    from rollout_workers.rollouts import HostSpec
     SimulatedEngine.load(HostSpec(level=level, checkpoint=folder), Rollout())
 
 def config_check(**sections):
     from configs.schema import RunConfig
-    from pipeline.preflight import check
+    from pipeline.preflight.check import check
     raise ValueError("; ".join(check(RunConfig(**sections)).errors))
 
 def reward(folder):
-    from rollout_workers.reward_models import RewardModel
+    from rollout_workers.tasks.reward_models import RewardModel
     from rollout_workers.tasks.scorers import Preference
     RewardModel(Preference(model=folder))
 
@@ -80,15 +82,15 @@ def reward_train(folder):
     train_reward_model(folder, [], [], RewardTraining(updates=1), Reading(), print)
 
 def exported(folder):
-    from pipeline import export
+    from pipeline.serving import export
     export.export(export.find(Path(folder)), home / "out")
 
 def mlflow_model(folder):
-    from pipeline.pyfunc import LatentModel
+    from pipeline.serving.mlflow_model import LatentModel
     LatentModel().load_context(SimpleNamespace(artifacts={"export": folder}))
 
 def served(folder):
-    from pipeline.service import Service
+    from pipeline.serving.service import Service
     Service(Path(folder), "own")
 
 def steered(folder):
@@ -97,7 +99,7 @@ def steered(folder):
 
 def explored(folder):
     from configs.schema import RunConfig
-    from pipeline.explorer.policies import load_models
+    from pipeline.pages.explorer.policies import load_models
     load_models(Path(folder), Path(folder), RunConfig(base={"model": folder}), None)
 
 def auto(folder):
@@ -106,13 +108,13 @@ def auto(folder):
     AutoModelForCausalLM.from_pretrained(folder)
 
 from latent_control import LatentActionLM
-from latent_control.adapters import merged_folder
+from latent_control.bases.adapters import merged_folder
 from latent_control.model import load_base
-from latent_control.persistence import load_policy
+from latent_control.pretrained import load_policy
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.text import load_tokenizer
 from learners.rl_module import build_policy
-from pipeline.embedding import embed
+from pipeline.stages.embedding import embed
 
 token = dict(level="token", token_trains="all", token_blocks=1, trust_remote_code=False)
 loads = {
@@ -152,7 +154,9 @@ said = {name: (folder, refusal(load)) for name, (folder, load) in loads.items()}
 ran = (home / "ran").exists()
 # Else all of this would pass with code that cannot run anyway.
 allowed = [type(load(model, trust_remote_code=True)).__name__ for load in (load_base, load_tokenizer)]
-(home / "said.json").write_text(json.dumps({"said": said, "ran": ran, "allowed": allowed, "ran_when_allowed": (home / "ran").exists()}))
+when_allowed = (home / "ran").exists()
+found = {"said": said, "ran": ran, "allowed": allowed, "ran_when_allowed": when_allowed}
+(home / "said.json").write_text(json.dumps(found))
 """
 
 
@@ -170,7 +174,10 @@ def owns_model(folder: Path, marker: Path) -> Path:
 def owns_tokenizer(folder: Path, marker: Path) -> Path:
     """The same for the tokenizer."""
     path = folder / "tokenizer_config.json"
-    said = json.loads(path.read_text()) | {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    said = json.loads(path.read_text()) | {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
+    }
     path.write_text(json.dumps(said))
     (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)))
     return folder
@@ -179,7 +186,7 @@ def owns_tokenizer(folder: Path, marker: Path) -> Path:
 @pytest.fixture(scope="module")
 def home(tiny_base: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of every kind with code that makes the file ``ran``."""
-    from pipeline import export
+    from pipeline.serving.deploy import export
 
     home = tmp_path_factory.mktemp("foreign")
     marker = home / RAN
@@ -194,9 +201,17 @@ def home(tiny_base: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
     said["base"]["path"] = str(home / "model")
     (home / "checkpoint" / "latent_action_config.json").write_text(json.dumps(said))
     (home / "adapter").mkdir()
-    adapter = {"base_model_name_or_path": str(home / "model"), "peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    adapter = {
+        "base_model_name_or_path": str(home / "model"),
+        "peft_type": "LORA",
+        "r": 2,
+        "target_modules": ["q_proj"],
+    }
     (home / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
-    save_file({"x": next(iter(load_file(tiny_base / "model.safetensors").values()))}, home / "adapter" / "adapter_model.safetensors")
+    save_file(
+        {"x": next(iter(load_file(tiny_base / "model.safetensors").values()))},
+        home / "adapter" / "adapter_model.safetensors",
+    )
     return home
 
 
@@ -208,7 +223,9 @@ def run_loaders(home: Path) -> subprocess.CompletedProcess[str]:
         "HF_MODULES_CACHE": str(home / "modules"),
     }
     command = [sys.executable, "-c", LOADERS, str(home)]
-    return subprocess.run(command, input="y\n" * 1000, text=True, capture_output=True, timeout=300, env=environment, cwd=home, check=False)
+    return subprocess.run(
+        command, input="y\n" * 1000, text=True, capture_output=True, timeout=300, env=environment, cwd=home, check=False
+    )
 
 
 def test_no_loader_runs_code_of_a_folder_or_asks(home: Path) -> None:
@@ -223,7 +240,9 @@ def test_no_loader_runs_code_of_a_folder_or_asks(home: Path) -> None:
     wrong = {
         name: error
         for name, (folder, error) in said.items()
-        if error is None or folder not in error or "needs Python code of its own (auto_map), which is not run" not in error
+        if error is None
+        or folder not in error
+        or "needs Python code of its own (auto_map), which is not run" not in error
     }
     assert not wrong
     for name in ("load_base", "from_base", "config check", "adapter", "checkpoint"):
@@ -245,7 +264,8 @@ def test_code_that_is_not_needed_is_no_reason_to_refuse(tiny_base: Path, tmp_pat
 
 
 def silent_loaders(source: str) -> list[int]:
-    """Lines with a call of ``from_pretrained`` or ``from_config`` of a class that may run a folder's code, and no word on it."""
+    """Lines with a call of ``from_pretrained`` or ``from_config`` of a class that may run a folder's code, and no word
+    on it."""
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))
@@ -258,13 +278,22 @@ def silent_loaders(source: str) -> list[int]:
 
 
 def _may_run_code(owner: str) -> bool:
-    """Whether ``owner`` is one of transformers' Auto classes (``kind.auto`` too), or a class of ours that hands the word on."""
-    return owner.rpartition(".")[2].lower().startswith("auto") or owner in ("PreTrainedTokenizerFast", "LatentActionForCausalLM")
+    """Whether ``owner`` is one of transformers' Auto classes (``kind.auto`` too), or a class of ours that hands the
+    word on."""
+    return owner.rpartition(".")[2].lower().startswith("auto") or owner in (
+        "PreTrainedTokenizerFast",
+        "LatentActionForCausalLM",
+    )
 
 
 def test_every_loader_says_whether_code_may_run() -> None:
-    assert silent_loaders("AutoModel.from_pretrained(x)\ny.AutoConfig.from_config(x, **z)\nkind.auto.from_pretrained(x)") == [1, 2, 3]
-    assert silent_loaders("AutoModel.from_pretrained(x, trust_remote_code=False)\nGenerationConfig.from_pretrained(x)") == []
+    assert silent_loaders(
+        "AutoModel.from_pretrained(x)\ny.AutoConfig.from_config(x, **z)\nkind.auto.from_pretrained(x)"
+    ) == [1, 2, 3]
+    assert (
+        silent_loaders("AutoModel.from_pretrained(x, trust_remote_code=False)\nGenerationConfig.from_pretrained(x)")
+        == []
+    )
     found: list[Any] = [
         f"{path.relative_to(ROOT)}:{line}"
         for package in PACKAGES

@@ -9,14 +9,17 @@ import pytest
 from configs.checks import cross_field_problems
 from configs.gates import Gate, final_variant, measures, parse_gate
 from configs.schema import RunConfig
-from pipeline.cost import variant_costs
-from pipeline.gates import applicable, final_of, judge, judgement, tags
+from pipeline.evaluation.cost import variant_costs
+from pipeline.evaluation.gates import applicable, final_of, judge, judgement, tags
 
 FULL = {"samples_per_prompt": 4, "pass_at": (1, 4), "slices": ("target",), "embedder": "encoder"}
 
 
 def config(*gates: str, **sections: Any) -> RunConfig:
-    return RunConfig(**{"base": {"model": "x"}, "actions": {}, "clone": {}, "improve": {}, "evaluation": FULL, "gates": gates} | sections)
+    return RunConfig(
+        **{"base": {"model": "x"}, "actions": {}, "clone": {}, "improve": {}, "evaluation": FULL, "gates": gates}
+        | sections
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,8 @@ def test_form(text: str, variant: str | None, measure: str, sign: str, bound: fl
 
 
 @pytest.mark.parametrize(
-    "bad", ["success", "success == 1", "success >= half", "success >= 0.6 or True", "__import__('os') >= 1", "a.b.c > 1", ""]
+    "bad",
+    ["success", "success == 1", "success >= half", "success >= 0.6 or True", "__import__('os') >= 1", "a.b.c > 1", ""],
 )
 def test_nothing_else_is_a_gate(bad: str) -> None:
     with pytest.raises(ValueError, match="no condition of the form"):
@@ -92,7 +96,9 @@ def test_the_final_variant() -> None:
     assert final_variant(config(improve=None)) == "cloned"
     assert final_variant(config(improve=None, improve_offline={})) == "offline"
     assert final_of({"prompts": 3, "base": {"greedy": 0.1}, "improve": {"greedy": 0.2}}) == "improve"
-    assert final_of({"base": {"greedy": 0.1}, "improved": {"greedy": 0.1}, "token_level": {"greedy": 0.2}}) == "improved"
+    assert (
+        final_of({"base": {"greedy": 0.1}, "improved": {"greedy": 0.1}, "token_level": {"greedy": 0.2}}) == "improved"
+    )
 
 
 RESULT = {
@@ -103,14 +109,23 @@ RESULT = {
 
 
 def test_verdicts_by_hand() -> None:
-    gates = ["success >= 0.6", "success > 0.6", "base.greedy >= 0.5", "kl_to_base <= 0.2", "semantic_diversity >= 1", "coverage > 0"]
+    gates = [
+        "success >= 0.6",
+        "success > 0.6",
+        "base.greedy >= 0.5",
+        "kl_to_base <= 0.2",
+        "semantic_diversity >= 1",
+        "coverage > 0",
+    ]
     verdicts = judge(gates, RESULT, "improved")
     assert [v.passed for v in verdicts] == [True, False, True, False, False, False]
     assert [v.value for v in verdicts] == [0.6, 0.6, 0.6, 0.3, None, None]
     assert judgement(verdicts)["passed"] is False
     assert judgement(verdicts[:1]) == {
         "passed": True,
-        "verdicts": [{"gate": gates[0], "variant": "improved", "value": 0.6, "passed": True, "tag": "success at least 0.6"}],
+        "verdicts": [
+            {"gate": gates[0], "variant": "improved", "value": 0.6, "passed": True, "tag": "success at least 0.6"}
+        ],
     }
     assert tags(verdicts[2:5]) == {
         "gates": "failed",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from latent_control import Generation, LatentActionLM
-from latent_control.actors import latent_actor
-from latent_control.decoding import generate
-from latent_control.guide import make_guide
+from latent_control.decoding.action_decoder import latent_actor
+from latent_control.decoding.generate import generate
+from latent_control.decoding.guide import make_guide
 
 PROMPTS = torch.tensor([[0, 0, 1, 5, 9], [1, 7, 8, 9, 11]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -81,7 +81,15 @@ def test_rows_keep_their_guide_when_they_change_slots(model: LatentActionLM) -> 
     assert torch.equal(play(model, codes=codes, max_new_tokens=limits, batch_size=1).tokens, alone.tokens)
     guide = make_guide(codes, None, rows=2, num_actions=8)
     static = generate(
-        model.base, latent_actor(model), PROMPTS, MASK, max_new_tokens=limits, temperature=0.0, stop_token=-1, guide=guide, static=True
+        model.base,
+        latent_actor(model),
+        PROMPTS,
+        MASK,
+        max_new_tokens=limits,
+        temperature=0.0,
+        stop_token=-1,
+        guide=guide,
+        static=True,
     )
     assert torch.equal(static.tokens, alone.tokens)
     assert alone.actions[0].tolist() == [3, 4, 5, 6, -1, -1]
@@ -92,7 +100,9 @@ def test_a_code_lasts_for_its_span(make_model: Callable[..., LatentActionLM]) ->
     sampled = play(model, temperature=1.0, seed=1)
     assert torch.equal(play(model, codes=sampled.actions).tokens, sampled.tokens)
     assert play(model, codes=[4]).actions[:, :2].tolist() == [[4, 4]] * 2
-    with pytest.raises(ValueError, match="codes has 5 at place 1 and 4 where its span begins: one code lasts for 2 tokens"):
+    with pytest.raises(
+        ValueError, match="codes has 5 at place 1 and 4 where its span begins: one code lasts for 2 tokens"
+    ):
         play(model, codes=[4, 5])
 
 

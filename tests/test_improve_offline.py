@@ -1,4 +1,5 @@
-"""Offline improvement: weights and losses by hand, features computed once, what the stage changes, resume, and that it improves."""
+"""Offline improvement: weights and losses by hand, features computed once, what the stage changes, resume, and that it
+improves."""
 
 from __future__ import annotations
 
@@ -15,16 +16,16 @@ from rl_tools import Config, make_runner, sample
 from configs.checks import cross_field_problems
 from configs.schema import DataSource, ImproveOffline, RunConfig
 from latent_control import LatentActionLM
-from latent_control.persistence import world_hash
+from latent_control.pretrained import world_hash
 from latent_control.regression import WEIGHTS, weighted_regression
 from learners.features import FeatureCache
 from learners.improve_offline import ImproveOfflineStage
-from learners.offline import Step
-from pipeline import checkpoints
-from pipeline.off_policy import HELDOUT
-from pipeline.offline import OfflineJob, work
-from pipeline.replay import ReplayWriter
-from pipeline.stored import StoredRollouts, advantages, read_rollouts, rollout_batches
+from learners.offline_training import Step
+from pipeline.experiments.off_policy import HELDOUT
+from pipeline.replay.dataset import StoredRollouts, advantages, read_rollouts, rollout_batches
+from pipeline.replay.writer import ReplayWriter
+from pipeline.stages.offline import OfflineJob, work
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -59,7 +60,12 @@ def replay(config: Config, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     writer = ReplayWriter(folder / "replay", 4096, "first")
     for update in range(12):
         prompts = tuple(range(4 * update, 4 * update + 4))
-        writer.add([replace(r, policy_version=update) for r in sample(runner, prompt_indices=prompts, request_id=4 * update, group_size=8)])
+        writer.add(
+            [
+                replace(r, policy_version=update)
+                for r in sample(runner, prompt_indices=prompts, request_id=4 * update, group_size=8)
+            ]
+        )
     writer.close()
     return folder
 
@@ -96,7 +102,9 @@ def test_two_workers_share_each_batch_of_one(rollouts: StoredRollouts) -> None:
 
 
 @pytest.mark.parametrize("megabytes", [10.0, 0.0, 0.004])
-def test_cached_features_are_the_bases_and_computed_once(tiny_checkpoint: Path, rollouts: StoredRollouts, megabytes: float) -> None:
+def test_cached_features_are_the_bases_and_computed_once(
+    tiny_checkpoint: Path, rollouts: StoredRollouts, megabytes: float
+) -> None:
     model = LatentActionLM.from_pretrained(tiny_checkpoint)
     cache = FeatureCache(model, megabytes)
     for rows in ([0, 5, 9], [9, 5, 1], [0, 1, 9]):
@@ -109,7 +117,9 @@ def test_cached_features_are_the_bases_and_computed_once(tiny_checkpoint: Path, 
     assert 4 <= cache.computed <= 9
 
 
-def test_the_stages_loss_is_the_weighted_likelihood_of_the_codes(tiny_checkpoint: Path, rollouts: StoredRollouts) -> None:
+def test_the_stages_loss_is_the_weighted_likelihood_of_the_codes(
+    tiny_checkpoint: Path, rollouts: StoredRollouts
+) -> None:
     model = LatentActionLM.from_pretrained(tiny_checkpoint)
     stage = ImproveOfflineStage(model, ImproveOffline(temperature=0.5), temperature=2.0)
     gains = advantages(rollouts, "prompt")
@@ -122,22 +132,34 @@ def test_the_stages_loss_is_the_weighted_likelihood_of_the_codes(tiny_checkpoint
         with torch.no_grad():
             policy = torch.log_softmax(model.policy_logits(model.features(ids))[0] / 2.0, -1)
         start = ids.shape[1] - len(rollouts.actions[i])
-        terms += [-math.exp(gains[i] / 0.5) * float(policy[start - 1 + t, code]) for t, code in enumerate(rollouts.actions[i])]
+        terms += [
+            -math.exp(gains[i] / 0.5) * float(policy[start - 1 + t, code]) for t, code in enumerate(rollouts.actions[i])
+        ]
     loss, metrics = stage(batch, step)
     assert float(loss.detach()) == pytest.approx(sum(terms) / positions, rel=1e-4)
     assert float(metrics["kl_to_reference"]) == pytest.approx(0, abs=1e-6)
 
 
 def job(tiny_base: Path, tiny_checkpoint: Path, replay: Path, where: Path, **changes: Any) -> OfflineJob:
-    settings: dict[str, Any] = {"updates": 6, "batch_size": 16, "learning_rate": 1e-2, "warmup_updates": 0, "checkpoint_every": 2}
+    settings: dict[str, Any] = {
+        "updates": 6,
+        "batch_size": 16,
+        "learning_rate": 1e-2,
+        "warmup_updates": 0,
+        "checkpoint_every": 2,
+    }
     section = ImproveOffline(**settings | {"data": [{"kind": "replay", "path": str(replay)}]} | changes)
     config = RunConfig(base={"model": str(tiny_base)}, improve_offline=section, seed=3)
     source = str(tiny_checkpoint)
-    return OfflineJob(stage="improve_offline", config=config, settings=section, source=source, base="", checkpoints=str(where))
+    return OfflineJob(
+        stage="improve_offline", config=config, settings=section, source=source, base="", checkpoints=str(where)
+    )
 
 
 @pytest.mark.parametrize("method", ["awr", "filtered"])
-def test_only_the_policy_changes(tiny_base: Path, tiny_checkpoint: Path, replay: Path, tmp_path: Path, method: str) -> None:
+def test_only_the_policy_changes(
+    tiny_base: Path, tiny_checkpoint: Path, replay: Path, tmp_path: Path, method: str
+) -> None:
     one = job(tiny_base, tiny_checkpoint, replay, tmp_path, method=method, heldout_share=0.3)
     seen: list[dict[str, float]] = []
     work(one, lambda _, metrics: seen.append(metrics))
@@ -154,7 +176,8 @@ class Interrupted(Exception):
 def test_resumed_equals_uninterrupted(tiny_base: Path, tiny_checkpoint: Path, replay: Path, tmp_path: Path) -> None:
     """The reference policy of the KL term too: it is the one the stage began with, not the one it is resumed with."""
     whole, broken = (
-        job(tiny_base, tiny_checkpoint, replay, tmp_path / name, kl_coefficient=0.5, microbatch_size=5) for name in ("whole", "broken")
+        job(tiny_base, tiny_checkpoint, replay, tmp_path / name, kl_coefficient=0.5, microbatch_size=5)
+        for name in ("whole", "broken")
     )
     losses: dict[str, list[float]] = {"whole": [], "rest": []}
     work(whole, lambda _, metrics: losses["whole"].append(metrics["loss"]))
@@ -189,7 +212,9 @@ def test_kl_holds_the_policy_where_it_was(tiny_base: Path, tiny_checkpoint: Path
     last = {}
     for coefficient in (0.0, 10.0):
         seen: list[dict[str, float]] = []
-        one = job(tiny_base, tiny_checkpoint, replay, tmp_path / str(coefficient), kl_coefficient=coefficient, updates=20)
+        one = job(
+            tiny_base, tiny_checkpoint, replay, tmp_path / str(coefficient), kl_coefficient=coefficient, updates=20
+        )
         work(one, lambda _, metrics, seen=seen: seen.append(metrics))
         last[coefficient] = seen[-1]["kl_to_reference"]
     assert last[10.0] < 0.3 * last[0.0]
@@ -207,7 +232,10 @@ def test_nothing_to_filter_is_said(rollouts: StoredRollouts) -> None:
         ({"data": [{"kind": "task"}]}, "improve_offline.data[0].kind: task has no rewards"),
         ({}, "improve_offline.data: an empty list; write e.g. [{kind: replay"),
         ({"data": [{"kind": "replay", "path": "x"}], "shard": True}, "improve_offline.shard"),
-        ({"data": [{"kind": "replay", "path": "x"}], "policy_versions": [5, 2]}, "improve_offline.policy_versions: [5, 2]"),
+        (
+            {"data": [{"kind": "replay", "path": "x"}], "policy_versions": [5, 2]},
+            "improve_offline.policy_versions: [5, 2]",
+        ),
     ],
 )
 def test_contradictions_are_named(section: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from configs.schema import Task as TaskConfig
 from rollout_workers.tasks import Failure, Score, build_task
-from rollout_workers.tasks.isolation import Function, Isolation
+from rollout_workers.tasks.sandbox import Function, Isolation
 
 REWARD = """
 import ctypes, os, sys, time
@@ -64,7 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task(folder: Path, *, seconds: float = 5.0, **python: Any) -> Any:
     own = {"path": str(folder / "reward.py"), **python}
-    options = {"path": str(folder / "rows.jsonl"), "verifier": "python", "python": own, "limits": {"seconds": seconds, "megabytes": 1024}}
+    options = {
+        "path": str(folder / "rows.jsonl"),
+        "verifier": "python",
+        "python": own,
+        "limits": {"seconds": seconds, "megabytes": 1024},
+    }
     return build_task(TaskConfig(name="jsonl", options=options))
 
 
@@ -131,7 +136,9 @@ def test_a_large_batch_crosses_the_pipe(own: Any) -> None:
 
 
 def test_parts_and_success_are_the_functions_own(folder: Path) -> None:
-    (folder / "parts.py").write_text("def judge(row, response):\n    return {'reward': 0.5, 'success': True, 'style': len(response)}\n")
+    (folder / "parts.py").write_text(
+        "def judge(row, response):\n    return {'reward': 0.5, 'success': True, 'style': len(response)}\n"
+    )
     own = task(folder, path=str(folder / "parts.py"), function="judge", parts=["style"])
     assert own.parts == ("success", "score", "style", "answered")
     assert own.score(own.prompts("train")[0], "four") == Score(
@@ -147,7 +154,9 @@ def test_parts_and_success_are_the_functions_own(folder: Path) -> None:
         ("def rewards(row, response): return 1\n", "did you mean 'rewards'"),
     ],
 )
-def test_a_file_without_the_function_is_said_when_the_task_is_built(folder: Path, source: str | None, message: str) -> None:
+def test_a_file_without_the_function_is_said_when_the_task_is_built(
+    folder: Path, source: str | None, message: str
+) -> None:
     path = folder / "wrong.py"
     path.unlink(missing_ok=True)
     if source is not None:

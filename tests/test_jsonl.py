@@ -42,7 +42,9 @@ def task(path: Path, **options: Any) -> Any:
 
 def test_rows_fall_to_splits_by_their_prompt_and_demonstrate_their_answer(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"q": f"{i % 50} + 1", "a": i % 50 + 1, "kind": "sum"}) + "\n" for i in range(100)))
+    path.write_text(
+        "".join(json.dumps({"q": f"{i % 50} + 1", "a": i % 50 + 1, "kind": "sum"}) + "\n" for i in range(100))
+    )
     rows = task(path, prompt="q", answer="a", verifier="number")
     train, heldout = ({p.text for p in rows.prompts(split)} for split in ("train", "heldout"))
     assert not train & heldout and len(train | heldout) == 50 and 2 < len(heldout) < 25
@@ -78,5 +80,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
 
 
 def test_the_path_is_relative_to_the_config(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("base: {model: smollm2-135m-instruct}\ntask: {name: jsonl, options: {path: rows.jsonl}}\n")
+    (tmp_path / "c.yaml").write_text(
+        "base: {model: smollm2-135m-instruct}\ntask: {name: jsonl, options: {path: rows.jsonl}}\n"
+    )
     assert load_config(tmp_path / "c.yaml").task.options["path"] == str(tmp_path / "rows.jsonl")

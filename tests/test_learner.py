@@ -1,4 +1,5 @@
-"""The learner, in this process: gradients by equivalence, what changes and what does not, agreement with the worker, its state."""
+"""The learner, in this process: gradients by equivalence, what changes and what does not, agreement with the worker,
+its state."""
 
 from __future__ import annotations
 
@@ -16,19 +17,30 @@ import pytest
 import torch
 from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from rl_tools import Config, EvenRunner, host_of, make_learner, make_runner, rllib_config, sample, update, weights_of, with_rewards
+from rl_tools import (
+    Config,
+    EvenRunner,
+    host_of,
+    make_learner,
+    make_runner,
+    rllib_config,
+    sample,
+    update,
+    weights_of,
+    with_rewards,
+)
 
 from latent_control import LatentActionLM
 from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import action_log_probs
-from latent_control.persistence import array_hash
+from latent_control.pretrained import array_hash
 from latent_control.tower import Tower
 from learners.collate import Places, collate, group_size
 from learners.learner import PolicyLearner, microbatches, position_weights
 from learners.rl_module import build_policy
-from pipeline import checkpoints
+from pipeline.storage import checkpoints
 from rollout_workers import env_runner
-from rollout_workers.episodes import PolicyVersion, Rollout, RolloutRequest
+from rollout_workers.rollouts import PolicyVersion, Rollout, RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -65,7 +77,9 @@ Learners = Callable[..., PolicyLearner]
 
 
 def latent_policy(checkpoint: Path) -> Tower:
-    policy = build_policy(level="latent", checkpoint=str(checkpoint), token_trains="all", token_blocks=0, trust_remote_code=False)
+    policy = build_policy(
+        level="latent", checkpoint=str(checkpoint), token_trains="all", token_blocks=0, trust_remote_code=False
+    )
     assert isinstance(policy, Tower)
     return policy
 
@@ -84,7 +98,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
         assert float((found[name] - value).abs().max()) <= tolerance * size, name
 
 
-# -- weights and pieces -----------------------------------------------------------------------------------------------------
+# -- weights and pieces ------------------------------------------------------------------------------------------------
 
 MASK = torch.tensor([[True, True, False], [False, True, False], [False, False, False]])
 
@@ -105,7 +119,8 @@ def test_nothing_to_weigh_is_zero(loss_mean: str) -> None:
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 def test_shares_of_two_learners_average_to_those_of_one(loss_mean: str) -> None:
-    """The second learner has a third of the tokens; a plain mean of both means would give each of them twice the weight."""
+    """The second learner has a third of the tokens; a plain mean of both means would give each of them twice the
+    weight."""
     whole = torch.tensor([[True, True], [True, False], [True, False], [False, False]])
     counts = {"token": 2.0, "sequence": 1.5}
     parts = [position_weights(part, loss_mean, lambda _: torch.tensor(counts[loss_mean])) for part in whole.split(2)]
@@ -139,12 +154,13 @@ def toy(**changes: Any) -> Rollout:
     values: dict[str, Any] = dict.fromkeys(Rollout.__dataclass_fields__, "")
     values |= {"group_id": "g", "prompt_tokens": np.array([1, 5, 6], np.int32), "tokens": np.array([7, 8], np.int32)}
     values |= {"actions": np.array([3, 4], np.int32), "action_logp": np.array([-0.5, -1.5], np.float32), "reward": 1.0}
-    return Rollout(**values | dict.fromkeys(("features", "events", "event_logp")) | changes)
+    return Rollout(**values | dict.fromkeys(("features", "events", "event_logp", "rescored_logp")) | changes)
 
 
 def test_collate_puts_an_action_where_it_was_taken() -> None:
-    other = toy(prompt_tokens=np.array([1], np.int32), tokens=np.array([9, 2, 3], np.int32), actions=np.array([0, 1, 2], np.int32),
-                action_logp=np.zeros(3, np.float32), reward=0.0)  # fmt: skip
+    tokens, actions = np.array([9, 2, 3], np.int32), np.array([0, 1, 2], np.int32)
+    nothing = np.zeros(3, np.float32)
+    other = toy(prompt_tokens=np.array([1], np.int32), tokens=tokens, actions=actions, action_logp=nothing, reward=0.0)
     batch = collate([toy(), other])
     assert batch["tokens"].tolist() == [[1, 5, 6, 7], [1, 9, 2, 0]]
     assert batch[Columns.ACTIONS].tolist() == [[0, 0, 3, 4], [0, 1, 2, 0]]
@@ -154,7 +170,11 @@ def test_collate_puts_an_action_where_it_was_taken() -> None:
 
 
 def test_collate_trains_where_a_span_begins() -> None:
-    long = toy(tokens=np.arange(5, dtype=np.int32), actions=np.array([3, 3, 4, 4, 6], np.int32), action_logp=np.zeros(5, np.float32))
+    long = toy(
+        tokens=np.arange(5, dtype=np.int32),
+        actions=np.array([3, 3, 4, 4, 6], np.int32),
+        action_logp=np.zeros(5, np.float32),
+    )
     batch = collate([long, toy()], 2)
     assert batch[Columns.LOSS_MASK].int().tolist() == [[0, 0, 1, 0, 1, 0, 1], [0, 0, 1, 0, 0, 0, 0]]
     assert batch[Columns.ACTIONS][0].tolist() == [0, 0, 3, 3, 4, 4, 6]
@@ -179,12 +199,14 @@ def test_broken_groups_are_refused(groups: str) -> None:
         group_size([toy(group_id=g) for g in groups])
 
 
-# -- gradients --------------------------------------------------------------------------------------------------------------
+# -- gradients ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_microbatched_gradient_is_the_full_batch_gradient(learner: Learners, rollouts: list[Rollout], loss_mean: str, tokens: int) -> None:
+def test_microbatched_gradient_is_the_full_batch_gradient(
+    learner: Learners, rollouts: list[Rollout], loss_mean: str, tokens: int
+) -> None:
     whole = gradient(learner(**FREE, loss_mean=loss_mean), rollouts)
     assert_close(gradient(learner(**FREE, loss_mean=loss_mean, microbatch_tokens=tokens), rollouts), whole)
 
@@ -196,7 +218,8 @@ def test_token_and_sequence_mean_are_different_losses(learner: Learners, rollout
 
 
 def test_gradient_is_the_one_written_down(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
-    """The first update's gradient against d/dtheta of -sum of weight x advantage x log pi, row by row, without padding."""
+    """The first update's gradient against d/dtheta of -sum of weight x advantage x log pi, row by row, without
+    padding."""
     found = gradient(learner(**FREE, algorithm="rloo", loss_mean="sequence"), rollouts)
     policy = latent_policy(tiny_checkpoint)
     loss = torch.zeros(())
@@ -211,16 +234,23 @@ def test_gradient_is_the_one_written_down(learner: Learners, rollouts: list[Roll
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
-def test_every_algorithm_makes_good_actions_likelier(learner: Learners, rollouts: list[Rollout], algorithm: str) -> None:
-    """Log-probability of the rollouts with the most reward against that of the ones with the least, after a few updates."""
+def test_every_algorithm_makes_good_actions_likelier(
+    learner: Learners, rollouts: list[Rollout], algorithm: str
+) -> None:
+    """Log-probability of the rollouts with the most reward against that of the ones with the least, after a few
+    updates."""
     scored = [replace(r, baseline=0.5) for r in rollouts]
     trained = learner(algorithm=algorithm, learning_rate=3e-3)
 
     def gap() -> float:
-        batch = trained._learner_connector(episodes=scored, rl_module=None, batch={}, shared_data={}, metrics=None)[DEFAULT_MODULE_ID]
+        batch = trained._learner_connector(episodes=scored, rl_module=None, batch={}, shared_data={}, metrics=None)[
+            DEFAULT_MODULE_ID
+        ]
         mask, policy = batch[Columns.LOSS_MASK], trained.module[DEFAULT_MODULE_ID].policy
         with torch.no_grad():
-            logp = torch.log_softmax(policy(batch["features"]), -1).gather(-1, batch[Columns.ACTIONS][..., None])[..., 0]
+            logp = torch.log_softmax(policy(batch["features"]), -1).gather(-1, batch[Columns.ACTIONS][..., None])[
+                ..., 0
+            ]
         means = torch.stack([row[m].mean() for row, m in zip(logp, mask, strict=True)])
         rewards = torch.tensor(REWARDS)
         return float(means[rewards >= 1.0].mean() - means[rewards == 0.0].mean())
@@ -231,13 +261,17 @@ def test_every_algorithm_makes_good_actions_likelier(learner: Learners, rollouts
     assert gap() > before + 0.05
 
 
-def test_kl_in_the_reward_is_taken_off_each_action(learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path) -> None:
+def test_kl_in_the_reward_is_taken_off_each_action(
+    learner: Learners, rollouts: list[Rollout], tiny_checkpoint: Path
+) -> None:
     """With rewards all equal only the KL is left: advantages are minus its sum to come, normalised."""
     trained = learner(algorithm="reinforce_pp", kl_coefficient=0.5, kl_in="reward")
     for _ in range(3):
         update(trained, rollouts)
     level = with_rewards(rollouts, [1.0] * 16)
-    batch = trained._learner_connector(episodes=level, rl_module=None, batch={}, shared_data={}, metrics=None)[DEFAULT_MODULE_ID]
+    batch = trained._learner_connector(episodes=level, rl_module=None, batch={}, shared_data={}, metrics=None)[
+        DEFAULT_MODULE_ID
+    ]
     kl, mask = batch["penalty_kl"], batch[Columns.LOSS_MASK]
     assert float(kl[mask].mean()) == pytest.approx(kl_by_hand(trained, tiny_checkpoint, rollouts), rel=1e-4)
     to_come = 1.0 - 0.5 * kl.flip(1).cumsum(1).flip(1)
@@ -246,10 +280,12 @@ def test_kl_in_the_reward_is_taken_off_each_action(learner: Learners, rollouts: 
     assert update(trained, level)["kl_to_reference"] == pytest.approx(float(kl[mask].mean()), rel=1e-4)
 
 
-# -- the critic -------------------------------------------------------------------------------------------------------------
+# -- the critic --------------------------------------------------------------------------------------------------------
 
 
-def test_the_critic_learns_what_to_expect_and_stays_with_the_learner(learner: Learners, rollouts: list[Rollout]) -> None:
+def test_the_critic_learns_what_to_expect_and_stays_with_the_learner(
+    learner: Learners, rollouts: list[Rollout]
+) -> None:
     trained = learner(algorithm="ppo", learning_rate=1e-6, value_learning_rate=3e-3)
     level = with_rewards(rollouts, [2.0] * 16)
     first = update(trained, level)
@@ -283,13 +319,16 @@ def test_bf16_autocast_gives_nearly_the_same_gradient(learner: Learners, rollout
     assert 0.99 < float(torch.nn.functional.cosine_similarity(a, b, dim=0)) < 1.0
 
 
-# -- failed rollouts --------------------------------------------------------------------------------------------------------
+# -- failed rollouts ---------------------------------------------------------------------------------------------------
 
 
 def test_what_a_failed_rollout_holds_does_not_matter(learner: Learners, rollouts: list[Rollout]) -> None:
     failed = {2, 7, 8}
     broken = with_rewards(rollouts, [None if i in failed else r for i, r in enumerate(REWARDS)])
-    other = [replace(r, actions=(r.actions + 1) % 8, action_logp=r.action_logp - 3) if i in failed else r for i, r in enumerate(broken)]
+    other = [
+        replace(r, actions=(r.actions + 1) % 8, action_logp=r.action_logp - 3) if i in failed else r
+        for i, r in enumerate(broken)
+    ]
     wanted = gradient(learner(**FREE), broken)
     assert_close(gradient(learner(**FREE), other), wanted, 0.0)
     with pytest.raises(AssertionError):
@@ -304,7 +343,7 @@ def test_a_batch_of_failures_changes_nothing(learner: Learners, rollouts: list[R
     assert all(np.array_equal(before[name], after) for name, after in weights_of(trained).items())
 
 
-# -- epochs and minibatches -------------------------------------------------------------------------------------------------
+# -- epochs and minibatches --------------------------------------------------------------------------------------------
 
 
 def test_epochs_and_minibatches_take_every_rollout_once_per_epoch(
@@ -331,7 +370,7 @@ def test_epochs_and_minibatches_take_every_rollout_once_per_epoch(
 def test_base_features_are_computed_once_per_rollout_not_per_epoch(
     learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latent_control.base import BaseLM
+    from latent_control.base_lm import BaseLM
 
     rows = []
     original = BaseLM.features
@@ -352,14 +391,18 @@ def test_more_epochs_than_one_move_the_ratio(learner: Learners, rollouts: list[R
 
 
 @pytest.mark.parametrize("level", ["latent", "token"])
-def test_importance_weights_scale_the_gradient_of_older_rollouts(config: Config, tiny_checkpoint: Path, level: str) -> None:
+def test_importance_weights_scale_the_gradient_of_older_rollouts(
+    config: Config, tiny_checkpoint: Path, level: str
+) -> None:
     """Actions that the behaviour policy found half as likely count twice, or as much as the cap allows."""
     settings = config(improve={"features": "ship"})
     rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level)), REWARDS)
 
     def weighed(cap: float | None, shift: float = 0.0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         older = [replace(r, action_logp=r.action_logp - np.float32(shift)) for r in rollouts]
-        trained = make_learner(config(improve={"features": "ship", "importance_cap": cap, "gradient_clip": 1e9}), tiny_checkpoint, level)
+        trained = make_learner(
+            config(improve={"features": "ship", "importance_cap": cap, "gradient_clip": 1e9}), tiny_checkpoint, level
+        )
         metrics = update(trained, older)
         return {name: p.grad.clone() for name, p in trained.module[DEFAULT_MODULE_ID].trained().items()}, metrics
 
@@ -371,11 +414,17 @@ def test_importance_weights_scale_the_gradient_of_older_rollouts(config: Config,
     for cap, wanted, capped in ((1.5, 1.5, 1.0), (3.0, 2.0, 0.0)):
         found, metrics = weighed(cap, math.log(2.0))
         assert_close(found, {name: wanted * g for name, g in plain.items()}, 1e-4)
-        assert metrics["importance_mean"] == pytest.approx(2.0, rel=1e-4) and metrics["importance_capped_share"] == pytest.approx(capped)
-        assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4), "the ratio is to the policy at the start of the update"
+        assert metrics["importance_mean"] == pytest.approx(2.0, rel=1e-4) and metrics[
+            "importance_capped_share"
+        ] == pytest.approx(capped)
+        assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4), (
+            "the ratio is to the policy at the start of the update"
+        )
 
 
-def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_meets_a_new_policy_stays_a_group(
+    config: Config, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five slots for four groups of four: some rollouts of a group begin after the change, others before."""
     settings = config(rollout={"batch_size": 5})
     trained, runner = make_learner(settings, tiny_checkpoint), make_runner(settings, tiny_checkpoint)
@@ -401,7 +450,9 @@ def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_chec
     request = RolloutRequest(request_id=0, split="train", **asked)
     rollouts, (summary, _) = runner.sample_request(request)
     versions = [r.policy_version for r in rollouts]
-    assert {3, 4} == set(versions) and any(len(set(versions[i : i + 4])) == 2 for i in range(0, 16, 4)), "a group began under both"
+    assert {3, 4} == set(versions) and any(len(set(versions[i : i + 4])) == 2 for i in range(0, 16, 4)), (
+        "a group began under both"
+    )
     mixed = [r for r in rollouts if len(r.action_versions)]
     assert mixed and all(r.policy_version == 3 and set(r.action_versions.tolist()) == {3, 4} for r in mixed)
     assert all(r.policy_hash == (old if r.policy_version == 3 else new).weights_hash for r in rollouts)
@@ -411,8 +462,13 @@ def test_a_group_that_meets_a_new_policy_stays_a_group(config: Config, tiny_chec
     assert group_size(rollouts) == 4
 
 
-def test_learning_rate_follows_the_number_of_updates(learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, rates = learner(max_logp_mismatch=100.0, updates=8, warmup_updates=4, learning_rate=0.08, min_learning_rate_share=0.5), []
+def test_learning_rate_follows_the_number_of_updates(
+    learner: Learners, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, rates = (
+        learner(max_logp_mismatch=100.0, updates=8, warmup_updates=4, learning_rate=0.08, min_learning_rate_share=0.5),
+        [],
+    )
     original = PolicyLearner.apply_gradients
 
     def spy(self: PolicyLearner, gradients: Any) -> None:
@@ -426,7 +482,7 @@ def test_learning_rate_follows_the_number_of_updates(learner: Learners, rollouts
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08, quarter])
 
 
-# -- invariant 6: what changes ----------------------------------------------------------------------------------------------
+# -- invariant 6: what changes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", ["latent", "token"])
@@ -435,12 +491,18 @@ def test_only_trained_tensors_change(config: Config, tiny_checkpoint: Path, leve
     settings = config(improve={"features": features, "kl_coefficient": 0.1})
     trained = make_learner(settings, tiny_checkpoint, level)
     module = trained.module[DEFAULT_MODULE_ID]
-    rollouts = with_rewards(sample(make_runner(settings, tiny_checkpoint, level), ship_features=features == "ship"), REWARDS)
+    rollouts = with_rewards(
+        sample(make_runner(settings, tiny_checkpoint, level), ship_features=features == "ship"), REWARDS
+    )
     connector = next(c for c in trained._learner_connector.connectors if hasattr(c, "base"))
-    watched = {"policy": module.policy, "reference": trained.reference} | ({"base": connector.base} if connector.base else {})
+    watched = {"policy": module.policy, "reference": trained.reference} | (
+        {"base": connector.base} if connector.base else {}
+    )
     before = {part: {n: t.clone() for n, t in model.state_dict().items()} for part, model in watched.items()}
     update(trained, rollouts)
-    changed = {p: {n for n, t in m.state_dict().items() if not torch.equal(t, before[p][n])} for p, m in watched.items()}
+    changed = {
+        p: {n for n, t in m.state_dict().items() if not torch.equal(t, before[p][n])} for p, m in watched.items()
+    }
     assert changed["policy"] == module.trained().keys() == weights_of(trained).keys()
     assert not changed["reference"] and not changed.get("base")
     frozen = before["policy"].keys() - module.trained().keys()
@@ -462,7 +524,7 @@ def test_foreign_weights_are_refused(learner: Learners) -> None:
         module.set_state(weights | {"extra": np.zeros(1)})
 
 
-# -- invariant 4: worker and learner agree ------------------------------------------------------------------------------------
+# -- invariant 4: worker and learner agree -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", ["latent", "token"])
@@ -471,8 +533,11 @@ def test_foreign_weights_are_refused(learner: Learners) -> None:
 def test_worker_and_learner_agree_on_log_probabilities(
     config: Config, tiny_checkpoint: Path, level: str, features: str, sampling: dict[str, Any]
 ) -> None:
-    """With weights that are no longer those of the checkpoint, prompts of several lengths, and decoding from a cache."""
-    settings = config(improve={"features": features, "kl_coefficient": 0.1, "entropy_coefficient": 0.01}, rollout=sampling)
+    """With weights that are no longer those of the checkpoint, prompts of several lengths, and decoding from a
+    cache."""
+    settings = config(
+        improve={"features": features, "kl_coefficient": 0.1, "entropy_coefficient": 0.01}, rollout=sampling
+    )
     trained, runner = make_learner(settings, tiny_checkpoint, level), make_runner(settings, tiny_checkpoint, level)
     first = sample(runner, trained, ship_features=features == "ship", **sampling)
     update(trained, with_rewards(first, REWARDS))
@@ -508,7 +573,9 @@ def test_greedy_baselines_are_the_rewards_of_greedy_rollouts(config: Config, tin
 
 
 @pytest.mark.parametrize("trains", ["added_blocks", "all"])
-def test_worker_and_learner_agree_at_token_level_whatever_is_trained(config: Config, tiny_checkpoint: Path, trains: str) -> None:
+def test_worker_and_learner_agree_at_token_level_whatever_is_trained(
+    config: Config, tiny_checkpoint: Path, trains: str
+) -> None:
     settings = config(improve={"level": "token", "token_trains": trains, "kl_coefficient": 0.1, "learning_rate": 1e-3})
     trained, runner = make_learner(settings, tiny_checkpoint, "token"), make_runner(settings, tiny_checkpoint, "token")
     ships = trains != "all"
@@ -518,7 +585,9 @@ def test_worker_and_learner_agree_at_token_level_whatever_is_trained(config: Con
         assert metrics["logp_gap"] < 2e-6 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["kl_to_reference"] > 1e-6
     names = set(weights_of(trained))
-    assert "base.lm.model.embed_tokens.weight" in names if trains == "all" else all("layers.0." in name for name in names)
+    assert (
+        "base.lm.model.embed_tokens.weight" in names if trains == "all" else all("layers.0." in name for name in names)
+    )
 
 
 def test_worker_and_learner_agree_on_codes_that_last(config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -538,10 +607,12 @@ def test_worker_and_learner_agree_on_codes_that_last(config: Config, tiny_checkp
         assert metrics["logp_gap"] < 2e-6 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     for r in rollouts:
         places = np.arange(len(r)) // 2 * 2
-        assert np.array_equal(r.actions, r.actions[places]) and not r.action_logp[1::2].any() and r.action_logp[::2].all()
+        assert (
+            np.array_equal(r.actions, r.actions[places]) and not r.action_logp[1::2].any() and r.action_logp[::2].all()
+        )
 
 
-# -- the reference policy -----------------------------------------------------------------------------------------------------
+# -- the reference policy ----------------------------------------------------------------------------------------------
 
 
 def kl_by_hand(trained: PolicyLearner, checkpoint: Path, rollouts: Sequence[Rollout]) -> float:
@@ -580,11 +651,13 @@ def test_kl_holds_the_policy_back(learner: Learners, rollouts: list[Rollout], ti
     assert distances[1] < 0.7 * distances[0]
 
 
-# -- broken numbers -----------------------------------------------------------------------------------------------------------
+# -- broken numbers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_not_followed(learner: Learners, rollouts: list[Rollout], reward: float) -> None:
+def test_a_gradient_that_is_not_finite_is_not_followed(
+    learner: Learners, rollouts: list[Rollout], reward: float
+) -> None:
     trained = learner()
     update(trained, rollouts)
     before, moments = weights_of(trained), [o.state_dict()["state"] for o in trained._optimizer_parameters]
@@ -596,10 +669,12 @@ def test_a_gradient_that_is_not_finite_is_not_followed(learner: Learners, rollou
         assert all(torch.equal(v, old[i][k]) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items())
 
 
-# -- state --------------------------------------------------------------------------------------------------------------------
+# -- state -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("level", "algorithm"), [("latent", "grpo"), ("token", "grpo"), ("latent", "ppo"), ("token", "ppo")])
+@pytest.mark.parametrize(
+    ("level", "algorithm"), [("latent", "grpo"), ("token", "grpo"), ("latent", "ppo"), ("token", "ppo")]
+)
 def test_state_survives_the_disk_and_the_next_update_is_the_same(
     config: Config, tiny_checkpoint: Path, tmp_path: Path, level: str, algorithm: str
 ) -> None:
@@ -609,7 +684,9 @@ def test_state_survives_the_disk_and_the_next_update_is_the_same(
     for _ in range(3):
         update(straight, rollouts)
     state = straight.get_state(components=[COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER])
-    checkpoints.save_tree(tmp_path, "learner", {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)})
+    checkpoints.save_tree(
+        tmp_path, "learner", {name: state[name] for name in (COMPONENT_RL_MODULE, COMPONENT_OPTIMIZER)}
+    )
     restored = make_learner(settings, tiny_checkpoint, level)
     restored.set_state({**checkpoints.load_tree(tmp_path, "learner"), "weights_seq_no": 3})
     update(straight, rollouts)

@@ -7,17 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import LEDGER, STARTS, Attempt, Ledger, read, stages
+from pipeline.rl.ledger import LEDGER, STARTS, Attempt, Ledger, read, stages
 
 
 def attempt(position: int, update: int, **changes: object) -> Attempt:
     values = {"attempt": 0, "prompt_index": 7 * position, "outcome": "trained", "request": position, "worker": 1}
-    return Attempt(**{**values, "oldest_version": update - 1, "newest_version": update - 1, **changes}, position=position, update=update)  # type: ignore[arg-type]
+    return Attempt(
+        **{**values, "oldest_version": update - 1, "newest_version": update - 1, **changes},
+        position=position,
+        update=update,
+    )  # type: ignore[arg-type]
 
 
 def written(run_dir: Path) -> list[Attempt]:
     """Two parts: updates 1 and 2, update 3."""
-    rows = [attempt(0, 1, rollouts=("a", "b")), attempt(1, 2, outcome="lost", reason='its worker died: "why"'), attempt(1, 2, attempt=1)]
+    rows = [
+        attempt(0, 1, rollouts=("a", "b")),
+        attempt(1, 2, outcome="lost", reason='its worker died: "why"'),
+        attempt(1, 2, attempt=1),
+    ]
     rows.append(attempt(2, 3, outcome="skipped", reason="nan"))
     ledger = Ledger(run_dir, "improve")
     ledger.begin(0)
@@ -33,7 +41,9 @@ def test_what_was_noted_is_read_back(tmp_path: Path) -> None:
     found = read(tmp_path, "improve")
     assert stages(tmp_path) == ["improve"] and not found.problems and found.attempts == rows
     assert [(part.first, part.last, part.open) for part in found.parts] == [(1, 2, (2, 3)), (3, 3, (3,))]
-    assert found.policies == {0: "h0", 1: "h1", 2: "h2", 3: "h3"} and [start["version"] for start in found.starts] == [0]
+    assert found.policies == {0: "h0", 1: "h1", 2: "h2", 3: "h3"} and [start["version"] for start in found.starts] == [
+        0
+    ]
 
 
 def test_going_back_to_a_checkpoint_sets_later_updates_aside(tmp_path: Path) -> None:
@@ -56,7 +66,11 @@ def test_a_flush_without_an_update_writes_nothing(tmp_path: Path) -> None:
     assert len(read(tmp_path, "improve").parts) == 2
 
 
-DAMAGE = [("flip", "do not match the hash"), ("drop", "goes on with update 3, expected was 1"), ("tear", "do not match the hash")]
+DAMAGE = [
+    ("flip", "do not match the hash"),
+    ("drop", "goes on with update 3, expected was 1"),
+    ("tear", "do not match the hash"),
+]
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGE)

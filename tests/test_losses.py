@@ -22,7 +22,9 @@ from latent_control.losses import (
 LN2 = math.log(2.0)
 
 
-def surrogate(probabilities: list[float], behaviour: float, advantage: float, **settings: Any) -> tuple[float, dict[str, float], Any]:
+def surrogate(
+    probabilities: list[float], behaviour: float, advantage: float, **settings: Any
+) -> tuple[float, dict[str, float], Any]:
     """Loss, metrics and gradient on the logits for one position whose action is 0."""
     logits = torch.tensor([probabilities]).log().requires_grad_()
     loss, metrics = clipped_surrogate(
@@ -37,7 +39,7 @@ def surrogate(probabilities: list[float], behaviour: float, advantage: float, **
     return float(loss.detach()), {name: float(value) for name, value in metrics.items()}, logits.grad
 
 
-# -- clipped surrogate ---------------------------------------------------------------------------------------------------
+# -- clipped surrogate -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,9 @@ def surrogate(probabilities: list[float], behaviour: float, advantage: float, **
         (0.5, 0.25, 0.0, 0.0, 1.0, False),
     ],
 )
-def test_clipped_surrogate(probability: float, behaviour: float, advantage: float, loss: float, clipped: float, moves: bool) -> None:
+def test_clipped_surrogate(
+    probability: float, behaviour: float, advantage: float, loss: float, clipped: float, moves: bool
+) -> None:
     found, metrics, gradient = surrogate([probability, 1 - probability], behaviour, advantage)
     assert found == pytest.approx(loss, abs=1e-6)
     assert metrics["clip_share"] == clipped
@@ -144,7 +148,7 @@ def test_weights_share_out_the_mean() -> None:
     assert float(metrics["ratio_mean"]) == pytest.approx(1.0)
 
 
-# -- invariant 5: the analytic policy gradient ----------------------------------------------------------------------------
+# -- invariant 5: the analytic policy gradient -------------------------------------------------------------------------
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 2.0]])  # [states, actions]
 
@@ -153,7 +157,9 @@ def of_groups(algorithm: str, rewards: torch.Tensor) -> torch.Tensor:
     """Advantages [B] of rollouts of one action with rewards [P, G]."""
     count = rewards.numel()
     everywhere = torch.ones(count, dtype=torch.bool)
-    outcomes = Outcomes(rewards=rewards.flatten(), valid=everywhere, group_size=rewards.shape[1], taken=everywhere[:, None])
+    outcomes = Outcomes(
+        rewards=rewards.flatten(), valid=everywhere, group_size=rewards.shape[1], taken=everywhere[:, None]
+    )
     return ALGORITHMS[algorithm].estimate(outcomes).advantages[:, 0]
 
 
@@ -218,13 +224,14 @@ def test_grpo_differs_from_rloo_by_a_positive_scale_per_group() -> None:
     assert torch.allclose(scale, scale[0].expand_as(scale)) and scale[0] > 0
 
 
-# -- cloning ----------------------------------------------------------------------------------------------------------------
+# -- cloning -----------------------------------------------------------------------------------------------------------
 
 
 def test_soft_cloning_is_the_kl_from_the_targets() -> None:
     targets, policy = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
     loss, _ = cloning_loss(policy, targets, soft=True, positions=2)
-    assert float(loss) == pytest.approx(0.5 * 0.5 * math.log(4 / 3), rel=1e-5)  # ½ ln 2 + ½ ln ⅔ at one of two positions
+    # ½ ln 2 + ½ ln ⅔ at one of two positions
+    assert float(loss) == pytest.approx(0.5 * 0.5 * math.log(4 / 3), rel=1e-5)
 
 
 def test_hard_cloning_is_the_cross_entropy_with_the_argmax() -> None:
@@ -244,14 +251,16 @@ def test_cloning_in_microbatches_adds_up(soft: bool) -> None:
     assert float(sum(m["agreement"] for _, m in parts)) == pytest.approx(float(metrics["agreement"]))
 
 
-# -- latent actions ---------------------------------------------------------------------------------------------------------
+# -- latent actions ----------------------------------------------------------------------------------------------------
 
 
 def test_latent_action_loss_by_hand() -> None:
     logits = torch.zeros(2, 2)
     soft = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     arguments: dict[str, Any] = {"usage": torch.tensor([0.5, 0.5]), "positions": 2.0}
-    prediction, metrics = latent_action_loss(torch.tensor([1.0, 3.0]), logits, soft, usage_weight=0.0, entropy_weight=0.0, **arguments)
+    prediction, metrics = latent_action_loss(
+        torch.tensor([1.0, 3.0]), logits, soft, usage_weight=0.0, entropy_weight=0.0, **arguments
+    )
     assert float(prediction) == 2.0 == float(metrics["nll_sampled_codes"])
     usage, _ = latent_action_loss(torch.zeros(2), logits, soft, usage_weight=1.0, entropy_weight=0.0, **arguments)
     assert float(usage) == pytest.approx(1.0 - LN2)  # sum qbar log qbar = -ln 2, and its linearisation adds sum q = 1
@@ -294,7 +303,7 @@ def test_negative_entropy_has_no_nan_at_zero() -> None:
     assert negative_entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == pytest.approx([0.0, -LN2])
 
 
-# -- straight-through codes -------------------------------------------------------------------------------------------------
+# -- straight-through codes --------------------------------------------------------------------------------------------
 
 
 def test_straight_through_is_one_hot_forward_and_soft_backward() -> None:

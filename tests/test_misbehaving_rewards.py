@@ -45,10 +45,14 @@ MISDEEDS = {
     "a program left behind": "kept.append(subprocess.Popen(['sleep', '987'], start_new_session=True))",
     "standard output": "sys.__stdout__.write('1\\n'); sys.__stdout__.flush(); print(1); os.write(1, b'{}\\n')",
     "standard error": "sys.__stderr__.write('x' * 10000); os.write(2, b'x' * 10000)",
-    "every descriptor to 63": 'for n in range(64):\n  try: os.write(n, b\'{"value": {"reward": "0x1p+0"}}\\n\')\n  except OSError: pass',
-    "every descriptor": 'for n in range(1024):\n  try: os.write(n, b\'{"value": {"reward": "0x1p+0"}}\\n\')\n  except OSError: pass',
-    "half a line to every descriptor": "for n in range(1024):\n  try: os.write(n, b'{\"id\": ')\n  except OSError: pass",
-    "megabytes to every descriptor": "for n in range(1024):\n  try: os.write(n, b'[' * 5_000_000)\n  except OSError: pass",
+    "every descriptor to "
+    "63": 'for n in range(64):\n  try: os.write(n, b\'{"value": {"reward": "0x1p+0"}}\\n\')\n  except OSError: pass',
+    "every descriptor": 'for n in range(1024):\n  try: os.write(n, b\'{"value": {"reward": "0x1p+0"}}\\n\')\n  except '
+    "OSError: pass",
+    "half a line to every "
+    "descriptor": "for n in range(1024):\n  try: os.write(n, b'{\"id\": ')\n  except OSError: pass",
+    "megabytes to every "
+    "descriptor": "for n in range(1024):\n  try: os.write(n, b'[' * 5_000_000)\n  except OSError: pass",
     "close every descriptor": "os.closerange(0, 1024)",
     "close the low descriptors": "os.closerange(0, 64)",
     "raise in __del__": "Raises(); kept.append(Raises())",
@@ -56,7 +60,8 @@ MISDEEDS = {
     "a thread that is no daemon": "threading.Thread(target=time.sleep, args=(100,)).start()",
     "os._exit": "os._exit(0)",
     "sys.exit": "sys.exit(0)",
-    "signal handlers": "for name in ('ALRM', 'TERM', 'INT', 'PIPE', 'CHLD'): signal.signal(getattr(signal, 'SIG' + name), signal.SIG_IGN)",
+    "signal handlers": "for name in ('ALRM', 'TERM', 'INT', 'PIPE', 'CHLD'): signal.signal(getattr(signal, 'SIG' + "
+    "name), signal.SIG_IGN)",
     "an alarm": "signal.alarm(1)",
     "recursion limit": "sys.setrecursionlimit(40)",
     "no more audit": "sys.addaudithook(lambda *a: None)",
@@ -135,8 +140,9 @@ def test_what_a_reward_leaves_behind_ends_with_its_process(folder: Path) -> None
 def test_it_all_ends_when_the_worker_is_killed(folder: Path) -> None:
     code = f"""
 import sys, time
-from rollout_workers.tasks.isolation import Function, Isolation
-isolation = Isolation(Function(path={str(folder / "reward.py")!r}, name="reward", seconds=5.0, megabytes=1024, processes=True))
+from rollout_workers.tasks.sandbox import Function, Isolation
+limits = dict(seconds=5.0, megabytes=1024, processes=True)
+isolation = Isolation(Function(path={str(folder / "reward.py")!r}, name="reward", **limits))
 (value,) = isolation.call([{{"n": 1, "does": "row['n'] = os.getpid() / 10"}}], ["x"])
 print(int(value["reward"]), flush=True)
 isolation.call([{{"n": 1, "does": "time.sleep(100)"}}], ["x"])
@@ -170,7 +176,8 @@ def port() -> Iterator[int]:
         ("network", "import socket; socket.create_connection(('127.0.0.1', {port}), 5).close()"),
         (
             "network",
-            "import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:{port}', timeout=0.2)\nexcept TimeoutError: pass",
+            "import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:{port}', timeout=0.2)\nexcept "
+            "TimeoutError: pass",
         ),
         ("processes", "subprocess.run(['true'], check=True)"),
         ("processes", "assert os.system('true') == 0"),
@@ -192,7 +199,10 @@ def test_network_and_processes_are_off_and_the_failure_names_the_setting(
 @LINUX
 def test_c_code_meets_the_walls_too(folder: Path) -> None:
     pytest.importorskip("pyseccomp")
-    does = "import ctypes; c = ctypes.CDLL(None); row['n'] = (c.fork() < 0) + 2 * (c.socket(2, 1, 0) < 0) + 4 * (c.socket(1, 1, 0) < 0)"
+    does = (
+        "import ctypes; c = ctypes.CDLL(None); row['n'] = (c.fork() < 0) + 2 * (c.socket(2, 1, 0) < 0) + 4 * "
+        "(c.socket(1, 1, 0) < 0)"
+    )
     assert built(folder).scorer.score([{"n": 1, "does": does}], ["x"])[0].reward == 30.0
 
 
@@ -278,7 +288,9 @@ def test_numbers_of_any_size_and_type_are_taken_or_a_failure(numbers: Any, value
     if isinstance(wanted, str):
         assert isinstance(verdict, Failure) and verdict.kind in wanted.split(), verdict
     else:
-        assert isinstance(verdict, Score) and verdict.reward == 2 * wanted and type(verdict.parts["score"]) is float, verdict
+        assert isinstance(verdict, Score) and verdict.reward == 2 * wanted and type(verdict.parts["score"]) is float, (
+            verdict
+        )
         assert math.copysign(1, verdict.parts["score"]) == math.copysign(1, wanted)
 
 
@@ -288,7 +300,13 @@ def test_torchs_numbers_are_taken(folder: Path) -> None:
     task.scorer.isolation.function = type(task.scorer.isolation.function)(
         path=str(folder / "torch_.py"), name="reward", seconds=5.0, megabytes=8192
     )
-    texts = ["torch.tensor(0.5)", "torch.tensor([[0.5]])", "torch.tensor(True)", "torch.tensor(0.5, dtype=torch.bfloat16)", "torch.ones(2)"]
+    texts = [
+        "torch.tensor(0.5)",
+        "torch.tensor([[0.5]])",
+        "torch.tensor(True)",
+        "torch.tensor(0.5, dtype=torch.bfloat16)",
+        "torch.ones(2)",
+    ]
     verdicts = task.scorer.score([{}] * 5, texts)
     assert [v.reward if isinstance(v, Score) else v.kind for v in verdicts] == [0.5, 0.5, 1.0, 0.5, "reward_invalid"]
 

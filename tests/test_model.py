@@ -1,4 +1,5 @@
-"""The model: identity start, no leakage, towers, merge, persistence, published checkpoints, other architectures (method.md 7)."""
+"""The model: identity start, no leakage, towers, merge, persistence, published checkpoints, other architectures
+(method.md 7)."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import LatentActionConfig, LatentActionLM
-from latent_control.base import BaseLM
+from latent_control.base_lm import BaseLM
 from latent_control.merge import Merge
-from latent_control.persistence import base_hash, base_path, load_policy, with_policy, world_hash
-from latent_control.token_level import Trains, WholeModel, token_policy
+from latent_control.pretrained import base_hash, base_path, load_policy, with_policy, world_hash
+from latent_control.token_policy import Trains, WholeModel, token_policy
 from latent_control.tower import Tower, decoder_blocks
 
 MakeModel = Callable[..., LatentActionLM]
@@ -39,14 +40,18 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 # -- 1. identity start -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"policy_reads": "final", "inverse_dynamics_reads": "final", "merge_layers": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"policy_reads": "final", "inverse_dynamics_reads": "final", "merge_layers": 3}]
+)
 @torch.no_grad()
 def test_untrained_world_model_is_the_base_bit_for_bit(make_model: MakeModel, settings: dict[str, Any]) -> None:
     model, ids = make_model(untrained=True, **settings), tokens(3, 11)
     features, expected = model.features(ids), model.base.lm(ids).logits
     for code in range(CODES):
         assert torch.equal(model.world_logits(features, torch.full((3, 11), code)), expected), code
-    assert torch.equal(model.world_logits_from_codes(features.read("final"), model.codebook[tokens(3, 11) % CODES]), expected)
+    assert torch.equal(
+        model.world_logits_from_codes(features.read("final"), model.codebook[tokens(3, 11) % CODES]), expected
+    )
 
 
 @torch.no_grad()
@@ -91,9 +96,17 @@ def changed_after(ids: torch.Tensor, position: int) -> torch.Tensor:
 @pytest.mark.parametrize("reads", ["late", "final"])
 @torch.no_grad()
 def test_nothing_at_t_depends_on_later_tokens(make_model: MakeModel, reads: str) -> None:
-    model, ids, actions = make_model(policy_reads=reads, inverse_dynamics_reads=reads), tokens(4, 12), tokens(4, 12, 1) % CODES
+    model, ids, actions = (
+        make_model(policy_reads=reads, inverse_dynamics_reads=reads),
+        tokens(4, 12),
+        tokens(4, 12, 1) % CODES,
+    )
     features = model.features(ids)
-    policy, world, labels = model.policy_logits(features), model.world_logits(features, actions), model.inverse_dynamics_logits(features)
+    policy, world, labels = (
+        model.policy_logits(features),
+        model.world_logits(features, actions),
+        model.inverse_dynamics_logits(features),
+    )
     for t in range(11):
         other = model.features(changed_after(ids, t))
         now = slice(0, t + 1)
@@ -144,7 +157,9 @@ def test_padding_changes_nothing_whatever_it_holds(model: LatentActionLM, side: 
         features = model.features(ids, mask)
         for name in ("final", "late"):
             torch.testing.assert_close(features.read(name)[0, place], expected.read(name)[0], **CLOSE)
-        torch.testing.assert_close(model.policy_logits(features, mask)[0, place], model.policy_logits(expected)[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            model.policy_logits(features, mask)[0, place], model.policy_logits(expected)[0], rtol=0, atol=1e-4
+        )
         labels = model.inverse_dynamics_logits(features, mask)[0, place]
         torch.testing.assert_close(labels, model.inverse_dynamics_logits(expected)[0], rtol=0, atol=1e-4)
 
@@ -190,7 +205,9 @@ def test_a_seed_leaves_torchs_global_stream_alone(make_model: MakeModel, make_ba
 @torch.no_grad()
 def test_a_tower_is_the_same_in_training_mode(make_model: MakeModel) -> None:
     """Dropout in the learner would break the agreement with the sampler's log-probabilities."""
-    config = transformers.GPT2Config(vocab_size=48, n_embd=32, n_layer=3, n_head=4, n_positions=64, eos_token_id=2, pad_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=48, n_embd=32, n_layer=3, n_head=4, n_positions=64, eos_token_id=2, pad_token_id=0
+    )
     assert config.resid_pdrop > 0
     model = make_model(base=AutoModelForCausalLM.from_config(config))
     features = model.features(tokens(2, 8))
@@ -236,10 +253,14 @@ def test_added_blocks_have_as_many_parameters_and_learn(make_base: MakeBase) -> 
     lm, ids = make_base(), tokens(2, 9)
     base, policy = token_policy(lm, "added_blocks", 2)
     blocks = list(base.decoder.layers)[-2:]
-    assert sum(p.numel() for p in policy.trainable() if p.requires_grad) == sum(p.numel() for b in blocks for p in b.parameters())
+    assert sum(p.numel() for p in policy.trainable() if p.requires_grad) == sum(
+        p.numel() for b in blocks for p in b.parameters()
+    )
     policy.head(policy.hidden(base.features(ids).final)).square().sum().backward()
     moved = [name for name, p in policy.named_parameters() if p.requires_grad and float(p.grad.abs().sum()) > 0]
-    assert moved and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in moved), "the first step opens the blocks"
+    assert moved and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in moved), (
+        "the first step opens the blocks"
+    )
 
 
 @torch.no_grad()
@@ -249,7 +270,9 @@ def test_dropping_late_blocks_keeps_late_and_frees_the_rest(make_base: MakeBase)
     mask[1, :3] = 0
     expected = base.features(ids, mask).late
     count = sum(p.numel() for p in base.parameters())
-    freed = sum(p.numel() for block in decoder_blocks(base.decoder)[1][-2:] for p in block.parameters()) + VOCABULARY * 32
+    freed = (
+        sum(p.numel() for block in decoder_blocks(base.decoder)[1][-2:] for p in block.parameters()) + VOCABULARY * 32
+    )
     base.drop_late_blocks()
     features = base.features(ids, mask)
     assert torch.equal(features.late, expected)
@@ -279,8 +302,12 @@ def test_merge_block_by_hand() -> None:
 def test_lookup_equals_forward(model: LatentActionLM) -> None:
     features, actions = model.features(tokens(3, 7)).final, tokens(3, 7, 1) % CODES
     table = model.merge.table(model.codebook)
-    assert [(tuple(weight.shape), tuple(terms.shape)) for weight, terms in table] == [((2 * 64, 32), (CODES, 2 * 64))] * 2
-    torch.testing.assert_close(model.merge.lookup(features, actions, table), model.merge(features, model.codebook[actions]), **CLOSE)
+    assert [(tuple(weight.shape), tuple(terms.shape)) for weight, terms in table] == [
+        ((2 * 64, 32), (CODES, 2 * 64))
+    ] * 2
+    torch.testing.assert_close(
+        model.merge.lookup(features, actions, table), model.merge(features, model.codebook[actions]), **CLOSE
+    )
 
 
 @torch.no_grad()
@@ -375,7 +402,9 @@ def assert_same(one: LatentActionLM, other: LatentActionLM) -> None:
     """Equal bit for bit: every tensor, the config, what is generated."""
     first, second = one.state_dict(), other.state_dict()
     assert first.keys() == second.keys()
-    assert [name for name in first if first[name].dtype != second[name].dtype or not torch.equal(first[name], second[name])] == []
+    assert [
+        name for name in first if first[name].dtype != second[name].dtype or not torch.equal(first[name], second[name])
+    ] == []
     assert one.config == other.config
     runs = [model.generate(tokens(2, 5), max_new_tokens=6, seed=3) for model in (one, other)]
     assert torch.equal(runs[0].tokens, runs[1].tokens)
@@ -485,13 +514,19 @@ def cut_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "latent_action_config.json").write_text('{"format": 1,'), "cannot read .*latent_action_config.json"),
+        (
+            lambda f: (f / "latent_action_config.json").write_text('{"format": 1,'),
+            "cannot read .*latent_action_config.json",
+        ),
         (lambda f: (f / "latent_action_config.json").write_text("[1]"), "has format None"),
         (lambda f: change_config(f, lambda c: c.update(format=99)), "has format 99, this version reads 1"),
         (lambda f: change_config(f, lambda c: c.pop("base")), "lacks base"),
         (lambda f: change_config(f, lambda c: c["latent_actions"].update(horizon=3)), "unknown settings: horizon"),
         (lambda f: change_config(f, lambda c: c["latent_actions"].update(num_actions=-1)), "num_actions=-1"),
-        (lambda f: change_config(f, lambda c: c["latent_actions"].update(num_actions=9)), r"codebook is \(8, 32\), not \(9, 32\)"),
+        (
+            lambda f: change_config(f, lambda c: c["latent_actions"].update(num_actions=9)),
+            r"codebook is \(8, 32\), not \(9, 32\)",
+        ),
         (lambda f: change_weights(f, lambda t: t.pop("codebook")), "codebook is missing"),
         (lambda f: change_weights(f, lambda t: t.update(extra=torch.zeros(1))), "extra is unknown"),
         (cut_weights, "cannot read .*latent_actions.safetensors"),
@@ -584,7 +619,9 @@ def test_published_tensors_are_reproduced(published: LatentActionLM, expected: d
 
 @pytest.mark.parametrize("code", [0, 4, 8, 12])
 @torch.no_grad()
-def test_published_world_logits_of_one_code(published: LatentActionLM, expected: dict[str, torch.Tensor], code: int) -> None:
+def test_published_world_logits_of_one_code(
+    published: LatentActionLM, expected: dict[str, torch.Tensor], code: int
+) -> None:
     ids = expected["input_ids"]
     logits = published.world_logits(published.features(ids), torch.full_like(ids, code))[:, -1:]
     assert float((logits - expected[f"world_logits_action_{code}"]).abs().max()) < 1e-4
@@ -597,7 +634,9 @@ def test_published_greedy_decode(published: LatentActionLM, expected: dict[str, 
 
 
 def test_published_round_trip_in_our_format(published: LatentActionLM, tmp_path: Path) -> None:
-    assert_same(LatentActionLM.from_pretrained(published.save_pretrained(tmp_path / "ours", bundle_base=True)), published)
+    assert_same(
+        LatentActionLM.from_pretrained(published.save_pretrained(tmp_path / "ours", bundle_base=True)), published
+    )
 
 
 def copy_published(tmp_path: Path, config: dict[str, Any], drop: str = "") -> Path:
@@ -627,7 +666,9 @@ def test_published_rope_settings_are_read(tmp_path: Path) -> None:
         assert float(decoder.rotary_emb.inv_freq[1]) < 0.9 * 10000 ** (-2 / 12)
 
 
-@pytest.mark.parametrize("name", ["model.policy_head.weight", "model.layers.1.mlp.up_proj.weight", "model.action_code_book.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.policy_head.weight", "model.layers.1.mlp.up_proj.weight", "model.action_code_book.weight"]
+)
 def test_an_incomplete_published_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="missing"):
         LatentActionLM.from_pretrained(copy_published(tmp_path, {}, drop=name))
@@ -655,7 +696,10 @@ LLAMA_LIKE = COMMON | {"intermediate_size": 64, "num_key_value_heads": 2, "initi
 GPT2_LIKE: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
 GPT2_LIKE |= {name: COMMON[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
 # Windows of 5 tokens, so that prompts and rollouts here outgrow them; the last blocks attend otherwise than the first.
-MIXED: dict[str, Any] = {"sliding_window": 5, "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]}
+MIXED: dict[str, Any] = {
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", LLAMA_LIKE),
     "qwen2": ("Qwen2Config", LLAMA_LIKE),
@@ -668,7 +712,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         LLAMA_LIKE | {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
     ),
     "gemma3": ("Gemma3TextConfig", LLAMA_LIKE | MIXED | {"head_dim": 8, "query_pre_attn_scalar": 8}),
-    "granite": ("GraniteConfig", LLAMA_LIKE | {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
+    "granite": (
+        "GraniteConfig",
+        LLAMA_LIKE | {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    ),
     "cohere": ("CohereConfig", LLAMA_LIKE),
     "smollm3": ("SmolLM3Config", LLAMA_LIKE),
     "gpt2": ("GPT2Config", GPT2_LIKE),
@@ -686,7 +733,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def any_lm(request: pytest.FixtureRequest) -> PreTrainedModel:
     name, settings = ARCHITECTURES[request.param]
-    config = getattr(transformers, name)(**{key: value for key, value in settings.items() if key != "n_positions" or name != "BloomConfig"})
+    config = getattr(transformers, name)(
+        **{key: value for key, value in settings.items() if key != "n_positions" or name != "BloomConfig"}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -713,14 +762,19 @@ def test_any_architecture_starts_as_itself(any_lm: PreTrainedModel) -> None:
 def test_any_architecture_sees_nothing_that_it_must_not(
     any_lm: PreTrainedModel, randomise: Callable[[LatentActionLM], LatentActionLM]
 ) -> None:
-    """Policy and world model at t depend on tokens up to t, a_t on those up to t + 1; padding on the right changes nothing."""
+    """Policy and world model at t depend on tokens up to t, a_t on those up to t + 1; padding on the right changes
+    nothing."""
     model = LatentActionLM.from_base(copy.deepcopy(any_lm), num_actions=CODES, seed=1).eval()
     randomise(model)
     ids, seen = tokens(2, 12), 7
     other = torch.cat([ids[:, :seen], (ids[:, seen:] + 1) % VOCABULARY], 1)
     codes = torch.arange(12).remainder(CODES).expand(2, -1)
     left, right = (model.features(rows) for rows in (ids, other))
-    for of in (model.policy_logits, lambda features: model.world_logits(features, codes), model.inverse_dynamics_logits):
+    for of in (
+        model.policy_logits,
+        lambda features: model.world_logits(features, codes),
+        model.inverse_dynamics_logits,
+    ):
         torch.testing.assert_close(of(left)[:, :seen], of(right)[:, :seen], rtol=0, atol=1e-4)
     assert torch.equal(model.label_actions(ids)[:, : seen - 1], model.label_actions(other)[:, : seen - 1])
     assert not torch.allclose(model.policy_logits(left)[:, seen], model.policy_logits(right)[:, seen], atol=1e-4)
@@ -741,15 +795,24 @@ def test_any_architecture_decodes_as_its_full_forward(
     for index, row in enumerate(rows):
         ids[index, 12 - len(row) :], mask[index, 12 - len(row) :] = row, 1
     limits = [9, 2, 3, 9, 1, 8]
-    generation = model.generate(ids, mask, max_new_tokens=limits, seed=0, stop_token=-1, repeats=2, return_features=True)
+    generation = model.generate(
+        ids, mask, max_new_tokens=limits, seed=0, stop_token=-1, repeats=2, return_features=True
+    )
     for index, limit in enumerate(limits):
         row = rows[index // 2]
-        whole, positions = torch.cat([row, generation.tokens[index, :limit]])[None], slice(len(row) - 1, len(row) - 1 + limit)
+        whole, positions = (
+            torch.cat([row, generation.tokens[index, :limit]])[None],
+            slice(len(row) - 1, len(row) - 1 + limit),
+        )
         features, actions = model.features(whole), torch.zeros_like(whole)
         actions[0, positions] = generation.actions[index, :limit]
-        log_probs = torch.log_softmax(model.policy_logits(features), -1)[0, positions].gather(-1, actions[0, positions, None])[:, 0]
+        log_probs = torch.log_softmax(model.policy_logits(features), -1)[0, positions].gather(
+            -1, actions[0, positions, None]
+        )[:, 0]
         torch.testing.assert_close(log_probs, generation.action_logp[index, :limit], rtol=0, atol=1e-3)
-        assert torch.equal(model.world_logits(features, actions)[0, positions].argmax(-1), generation.tokens[index, :limit])
+        assert torch.equal(
+            model.world_logits(features, actions)[0, positions].argmax(-1), generation.tokens[index, :limit]
+        )
         torch.testing.assert_close(generation.features[index], features.late[0, :-1], rtol=0, atol=1e-3)
 
 
@@ -764,7 +827,11 @@ def test_any_architecture_is_saved_bundled_and_loaded(any_lm: PreTrainedModel, t
 def test_a_base_in_a_pickle_is_refused(base: PreTrainedModel, tmp_path: Path) -> None:
     base.config.save_pretrained(tmp_path)
     torch.save(base.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin only, which are pickles and not read; take the model.s safetensors"):
+    with pytest.raises(
+        ValueError,
+        match=r"pytorch_model.bin only, which are pickles and not read; take the model.s "
+        r"safetensors",
+    ):
         LatentActionLM.from_base(tmp_path)
 
 
@@ -778,7 +845,9 @@ def test_a_base_that_projects_its_embeddings_is_refused() -> None:
 def test_the_published_head_is_for_llama_like_bases() -> None:
     """A limitation: the published formula needs the final norm where Llama has it."""
     with pytest.raises(ValueError, match=r"head='official' .* not GPT2LMHeadModel: use 'residual'"):
-        LatentActionLM.from_base(AutoModelForCausalLM.from_config(transformers.GPT2Config(**GPT2_LIKE)), head="official")
+        LatentActionLM.from_base(
+            AutoModelForCausalLM.from_config(transformers.GPT2Config(**GPT2_LIKE)), head="official"
+        )
 
 
 def test_a_tower_of_no_or_too_many_blocks_is_refused(base: PreTrainedModel) -> None:

@@ -1,4 +1,5 @@
-"""What one gets in a notebook: short reprs, escaped HTML, an opened run, and the tutorial notebook executed as it stands."""
+"""What one gets in a notebook: short reprs, escaped HTML, an opened run, and the tutorial notebook executed as it
+stands."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ class TestReprs:
         usage = CodeUsage.of(torch.tensor([[0, 0, 2], [2, 3, -1]]), 4)
         assert usage.counts == (2, 0, 2, 1) and usage.alive == 3
         assert usage.top(2) == [(0, 2), (2, 2)] and 2.8 < usage.perplexity < 3
-        assert repr(usage).startswith("CodeUsage(3 of 4 codes alive, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%")
+        assert repr(usage).startswith(
+            "CodeUsage(3 of 4 codes alive, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%"
+        )
         assert "aria-label='3 of 4 codes alive" in usage._repr_html_()
         assert CodeUsage.of([], 4).alive == 0 and "choices)" in repr(CodeUsage.of([], 4))
         with pytest.raises(ValueError, match="code 7 is not one of 4"):
@@ -110,8 +113,13 @@ class TestOpenRun:
                 wrong()  # type: ignore[operator]
 
     def test_importing_the_package_loads_nothing_heavy(self) -> None:
-        code = "import sys, pipeline; print([m for m in ('torch', 'ray', 'pandas', 'pyarrow', 'pydantic') if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        code = (
+            "import sys, pipeline; print([m for m in ('torch', 'ray', 'pandas', 'pyarrow', 'pydantic') if m in "
+            "sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
         assert done.stdout.strip() == "[]"
 
 

@@ -1,4 +1,5 @@
-"""Off-policy evaluation: estimators by hand and by enumeration of a two-armed bandit, the bootstrap's clusters, verdicts."""
+"""Off-policy evaluation: estimators by hand and by enumeration of a two-armed bandit, the bootstrap's clusters,
+verdicts."""
 
 from __future__ import annotations
 
@@ -28,12 +29,12 @@ from latent_control.off_policy import (
     prompt_sums,
     verdict,
 )
-from latent_control.persistence import world_hash
-from pipeline import checkpoints
-from pipeline.cli import _versions, off_policy_table
-from pipeline.off_policy import HELDOUT, judge, logged
-from pipeline.replay import ReplayWriter
-from pipeline.stored import read_rollouts
+from latent_control.pretrained import world_hash
+from pipeline.cli.app import _versions, off_policy_table
+from pipeline.experiments.off_policy import HELDOUT, judge, logged
+from pipeline.replay.dataset import read_rollouts
+from pipeline.replay.writer import ReplayWriter
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -53,7 +54,8 @@ def value(name: str, rollouts: Logged, cap: float | None = None) -> float:
 
 
 def test_ips_and_wis_of_a_bandit_by_hand() -> None:
-    # Four of the first arm (weight 1/4, reward 0), one of the second (weight 4, reward 1): exactly the behaviour's odds.
+    # Four of the first arm (weight 1/4, reward 0), one of the second (weight 4, reward 1): exactly the behaviour's
+    # odds.
     rollouts = bandit([0, 0, 0, 0, 1], [0, 0, 1, 1, 1], np.array([[0.0, 1.0], [0.0, 1.0]]))
     assert value("ips", rollouts) == pytest.approx(4 / 5)
     assert value("wis", rollouts) == pytest.approx(4 / (4 * 0.25 + 4))
@@ -71,10 +73,13 @@ def test_doubly_robust_by_hand() -> None:
 
 
 def expectation(name: str, rewards: np.ndarray) -> float:
-    """An estimator's mean over all 16 outcomes of two prompts x two rollouts, each as likely as the behaviour makes it."""
+    """An estimator's mean over all 16 outcomes of two prompts x two rollouts, each as likely as the behaviour makes
+    it."""
     prompts = [0, 0, 1, 1]
     outcomes = itertools.product([0, 1], repeat=4)
-    return sum(float(np.prod(BEHAVIOUR[list(arms)])) * value(name, bandit(list(arms), prompts, rewards)) for arms in outcomes)
+    return sum(
+        float(np.prod(BEHAVIOUR[list(arms)])) * value(name, bandit(list(arms), prompts, rewards)) for arms in outcomes
+    )
 
 
 def test_ips_and_dr_are_unbiased_and_the_others_are_not() -> None:
@@ -113,10 +118,13 @@ def test_effective_rollouts_by_hand() -> None:
 
 
 def test_the_bootstrap_draws_prompts_not_rollouts() -> None:
-    """Eight copies of each rollout bring no news: the interval stays; drawn one by one they would make it nearly three times narrower."""
+    """Eight copies of each rollout bring no news: the interval stays; drawn one by one they would make it nearly three
+    times narrower."""
     rng = np.random.default_rng(1)
     once = Logged(log_ratios=rng.normal(0, 0.3, 40), rewards=rng.random(40), prompts=np.arange(40))
-    copies = Logged(log_ratios=np.repeat(once.log_ratios, 8), rewards=np.repeat(once.rewards, 8), prompts=np.repeat(once.prompts, 8))
+    copies = Logged(
+        log_ratios=np.repeat(once.log_ratios, 8), rewards=np.repeat(once.rewards, 8), prompts=np.repeat(once.prompts, 8)
+    )
     alone = replace(copies, prompts=np.arange(320))
     widths = [e.high - e.low for e in (off_policy_report(one).estimates["wis"] for one in (once, copies, alone))]
     assert widths[1] == pytest.approx(widths[0])
@@ -136,7 +144,9 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     assert all(count >= 88 for count in covered.values()), covered
 
 
-def made(*, effective: float = 500.0, share: float = 0.01, weight: tuple[float, float] = (0.9, 1.1), low: float = 0.02) -> Report:
+def made(
+    *, effective: float = 500.0, share: float = 0.01, weight: tuple[float, float] = (0.9, 1.1), low: float = 0.02
+) -> Report:
     one, gain = Estimate(value=0.5, low=0.45, high=0.55), Estimate(value=0.05, low=low, high=0.08)
     return Report(
         rollouts=1000,
@@ -154,7 +164,11 @@ def made(*, effective: float = 500.0, share: float = 0.01, weight: tuple[float, 
 def test_verdicts() -> None:
     assert verdict(made())[0] == "yes" and verdict(made(low=-0.01))[0] == "no"
     assert verdict(made(), at_least=0.45)[0] == "yes" and verdict(made(), at_least=0.46)[0] == "no"
-    for doubtful, why in ((made(effective=99), "99 effective"), (made(share=0.2), "20%"), (made(weight=(0.3, 0.8)), "not 1")):
+    for doubtful, why in (
+        (made(effective=99), "99 effective"),
+        (made(share=0.2), "20%"),
+        (made(weight=(0.3, 0.8)), "not 1"),
+    ):
         answer, words = verdict(doubtful)
         assert answer == "unknown" and why in words
     assert verdict(made(), more_doubts=["it knows them"]) == (
@@ -163,7 +177,7 @@ def test_verdicts() -> None:
     )
 
 
-# -- stored rollouts and the command ----------------------------------------------------------------------------------------
+# -- stored rollouts and the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -219,28 +233,42 @@ def test_windows_and_splits_of_the_buffer(replay: Path, tiny_checkpoint: Path) -
         read_rollouts([DataSource(kind="replay", path=str(replay))], world="0" * 64)
 
 
-def run_folder(where: Path, make: Config, checkpoint: Path, stage: str, info: dict[str, object] | None = None, **sections: Any) -> Path:
+def run_folder(
+    where: Path, make: Config, checkpoint: Path, stage: str, info: dict[str, object] | None = None, **sections: Any
+) -> Path:
     """A run whose stage ``stage`` ended with ``checkpoint``."""
     where.mkdir()
     config = make(**{"actions": {"init": str(checkpoint), "updates": 0}, "tracking": {"enabled": False}} | sections)
     (where / "config.yaml").write_text(dump_config(config))
     model = LatentActionLM.from_pretrained(checkpoint)
     checkpoints.write(
-        where / "checkpoints" / stage, files=lambda tmp: model.save_pretrained(tmp) and None, info={"stage": stage, **(info or {})}
+        where / "checkpoints" / stage,
+        files=lambda tmp: model.save_pretrained(tmp) and None,
+        info={"stage": stage, **(info or {})},
     )
     return where
 
 
-def test_a_checkpoint_is_judged_and_the_result_kept(replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_judged_and_the_result_kept(
+    replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     run_dir = run_folder(tmp_path / "second", config, tiny_checkpoint, "clone")
     result = judge(run_dir, [replay], estimator="dr", at_least=0.0)
     assert (result["verdict"], result["checkpoint"]) == ("yes", "clone")
     assert judge(run_dir / "checkpoints" / "clone", [replay], estimator="wis", last_updates=2)["report"]["prompts"] == 8
     assert judge(run_dir, [replay], estimator="dr", versions=(1, 3))["report"]["prompts"] == 12
-    assert sorted(p.name for p in (run_dir / "off_policy").iterdir()) == ["clone-1.json", "clone-2.json", "clone-3.json"]
+    assert sorted(p.name for p in (run_dir / "off_policy").iterdir()) == [
+        "clone-1.json",
+        "clone-2.json",
+        "clone-3.json",
+    ]
     assert json.loads((run_dir / "off_policy" / "clone-1.json").read_text()) == result
     table = off_policy_table(result)
-    assert "behaviour" in table and "clone may go online: dr" in table and f"{len(stored(replay, tiny_checkpoint))} rollouts" in table
+    assert (
+        "behaviour" in table
+        and "clone may go online: dr" in table
+        and f"{len(stored(replay, tiny_checkpoint))} rollouts" in table
+    )
 
 
 @pytest.mark.parametrize("text", ["19", "5-2", "a-b", "-3"])
@@ -250,14 +278,20 @@ def test_versions_that_are_none_are_named(text: str) -> None:
     assert _versions("3-19") == (3, 19)
 
 
-def test_only_heldout_prompts_judge_what_was_improved_offline(replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_only_heldout_prompts_judge_what_was_improved_offline(
+    replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     offline = ImproveOffline(heldout_share=0.3, data=({"kind": "replay", "path": str(replay)},)).model_dump()
-    run_dir = run_folder(tmp_path / "off", config, tiny_checkpoint, "improve_offline", {HELDOUT: 0.3}, improve_offline=offline)
+    run_dir = run_folder(
+        tmp_path / "off", config, tiny_checkpoint, "improve_offline", {HELDOUT: 0.3}, improve_offline=offline
+    )
     held = stored(replay, tiny_checkpoint).split(0.3)[1]
     assert judge(run_dir, [replay], estimator="dr")["report"]["rollouts"] == len(held)
 
 
-def test_a_policy_is_not_judged_by_what_it_was_trained_on(replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_policy_is_not_judged_by_what_it_was_trained_on(
+    replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     own = run_folder(tmp_path / "own", config, tiny_checkpoint, "improve")
     (replay / "replay").rename(own / "replay")
     result = judge(own, [own], estimator="dr", at_least=0.0)

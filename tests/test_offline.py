@@ -19,16 +19,27 @@ from latent_control.records import TokenBatch
 from learners.actions import ActionsStage, gumbel_temperature
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
-from learners.offline import OfflineStage, Step, make_optimizer, one_update
-from learners.schedule import learning_rate_share
-from pipeline.data import training_batches
-from pipeline.offline import OfflineJob, guard_codebook, new_model, run_workers, work
+from learners.learning_rate import learning_rate_share
+from learners.offline_training import OfflineStage, Step, make_optimizer, one_update
+from pipeline.data.batches import training_batches
+from pipeline.stages.offline import OfflineJob, guard_codebook, new_model, run_workers, work
 from rollout_workers.tasks import build_task
 
 pytest_plugins = ("rl_fixtures",)
 
-SMALL: dict[str, Any] = {"updates": 3, "batch_size": 8, "max_length": 32, "warmup_updates": 0, "evaluation_sequences": 8}
-SHAPE: dict[str, Any] = {"num_actions": NUM_ACTIONS, "inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
+SMALL: dict[str, Any] = {
+    "updates": 3,
+    "batch_size": 8,
+    "max_length": 32,
+    "warmup_updates": 0,
+    "evaluation_sequences": 8,
+}
+SHAPE: dict[str, Any] = {
+    "num_actions": NUM_ACTIONS,
+    "inverse_dynamics_layers": 1,
+    "merge_layers": 1,
+    "policy_layers": 1,
+}
 
 
 def actions(**changes: Any) -> Actions:
@@ -85,7 +96,7 @@ def parts(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-# -- schedules --------------------------------------------------------------------------------------------------------------
+# -- schedules ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,7 +128,7 @@ def test_no_weight_decay_on_codebook_and_vectors(tiny_checkpoint: Path) -> None:
             assert decay[id(parameter)] == (0.0 if name == "codebook" or "norm" in name else 0.1), name
 
 
-# -- invariant 6: what changes ----------------------------------------------------------------------------------------------
+# -- invariant 6: what changes -----------------------------------------------------------------------------------------
 
 
 def test_actions_changes_inverse_dynamics_codebook_and_merge(make_job: Jobs) -> None:
@@ -127,7 +138,15 @@ def test_actions_changes_inverse_dynamics_codebook_and_merge(make_job: Jobs) -> 
     assert parts(changed) == {"inverse_dynamics", "codebook", "merge"}
     assert parts(kept) == {"base", "policy"}
     assert [record["update"] for record in logged] == [1, 2, 3]
-    assert {"nll_codes", "nll_base", "alive_codes", "code_perplexity", "code_entropy", "coverage", "distinct_tokens"} <= logged[-1].keys()
+    assert {
+        "nll_codes",
+        "nll_base",
+        "alive_codes",
+        "code_perplexity",
+        "code_entropy",
+        "coverage",
+        "distinct_tokens",
+    } <= logged[-1].keys()
 
 
 def test_clone_changes_the_policy(make_job: Jobs, tiny_checkpoint: Path) -> None:
@@ -140,13 +159,17 @@ def test_clone_changes_the_policy(make_job: Jobs, tiny_checkpoint: Path) -> None
 
 @pytest.mark.parametrize("train_merge", [False, True])
 @pytest.mark.parametrize("codes", ["policy", "inverse_dynamics"])
-def test_finetune_changes_the_base_and_where_asked_the_merge(make_job: Jobs, tiny_checkpoint: Path, train_merge: bool, codes: str) -> None:
+def test_finetune_changes_the_base_and_where_asked_the_merge(
+    make_job: Jobs, tiny_checkpoint: Path, train_merge: bool, codes: str
+) -> None:
     job = make_job("finetune", finetune(train_merge=train_merge, codes=codes))
     done(job)
     changed, kept = changes(job, LatentActionLM.from_pretrained(tiny_checkpoint))
     assert parts(changed) == {"base"} | ({"merge"} if train_merge else set())
     assert parts(kept) == {"codebook", "inverse_dynamics", "policy"} | (set() if train_merge else {"merge"})
-    assert AutoTokenizer.from_pretrained(job.result / "base").eos_token == "</s>", "the tuned base is whole, tokenizer included"
+    assert AutoTokenizer.from_pretrained(job.result / "base").eos_token == "</s>", (
+        "the tuned base is whole, tokenizer included"
+    )
 
 
 def test_the_gradient_of_fta_p_reaches_the_whole_base(tiny_checkpoint: Path) -> None:
@@ -163,17 +186,25 @@ def test_no_updates_pass_the_model_on(make_job: Jobs, tiny_checkpoint: Path) -> 
     assert changes(job, LatentActionLM.from_pretrained(tiny_checkpoint))[0] == set()
 
 
-# -- one update -------------------------------------------------------------------------------------------------------------
+# -- one update --------------------------------------------------------------------------------------------------------
 
 
 def batch_of(model: LatentActionLM, rows: int = 8) -> TokenBatch:
     """Demonstrations, cut to several lengths."""
     task, tokenizer = Task(), AutoTokenizer.from_pretrained(model.base_source)
-    reading: dict[str, Any] = {"task": build_task(task), "tokenizer": tokenizer, "chat": False, "max_length": 32, "seed": 0}
+    reading: dict[str, Any] = {
+        "task": build_task(task),
+        "tokenizer": tokenizer,
+        "chat": False,
+        "max_length": 32,
+        "seed": 0,
+    }
     batch = next(training_batches(Training().data, batch_size=rows, **reading))
     longest = batch.input_ids.shape[1]
     real = torch.arange(longest) < longest - torch.arange(rows)[:, None] % 5
-    return TokenBatch(input_ids=batch.input_ids * real, attention_mask=real.long(), response_mask=batch.response_mask & real)
+    return TokenBatch(
+        input_ids=batch.input_ids * real, attention_mask=real.long(), response_mask=batch.response_mask & real
+    )
 
 
 def gradients(stage: OfflineStage, settings: Training, batch: TokenBatch | None = None) -> dict[str, torch.Tensor]:
@@ -265,18 +296,17 @@ def test_cloning_lowers_its_loss(make_job: Jobs) -> None:
     assert logged[-1]["loss"] < 0.7 * logged[0]["loss"] and logged[-1]["agreement"] > logged[0]["agreement"]
 
 
-# -- resume -----------------------------------------------------------------------------------------------------------------
+# -- resume ------------------------------------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize(
-    ("stage", "settings"),
-    [("actions", actions), ("clone", clone), ("finetune", finetune)],
-)
-def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(make_job: Jobs, stage: str, settings: Callable[..., Training]) -> None:
+@pytest.mark.parametrize(("stage", "settings"), [("actions", actions), ("clone", clone), ("finetune", finetune)])
+def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    make_job: Jobs, stage: str, settings: Callable[..., Training]
+) -> None:
     longer = settings(updates=6, checkpoint_every=2, weight_decay=0.01, microbatch_size=4)
     straight, broken = make_job(stage, longer, "straight"), make_job(stage, longer, "broken")
     whole = done(straight)
@@ -309,11 +339,13 @@ def test_a_damaged_state_is_passed_over(make_job: Jobs) -> None:
     assert done(make_job("clone", longer, "other"))[-1]["loss"] == whole[-1]["loss"]
 
 
-# -- the codebook's guard ---------------------------------------------------------------------------------------------------
+# -- the codebook's guard ----------------------------------------------------------------------------------------------
 
 
 def test_a_collapsed_codebook_stops_the_run_with_advice(make_job: Jobs) -> None:
-    job = make_job("actions", actions(updates=4, evaluate_every=2, anneal_share=0.5, min_alive_share=1.0, usage_weight=0.0))
+    job = make_job(
+        "actions", actions(updates=4, evaluate_every=2, anneal_share=0.5, min_alive_share=1.0, usage_weight=0.0)
+    )
     wanted = (
         r"the codebook has collapsed: \d of 8 codes are alive after 2 updates \(actions.min_alive_share is 1.0\)\. "
         r"Raise actions.usage_weight \(now 0.0\).*actions.temperature \(now 2.0\).*actions.num_actions"
@@ -323,7 +355,9 @@ def test_a_collapsed_codebook_stops_the_run_with_advice(make_job: Jobs) -> None:
     assert not job.result.exists()
 
 
-@pytest.mark.parametrize(("update", "share", "stops"), [(19, 0.0, False), (20, 0.24, True), (20, 0.25, False), (100, 0.1, True)])
+@pytest.mark.parametrize(
+    ("update", "share", "stops"), [(19, 0.0, False), (20, 0.24, True), (20, 0.25, False), (100, 0.1, True)]
+)
 def test_the_guard_waits_for_the_annealing(update: int, share: float, stops: bool) -> None:
     settings = Actions(updates=100, anneal_share=0.2, min_alive_share=0.25)
     found = {"alive_share": share, "alive_codes": share * 64}
@@ -334,7 +368,7 @@ def test_the_guard_waits_for_the_annealing(update: int, share: float, stops: boo
         guard_codebook(settings, found, update)
 
 
-# -- several workers --------------------------------------------------------------------------------------------------------
+# -- several workers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import cli, cli_runs
-from pipeline.overview import PROCESS, SILENT_SECONDS, at_work, overview, runs_in
+from pipeline.cli import app as cli
+from pipeline.cli import runs as cli_runs
+from pipeline.runs.status import PROCESS, SILENT_SECONDS, at_work, overview, runs_in
 
 QUICKSTART = (Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml").read_text()
 assert cli_runs.cli is cli
@@ -29,18 +30,32 @@ def make(folder: Path, *, stages: int = 3, evaluation: bool = True, steps: int =
     """A quickstart run with so many finished stages."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(QUICKSTART)
-    done = {name: {"seconds": 20.0, "checkpoint": "x", "metrics": {}} for name in ("actions", "clone", "improve")[:stages]}
-    found = {"base": {"sampled": 0.2, "greedy": 0.6}, "improved": {"sampled": 0.7, "greedy": 0.7}} if evaluation else None
+    done = {
+        name: {"seconds": 20.0, "checkpoint": "x", "metrics": {}} for name in ("actions", "clone", "improve")[:stages]
+    }
+    found = (
+        {"base": {"sampled": 0.2, "greedy": 0.6}, "improved": {"sampled": 0.7, "greedy": 0.7}} if evaluation else None
+    )
     (folder / "summary.json").write_text(json.dumps({"stages": done} | ({"evaluation": found} if found else {})))
-    lines = [{"stage": "improve", "step": step, "time": 1000.0 + step, "reward": step / 1000} for step in range(1, steps + 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "improve", "st')
+    lines = [
+        {"stage": "improve", "step": step, "time": 1000.0 + step, "reward": step / 1000} for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "improve", "st'
+    )
     return folder
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
     found = overview(make(tmp_path / "a"))
     assert (found.status, found.stage, found.step, found.total) == ("finished", "improve", 150, 150)
-    assert (found.reward, found.success, found.variant, found.seconds, found.modified) == (0.15, 0.7, "improved", 60.0, 1150.0)
+    assert (found.reward, found.success, found.variant, found.seconds, found.modified) == (
+        0.15,
+        0.7,
+        "improved",
+        60.0,
+        1150.0,
+    )
 
 
 def test_running_or_interrupted_is_a_matter_of_the_process(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The rollout pool against workers that finish in any order, die, fail and fall silent; the asynchronous window over it."""
+"""The rollout pool against workers that finish in any order, die, fail and fall silent; the asynchronous window over
+it."""
 
 from __future__ import annotations
 
@@ -14,19 +15,21 @@ from ray.exceptions import ActorDiedError, ObjectLostError
 
 from configs.schema import Cluster, Improve, RunConfig
 from latent_control.distributions import rollout_seed
-from pipeline import pool as pool_module
-from pipeline.algorithm import LatentRL
-from pipeline.health import Health
-from pipeline.pool import Answer, RolloutPool
-from pipeline.requests import prompt_indices
-from rollout_workers.episodes import PolicyVersion, RolloutRequest, RolloutSummary
+from pipeline.rl import rollout_pool
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.prompt_order import prompt_indices
+from pipeline.rl.rollout_pool import Answer, RolloutPool
+from pipeline.rl.worker_health import Health
+from rollout_workers.rollouts import PolicyVersion, RolloutRequest, RolloutSummary
 
 # A pool that loses a request waits for ever.
 pytestmark = pytest.mark.timeout(60)
 
 
 def request(number: int, policy: PolicyVersion | None = None) -> RolloutRequest:
-    return RolloutRequest(request_id=number, split="train", prompt_indices=(number,), seeds=(0,), group_size=2, policy=policy)
+    return RolloutRequest(
+        request_id=number, split="train", prompt_indices=(number,), seeds=(0,), group_size=2, policy=policy
+    )
 
 
 class Ref:
@@ -136,7 +139,9 @@ class FakeCluster:
 
     def finish(self, worker: int) -> None:
         rollouts, report, function = self.queues[worker].popleft()
-        rollouts.value, report.value = function(SimpleNamespace(sample_request=lambda asked: self.answer(worker, asked)))
+        rollouts.value, report.value = function(
+            SimpleNamespace(sample_request=lambda asked: self.answer(worker, asked))
+        )
         rollouts.ready = report.ready = True
 
     def fail(self, worker: int, error: Exception) -> None:
@@ -165,7 +170,7 @@ class FakeCluster:
 def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPool, FakeCluster]]:
     def make(workers: int = 2, *, timeout: float = 60.0, **settings: Any) -> tuple[RolloutPool, FakeCluster]:
         cluster = FakeCluster(workers, **settings)
-        monkeypatch.setattr(pool_module, "ray", cluster)
+        monkeypatch.setattr(rollout_pool, "ray", cluster)
         return RolloutPool(cluster, timeout=timeout), cluster
 
     return make
@@ -199,7 +204,7 @@ def test_a_worker_holds_two_requests_at_most_and_each_gets_one_first(make_pool: 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_lost_workers_cost_nothing(make_pool: Make, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "MOST_LOSSES", 100)
+    monkeypatch.setattr(rollout_pool, "MOST_LOSSES", 100)
     pool, cluster = make_pool(3, seed=seed, death=0.3)
     pool.submit(map(request, range(12)))
     check(pool.take(range(12)), list(range(12)))
@@ -280,15 +285,19 @@ def test_a_request_that_keeps_killing_workers_is_named(make_pool: Make) -> None:
 
     cluster.act = poison
     pool.submit(map(request, range(6)))
-    with pytest.raises(RuntimeError, match=r"request 3 \(prompts \(3,\)\) was lost with its worker 3 times; last: .*died"):
+    with pytest.raises(
+        RuntimeError, match=r"request 3 \(prompts \(3,\)\) was lost with its worker 3 times; last: .*died"
+    ):
         pool.take(range(6))
     assert cluster.deaths == 3
 
 
-def test_a_silent_worker_is_restarted_and_its_requests_are_handed_out_again(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_is_restarted_and_its_requests_are_handed_out_again(
+    make_pool: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool, cluster = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
     said: list[tuple[str, str]] = []
     pool.say = lambda text, kind="", **facts: said.append((kind, text))
     pool.submit(map(request, range(3)))  # worker 1 has 0 and 2, worker 2 has 1
@@ -339,7 +348,7 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
     def sleep(_: float) -> None:
         clock.now += 1.0
 
-    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
     pool.restore = lambda: None
     cluster.act = lambda c: (c.kill(1), c.kill(2))
     pool.submit(map(request, range(3)))
@@ -350,7 +359,7 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
 def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
     clock.now = 100.0  # the learner worked, nobody was asked
     pool.submit([request(0)])
     check(pool.take([0]), [0])
@@ -358,7 +367,7 @@ def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch:
 
 def test_busy_seconds_are_those_with_work_in_hand(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
     pool, cluster = make_pool(3)
     cluster.act = lambda _: None
     clock.now = 5.0  # nobody has anything
@@ -400,13 +409,15 @@ def test_requests_are_stamped_when_a_worker_gets_them_and_again_when_it_is_lost(
     assert pool.stamps() == {0: 3, 1: 5, 2: 5, 3: None}
 
 
-# -- the asynchronous window ------------------------------------------------------------------------------------------------
+# -- the asynchronous window -------------------------------------------------------------------------------------------
 
 
 class Window(LatentRL):
     """``LatentRL``'s own loop over a pool, without RLlib: an update is only counted."""
 
-    def __init__(self, pool: RolloutPool, *, state: dict[str, Any] | None = None, workers: int = 2, **improve: Any) -> None:
+    def __init__(
+        self, pool: RolloutPool, *, state: dict[str, Any] | None = None, workers: int = 2, **improve: Any
+    ) -> None:
         settings = Improve(mode="async", prompts_per_update=4, **improve)
         self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
         self.ships_features = self.latent = True
@@ -446,7 +457,9 @@ class Window(LatentRL):
 
 def stream(count: int) -> list[tuple[int, int]]:
     """The first prompts of the run, with their seeds."""
-    return [(rollout_seed(0, u) >> 1, i) for u in range(-(-count // 4)) for i in prompt_indices(u, 4, size=1000, seed=0)][:count]
+    return [
+        (rollout_seed(0, u) >> 1, i) for u in range(-(-count // 4)) for i in prompt_indices(u, 4, size=1000, seed=0)
+    ][:count]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
@@ -455,7 +468,7 @@ def test_no_rollout_is_staler_than_allowed_and_no_prompt_lost_whatever_the_worke
     make_pool: Make, seed: int, max_staleness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers finish in any order and die; the run is stopped and resumed with another number of them."""
-    monkeypatch.setattr(pool_module, "MOST_LOSSES", 100)
+    monkeypatch.setattr(rollout_pool, "MOST_LOSSES", 100)
     chance, state, consumed, updates = random.Random(seed), None, [], 0
     for _ in range(4):
         workers = chance.randint(1, 5)
@@ -504,7 +517,9 @@ def test_a_straggler_is_waited_for_dropped_or_taken_late(make_pool: Make, stale:
 
 
 @pytest.mark.parametrize(("version", "weights"), [(0, "other"), (7, "hash 7"), (0, "hash 0")])
-def test_a_rollout_of_unpublished_or_older_weights_is_never_trained_on(make_pool: Make, version: int, weights: str) -> None:
+def test_a_rollout_of_unpublished_or_older_weights_is_never_trained_on(
+    make_pool: Make, version: int, weights: str
+) -> None:
     pool, cluster = make_pool(1)
     window = Window(pool, max_staleness=0, state={"version": 1})
     window.published[0] = "hash 0"

@@ -1,4 +1,5 @@
-"""Tracking straight into PostgreSQL. Skipped where Debian's ``postgresql`` or ``psycopg2-binary`` is not installed (docs/cluster.md)."""
+"""Tracking straight into PostgreSQL. Skipped where Debian's ``postgresql`` or ``psycopg2-binary`` is not installed
+(docs/cluster.md)."""
 
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Tracking
-from pipeline.tracking import Tracker, read_record
+from pipeline.tracking.tracker import Tracker, read_record
 
 BIN = max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 pytestmark = [
-    pytest.mark.skipif(BIN is None or os.name == "nt", reason="PostgreSQL is not installed: apt-get install postgresql"),
-    pytest.mark.skipif(find_spec("psycopg") is None, reason="the driver is not installed: pip install 'psycopg[binary]'"),
+    pytest.mark.skipif(
+        BIN is None or os.name == "nt", reason="PostgreSQL is not installed: apt-get install postgresql"
+    ),
+    pytest.mark.skipif(
+        find_spec("psycopg") is None, reason="the driver is not installed: pip install 'psycopg[binary]'"
+    ),
 ]
 
 
@@ -37,7 +42,17 @@ def database() -> Iterator[str]:
             subprocess.run([*user, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
 
         call(str(BIN / "initdb"), "-D", str(data), "-U", "mlflow", "-A", "trust", "-N")
-        call(str(BIN / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -h '' -F", "start")
+        call(
+            str(BIN / "pg_ctl"),
+            "-D",
+            str(data),
+            "-w",
+            "-l",
+            str(folder / "log"),
+            "-o",
+            f"-k {folder} -h '' -F",
+            "start",
+        )
         try:
             call(str(BIN / "createdb"), "-h", str(folder), "-U", "mlflow", "mlflow")
             yield f"postgresql://mlflow:secret@/mlflow?host={folder}"

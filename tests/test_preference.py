@@ -1,4 +1,5 @@
-"""Preference reward models: the loss by hand, a training that learns which side is preferred, scoring in this process and in actors."""
+"""Preference reward models: the loss by hand, a training that learns which side is preferred, scoring in this process
+and in actors."""
 
 from __future__ import annotations
 
@@ -14,10 +15,19 @@ from typer.testing import CliRunner
 
 from configs.schema import RunConfig
 from configs.schema import Task as TaskConfig
-from latent_control.preference import Reading, bradley_terry, encode, load_classifier, reading_of, require_reward_model, scores
-from pipeline import cli, cli_tasks
-from pipeline.cluster import connected, cpus_wanted
-from pipeline.preflight import check
+from latent_control.preference import (
+    Reading,
+    bradley_terry,
+    encode,
+    load_classifier,
+    reading_of,
+    require_reward_model,
+    scores,
+)
+from pipeline.cli import app as cli
+from pipeline.cli import tasks as cli_tasks
+from pipeline.cluster.connect import connected, cpus_wanted
+from pipeline.preflight.check import check
 from rollout_workers.tasks import Failure, build_task
 
 BASE = Path(__file__).parents[1] / "configs" / "models" / "countdown-1m"
@@ -40,7 +50,15 @@ def write_pairs(path: Path) -> Path:
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained by the command on pairs whose chosen side is always ``GOOD``."""
     folder = tmp_path_factory.mktemp("preference")
-    arguments = ["reward", "train", str(write_pairs(folder / "pairs.jsonl")), "--base", str(BASE), "--out", str(folder / "model")]
+    arguments = [
+        "reward",
+        "train",
+        str(write_pairs(folder / "pairs.jsonl")),
+        "--base",
+        str(BASE),
+        "--out",
+        str(folder / "model"),
+    ]
     settings = ["--updates", "12", "--batch-size", "8", "--learning-rate", "1e-3", "--max-length", "64", "--json"]
     done = CliRunner().invoke(cli_tasks.cli.app, arguments + settings)
     assert done.exit_code == 0, done.output
@@ -51,7 +69,11 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task(model: Path, tmp_path: Path, **preference: Any) -> Any:
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 2} -> {i} :"}}\n' for i in range(40)))
-    options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "preference", "preference": {"model": str(model), **preference}}
+    options = {
+        "path": str(tmp_path / "rows.jsonl"),
+        "verifier": "preference",
+        "preference": {"model": str(model), **preference},
+    }
     return build_task(TaskConfig(name="jsonl", options=options))
 
 
@@ -60,7 +82,9 @@ def test_the_preferred_side_scores_higher_on_prompts_it_never_saw(reward_model: 
     prompts = rows.prompts("heldout")[:4]
     good, bad = (rows.score_batch(prompts, [text] * len(prompts)) for text in (GOOD, BAD))
     assert all(g.reward > b.reward + 1 and g.success and not b.success for g, b in zip(good, bad, strict=True))
-    assert rows.parts == ("success", "score", "answered") and rows.score(prompts[0], GOOD).reward == pytest.approx(good[0].reward, abs=1e-4)
+    assert rows.parts == ("success", "score", "answered") and rows.score(prompts[0], GOOD).reward == pytest.approx(
+        good[0].reward, abs=1e-4
+    )
     squashed = task(reward_model, tmp_path, squash=True).score(prompts[0], GOOD)
     assert squashed.reward == pytest.approx(1 / (1 + math.exp(-good[0].reward)), abs=1e-4)
     with pytest.raises(ValueError, match="neither answer nor response"):
@@ -81,8 +105,14 @@ def test_what_is_no_reward_model_is_said_before_work_starts(reward_model: Path, 
     with pytest.raises(ValueError, match=r"LlamaForCausalLM .*latent-control reward train"):
         require_reward_model(str(BASE))
     task(reward_model, tmp_path)
-    options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "preference", "preference": {"model": str(BASE), "cpus_per_actor": 0.5}}
-    config = RunConfig(base={"model": str(BASE)}, task={"name": "jsonl", "options": options}, evaluation={}, rollout={"num_workers": 1})
+    options = {
+        "path": str(tmp_path / "rows.jsonl"),
+        "verifier": "preference",
+        "preference": {"model": str(BASE), "cpus_per_actor": 0.5},
+    }
+    config = RunConfig(
+        base={"model": str(BASE)}, task={"name": "jsonl", "options": options}, evaluation={}, rollout={"num_workers": 1}
+    )
     assert [e for e in check(config).errors if "not a sequence classifier with one" in e]
     assert cpus_wanted(config) == 1.5
 
@@ -113,7 +143,7 @@ def private_ray() -> Iterator[None]:
 def test_actors_are_shared_and_score_as_this_process_does(reward_model: Path, tmp_path: Path) -> None:
     import ray
 
-    from rollout_workers.reward_models import RewardModel, reward_actor
+    from rollout_workers.tasks.reward_models import RewardModel, reward_actor
 
     one, two = (task(reward_model, tmp_path, batch_size=2, cpus_per_actor=0.5) for _ in range(2))
     prompts, texts = [one.prompts("train")[i] for i in range(5)], [GOOD, BAD, "", "1 + 1 = 2", GOOD]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from latent_control.q_head import (  # noqa: E402
+from latent_control.records import RolloutBatch
+from latent_control.search.q_head import (
     SHAPE,
     WEIGHTS,
     QHead,
@@ -22,10 +22,9 @@ from latent_control.q_head import (  # noqa: E402
     save_q_head,
     supported,
 )
-from latent_control.records import RolloutBatch  # noqa: E402
-from learners.features import FeatureCache  # noqa: E402
-from learners.q_head import QLearner, QSettings, Transitions, transitions  # noqa: E402
-from pipeline.statistics import auc  # noqa: E402
+from learners.features import FeatureCache
+from learners.q_head import QLearner, QSettings, Transitions, transitions
+from pipeline.evaluation.statistics import auc
 
 
 def shape(**changed) -> QShape:
@@ -54,7 +53,8 @@ def test_double_dqn_targets_by_hand():
         target_next=torch.tensor([[0.8, 0.4], [0.6, 7.0], [9.0, 9.0]]),
         discount=0.5,
     )
-    # online takes code 1: 0 + 0.5 * 0.4; online takes code 0, though the target likes 1 better: 0.25 + 0.5 * 0.6; the end: 1
+    # online takes code 1: 0 + 0.5 * 0.4; online takes code 0, though the target likes 1 better: 0.25 + 0.5 * 0.6; the
+    # end: 1
     torch.testing.assert_close(found, torch.tensor([0.2, 0.55, 1.0]))
 
 
@@ -115,7 +115,8 @@ def test_features_are_computed_once(make_model):
 
 
 def chain() -> Transitions:
-    """State 0: code 0 leads to state 1, code 1 to state 2. In state 1 code 1 earns 1, in state 2 nothing does; all pairs are seen."""
+    """State 0: code 0 leads to state 1, code 1 to state 2. In state 1 code 1 earns 1, in state 2 nothing does; all
+    pairs are seen."""
     eye = torch.eye(4)
     states, actions, rewards, last = [], [], [], []
     for first in (0, 1):

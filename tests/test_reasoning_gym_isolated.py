@@ -1,4 +1,5 @@
-"""reasoning-gym's verifiers in forks: the same marks as in this process, and nothing run that only looks like an answer."""
+"""reasoning-gym's verifiers in forks: the same marks as in this process, and nothing run that only looks like an
+answer."""
 
 from __future__ import annotations
 
@@ -132,7 +133,16 @@ def respellings(answer: str) -> list[str]:
 def in_process(dataset: Any, answer: str, entry: Any) -> float | str:
     try:
         return float(dataset.score_answer(answer, entry))
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, SyntaxError, RecursionError):
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        SyntaxError,
+        RecursionError,
+    ):
         return "verifier_error"
 
 
@@ -154,7 +164,9 @@ def compared(judged: Forks, name: str, entries: int) -> tuple[int, int, list[obj
     told = [verdict.kind if isinstance(verdict, Failure) else verdict for verdict in there]
     # What is code is refused, and was no right answer in any case.
     different = [
-        (a, h, t) for a, h, t in zip(answers, here, told, strict=True) if h != t and not (t == "verifier_refused" and h in (0, 0.0, 0.01))
+        (a, h, t)
+        for a, h, t in zip(answers, here, told, strict=True)
+        if h != t and not (t == "verifier_refused" and h in (0, 0.0, 0.01))
     ]
     return len(answers), sum(mark == 1.0 for mark in here), different
 
@@ -208,7 +220,9 @@ def right_in_every_spelling(name: str) -> None:
     if gold is None or len(gold.strip().splitlines()) != 1 or gold != gold.strip() or "Answer:" in gold:
         pytest.skip("no gold answer of one line")
     verdicts = score_all(task, [prompt] * 20, spaced(gold))
-    assert len(set(spaced(gold))) == 20 and all(isinstance(verdict, Score) and verdict.success for verdict in verdicts), verdicts
+    assert len(set(spaced(gold))) == 20 and all(
+        isinstance(verdict, Score) and verdict.success for verdict in verdicts
+    ), verdicts
 
 
 @pytest.mark.parametrize("name", ["countdown", "string_insertion", "gcd"])
@@ -306,11 +320,12 @@ def attacked(name: str, attacks: Sequence[str], tmp_path: Path) -> None:
     assert time.perf_counter() - started < 30 + 2 * len(attacks)
     assert not (tmp_path / "touched").exists()
     for text, verdict in zip(texts[::2], verdicts[::2], strict=True):
-        assert (isinstance(verdict, Failure) and verdict.kind in REFUSED) or (isinstance(verdict, Score) and not verdict.success), (
-            text,
-            verdict,
-        )
-    assert verdicts[1::2] == [gold[place % 2] for place in range(len(attacks))], "all other responses have their own verdicts"
+        assert (isinstance(verdict, Failure) and verdict.kind in REFUSED) or (
+            isinstance(verdict, Score) and not verdict.success
+        ), (text, verdict)
+    assert verdicts[1::2] == [gold[place % 2] for place in range(len(attacks))], (
+        "all other responses have their own verdicts"
+    )
     assert all(isinstance(verdict, Score) for verdict in gold)
 
 
@@ -350,7 +365,11 @@ def test_what_used_to_be_refused_unseen_is_judged() -> None:
 def test_an_odd_answer_that_the_verifier_raises_on_is_a_typed_failure() -> None:
     task = build_task(TaskConfig(name="reasoning_gym/prime_factorization"))
     failure = task.score(task.prompts("heldout")[0], "x \x1b[2J")
-    assert isinstance(failure, Failure) and failure.kind == "verifier_error" and "invalid literal for int()" in failure.message
+    assert (
+        isinstance(failure, Failure)
+        and failure.kind == "verifier_error"
+        and "invalid literal for int()" in failure.message
+    )
     assert "\x1b" not in failure.message
 
 
@@ -377,7 +396,9 @@ def test_the_maths_verifier_is_behind_the_same_walls(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "{i}?", "answer": "\\\\frac{{{i}}}{{2}}"}}\n' for i in range(1, 21)))
-    task = build_task(TaskConfig(name="jsonl", options={"path": str(rows), "verifier": "math", "limits": {"seconds": 2}}))
+    task = build_task(
+        TaskConfig(name="jsonl", options={"path": str(rows), "verifier": "math", "limits": {"seconds": 2}})
+    )
     prompt = task.prompts("train")[0]
     half = int(str(prompt.metadata["prompt"])[:-1]) / 2
     texts = [
@@ -387,7 +408,11 @@ def test_the_maths_verifier_is_behind_the_same_walls(tmp_path: Path) -> None:
         "$(open)('{X}','w')$".replace("{X}", str(tmp_path / "X")),
         f"${half}$",
     ]
-    texts += ["\\boxed{__import__('os').system('touch " + str(tmp_path / "X") + "')}", "$9^{9^{9^{9^{9}}}}$", f"\\boxed{{{half}}}"]
+    texts += [
+        "\\boxed{__import__('os').system('touch " + str(tmp_path / "X") + "')}",
+        "$9^{9^{9^{9^{9}}}}$",
+        f"\\boxed{{{half}}}",
+    ]
     verdicts = score_all(task, [prompt] * len(texts), texts)
     assert not (tmp_path / "X").exists()
     assert [v.success if isinstance(v, Score) else None for v in verdicts][:3] == [True, True, False]

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import replay
-from pipeline.durable import unseal
-from pipeline.replay import Added, ReplayActor, ReplayReader, ReplayWriter
-from rollout_workers.episodes import Rollout
+from pipeline.replay import writer as replay
+from pipeline.replay.writer import Added, ReplayActor, ReplayReader, ReplayWriter
+from pipeline.storage.atomic import unseal
+from rollout_workers.rollouts import Rollout
 
 UNSTORED = {"features", "baseline", "event_logp", "events", "rescored_logp"}
 
@@ -175,7 +175,9 @@ def test_unequal_lengths_are_refused_and_nothing_is_taken(tmp_path: Path) -> Non
     assert writer.add([rollout(4)]) == Added(rows=1, duplicates=0)
 
 
-@pytest.mark.parametrize(("rows_per_shard", "run_id", "words"), [(0, "a", "rows_per_shard is 0"), (1, "../x", "run_id is '../x'")])
+@pytest.mark.parametrize(
+    ("rows_per_shard", "run_id", "words"), [(0, "a", "rows_per_shard is 0"), (1, "../x", "run_id is '../x'")]
+)
 def test_bad_arguments(tmp_path: Path, rows_per_shard: int, run_id: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ReplayWriter(tmp_path, rows_per_shard, run_id)
@@ -290,11 +292,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "emptied": (lambda f: os.truncate(shards(f)[1], 0), "its SHA-256 is", True),
     "missing": (lambda f: shards(f)[1].unlink(), "it is missing; the manifest lists it with 16 rows", True),
     "foreign name": (lambda f: shutil.copy(shards(f)[0], f / "run=a" / "mine.parquet"), "its name is not part-", False),
-    "foreign place": (lambda f: shutil.copy(shards(f)[0], f / "mine.parquet"), "outside of the run=<id> folders", False),
-    "no Parquet": (lambda f: (f / "run=a" / "part-00000009-2d711642.parquet").write_bytes(b"x"), "no readable Parquet file", False),
+    "foreign place": (
+        lambda f: shutil.copy(shards(f)[0], f / "mine.parquet"),
+        "outside of the run=<id> folders",
+        False,
+    ),
+    "no Parquet": (
+        lambda f: (f / "run=a" / "part-00000009-2d711642.parquet").write_bytes(b"x"),
+        "no readable Parquet file",
+        False,
+    ),
     "foreign schema": (lambda f: foreign(f / "run=a" / "x.parquet"), "carries no replay schema", False),
-    "later schema": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=5), "schema version 5, this version reads 2, 3, 4", False),
-    "other columns": (lambda f: foreign(f / "run=a" / "x.parquet", schema_version=2, run_id="a"), "not those of the replay schema", False),
+    "later schema": (
+        lambda f: foreign(f / "run=a" / "x.parquet", schema_version=5),
+        "schema version 5, this version reads 2, 3, 4",
+        False,
+    ),
+    "other columns": (
+        lambda f: foreign(f / "run=a" / "x.parquet", schema_version=2, run_id="a"),
+        "not those of the replay schema",
+        False,
+    ),
     "of another run": (wrong_run, "belongs to run 'b', not to 'a'", False),
 }
 
@@ -303,7 +321,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
 @pytest.mark.parametrize(
     ("opener", "kind"), [(o, k) for o in ("reader", "writer") for k in DAMAGE if (o, k) != ("writer", "foreign place")]
 )
-def test_damage_is_named_and_put_aside(tmp_path: Path, kind: str, opener: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_named_and_put_aside(
+    tmp_path: Path, kind: str, opener: str, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(tmp_path, 48)
     damage, words, hits_a_shard = DAMAGE[kind]
     damage(tmp_path)
@@ -326,7 +346,9 @@ def test_damage_is_named_and_put_aside(tmp_path: Path, kind: str, opener: str, c
     again.close()
     assert sorted(ids(ReplayReader(tmp_path).rows())) == list(range(48))
     lost = unseal(tmp_path / "run=a" / "_manifest.json")["lost"]
-    assert [words in entry["reason"] or "missing" in entry["reason"] for entry in lost] == [True] * (hits_a_shard or opener == "writer")
+    assert [words in entry["reason"] or "missing" in entry["reason"] for entry in lost] == [True] * (
+        hits_a_shard or opener == "writer"
+    )
 
 
 def test_a_damaged_manifest_loses_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,15 +389,24 @@ def test_actor_stores_what_is_behind_references(tmp_path: Path, monkeypatch: pyt
     actor = ReplayActor(tmp_path, 16, "a")
     added = actor.add([range(10), "gone", range(5, 20)])
     assert (added.rows, added.duplicates, len(added.lost)) == (20, 5, 1)
-    assert actor.flush().rows == 20 and actor.flush().actor == added.actor != ReplayActor(tmp_path, 16, "a").flush().actor
+    assert (
+        actor.flush().rows == 20 and actor.flush().actor == added.actor != ReplayActor(tmp_path, 16, "a").flush().actor
+    )
     assert sorted(ids(ReplayReader(tmp_path).rows())) == list(range(20))
 
 
 def test_outcomes_of_an_evaluation_come_back(tmp_path: Path) -> None:
-    from pipeline.outcomes import Outcome
-    from pipeline.replay import write_outcomes
+    from pipeline.evaluation.outcomes import Outcome
+    from pipeline.replay.writer import write_outcomes
 
-    common = {"variant": "base", "mode": "sampled", "prompt_id": "t/heldout/3", "response": "a", "prompt": "q", "new_tokens": 2}
+    common = {
+        "variant": "base",
+        "mode": "sampled",
+        "prompt_id": "t/heldout/3",
+        "response": "a",
+        "prompt": "q",
+        "new_tokens": 2,
+    }
     judged = Outcome(**common, sample=0, success=True, reward=0.5, reward_parts={"form": 1.0, "sum": 0.0})
     failed = Outcome(**common, sample=1, success=False, reward=None, reward_parts={})
     write_outcomes(tmp_path / "e.parquet", [judged, failed])

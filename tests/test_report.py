@@ -14,21 +14,23 @@ from report_fixtures import CODES, HOSTILE, PROMPTS, make_run, outcomes
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline import cli, cli_explain, lineage
-from pipeline.charts.axes import ticks
-from pipeline.charts.draw import svg
-from pipeline.charts.records import Bars, Curve, Dot, Dots, Lines
-from pipeline.charts.words import described, number, table
-from pipeline.context import StageContext
-from pipeline.report.build import build
-from pipeline.report.codebook import perplexity, usage_of
-from pipeline.report.cost import peak_gib
-from pipeline.report.curves import band, half_width
-from pipeline.report.examples import Change, answers_of, change, gained_and_lost
-from pipeline.report.page import figures, page
-from pipeline.report.records import Report, Section
-from pipeline.report.write import write_at_end
-from pipeline.runlog import RunLog
+from pipeline.cli import app as cli
+from pipeline.cli import pages as cli_explain
+from pipeline.pages.charts.axes import ticks
+from pipeline.pages.charts.draw import svg
+from pipeline.pages.charts.records import Bars, Curve, Dot, Dots, Lines
+from pipeline.pages.charts.words import described, number, table
+from pipeline.pages.report.build import build
+from pipeline.pages.report.codebook import perplexity, usage_of
+from pipeline.pages.report.cost import peak_gib
+from pipeline.pages.report.curves import band, half_width
+from pipeline.pages.report.examples import Change, answers_of, change, gained_and_lost
+from pipeline.pages.report.page import figures, page
+from pipeline.pages.report.records import Report, Section
+from pipeline.pages.report.write import write_at_end
+from pipeline.runs.context import StageContext
+from pipeline.runs.metrics_log import RunLog
+from pipeline.tracking import lineage
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 
 T2, T1 = 4.30265, 12.7062  # Student's t at 0.975, 2 and 1 degrees of freedom
@@ -73,7 +75,10 @@ def test_held_out_plays_have_wilsons_interval(report: Report) -> None:
 
 def test_both_levels_share_the_reward_figure(report: Report) -> None:
     figure = next(f for f in section(report, "curves").figures if f.name == "reward")
-    assert [c.name for c in figure.curves] == ["improve", "token level"] and "mean of 5 and 5 neighbouring" in figure.note
+    assert [c.name for c in figure.curves] == [
+        "improve",
+        "token level",
+    ] and "mean of 5 and 5 neighbouring" in figure.note
     # Updates 3 to 7 around 5: mean 5/30, standard deviation sqrt(2.5) / 30.
     middle = figure.curves[0]
     assert middle.y[4] == pytest.approx(5 / 30)
@@ -85,7 +90,8 @@ def test_gained_and_lost_by_hand(report: Report) -> None:
     gained, lost = gained_and_lost(answers, ["base", "cloned"], "improved")
     assert [key[0] for key in gained] == [f"countdown/heldout/{i}" for i in (1, 3, 5, 7, 9, 11, 13)]
     assert [key[0] for key in lost] == ["countdown/heldout/4", "countdown/heldout/16"]
-    # Base solves 0, 2, ..., 18; improved 0 to 14 but 4: seven even ones of both, 4, 16 and 18 lost, 15, 17 and 19 neither.
+    # Base solves 0, 2, ..., 18; improved 0 to 14 but 4: seven even ones of both, 4, 16 and 18 lost, 15, 17 and 19
+    # neither.
     assert change(answers["base"], answers["improved"]) == Change(both=7, gained=7, lost=3, neither=3)
     shown = section(report, "examples")
     assert [(g.total, len(g.examples)) for g in shown.galleries] == [(7, 7), (2, 2)]
@@ -113,7 +119,10 @@ def test_usage_and_perplexity_by_hand(report: Report) -> None:
 
 def test_the_verdict_claims_no_more_than_the_interval(report: Report) -> None:
     said = section(report, "result").lines[0]
-    assert "Against base: sampled +0.250 (+0.100 to +0.400), better, greedy -0.010 (-0.100 to +0.100), no difference can be seen." in said
+    assert (
+        "Against base: sampled +0.250 (+0.100 to +0.400), better, greedy -0.010 (-0.100 to +0.100), no difference can "
+        "be seen." in said
+    )
     success = section(report, "result").tables[0]
     assert [row[:3] for row in success.rows][-1] == ["token level", "0.500", "0.100 to 0.500"]
     assert [row[1] for row in section(report, "gates").tables[0].rows] == ["passed", "FAILED"]
@@ -136,7 +145,9 @@ def test_how_to_do_it_again_names_the_commit_and_its_changes(report: Report) -> 
 
 def test_hostile_texts_stay_texts(report: Report) -> None:
     text = page(report)
-    assert text.isascii() and "<script" not in text and "<img" not in text and "\x00" not in text and "&#8238;" not in text
+    assert (
+        text.isascii() and "<script" not in text and "<img" not in text and "\x00" not in text and "&#8238;" not in text
+    )
     assert "&lt;img src=x onerror=" in text and "{{DATA}}" in text
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]  # type: ignore[index]
     assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
@@ -170,18 +181,38 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 @pytest.mark.parametrize(("low", "high"), [(-1e-9, 1e-9), (1e6, 1e6 + 1), (-3, 1e5), (0.0, 0.0)])
 def test_ticks_cover_what_they_are_for(low: float, high: float) -> None:
     found = ticks(low, high)
-    assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and 2 <= len(found) <= 8 and len(set(found)) == len(found)
+    assert (
+        found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and 2 <= len(found) <= 8 and len(set(found)) == len(found)
+    )
 
 
 def test_words_of_each_kind_of_figure() -> None:
-    lines = Lines(name="a", title="t", across="update", curves=[Curve(name="c", x=[1, 2], y=[0.25, 0.5], low=[0.1, 0.4], high=[0.3, 0.6])])
-    assert described(lines) == "c goes from 0.250 (0.100 to 0.300) at update 1 to 0.500 (0.400 to 0.600) at 2, between 0.250 and 0.500."
-    assert table(lines) == (("update", "c", "95 % interval"), [["1", "0.250", "0.100 to 0.300"], ["2", "0.500", "0.400 to 0.600"]])
+    lines = Lines(
+        name="a",
+        title="t",
+        across="update",
+        curves=[Curve(name="c", x=[1, 2], y=[0.25, 0.5], low=[0.1, 0.4], high=[0.3, 0.6])],
+    )
+    assert (
+        described(lines)
+        == "c goes from 0.250 (0.100 to 0.300) at update 1 to 0.500 (0.400 to 0.600) at 2, between 0.250 and 0.500."
+    )
+    assert table(lines) == (
+        ("update", "c", "95 % interval"),
+        [["1", "0.250", "0.100 to 0.300"], ["2", "0.500", "0.400 to 0.600"]],
+    )
     dots = Dots(name="a", title="t", rows=[("base", [Dot(kind="greedy", value=0.5, low=0.4, high=0.6)])])
     assert described(dots) == "base: greedy 0.500 (0.400 to 0.600)."
     bars = Bars(name="a", title="t", heights=[("code 3", 0.5), ("code 1", 0.25)], levels=[("half", 0.3)])
     assert described(bars) == "2 bars; the highest is code 3 with 0.500; half 0.300: 1 bars."
-    assert [number(v) for v in (0.1234, 63.0, 1.0, 1234567.0, math.nan, 0.00001)] == ["0.123", "63", "1.000", "1,234,567", "–", "1e-05"]
+    assert [number(v) for v in (0.1234, 63.0, 1.0, 1234567.0, math.nan, 0.00001)] == [
+        "0.123",
+        "63",
+        "1.000",
+        "1,234,567",
+        "–",
+        "1e-05",
+    ]
     assert "<b>" not in svg(Lines(name="a", title="<b>", across="<b>", curves=[Curve(name="<b>", x=[1], y=[1])]))
 
 
@@ -200,13 +231,18 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 def test_the_command_writes_the_page_and_says_what_is_on_it(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli_explain.cli.app, ["report", str(run), "-o", str(tmp_path / "deep" / "r.html")])
     assert done.exit_code == 0, done.output
-    assert "against base, sampled: +0.250 (+0.100 to +0.400)" in done.output and "not in MLflow: the run was not tracked" in done.output
+    assert (
+        "against base, sampled: +0.250 (+0.100 to +0.400)" in done.output
+        and "not in MLflow: the run was not tracked" in done.output
+    )
     text = (tmp_path / "deep" / "r.html").read_text()
     assert f'href="{(run / "explorer.html").as_uri()}"' in text, "links hold from another folder, too"
     assert CliRunner().invoke(cli.app, ["report", str(tmp_path)]).exit_code == cli.USAGE
 
 
-def test_the_end_of_a_run_writes_it_unless_told_not_to_and_never_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_a_run_writes_it_unless_told_not_to_and_never_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_run(tmp_path / "run")
 
     def context(*changes: str) -> StageContext:
@@ -226,7 +262,9 @@ def test_the_end_of_a_run_writes_it_unless_told_not_to_and_never_fails(tmp_path:
 def test_hashes_follow_bytes(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
     assert len(lineage.replay_hash(one)) == 64 and lineage.replay_hash(one) == lineage.path_hash(one)
-    assert lineage.replay_hash(one) != lineage.replay_hash(two), "other runs, other rollouts: the file has the run's name"
+    assert lineage.replay_hash(one) != lineage.replay_hash(two), (
+        "other runs, other rollouts: the file has the run's name"
+    )
     assert lineage.replay_hash(tmp_path) == lineage.stage_hash(tmp_path) == lineage.base_hash(tmp_path) == ""
     assert lineage.config_hash(one) == lineage.config_hash(two)
     few, many = (Countdown(countdown_options({"numbers": n})) for n in (3, 4))

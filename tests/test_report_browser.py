@@ -1,6 +1,8 @@
-"""The report's page in a real browser: it is quiet, loads nothing, fits phones, can be read by keyboard and by ear, and prints.
+"""The report's page in a real browser: it is quiet, loads nothing, fits phones, can be read by keyboard and by ear, and
+prints.
 
-Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack axe-core``).
+Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack
+axe-core``).
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import pytest
 from browser_tools import chromium, needs_chromium, watched
 from report_fixtures import HOSTILE, make_run
 
-from pipeline.pages import chart
-from pipeline.pages import page as simple_page
-from pipeline.report.build import build
-from pipeline.report.page import page
+from pipeline.pages.page import chart
+from pipeline.pages.page import page as simple_page
+from pipeline.pages.report.build import build
+from pipeline.pages.report.page import page
 
 pytestmark = needs_chromium
 SECTIONS = ("result", "gates", "curves", "codebook", "examples", "cost", "environment", "reproduce", "links")
@@ -70,7 +72,9 @@ def test_axe_finds_nothing_serious(tab, addresses, scheme):
         tab.evaluate(script)  # by the debugger, which the page's policy does not bind
         tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        assert not [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+        assert not [
+            (v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")
+        ]
 
 
 def test_the_keyboard_gets_everywhere(tab, addresses):
@@ -95,10 +99,14 @@ def test_the_keyboard_gets_everywhere(tab, addresses):
 def test_pictures_are_read_out_with_their_numbers(tab, addresses):
     tab.goto(addresses["report"])
     names = [
-        tab.evaluate("e => e.querySelector('title').textContent + ': ' + e.querySelector('desc').textContent", e.element_handle())
+        tab.evaluate(
+            "e => e.querySelector('title').textContent + ': ' + e.querySelector('desc').textContent", e.element_handle()
+        )
         for e in tab.get_by_role("img").all()
     ]
-    assert len(names) >= 8 and any(n.startswith("Success on held-out prompts: base: sampled 0.500 (0.100 to 0.500)") for n in names)
+    assert len(names) >= 8 and any(
+        n.startswith("Success on held-out prompts: base: sampled 0.500 (0.100 to 0.500)") for n in names
+    )
 
 
 def test_it_prints_in_dark_mode_too_without_its_links(tab, addresses):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.rllib.utils.minibatch_utils import ShardObjectRefIterator
 
-from pipeline import requests
-from pipeline.requests import chunk_count, chunks, prompt_indices
+from pipeline.rl import prompt_order
+from pipeline.rl.prompt_order import chunk_count, chunks, prompt_indices
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,12 +49,12 @@ def test_no_update_holds_a_prompt_twice() -> None:
 
 def test_an_update_knows_its_prompts_without_the_ones_before() -> None:
     straight = [prompt_indices(update, 3, size=10, seed=4) for update in range(12)]
-    requests._permutation.cache_clear()
+    prompt_order._permutation.cache_clear()
     assert [prompt_indices(update, 3, size=10, seed=4) for update in reversed(range(12))] == straight[::-1]
 
 
 def test_huge_generated_sets_are_taken_in_order() -> None:
-    size = requests.LARGEST_PERMUTED + 1
+    size = prompt_order.LARGEST_PERMUTED + 1
     assert prompt_indices(2, 3, size=size, seed=0) == (6, 7, 8)
     assert all(i < size for i in prompt_indices(size // 3, 3, size=size, seed=0))
 
@@ -74,6 +74,7 @@ def test_requests_keep_every_worker_busy_and_divide_over_the_learners(learners: 
     assert 1 <= count <= prompts
     assert count % max(1, learners) == 0
     assert count >= min(workers, prompts // max(1, learners) * max(1, learners))
-    # RLlib deals whole requests to the learners; each must get the same number of prompts, or rows are repeated or lost.
+    # RLlib deals whole requests to the learners; each must get the same number of prompts, or rows are repeated or
+    # lost.
     dealt = ShardObjectRefIterator(chunks(range(prompts), count), max(1, learners))
     assert {sum(map(len, shard)) for shard in dealt} == {share}

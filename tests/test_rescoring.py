@@ -1,4 +1,5 @@
-"""A run checks itself: log-probabilities found again in what was written, by the worker, and what the learner makes of a difference."""
+"""A run checks itself: log-probabilities found again in what was written, by the worker, and what the learner makes of
+a difference."""
 
 from __future__ import annotations
 
@@ -14,24 +15,28 @@ import torch
 from engine_cases import Subjects, random_case, run
 from rl_tools import Config, make_learner, make_runner, mix_up, sample, update, with_rewards
 
-from latent_control.persistence import array_hash
-from latent_control.rescoring import choices, mismatch_bound, rescored_logp
-from pipeline.algorithm import LatentRL
-from pipeline.improve import update_metrics
-from rollout_workers.episodes import HostSpec, PolicyVersion, Rollout, RolloutRequest
+from latent_control.decoding.rescoring import choices, mismatch_bound, rescored_logp
+from latent_control.pretrained import array_hash
+from pipeline.rl.algorithm import LatentRL
+from pipeline.stages.improve import update_metrics
+from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)
 
 REWARDS = (1.0, 0.0, 0.5, 0.25) * 4
 
 
-# -- the pass itself ---------------------------------------------------------------------------------------------------------
+# -- the pass itself ---------------------------------------------------------------------------------------------------
 
 
 def test_a_pass_over_finished_rows_finds_what_decoding_stored() -> None:
     """Any base, any policy, any span, temperature and top k; rows of different lengths in one pass."""
     subjects, levels = Subjects(), set()
-    plain = [c for c in map(random_case, range(3_000, 3_400)) if c.temperature and not (c.codes or c.allowed or c.barred or c.changes)]
+    plain = [
+        c
+        for c in map(random_case, range(3_000, 3_400))
+        if c.temperature and not (c.codes or c.allowed or c.barred or c.changes)
+    ]
     for case in plain[:60]:
         subject = subjects(case)
         levels.add(case.policy)
@@ -57,7 +62,7 @@ def test_the_coarsest_number_type_sets_the_bound() -> None:
     assert mismatch_bound(torch.float32, torch.bfloat16) == mismatch_bound(torch.bfloat16) == 0.05
 
 
-# -- the worker --------------------------------------------------------------------------------------------------------------
+# -- the worker --------------------------------------------------------------------------------------------------------
 
 
 def asked(**changes: Any) -> RolloutRequest:
@@ -76,7 +81,9 @@ def test_a_worker_scores_some_rollouts_again(config: Config, tiny_checkpoint: Pa
     for r in scored:
         np.testing.assert_allclose(r.rescored_logp, r.action_logp, rtol=0, atol=1e-5)
     again, _ = runner.sample_request(asked(policy=policy, temperature=1.3, top_k=5, ship_features=True))
-    assert [r.rescored_logp is None for r in again] == [r.rescored_logp is None for r in rollouts], "which ones depends on the request"
+    assert [r.rescored_logp is None for r in again] == [r.rescored_logp is None for r in rollouts], (
+        "which ones depends on the request"
+    )
     greedy, _ = runner.sample_request(asked(policy=policy, temperature=0.0))
     assert all(r.rescored_logp is None for r in greedy)
 
@@ -85,7 +92,9 @@ def test_every_row_of_the_base_lm_too(config: Config, tiny_checkpoint: Path) -> 
     """As ``latent-control sample`` decodes: more rows than slots, lengths that differ."""
     runner = make_runner(config(rollout={"num_workers": 1, "batch_size": 3, "max_new_tokens": 12}), tiny_checkpoint)
     host = HostSpec(level="base", checkpoint=str(tiny_checkpoint.parent / "base"))
-    rollouts = runner.sample(request=asked(host=host, temperature=2.0, prompt_indices=tuple(range(20)), seeds=(3,) * 20))
+    rollouts = runner.sample(
+        request=asked(host=host, temperature=2.0, prompt_indices=tuple(range(20)), seeds=(3,) * 20)
+    )
     assert len({len(r) for r in rollouts}) >= 3
     for r, logp in zip(rollouts, runner.engine.rescore(rollouts, temperature=2.0, top_k=None), strict=True):
         np.testing.assert_allclose(logp, r.action_logp, rtol=0, atol=1e-4)
@@ -102,14 +111,17 @@ def test_only_what_the_policy_in_use_chose_is_scored_again(config: Config, tiny_
     policy = own_policy(runner)
     request = asked(policy=policy)
     rollouts = runner.sample(request=request)
-    mixed = [replace(r, action_versions=np.array([-1] * (len(r) - 2) + [0] * 2, np.int32), policy_version=-1) for r in rollouts]
+    mixed = [
+        replace(r, action_versions=np.array([-1] * (len(r) - 2) + [0] * 2, np.int32), policy_version=-1)
+        for r in rollouts
+    ]
     scored = [r for r in runner._rescored(mixed, request) if r.rescored_logp is not None]
     assert len(scored) == 2
     for r in scored:
         assert np.isnan(r.rescored_logp[:-2]).all() and not np.isnan(r.rescored_logp[-2:]).any()
 
 
-# -- the learner -------------------------------------------------------------------------------------------------------------
+# -- the learner -------------------------------------------------------------------------------------------------------
 
 
 def off_by(rollouts: Sequence[Rollout], difference: float) -> list[Rollout]:
@@ -119,7 +131,9 @@ def off_by(rollouts: Sequence[Rollout], difference: float) -> list[Rollout]:
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize(("bf16", "difference", "broken"), [(0, 0.019, 0), (0, 0.021, 1), (1, 0.045, 0), (1, 0.055, 1), (0, np.inf, 1)])
+@pytest.mark.parametrize(
+    ("bf16", "difference", "broken"), [(0, 0.019, 0), (0, 0.021, 1), (1, 0.045, 0), (1, 0.055, 1), (0, np.inf, 1)]
+)
 def test_an_update_on_rows_that_are_not_their_own_is_not_taken(
     config: Config, tiny_checkpoint: Path, mode: str, bf16: int, difference: float, broken: int
 ) -> None:
@@ -138,11 +152,13 @@ def test_the_bound_can_be_set(config: Config, tiny_checkpoint: Path) -> None:
     assert update(make_learner(settings, tiny_checkpoint), rollouts)["rescored_gap"] == 0.0  # nothing was scored again
 
 
-# -- a run -------------------------------------------------------------------------------------------------------------------
+# -- a run -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [{"mode": "sync"}, {"mode": "async"}, {"mode": "async", "refresh_in_flight": True}])
-def test_a_run_sees_an_engine_that_mixes_rows_up(algorithm: Callable[..., LatentRL], config: Config, mode: dict[str, Any]) -> None:
+def test_a_run_sees_an_engine_that_mixes_rows_up(
+    algorithm: Callable[..., LatentRL], config: Config, mode: dict[str, Any]
+) -> None:
     """The tiny policy is hardly sure of anything, so the bound is far below the default; sound decoding keeps it."""
     few = {"num_workers": 1, "batch_size": 3, "max_new_tokens": 8}
     built = algorithm(config(improve={**mode, "max_logp_mismatch": 1e-4, "prompts_per_update": 16}, rollout=few))

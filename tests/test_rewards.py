@@ -1,4 +1,5 @@
-"""Rewards in the open: weights by hand, hashes, the report on a buffer where the reward was gamed and on one where it was not."""
+"""Rewards in the open: weights by hand, hashes, the report on a buffer where the reward was gamed and on one where it
+was not."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 from configs.loading import dump_config
 from configs.schema import Reward, RunConfig
 from configs.schema import Task as TaskConfig
-from pipeline import cli, cli_evidence, reward_report
-from pipeline.algorithm import mean_parts
-from pipeline.pages import chart, page
-from pipeline.replay import ReplayReader, ReplayWriter
-from rollout_workers.episodes import Rollout, RolloutSummary
+from pipeline.cli import app as cli
+from pipeline.cli import compare as cli_evidence
+from pipeline.pages import reward_report
+from pipeline.pages.page import chart, page
+from pipeline.replay.writer import ReplayReader, ReplayWriter
+from pipeline.rl.algorithm import mean_parts
+from rollout_workers.rollouts import Rollout, RolloutSummary
 from rollout_workers.tasks import Prompt
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.rewards import Response, judge, part_names, reward_hash, unknown_parts
@@ -38,7 +41,9 @@ def test_unknown_parts_are_named_with_those_there_are() -> None:
     assert part_names(Countdown()) == ("success", "format", "length", "stop")
     (message,) = unknown_parts(Countdown(), Reward(weights={"fromat": 1.0, "stop": 1.0}))
     assert (
-        message.startswith("reward.weights.fromat:") and "did you mean 'format'" in message and "success, format, length, stop" in message
+        message.startswith("reward.weights.fromat:")
+        and "did you mean 'format'" in message
+        and "success, format, length, stop" in message
     )
 
 
@@ -47,7 +52,9 @@ def test_hash_changes_with_task_options_and_weights_only() -> None:
     assert len(plain) == 12 and plain == reward_hash(TaskConfig(chat=True), Reward())
     others = [(TaskConfig(options={"numbers": 4}), Reward()), (TaskConfig(), Reward(weights={"stop": 1.0}))]
     assert len({plain, *(reward_hash(task, reward) for task, reward in others)}) == 3
-    assert reward_hash(TaskConfig(), Reward(weights={"a": 1, "b": 2})) == reward_hash(TaskConfig(), Reward(weights={"b": 2, "a": 1}))
+    assert reward_hash(TaskConfig(), Reward(weights={"a": 1, "b": 2})) == reward_hash(
+        TaskConfig(), Reward(weights={"b": 2, "a": 1})
+    )
 
 
 def test_hash_of_rows_is_by_what_they_say_not_where_they_lie(tmp_path: Path) -> None:
@@ -104,14 +111,20 @@ def rollout(update: int, place: int, parts: Mapping[str, float], *, success: boo
 
 
 def gamed(folder: Path, *, success_falls: bool) -> Path:
-    """A run of 10 updates x 10 rollouts: ``format`` rises from 0 to 0.9; success falls from 0.9 to 0, or rises with it."""
+    """A run of 10 updates x 10 rollouts: ``format`` rises from 0 to 0.9; success falls from 0.9 to 0, or rises with
+    it."""
     folder.mkdir()
     config = RunConfig(base={"model": "x"}, reward={"weights": {"format": 1.0}}, tracking={"enabled": False})
     (folder / "config.yaml").write_text(dump_config(config))
     writer = ReplayWriter(folder / "replay", 50, "a")
     for update in range(10):
         solved = 9 - update if success_falls else update
-        writer.add([rollout(update, i, {"format": float(i >= 10 - update), "constant": 1.0}, success=i < solved) for i in range(10)])
+        writer.add(
+            [
+                rollout(update, i, {"format": float(i >= 10 - update), "constant": 1.0}, success=i < solved)
+                for i in range(10)
+            ]
+        )
     writer.close()
     return folder
 
@@ -119,12 +132,25 @@ def gamed(folder: Path, *, success_falls: bool) -> Path:
 def test_report_flags_the_part_that_rises_while_success_falls(tmp_path: Path) -> None:
     level = reward_report.report(gamed(tmp_path / "run", success_falls=True))["levels"]["latent"]
     # A straight line from 0 to 0.9 over ten updates.
-    assert level["trends"]["format"]["change"] == pytest.approx(0.9) and level["trends"]["success"]["change"] == pytest.approx(-0.9)
-    assert [(f["part"], f["paid"], f["success"]) for f in level["flags"]] == [("format", True, "falls"), ("reward", True, "falls")]
+    assert level["trends"]["format"]["change"] == pytest.approx(0.9) and level["trends"]["success"][
+        "change"
+    ] == pytest.approx(-0.9)
+    assert [(f["part"], f["paid"], f["success"]) for f in level["flags"]] == [
+        ("format", True, "falls"),
+        ("reward", True, "falls"),
+    ]
     read = level["flags"][0]["rollouts"]
-    assert read and all(r["policy_version"] >= 7 and r["format"] == 1.0 for r in read) and len({r["text"] for r in read}) == len(read)
-    assert level["parts"]["format"]["mean"] == pytest.approx(0.45) and level["parts"]["format"]["share_at_max"] == pytest.approx(0.45)
-    assert level["correlations"]["constant"]["success"] is None and level["correlations"]["format"]["reward"] == pytest.approx(1.0)
+    assert (
+        read
+        and all(r["policy_version"] >= 7 and r["format"] == 1.0 for r in read)
+        and len({r["text"] for r in read}) == len(read)
+    )
+    assert level["parts"]["format"]["mean"] == pytest.approx(0.45) and level["parts"]["format"][
+        "share_at_max"
+    ] == pytest.approx(0.45)
+    assert level["correlations"]["constant"]["success"] is None and level["correlations"]["format"][
+        "reward"
+    ] == pytest.approx(1.0)
     assert level["reward_hashes"] == ["abc"]
 
 
@@ -135,10 +161,16 @@ def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
 def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None:
     run_dir = gamed(tmp_path / "run", success_falls=True)
     done = CliRunner().invoke(cli_evidence.cli.app, ["reward", "report", str(run_dir)])
-    assert done.exit_code == 0 and "FLAG format rises by +0.900" in done.output and "perhaps the policy games it" in done.output
+    assert (
+        done.exit_code == 0
+        and "FLAG format rises by +0.900" in done.output
+        and "perhaps the policy games it" in done.output
+    )
     text = (run_dir / reward_report.PAGE).read_text()
     assert "&lt;b&gt;answer" in text and "<b>answer" not in text and "<polyline" in text
-    assert json.loads(CliRunner().invoke(cli.app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {"format": 1.0}
+    assert json.loads(CliRunner().invoke(cli.app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {
+        "format": 1.0
+    }
     assert CliRunner().invoke(cli.app, ["reward", "report", str(tmp_path)]).exit_code == 2
 
 

@@ -1,4 +1,5 @@
-"""Whole runs through the command line: they learn, leave what they promise, survive kill -9 and close the offline loop."""
+"""Whole runs through the command line: they learn, leave what they promise, survive kill -9 and close the offline
+loop."""
 
 from __future__ import annotations
 
@@ -17,12 +18,23 @@ import torch
 from run_fixtures import QUICKSTART, ROOT, call, command
 from safetensors.torch import load_file
 
-from pipeline.audit import audit
+from pipeline.integrity.audit import audit
 
 pytest_plugins = ("run_fixtures",)
 # One thread everywhere: tests share their two cores.
-SMALL = ["actions.updates=20", "clone.updates=20", "evaluation.prompts=16", "evaluation.marginal_sequences=16", "cluster.learner_threads=1"]
-SMALL += ["actions.evaluation_sequences=32", "clone.evaluation_sequences=32", "actions.min_alive_share=0", "rollout.num_workers=2"]
+SMALL = [
+    "actions.updates=20",
+    "clone.updates=20",
+    "evaluation.prompts=16",
+    "evaluation.marginal_sequences=16",
+    "cluster.learner_threads=1",
+]
+SMALL += [
+    "actions.evaluation_sequences=32",
+    "clone.evaluation_sequences=32",
+    "actions.min_alive_share=0",
+    "rollout.num_workers=2",
+]
 SMALL += ["explorer.enabled=false"]
 TINY_RL = ["improve.prompts_per_update=4", "improve.group_size=4"]
 
@@ -47,7 +59,9 @@ def test_codes_explain_the_next_token(learned: Path) -> None:
 def test_run_folder_holds_what_the_readme_says(learned: Path) -> None:
     summary = json.loads((learned / "summary.json").read_text())
     assert list(summary["stages"]) == ["actions", "clone", "improve"]
-    assert all((learned / stage["checkpoint"]).is_dir() and stage["seconds"] > 0 for stage in summary["stages"].values())
+    assert all(
+        (learned / stage["checkpoint"]).is_dir() and stage["seconds"] > 0 for stage in summary["stages"].values()
+    )
     assert {"base", "cloned", "improved"} <= summary["evaluation"].keys() and summary["evaluation"]["prompts"] == 256
     assert (learned / "config.yaml").is_file()
     assert set(json.loads((learned / "mlflow.json").read_text())["runs"]) == {"actions", "clone", "improve", "evaluate"}
@@ -70,9 +84,25 @@ def test_audit_finds_a_run_in_order_and_every_kind_of_damage(learned: Path, tmp_
     found = json.loads(call("audit", str(run_dir), "--json"))
     questions = [one["question"] for one in found["findings"]]
     assert found["passed"]
-    assert questions == ["files", "ledger", "prompts", "rollouts", "staleness", "policies", "codebook", "metrics", "leftovers"]
-    assert "800 consumed, each once" in found["findings"][2]["answer"] and "6400 consumed once" in found["findings"][3]["answer"]
-    ledger, shards = sorted((run_dir / "ledger/improve").glob("*.parquet")), sorted((run_dir / "replay").glob("*/*.parquet"))
+    assert questions == [
+        "files",
+        "ledger",
+        "prompts",
+        "rollouts",
+        "staleness",
+        "policies",
+        "codebook",
+        "metrics",
+        "leftovers",
+    ]
+    assert (
+        "800 consumed, each once" in found["findings"][2]["answer"]
+        and "6400 consumed once" in found["findings"][3]["answer"]
+    )
+    ledger, shards = (
+        sorted((run_dir / "ledger/improve").glob("*.parquet")),
+        sorted((run_dir / "replay").glob("*/*.parquet")),
+    )
 
     def broken(path: Path, damage: Callable[[Path], None]) -> set[str]:
         """The questions that an audit answers with no after a file is damaged; the file is put back."""
@@ -110,7 +140,12 @@ def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
 
 def test_latent_actions_are_found_again_on_the_replay_buffer(learned: Path, tmp_path: Path) -> None:
     source = f"[{{kind: replay, path: {learned}, min_reward: 1.0}}]"
-    again = ["improve=null", f"actions.init={learned / 'checkpoints' / 'improve'}", f"actions.data={source}", f"clone.data={source}"]
+    again = [
+        "improve=null",
+        f"actions.init={learned / 'checkpoints' / 'improve'}",
+        f"actions.data={source}",
+        f"clone.data={source}",
+    ]
     again += ["evaluation=null"]
     call("run", QUICKSTART, *SMALL, *again, "--run-dir", str(tmp_path / "again"))
     before, after = (
@@ -146,24 +181,42 @@ def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
     for name in ("base", "cloned", "improved"):
         found, own = summary["evaluation"][name], rows[rows.variant == name]
         sampled = own[own["mode"] == "sampled"]
-        assert len(sampled) == 64 and sorted(sampled["sample"].unique()) == [0, 1, 2, 3] and (own["mode"] == "greedy").sum() == 16
+        assert (
+            len(sampled) == 64
+            and sorted(sampled["sample"].unique()) == [0, 1, 2, 3]
+            and (own["mode"] == "greedy").sum() == 16
+        )
         solved = sampled.groupby("prompt_id").success
-        assert found["pass_at_1"] == pytest.approx(found["sampled"]) and found["sampled"] == pytest.approx(solved.mean().mean())
+        assert found["pass_at_1"] == pytest.approx(found["sampled"]) and found["sampled"] == pytest.approx(
+            solved.mean().mean()
+        )
         assert found["pass_at_4"] == pytest.approx(solved.max().mean())
-        assert sum(s["prompts"] for s in found["slices"]["target"].values()) == 16 and list(found["slices"]["numbers"]) == ["length 3"]
+        assert sum(s["prompts"] for s in found["slices"]["target"].values()) == 16 and list(
+            found["slices"]["numbers"]
+        ) == ["length 3"]
         assert found["semantic_diversity"] >= 1.0 - 1e-6 and 0 < found["distinct_2"] <= 1
         assert found["sampled_tokens"] == pytest.approx(sampled.new_tokens.mean())
     evaluation = summary["evaluation"]
     assert evaluation["base"]["nll_rise"] == 0 < evaluation["cloned"]["kl_to_base"]
     assert 1 <= evaluation["improved"]["code_perplexity"] <= 64 and 0 <= evaluation["improved"]["coverage"] <= 1
     assert evaluation["improved"]["cost_tokens"] == pd.read_parquet(run_dir / "replay").length.sum()
-    assert evaluation["improved"]["cost_seconds"] > evaluation["cloned"]["cost_seconds"] > evaluation["base"]["cost_seconds"] == 0
+    assert (
+        evaluation["improved"]["cost_seconds"]
+        > evaluation["cloned"]["cost_seconds"]
+        > evaluation["base"]["cost_seconds"]
+        == 0
+    )
     lines = metrics(run_dir, "improve")
     assert [r["step"] for r in lines if "heldout_success" in r] == [2, 3]
     first = rows[(rows.variant == "improved") & (rows["mode"] == "sampled") & (rows["sample"] == 0)][:8]
-    assert lines[-1]["heldout_success"] == first.success.mean(), "the last play is the final evaluation's first prompts, to the draw"
+    assert lines[-1]["heldout_success"] == first.success.mean(), (
+        "the last play is the final evaluation's first prompts, to the draw"
+    )
     again = subprocess.run(
-        command("evaluate", str(run_dir / "checkpoints/improve"), "--prompts", "8", "--json"), cwd=ROOT, capture_output=True, text=True
+        command("evaluate", str(run_dir / "checkpoints/improve"), "--prompts", "8", "--json"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert again.returncode == 3
     assert json.loads(again.stdout)["gates"]["verdicts"][1]["variant"] == "improve"
@@ -173,7 +226,10 @@ def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "improve_offline.yaml")
-    paths = [f"actions.init={learned / 'checkpoints/clone'}", f"improve_offline.data=[{{kind: replay, path: {learned}}}]"]
+    paths = [
+        f"actions.init={learned / 'checkpoints/clone'}",
+        f"improve_offline.data=[{{kind: replay, path: {learned}}}]",
+    ]
     short = ["improve_offline.updates=150", "evaluation.prompts=256", "cluster.learner_threads=1"]
     call("run", config, *paths, *short, "--run-dir", str(tmp_path / "offline"))
     evaluation = json.loads((tmp_path / "offline" / "summary.json").read_text())["evaluation"]
@@ -185,11 +241,21 @@ def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tm
 
 
 def ended(run_dir: Path, arguments: list[str], stage: str, step: int, number: int) -> tuple[int, float, str]:
-    """Start (or continue) a run and send it a signal once ``stage`` has logged ``step``: (exit code, seconds until then, what it said)."""
-    start = ["resume", str(run_dir)] if (run_dir / "config.yaml").is_file() else ["run", QUICKSTART, *arguments, "--run-dir", str(run_dir)]
-    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = {['latent-control', *start]!r}\n"
+    """Start (or continue) a run and send it a signal once ``stage`` has logged ``step``: (exit code, seconds until
+    then, what it said)."""
+    start = (
+        ["resume", str(run_dir)]
+        if (run_dir / "config.yaml").is_file()
+        else ["run", QUICKSTART, *arguments, "--run-dir", str(run_dir)]
+    )
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = "
+        f"{['latent-control', *start]!r}\n"
+    )
     code += "from pipeline.cli import main; main()"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         deadline = time.monotonic() + 300
         while not ((run_dir / "metrics.jsonl").is_file() and any(r["step"] >= step for r in metrics(run_dir, stage))):
             assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be stopped"
@@ -200,13 +266,24 @@ def ended(run_dir: Path, arguments: list[str], stage: str, step: int, number: in
     return process.returncode, time.monotonic() - asked, words
 
 
-ENDS = [("clone", 5, signal.SIGINT, 130), ("improve", 2, signal.SIGTERM, 0), ("improve", 9, signal.SIGKILL, -signal.SIGKILL)]
+ENDS = [
+    ("clone", 5, signal.SIGINT, 130),
+    ("improve", 2, signal.SIGTERM, 0),
+    ("improve", 9, signal.SIGKILL, -signal.SIGKILL),
+]
 
 
 @pytest.mark.slow
 def test_stopped_or_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
     """Nothing is done twice, and the end is the same, bit for bit."""
-    arguments = [*SMALL, *TINY_RL, "improve.updates=14", "improve.checkpoint_every=4", "clone.checkpoint_every=100", "evaluation=null"]
+    arguments = [
+        *SMALL,
+        *TINY_RL,
+        "improve.updates=14",
+        "improve.checkpoint_every=4",
+        "clone.checkpoint_every=100",
+        "evaluation=null",
+    ]
     broken = tmp_path / "broken"
     for stage, step, number, expected in ENDS:
         code, seconds, words = ended(broken, arguments, stage, step, number)
@@ -217,11 +294,15 @@ def test_stopped_or_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: 
             assert int(saved.name.split("-")[1]) == metrics(broken, stage)[-1]["step"] >= step
     call("resume", str(broken))
     call("run", QUICKSTART, *arguments, "--run-dir", str(tmp_path / "whole"))
-    found, whole = (load_file(tmp_path / name / "checkpoints/improve/latent_actions.safetensors") for name in ("broken", "whole"))
+    found, whole = (
+        load_file(tmp_path / name / "checkpoints/improve/latent_actions.safetensors") for name in ("broken", "whole")
+    )
     assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
     assert [r["step"] for r in metrics(broken, "improve")] == list(range(1, 15))
     assert [r["step"] for r in metrics(broken, "clone")] == list(range(1, 21))
-    assert [r["reward"] for r in metrics(broken, "improve")] == [r["reward"] for r in metrics(tmp_path / "whole", "improve")]
+    assert [r["reward"] for r in metrics(broken, "improve")] == [
+        r["reward"] for r in metrics(tmp_path / "whole", "improve")
+    ]
     rollouts = pd.read_parquet(broken / "replay")
     assert rollouts.rollout_id.is_unique and len(rollouts) == 14 * 16
     assert all(one.passed for one in audit(broken))
@@ -250,13 +331,28 @@ def test_shrunken_llama_config_runs(tmp_path: Path) -> None:
 
     base = tmp_path / "tiny-llama"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "configs/models/countdown-1m")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 9, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape)).save_pretrained(base)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape)
+    ).save_pretrained(base)
     tokenizer.save_pretrained(base)
     offline = [
         f"{s}.{k}"
         for s in ("actions", "clone", "finetune")
-        for k in ("updates=2", "batch_size=4", "num_workers=1", "gpus_per_worker=0", "mixed_precision=no", "evaluation_sequences=4")
+        for k in (
+            "updates=2",
+            "batch_size=4",
+            "num_workers=1",
+            "gpus_per_worker=0",
+            "mixed_precision=no",
+            "evaluation_sequences=4",
+        )
     ]
     other = [
         "task.name=countdown",
@@ -281,13 +377,23 @@ def test_shrunken_llama_config_runs(tmp_path: Path) -> None:
         "evaluation.marginal_sequences=4",
         "actions.min_alive_share=0",
     ]
-    call("run", str(ROOT / "configs/llama31_8b_math.yaml"), *offline, *other, *rollout, *rl, "--run-dir", str(tmp_path / "run"))
+    call(
+        "run",
+        str(ROOT / "configs/llama31_8b_math.yaml"),
+        *offline,
+        *other,
+        *rollout,
+        *rl,
+        "--run-dir",
+        str(tmp_path / "run"),
+    )
     assert "improved" in json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation"]
 
 
 @pytest.mark.slow
 def test_one_worker_two_workers_and_two_shards_take_the_same_steps(tmp_path: Path) -> None:
-    """Stage ``clone`` has no noise, so the same global batches must give the same losses and gradients however they are split."""
+    """Stage ``clone`` has no noise, so the same global batches must give the same losses and gradients however they are
+    split."""
     short = [
         "actions.updates=0",
         "clone.updates=4",

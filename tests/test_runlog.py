@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.displays import Display, PlainLines
-from pipeline.progress import Ahead
-from pipeline.runlog import RunLog
+from pipeline.console.displays import Display, PlainLines
+from pipeline.console.progress import Ahead
+from pipeline.runs.metrics_log import RunLog
 
 
 class Tracked:
@@ -26,7 +26,7 @@ def records(folder: Path) -> list[dict]:
 
 
 def test_total_adds_up_a_stage_and_passes_over_torn_lines(tmp_path: Path) -> None:
-    from pipeline.runlog import total
+    from pipeline.runs.metrics_log import total
 
     lines = [
         {"stage": "improve", "tokens": 3.0},
@@ -34,7 +34,9 @@ def test_total_adds_up_a_stage_and_passes_over_torn_lines(tmp_path: Path) -> Non
         {"stage": "improve"},
         {"stage": "improve", "tokens": None},
     ]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]) + '{"stage": "improve", "tokens": 9')
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]) + '{"stage": "improve", "tokens": 9'
+    )
     assert total(tmp_path / "m.jsonl", "improve", "tokens") == 6.0
 
 

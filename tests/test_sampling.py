@@ -1,4 +1,5 @@
-"""The base LM's own responses as rows: all of them, of the training prompts only, repeatable, and fit to find codes on."""
+"""The base LM's own responses as rows: all of them, of the training prompts only, repeatable, and fit to find codes
+on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from rl_tools import Config
 
-from pipeline.sampling import sample
+from pipeline.experiments.sample_base import sample
 from rollout_workers.tasks import build_task
 
 pytest_plugins = ("rl_fixtures",)
@@ -38,7 +39,9 @@ def test_responses_that_ended_become_rows(ray_session: None, config: Config, row
 
 
 def test_nothing_that_ends_is_an_error(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
-    settings = config(task={"name": "jsonl", "options": {"path": str(rows)}}, rollout={"max_new_tokens": 1, "num_workers": 1})
+    settings = config(
+        task={"name": "jsonl", "options": {"path": str(rows)}}, rollout={"max_new_tokens": 1, "num_workers": 1}
+    )
     with pytest.raises(ValueError, match=r"none of \d+ responses ended within rollout.max_new_tokens=1; raise it"):
         sample(settings, tmp_path / "a.jsonl", 1, print)
     assert not (tmp_path / "a.jsonl").exists()

@@ -1,4 +1,5 @@
-"""More and fewer rollout workers: the decision, the control file, who joins and who goes, and that results stay the same."""
+"""More and fewer rollout workers: the decision, the control file, who joins and who goes, and that results stay the
+same."""
 
 from __future__ import annotations
 
@@ -19,23 +20,25 @@ from typer.testing import CliRunner
 
 from configs.checks import cross_field_problems
 from configs.schema import Autoscale, RunConfig
-from pipeline import cli
-from pipeline import crew as crew_module
-from pipeline.algorithm import LatentRL
-from pipeline.crew import Crew, Scaler
-from pipeline.improve import update_metrics
-from pipeline.pool import RolloutPool
-from pipeline.scaling import CONTROL, Demand, next_demand, read_request, write_request
+from pipeline.cli import app as cli
+from pipeline.rl import worker_group
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.autoscale import CONTROL, Demand, next_demand, read_request, write_request
+from pipeline.rl.rollout_pool import RolloutPool
+from pipeline.rl.worker_group import Crew, Scaler
+from pipeline.stages.improve import update_metrics
 
 pytest_plugins = ("rl_fixtures",)
 
-# -- the decision -----------------------------------------------------------------------------------------------------------
+# -- the decision ------------------------------------------------------------------------------------------------------
 
 
 def after(shares: list[tuple[float, float]], workers: int = 2, **settings: Any) -> int:
     demand = Demand(workers=workers)
     for idle_learner, idle_workers in shares:
-        demand = next_demand(demand, idle_learner, idle_workers, Autoscale(**{"min": 1, "max": 3, "patience": 2} | settings))
+        demand = next_demand(
+            demand, idle_learner, idle_workers, Autoscale(**{"min": 1, "max": 3, "patience": 2} | settings)
+        )
     return demand.workers
 
 
@@ -60,9 +63,12 @@ def test_one_step_at_a_time_after_enough_updates_in_a_row(shares: list[tuple[flo
     assert after(shares) == workers
 
 
-@given(sampling=st.floats(0.01, 100.0), idle=st.floats(0.2, 0.8), margin=st.floats(0.01, 0.19), start=st.integers(1, 16))
+@given(
+    sampling=st.floats(0.01, 100.0), idle=st.floats(0.2, 0.8), margin=st.floats(0.01, 0.19), start=st.integers(1, 16)
+)
 def test_a_steady_load_settles(sampling: float, idle: float, margin: float, start: int) -> None:
-    """Synchronous: the learner idles while ``sampling / workers`` seconds go by, the workers during the update's one second."""
+    """Synchronous: the learner idles while ``sampling / workers`` seconds go by, the workers during the update's one
+    second."""
     bound = 2 * (1 - idle) / (2 - idle)
     settings = Autoscale(min=1, max=16, learner_idle=idle, workers_idle=min(0.999, bound + margin), patience=1)
     demand, seen = Demand(workers=start), []
@@ -75,7 +81,9 @@ def test_a_steady_load_settles(sampling: float, idle: float, margin: float, star
 
 def test_thresholds_that_would_go_to_and_fro_are_refused() -> None:
     def problems(**autoscale: Any) -> list[str]:
-        config = RunConfig(base={"model": "x"}, evaluation=None, rollout={"num_workers": 2}, cluster={"autoscale": autoscale})
+        config = RunConfig(
+            base={"model": "x"}, evaluation=None, rollout={"num_workers": 2}, cluster={"autoscale": autoscale}
+        )
         return [p for p in cross_field_problems(config) if "autoscale" in p]
 
     assert problems() == [] == problems(learner_idle=0.8, workers_idle=0.4)
@@ -83,7 +91,7 @@ def test_thresholds_that_would_go_to_and_fro_are_refused() -> None:
     assert "cluster.autoscale allows 3 to 8" in problems(min=3)[0]
 
 
-# -- the control file -------------------------------------------------------------------------------------------------------
+# -- the control file --------------------------------------------------------------------------------------------------
 
 
 def test_control_file_is_read_as_written(tmp_path: Path) -> None:
@@ -94,7 +102,9 @@ def test_control_file_is_read_as_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [CONTROL]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"rollout_workers": 0}', '{"rollout_workers": true}', '{"rollout_workers": "2"}', "{}x"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"rollout_workers": 0}', '{"rollout_workers": true}', '{"rollout_workers": "2"}', "{}x"]
+)
 def test_a_wrong_control_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / CONTROL).write_text(content)
     with pytest.raises(ValueError, match=r"control\.json.*latent-control scale"):
@@ -103,7 +113,7 @@ def test_a_wrong_control_file_is_named(tmp_path: Path, content: str) -> None:
 
 def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
     def scale(*arguments: str) -> tuple[int, str]:
-        from pipeline import cli_cluster
+        from pipeline.cli import cluster as cli_cluster
 
         done = CliRunner().invoke(cli_cluster.cli.app, ["scale", str(tmp_path), *arguments])
         return done.exit_code, done.output
@@ -120,7 +130,7 @@ def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
     assert code == 2 and "done with its improve stage" in output
 
 
-# -- who joins and who goes -------------------------------------------------------------------------------------------------
+# -- who joins and who goes --------------------------------------------------------------------------------------------
 
 
 class FakeGroup:
@@ -188,8 +198,8 @@ Made = tuple[Crew, FakeGroup, list[str], SimpleNamespace]
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     group, said, clock = FakeGroup(2), [], SimpleNamespace(now=0.0)
-    monkeypatch.setattr(crew_module, "ray", group)
-    monkeypatch.setattr(crew_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(worker_group, "ray", group)
+    monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: clock.now))
     crew = Crew(group, RolloutPool(group, timeout=60.0))
     crew.say = said.append
     return crew, group, said, clock
@@ -212,7 +222,10 @@ def test_no_room_is_said_once_and_room_that_appears_is_used(made: Made) -> None:
     crew.want(3)
     for clock.now in (1.0, 70.0, 80.0):
         crew.welcome()
-    no_room = "1 new rollout workers have not started yet, the run goes on with 2; each needs 1 CPUs and 0 GPUs, free are 0.5 and 0"
+    no_room = (
+        "1 new rollout workers have not started yet, the run goes on with 2; each needs 1 CPUs and 0 GPUs, free "
+        "are 0.5 and 0"
+    )
     assert said[1:] == [no_room]
     group.answers[0].ready = True
     crew.welcome()
@@ -273,7 +286,7 @@ def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> No
     assert crew.size == 2, "left to itself it goes on from where it is"
 
 
-# -- on real Ray ------------------------------------------------------------------------------------------------------------
+# -- on real Ray -------------------------------------------------------------------------------------------------------
 
 
 def settled(algorithm: LatentRL, workers: int) -> None:
@@ -300,7 +313,9 @@ def test_results_do_not_depend_on_the_number_of_workers(algorithm: Callable[...,
     assert rewards == others and all(np.array_equal(weights[name], their_weights[name]) for name in weights)
 
 
-def test_a_worker_without_room_does_not_hold_up_the_run(algorithm: Callable[..., LatentRL], config: Config, tmp_path: Path) -> None:
+def test_a_worker_without_room_does_not_hold_up_the_run(
+    algorithm: Callable[..., LatentRL], config: Config, tmp_path: Path
+) -> None:
     """Four of the six CPUs are taken."""
     limited = algorithm(config(rollout={"num_workers": 1, "cpus_per_worker": 4}))
     said: list[str] = []

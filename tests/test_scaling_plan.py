@@ -21,7 +21,8 @@ def planner(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def setting(planner: ModuleType) -> Any:
-    """1 B weights in all, of which the policy is a quarter: 1 GB in float32. A row's caches take 1 MB at 500 positions."""
+    """1 B weights in all, of which the policy is a quarter: 1 GB in float32. A row's caches take 1 MB at 500
+    positions."""
     return planner.Setting(
         base_billions=0.5,
         policy_billions=0.25,
@@ -91,7 +92,9 @@ def test_more_workers_than_prompts_stand_idle(planner: ModuleType, setting: Any)
 
 
 def test_best_split_is_the_fastest_of_those_that_divide_the_prompts(planner: ModuleType, setting: Any) -> None:
-    rates = {learners: planner.plan(setting, 12 - learners, learners)["rollouts_per_second"] for learners in (1, 2, 4, 8)}
+    rates = {
+        learners: planner.plan(setting, 12 - learners, learners)["rollouts_per_second"] for learners in (1, 2, 4, 8)
+    }
     found = planner.best(setting, 12)
     assert rates[found["learners"]] == found["rollouts_per_second"] == max(rates.values())
     assert found["workers"] + found["learners"] == 12
@@ -99,7 +102,10 @@ def test_best_split_is_the_fastest_of_those_that_divide_the_prompts(planner: Mod
 
 def test_measured_values_take_the_place_of_assumed_ones(planner: ModuleType, setting: Any, tmp_path: Path) -> None:
     assert planner.measured(tmp_path) == {}
-    runs = [{"workers": workers, "windows": [{"main_thread_ms": ms} for ms in times]} for workers, times in ((8, [9]), (256, [1, 5, 2]))]
+    runs = [
+        {"workers": workers, "windows": [{"main_thread_ms": ms} for ms in times]}
+        for workers, times in ((8, [9]), (256, [1, 5, 2]))
+    ]
     (tmp_path / "scaling.json").write_text(json.dumps({"measured": runs}))
     (tmp_path / "publish.json").write_text(json.dumps({"setting": {"publish_gb": 3.0, "load_gb": 4.0}}))
     found = planner.measured(tmp_path)

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from pipeline import schedule
+from pipeline.rl import staleness as schedule
 
 
 def batch(
@@ -59,7 +59,9 @@ def test_it_waits_only_when_every_choice_would_break_the_bound(seed: int) -> Non
     possible = [
         taken
         for taken in combinations(sorted(finished), per_update)
-        if feasible([s for i, s in stamps.items() if i not in taken and s is not None], version + 1, per_update, staleness)
+        if feasible(
+            [s for i, s in stamps.items() if i not in taken and s is not None], version + 1, per_update, staleness
+        )
     ]
     chosen = batch(stamps, finished, version, per_update, staleness)
     assert (chosen is None) == (not possible)
@@ -67,7 +69,8 @@ def test_it_waits_only_when_every_choice_would_break_the_bound(seed: int) -> Non
 
 
 class Run:
-    """A run of requests through workers that come, go, finish in any order and lose what they hold; no Ray, no clock."""
+    """A run of requests through workers that come, go, finish in any order and lose what they hold; no Ray, no
+    clock."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance, self.per_update, self.staleness = chance, chance.randint(1, 6), chance.randint(0, 4)
@@ -87,7 +90,8 @@ class Run:
             self.stamps[self.again.pop(0)] = None
 
     def work(self) -> None:
-        """Free workers take what waits; one of them finishes; now and then one is lost, or the number of workers changes."""
+        """Free workers take what waits; one of them finishes; now and then one is lost, or the number of workers
+        changes."""
         held = [i for i, stamp in self.stamps.items() if stamp is not None and i not in self.finished]
         waiting = [i for i, stamp in self.stamps.items() if stamp is None]
         for request in waiting[: max(0, 2 * self.workers - len(held))]:
@@ -104,7 +108,9 @@ class Run:
     def update(self) -> None:
         while True:
             if self.stale == "drop":
-                for request in schedule.expired(self.stamps, self.finished, version=self.version, max_staleness=self.staleness):
+                for request in schedule.expired(
+                    self.stamps, self.finished, version=self.version, max_staleness=self.staleness
+                ):
                     self.finished.remove(request)
                     self.stamps[request] = None
             bound = self.staleness if self.stale == "wait" else None

@@ -1,4 +1,5 @@
-"""Tree search: cached chunks equal a full pass, the tree's numbers by hand, the best of an enumerable toy, budgets, determinism."""
+"""Tree search: cached chunks equal a full pass, the tree's numbers by hand, the best of an enumerable toy, budgets,
+determinism."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from latent_control.actors import latent_actor  # noqa: E402
+from latent_control.decoding.action_decoder import latent_actor  # noqa: E402
 from latent_control.distributions import action_log_probs  # noqa: E402
-from latent_control.q_head import QHead, QShape  # noqa: E402
 from latent_control.search import ChunkDecoder, SearchSettings, Segment, Tree, best_of_tokens, play_once, search  # noqa: E402
 from latent_control.search.decoder import Job  # noqa: E402
 from latent_control.search.mcts import cache_bytes_bound  # noqa: E402
+from latent_control.search.q_head import QHead, QShape  # noqa: E402
 from latent_control.search.segments import Response, learned_value  # noqa: E402
 
 PROMPTS = [(5, 9, 11), (7, 3, 8, 21, 30, 4)]
@@ -58,7 +59,9 @@ def check_against_full_pass(model: Any, prompt: tuple[int, ...], chunks: list[Se
     full = torch.zeros_like(ids)
     full[:, at] = actions
     assert model.world_logits(features, full)[0, at].argmax(-1).tolist() == tokens
-    logp = action_log_probs(model.policy_logits(features)[0, at], temperature=temperature).gather(-1, actions[0, :, None])[:, 0]
+    logp = action_log_probs(model.policy_logits(features)[0, at], temperature=temperature).gather(
+        -1, actions[0, :, None]
+    )[:, 0]
     found = torch.tensor([p for chunk in chunks for p in chunk.action_logp])
     starts = torch.arange(len(tokens)) % model.config.span == 0
     torch.testing.assert_close(found, torch.where(starts, logp, 0.0), atol=1e-4, rtol=1e-4)
@@ -84,7 +87,9 @@ def test_cached_chunks_equal_a_full_pass(make_model, changed):
 
 def test_greedy_equals_generate(model):
     decoder = decoder_of(model)
-    for prompt, one in zip(PROMPTS, play_once(decoder, PROMPTS, max_new_tokens=9, seeds=[0, 1], greedy=True), strict=True):
+    for prompt, one in zip(
+        PROMPTS, play_once(decoder, PROMPTS, max_new_tokens=9, seeds=[0, 1], greedy=True), strict=True
+    ):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=9, temperature=0)
         assert list(one.response.tokens) == expected.tokens[0, : expected.lengths[0]].tolist()
         assert one.tokens == len(one.response.tokens) == int(expected.lengths[0])
@@ -179,8 +184,14 @@ def test_a_search_is_a_function_of_its_seed_and_not_of_its_neighbours(model, gui
     both = search(decoder, PROMPTS, digest, settings, seeds=[3, 4])
     alone = search(decoder, PROMPTS[1:], lambda _, response: digest(1, response), settings, seeds=[4])
     assert both == search(decoder, PROMPTS, digest, settings, seeds=[3, 4])
-    a, b = both[1].response, alone[0].response  # another batch: sums may round otherwise, so Q agrees to a millionth only
-    assert (a.tokens, a.actions, both[1].value, both[1].tokens) == (b.tokens, b.actions, alone[0].value, alone[0].tokens)
+    # another batch: sums may round otherwise, so Q agrees to a millionth only
+    a, b = both[1].response, alone[0].response
+    assert (a.tokens, a.actions, both[1].value, both[1].tokens) == (
+        b.tokens,
+        b.actions,
+        alone[0].value,
+        alone[0].tokens,
+    )
     assert a.last_q == pytest.approx(b.last_q, abs=1e-4)
     others = [search(decoder, PROMPTS[1:], digest, settings, seeds=[seed])[0].response.tokens for seed in range(5, 11)]
     assert len({a.tokens, *others}) > 1
@@ -218,7 +229,8 @@ def test_a_guided_search_generates_no_rollouts(model):
     decoder = decoder_of(model, q=q_head(model), stop_tokens=())
     settings = SearchSettings(iterations=3, chunk=2, width=2, max_new_tokens=40, guided=True)
     (found,) = search(decoder, PROMPTS[:1], digest, settings, seeds=[0])
-    # 3 iterations x 2 chunks of 2 tokens; nothing has ended, so the best leaf is played to its end: at most 40 tokens less its depth
+    # 3 iterations x 2 chunks of 2 tokens; nothing has ended, so the best leaf is played to its end: at most 40 tokens
+    # less its depth
     assert 3 * 2 * 2 + 40 - 6 <= found.tokens <= 3 * 2 * 2 + 40 - 2
     assert found.responses == 1
     with pytest.raises(ValueError, match="train-q"):

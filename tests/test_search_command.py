@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config, load_config
 from configs.schema import Tracking
-from pipeline import checkpoints, cli, cli_search
-from pipeline.replay import ReplayWriter
+from pipeline.cli import app as cli
+from pipeline.cli import search as cli_search
+from pipeline.replay.writer import ReplayWriter
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -28,11 +30,16 @@ assert cli_search.cli is cli
 
 @pytest.fixture(scope="module")
 def run_dir(config: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with 24 prompts x 4 rollouts, every other of which is said to have succeeded, and a Q head trained on them."""
+    """A run with 24 prompts x 4 rollouts, every other of which is said to have succeeded, and a Q head trained on
+    them."""
     folder = tmp_path_factory.mktemp("search") / "run"
     runner = make_runner(config(), tiny_checkpoint)
     writer = ReplayWriter(folder / "replay", 4096, "first")
-    rollouts = [r for first in range(0, 24, 4) for r in sample(runner, prompt_indices=tuple(range(first, first + 4)), request_id=first)]
+    rollouts = [
+        r
+        for first in range(0, 24, 4)
+        for r in sample(runner, prompt_indices=tuple(range(first, first + 4)), request_id=first)
+    ]
     writer.add([replace(r, reward=float(place % 2)) for place, r in enumerate(rollouts)])
     writer.close()
     (folder / "config.yaml").write_text(
@@ -52,7 +59,12 @@ def call(*words: str) -> Any:
 def test_train_q_leaves_a_whole_checkpoint(run_dir: Path) -> None:
     folder = run_dir / "checkpoints" / "q_head"
     assert not checkpoints.verify(folder)
-    assert {path.name for path in folder.iterdir()} == {"q_head.json", "q_head.safetensors", "metrics.jsonl", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "q_head.json",
+        "q_head.safetensors",
+        "metrics.jsonl",
+        "manifest.json",
+    }
     info = checkpoints.read_info(folder)
     assert info["rollouts"] + info["heldout_rollouts"] == 96
     assert info["base_passes"] <= info["rollouts"]  # each rollout once
@@ -120,7 +132,9 @@ def test_each_result_is_kept_and_a_step_in_mlflow(run_dir: Path, tmp_path: Path)
 
 
 def test_best_of_n_alone_draws_n(run_dir: Path) -> None:
-    result = json.loads(call("search", str(run_dir), "--method", "best-of-n", "--iterations", "7", "--prompts", "3", "--json").stdout)
+    result = json.loads(
+        call("search", str(run_dir), "--method", "best-of-n", "--iterations", "7", "--prompts", "3", "--json").stdout
+    )
     assert [row["name"] for row in result["rows"]] == ["greedy", "sampled", "best-of-n"]
     assert result["rows"][-1]["responses_per_prompt"] == 7
 
@@ -160,8 +174,8 @@ def test_a_damaged_q_head_is_refused(run_dir: Path, tmp_path: Path) -> None:
 )
 def test_a_q_head_of_another_model_is_refused(run_dir: Path, changed: dict[str, Any], said: str) -> None:
     from configs.loading import load_config
-    from latent_control.q_head import read_q_shape
-    from pipeline.search import load_latent, require_fit
+    from latent_control.search.q_head import read_q_shape
+    from pipeline.experiments.search import load_latent, require_fit
 
     host = load_latent(run_dir / "checkpoints" / "clone", load_config(run_dir / "config.yaml", [], check_paths=False))
     shape = read_q_shape(run_dir / "checkpoints" / "q_head")

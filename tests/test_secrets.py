@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
-from pipeline import checkpoints
-from pipeline.circumstances import circumstances
-from pipeline.durable import sealed, unseal
-from pipeline.replay import ReplayWriter
-from pipeline.tracking import flatten, without_password
+from pipeline.replay.writer import ReplayWriter
+from pipeline.storage import checkpoints
+from pipeline.storage.atomic import sealed, unseal
+from pipeline.tracking.provenance import circumstances
+from pipeline.tracking.tracker import flatten, without_password
 
 URIS = {
     "postgresql://me:s3cret@host/db": "postgresql://me:***@host/db",

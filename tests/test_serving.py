@@ -1,4 +1,5 @@
-"""``serve``: requests and replies, batches, streams, what is refused; once through Ray Serve, and the documentation's examples."""
+"""``serve``: requests and replies, batches, streams, what is refused; once through Ray Serve, and the documentation's
+examples."""
 
 from __future__ import annotations
 
@@ -24,15 +25,19 @@ pytest.importorskip("torch")
 import torch
 from typer.testing import CliRunner
 
-from pipeline import cli, cli_serving, serving
-from pipeline.completions import Answer, TextStream
-from pipeline.export import export, find
-from pipeline.service import Reply, Row, Service
+from pipeline.cli import app as cli
+from pipeline.cli import serving as cli_serving
+from pipeline.serving import deploy
+from pipeline.serving.export import export, find
+from pipeline.serving.protocol import Answer, TextStream
+from pipeline.serving.service import Reply, Row, Service
 
 pytest_plugins = ("rl_fixtures",)
 assert cli_serving.cli is cli
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
-needs_serve = pytest.mark.skipif(find_spec("grpc_reflection") is None, reason="Ray Serve is not installed: pip install -e '.[serve]'")
+needs_serve = pytest.mark.skipif(
+    find_spec("grpc_reflection") is None, reason="Ray Serve is not installed: pip install -e '.[serve]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +63,16 @@ class Batcher:
             await asyncio.sleep(0.01)
             rows, self.waiting = self.waiting, []
             self.sizes.append(len(rows))
-            for (_, one), answer in zip(rows, await asyncio.to_thread(self.service.decode, [row for row, _ in rows]), strict=True):
+            for (_, one), answer in zip(
+                rows, await asyncio.to_thread(self.service.decode, [row for row, _ in rows]), strict=True
+            ):
                 one.set_result(answer)
         return await future
 
 
-def ask_all(service: Service, *bodies: Any, path: str = "/v1/completions", method: str = "POST") -> tuple[list[Reply], list[int]]:
+def ask_all(
+    service: Service, *bodies: Any, path: str = "/v1/completions", method: str = "POST"
+) -> tuple[list[Reply], list[int]]:
     """Replies to requests that come at once, and the sizes of the batches."""
     batcher = Batcher(service)
 
@@ -135,7 +144,9 @@ def test_a_stop_string_ends_the_text_before_it(service: Service) -> None:
 
 def events(service: Service, **body: Any) -> list[Any]:
     async def collect() -> list[str]:
-        reply = await service.respond("POST", "/v1/completions", json.dumps(body | {"stream": True}).encode(), Batcher(service).decode)
+        reply = await service.respond(
+            "POST", "/v1/completions", json.dumps(body | {"stream": True}).encode(), Batcher(service).decode
+        )
         assert not isinstance(reply.body, dict), reply.body
         return [event async for event in reply.body]
 
@@ -194,7 +205,11 @@ def test_what_may_still_change_is_held_back() -> None:
         ({"prompt": "3", "codes": [1.5]}, 400, "codes: Input should be a valid integer"),
         ({"prompt": "3", "codes": [[1], [2]]}, 400, "codes is given for 2 rows, but there are 1"),
         ({"prompt": "3", "allowed_codes": []}, 400, "allowed_codes is empty: allow at least one code"),
-        ({"prompt": "3", "codes": [1], "allowed_codes": [2]}, 400, "codes forces code 1 at place 0, which allowed_codes leaves out"),
+        (
+            {"prompt": "3", "codes": [1], "allowed_codes": [2]},
+            400,
+            "codes forces code 1 at place 0, which allowed_codes leaves out",
+        ),
         ({"prompt": []}, 400, "0 prompts x n=1 are 0 rows: send 1 to 128"),
         ({"prompt": ["3", "4"], "n": 65}, 400, "2 prompts x n=65 are 130 rows"),
         ({"prompt": [999]}, 400, "the prompt has the token 999: the model's are 0 to"),
@@ -244,25 +259,25 @@ def test_what_cannot_be_served_is_said_before_ray_starts(exported: Path, finishe
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1:{port}" in refused(exported, "--port", str(port))
     with pytest.raises(ValueError, match="is no export; make one with latent-control export RUN"):
-        serving.check(serving.Settings(folder=finished_run, name="x"))
+        deploy.check(deploy.Settings(folder=finished_run, name="x"))
 
 
 def test_who_can_connect_is_said() -> None:
-    assert serving.Settings(folder=Path("x"), name="x").host == "127.0.0.1"
+    assert deploy.Settings(folder=Path("x"), name="x").host == "127.0.0.1"
     for host in ("127.0.0.1", "localhost", "::1"):
-        assert "this machine only" in serving.reach(host)
+        assert "this machine only" in deploy.reach(host)
     for host in ("0.0.0.0", "192.0.2.1", "example.org"):
-        assert "no password and no encryption" in serving.reach(host)
+        assert "no password and no encryption" in deploy.reach(host)
 
 
 @needs_serve
 def test_ray_serve_answers(ray_session: None, exported: Path, service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = replace(serving.Settings(folder=exported, name="first"), port=port, batch_wait=0.2, batch_size=4)
-    serving.require_port(settings)
-    serving.check(settings)
-    with serving.running(settings) as address:
+    settings = replace(deploy.Settings(folder=exported, name="first"), port=port, batch_wait=0.2, batch_size=4)
+    deploy.require_port(settings)
+    deploy.check(settings)
+    with deploy.running(settings) as address:
         assert address == f"http://127.0.0.1:{port}"
 
         def post(results: dict[int, Any], place: int, **body: Any) -> None:
@@ -290,7 +305,7 @@ def test_ray_serve_answers(ray_session: None, exported: Path, service: Service) 
         assert "codes has 99" in json.load(refused.value)["error"]["message"]
 
 
-# -- docs/serving.md ------------------------------------------------------------------------------------------------------
+# -- docs/serving.md ---------------------------------------------------------------------------------------------------
 
 
 def blocks(language: str) -> list[str]:

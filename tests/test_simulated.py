@@ -16,13 +16,13 @@ from rl_tools import Config, host_of, make_learner, make_runner, sample, update
 
 from configs.checks import cross_field_problems, simulation_warning
 from configs.schema import Rollout, RunConfig
-from pipeline.algorithm import LatentRL
-from pipeline.cli import closing_words
-from pipeline.context import StageResult
-from pipeline.displays import Display
-from pipeline.evaluation import evaluate
-from pipeline.preflight import check
+from pipeline.cli.app import closing_words
+from pipeline.console.displays import Display
+from pipeline.preflight.check import check
+from pipeline.rl.algorithm import LatentRL
 from pipeline.run import Planned, execute
+from pipeline.runs.context import StageResult
+from pipeline.stages.play import evaluate
 from rollout_workers.engines import DecodeJob, load_engine
 from rollout_workers.engines.simulated import SimulatedEngine, read_options
 
@@ -39,13 +39,18 @@ def engine(checkpoint: Path, level: str = "latent", **options: float) -> Simulat
 
 
 def job(rows: int = 6, **changes: object) -> DecodeJob:
-    return replace(DecodeJob(prompts=((3, 4, 5), (6, 7)), repeats=rows // 2, seeds=tuple(range(rows)), max_new_tokens=5), **changes)
+    return replace(
+        DecodeJob(prompts=((3, 4, 5), (6, 7)), repeats=rows // 2, seeds=tuple(range(rows)), max_new_tokens=5), **changes
+    )
 
 
 def test_shapes_types_and_padding_are_those_of_a_real_generation(tiny_checkpoint: Path) -> None:
     made = engine(tiny_checkpoint).generate(job(keep_features=True))
     assert made.tokens.shape == made.actions.shape == made.action_logp.shape == made.versions.shape == (6, 5)
-    assert made.tokens.dtype == made.actions.dtype == made.versions.dtype == torch.int64 and made.action_logp.dtype == torch.float32
+    assert (
+        made.tokens.dtype == made.actions.dtype == made.versions.dtype == torch.int64
+        and made.action_logp.dtype == torch.float32
+    )
     assert made.lengths.tolist() == [5] * 6 and set(made.finish_reasons) == {"length"}
     assert made.actions.min() >= 0 and made.actions.max() < 8
     torch.testing.assert_close(made.action_logp, torch.full((6, 5), -math.log(8)))
@@ -69,7 +74,8 @@ def test_rows_that_stop_are_padded_after_the_end_token(tiny_checkpoint: Path) ->
 def test_lengths_are_geometric_with_the_stated_mean(tiny_checkpoint: Path) -> None:
     made = engine(tiny_checkpoint, mean_tokens=20.0).generate(job(4000, seeds=tuple(range(4000)), max_new_tokens=400))
     lengths = made.lengths.double()
-    # Standard error of the mean: sqrt(20 * 19 / 4000) = 0.31. Half of all are at most ln 2 / -ln(19 / 20) = 13.5 tokens long.
+    # Standard error of the mean: sqrt(20 * 19 / 4000) = 0.31. Half of all are at most ln 2 / -ln(19 / 20) = 13.5 tokens
+    # long.
     assert lengths.mean().item() == pytest.approx(20, abs=1.2)
     assert (lengths <= 13).double().mean().item() == pytest.approx(1 - 0.95**13, abs=0.03)
 
@@ -78,7 +84,9 @@ def test_a_rollout_depends_on_its_seed_alone(tiny_checkpoint: Path) -> None:
     simulated = engine(tiny_checkpoint, mean_tokens=4.0)
     together, alone = simulated.generate(job(seeds=(9, 8, 7, 6, 5, 4))), simulated.generate(job(2, seeds=(4, 7)))
     for ours, theirs in ((5, 0), (2, 1)):
-        assert torch.equal(together.tokens[ours], alone.tokens[theirs]) and torch.equal(together.actions[ours], alone.actions[theirs])
+        assert torch.equal(together.tokens[ours], alone.tokens[theirs]) and torch.equal(
+            together.actions[ours], alone.actions[theirs]
+        )
 
 
 def test_at_token_level_an_action_is_the_token(tiny_checkpoint: Path) -> None:
@@ -107,7 +115,11 @@ def test_between_steps_it_asks_which_policy_is_in_force(tiny_checkpoint: Path, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"rollout.engine_options.tokens_per_second: Field required; engine simulated takes tokens_per_second, mean_tokens"),
+        (
+            {},
+            r"rollout.engine_options.tokens_per_second: Field required; engine simulated takes tokens_per_second, "
+            r"mean_tokens",
+        ),
         ({"tokens_per_second": 0}, r"rollout.engine_options.tokens_per_second: .*greater than 0"),
         ({"tokens_per_second": 1, "mean": 2}, r"rollout.engine_options.mean: Extra"),
     ],
@@ -122,7 +134,9 @@ def test_worker_and_learner_take_its_rollouts_as_any_others(config: Config, tiny
     runner, learner = make_runner(run, tiny_checkpoint), make_learner(run, tiny_checkpoint)
     rollouts = sample(runner, learner)
     assert {(r.world_hash, r.codebook_hash) for r in rollouts} == {("simulated", "simulated")}
-    assert all(len(r) == 6 and r.reward is not None and r.features.shape == (len(r.prompt_tokens) + 5, 32) for r in rollouts)
+    assert all(
+        len(r) == 6 and r.reward is not None and r.features.shape == (len(r.prompt_tokens) + 5, 32) for r in rollouts
+    )
     again = sample(make_runner(run, tiny_checkpoint), learner)
     assert [r.tokens.tolist() for r in rollouts] == [r.tokens.tolist() for r in again], "seeds decide"
     assert np.isfinite(update(learner, rollouts)["policy_loss"])
@@ -147,7 +161,8 @@ def test_nobody_takes_it_for_a_real_run(config: Config, tiny_base: Path, tmp_pat
 def test_a_run_on_it_says_so_in_its_summary(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = StageResult(checkpoint=tmp_path, metrics={})
     monkeypatch.setattr(
-        "pipeline.run.plan", lambda _: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)]
+        "pipeline.run.plan",
+        lambda _: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)],
     )
     execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, Display())
     assert "SIMULATED" in closing_words(tmp_path)

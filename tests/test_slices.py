@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.slices import field_problems, flat, labels, sliced
-from pipeline.statistics import wilson
+from pipeline.evaluation.slices import field_problems, flat, labels, sliced
+from pipeline.evaluation.statistics import wilson
 
 NUMBERS = [{"target": t, "numbers": (1,) * (2 + t % 2), "kind": {"group": "ab"[t % 2]}} for t in range(40)]
 
@@ -52,6 +52,11 @@ def test_a_planted_bias_is_the_gap() -> None:
 
 
 def test_no_gap_without_two_large_slices() -> None:
-    found = sliced({"sampled": np.ones(40), "greedy": np.ones(40)}, {"kind.group": labels("kind.group", NUMBERS)}, minimum=21, seed=0)
+    found = sliced(
+        {"sampled": np.ones(40), "greedy": np.ones(40)},
+        {"kind.group": labels("kind.group", NUMBERS)},
+        minimum=21,
+        seed=0,
+    )
     assert "slice_gap" not in found
     assert found["slice_gaps"] == {"kind.group": {"sampled": None, "greedy": None}}

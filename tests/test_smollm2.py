@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_control import smollm2
+from latent_control.bases import smollm2
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _pretend_installed(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
     def find(name: str) -> importlib.machinery.ModuleSpec | None:
-        return None if folder is None else importlib.machinery.ModuleSpec(name, None, origin=str(folder / "__init__.py"))
+        return (
+            None if folder is None else importlib.machinery.ModuleSpec(name, None, origin=str(folder / "__init__.py"))
+        )
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
 
@@ -31,7 +33,9 @@ def test_a_missing_package_is_said_with_the_command(cache: Path, monkeypatch: py
         smollm2.smollm2_folder()
 
 
-def test_another_file_than_the_known_one_is_refused(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_than_the_known_one_is_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _pretend_installed(monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="has no SmolLM2"):
         smollm2.smollm2_folder()
@@ -41,7 +45,9 @@ def test_another_file_than_the_known_one_is_refused(cache: Path, tmp_path: Path,
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_converts_once_and_leaves_nothing_after_a_failure(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converts_once_and_leaves_nothing_after_a_failure(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Path] = []
 
     def convert(_: Path, folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""Codes that last for several tokens: where they begin and end, that labels see their span and nothing beyond, and decoding with them."""
+"""Codes that last for several tokens: where they begin and end, that labels see their span and nothing beyond, and
+decoding with them."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from latent_control import LatentActionConfig, LatentActionLM
-from latent_control.measures import codebook_measures, marginal_measures
+from latent_control.analysis.likelihood import latent_speaker
+from latent_control.analysis.measures import codebook_measures, marginal_measures
 from latent_control.records import TokenBatch
 from latent_control.spans import lay_spans
-from latent_control.text_measures import latent_speaker
 
 MakeModel = Callable[..., LatentActionLM]
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1, 1, 1]], dtype=torch.bool)
@@ -64,7 +65,9 @@ def test_labels_see_their_span_and_nothing_beyond(
 
 @torch.no_grad()
 @pytest.mark.parametrize("span", [1, 2, 3])
-def test_decoding_holds_each_code(make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM], span: int) -> None:
+def test_decoding_holds_each_code(
+    make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM], span: int
+) -> None:
     """Codes change only where a span begins; tokens and log-probabilities are those of the full forward pass."""
     model = randomise(make_model(span=span)).eval()
     ids = torch.randint(5, 40, (3, 4), generator=torch.Generator().manual_seed(2))
@@ -82,16 +85,21 @@ def test_decoding_holds_each_code(make_model: MakeModel, randomise: Callable[[La
         codes = torch.cat([torch.zeros(3, dtype=torch.long), actions])[None]
         assert torch.equal(model.world_logits(features, codes)[0, 3:].argmax(-1), tokens)
         alone = model.generate(ids[row : row + 1], max_new_tokens=length, row_seeds=[0], stop_token=-1)
-        again = model.generate(ids[row].expand(3, -1), max_new_tokens=length, row_seeds=[5, 0, 9], stop_token=-1, batch_size=2)
+        again = model.generate(
+            ids[row].expand(3, -1), max_new_tokens=length, row_seeds=[5, 0, 9], stop_token=-1, batch_size=2
+        )
         assert torch.equal(again.actions[1], alone.actions[0]) and torch.equal(again.tokens[1], alone.tokens[0])
     assert len(set(out.actions.flatten().tolist())) > 2
 
 
 @torch.no_grad()
-def test_marginal_of_a_span_by_enumeration(make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM]) -> None:
+def test_marginal_of_a_span_by_enumeration(
+    make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM]
+) -> None:
     model = randomise(make_model(span=2))
     ids = torch.randint(5, 40, (1, 6), generator=torch.Generator().manual_seed(4))
-    response = torch.tensor([[False, False, False, True, True, True]])  # produced at 2, 3 and 4: spans of two tokens and of one
+    # produced at 2, 3 and 4: spans of two tokens and of one
+    response = torch.tensor([[False, False, False, True, True, True]])
     batch = TokenBatch(input_ids=ids, attention_mask=torch.ones_like(ids), response_mask=response)
     features = model.features(ids)
     total = torch.zeros(())
@@ -110,7 +118,9 @@ def test_marginal_of_a_span_by_enumeration(make_model: MakeModel, randomise: Cal
 
 
 @torch.no_grad()
-def test_a_span_told_token_by_token_is_told_whole(make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM]) -> None:
+def test_a_span_told_token_by_token_is_told_whole(
+    make_model: MakeModel, randomise: Callable[[LatentActionLM], LatentActionLM]
+) -> None:
     """The next-token distributions of a latent speaker multiply to the marginal of the whole spans."""
     model = randomise(make_model(span=3))
     ids = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(5))

@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline import cli, cli_tasks, starter
-from pipeline.preflight import check
+from pipeline.cli import app as cli
+from pipeline.cli import tasks as cli_tasks
+from pipeline.preflight import init_config
+from pipeline.preflight.check import check
 from rollout_workers.tasks.countdown import Countdown
 
 assert cli_tasks.cli.app is cli.app
@@ -30,17 +32,27 @@ def rows_file(path: Path, count: int = 40, **more: list[str]) -> Path:
 
 
 def test_keys_verifier_and_slices_are_read_off_the_rows(tmp_path: Path) -> None:
-    found = starter.look(rows_file(tmp_path / "rows.jsonl", level=["easy", "hard"], source=["one"], note=[str(i) for i in range(40)]))
-    assert (found.rows, found.prompt, found.answer, found.verifier, found.slices) == (40, "problem", "answer", "exact", ("level",))
+    found = init_config.look(
+        rows_file(tmp_path / "rows.jsonl", level=["easy", "hard"], source=["one"], note=[str(i) for i in range(40)])
+    )
+    assert (found.rows, found.prompt, found.answer, found.verifier, found.slices) == (
+        40,
+        "problem",
+        "answer",
+        "exact",
+        ("level",),
+    )
     assert all(len(found.longest) >= len(Countdown().demonstrations("train")[i].response) for i in range(40))
     numbers = tmp_path / "numbers.jsonl"
     numbers.write_text("".join(f'{{"question": "1 + {i}", "answer": "1,{i:03d}.5"}}\n' for i in range(20)))
-    assert starter.look(numbers).verifier == "number"
+    assert init_config.look(numbers).verifier == "number"
 
 
 def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> None:
     rows_file(tmp_path / "rows.jsonl", level=["easy", "hard"])
-    done = CliRunner().invoke(cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)])
+    done = CliRunner().invoke(
+        cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
+    )
     assert done.exit_code == 0, done.output
     config = load_config(tmp_path / "mine.yaml")
     errors = check(config).errors
@@ -51,20 +63,24 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     assert config.rollout.max_new_tokens == 13 + 4
     assert config.evaluation is not None and config.evaluation.slices == ("level",)
     assert "path: rows.jsonl" in (tmp_path / "mine.yaml").read_text()
-    again = CliRunner().invoke(cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)])
+    again = CliRunner().invoke(
+        cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
+    )
     assert again.exit_code == cli.USAGE and "is there already" in again.output
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"frage": "1 + {i}", "antwort": "{i}"}}\n' for i in range(25)))
-    with pytest.raises(ValueError, match="which key holds the prompt\\? Rows have frage, antwort; say it with --prompt-key"):
-        starter.look(path)
+    with pytest.raises(
+        ValueError, match="which key holds the prompt\\? Rows have frage, antwort; say it with --prompt-key"
+    ):
+        init_config.look(path)
     with pytest.raises(ValueError, match="--prompt-key frag: not every row has it; did you mean 'frage'"):
-        starter.look(path, "frag")
-    assert starter.look(path, "frage", "antwort").prompt == "frage"
+        init_config.look(path, "frag")
+    assert init_config.look(path, "frage", "antwort").prompt == "frage"
     path.write_text('{"prompt": "1", "answer": "2"}\n')
     with pytest.raises(ValueError, match="has 1 rows; give at least 20"):
-        starter.look(path)
+        init_config.look(path)
     with pytest.raises(ValueError, match="does not exist"):
-        starter.look(tmp_path / "none.jsonl")
+        init_config.look(tmp_path / "none.jsonl")

@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import statistics as st
+from pipeline.evaluation import statistics as st
 
 
-@pytest.mark.parametrize(("samples", "successes", "k"), [(4, 1, 2), (5, 2, 3), (6, 0, 2), (6, 6, 1), (5, 4, 3), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("samples", "successes", "k"), [(4, 1, 2), (5, 2, 3), (6, 0, 2), (6, 6, 1), (5, 4, 3), (1, 1, 1)]
+)
 def test_pass_at_k_is_the_share_of_subsets_with_a_success(samples: int, successes: int, k: int) -> None:
     marks = [True] * successes + [False] * (samples - successes)
     subsets = list(itertools.combinations(marks, k))
@@ -26,7 +28,8 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_wilson_by_hand() -> None:
-    # (p + z2/2n +- z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n) at p = 1/2, n = 4, z = 2: (0.5 + 0.5 +- 2 sqrt(1/16 + 1/16)) / 2
+    # (p + z2/2n +- z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n) at p = 1/2, n = 4, z = 2: (0.5 + 0.5 +- 2 sqrt(1/16 + 1/16))
+    # / 2
     assert st.wilson(2, 4, z=2.0) == pytest.approx([0.5 - math.sqrt(0.125), 0.5 + math.sqrt(0.125)])
     assert st.wilson(0, 10)[0] == 0.0
     assert st.wilson(10, 10)[1] == 1.0
@@ -54,7 +57,10 @@ def test_differing_pairs_is_brute_force_and_free_of_the_number_of_responses() ->
     pairs = list(itertools.combinations(responses, 2))
     assert st.differing_pairs(responses) == pytest.approx(sum(x != y for x, y in pairs) / len(pairs))
     rng = np.random.default_rng(2)
-    means = [np.mean([st.differing_pairs([str(x) for x in rng.integers(4, size=size)]) for _ in range(3000)]) for size in (2, 16)]
+    means = [
+        np.mean([st.differing_pairs([str(x) for x in rng.integers(4, size=size)]) for _ in range(3000)])
+        for size in (2, 16)
+    ]
     assert means == pytest.approx([0.75, 0.75], abs=0.02)
 
 

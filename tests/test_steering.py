@@ -1,4 +1,5 @@
-"""Steering: what is foretold happens, on the explorer's page and in steering itself; what may be asked; terminal, command and service."""
+"""Steering: what is foretold happens, on the explorer's page and in steering itself; what may be asked; terminal,
+command and service."""
 
 from __future__ import annotations
 
@@ -28,22 +29,23 @@ from typer.testing import CliRunner
 
 from configs.schema import Explorer
 from latent_control import LatentActionLM
-from latent_control.decoding import generate
-from latent_control.guide import make_guide
-from latent_control.traced import generate_traced
-from pipeline import cli, cli_steer
-from pipeline.completions import Refused
-from pipeline.explorer.write import explain
-from pipeline.export import export, find
-from pipeline.replay import ReplayReader
-from pipeline.steering.drawing import answer_lines, printable
+from latent_control.analysis.trace import generate_traced
+from latent_control.decoding.generate import generate
+from latent_control.decoding.guide import make_guide
+from pipeline.cli import app as cli
+from pipeline.cli import steer as cli_steer
+from pipeline.pages.explorer.write import explain
+from pipeline.replay.writer import ReplayReader
+from pipeline.serving.export import export, find
+from pipeline.serving.protocol import Refused
 from pipeline.steering.guard import LARGEST_BODY
 from pipeline.steering.loading import load
+from pipeline.steering.request import Wish
 from pipeline.steering.server import is_loopback, listen, names_of
 from pipeline.steering.session import Session, codes_of
 from pipeline.steering.steerer import KEPT, Steerer
 from pipeline.steering.terminal import Terminal
-from pipeline.steering.wishes import Wish
+from pipeline.steering.terminal_view import answer_lines, printable
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
@@ -70,7 +72,10 @@ class TestForetold:
     def test_every_explained_choice_of_the_explorers_page_comes_true(self, benchmark, explored_run, steerer, tmp_path):
         explain(explored_run, tmp_path / "explorer.html", Explorer(seconds=0.5, explained=2))
         data = benchmark.page_data(tmp_path / "explorer.html")
-        rollouts = {row["rollout_id"]: row for row in ReplayReader(explored_run, shuffle=False, columns=benchmark.COLUMNS).rows()}
+        rollouts = {
+            row["rollout_id"]: row
+            for row in ReplayReader(explored_run, shuffle=False, columns=benchmark.COLUMNS).rows()
+        }
         counts, misses = benchmark.agreement(steerer, data, rollouts)
         assert not misses
         assert counts["token agreed"] == counts["token"] == counts["candidate agreed"] >= 40
@@ -80,16 +85,25 @@ class TestForetold:
         step["endings"][0]["tokens"][0] += 1
         step["options"][0]["token"] += 1
         counts, misses = benchmark.agreement(steerer, data | {"why": data["why"][:1]}, rollouts)
-        assert counts["ending"] - counts["ending agreed"] == 1 and counts["token"] - counts["token agreed"] == 1 and len(misses) == 2
+        assert (
+            counts["ending"] - counts["ending agreed"] == 1
+            and counts["token"] - counts["token agreed"] == 1
+            and len(misses) == 2
+        )
 
     def test_every_code_writes_what_its_candidate_says_at_every_token(self, steerer):
         free = steerer.answer(Wish(prompt=PROMPT))
         tokens = set()
         for place in range(len(free.tokens)):
             found = steerer.candidates(Wish(prompt=PROMPT), place)
-            assert [row.code for row in found.codes] != sorted(row.code for row in found.codes) or place  # by chance, not by number
+            # by chance, not by number
+            assert [row.code for row in found.codes] != sorted(row.code for row in found.codes) or place
             assert sorted(row.code for row in found.codes) == list(range(8)) and found.chosen == free.tokens[place].code
-            assert sum(row.chance for row in found.codes) == pytest.approx(1) == pytest.approx(sum(mass.chance for mass in found.tokens))
+            assert (
+                sum(row.chance for row in found.codes)
+                == pytest.approx(1)
+                == pytest.approx(sum(mass.chance for mass in found.tokens))
+            )
             assert found.codes[0].code == free.tokens[place].code  # greedy takes the likeliest
             kept = [token.code for token in free.tokens[:place]]
             for row in found.codes:
@@ -104,7 +118,12 @@ class TestForetold:
         prompt = [1, 5, 9, 7]
         for temperature in (0.0, 1.0):
             guide = make_guide([3, None, 5], [1, 3, 5, 6], rows=1, num_actions=8, barred={1: [6]})
-            arguments: dict[str, Any] = {"max_new_tokens": 6, "temperature": temperature, "stop_token": -1, "guide": guide}
+            arguments: dict[str, Any] = {
+                "max_new_tokens": 6,
+                "temperature": temperature,
+                "stop_token": -1,
+                "guide": guide,
+            }
             wanted = generate(model.base, model.actor(), torch.tensor([prompt]), row_seeds=[11], **arguments)
             traced = generate_traced(model, prompt, seed=11, **arguments)
             assert list(traced.tokens) == wanted.tokens[0].tolist() and list(traced.codes) == wanted.actions[0].tolist()
@@ -115,7 +134,11 @@ class TestForetold:
             assert traced.guided[0].isfinite().nonzero().flatten().tolist() == [3]
 
     def test_codes_that_last_for_two_tokens(self, tiny_base, randomise, tmp_path):
-        made = randomise(LatentActionLM.from_base(tiny_base, num_actions=8, seed=1, span=2, policy_layers=1, inverse_dynamics_layers=1))
+        made = randomise(
+            LatentActionLM.from_base(
+                tiny_base, num_actions=8, seed=1, span=2, policy_layers=1, inverse_dynamics_layers=1
+            )
+        )
         some = Steerer(load(made.save_pretrained(tmp_path / "spans")))
         assert some.loaded.task is None and "not known" in some.loaded.note  # a checkpoint that lies in no run
         wish = Wish(prompt="3 5", max_tokens=5)
@@ -147,9 +170,14 @@ class TestWishes:
             steerer.answer(wish.model_copy(update={"forbidden_at": {place: list(range(8))}}))
 
     def test_rules_for_the_whole_answer_and_sampling(self, steerer):
-        only = steerer.answer(Wish(prompt=PROMPT, allowed_codes=[2, 5, 6], forbidden_codes=[5], temperature=2.0, seed=4))
+        only = steerer.answer(
+            Wish(prompt=PROMPT, allowed_codes=[2, 5, 6], forbidden_codes=[5], temperature=2.0, seed=4)
+        )
         assert {token.code for token in only.tokens} == {2, 6}
-        drawn = {tuple(t.code for t in steerer.answer(Wish(prompt=PROMPT, temperature=1.0, seed=seed)).tokens) for seed in range(4)}
+        drawn = {
+            tuple(t.code for t in steerer.answer(Wish(prompt=PROMPT, temperature=1.0, seed=seed)).tokens)
+            for seed in range(4)
+        }
         assert len(drawn) > 1
         again = steerer.answer(Wish(prompt=PROMPT, temperature=1.0, seed=3))
         assert tuple(t.code for t in again.tokens) in drawn
@@ -177,7 +205,10 @@ class TestWishes:
     def test_the_verifier_judges_the_tasks_prompts_alone(self, steerer):
         answer = steerer.answer(Wish(prompt=PROMPT))
         score = Countdown().score(Countdown().prompts("heldout")[0], answer.text)
-        assert answer.verdict is not None and (answer.verdict.reward, answer.verdict.success) == (score.reward, score.success)
+        assert answer.verdict is not None and (answer.verdict.reward, answer.verdict.success) == (
+            score.reward,
+            score.success,
+        )
         assert steerer.answer(Wish(prompt=PROMPT + " 3")).verdict is None
 
     def test_the_base_answers_for_itself(self, steerer):
@@ -217,7 +248,16 @@ def codes_shown(text: str) -> list[list[int]]:
 class TestTerminal:
     def test_commands_steer(self, steerer):
         text, failed = talk(
-            steerer, PROMPT, ":at 2 5", ":not 2 5", ":force 3", ":free", ":force 1,_,6", ":forbid 1,6", ":only 2,4-5", ":from 1"
+            steerer,
+            PROMPT,
+            ":at 2 5",
+            ":not 2 5",
+            ":force 3",
+            ":free",
+            ":force 1,_,6",
+            ":forbid 1,6",
+            ":only 2,4-5",
+            ":from 1",
         )
         assert not failed
         free, at, rest, force, freed, listed, forbid, only, from_1 = codes_shown(text)
@@ -229,7 +269,16 @@ class TestTerminal:
 
     def test_other_commands_show(self, steerer):
         text, failed = talk(
-            steerer, ":prompt", ":prompt 1", ":why 0", ":base", ":temperature 1.5", ":seed 3", ":tokens 2", ":greedy", ":help"
+            steerer,
+            ":prompt",
+            ":prompt 1",
+            ":why 0",
+            ":base",
+            ":temperature 1.5",
+            ":seed 3",
+            ":tokens 2",
+            ":greedy",
+            ":help",
         )
         assert not failed
         assert Countdown().prompts("heldout")[1].text in text
@@ -267,7 +316,9 @@ class TestTerminal:
     def test_lines_fit_the_width_and_hostile_texts_do_not_move_the_cursor(self, hostile_steerer):
         answer = hostile_steerer.answer(Wish(prompt=PROMPT))
         assert printable("\x1b[2J\u202ea\nb\x07") == "\ufffd[2J\ufffda\u23ceb\ufffd"
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", "\n".join(line.plain for line in answer_lines(answer, "steered", 80)))
+        assert not re.search(
+            "[\x00-\x08\x0b-\x1f\x7f\u202e]", "\n".join(line.plain for line in answer_lines(answer, "steered", 80))
+        )
         plain = answer_lines(steered_plainly(hostile_steerer), "steered", 40)
         assert max(len(line.plain) for line in plain[1:-1]) <= 40 and len(plain) > 6  # two blocks of columns
 
@@ -284,7 +335,9 @@ def steered_plainly(hostile: Steerer) -> Any:
     from dataclasses import replace
 
     tokenizer = hostile.loaded.tokenizer._tokenizer
-    return Steerer(replace(hostile.loaded, tokenizer=tokenizer)).answer(Wish(prompt=PROMPT, max_tokens=12, temperature=1.0, seed=1))
+    return Steerer(replace(hostile.loaded, tokenizer=tokenizer)).answer(
+        Wish(prompt=PROMPT, max_tokens=12, temperature=1.0, seed=1)
+    )
 
 
 def command(*words: str, stdin: str | None = None) -> Any:
@@ -294,14 +347,27 @@ def command(*words: str, stdin: str | None = None) -> Any:
 class TestCommand:
     def test_one_answer_as_json(self, explored_run, steerer):
         done = command(
-            str(explored_run), "--prompt", PROMPT, "--codes", "3,_,6", "--forbid", "1,2", "--why", "1", "--base-answer", "--json"
+            str(explored_run),
+            "--prompt",
+            PROMPT,
+            "--codes",
+            "3,_,6",
+            "--forbid",
+            "1,2",
+            "--why",
+            "1",
+            "--base-answer",
+            "--json",
         )
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         wish = Wish(prompt=PROMPT, codes=[3, None, 6], forbidden_codes=[1, 2])
         assert [token["code"] for token in found["tokens"]] == [token.code for token in steerer.answer(wish).tokens]
         assert found["text"] == steerer.answer(wish).text and found["wish"] == wish.model_dump(mode="json")
-        assert found["candidates"]["chosen"] == found["tokens"][1]["code"] and found["base"]["text"] == steerer.base(wish).text
+        assert (
+            found["candidates"]["chosen"] == found["tokens"][1]["code"]
+            and found["base"]["text"] == steerer.base(wish).text
+        )
 
     def test_lines_from_a_pipe(self, explored_run):
         done = command(str(explored_run), stdin=f"{PROMPT}\n:at 1 4\n")
@@ -391,7 +457,12 @@ class TestService:
     def test_the_page_may_load_nothing_from_elsewhere(self, page_address):
         status, text, headers = send(page_address, "/")
         rules = headers["content-security-policy"]
-        assert status == 200 and rules.startswith("default-src 'none'") and "unsafe" not in rules and "frame-ancestors 'none'" in rules
+        assert (
+            status == 200
+            and rules.startswith("default-src 'none'")
+            and "unsafe" not in rules
+            and "frame-ancestors 'none'" in rules
+        )
         assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
 
     @pytest.mark.parametrize(
@@ -439,7 +510,9 @@ class TestService:
     def test_a_body_of_unknown_size_is_not_read(self, page_address):
         host, _, port = page_address.removeprefix("http://").partition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
-        connection.request("POST", "/api/answer", iter([b"{}"]), {"content-type": "application/json"}, encode_chunked=True)
+        connection.request(
+            "POST", "/api/answer", iter([b"{}"]), {"content-type": "application/json"}, encode_chunked=True
+        )
         assert connection.getresponse().status == 411
         connection.close()
 

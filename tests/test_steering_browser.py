@@ -1,6 +1,7 @@
 """The steering page in a real browser, on a real port.
 
-Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack axe-core``).
+Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack
+axe-core``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from explorer_data import HOSTILE
 
 pytest.importorskip("torch")
 
-from pipeline.steering.wishes import Wish
+from pipeline.steering.request import Wish
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
@@ -72,7 +73,9 @@ def test_click_use_forbid_and_take_back(tab, page_address, steerer):
     free = steerer.answer(Wish(prompt=PROMPTS[0].text))
     own = [token.code for token in free.tokens]
     assert codes(tab) == codes(tab, 1) == codes(tab, 2) == own
-    assert tab.locator("#beside .card:nth-child(3) .token").count() == len(steerer.base(Wish(prompt=PROMPTS[0].text)).tokens)
+    assert tab.locator("#beside .card:nth-child(3) .token").count() == len(
+        steerer.base(Wish(prompt=PROMPTS[0].text)).tokens
+    )
     assert f"reward {free.verdict.reward:.2f}" in tab.inner_text("#steered")
     # What a code would write is what it writes.
     open_token(tab, 1)
@@ -123,7 +126,11 @@ def test_rules_prompts_and_sampling_from_the_form(tab, page_address, steerer):
     tab.wait_for_selector("#steered:has-text('not scored')")
     # What cannot be is said, and what was there stays.
     before = codes(tab)
-    for field, value, said in (("#forced", "99", "0 to 7"), ("#forced", "a", "is no code"), ("#max", "", "no whole number")):
+    for field, value, said in (
+        ("#forced", "99", "0 to 7"),
+        ("#forced", "a", "is no code"),
+        ("#max", "", "no whole number"),
+    ):
         tab.fill(field, value)
         tab.click("text=Generate")
         tab.wait_for_selector(f"#problem:visible:has-text('{said}')")
@@ -174,13 +181,19 @@ def test_it_fits_a_phone_and_axe_finds_nothing_serious(tab, page_address, scheme
     tab.wait_for_selector("#candidates tbody tr")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     buttons = tab.locator("#candidates td:last-child button")
-    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in (buttons.nth(i).bounding_box() for i in range(buttons.count())))
+    assert all(
+        box["x"] >= 0 and box["x"] + box["width"] <= 390
+        for box in (buttons.nth(i).bounding_box() for i in range(buttons.count()))
+    )
     if "AXE_CORE" not in os.environ:
         pytest.skip("AXE_CORE does not name axe-core's axe.min.js (npm pack axe-core)")
-    tab.evaluate(Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8"))  # by the debugger, which the page's policy does not bind
+    # by the debugger, which the page's policy does not bind
+    tab.evaluate(Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8"))
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
         found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        bad = [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+        bad = [
+            (v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")
+        ]
         assert not bad, bad
     assert HOSTILE not in tab.content()

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
-from pipeline import cli, cli_evidence
-from pipeline.sweep import Trial, choices, overrides, parse_range, table
+from pipeline.cli import app as cli
+from pipeline.cli import compare as cli_evidence
+from pipeline.experiments.sweep import Trial, choices, overrides, parse_range, table
 
 pytest_plugins = ("rl_fixtures",)
 assert cli_evidence.cli is cli
@@ -43,12 +44,19 @@ def test_the_grid_and_a_draw_from_it() -> None:
 
 
 def test_overrides_read_back_as_they_were() -> None:
-    assert overrides({"improve.algorithm": "grpo", "rollout.top_k": None}) == ['improve.algorithm="grpo"', "rollout.top_k=null"]
+    assert overrides({"improve.algorithm": "grpo", "rollout.top_k": None}) == [
+        'improve.algorithm="grpo"',
+        "rollout.top_k=null",
+    ]
 
 
 def test_the_table_says_why_a_run_has_no_value() -> None:
     head, rows = table(
-        [Trial(name="00", choice={"a": 1}, value=0.5, low=0.4, high=0.6), Trial(name="01", choice={"a": 2}, error="boom")], "success"
+        [
+            Trial(name="00", choice={"a": 1}, value=0.5, low=0.4, high=0.6),
+            Trial(name="01", choice={"a": 2}, error="boom"),
+        ],
+        "success",
     )
     assert head == ["run", "a", "success"]
     assert rows == [["00", "1", "0.500 (0.400 to 0.600)"], ["01", "2", "boom"]]
@@ -79,7 +87,15 @@ def test_every_points_errors_are_told_before_anything_starts(config_file: Path, 
 
 @pytest.mark.slow
 def test_a_sweep_runs_and_goes_on_after_an_interruption(config_file: Path, tmp_path: Path, ray_session: None) -> None:
-    words = ("sweep", str(config_file), "--try", "improve.learning_rate=1.0e-4,1.0e-3", "--out", str(tmp_path / "s"), "--json")
+    words = (
+        "sweep",
+        str(config_file),
+        "--try",
+        "improve.learning_rate=1.0e-4,1.0e-3",
+        "--out",
+        str(tmp_path / "s"),
+        "--json",
+    )
     first = call(*words)
     assert first.exit_code == 0, first.output
     told = json.loads(first.stdout)["trials"]

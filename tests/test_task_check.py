@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.schema import Task as TaskConfig
-from pipeline import cli, cli_tasks, task_check
+from pipeline.cli import app as cli
+from pipeline.cli import tasks as cli_tasks
+from pipeline.preflight import task_check
 from rollout_workers.tasks import Prompt, Score
 from rollout_workers.tasks.countdown import Countdown
 
@@ -65,7 +67,9 @@ def test_a_task_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reward_that_fails_on_gold_answers_is_wrong_and_printing_is_said(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i}?", "answer": "{i}"}}\n' for i in range(30)))
-    (tmp_path / "reward.py").write_text("def reward(row, response):\n    print('here')\n    return 1 / (response != row['answer'])\n")
+    (tmp_path / "reward.py").write_text(
+        "def reward(row, response):\n    print('here')\n    return 1 / (response != row['answer'])\n"
+    )
     options = f"task.options={{path: {tmp_path}/rows.jsonl, verifier: python, python: {{path: {tmp_path}/reward.py}}}}"
     code, result = checked("jsonl", options, "--prompts", "4")
     assert code == 1 and len(result["problems"]) == 1

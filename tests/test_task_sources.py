@@ -62,17 +62,23 @@ def test_heldout_rows_of_their_own_are_taken_out_of_the_training_rows(tmp_path: 
     train = write_jsonl(tmp_path / "train.jsonl", ROWS)
     held = write_jsonl(tmp_path / "held.jsonl", ROWS[:4])
     task = built("jsonl", path=str(train), heldout_path=str(held), prompt="q", answer="a", template="Q: {prompt}\nA:")
-    assert [p.text for p in task.prompts("heldout")] == [f"Q: {i} + 1\nA:" for i in range(4)] and len(task.prompts("train")) == 36
+    assert [p.text for p in task.prompts("heldout")] == [f"Q: {i} + 1\nA:" for i in range(4)] and len(
+        task.prompts("train")
+    ) == 36
     with pytest.raises(ValueError, match=r"template is 'Q' without \{prompt\}"):
         built("jsonl", path=str(train), prompt="q", answer="a", template="Q")
 
 
 def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    both = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS[:30]), "test": datasets.Dataset.from_list(ROWS[30:])})
+    both = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(ROWS[:30]), "test": datasets.Dataset.from_list(ROWS[30:])}
+    )
     both.save_to_disk(str(tmp_path / "set"))
     task = built("dataset", path=str(tmp_path / "set"), heldout_split="test", prompt="q", answer="a")
-    assert [p.text for p in task.prompts("heldout")] == [row["q"] for row in ROWS[30:]] and len(task.prompts("train")) == 30
+    assert [p.text for p in task.prompts("heldout")] == [row["q"] for row in ROWS[30:]] and len(
+        task.prompts("train")
+    ) == 30
     with pytest.raises(ValueError, match="no split 'tset'; did you mean 'test'"):
         built("dataset", path=str(tmp_path / "set"), heldout_split="tset", prompt="q", answer="a")
 
@@ -85,7 +91,10 @@ def test_a_missing_package_is_one_sentence_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, options: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    options = {**options, "path": str(write_jsonl(tmp_path / "rows.jsonl", [{"prompt": str(i), "answer": "1"} for i in range(40)]))}
+    options = {
+        **options,
+        "path": str(write_jsonl(tmp_path / "rows.jsonl", [{"prompt": str(i), "answer": "1"} for i in range(40)])),
+    }
     with pytest.raises(ValueError, match=r"not installed; pip install -c requirements.lock -e '\.\[tasks\]'"):
         built(name, **options)
 
@@ -106,7 +115,10 @@ def test_options_are_checked(tmp_path: Path, options: dict[str, Any], message: s
         built("jsonl", path=str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), prompt="q", answer="a", **options)
 
 
-GSM8K = [{"question": f"{i} and {i}?", "answer": f"They are {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i},000"} for i in range(3)]
+GSM8K = [
+    {"question": f"{i} and {i}?", "answer": f"They are {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i},000"}
+    for i in range(3)
+]
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -118,7 +130,10 @@ def test_gsm8k_from_a_local_copy(tmp_path: Path, published: bool) -> None:
     else:
         for split, rows in (("train", GSM8K), ("test", GSM8K[:1])):
             write_parquet(tmp_path / "main" / f"{split}-00000-of-00001.parquet", rows)
-            write_parquet(tmp_path / "a" / "socratic" / f"{split}-00000-of-00001.parquet", [{"question": "other", "answer": "#### 1"}])
+            write_parquet(
+                tmp_path / "a" / "socratic" / f"{split}-00000-of-00001.parquet",
+                [{"question": "other", "answer": "#### 1"}],
+            )
     task = built("gsm8k", path=str(tmp_path))
     assert [p.text for p in task.prompts("train")] == ["1 and 1?", "2 and 2?"] and len(task.prompts("heldout")) == 1
     demo = task.demonstrations("train")[1]
@@ -130,7 +145,8 @@ def test_gsm8k_from_a_local_copy(tmp_path: Path, published: bool) -> None:
 def test_math500_needs_rows_to_train_on_and_leaves_its_own_out(tmp_path: Path) -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed")
     problems = [
-        {"problem": f"Half of {i}?", "solution": f"It is $\\boxed{{\\frac{{{i}}}{{2}}}}$.", "subject": "Algebra"} for i in range(1, 30)
+        {"problem": f"Half of {i}?", "solution": f"It is $\\boxed{{\\frac{{{i}}}{{2}}}}$.", "subject": "Algebra"}
+        for i in range(1, 30)
     ]
     test = [{**row, "answer": last_boxed(row["solution"])} for row in problems[:10]]
     path = str(write_jsonl(tmp_path / "test.jsonl", test))
@@ -139,7 +155,11 @@ def test_math500_needs_rows_to_train_on_and_leaves_its_own_out(tmp_path: Path) -
     task = built("math500", path=path, train=str(write_jsonl(tmp_path / "math" / "train.jsonl", problems)))
     assert len(task.prompts("heldout")) == 10 and len(task.prompts("train")) == 19
     prompt = task.prompts("heldout")[0]
-    assert prompt.text.startswith("Half of 1?") and prompt.metadata["answer"] == "\\frac{1}{2}" and prompt.metadata["subject"] == "Algebra"
+    assert (
+        prompt.text.startswith("Half of 1?")
+        and prompt.metadata["answer"] == "\\frac{1}{2}"
+        and prompt.metadata["subject"] == "Algebra"
+    )
     answers = ["so $\\boxed{0.5}$", "\\boxed{\\frac12}", "1/2", "2", "", "\\boxed{" * 50]
     verdicts = task.score_batch([prompt] * len(answers), answers)
     assert [isinstance(v, Score) and v.success for v in verdicts] == [True, True, True, False, False, False]
@@ -164,7 +184,10 @@ class TestMixture:
 
     @pytest.fixture
     def task(self, tmp_path: Path) -> Any:
-        rows = {"name": "jsonl", "options": {"path": str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), "prompt": "q", "answer": "a"}}
+        rows = {
+            "name": "jsonl",
+            "options": {"path": str(write_jsonl(tmp_path / "rows.jsonl", ROWS)), "prompt": "q", "answer": "a"},
+        }
         return built("mixture", tasks=[{"name": "countdown", "weight": 2.0}, rows])
 
     def test_prompts_come_in_proportion_and_deterministically(self, task: Any) -> None:
@@ -178,7 +201,9 @@ class TestMixture:
     def test_heldout_prompts_are_there_once(self, task: Any) -> None:
         heldout = task.prompts("heldout")
         of_rows = [p.text for p in heldout if p.metadata["mixture_task"] == "jsonl"]
-        assert len(of_rows) == len(set(of_rows)) > 3 and not {p.text for p in heldout} & {p.text for p in task.prompts("train")[:400]}
+        assert len(of_rows) == len(set(of_rows)) > 3 and not {p.text for p in heldout} & {
+            p.text for p in task.prompts("train")[:400]
+        }
 
     def test_each_prompt_is_judged_by_its_own_task(self, task: Any) -> None:
         demos = task.demonstrations("heldout")[:6]
@@ -219,9 +244,11 @@ class TestMixture:
 def test_paths_of_every_task_in_a_config_are_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "base: {model: smollm2-135m-instruct}\n"
-        "task: {name: mixture, options: {tasks: [countdown, {name: jsonl, options: {path: rows.jsonl, python: {path: r.py}}}]}}\n"
+        "task: {name: mixture, options: {tasks: [countdown, {name: jsonl, options: {path: rows.jsonl, python: {path: "
+        "r.py}}}]}}\n"
         "actions: {data: [{kind: task, task: {name: gsm8k, options: {path: copy}}}]}\n"
-        "evaluation: {retention: {kind: task, task: {name: dataset, options: {path: org/name, preference: {model: org/name}}}}}\n"
+        "evaluation: {retention: {kind: task, task: {name: dataset, options: {path: org/name, preference: {model: "
+        "org/name}}}}}\n"
     )
     config = load_config(tmp_path / "c.yaml")
     member = config.task.options["tasks"][1]["options"]  # type: ignore[index]
@@ -234,7 +261,10 @@ def test_the_hash_is_by_what_files_say(tmp_path: Path) -> None:
     def hashed(place: str, source: str) -> str:
         rows = write_jsonl(tmp_path / place / "rows.jsonl", ROWS)
         (tmp_path / place / "r.py").write_text(source)
-        member = {"name": "jsonl", "options": {"path": str(rows), "verifier": "python", "python": {"path": str(tmp_path / place / "r.py")}}}
+        member = {
+            "name": "jsonl",
+            "options": {"path": str(rows), "verifier": "python", "python": {"path": str(tmp_path / place / "r.py")}},
+        }
         return reward_hash(TaskConfig(name="mixture", options={"tasks": ["countdown", member]}), Reward())
 
     assert hashed("a", "def reward(row, response): return 1") == hashed("b", "def reward(row, response): return 1")

@@ -18,7 +18,12 @@ from rollout_workers.tasks.reasoning_gym import extract_answer
 ROOT = Path(__file__).parents[1]
 PROBLEM = Prompt(id="countdown/train/0", text="3 7 25 -> 29 :", metadata={"numbers": (3, 7, 25), "target": 29})
 
-SOLVED = ["25 - 3 = 22 , 22 + 7 = 29", "25 - 3 = 22 , 7 + 22 = 29", "25 + 7 = 32 , 32 - 3 = 29", "  25 - 3 = 22 ,  22 + 7 = 29\n"]
+SOLVED = [
+    "25 - 3 = 22 , 22 + 7 = 29",
+    "25 - 3 = 22 , 7 + 22 = 29",
+    "25 + 7 = 32 , 32 - 3 = 29",
+    "  25 - 3 = 22 ,  22 + 7 = 29\n",
+]
 VALID_BUT_MISSED = [
     "25 + 3 = 28 , 28 + 7 = 35",  # ends elsewhere
     "25 - 3 = 22",  # a number left over
@@ -88,7 +93,10 @@ def test_countdown_splits_share_no_problem(numbers: int) -> None:
 
     # Few possible numbers, so that both seeds meet most problems: only the split keeps them apart.
     first, other = (Countdown(CountdownOptions(numbers=numbers, largest=6, seed=seed)) for seed in (0, 1))
-    train, heldout = problems(first, "train") | problems(other, "train"), problems(first, "heldout") | problems(other, "heldout")
+    train, heldout = (
+        problems(first, "train") | problems(other, "train"),
+        problems(first, "heldout") | problems(other, "heldout"),
+    )
     assert len(train) > 100 and len(heldout) > 20
     assert not train & heldout
 
@@ -143,8 +151,16 @@ def test_build_task_names_what_is_wrong(config: TaskConfig, message: str) -> Non
 
 
 def test_tasks_import_neither_torch_nor_ray() -> None:
-    code = "import sys, rollout_workers.tasks; print(sorted({'torch', 'ray', 'transformers', 'reasoning_gym'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, rollout_workers.tasks; print(sorted({'torch', 'ray', 'transformers', 'reasoning_gym'} & "
+        "set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_encoding_round_trip_without_chat() -> None:
@@ -152,7 +168,11 @@ def test_encoding_round_trip_without_chat() -> None:
     for demo in task.demonstrations("train")[:50]:
         ids, start = encode_demonstration(tokenizer, demo, chat=False)
         assert ids[:start] == encode_prompt(tokenizer, demo.prompt, chat=False)
-        assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
+        assert (
+            ids[0] == tokenizer.bos_token_id
+            and ids[-1] == tokenizer.eos_token_id
+            and ids.count(tokenizer.eos_token_id) == 1
+        )
         assert decode_response(tokenizer, ids[start:]) == demo.response
         assert decode_response(tokenizer, [*ids[start:], 7, 7]) == demo.response  # nothing after the end token counts
 
@@ -163,7 +183,8 @@ def test_encoding_with_a_chat_template() -> None:
     with pytest.raises(ValueError, match=r"task\.chat"):
         encode_prompt(tokenizer, PROBLEM, chat=True)
     tokenizer.chat_template = (
-        "{% for m in messages %}<s> {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> assistant{% endif %}"
+        "{% for m in messages %}<s> {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> "
+        "assistant{% endif %}"
     )
     ids, start = encode_demonstration(tokenizer, demo, chat=True)
     assert tokenizer.decode(ids[:start]).split() == f"<s> user {PROBLEM.text} <s> assistant".split()
@@ -204,7 +225,9 @@ def gym() -> None:
 class TestReasoningGym:
     """The adapter, over the real package."""
 
-    @pytest.mark.parametrize("dataset", ["chain_sum", "letter_counting", "gcd", "countdown", "gsm_symbolic", "polynomial_equations"])
+    @pytest.mark.parametrize(
+        "dataset", ["chain_sum", "letter_counting", "gcd", "countdown", "gsm_symbolic", "polynomial_equations"]
+    )
     def test_gold_answers_score_one(self, dataset: str) -> None:
         task = build_task(TaskConfig(name=f"reasoning_gym/{dataset}"))
         for split in ("train", "heldout"):
@@ -222,7 +245,9 @@ class TestReasoningGym:
         )
         partial = build_task(config.model_copy(update={"options": {"partial": True}})).score(prompt, wrong)
         assert isinstance(partial, Score) and 0 < partial.reward < 1 and not partial.success
-        assert task.score(prompt, "") == Score(reward=0.0, success=False, parts={"success": 0.0, "mark": 0.0, "answered": 0.0})
+        assert task.score(prompt, "") == Score(
+            reward=0.0, success=False, parts={"success": 0.0, "mark": 0.0, "answered": 0.0}
+        )
 
     def test_splits_share_no_question_and_are_deterministic(self) -> None:
         # 200 possible questions: a different seed alone would repeat most of them.

@@ -10,13 +10,13 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control import LatentActionLM
-from latent_control.actors import base_actor
-from latent_control.measures import marginal_measures
+from latent_control.analysis.likelihood import latent_speaker, text_measures, token_speaker
+from latent_control.analysis.measures import marginal_measures
+from latent_control.decoding.action_decoder import base_actor
 from latent_control.records import TokenBatch
-from latent_control.text_measures import latent_speaker, text_measures, token_speaker
-from latent_control.token_level import token_actor, token_policy
-from pipeline.text_measures import measure
-from rollout_workers.episodes import HostSpec
+from latent_control.token_policy import token_actor, token_policy
+from pipeline.stages.text_likelihood import measure
+from rollout_workers.rollouts import HostSpec
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -29,7 +29,9 @@ def batches() -> list[TokenBatch]:
         ids = torch.randint(3, 48, (rows, length), generator=generator)
         mask = torch.ones_like(ids)
         mask[0, -2:] = 0
-        found.append(TokenBatch(input_ids=ids, attention_mask=mask, response_mask=mask.bool() & (torch.arange(length) >= 3)))
+        found.append(
+            TokenBatch(input_ids=ids, attention_mask=mask, response_mask=mask.bool() & (torch.arange(length) >= 3))
+        )
     return found
 
 
@@ -54,7 +56,9 @@ def test_the_marginal_equals_the_offline_stages_measure(model: LatentActionLM, b
 
 
 @pytest.mark.parametrize("trains", ["last_blocks", "added_blocks", "all"])
-def test_an_untrained_token_policy_is_the_base(trains: str, make_base: Callable[..., torch.nn.Module], batches: list[TokenBatch]) -> None:
+def test_an_untrained_token_policy_is_the_base(
+    trains: str, make_base: Callable[..., torch.nn.Module], batches: list[TokenBatch]
+) -> None:
     own, policy = token_policy(make_base(), trains, 1)  # type: ignore[arg-type]
     reference, _ = token_policy(make_base(), "all", 0)
     base = token_speaker(reference, base_actor(reference))
@@ -76,7 +80,9 @@ def test_every_variant_of_a_run(tiny_base: Path, tiny_checkpoint: Path, tmp_path
         "finetuned": HostSpec(level="latent", checkpoint=str(tuned)),
         "token_level": HostSpec(level="token", checkpoint=str(tiny_base), token_blocks=1),
     }
-    config = RunConfig(base={"model": str(tiny_base)}, evaluation={"marginal_sequences": 8}, cluster={"learner_threads": 1})
+    config = RunConfig(
+        base={"model": str(tiny_base)}, evaluation={"marginal_sequences": 8}, cluster={"learner_threads": 1}
+    )
     found = measure(config, hosts)
     assert found["base"]["nll_rise"] == found["base"]["kl_to_base"] == 0.0
     assert found["cloned"]["base_nll"] == pytest.approx(found["base"]["nll"], rel=1e-6)
@@ -86,7 +92,9 @@ def test_every_variant_of_a_run(tiny_base: Path, tiny_checkpoint: Path, tmp_path
     assert 0 <= found["cloned"]["coverage"] <= 1
     assert abs(found["finetuned"]["base_nll_rise"]) > 0.001
     assert "coverage" not in found["finetuned"], "exported without its inverse dynamics model"
-    assert found["token_level"] == pytest.approx({"nll": found["base"]["nll"], "nll_rise": 0.0, "kl_to_base": 0.0}, abs=1e-5)
+    assert found["token_level"] == pytest.approx(
+        {"nll": found["base"]["nll"], "nll_rise": 0.0, "kl_to_base": 0.0}, abs=1e-5
+    )
 
 
 def test_text_files_stand_in_for_demonstrations(tiny_base: Path, tmp_path: Path) -> None:
@@ -95,6 +103,8 @@ def test_text_files_stand_in_for_demonstrations(tiny_base: Path, tmp_path: Path)
     config = RunConfig(base={"model": str(tiny_base)}, evaluation={"marginal_sequences": 8, "retention": retention})
     hosts = {"base": HostSpec(level="base", checkpoint=str(tiny_base))}
     text = measure(config, hosts)["base"]["nll"]
-    task = measure(config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"retention": None})}), hosts)["base"]["nll"]  # type: ignore[union-attr]
+    task = measure(
+        config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"retention": None})}), hosts
+    )["base"]["nll"]  # type: ignore[union-attr]
     assert text > 0
     assert text != pytest.approx(task)

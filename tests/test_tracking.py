@@ -14,16 +14,17 @@ import pytest
 
 from configs.loading import dump_config
 from configs.schema import RunConfig, Tracking
-from pipeline import checkpoints, tracking
-from pipeline.context import StageContext, StageResult
-from pipeline.durable import sha256_file
-from pipeline.lineage import prompts_hash
-from pipeline.recording import note_result
+from pipeline.experiments.comparison_record import save
 from pipeline.run import tracking as tracking_of
-from pipeline.runlog import RunLog
-from pipeline.saved_comparison import save
-from pipeline.system_metrics import gpu
-from pipeline.tracking import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+from pipeline.runs.context import StageContext, StageResult
+from pipeline.runs.metrics_log import RunLog
+from pipeline.storage import checkpoints
+from pipeline.storage.atomic import sha256_file
+from pipeline.tracking import tracker as tracking
+from pipeline.tracking.lineage import prompts_hash
+from pipeline.tracking.stage_record import note_result
+from pipeline.tracking.system_metrics import gpu
+from pipeline.tracking.tracker import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
 from rollout_workers.tasks.countdown import Countdown
 
 
@@ -51,7 +52,11 @@ def curve(runs: Path, run_id: str, key: str) -> list[tuple[int, float]]:
 def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> None:
     run_dir = new_run(runs, "one")
     tracker = Tracker(Tracking(tags={"team": "x"}), run_dir, group="one")
-    params = {"seed": 3, "improve": {"updates": 2, "top_k": None, "data": [1, 2]}, "tracking": {"uri": "http://me:secret@host/x"}}
+    params = {
+        "seed": 3,
+        "improve": {"updates": 2, "top_k": None, "data": [1, 2]},
+        "tracking": {"uri": "http://me:secret@host/x"},
+    }
     run_id = tracker.start("improve", params, {"algorithm": "grpo", "seed": "3"})
     assert run_id
     tracker.log({"reward": 0.5, "rewards/max%": 1.0, "nan": float("nan")}, 1)
@@ -69,7 +74,13 @@ def test_a_stage_is_a_run_with_params_tags_metrics_and_artifacts(runs: Path) -> 
     assert run.data.params["improve.data"] == "[1, 2]"
     assert "secret" not in json.dumps(run.data.params)
     tags = run.data.tags
-    assert (tags["group"], tags["stage"], tags["algorithm"], tags["seed"], tags["team"]) == ("one", "improve", "grpo", "3", "x")
+    assert (tags["group"], tags["stage"], tags["algorithm"], tags["seed"], tags["team"]) == (
+        "one",
+        "improve",
+        "grpo",
+        "3",
+        "x",
+    )
     assert (tags["gates"], tags["gate: success at least 0.6"]) == ("passed", "failed (0.5)"), "the later one counts"
     assert "mlflow.parentRunId" not in tags
     assert curve(runs, run_id, "reward") == [(1, 0.5), (2, 0.75)]
@@ -140,7 +151,9 @@ def test_switched_off_it_does_nothing(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
 
 
-def test_logging_returns_at_once_and_what_cannot_be_stored_is_one_warning(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_logging_returns_at_once_and_what_cannot_be_stored_is_one_warning(
+    runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_dir = new_run(runs, "four")
     tracker = Tracker(Tracking(), run_dir, group="four")
     run_id = tracker.start("clone", {}, {})
@@ -235,7 +248,9 @@ def test_system_metrics_go_on_counting_after_a_restart(runs: Path) -> None:
         run_id = tracker.start("clone", {}, {})
         deadline = time.monotonic() + 60
         before = len(curve(runs, run_id, "system/cpu_utilization_percentage"))
-        while len(curve(runs, run_id, "system/cpu_utilization_percentage")) < before + 2 and time.monotonic() < deadline:
+        while (
+            len(curve(runs, run_id, "system/cpu_utilization_percentage")) < before + 2 and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         tracker.finish(status)  # type: ignore[arg-type]
         tracker.close()
@@ -256,11 +271,15 @@ def test_a_line_of_a_gpu() -> None:
 
 def test_a_stage_says_what_it_read_and_made(runs: Path) -> None:
     run_dir = new_run(runs, "seven")
-    config = RunConfig(base={"model": "x"}, actions={}, clone={}, improve={"evaluate_every": 5}, tracking={"checkpoints": "files"})
+    config = RunConfig(
+        base={"model": "x"}, actions={}, clone={}, improve={"evaluate_every": 5}, tracking={"checkpoints": "files"}
+    )
     (run_dir / "config.yaml").write_text(dump_config(config))
     source, result = (run_dir / "checkpoints" / name for name in ("clone", "improve"))
     for folder in (source, result):
-        checkpoints.write(folder, files=lambda staging: (staging / "w.bin").write_bytes(b"1") and None, info={"stage": folder.name})
+        checkpoints.write(
+            folder, files=lambda staging: (staging / "w.bin").write_bytes(b"1") and None, info={"stage": folder.name}
+        )
     tracker = Tracker(config.tracking, run_dir, group="seven")
     context = StageContext(config=config, run_dir=run_dir, log=RunLog(run_dir, quiet=True), task=Countdown())
     with tracking_of(context, tracker, "improve", source):
@@ -268,11 +287,19 @@ def test_a_stage_says_what_it_read_and_made(runs: Path) -> None:
     tracker.close()
     found = client(runs).get_run(read_record(run_dir)["runs"]["improve"])
     tags = found.data.tags
-    assert tags["checkpoint_hash"] == sha256_file(result / "manifest.json") != tags["source_hash"] == sha256_file(source / "manifest.json")
+    assert (
+        tags["checkpoint_hash"]
+        == sha256_file(result / "manifest.json")
+        != tags["source_hash"]
+        == sha256_file(source / "manifest.json")
+    )
     assert tags["config_hash"] == sha256_file(run_dir / "config.yaml")
     assert (tags["task"], tags["level"], tags["mode"], tags["algorithm"]) == ("countdown", "latent", "sync", "grpo")
     data = {i.dataset.name: (i.dataset.digest, i.tags[0].value) for i in found.inputs.dataset_inputs}
-    assert {name: purpose for name, (_, purpose) in data.items()} == {"countdown/train": "training", "countdown/heldout": "evaluation"}
+    assert {name: purpose for name, (_, purpose) in data.items()} == {
+        "countdown/train": "training",
+        "countdown/heldout": "evaluation",
+    }
     assert data["countdown/train"][0] == prompts_hash(Countdown(), "train", {})[:32]
     files = [f.path for f in client(runs).list_artifacts(found.info.run_id, "checkpoint")]
     assert files == ["checkpoint/manifest.json", "checkpoint/w.bin"], "tracking.checkpoints: files"
@@ -282,7 +309,9 @@ def test_a_comparison_is_a_run_of_its_own_that_names_what_it_compares(runs: Path
     ids = []
     for name in ("left", "right"):
         run_dir = new_run(runs, name)
-        (run_dir / "config.yaml").write_text(dump_config(RunConfig(base={"model": "x"}, actions={}, clone={}, improve={})))
+        (run_dir / "config.yaml").write_text(
+            dump_config(RunConfig(base={"model": "x"}, actions={}, clone={}, improve={}))
+        )
         tracker = Tracker(Tracking(), run_dir, group=name)
         ids.append(tracker.start("improve", {}, {}))
         tracker.finish("FINISHED")
@@ -298,14 +327,24 @@ def test_a_comparison_is_a_run_of_its_own_that_names_what_it_compares(runs: Path
         "verdict": "A is better by 0.250",
     }
     saved = save(result, page)
-    assert saved.not_tracked == "" and saved.link.endswith(f"runs=%5B%22{ids[0]}%22%2C%22{ids[1]}%22%5D&experiments=%5B%221%22%5D")
+    assert saved.not_tracked == "" and saved.link.endswith(
+        f"runs=%5B%22{ids[0]}%22%2C%22{ids[1]}%22%5D&experiments=%5B%221%22%5D"
+    )
     assert json.loads(saved.record.read_text())["verdict"] == result["verdict"]
     own = client(runs).get_run(read_record(runs / "right")["runs"]["compare_with-left"])
-    assert own.data.metrics == {"sampled/difference": 0.25, "sampled/low": 0.125, "sampled/high": 0.5, "a_over_b/seconds": 0.5}
+    assert own.data.metrics == {
+        "sampled/difference": 0.25,
+        "sampled/low": 0.125,
+        "sampled/high": 0.5,
+        "a_over_b/seconds": 0.5,
+    }
     assert own.data.params == {"seed": "0 | 1"}
     tags = own.data.tags
     assert (tags["stage"], tags["compared_a"], tags["compared_b"]) == ("compare", *ids)
-    assert tags["mlflow.note.content"].startswith("A is better by 0.250") and f"runs/{ids[0]}" in tags["mlflow.note.content"]
+    assert (
+        tags["mlflow.note.content"].startswith("A is better by 0.250")
+        and f"runs/{ids[0]}" in tags["mlflow.note.content"]
+    )
     assert len(client(runs).list_artifacts(own.info.run_id, "compare")) == 2
 
 
@@ -316,6 +355,9 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri("http://host:5000", tmp_path) == "http://host:5000"
     assert without_password("http://me:pw@host:5000/x") == "http://me:***@host:5000/x"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
-    assert deep_link("7") == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert (
+        deep_link("7")
+        == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
     assert deep_link("7", group="a b").endswith("&searchFilter=tags.group%20%3D%20%22a%20b%22")
     assert flatten({"a": {"b": {}, "c": True}, "d": "x"}) == {"a.b": "{}", "a.c": "true", "d": "x"}

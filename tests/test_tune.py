@@ -1,4 +1,5 @@
-"""The search for a codebook: its criterion by hand, who becomes a finalist, what is recommended, and one small search in full."""
+"""The search for a codebook: its criterion by hand, who becomes a finalist, what is recommended, and one small search
+in full."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline import cli_evidence
-from pipeline.tune import Space, Trial, finalists, named, recommended, require_stages, score, tuned
+from pipeline.cli import compare as cli_evidence
+from pipeline.experiments.tune_codes import Space, Trial, finalists, named, recommended, require_stages, score, tuned
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"num_actions": 64, "span": 1, "temperature": 2.0, "inverse_dynamics_layers": 2, "policy_layers": 2}
@@ -28,14 +29,18 @@ def quickstart() -> RunConfig:
 
 def trial(codes: int, value: float, *, cloned: bool = True, reward: tuple[float, float, float] | None = None) -> Trial:
     won = None if reward is None else dict(zip(("mean", "low", "high"), reward, strict=True))
-    return Trial(settings={**OWN, "num_actions": codes}, measures={}, score=value, updates=600, cloned=cloned, reward=won)
+    return Trial(
+        settings={**OWN, "num_actions": codes}, measures={}, score=value, updates=600, cloned=cloned, reward=won
+    )
 
 
 def test_score_by_hand() -> None:
     measures = {"nll_codes": 0.2, "code_perplexity": math.e**2}
     assert score(measures) == pytest.approx(0.2 + 0.05 * 2)
     assert score(measures | {"nll_marginal": 1.5, "nll_base_same": 1.2}) == pytest.approx(0.2 + 0.3 + 0.1)
-    assert score(measures | {"nll_marginal": 1.0, "nll_base_same": 1.2}) == pytest.approx(0.3), "a gain over the base is no loss"
+    assert score(measures | {"nll_marginal": 1.0, "nll_base_same": 1.2}) == pytest.approx(0.3), (
+        "a gain over the base is no loss"
+    )
 
 
 def test_the_configs_own_setting_comes_first_and_nothing_twice(quickstart: RunConfig) -> None:
@@ -55,12 +60,14 @@ def test_a_tuned_config_is_a_valid_one(quickstart: RunConfig) -> None:
 def test_finalists_are_the_best_and_always_the_configs_own() -> None:
     trials = [trial(16, 0.1), trial(32, 0.2), trial(128, 0.3), trial(64, 0.9), trial(8, 0.05, cloned=False)]
     assert [t.settings["num_actions"] for t in finalists(trials, 3, OWN)] == [16, 32, 64]
-    assert [t.settings["num_actions"] for t in finalists([*trials[:2], trial(64, 0.15, cloned=False)], 2, OWN)] == [16, 64]
+    assert [t.settings["num_actions"] for t in finalists([*trials[:2], trial(64, 0.15, cloned=False)], 2, OWN)] == [
+        16,
+        64,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("other", "chosen"),
-    [((0.7, 0.66, 0.74), 32), ((0.7, 0.58, 0.82), 64), ((0.5, 0.45, 0.55), 64)],
+    ("other", "chosen"), [((0.7, 0.66, 0.74), 32), ((0.7, 0.58, 0.82), 64), ((0.5, 0.45, 0.55), 64)]
 )
 def test_another_setting_must_be_better_beyond_its_interval(other: tuple[float, float, float], chosen: int) -> None:
     played = [trial(32, 0.1, reward=other), trial(64, 0.3, reward=(0.6, 0.55, 0.65)), trial(16, 0.0)]
@@ -82,10 +89,39 @@ def test_wrong_values_end_before_work(option: tuple[str, str], tmp_path: Path) -
 @pytest.mark.slow
 def test_a_small_search_ends_in_a_config_that_runs(tmp_path: Path) -> None:
     out = tmp_path / "codes"
-    short = ["actions.updates=24", "clone.updates=10", "actions.evaluation_sequences=16", "clone.evaluation_sequences=16"]
+    short = [
+        "actions.updates=24",
+        "clone.updates=10",
+        "actions.evaluation_sequences=16",
+        "clone.evaluation_sequences=16",
+    ]
     short += ["improve.prompts_per_update=4", "cluster.learner_threads=1", "tracking.enabled=false"]
-    search = ["--num-actions", "8", "--span", "2", "--temperature", "", "--trials", "2", "--finalists", "1", "--rl-updates", "2"]
-    command = [sys.executable, "-m", "pipeline", "tune-codes", "configs/quickstart.yaml", *short, *search, "--minutes", "20", "--json"]
+    search = [
+        "--num-actions",
+        "8",
+        "--span",
+        "2",
+        "--temperature",
+        "",
+        "--trials",
+        "2",
+        "--finalists",
+        "1",
+        "--rl-updates",
+        "2",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "tune-codes",
+        "configs/quickstart.yaml",
+        *short,
+        *search,
+        "--minutes",
+        "20",
+        "--json",
+    ]
     done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout)

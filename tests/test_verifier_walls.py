@@ -1,4 +1,5 @@
-"""The walls around verifiers that are not ours: each is tried by what it must stop, and each try works where the wall is not."""
+"""The walls around verifiers that are not ours: each is tried by what it must stop, and each try works where the wall
+is not."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def make(settings):
         return float(os.getpid() if settings["who"] else len(text))
     return judge
 """
-# Each sets ``got`` where it gets through. {T} is a file that must not appear, {P} the worker, {N} a port that listens, {H} the home folder.
+# Each sets ``got`` where it gets through. {T} is a file that must not appear, {P} the worker, {N} a port that listens,
+# {H} the home folder.
 TRIES = {
     "write": "open('{T}', 'w').close(); got = True",
     "create": "import os; os.open('{T}', os.O_CREAT); got = True",
@@ -135,7 +137,10 @@ def test_where_there_is_no_wall_it_gets_there(place: Path, port: int, name: str,
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "secret").write_text("s3cret")
     code = "got = False\n" + tried(TRIES[name], tmp_path, port) + "\nprint(got)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout.strip() == "True"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout.strip()
+        == "True"
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,10 @@ def test_nothing_that_a_response_changes_is_seen_by_the_next(judged: Forks) -> N
     ]
     for change in changes:
         _, count, environment, value = judged.call(
-            {}, [None] * 4, [change, "got = count == 1", "import os; got = 'X' in os.environ", "got = False"], name="test"
+            {},
+            [None] * 4,
+            [change, "got = count == 1", "import os; got = 'X' in os.environ", "got = False"],
+            name="test",
         )
         assert (count, environment, value) == (1.0, 0.0, 0.0), change
 
@@ -266,7 +274,26 @@ def test_arithmetic_shares_forks_and_what_takes_long_is_spread(sums: Forks, paus
 
 @pytest.mark.parametrize(
     "text",
-    ["2**3", "7//2", "x", "1e5", "1_0", "2^3", "f(1)", "1;2", "1=1", "'1'", "1 2\n3", "0x1", "1j", "1!", "{1}", "1%2", "", "1" * 201],
+    [
+        "2**3",
+        "7//2",
+        "x",
+        "1e5",
+        "1_0",
+        "2^3",
+        "f(1)",
+        "1;2",
+        "1=1",
+        "'1'",
+        "1 2\n3",
+        "0x1",
+        "1j",
+        "1!",
+        "{1}",
+        "1%2",
+        "",
+        "1" * 201,
+    ],
 )
 def test_whatever_may_name_something_or_take_long_has_a_fork_of_its_own(sums: Forks, text: str) -> None:
     who = {"pause": 0.0, "does": "pass", "who": True}
@@ -274,7 +301,9 @@ def test_whatever_may_name_something_or_take_long_has_a_fork_of_its_own(sums: Fo
     assert pids[0] == pids[2] != pids[1]
 
 
-def test_walls_that_do_not_stand_are_an_error_that_names_the_setting(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walls_that_do_not_stand_are_an_error_that_names_the_setting(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "judges" / "pyseccomp.py").write_text("raise RuntimeError('Unable to find libseccomp')\n")
     monkeypatch.setenv("PYTHONPATH", str(place / "judges"))
     forks = Forks(Confinement(module="judge_that_runs_all", seconds=2.0, megabytes=512))
@@ -296,21 +325,32 @@ def test_walls_that_do_not_stand_are_an_error_that_names_the_setting(place: Path
 
 def alone(wall: str, text: str, *, user: int | None = None) -> str:
     """What ``text`` prints behind one wall alone, in a process of its own."""
-    code = f"import os, socket, sys, encodings.idna\nsys.path.insert(0, {str(ROOT)!r})\nfrom rollout_workers.judging import walls\n"
+    code = (
+        f"import os, socket, sys, encodings.idna\nsys.path.insert(0, {str(ROOT)!r})\nfrom rollout_workers.judging "
+        "import walls\n"
+    )
     code += "filters, folders = walls.judging_filters(), walls.what_python_reads()\n"
     code += "" if user is None else f"os.setgroups([]); os.setuid({user})\n"
     run = subprocess.run([sys.executable, "-c", code + wall + "\n" + text], capture_output=True, text=True, timeout=30)
-    return run.stdout.strip() or (f"ended with {run.returncode}" if run.returncode < 0 else run.stderr.strip().rpartition("\n")[2])
+    return run.stdout.strip() or (
+        f"ended with {run.returncode}" if run.returncode < 0 else run.stderr.strip().rpartition("\n")[2]
+    )
 
 
-USERS = [None, pytest.param(65534, marks=pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else"))]
+USERS = [
+    None,
+    pytest.param(65534, marks=pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")),
+]
 
 
 @pytest.mark.parametrize("user", USERS)
 def test_landlock_alone(place: Path, port: int, user: int | None) -> None:
     if "True" not in alone("walls.forbid_privileges(); print(walls.read_only([]) > 0)", "", user=user):
         pytest.skip("this kernel has no Landlock")
-    wall, connecting = "walls.forbid_privileges(); version = walls.read_only(folders)", tried(TRIES["connect"], place, port)
+    wall, connecting = (
+        "walls.forbid_privileges(); version = walls.read_only(folders)",
+        tried(TRIES["connect"], place, port),
+    )
     place.chmod(0o777)
     for folder in (place, *place.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
@@ -318,7 +358,9 @@ def test_landlock_alone(place: Path, port: int, user: int | None) -> None:
     assert "PermissionError" in alone(wall, tried(TRIES["write"], place, port), user=user)
     assert "PermissionError" in alone(wall, "print(open('/etc/passwd').read())", user=user)
     assert "PermissionError" in alone(wall, f"{connecting}\nprint(got or version < 4)", user=user)
-    assert "PermissionError" in alone(wall, "print(os.kill(os.getppid(), 0) if version >= 6 else 'PermissionError')", user=user)
+    assert "PermissionError" in alone(
+        wall, "print(os.kill(os.getppid(), 0) if version >= 6 else 'PermissionError')", user=user
+    )
     assert alone("", connecting + "\nprint(got)", user=user) == "True"  # else the tries above prove nothing
     assert "root" in alone("", "print(open('/etc/passwd').readline())", user=user)
 

@@ -13,22 +13,29 @@ from configs.schema import Rollout as RolloutSettings
 from latent_control import LatentActionLM
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.engines.vllm import read_options
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 pytest_plugins = ("rl_fixtures",)
 
 ROOT = Path(__file__).parents[1]
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed in this environment: docs/vllm.md")
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed in this environment: docs/vllm.md"
+)
 
 JOB = DecodeJob(
-    prompts=((5, 9, 14, 3), (7, 1), (6, 6, 8, 11, 4, 9, 2, 13), (3,)), repeats=3, seeds=tuple(range(100, 112)), max_new_tokens=24
+    prompts=((5, 9, 14, 3), (7, 1), (6, 6, 8, 11, 4, 9, 2, 13), (3,)),
+    repeats=3,
+    seeds=tuple(range(100, 112)),
+    max_new_tokens=24,
 )
 
 
 def checkpoint(folder: Path, **shape: object) -> Path:
     """64 random codes on the embedded base LM that change what is generated."""
     layers = {"policy_layers": 2, "inverse_dynamics_layers": 2, "merge_layers": 2}
-    model = LatentActionLM.from_base(ROOT / "configs" / "models" / "countdown-1m", num_actions=64, seed=0, **layers | shape)
+    model = LatentActionLM.from_base(
+        ROOT / "configs" / "models" / "countdown-1m", num_actions=64, seed=0, **layers | shape
+    )
     generator = torch.Generator().manual_seed(0)
     for weight in (*model.merge.parameters(), model.codebook, model.policy.head.weight):
         torch.nn.init.normal_(weight, std=0.1, generator=generator)
@@ -61,7 +68,9 @@ def assert_same(local: RolloutEngine, vllm: RolloutEngine, job: DecodeJob) -> to
 
 @needs_vllm
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5}])
-def test_rollouts_are_those_of_the_built_in_engine(engines: tuple[RolloutEngine, RolloutEngine], sampling: dict[str, float]) -> None:
+def test_rollouts_are_those_of_the_built_in_engine(
+    engines: tuple[RolloutEngine, RolloutEngine], sampling: dict[str, float]
+) -> None:
     local, vllm = engines
     assert (vllm.world_hash, vllm.codebook_hash) == (local.world_hash, local.codebook_hash)
     actions = assert_same(local, vllm, replace(JOB, **sampling))
@@ -87,13 +96,15 @@ def test_a_worker_on_vllm_trains(ray_session: None, tmp_path: Path) -> None:
     """A real actor, live updates, and a learner that finds the log-probabilities the worker recorded."""
     from rl_tools import rl_config
 
-    from pipeline.algorithm import algorithm_config
-    from pipeline.improve import update_metrics
+    from pipeline.rl.algorithm import algorithm_config
+    from pipeline.stages.improve import update_metrics
 
     host = HostSpec(level="latent", checkpoint=str(checkpoint(tmp_path / "latent")))
     settings = {"num_workers": 1, "engine": "vllm", "engine_options": {"max_model_len": 64}}
     config = rl_config(ROOT / "configs" / "models" / "countdown-1m", rollout=settings)
-    algorithm = algorithm_config(config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=1e-3).build_algo()
+    algorithm = algorithm_config(
+        config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=1e-3
+    ).build_algo()
     try:
         metrics = [update_metrics(algorithm.train()) for _ in range(4)]
     finally:

@@ -1,4 +1,5 @@
-"""A model's folder that does not hold the model: refused from the files alone by ``config check`` and by every loader, never filled up."""
+"""A model's folder that does not hold the model: refused from the files alone by ``config check`` and by every loader,
+never filled up."""
 
 from __future__ import annotations
 
@@ -18,15 +19,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from configs.schema import RunConfig
-from latent_control import LatentActionLM, pretrained
+from latent_control import LatentActionLM
+from latent_control.bases import loading
+from latent_control.bases.loading import BASE, ENCODER, REWARD_MODEL, judge, load_model
+from latent_control.bases.weight_files import absent_by_number, read_shapes
 from latent_control.model import load_base
-from latent_control.persistence import load_policy
 from latent_control.preference import load_classifier, require_reward_model
-from latent_control.pretrained import BASE, ENCODER, REWARD_MODEL, judge, load_model
-from latent_control.token_level import token_policy
-from latent_control.weight_files import absent_by_number, read_shapes
-from pipeline import cli, embedding
-from pipeline.preflight import check
+from latent_control.pretrained import load_policy
+from latent_control.token_policy import token_policy
+from pipeline.cli import app as cli
+from pipeline.preflight.check import check
+from pipeline.stages import embedding
 
 pytest_plugins = ("rl_fixtures",)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -92,7 +95,10 @@ def longer_tokenizer(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "lfs": (lambda f: (f / WEIGHTS).write_text(POINTER), r"model.safetensors is a Git LFS pointer.* git lfs pull"),
-    "cut": (lambda f: cut(f / WEIGHTS, -100), r"model.safetensors .*should have \d+ bytes, but has \d+\); copy it again"),
+    "cut": (
+        lambda f: cut(f / WEIGHTS, -100),
+        r"model.safetensors .*should have \d+ bytes, but has \d+\); copy it again",
+    ),
     "cut-in-header": (lambda f: cut(f / WEIGHTS, 500), r"its header should have \d+ bytes, but the file has 500"),
     "cut-to-nothing": (lambda f: cut(f / WEIGHTS, 0), r"model.safetensors is empty; copy"),
     "cut-to-five": (lambda f: cut(f / WEIGHTS, 5), r"its header should have \d+ bytes, but the file has 5"),
@@ -104,30 +110,64 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "dangling-link": (linked, r"model.safetensors is a link to nothing"),
     "folder-for-file": (lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()), r"model.safetensors is no file"),
     "pickle": (pickled, r"pytorch_model.bin only, which are pickles and not read; take the model's safetensors"),
-    "variant": (lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"), r"but model.fp16.safetensors; .*give it the usual name"),
-    "no-shard": (lambda f: (f / shards(f)[1]).unlink(), r"lacks 1 of the \d+ files that its .*index.json names: model-00002-of-"),
+    "variant": (
+        lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"),
+        r"but model.fp16.safetensors; .*give it "
+        r"the usual name",
+    ),
+    "no-shard": (
+        lambda f: (f / shards(f)[1]).unlink(),
+        r"lacks 1 of the \d+ files that its .*index.json names: model-00002-of-",
+    ),
     "shard-lfs": (lambda f: (f / shards(f)[1]).write_text(POINTER), r"model-00002-of-.* is a Git LFS pointer"),
     "shard-cut": (lambda f: cut(f / shards(f)[-1], -4), r"model-0.*should have \d+ bytes"),
-    "shard-lacks": (lambda f: change(f, lambda t: t.popitem(), shards(f)[2]), r"index.json lacks 1 of the model's 21 tensors"),
+    "shard-lacks": (
+        lambda f: change(f, lambda t: t.popitem(), shards(f)[2]),
+        r"index.json lacks 1 of the model's 21 "
+        r"tensors",
+    ),
     "index-no-json": (lambda f: (shards(f), (f / INDEX).write_text("{")), r"is no index of safetensors files"),
-    "index-outside": (lambda f: (shards(f), settings(f, INDEX, weight_map={"a": "../a.safetensors"})), r"no safetensors file in the same"),
+    "index-outside": (
+        lambda f: (shards(f), settings(f, INDEX, weight_map={"a": "../a.safetensors"})),
+        r"no safetensors file in the same",
+    ),
     "index-empty": (lambda f: (shards(f), settings(f, INDEX, weight_map={})), r"weight_map names no files"),
     "missing": (
-        lambda f: drop(f, "model.norm.weight", *(f"model.layers.1.mlp.{n}_proj.weight" for n in ("up", "down", "gate"))),
-        r"model.safetensors lacks 4 of the model's 21 tensors: model.layers.1.mlp.down_proj.weight, .*gate.*up.* and 1 more; copy",
+        lambda f: drop(
+            f, "model.norm.weight", *(f"model.layers.1.mlp.{n}_proj.weight" for n in ("up", "down", "gate"))
+        ),
+        r"model.safetensors lacks 4 of the model's 21 tensors: model.layers.1.mlp.down_proj.weight, .*gate.*up.* and "
+        r"1 more; copy",
     ),
-    "unexpected": (lambda f: change(f, lambda t: t.update(v_head=torch.ones(2))), r"has 1 tensors that .*: v_head; take config"),
+    "unexpected": (
+        lambda f: change(f, lambda t: t.update(v_head=torch.ones(2))),
+        r"has 1 tensors that .*: v_head; "
+        r"take config",
+    ),
     "shape": (
         lambda f: change(f, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
         r"has 1 tensors of another shape than config.json says: model.norm.weight is \[7\], not \[32\]; take",
     ),
     "other-config": (lambda f: settings(f, num_hidden_layers=3), r"lacks 9 of the model's 30 tensors"),
-    "fewer-blocks": (lambda f: settings(f, num_hidden_layers=1), r"has 9 tensors that the LlamaForCausalLM of its config.json has not"),
-    "headless": (headless, r"lacks 1 .*lm_head.weight; it was saved without its head: save it with AutoModelForCausalLM"),
-    "tokenizer-larger": (longer_tokenizer, r"tokenizer.json has 1 tokens beyond the \d+ rows .*: word-too-many; take the tokenizer"),
+    "fewer-blocks": (
+        lambda f: settings(f, num_hidden_layers=1),
+        r"has 9 tensors that the LlamaForCausalLM of its "
+        r"config.json has not",
+    ),
+    "headless": (
+        headless,
+        r"lacks 1 .*lm_head.weight; it was saved without its head: save it with "
+        r"AutoModelForCausalLM",
+    ),
+    "tokenizer-larger": (
+        longer_tokenizer,
+        r"tokenizer.json has 1 tokens beyond the \d+ rows .*: word-too-many; take the tokenizer",
+    ),
     "tokenizer-lfs": (lambda f: (f / "tokenizer.json").write_text(POINTER), r"tokenizer.json is a Git LFS pointer"),
     "adapter-only": (
-        lambda f: (f / WEIGHTS).rename(f / "adapter_model.safetensors").with_name("adapter_config.json").write_text("{}"),
+        lambda f: (
+            (f / WEIGHTS).rename(f / "adapter_model.safetensors").with_name("adapter_config.json").write_text("{}")
+        ),
         r"weights of an adapter only; remove config.json",
     ),
     "adapter-beside": (lambda f: (f / "adapter_config.json").write_text("{}"), r"holds a whole model and an adapter"),
@@ -156,7 +196,9 @@ def errors_of(base: Path, **sections: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
-def test_a_broken_base_is_refused_from_its_files(folder: Path, damage: Damage, message: str, request: pytest.FixtureRequest) -> None:
+def test_a_broken_base_is_refused_from_its_files(
+    folder: Path, damage: Damage, message: str, request: pytest.FixtureRequest
+) -> None:
     damage(folder)
     state = torch.get_rng_state()
     request.getfixturevalue("no_load")
@@ -195,7 +237,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(folder: Path) -> None:
 def test_what_was_not_seen_in_the_files_is_seen_after_the_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model that the loader downloads."""
     drop(folder, "model.norm.weight")
-    monkeypatch.setattr(pretrained, "judge", lambda *_, **__: pretrained.Verdict([], None, None))
+    monkeypatch.setattr(loading, "judge", lambda *_, **__: loading.Verdict([], None, None))
     with pytest.raises(ValueError, match=r"lacks 1 of the model's 21 tensors: model.norm.weight; copy"):
         LatentActionLM.from_base(folder)
 
@@ -207,12 +249,20 @@ MIXED = LIKE_LLAMA | {"num_experts_per_tok": 2}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MASK = torch.ones(1, 1, 64, 64, dtype=torch.bool)
 INTACT: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = {
-    "llama": ("Llama", LIKE_LLAMA, {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}),
+    "llama": (
+        "Llama",
+        LIKE_LLAMA,
+        {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)},
+    ),
     "llama-tied": ("Llama", LIKE_LLAMA | {"tie_word_embeddings": True}, {}),
     "qwen2": ("Qwen2", LIKE_LLAMA | {"tie_word_embeddings": True}, {}),
     "qwen3": ("Qwen3", LIKE_LLAMA | {"head_dim": 8}, {}),
     "mixtral": ("Mixtral", MIXED | {"num_local_experts": 4}, {}),
-    "qwen2-moe": ("Qwen2Moe", MIXED | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}, {}),
+    "qwen2-moe": (
+        "Qwen2Moe",
+        MIXED | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        {},
+    ),
     "gemma": ("Gemma", LIKE_LLAMA | {"head_dim": 8}, {}),
     "gemma2": ("Gemma2", LIKE_LLAMA | {"head_dim": 8}, {}),
     "phi": ("Phi", SMALL | {"intermediate_size": 64}, {}),
@@ -223,10 +273,22 @@ INTACT: dict[str, tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = {
     "gpt2": (
         "GPT2",
         SMALL,
-        {f"transformer.h.{i}.attn.{name}": mask for i in range(2) for name, mask in (("bias", MASK), ("masked_bias", torch.tensor(-1e4)))},
+        {
+            f"transformer.h.{i}.attn.{name}": mask
+            for i in range(2)
+            for name, mask in (("bias", MASK), ("masked_bias", torch.tensor(-1e4)))
+        },
     ),
-    "gptj": ("GPTJ", SMALL | {"rotary_dim": 4}, {"transformer.h.0.attn.bias": MASK, "transformer.h.0.attn.masked_bias": torch.ones(())}),
-    "gpt_neo": ("GPTNeo", SMALL | {"attention_types": [[["global"], 2]]}, {"transformer.h.1.attn.attention.bias": MASK}),
+    "gptj": (
+        "GPTJ",
+        SMALL | {"rotary_dim": 4},
+        {"transformer.h.0.attn.bias": MASK, "transformer.h.0.attn.masked_bias": torch.ones(())},
+    ),
+    "gpt_neo": (
+        "GPTNeo",
+        SMALL | {"attention_types": [[["global"], 2]]},
+        {"transformer.h.1.attn.attention.bias": MASK},
+    ),
     "gpt_neox": (
         "GPTNeoX",
         SMALL | {"intermediate_size": 64},
@@ -252,7 +314,9 @@ def test_what_an_architecture_leaves_out_passes_and_what_it_needs_does_not(name:
     assert judge(folder, BASE, trust_remote_code=False)[:2] == ([], None)
     assert load_base(folder) is not None
     tensors = load_file(folder / WEIGHTS)
-    needed = sorted(key for key in tensors if key not in INTACT[name][2] and tensors[key].ndim == 2 and "head" not in key)
+    needed = sorted(
+        key for key in tensors if key not in INTACT[name][2] and tensors[key].ndim == 2 and "head" not in key
+    )
     drop(folder, needed[len(needed) // 2])
     (problem,) = judge(folder, BASE, trust_remote_code=False).problems
     assert "lacks" in problem or "of another shape" in problem or "missing: " in problem
@@ -263,7 +327,11 @@ def test_names_without_the_prefix_of_the_head_s_model_pass(tmp_path: Path) -> No
     folder = make(tmp_path / "base", "gpt2")
     whole = load_base(folder)
     tensors = load_file(folder / WEIGHTS)
-    save_file({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     assert judge(folder, BASE, trust_remote_code=False)[:2] == ([], None)
     assert torch.equal(load_base(folder).transformer.h[1].mlp.c_fc.weight, whole.transformer.h[1].mlp.c_fc.weight)
 
@@ -275,7 +343,8 @@ def test_a_missing_part_of_an_expert_is_named_as_in_the_file(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=f"joined when loading do not fit each other; missing: {name}; copy"):
         load_base(folder)
     assert absent_by_number(["a.0.b.1", "a.1.b.0", "a.1.b.1", "c"]) == ["a.0.b.0"]
-    assert absent_by_number([".".join(map(str, range(i, i + 40))) for i in range(40)]) == []  # 40 ** 40 names are not made
+    # 40 ** 40 names are not made
+    assert absent_by_number([".".join(map(str, range(i, i + 40))) for i in range(40)]) == []
 
 
 def test_quantised_models_and_models_with_code_are_let_pass_with_a_word(folder: Path) -> None:
@@ -293,19 +362,21 @@ def test_tokens_for_pictures_may_lie_beyond_a_text_model_s_embedding(folder: Pat
     assert judge(folder, BASE, trust_remote_code=False).problems == []
 
 
-def test_a_hub_id_is_judged_by_what_the_cache_holds(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_is_judged_by_what_the_cache_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert "not all, on this machine yet" in str(judge("some-one/no-model", BASE, trust_remote_code=False).unjudged)
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: str(folder / "config.json"))
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: str(folder / "config.json"))
     assert judge("some-one/model", BASE, trust_remote_code=False)[:2] == ([], None)
     cut(folder / WEIGHTS, -4)
     assert "should have" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
     (folder / WEIGHTS).unlink()
     assert "not all, on this machine yet" in str(judge("some-one/model", BASE, trust_remote_code=False).unjudged)
-    monkeypatch.setattr(pretrained.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
     assert "has no weights" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
 
 
-# -- reward models, encoders, our own checkpoints ------------------------------------------------------------------------
+# -- reward models, encoders, our own checkpoints ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -378,15 +449,19 @@ def test_our_own_checkpoints_are_whole_too(tiny_checkpoint: Path, tiny_base: Pat
 
 
 def test_a_token_level_policy_needs_all_that_was_trained(tiny_base: Path, tmp_path: Path) -> None:
-    from rollout_workers.episodes import HostSpec
-    from rollout_workers.hosting import load_host
+    from rollout_workers.model_host import load_host
+    from rollout_workers.rollouts import HostSpec
 
-    spec = HostSpec(level="token", checkpoint=str(tiny_base), token_blocks=1, policy_file=str(tmp_path / "policy.safetensors"))
+    spec = HostSpec(
+        level="token", checkpoint=str(tiny_base), token_blocks=1, policy_file=str(tmp_path / "policy.safetensors")
+    )
     tower = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
     trained = {name: p.detach() + 1 for name, p in tower.named_parameters() if p.requires_grad}
     save_file(trained, tmp_path / "policy.safetensors")
     policy = load_host(spec, torch.device("cpu"), torch.float32).policy
-    assert policy is not None and all(torch.equal(p, trained[name]) for name, p in policy.named_parameters() if name in trained)
+    assert policy is not None and all(
+        torch.equal(p, trained[name]) for name, p in policy.named_parameters() if name in trained
+    )
     lost = sorted(trained)[0]
     change(tmp_path, lambda tensors: tensors.pop(lost), "policy.safetensors")
     with pytest.raises(ValueError, match=f"{lost} is missing"):

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import gymnasium
 
 from rollout_workers.environments.protocol import Episode, Step
-from rollout_workers.sequences import LazySequence
+from rollout_workers.lazy_sequence import LazySequence
 
 ROOMS, STEPS = 4, 12
 WORDS = ("room", "key", "go", "left", "right", "take", "wait", "taken", "nothing", ">", ".", *map(str, range(ROOMS)))
 
 
 class Keys:
-    """``environment/toy_world:Keys``: rooms in a row, a key in one of them; ``delay`` seconds before a world is made."""
+    """``environment/toy_world:Keys``: rooms in a row, a key in one of them; ``delay`` seconds before a world is
+    made."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
@@ -33,7 +34,8 @@ class Keys:
 
 
 class KeyWorld:
-    """A quarter for reaching the key's room, the rest for taking the key. ``wait N`` takes N seconds, ``crash`` raises, ``die`` exits."""
+    """A quarter for reaching the key's room, the rest for taking the key. ``wait N`` takes N seconds, ``crash`` raises,
+    ``die`` exits."""
 
     def reset(self, episode: Episode) -> str:
         """Seeds 0 to 3: rooms 3 2 3 2, keys 1 1 0 0; the next four are their mirror images, and so on."""
@@ -57,7 +59,10 @@ class KeyWorld:
             os._exit(3)
         if text in ("go left", "go right"):
             self.room = min(ROOMS - 1, max(0, self.room + (1 if words[1] == "right" else -1)))
-            reward, self.reached = (0.25 if self.room == self.key and not self.reached else 0.0), self.reached or self.room == self.key
+            reward, self.reached = (
+                (0.25 if self.room == self.key and not self.reached else 0.0),
+                self.reached or self.room == self.key,
+            )
             return Step(observation=self._look(), reward=reward, truncated=self.steps >= STEPS)
         if text == "take key" and self.room == self.key:
             return Step(observation="taken .", reward=0.75, terminated=True, success=True)

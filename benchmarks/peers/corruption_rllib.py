@@ -1,4 +1,5 @@
-"""RLlib's own PPO checkpoint (``save_to_path``, ``from_checkpoint``) under damage, a peer of ``benchmarks/corruption.py``: a row per case.
+"""RLlib's own PPO checkpoint (``save_to_path``, ``from_checkpoint``) under damage, a peer of
+``benchmarks/corruption.py``: a row per case.
 
 RLlib has no word on which of several checkpoints to take: a user's resume takes the newest folder.
 """
@@ -79,7 +80,9 @@ def rows(work: Path, quick: bool) -> list[dict[str, Any]]:
 
     def same() -> bool:
         found = resumed(case)
-        return found.keys() == undamaged.keys() and all(np.array_equal(found[k], undamaged[k], equal_nan=True) for k in undamaged)
+        return found.keys() == undamaged.keys() and all(
+            np.array_equal(found[k], undamaged[k], equal_nan=True) for k in undamaged
+        )
 
     with heard(*LOGGERS) as more:
         assert same(), "an undamaged checkpoint comes back otherwise each time"

@@ -1,6 +1,8 @@
-"""TRL's GRPOTrainer before damaged checkpoints, as a peer of ``benchmarks/corruption.py``: it answers with a row per case.
+"""TRL's GRPOTrainer before damaged checkpoints, as a peer of ``benchmarks/corruption.py``: it answers with a row per
+case.
 
-Run by an environment with TRL and torch. Resuming is TRL's own: ``train(resume_from_checkpoint=True)``, which takes the newest folder.
+Run by an environment with TRL and torch. Resuming is TRL's own: ``train(resume_from_checkpoint=True)``, which takes the
+newest folder.
 """
 
 from __future__ import annotations

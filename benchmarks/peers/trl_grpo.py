@@ -1,4 +1,5 @@
-"""TRL's GRPOTrainer on countdown, as a peer of ``benchmarks/trl_grpo.py``: asked for n, it trains n updates and answers their seconds.
+"""TRL's GRPOTrainer on countdown, as a peer of ``benchmarks/trl_grpo.py``: asked for n, it trains n updates and answers
+their seconds.
 
 Run by an environment with TRL and torch. Given its best: no dropout, no gradient checkpointing, no reference model, one
 generation per update, no logging, fp32 as the other side.
@@ -90,7 +91,9 @@ def main() -> None:
             report_to=[],
             disable_tqdm=True,
         )
-        trainer = GRPOTrainer(model=settings["base"], reward_funcs=reward, args=config, train_dataset=rows, callbacks=[rounds])
+        trainer = GRPOTrainer(
+            model=settings["base"], reward_funcs=reward, args=config, train_dataset=rows, callbacks=[rounds]
+        )
         trainer.train()
 
 

@@ -1,10 +1,11 @@
-"""Latent actions on three architectures: base LMs of Llama, GPT-2 and Qwen2 shape, trained alike on countdown, then quickstart on each.
+"""Latent actions on three architectures: base LMs of Llama, GPT-2 and Qwen2 shape, trained alike on countdown, then
+quickstart on each.
 
     python benchmarks/studies/bases.py --out runs/study
 
-The Llama-shaped one is the embedded model; the others are made by the same config (configs/base_countdown.yaml) with another ``family``.
-Rows per base: success of the base itself, cross-entropy with codes, code perplexity, what the cloned policy loses against the base
-(nats per token), held-out success after reinforcement learning.
+The Llama-shaped one is the embedded model; the others are made by the same config (configs/base_countdown.yaml) with
+another ``family``. Rows per base: success of the base itself, cross-entropy with codes, code perplexity, what the
+cloned policy loses against the base (nats per token), held-out success after reinforcement learning.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def play(out: Path, family: str, seed: int) -> tuple[Curve, Curve]:
     """(finding and cloning the codes, improving the policy)."""
     own = [] if family == "llama" else [f"base.model={base_of(out, family)}"]
     clone = cloned(out / "bases" / f"{family}-codes", seed, *own)
-    learned = improved(out / "bases", f"rl-{family}", seed, clone, *own, "improve.epochs=3", f"improve.updates={UPDATES}")
+    learned = improved(
+        out / "bases", f"rl-{family}", seed, clone, *own, "improve.epochs=3", f"improve.updates={UPDATES}"
+    )
     print(f"{family}, seed {seed}: {statistics.mean(learned.rewards[-LAST:]):.3f}", flush=True)
     return curve(clone.parent.parent), learned
 
@@ -56,15 +59,23 @@ def main() -> None:
         found = [played[family, seed] for seed in arguments.seeds]
         evaluations = [after.summary["evaluation"] for _, after in found]
         stages = [before.summary["stages"] for before, _ in found]
-        rows += [row(f"{family}: base, held out, {m}", [e["base"][m] for e in evaluations]) for m in ("sampled", "greedy")]
-        rows += [row(f"{family}: {m}", [s["actions"]["metrics"][m] for s in stages]) for m in ("nll_base", "nll_codes", "code_perplexity")]
+        rows += [
+            row(f"{family}: base, held out, {m}", [e["base"][m] for e in evaluations]) for m in ("sampled", "greedy")
+        ]
+        rows += [
+            row(f"{family}: {m}", [s["actions"]["metrics"][m] for s in stages])
+            for m in ("nll_base", "nll_codes", "code_perplexity")
+        ]
         rows.append(
             row(
                 f"{family}: lost by cloning",
                 [s["clone"]["metrics"]["nll_marginal"] - s["clone"]["metrics"]["nll_base_same"] for s in stages],
             )
         )
-        rows += [row(f"{family}: after RL, held out, {m}", [e["improved"][m] for e in evaluations]) for m in ("sampled", "greedy")]
+        rows += [
+            row(f"{family}: after RL, held out, {m}", [e["improved"][m] for e in evaluations])
+            for m in ("sampled", "greedy")
+        ]
     write("bases", "benchmarks/studies/bases.py", arguments.seeds, rows)
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/studies/code_meaning.py runs/study/codes-64-1/cloned-0/checkpoints/clone
 
-Samples 8 rollouts of the checkpoint's policy for each of 400 training prompts. A code that means the same in every context tells much;
-one that is a name in one context only tells little, and what reinforcement learning learns about it does not carry over.
+Samples 8 rollouts of the checkpoint's policy for each of 400 training prompts. A code that means the same in every
+context tells much; one that is a name in one context only tells little, and what reinforcement learning learns about it
+does not carry over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from latent_control import LatentActionLM
-from latent_control.persistence import base_path
+from latent_control.pretrained import base_path
 from latent_control.text import encode_text, load_tokenizer
 from rollout_workers.tasks.countdown import Countdown
 

@@ -1,11 +1,13 @@
-"""How codes are found: direct assignment with the usage term against without it, against VQ-VAE; residual against official head.
+"""How codes are found: direct assignment with the usage term against without it, against VQ-VAE; residual against
+official head.
 
     python benchmarks/studies/codebook.py
 
-Same base LM, demonstrations, modules, optimiser, batches and number of updates (quickstart's ``actions`` section). VQ is that of van den
-Oord et al. (2017): the inverse dynamics model gives a vector, the nearest codebook vector takes its place (straight-through), squared
-errors pull the two together (commitment weight 0.25); the codebook starts at vectors of the first batch, which helps it. Measured on
-held-out demonstrations: cross-entropy with codes, live codes, code perplexity, share of true next tokens that some code reaches.
+Same base LM, demonstrations, modules, optimiser, batches and number of updates (quickstart's ``actions`` section). VQ
+is that of van den Oord et al. (2017): the inverse dynamics model gives a vector, the nearest codebook vector takes its
+place (straight-through), squared errors pull the two together (commitment weight 0.25); the codebook starts at vectors
+of the first batch, which helps it. Measured on held-out demonstrations: cross-entropy with codes, live codes, code
+perplexity, share of true next tokens that some code reaches.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from common import ROOT, row, write
 from torch import nn
 
 from configs.loading import load_config
+from latent_control.analysis.measures import codebook_measures, reach_measures
 from latent_control.losses import Metrics
-from latent_control.measures import codebook_measures, reach_measures
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import TokenBatch
 from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
-from learners.offline import Hooks, OfflineStage, Step, make_optimizer, train
-from pipeline.data import heldout_batches, training_batches
-from pipeline.offline import new_model
+from learners.offline_training import Hooks, OfflineStage, Step, make_optimizer, train
+from pipeline.data.batches import heldout_batches, training_batches
+from pipeline.stages.offline import new_model
 from rollout_workers.tasks import build_task
 
 CASES: dict[str, list[str]] = {

@@ -1,7 +1,7 @@
 """What the studies share: quickstart runs by seed, kept once made; intervals over seeds; the result file and its page.
 
-Every run is ``latent-control run configs/quickstart.yaml`` with overrides, one worker and one learner thread, so that two fit on
-two cores side by side.
+Every run is ``latent-control run configs/quickstart.yaml`` with overrides, one worker and one learner thread, so that
+two fit on two cores side by side.
 """
 
 from __future__ import annotations
@@ -55,7 +55,15 @@ def run(out: Path, overrides: Sequence[str], config: str = "quickstart") -> Path
     """The finished run in ``out``, made unless it is there."""
     if not (out / "done").exists():
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        command = [sys.executable, "-m", "pipeline", "run", str(ROOT / "configs" / f"{config}.yaml"), *ONE_CORE, *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "run",
+            str(ROOT / "configs" / f"{config}.yaml"),
+            *ONE_CORE,
+            *overrides,
+        ]
         done = subprocess.run([*command, "--run-dir", str(out), "--quiet"], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{out.name} failed: {done.stderr[-2000:]}")
@@ -65,7 +73,11 @@ def run(out: Path, overrides: Sequence[str], config: str = "quickstart") -> Path
 
 def cloned(out: Path, seed: int, *overrides: str) -> Path:
     """Checkpoint of quickstart's codes and cloned policy, measured on a few prompts and texts."""
-    return run(out / f"cloned-{seed}", [f"seed={seed}", "improve=null", "evaluation.prompts=64", *overrides]) / "checkpoints" / "clone"
+    return (
+        run(out / f"cloned-{seed}", [f"seed={seed}", "improve=null", "evaluation.prompts=64", *overrides])
+        / "checkpoints"
+        / "clone"
+    )
 
 
 def improved(out: Path, name: str, seed: int, clone: Path, *overrides: str) -> Curve:

@@ -2,8 +2,9 @@
 
     python benchmarks/studies/diversity.py --out runs/study
 
-Eight sampled responses to each held-out prompt. Success rises and diversity falls as the sampling temperature is lowered, so each seed's
-two policies are compared on the prompts that *both* solved at least twice, by the share of pairs of *solutions* that differ.
+Eight sampled responses to each held-out prompt. Success rises and diversity falls as the sampling temperature is
+lowered, so each seed's two policies are compared on the prompts that *both* solved at least twice, by the share of
+pairs of *solutions* that differ.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from common import row, write
 
-from pipeline.diversity import per_prompt_pairs, solutions
-from pipeline.outcomes import OUTCOMES
-from pipeline.replay import read_outcomes
+from pipeline.evaluation.diversity import per_prompt_pairs, solutions
+from pipeline.evaluation.outcomes import OUTCOMES
+from pipeline.replay.writer import read_outcomes
 
 SIDES = ("latent", "last_blocks", "added_blocks", "all")
 
@@ -42,7 +43,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     sides = {
-        side: [played(arguments.out / f"{side}-{seed}", "improved" if side == "latent" else "token_level") for seed in arguments.seeds]
+        side: [
+            played(arguments.out / f"{side}-{seed}", "improved" if side == "latent" else "token_level")
+            for seed in arguments.seeds
+        ]
         for side in SIDES
     }
     rows = []
@@ -51,7 +55,12 @@ def main() -> None:
         rows.append(row(f"{side}: differing pairs", [float(np.nanmean(pairs)) for _, pairs, _ in runs]))
         if side != "latent":
             pairs = list(zip(sides["latent"], runs, strict=True))
-            rows.append(row(f"latent - {side}, solutions to prompts both solved twice", [at_equal_success(a[2], b[2]) for a, b in pairs]))
+            rows.append(
+                row(
+                    f"latent - {side}, solutions to prompts both solved twice",
+                    [at_equal_success(a[2], b[2]) for a, b in pairs],
+                )
+            )
     write("diversity", "benchmarks/studies/diversity.py", arguments.seeds, rows)
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/studies/kl_zero.py --out runs/study
 
-The held-out curve is measured every 50 updates; ``last_minus_best`` is success at the end minus the best before it, ``last_minus_usual``
-minus success after the usual number of updates. The best two token-level settings run beside when the sweep of latent_vs_token.py is there.
+The held-out curve is measured every 50 updates; ``last_minus_best`` is success at the end minus the best before it,
+``last_minus_usual`` minus success after the usual number of updates. The best two token-level settings run beside when
+the sweep of latent_vs_token.py is there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ PLAYED = ("latent", "last_blocks", "all")
 
 def play(out: Path, side: str, seed: int, settings: list[str]) -> list[float]:
     """Held-out success, sampled, every ``EVERY`` updates."""
-    long = [f"improve.updates={USUAL * TIMES}", f"improve.evaluate_every={EVERY}", f"improve.evaluate_prompts={PROMPTS}", "evaluation=null"]
+    long = [
+        f"improve.updates={USUAL * TIMES}",
+        f"improve.evaluate_every={EVERY}",
+        f"improve.evaluate_prompts={PROMPTS}",
+        "evaluation=null",
+    ]
     improved(out, f"kl-zero-{side}", seed, cloned(out, seed), *settings, "improve.kl_coefficient=0", *long)
     lines = (out / f"kl-zero-{side}-{seed}" / "metrics.jsonl").read_text().splitlines()
     found = [r["heldout_success"] for r in map(json.loads, lines) if r["stage"] == "improve" and "heldout_success" in r]
@@ -39,7 +45,11 @@ def main() -> None:
     out = arguments.out.absolute()
     sweep = out / "sweep.json"
     best: dict[str, Any] = json.loads(sweep.read_text())["best"] if sweep.is_file() else {}
-    chosen = {side: overrides(*(best[side][k] for k in ("side", "rate", "epochs", "temperature"))) for side in PLAYED if side in best}
+    chosen = {
+        side: overrides(*(best[side][k] for k in ("side", "rate", "epochs", "temperature")))
+        for side in PLAYED
+        if side in best
+    }
     chosen = chosen or {"latent": SIDES["latent"][0]}
     jobs = [(side, seed) for side in chosen for seed in arguments.seeds]
     side_by_side(lambda seed: cloned(out, seed), arguments.seeds)

@@ -1,14 +1,17 @@
-"""Latent actions against the best token-level baseline on quickstart: same trainer, prompts, rewards, batches, evaluation.
+"""Latent actions against the best token-level baseline on quickstart: same trainer, prompts, rewards, batches,
+evaluation.
 
-    python benchmarks/studies/latent_vs_token.py --sweep --out runs/study      learning rate, epochs, temperature of each side, one seed
-    python benchmarks/studies/latent_vs_token.py --out runs/study              the best of each, five other seeds
+    python benchmarks/studies/latent_vs_token.py --sweep --out runs/study      learning rate, epochs, temperature of
+    each side, one seed python benchmarks/studies/latent_vs_token.py --out runs/study              the best of each,
+    five other seeds
 
-The target is what the best token-level baseline earns at the end of its budget (mean of its last 20 updates); a side reaches it when
-the mean of its last 10 updates does. ``rollout_ratio`` and ``wall_ratio``: what latent RL spends to reach it over the baseline's budget;
-``..., first reached``: over what the baseline itself spends until it is there for the first time. A seed that never reaches it counts with
-its whole budget, which is too little; ``target_missed_by_latent`` says how many do. Times are of reinforcement learning alone.
-``latent, half the updates`` is the bar put directly: half the baseline's rollouts, with a learning rate that falls to the end, and what
-is still missing then.
+The target is what the best token-level baseline earns at the end of its budget (mean of its last 20 updates); a side
+reaches it when the mean of its last 10 updates does. ``rollout_ratio`` and ``wall_ratio``: what latent RL spends to
+reach it over the baseline's budget; ``..., first reached``: over what the baseline itself spends until it is there for
+the first time. A seed that never reaches it counts with its whole budget, which is too little;
+``target_missed_by_latent`` says how many do. Times are of reinforcement learning alone. ``latent, half the updates`` is
+the bar put directly: half the baseline's rollouts, with a learning rate that falls to the end, and what is still
+missing then.
 """
 
 from __future__ import annotations
@@ -32,14 +35,25 @@ SIDES = {
 EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
 LAST, WINDOW, FORMAT = 20, 10, 0.98
 # Chosen on seeds 100 and 101, like the settings of the sweep.
-HALF = ["improve.learning_rate=7e-4", "improve.min_learning_rate_share=0.05", "improve.epochs=3", "rollout.temperature=0.6"]
+HALF = [
+    "improve.learning_rate=7e-4",
+    "improve.min_learning_rate_share=0.05",
+    "improve.epochs=3",
+    "rollout.temperature=0.6",
+]
 HALF += [f"improve.updates={UPDATES // 2}"]
-EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "evaluation.samples_per_prompt=8"]  # for diversity.py
+# for diversity.py
+EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "evaluation.samples_per_prompt=8"]
 
 
 def overrides(side: str, rate: float, epochs: int, temperature: float) -> list[str]:
     """What a setting changes of quickstart."""
-    return [*SIDES[side][0], f"improve.learning_rate={rate}", f"improve.epochs={epochs}", f"rollout.temperature={temperature}"]
+    return [
+        *SIDES[side][0],
+        f"improve.learning_rate={rate}",
+        f"improve.epochs={epochs}",
+        f"rollout.temperature={temperature}",
+    ]
 
 
 def last(curve: Curve) -> float:
@@ -59,13 +73,16 @@ def sweep(out: Path, updates: int) -> dict[str, dict[str, Any]]:
     def play(job: tuple[str, float, int, float]) -> float:
         side, rate, epochs, temperature = job
         name = f"sweep-{side}-{rate:g}-{epochs}-{temperature:g}"
-        reward = last(improved(out, name, DEV, clone, *overrides(*job), f"improve.updates={updates}", "evaluation=null"))
+        reward = last(
+            improved(out, name, DEV, clone, *overrides(*job), f"improve.updates={updates}", "evaluation=null")
+        )
         print(f"{name}: {reward:.3f}", flush=True)
         return reward
 
     rewards = side_by_side(play, jobs)
     tried = [
-        {"side": s, "rate": r, "epochs": e, "temperature": t, "reward": reward} for (s, r, e, t), reward in zip(jobs, rewards, strict=True)
+        {"side": s, "rate": r, "epochs": e, "temperature": t, "reward": reward}
+        for (s, r, e, t), reward in zip(jobs, rewards, strict=True)
     ]
     best = {side: max((t for t in tried if t["side"] == side), key=lambda t: t["reward"]) for side in SIDES}
     return {"tried": tried, "best": best}  # type: ignore[dict-item]
@@ -90,7 +107,10 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
     side_by_side(lambda seed: cloned(out, seed), seeds)
     jobs = [(side, seed) for side in SIDES for seed in seeds]
     curves = dict(zip(jobs, side_by_side(play, jobs), strict=True))
-    token = max((side for side in SIDES if side != "latent"), key=lambda side: statistics.mean(last(curves[side, seed]) for seed in seeds))
+    token = max(
+        (side for side in SIDES if side != "latent"),
+        key=lambda side: statistics.mean(last(curves[side, seed]) for seed in seeds),
+    )
     rows = [row(f"{side}: reward at the end", [last(curves[side, seed]) for seed in seeds]) for side in SIDES]
     rows += [
         row(f"{side}: held out, {mode}", [heldout(curves[side, seed], side, mode) for seed in seeds])
@@ -101,13 +121,20 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
         found = [curves[side, seed] for seed in seeds]
         rows.append(row(f"{side}: seconds sampling per update", [statistics.mean(c.sampling) for c in found]))
         rows.append(row(f"{side}: seconds updating per update", [statistics.mean(c.updating) for c in found]))
-        rows.append(row(f"{side}: updates until {FORMAT:.0%} of the rollouts are valid", [float(learned_format(c)) for c in found]))
+        rows.append(
+            row(
+                f"{side}: updates until {FORMAT:.0%} of the rollouts are valid",
+                [float(learned_format(c)) for c in found],
+            )
+        )
     spent, missed = ratios([curves["latent", seed] for seed in seeds], [curves[token, seed] for seed in seeds])
     rows.append(row("final_difference", [last(curves["latent", seed]) - last(curves[token, seed]) for seed in seeds]))
     rows += [row(name, values) for name, values in spent.items()]
     rows += at_half(out, [(seed, curves[token, seed]) for seed in seeds], token)
     more = {"token_baseline": token, "target_missed_by_latent": missed, "settings": best}
-    return rows, more | {"rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}}
+    return rows, more | {
+        "rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}
+    }
 
 
 def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str) -> list[dict[str, Any]]:
@@ -116,7 +143,10 @@ def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str) -> list[d
     found = side_by_side(lambda seed: improved(out, "latent-half", seed, cloned(out, seed), *HALF, *EVALUATION), seeds)
     pairs, name = list(zip(found, (curve for _, curve in baselines), strict=True)), "latent, half the updates"
     differences = [
-        row(f"{name}: held out, {mode}, minus {token}'s", [heldout(a, "latent", mode) - heldout(b, token, mode) for a, b in pairs])
+        row(
+            f"{name}: held out, {mode}, minus {token}'s",
+            [heldout(a, "latent", mode) - heldout(b, token, mode) for a, b in pairs],
+        )
         for mode in ("sampled", "greedy")
     ]
     return [
@@ -128,7 +158,8 @@ def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str) -> list[d
 
 
 def ratios(latent: list[Curve], token: list[Curve]) -> tuple[dict[str, list[float]], int]:
-    """(what latent RL spends to reach the baseline's reward over what the baseline spends, seeds that do not reach it)."""
+    """(what latent RL spends to reach the baseline's reward over what the baseline spends, seeds that do not reach
+    it)."""
     names = [f"{what}{kind}" for kind in ("", ", first reached") for what in ("rollout_ratio", "wall_ratio")]
     found: dict[str, list[float]] = {name: [] for name in names}
     missed = 0
@@ -144,7 +175,8 @@ def ratios(latent: list[Curve], token: list[Curve]) -> tuple[dict[str, list[floa
 
 
 def learned_format(curve: Curve) -> int:
-    """Updates until ``FORMAT`` of the rollouts are valid, on the mean of ``WINDOW`` updates; all of them when that never comes."""
+    """Updates until ``FORMAT`` of the rollouts are valid, on the mean of ``WINDOW`` updates; all of them when that
+    never comes."""
     means = [statistics.mean(curve.format[i - WINDOW : i]) for i in range(WINDOW, len(curve.format) + 1)]
     return next((i + WINDOW for i, share in enumerate(means) if share >= FORMAT), len(curve.format))
 
@@ -171,7 +203,9 @@ def main() -> None:
         return
     found = json.loads(file.read_text())
     rows, more = compare(out, found["best"], tuple(arguments.seeds))
-    write("latent_vs_token", "benchmarks/studies/latent_vs_token.py", arguments.seeds, rows, sweep=found["tried"], **more)
+    write(
+        "latent_vs_token", "benchmarks/studies/latent_vs_token.py", arguments.seeds, rows, sweep=found["tried"], **more
+    )
 
 
 if __name__ == "__main__":

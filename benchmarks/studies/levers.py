@@ -1,10 +1,11 @@
-"""What each setting of reinforcement learning is worth on quickstart: algorithms, passes, temperature, aliases, placement, fine-tuning.
+"""What each setting of reinforcement learning is worth on quickstart: algorithms, passes, temperature, aliases,
+placement, fine-tuning.
 
     python benchmarks/studies/levers.py --out runs/study
 
-Every variant starts from the same codes and cloned policy of its seed (those named "codes:" find their own) and gets as many rollouts.
-Rows: mean reward of all updates (how fast it learns), of the last 20 (how far it gets), seconds per update, and the difference to the
-first variant, paired by seed.
+Every variant starts from the same codes and cloned policy of its seed (those named "codes:" find their own) and gets as
+many rollouts. Rows: mean reward of all updates (how fast it learns), of the last 20 (how far it gets), seconds per
+update, and the difference to the first variant, paired by seed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def play(out: Path, name: str, seed: int) -> Curve:
     actions = [setting for setting in settings if setting.startswith("actions.")]
     overrides = [*actions, *THREE] if own else settings
     found = improved(out / "levers", plain, seed, clone, *overrides, f"improve.updates={UPDATES}", "evaluation=null")
-    print(f"{name}, seed {seed}: {statistics.mean(found.rewards):.3f} {statistics.mean(found.rewards[-LAST:]):.3f}", flush=True)
+    print(
+        f"{name}, seed {seed}: {statistics.mean(found.rewards):.3f} {statistics.mean(found.rewards[-LAST:]):.3f}",
+        flush=True,
+    )
     return found
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/studies/number_and_span.py --out runs/study
 
-Rows per setting: cross-entropy with codes, code perplexity, what the cloned policy loses against the base LM (nats per token), reward at
-the end of reinforcement learning, held-out success, and decisions per rollout.
+Rows per setting: cross-entropy with codes, code perplexity, what the cloned policy loses against the base LM (nats per
+token), reward at the end of reinforcement learning, held-out success, and decisions per rollout.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ def main() -> None:
         found = [played[number, span, seed] for seed in arguments.seeds]
         stages = [before.summary["stages"] for before, _ in found]
         name = f"{number} codes, span {span}"
-        rows += [row(f"{name}: {m}", [s["actions"]["metrics"][m] for s in stages]) for m in ("nll_codes", "code_perplexity")]
+        rows += [
+            row(f"{name}: {m}", [s["actions"]["metrics"][m] for s in stages]) for m in ("nll_codes", "code_perplexity")
+        ]
         lost = [s["clone"]["metrics"]["nll_marginal"] - s["clone"]["metrics"]["nll_base_same"] for s in stages]
         rows.append(row(f"{name}: lost by cloning", lost))
         rows.append(row(f"{name}: reward at the end", [statistics.mean(after.rewards[-LAST:]) for _, after in found]))
         rows += [
-            row(f"{name}: held out, {m}", [after.summary["evaluation"]["improved"][m] for _, after in found]) for m in ("sampled", "greedy")
+            row(f"{name}: held out, {m}", [after.summary["evaluation"]["improved"][m] for _, after in found])
+            for m in ("sampled", "greedy")
         ]
     write("number_and_span", "benchmarks/studies/number_and_span.py", arguments.seeds, rows)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/search.py --runs ... --q ... && python benchmarks/studies/search.py
 
-Each row is the paired difference of success, the search minus best-of-n with as many generated tokens for each prompt; its interval is
-bootstrapped over prompts (two runs, 64 each).
+Each row is the paired difference of success, the search minus best-of-n with as many generated tokens for each prompt;
+its interval is bootstrapped over prompts (two runs, 64 each).
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ def row_of(found: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     measured = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text(encoding="utf-8"))
-    write("search", "benchmarks/search.py", [0, 1], [row_of(found) for found in measured["rows"]], machine=measured["machine"])
+    write(
+        "search",
+        "benchmarks/search.py",
+        [0, 1],
+        [row_of(found) for found in measured["rows"]],
+        machine=measured["machine"],
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/studies/tables.py
 
-``<!-- rows NAME -->`` takes all rows of the study; ``<!-- rows NAME: REGEX -->`` those whose name the expression finds. Rows named
-"case: measure" become one table, the longer of the two downwards; all others a line each.
+``<!-- rows NAME -->`` takes all rows of the study; ``<!-- rows NAME: REGEX -->`` those whose name the expression finds.
+Rows named "case: measure" become one table, the longer of the two downwards; all others a line each.
 """
 
 from __future__ import annotations
@@ -55,7 +55,15 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         parts.append("\n".join(lines))
     rest = [(measure, row) for case, _, measure, row in split if not case]
     if rest:
-        parts.append("\n".join(["| | mean (95 % interval) | n |", "|---|---|---|", *(f"| {m} | {cell(r)} | {r['n']} |" for m, r in rest)]))
+        parts.append(
+            "\n".join(
+                [
+                    "| | mean (95 % interval) | n |",
+                    "|---|---|---|",
+                    *(f"| {m} | {cell(r)} | {r['n']} |" for m, r in rest),
+                ]
+            )
+        )
     return "\n\n".join(parts)
 
 

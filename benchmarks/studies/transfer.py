@@ -1,12 +1,14 @@
-"""One codebook on three tasks: codes found on countdown, used as they are on two tasks they have never seen, against new ones for each.
+"""One codebook on three tasks: codes found on countdown, used as they are on two tasks they have never seen, against
+new ones for each.
 
     python benchmarks/studies/transfer.py --out runs/study
 
-A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose demonstrations are
-right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``countdown's codes``: those and their merge module
-as they are; only the policy is cloned, 110 updates, a tenth of the former. ``broad codes``: the same with codes found once on text of all
-three tasks. All read text like the base LM's own, a third of it right: with right answers alone, retraining would be supervised
-fine-tuning of the world model. Then all get the same reinforcement learning.
+A base LM is trained on three tasks at once (countdown, sorting four numbers, their running sums), a third of whose
+demonstrations are right. ``retrained``: codes (600 updates) and policy (500) are made for the new task. ``countdown's
+codes``: those and their merge module as they are; only the policy is cloned, 110 updates, a tenth of the former.
+``broad codes``: the same with codes found once on text of all three tasks. All read text like the base LM's own, a
+third of it right: with right answers alone, retraining would be supervised fine-tuning of the world model. Then all get
+the same reinforcement learning.
 """
 
 from __future__ import annotations
@@ -83,14 +85,24 @@ def make_base(folder: Path, updates: int) -> None:
     config = load_config(ROOT / "configs" / "base_countdown.yaml", [f"base.model={folder}"]).base.train
     assert config is not None
     settings = config.model_copy(update={"updates": updates, "solved_updates": 0})
-    train_base(settings, task=Mixture(), folder=folder, seed=0, threads=1, log=lambda step, found: print(step, found, flush=True))  # type: ignore[arg-type]
+    train_base(
+        settings,
+        task=Mixture(),
+        folder=folder,
+        seed=0,
+        threads=1,
+        log=lambda step, found: print(step, found, flush=True),
+    )  # type: ignore[arg-type]
 
 
 def shown(kind: str, index: int) -> Demonstration:
     """A problem with a response as the base LM has seen them: right with probability ``SKILL``."""
     prompt, right, wrong = problem(kind, index)
     solved = random.Random(f"skill/{kind}/{index}").random() < SKILL
-    return Demonstration(prompt=Prompt(id=f"{kind}/{index}", text=prompt, metadata={"answer": right}), response=right if solved else wrong)
+    return Demonstration(
+        prompt=Prompt(id=f"{kind}/{index}", text=prompt, metadata={"answer": right}),
+        response=right if solved else wrong,
+    )
 
 
 def task_of(out: Path, kind: str) -> tuple[list[str], list[str]]:
@@ -139,7 +151,10 @@ def rows_of(kind: str, played: dict[str, list[tuple[Curve, Curve]]]) -> list[dic
         return [pair[place].summary["evaluation"][stage][measure] for pair in played[way]]
 
     def seconds(way: str) -> list[float]:
-        return [sum(float(before.summary["stages"][n]["seconds"]) for n in ("actions", "clone")) for before, _ in played[way]]
+        return [
+            sum(float(before.summary["stages"][n]["seconds"]) for n in ("actions", "clone"))
+            for before, _ in played[way]
+        ]
 
     rows, best = [], of("retrained", "improved", "sampled")
     for way, name in WAYS.items():
@@ -149,7 +164,9 @@ def rows_of(kind: str, played: dict[str, list[tuple[Curve, Curve]]]) -> list[dic
         rows.append(row(f"{kind}, {name}: before RL, sampled", of(way, "cloned", "sampled")))
         rows.append(row(f"{kind}, {name}: after RL, sampled", ends))
         if way != "retrained":
-            rows.append(row(f"{kind}, {name}: after RL, over retrained", [a / b for a, b in zip(ends, best, strict=True)]))
+            rows.append(
+                row(f"{kind}, {name}: after RL, over retrained", [a / b for a, b in zip(ends, best, strict=True)])
+            )
             cost = [a / b for a, b in zip(seconds(way), seconds("retrained"), strict=True)]
             rows.append(row(f"{kind}, {name}: cost of codes and policy, over retrained", cost))
     return rows
@@ -170,7 +187,9 @@ def main() -> None:
         return
     for kind in NEW:
         task_of(out, kind)  # before two runs at once want to write them
-    side_by_side(lambda job: codes_of(out, *job), [(seed, way) for seed in arguments.seeds for way in WAYS if way != "retrained"])
+    side_by_side(
+        lambda job: codes_of(out, *job), [(seed, way) for seed in arguments.seeds for way in WAYS if way != "retrained"]
+    )
     jobs = [(kind, seed, way) for kind in NEW for seed in arguments.seeds for way in WAYS]
     played = dict(zip(jobs, side_by_side(lambda job: play(out, *job), jobs), strict=True))
     rows = []

@@ -1,4 +1,5 @@
-"""Policy-gradient algorithms by name; each is an estimator of advantages, all share the clipped surrogate (``losses``)."""
+"""Policy-gradient algorithms by name; each is an estimator of advantages, all share the clipped surrogate
+(``losses``)."""
 
 from latent_control.algorithms.common import Algorithm, Estimate, Outcomes
 from latent_control.algorithms.grpo import DR_GRPO, GRPO

@@ -1,4 +1,5 @@
-"""GRPO (Shao et al., 2024, DeepSeekMath) and its variant without the standard deviation (Liu et al., 2025, "Dr. GRPO")."""
+"""GRPO (Shao et al., 2024, DeepSeekMath) and its variant without the standard deviation (Liu et al., 2025, "Dr.
+GRPO")."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def grpo(outcomes: Outcomes) -> Estimate:
 
 
 def dr_grpo(outcomes: Outcomes) -> Estimate:
-    """r - mean within the group: prompts on which the policy is nearly always right or wrong count no more than others."""
+    """r - mean within the group: prompts on which the policy is nearly always right or wrong count no more than
+    others."""
     rewards, valid = outcomes.totals(), outcomes.groups()
     return Estimate(advantages=outcomes.per_position((rewards - group_mean(rewards, valid)) * valid))
 

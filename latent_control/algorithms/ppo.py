@@ -1,4 +1,5 @@
-"""PPO's estimator (Schulman et al., 2016 and 2017): generalised advantages from a critic on the state the policy reads."""
+"""PPO's estimator (Schulman et al., 2016 and 2017): generalised advantages from a critic on the state the policy
+reads."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from latent_control.algorithms.common import Algorithm, Estimate, Outcomes, norm
 
 
 def reinforce_pp(outcomes: Outcomes) -> Estimate:
-    """The discounted rewards (and KL penalties) to come at each action, with mean 0 and standard deviation 1 over the batch."""
+    """The discounted rewards (and KL penalties) to come at each action, with mean 0 and standard deviation 1 over the
+    batch."""
     sums = sums_to_come(outcomes.step_rewards(), outcomes.taken, outcomes.discount)
     return Estimate(advantages=normalised(sums, outcomes))
 

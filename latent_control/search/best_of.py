@@ -1,4 +1,5 @@
-"""What a search has to be compared with: the best of as many whole responses as its tokens buy, and single responses."""
+"""What a search has to be compared with: the best of as many whole responses as its tokens buy, and single
+responses."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ class _Purse:
     def job(self, longest: int) -> Job:
         """The next responses."""
         first, self.drawn = self.drawn, self.drawn + self.affordable(longest)
-        return Job(path=[self.root], seeds=[rollout_seed(self.seed, draw, 3) for draw in range(first, self.drawn)], room=longest)
+        return Job(
+            path=[self.root],
+            seeds=[rollout_seed(self.seed, draw, 3) for draw in range(first, self.drawn)],
+            room=longest,
+        )
 
     def take(self, response: Response, judge: Judge, number: int) -> None:
         """Pay for a response and keep it if it is better."""
@@ -60,9 +65,11 @@ def best_of_tokens(
     max_new_tokens: int,
     seeds: Sequence[int],
 ) -> list[Best]:
-    """The response with the highest value (the first of equals) among those drawn until a prompt's budget of tokens is spent.
+    """The response with the highest value (the first of equals) among those drawn until a prompt's budget of tokens is
+    spent.
 
-    The response that reaches the budget is finished and counts: best-of-n gets at least the budget, and less than one response more.
+    The response that reaches the budget is finished and counts: best-of-n gets at least the budget, and less than one
+    response more.
     """
     roots = decoder.prefill(prompts)
     purses = [_Purse(root=r, seed=s, budget=b) for r, s, b in zip(roots, seeds, budgets, strict=True)]
@@ -75,10 +82,19 @@ def best_of_tokens(
 
 
 def best_of_n(
-    decoder: ChunkDecoder, prompts: Sequence[Sequence[int]], judge: Judge, *, n: int, max_new_tokens: int, seeds: Sequence[int]
+    decoder: ChunkDecoder,
+    prompts: Sequence[Sequence[int]],
+    judge: Judge,
+    *,
+    n: int,
+    max_new_tokens: int,
+    seeds: Sequence[int],
 ) -> list[Best]:
     """The response with the highest value (the first of equals) of ``n``."""
-    purses = [_Purse(root=root, seed=seed, budget=n * max_new_tokens) for root, seed in zip(decoder.prefill(prompts), seeds, strict=True)]
+    purses = [
+        _Purse(root=root, seed=seed, budget=n * max_new_tokens)
+        for root, seed in zip(decoder.prefill(prompts), seeds, strict=True)
+    ]
     found = decoder.extend([purse.job(max_new_tokens) for purse in purses], max_new_tokens, keep=False)
     for number, (purse, segments) in enumerate(zip(purses, found, strict=True)):
         for segment in segments:
@@ -95,6 +111,11 @@ def play_once(
     decoder: ChunkDecoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int], greedy: bool
 ) -> list[Best]:
     """One response to each prompt."""
-    jobs = [Job(path=[root], seeds=[seed], room=max_new_tokens) for root, seed in zip(decoder.prefill(prompts), seeds, strict=True)]
+    jobs = [
+        Job(path=[root], seeds=[seed], room=max_new_tokens)
+        for root, seed in zip(decoder.prefill(prompts), seeds, strict=True)
+    ]
     found = decoder.extend(jobs, max_new_tokens, keep=False, greedy=greedy)
-    return [Best(response=response_of([one]), value=float("nan"), tokens=len(one.tokens), responses=1) for (one,) in found]
+    return [
+        Best(response=response_of([one]), value=float("nan"), tokens=len(one.tokens), responses=1) for (one,) in found
+    ]

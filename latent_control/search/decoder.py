@@ -1,7 +1,7 @@
 """Decoding chunks from any nodes of any trees in one batch, on caches whose prefix is never computed again.
 
-A row's caches are put together from the segments of its path: a copy in memory, no forward pass. Rows end at the same column
-(``slots``), so paths of different length share a batch. Every row draws from its own random stream.
+A row's caches are put together from the segments of its path: a copy in memory, no forward pass. Rows end at the same
+column (``slots``), so paths of different length share a batch. Every row draws from its own random stream.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from latent_control.actors import Actor
-from latent_control.base import BaseLM
+from latent_control.base_lm import BaseLM
+from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.lean_blocks import lean_blocks
+from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
-from latent_control.lean import lean_blocks
-from latent_control.q_head import QHead, best_supported, supported
+from latent_control.search.q_head import QHead, best_supported, supported
 from latent_control.search.segments import Layers, Path, Segment, width
-from latent_control.slots import SlotLayer, SlotMemory
 from latent_control.tower import position_ids
 
 # Rows that have finished are computed along until they are this share.
@@ -61,7 +61,8 @@ class Rows:
 
 
 class ChunkDecoder:
-    """Extends paths by chunks of a policy's codes. Exact: the same tokens and log-probabilities as decoding without a tree.
+    """Extends paths by chunks of a policy's codes. Exact: the same tokens and log-probabilities as decoding without a
+    tree.
 
     Args:
         temperature, top_k: of the sampler; as in ``generate``.
@@ -128,7 +129,13 @@ class ChunkDecoder:
 
     @torch.inference_mode()
     def extend(
-        self, jobs: Sequence[Job], length: int, *, keep: bool = True, greedy: bool = False, q_temperature: float | None = None
+        self,
+        jobs: Sequence[Job],
+        length: int,
+        *,
+        keep: bool = True,
+        greedy: bool = False,
+        q_temperature: float | None = None,
     ) -> list[list[Segment]]:
         """Chunks of ``length`` tokens for every seed of every job, shorter where a response ends.
 
@@ -142,13 +149,16 @@ class ChunkDecoder:
         """
         if length % self.actor.span and keep:
             raise ValueError(
-                f"chunks of {length} tokens would end inside a code, which lasts for {self.actor.span}: choose a multiple of it"
+                f"chunks of {length} tokens would end inside a code, which lasts for {self.actor.span}: choose a "
+                "multiple of it"
             )
         places = [(job, seed) for job in jobs for seed in job.seeds]
         found: list[Segment] = []
         for first in range(0, len(places), self.max_rows):
             part = places[first : first + self.max_rows]
-            found += _Chunks(self, [job for job, _ in part], length, keep, greedy, q_temperature).run([seed for _, seed in part])
+            found += _Chunks(self, [job for job, _ in part], length, keep, greedy, q_temperature).run(
+                [seed for _, seed in part]
+            )
         self.generated += sum(len(segment.tokens) for segment in found)
         chunks = iter(found)
         return [[next(chunks) for _ in job.seeds] for job in jobs]
@@ -183,7 +193,9 @@ class ChunkDecoder:
             numbers=list(range(count)),
             memory=memory,
             base_cache=_filled(memory, [[segment.base for segment in path] for path in paths]),
-            policy_cache=None if self.actor.tower is None else _filled(memory, [[segment.policy for segment in path] for path in paths]),
+            policy_cache=None
+            if self.actor.tower is None
+            else _filled(memory, [[segment.policy for segment in path] for path in paths]),
             seen=seen,
             positions=torch.tensor(widths, device=logits.device),
             logits=logits,
@@ -227,14 +239,21 @@ class _Chunks:
     """One batch of ``ChunkDecoder.extend``."""
 
     def __init__(
-        self, decoder: ChunkDecoder, jobs: Sequence[Job], length: int, keep: bool, greedy: bool, q_temperature: float | None
+        self,
+        decoder: ChunkDecoder,
+        jobs: Sequence[Job],
+        length: int,
+        keep: bool,
+        greedy: bool,
+        q_temperature: float | None,
     ) -> None:
         self.decoder, self.jobs, self.keep, self.greedy, self.q_temperature = decoder, jobs, keep, greedy, q_temperature
         self.lengths = [min(length, job.room) for job in jobs]
         self.length = max(self.lengths)
         self.rows = decoder.assemble([job.path for job in jobs], self.length)
         self.start = self.rows.memory.end
-        self.chosen: list[list[tuple[int, int, float, float]]] = [[] for _ in jobs]  # tokens, actions, log-probabilities, Q
+        # tokens, actions, log-probabilities, Q
+        self.chosen: list[list[tuple[int, int, float, float]]] = [[] for _ in jobs]
         self.done: dict[int, Segment] = {}
 
     def run(self, seeds: Sequence[int]) -> list[Segment]:
@@ -247,7 +266,9 @@ class _Chunks:
                 break
             tokens = self._squeeze(live, tokens)
             if self.keep or step + 1 < self.length:
-                self.decoder.feed(self.rows, tokens, [p for p, number in enumerate(self.rows.numbers) if number not in self.done])
+                self.decoder.feed(
+                    self.rows, tokens, [p for p, number in enumerate(self.rows.numbers) if number not in self.done]
+                )
         if self.keep:
             self._keep()
         return [self.done[number] for number in range(len(self.jobs))]
@@ -263,7 +284,9 @@ class _Chunks:
         logp = log_probs.gather(-1, taken)[:, 0] if first else torch.zeros(len(taken))
         q = torch.zeros(len(taken)) if decoder.q is None else decoder.q(rows.state).gather(-1, taken)[:, 0]
         tokens = decoder.actor.emit(rows.final, rows.held)
-        for number, *one in zip(rows.numbers, tokens.tolist(), rows.held.tolist(), logp.tolist(), q.tolist(), strict=True):
+        for number, *one in zip(
+            rows.numbers, tokens.tolist(), rows.held.tolist(), logp.tolist(), q.tolist(), strict=True
+        ):
             if number not in self.done:
                 self.chosen[number].append((one[0], one[1], one[2], one[3]))
                 stopped, full = one[0] in decoder.stop_tokens, step + 1 == self.jobs[number].room
@@ -342,7 +365,8 @@ def _cut(cache: Cache, row: int, columns: slice) -> Layers:
 
 
 def _filled(memory: SlotMemory, paths: Sequence[Sequence[Layers]]) -> Cache:
-    """A cache over slots, a row per path, which ends at ``memory.end``; rows of one path in a row are filled at once."""
+    """A cache over slots, a row per path, which ends at ``memory.end``; rows of one path in a row are filled at
+    once."""
     layers: list[CacheLayerMixin] = []
     for number, like in enumerate(paths[0][0]):
         if like is None:

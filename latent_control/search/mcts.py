@@ -1,12 +1,13 @@
 """Monte-Carlo tree search over chunks of codes (CoLA's search, arXiv 2503.21383): select, expand, value, back up.
 
-An iteration grows one leaf of each tree by ``width`` sampled chunks. A new child that ends its response is valued by the judge; any
-other by a rollout of the policy to the end, which the judge values (``search``), or by max_a Q(h, a) without a rollout (``guided``:
-MCTS-Q). All prompts are searched side by side: one batch for the chunks of an iteration, one for its rollouts.
+An iteration grows one leaf of each tree by ``width`` sampled chunks. A new child that ends its response is valued by
+the judge; any other by a rollout of the policy to the end, which the judge values (``search``), or by max_a Q(h, a)
+without a rollout (``guided``: MCTS-Q). All prompts are searched side by side: one batch for the chunks of an iteration,
+one for its rollouts.
 
-The answer is the finished response with the highest value, of those in the tree and of the rollouts; among equals, the one whose node
-was visited most, then the one found first. The search never stops early: with a verifier as judge it would stop just when it has
-succeeded, and a comparison at equal budget would be unfair.
+The answer is the finished response with the highest value, of those in the tree and of the rollouts; among equals, the
+one whose node was visited most, then the one found first. The search never stops early: with a verifier as judge it
+would stop just when it has succeeded, and a comparison at equal budget would be unfair.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class SearchSettings:
     leaves: int = 1
     """Leaves of one tree grown at the same time; each counts as a failure until it is valued (virtual loss)"""
     guided: bool = False
-    """MCTS-Q: codes are drawn from pi(a) exp(Q(h, a) / ``q_temperature``), and Q in place of rollouts values what is unfinished."""
+    """MCTS-Q: codes are drawn from pi(a) exp(Q(h, a) / ``q_temperature``), and Q in place of rollouts values what is
+    unfinished."""
     q_temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -112,7 +114,8 @@ class _Search:
 
     def result(self) -> Found:
         """The best response."""
-        best = max(self.candidates, key=lambda candidate: (candidate.value, candidate.node.visits))  # the first of equals
+        # the first of equals
+        best = max(self.candidates, key=lambda candidate: (candidate.value, candidate.node.visits))
         return Found(
             response=best.response,
             value=best.value,
@@ -127,11 +130,17 @@ Fresh = tuple[_Search, Node]
 
 
 def search(
-    decoder: ChunkDecoder, prompts: Sequence[Sequence[int]], judge: Judge, settings: SearchSettings, *, seeds: Sequence[int]
+    decoder: ChunkDecoder,
+    prompts: Sequence[Sequence[int]],
+    judge: Judge,
+    settings: SearchSettings,
+    *,
+    seeds: Sequence[int],
 ) -> list[Found]:
     """Search every prompt, side by side; a prompt's result depends on its own seed alone.
 
-    Memory: a prompt's tree holds the caches of at most iterations * width * chunk tokens, and its prompt's (``cache_bytes_bound``).
+    Memory: a prompt's tree holds the caches of at most iterations * width * chunk tokens, and its prompt's
+    (``cache_bytes_bound``).
 
     Args:
         prompts: token ids.
@@ -143,7 +152,9 @@ def search(
     if settings.guided and decoder.q is None:
         raise ValueError("a guided search needs a Q head: give the decoder one (latent-control train-q RUN makes it)")
     roots = decoder.prefill(prompts)
-    searches = [_Search(i, root, settings, judge, seed) for i, (root, seed) in enumerate(zip(roots, seeds, strict=True))]
+    searches = [
+        _Search(i, root, settings, judge, seed) for i, (root, seed) in enumerate(zip(roots, seeds, strict=True))
+    ]
     for first in range(0, settings.iterations, settings.leaves):
         at_once = min(settings.leaves, settings.iterations - first)
         _iterate(decoder, [(one, one.tree.select()) for one in searches for _ in range(at_once)], settings)
@@ -178,7 +189,11 @@ def _values(decoder: ChunkDecoder, fresh: Sequence[Fresh], settings: SearchSetti
     if settings.guided:
         return [one.finish(node) if node.finished else decoder.value(node.segment) for one, node in fresh]
     open_ones = [(one, node) for one, node in fresh if not node.finished]
-    rests = decoder.extend([one.rollout(node) for one, node in open_ones], settings.max_new_tokens, keep=False) if open_ones else []
+    rests = (
+        decoder.extend([one.rollout(node) for one, node in open_ones], settings.max_new_tokens, keep=False)
+        if open_ones
+        else []
+    )
     following = {id(node): rest for (_, node), rest in zip(open_ones, rests, strict=True)}
     for one, node in open_ones:
         one.count(following[id(node)])

@@ -42,7 +42,9 @@ class Segment:
     @property
     def bytes(self) -> int:
         """Memory of the caches it holds."""
-        tensors = [tensor for layers in (self.base, self.policy) for layer in layers if layer is not None for tensor in layer]
+        tensors = [
+            tensor for layers in (self.base, self.policy) for layer in layers if layer is not None for tensor in layer
+        ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

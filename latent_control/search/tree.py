@@ -1,8 +1,9 @@
 """The tree of one prompt: which leaf to grow next, and what its value says about the nodes above it.
 
-Children are chunks *sampled* from the policy, which so serves as the prior, and selection is UCT (Kocsis and Szepesvari, 2006): mean
-value + c * sqrt(ln(visits of the parent) / visits). As a node is visited more, more children are drawn (progressive widening, Coulom,
-2007). The state of a node is its text alone, so chunks of the same tokens are one child, whatever their codes. A finished child has
+Children are chunks *sampled* from the policy, which so serves as the prior, and selection is UCT (Kocsis and
+Szepesvari, 2006): mean value + c * sqrt(ln(visits of the parent) / visits). As a node is visited more, more children
+are drawn (progressive widening, Coulom, 2007). The state of a node is its text alone, so chunks of the same tokens are
+one child, whatever their codes. A finished child has
 been valued once and for all: it counts in its parent's mean, but is not walked into again.
 """
 
@@ -76,13 +77,16 @@ class Tree:
         """The node to grow next; marked as being grown until ``backup``."""
         node = self.root
         while not self._is_due(node):
-            node = max((child for child in node.children.values() if not child.finished), key=lambda child: child.score(self.c))
+            node = max(
+                (child for child in node.children.values() if not child.finished), key=lambda child: child.score(self.c)
+            )
         for one in (node, *node.ancestors()):
             one.pending += 1
         return node
 
     def _is_due(self, node: Node) -> bool:
-        """Whether chunks are to be drawn from a node: at first, as its visits grow, and when no other way down is left."""
+        """Whether chunks are to be drawn from a node: at first, as its visits grow, and when no other way down is
+        left."""
         wanted = self.width * max(1, math.isqrt(node.visits // self.width))
         return node.draws < wanted or all(child.finished for child in node.children.values())
 

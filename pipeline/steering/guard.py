@@ -1,7 +1,8 @@
 """What stands before the page: only this machine's own browser tabs may ask, and only small questions.
 
-A page elsewhere can send requests to 127.0.0.1 from the visitor's browser, or have its own name resolve to it (DNS rebinding). The
-first carries a foreign ``Origin``, the second a foreign ``Host``; a number cannot be rebound, so numbers are taken as they are.
+A page elsewhere can send requests to 127.0.0.1 from the visitor's browser, or have its own name resolve to it (DNS
+rebinding). The first carries a foreign ``Origin``, the second a foreign ``Host``; a number cannot be rebound, so
+numbers are taken as they are.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Guard:
     """An ASGI application before another one."""
 
     def __init__(self, inner: Application, names: frozenset[str], *, everywhere: bool = False) -> None:
-        """``names``: what this service may be called besides a number, e.g. ``{"localhost"}``; ``everywhere``: by any number, not by
-        loopback's only."""
+        """``names``: what this service may be called besides a number, e.g. ``{"localhost"}``; ``everywhere``: by any
+        number, not by loopback's only."""
         self.inner, self.names, self.everywhere = inner, names, everywhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,9 @@ class Guard:
         if (refusal := self.refusal(scope["method"], headers)) is not None:
             status, words = refusal
             body = json.dumps({"error": {"message": words}}).encode()
-            await say({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+            await say(
+                {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+            )
             await say({"type": "http.response.body", "body": body})
             return
         await self.inner(scope, receive, say)
@@ -73,7 +76,11 @@ class Guard:
         length = headers.get("content-length", "")
         if not length.isdecimal():
             return 411, "say the body's size: content-length"
-        return (413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read") if int(length) > LARGEST_BODY else None
+        return (
+            (413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read")
+            if int(length) > LARGEST_BODY
+            else None
+        )
 
     def _is_ours(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")

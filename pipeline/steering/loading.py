@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from configs.schema import RunConfig
 from latent_control.model import LatentActionLM
-from latent_control.persistence import tokenizer_path
+from latent_control.pretrained import tokenizer_path
 from latent_control.text import encode_text, load_tokenizer, whole_characters
-from pipeline import export as exporting
-from pipeline.completions import Limits
+from pipeline.serving import export
+from pipeline.serving.protocol import Limits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
@@ -87,7 +87,7 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
         FileNotFoundError: nothing is there.
         ValueError: no policy over codes is there, it is damaged, or its base LM is missing or another.
     """
-    source = exporting.find(target)
+    source = export.find(target)
     config, note = _config(source)
     trust = config is not None and config.base.trust_remote_code
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -108,21 +108,23 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
         max_tokens=_most_tokens(source, config),
         vocabulary=model.base.lm.get_input_embeddings().weight.shape[0],
     )
-    return Loaded(name=name, model=model, tokenizer=tokenizer, config=config, task=task, note=note, prompts=prompts, limits=limits)
+    return Loaded(
+        name=name, model=model, tokenizer=tokenizer, config=config, task=task, note=note, prompts=prompts, limits=limits
+    )
 
 
-def _config(source: exporting.Source) -> tuple[RunConfig | None, str]:
+def _config(source: export.Source) -> tuple[RunConfig | None, str]:
     """The config of a run, or of the run that an export came from; or ``None`` and why."""
     if source.run_dir is not None:
         return source.config(), ""
-    recorded = exporting.read_provenance(source.checkpoint).get("config")
+    recorded = export.read_provenance(source.checkpoint).get("config")
     if recorded is None:
         return None, f"{source.checkpoint.name} lies in no run, so its task is not known: answers are not scored"
     try:
         return RunConfig.model_validate(recorded), ""
     except ValidationError as error:
         first = error.errors()[0]
-        return None, f"the config in {exporting.PROVENANCE} is of another version ({first['msg']}): answers are not scored"
+        return None, f"the config in {export.PROVENANCE} is of another version ({first['msg']}): answers are not scored"
 
 
 def _task(config: RunConfig | None, note: str) -> tuple[Task | None, tuple[Prompt, ...], str]:
@@ -139,9 +141,9 @@ def _task(config: RunConfig | None, note: str) -> tuple[Task | None, tuple[Promp
         return None, (), f"the task {config.task.name} cannot be built here ({error}): answers are not scored"
 
 
-def _most_tokens(source: exporting.Source, config: RunConfig | None) -> int:
+def _most_tokens(source: export.Source, config: RunConfig | None) -> int:
     if config is not None:
         return config.rollout.max_new_tokens
     if (source.checkpoint / "generation_config.json").is_file():
-        return exporting.defaults(source.checkpoint).max_new_tokens or MOST_TOKENS
+        return export.defaults(source.checkpoint).max_new_tokens or MOST_TOKENS
     return MOST_TOKENS

@@ -1,7 +1,9 @@
-"""The steering page: one document without anything from elsewhere, made of the explorer's look and helpers and its own script.
+"""The steering page: one document without anything from elsewhere, made of the explorer's look and helpers and its own
+script.
 
-Texts of models and tasks are hostile: they come as JSON and enter the page as text nodes alone. The Content-Security-Policy, sent as a
-header, lets nothing run but this style and script, and lets them talk to this service only.
+Texts of models and tasks are hostile: they come as JSON and enter the page as text nodes alone. The
+Content-Security-Policy, sent as a header, lets nothing run but this style and script, and lets them talk to this
+service only.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from pipeline.explorer import page as explorer
+from pipeline.pages.explorer import page as explorer
 
 SCRIPTS = ("state.js", "answer.js", "candidates.js", "main.js")
 """One after the other, with the explorer's helpers after the first, they are the page's script."""

@@ -38,9 +38,13 @@ def listen(host: str, port: int | None) -> socket.socket:
             return socket.create_server((host, number), family=family)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise ValueError(f"cannot listen on {host}:{number} ({error.strerror or error}): give another --host or --port") from error
+                raise ValueError(
+                    f"cannot listen on {host}:{number} ({error.strerror or error}): give another --host or --port"
+                ) from error
     taken = f"port {start} is taken" if port is not None else f"the ports {start} to {start + TRIED - 1} are taken"
-    raise ValueError(f"{taken} on {host}: give another --port" + ("" if port is None else ", or none: then a free one is looked for"))
+    raise ValueError(
+        f"{taken} on {host}: give another --port" + ("" if port is None else ", or none: then a free one is looked for")
+    )
 
 
 def names_of(host: str) -> frozenset[str]:

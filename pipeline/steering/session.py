@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.steering.wishes import Wish
+from pipeline.steering.request import Wish
 
 
 def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
@@ -25,7 +25,9 @@ def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
         elif span and not gaps and int(span[2]) - int(span[1]) < 100_000:
             found += range(int(span[1]), int(span[2]) + 1)
         elif part:
-            raise ValueError(f"{what}: {part[:40]!r} is no code; write numbers with commas, " + ("3,_,17" if gaps else "3,5,10-12"))
+            raise ValueError(
+                f"{what}: {part[:40]!r} is no code; write numbers with commas, " + ("3,_,17" if gaps else "3,5,10-12")
+            )
     return found
 
 
@@ -78,7 +80,8 @@ class Session:
         return replace(self, codes=(*shown[:place], code), forbidden_at=self._barred(place))
 
     def start_again(self, place: int, shown: Sequence[int], barred: Sequence[int] = ()) -> Session:
-        """The policy chooses from token ``place`` on, there not among ``barred``; the codes ``shown`` before it stay."""
+        """The policy chooses from token ``place`` on, there not among ``barred``; the codes ``shown`` before it
+        stay."""
         kept = self._barred(place)
         if barred:
             kept[place] = (*self.forbidden_at.get(place, ()), *barred)

@@ -1,4 +1,5 @@
-"""Answers to wishes: the steered answer, what every code would have written at one of its tokens, and the base LM's own answer."""
+"""Answers to wishes: the steered answer, what every code would have written at one of its tokens, and the base LM's own
+answer."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from latent_control.decoding import special_tokens
-from latent_control.explain import tokens_of_all
-from latent_control.guide import make_guide
-from latent_control.traced import Traced, generate_traced
-from pipeline.completions import Refused, decode
+from latent_control.analysis.explain import tokens_of_all
+from latent_control.analysis.trace import Traced, generate_traced
+from latent_control.decoding.generate import special_tokens
+from latent_control.decoding.guide import make_guide
+from pipeline.serving.protocol import Refused, decode
 from pipeline.steering.loading import Loaded
 from pipeline.steering.records import Answer, Candidate, Candidates, Mass, Token, Verdict
-from pipeline.steering.wishes import Wish, ask_of
+from pipeline.steering.request import Wish, ask_of
 from rollout_workers.tasks import Prompt, Score
 
 KEPT = 64
@@ -76,7 +77,10 @@ class Steerer:
                 raise Refused(f"place is {place}: the answer has tokens 0 to {len(traced.tokens) - 1}", param="place")
             if place % span:
                 first = place - place % span
-                raise Refused(f"place is {place}, inside the span of the code chosen at token {first}: ask about that one", param="place")
+                raise Refused(
+                    f"place is {place}, inside the span of the code chosen at token {first}: ask about that one",
+                    param="place",
+                )
             return self._candidates(wish, traced, place)
 
     def base(self, wish: Wish) -> Answer:
@@ -133,7 +137,13 @@ class Steerer:
                 loaded.model,
                 ask.prompt,
                 guide=make_guide(
-                    ask.codes, ask.allowed, rows=1, num_actions=count, span=span, barred=barred, device=loaded.model.codebook.device
+                    ask.codes,
+                    ask.allowed,
+                    rows=1,
+                    num_actions=count,
+                    span=span,
+                    barred=barred,
+                    device=loaded.model.codebook.device,
                 ),
                 max_new_tokens=ask.max_tokens,
                 temperature=ask.temperature,
@@ -180,8 +190,16 @@ class Steerer:
         for row in rows:
             masses.setdefault(row.token, []).append(row)
         summed = [
-            Mass(token=token, text=some[0].text, chance=sum(row.chance for row in some), codes=len(some), best=some[0].code)
+            Mass(
+                token=token,
+                text=some[0].text,
+                chance=sum(row.chance for row in some),
+                codes=len(some),
+                best=some[0].code,
+            )
             for token, some in masses.items()
         ]
         summed.sort(key=lambda mass: -mass.chance)
-        return Candidates(place=place, chosen=traced.codes[place], codes=tuple(rows), tokens=tuple(summed[:LISTED_MASSES]))
+        return Candidates(
+            place=place, chosen=traced.codes[place], codes=tuple(rows), tokens=tuple(summed[:LISTED_MASSES])
+        )

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.explorer.records import as_data
-from pipeline.steering.drawing import answer_lines, candidate_lines, printable
+from pipeline.pages.explorer.records import as_data
 from pipeline.steering.records import Answer
 from pipeline.steering.session import Session, codes_of, plain_codes
 from pipeline.steering.steerer import Steerer
+from pipeline.steering.terminal_view import answer_lines, candidate_lines, printable
 
 HELP = """a line of text         a new prompt
 :prompt [N]            held-out prompts of the task; take the one with number N
@@ -56,7 +56,9 @@ class Terminal:
             "base": self._base,
             "prompt": self._prompt,
             "greedy": lambda _: self._decide(replace(self.session, temperature=0.0)),
-            "temperature": lambda text: self._decide(replace(self.session, temperature=number(text, ":temperature", float))),
+            "temperature": lambda text: self._decide(
+                replace(self.session, temperature=number(text, ":temperature", float))
+            ),
             "seed": lambda text: self._decide(replace(self.session, seed=number(text, ":seed", int))),
             "top-k": lambda text: self._decide(replace(self.session, top_k=number(text, ":top-k", int))),
             "tokens": lambda text: self._decide(replace(self.session, max_tokens=number(text, ":tokens", int))),

@@ -12,13 +12,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from pipeline.completions import Refused, parse
-from pipeline.explorer.records import as_data
+from pipeline.pages.explorer.records import as_data
+from pipeline.serving.protocol import Refused, parse
 from pipeline.steering.guard import Application, Guard
 from pipeline.steering.page import page, policy
+from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, Question, Wish
 from pipeline.steering.server import is_loopback, names_of
 from pipeline.steering.steerer import Steerer
-from pipeline.steering.wishes import MOST_CHARACTERS, MOST_NEW_TOKENS, Question, Wish
 
 WAITING = 8
 """Questions that may wait for the model; more are turned away."""
@@ -36,7 +36,9 @@ def application(steerer: Steerer, host: str) -> Application:
 
     async def tell(request: Request, kind: type[Kind], question: Callable[[Kind], Any]) -> Response:
         if not desk.acquire(blocking=False):
-            return JSONResponse(Refused(f"{WAITING} questions are waiting already: ask again in a moment").body(), status_code=503)
+            return JSONResponse(
+                Refused(f"{WAITING} questions are waiting already: ask again in a moment").body(), status_code=503
+            )
         try:
             wish = parse(await request.body(), kind)
             return JSONResponse(as_data(await run_in_threadpool(question, wish)))

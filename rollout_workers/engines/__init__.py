@@ -11,7 +11,7 @@ from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob, RolloutEngine
 from rollout_workers.engines.simulated import SimulatedEngine
 from rollout_workers.engines.vllm import VllmEngine
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 __all__ = ["DecodeJob", "RolloutEngine", "load_engine"]
 
@@ -22,7 +22,9 @@ ENGINES: Mapping[str, Callable[..., RolloutEngine]] = {
 }
 
 
-def load_engine(spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> RolloutEngine:
+def load_engine(
+    spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype
+) -> RolloutEngine:
     """The engine ``settings.engine`` names, hosting the model of ``spec``.
 
     Raises:

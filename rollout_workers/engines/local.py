@@ -9,18 +9,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
-from latent_control.decoding import generate
+from latent_control.decoding.generate import generate
+from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.records import Generation
-from latent_control.rescoring import choices, rescored_logp
-from latent_control.token_level import WholeModel
+from latent_control.token_policy import WholeModel
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
-from rollout_workers.episodes import HostSpec, Rollout
-from rollout_workers.hosting import Host, load_host
+from rollout_workers.model_host import Host, load_host
+from rollout_workers.rollouts import HostSpec, Rollout
 
 
 class LocalEngine:
-    """``latent_control.decoding.generate`` on any supported base LM, CPU or GPU."""
+    """``latent_control.decoding.generate.generate`` on any supported base LM, CPU or GPU."""
 
     ships_features = True
 
@@ -30,7 +30,9 @@ class LocalEngine:
         self.tokenizer: PreTrainedTokenizerBase = host.tokenizer
 
     @classmethod
-    def load(cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> LocalEngine:
+    def load(
+        cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype
+    ) -> LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_control.records import Generation
 from latent_control.tower import Tower
-from rollout_workers.episodes import Rollout
+from rollout_workers.rollouts import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class DecodeJob:
     keep_features: bool = False
     """Also return the states the policy read, where the engine can (``ships_features``)."""
     aliases: int | None = None
-    """Also find the codes, among so many most likely ones, that would have emitted the same token (engine ``local``)."""
+    """Also find the codes, among so many most likely ones, that would have emitted the same token (engine
+    ``local``)."""
     refresh: Callable[[], int] | None = None
     """Asked between decoding steps: may call the engine's ``use`` and returns the policy version from now on."""
 
@@ -62,7 +63,7 @@ class RolloutEngine(Protocol):
         ...
 
     def rescore(self, rollouts: Sequence[Rollout], *, temperature: float, top_k: int | None) -> list[np.ndarray] | None:
-        """Per rollout, float32 [T]: log-probability of each action under the policy as it is now, by one pass over the whole row; NaN
-        where no action was chosen. ``None``: this engine cannot say.
+        """Per rollout, float32 [T]: log-probability of each action under the policy as it is now, by one pass over the
+        whole row; NaN where no action was chosen. ``None``: this engine cannot say.
         """
         ...

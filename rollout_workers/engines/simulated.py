@@ -1,7 +1,8 @@
 """An engine that decodes nothing: random codes and tokens after the time decoding would have taken.
 
-For planning a cluster without GPUs: worker, records, verifier, transport, replay buffer and learner are the real ones, only the
-base LM and its decoding are left out. What it makes is noise; ``world_hash`` and ``codebook_hash`` of its records say ``simulated``.
+For planning a cluster without GPUs: worker, records, verifier, transport, replay buffer and learner are the real ones,
+only the base LM and its decoding are left out. What it makes is noise; ``world_hash`` and ``codebook_hash`` of its
+records say ``simulated``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
-from latent_control.persistence import base_path, read_shape
-from latent_control.pretrained import load_config
+from latent_control.bases.loading import load_config
+from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 SIMULATED = "simulated"
 
@@ -33,7 +34,8 @@ class SimulatedOptions(Section):
     tokens_per_second: PositiveFloat
     """What a worker decodes over all its rows, as ``benchmarks/decode.py`` or ``benchmarks/gpu.py`` measured it."""
     mean_tokens: PositiveFloat | None = None
-    """Lengths are geometric with this mean, cut at ``rollout.max_new_tokens``; ``None``: every response has full length."""
+    """Lengths are geometric with this mean, cut at ``rollout.max_new_tokens``; ``None``: every response has full
+    length."""
 
 
 def read_options(settings: RolloutSettings) -> SimulatedOptions:
@@ -47,7 +49,9 @@ def read_options(settings: RolloutSettings) -> SimulatedOptions:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(["rollout.engine_options", *map(str, first["loc"])])
-        raise ValueError(f"{place}: {first['msg']}; engine simulated takes {', '.join(SimulatedOptions.model_fields)}") from error
+        raise ValueError(
+            f"{place}: {first['msg']}; engine simulated takes {', '.join(SimulatedOptions.model_fields)}"
+        ) from error
 
 
 class SimulatedEngine:
@@ -96,7 +100,8 @@ class SimulatedEngine:
         """Nothing is steered."""
 
     def generate(self, job: DecodeJob) -> Generation:
-        """Noise of the right shapes; takes the tokens' number divided by ``tokens_per_second``, however many steps that were."""
+        """Noise of the right shapes; takes the tokens' number divided by ``tokens_per_second``, however many steps that
+        were."""
         rows = [self._row(seed, job.max_new_tokens) for seed in job.seeds]
         lengths = torch.tensor([len(tokens) for tokens, _, _ in rows])
         live = torch.arange(job.max_new_tokens) < lengths[:, None]
@@ -112,7 +117,9 @@ class SimulatedEngine:
             lengths=lengths,
             finish_reasons=tuple(reason for _, _, reason in rows),
             versions=self._pass_time(job, live),
-            features=tuple(torch.zeros(p + int(n) - 1, self.width, dtype=self.dtype) for p, n in zip(prompts, lengths, strict=True))
+            features=tuple(
+                torch.zeros(p + int(n) - 1, self.width, dtype=self.dtype) for p, n in zip(prompts, lengths, strict=True)
+            )
             if job.keep_features
             else None,
         )

@@ -1,4 +1,5 @@
-"""vLLM as the engine: paged caches and its own scheduler, for Llama-shaped bases at the latent level (``docs/vllm.md``)."""
+"""vLLM as the engine: paged caches and its own scheduler, for Llama-shaped bases at the latent level
+(``docs/vllm.md``)."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
+from latent_control.bases.loading import BASE, load_config, require_whole
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
-from latent_control.persistence import WEIGHTS, base_path, read_shape, weights_hash
-from latent_control.pretrained import BASE, load_config, require_whole
+from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
-from rollout_workers.episodes import HostSpec
+from rollout_workers.rollouts import HostSpec
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
@@ -55,8 +56,8 @@ def read_options(settings: RolloutSettings) -> VllmOptions:
 class Chooser:
     """Picks a step's codes, each row from its own random stream, and keeps what was picked.
 
-    vLLM orders a step's rows as it likes; its runner knows whose they are. A row in the middle of its prompt is chosen for too,
-    and the choice for the same place comes again later, so the last one counts.
+    vLLM orders a step's rows as it likes; its runner knows whose they are. A row in the middle of its prompt is chosen
+    for too, and the choice for the same place comes again later, so the last one counts.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -86,7 +87,8 @@ class Chooser:
 
 
 class VllmEngine:
-    """One vLLM engine in this process. Rollouts are the built-in engine's, as far as its kernels compute the same numbers."""
+    """One vLLM engine in this process. Rollouts are the built-in engine's, as far as its kernels compute the same
+    numbers."""
 
     ships_features = False
     level = "latent"
@@ -99,7 +101,9 @@ class VllmEngine:
         self.model.choose = self.chooser
 
     @classmethod
-    def load(cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype) -> VllmEngine:
+    def load(
+        cls, spec: HostSpec, settings: RolloutSettings, *, device: torch.device, policy_dtype: torch.dtype
+    ) -> VllmEngine:
         """Host the model of ``spec``; the policy runs in the base's dtype, whatever ``policy_dtype`` is.
 
         Raises:
@@ -108,22 +112,34 @@ class VllmEngine:
         """
         options = read_options(settings)
         if find_spec("vllm") is None:
-            raise ModuleNotFoundError("rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local")
+            raise ModuleNotFoundError(
+                "rollout.engine: vllm, but vLLM is not installed in this environment: see docs/vllm.md, or set local"
+            )
         base = base_path(spec.checkpoint)
         config = load_config(base, trust_remote_code=spec.trust_remote_code)
         architecture = (config.architectures or ["none"])[0]
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set rollout.engine: local")
+            raise ValueError(
+                f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set "
+                "rollout.engine: local"
+            )
         if (span := read_shape(Path(spec.checkpoint)).span) > 1:
             raise ValueError(
-                f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {span}: set rollout.engine: local"
+                f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {span}: set "
+                "rollout.engine: local"
             )
         require_whole(base, BASE, trust_remote_code=spec.trust_remote_code)
         tensors = load_file(Path(spec.checkpoint) / WEIGHTS)
         world = [(name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge"))]
         return cls(
             # vLLM's own "auto" would make float32 models half as precise.
-            _start(spec, base, config.dtype or "float32" if spec.dtype == "auto" else spec.dtype, settings.batch_size, options),
+            _start(
+                spec,
+                base,
+                config.dtype or "float32" if spec.dtype == "auto" else spec.dtype,
+                settings.batch_size,
+                options,
+            ),
             load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
             world_hash=weights_hash(world),
             codebook_hash=weights_hash([("codebook", tensors["codebook"])]),
@@ -142,12 +158,21 @@ class VllmEngine:
         """``generate`` with a limit of new tokens per row, each at most ``job.max_new_tokens``."""
         from vllm import SamplingParams
 
-        assert not job.keep_features and job.refresh is None, "engine vllm neither ships features nor follows policies in flight"
+        assert not job.keep_features and job.refresh is None, (
+            "engine vllm neither ships features nor follows policies in flight"
+        )
         self.chooser.begin(job)
         stop = self.tokenizer.eos_token_id
-        fixed = {"temperature": 0.0, "stop_token_ids": [] if stop is None else [stop], "ignore_eos": True, "detokenize": False}
+        fixed = {
+            "temperature": 0.0,
+            "stop_token_ids": [] if stop is None else [stop],
+            "ignore_eos": True,
+            "detokenize": False,
+        }
         prompts = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts for _ in range(job.repeats)]
-        settings = [SamplingParams(max_tokens=limit, extra_args={"row": row}, **fixed) for row, limit in enumerate(limits)]
+        settings = [
+            SamplingParams(max_tokens=limit, extra_args={"row": row}, **fixed) for row, limit in enumerate(limits)
+        ]
         answers = [output.outputs[0] for output in self.llm.generate(prompts, settings, use_tqdm=False)]
         self.chooser.job = None
         lengths = torch.tensor([len(answer.token_ids) for answer in answers])

@@ -1,6 +1,8 @@
-"""The latent-action model as vLLM sees it: a Llama whose next token is that of a code, chosen by policy blocks with their own cache.
+"""The latent-action model as vLLM sees it: a Llama whose next token is that of a code, chosen by policy blocks with
+their own cache.
 
-Imported only where vLLM is installed (``docs/vllm.md``). It uses vLLM's model-side interfaces, which move: the version is pinned.
+Imported only where vLLM is installed (``docs/vllm.md``). It uses vLLM's model-side interfaces, which move: the version
+is pinned.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from latent_control.merge import Merge
 from latent_control.model import LatentActionConfig
-from latent_control.persistence import WEIGHTS, read_shape
+from latent_control.pretrained import WEIGHTS, read_shape
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 """Policy logits [M, N] of the rows of a step -> codes [M]."""
@@ -43,7 +45,8 @@ class PolicyBlocks(nn.Module):
         # The numbers continue the base's: vLLM tells layers' caches apart by them.
         first = base.num_hidden_layers
         self.layers = nn.ModuleList(
-            LlamaDecoderLayer(vllm_config=config, prefix=f"policy.layers.{first + number}") for number in range(shape.policy_layers)
+            LlamaDecoderLayer(vllm_config=config, prefix=f"policy.layers.{first + number}")
+            for number in range(shape.policy_layers)
         )
         self.norm = RMSNorm(base.hidden_size, eps=base.rms_norm_eps)
         self.head = nn.Linear(base.hidden_size, shape.num_actions, bias=False)
@@ -85,13 +88,19 @@ class LatentLlama(LlamaForCausalLM):
         self.shape = read_shape(self.checkpoint)
         width = config.hidden_size
         self.policy = PolicyBlocks(vllm_config, self.shape)
-        self.merge = Merge(width, self.shape.merge_size or config.intermediate_size, self.shape.merge_layers, identity_start=False)
+        self.merge = Merge(
+            width, self.shape.merge_size or config.intermediate_size, self.shape.merge_layers, identity_start=False
+        )
         self.codebook = nn.Parameter(torch.empty(self.shape.num_actions, width))
         self.table: Any = None
         self.choose: Choose = lambda logits: logits.argmax(-1)
 
     def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, intermediate_tensors: Any = None, inputs_embeds: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Base's final states and the policy's hidden states side by side, [T, 2D]."""
         x = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
@@ -119,7 +128,9 @@ class LatentLlama(LlamaForCausalLM):
         loaded = super().load_weights(weights)
         with safe_open(self.checkpoint / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.policy.load({name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")})
+        self.policy.load(
+            {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")}
+        )
         own = dict(self.named_parameters())
         for name in tensors.keys() & own.keys() - {name for name in own if name.startswith("policy.")}:
             own[name].data.copy_(tensors[name])

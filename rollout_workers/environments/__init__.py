@@ -1,4 +1,5 @@
-"""Text environments behind one protocol; ``family`` makes the one that a task's name and options say. Imports nothing heavy."""
+"""Text environments behind one protocol; ``family`` makes the one that a task's name and options say. Imports nothing
+heavy."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def _imported(path: str, **options: Any) -> Family:
     try:
         made: Family = getattr(import_module(module), name)(**options)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"task.name is 'environment/{path}'; write environment/<module>:<class>, importable here: {error}") from error
+        raise ValueError(
+            f"task.name is 'environment/{path}'; write environment/<module>:<class>, importable here: {error}"
+        ) from error
     return made
 
 

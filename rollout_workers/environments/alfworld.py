@@ -1,5 +1,5 @@
-"""ALFWorld (Shridhar et al., 2021), text mode, for those who have its data (``alfworld-download``). It is not here: tried on households
-of its form, on its own engine and expert (``tests/test_alfworld.py``)."""
+"""ALFWorld (Shridhar et al., 2021), text mode, for those who have its data (``alfworld-download``). It is not here:
+tried on households of its form, on its own engine and expert (``tests/test_alfworld.py``)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from rollout_workers.environments.java import interleaved
 from rollout_workers.environments.protocol import Episode, Step
-from rollout_workers.sequences import LazySequence
+from rollout_workers.lazy_sequence import LazySequence
 
 FOLDERS = {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
 EPISODES = {"train": 3553, "seen": 140, "unseen": 134}
 
 
 class Alfworld:
-    """``alfworld/all``. Options: ``data`` the folder with ``json_2.1.1`` (else ``$ALFWORLD_DATA``); ``heldout`` folds in turn."""
+    """``alfworld/all``. Options: ``data`` the folder with ``json_2.1.1`` (else ``$ALFWORLD_DATA``); ``heldout`` folds
+    in turn."""
 
     def __init__(self, which: str, data: str | None = None, heldout: Sequence[str] = ("seen", "unseen")) -> None:
         if not heldout or set(heldout) - {"seen", "unseen"}:
@@ -33,7 +34,9 @@ class Alfworld:
         """A household."""
         root = Path(self.data or os.environ.get("ALFWORLD_DATA", ""))
         if not (root / "json_2.1.1").is_dir():
-            raise ValueError(f"task.options.data: {root} holds no json_2.1.1; run alfworld-download and name its folder")
+            raise ValueError(
+                f"task.options.data: {root} holds no json_2.1.1; run alfworld-download and name its folder"
+            )
         return AlfworldWorld(root, self.which)
 
 
@@ -67,7 +70,9 @@ class AlfworldWorld:
         """Act; the reward is 1 once the task is done."""
         self.state, _, ended = self.world.step(text)
         won = bool(self.state["won"])
-        return Step(observation=str(self.state.feedback).strip(), reward=float(won), terminated=bool(ended or won), success=won)
+        return Step(
+            observation=str(self.state.feedback).strip(), reward=float(won), terminated=bool(ended or won), success=won
+        )
 
     def gold(self) -> list[str]:
         """What the expert does: it plans one action at a time, so the game is played and begun again."""

@@ -98,7 +98,13 @@ class Worlds:
     """Episodes played side by side, number ``i`` of them in child process ``i % processes``."""
 
     def __init__(
-        self, name: str, options: Mapping[str, Any], *, processes: int = 1, step_seconds: float = 30.0, reset_seconds: float = 120.0
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        processes: int = 1,
+        step_seconds: float = 30.0,
+        reset_seconds: float = 120.0,
     ) -> None:
         self.name, self.options, self.step_seconds, self.reset_seconds = name, options, step_seconds, reset_seconds
         self.children: list[Child | None] = [None] * processes

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from rollout_workers.environments.protocol import Episode, Step
-from rollout_workers.sequences import LazySequence
+from rollout_workers.lazy_sequence import LazySequence
 
 HELDOUT_SEED = 1_000_000
 
@@ -15,10 +15,10 @@ HELDOUT_SEED = 1_000_000
 class GymnasiumText:
     """``gymnasium/<id>``. Observations are shown as text.
 
-    Options: ``modules`` imported first, so that they register it; ``settings`` of the environment; ``actions`` names for a discrete
-    action space, in its order (without them the text itself is the action); ``instruction`` put before the first observation;
-    ``train``, ``heldout`` numbers of episodes (seeds). Success is ``info["success"]``, else a positive reward at the end. The
-    environment's own method ``gold``, if it has one, gives gold paths.
+    Options: ``modules`` imported first, so that they register it; ``settings`` of the environment; ``actions`` names
+    for a discrete action space, in its order (without them the text itself is the action); ``instruction`` put before
+    the first observation; ``train``, ``heldout`` numbers of episodes (seeds). Success is ``info["success"]``, else a
+    positive reward at the end. The environment's own method ``gold``, if it has one, gives gold paths.
     """
 
     def __init__(
@@ -65,7 +65,13 @@ class GymnasiumWorld:
             return Step(observation=f"Nothing happens. You can: {', '.join(self.actions)}.", reward=0.0)
         observation, reward, ended, cut, info = self.world.step(self.actions.index(text) if self.actions else text)
         success = bool(info.get("success", ended and reward > 0))
-        return Step(observation=str(observation), reward=float(reward), terminated=bool(ended), truncated=bool(cut), success=success)
+        return Step(
+            observation=str(observation),
+            reward=float(reward),
+            terminated=bool(ended),
+            truncated=bool(cut),
+            success=success,
+        )
 
     def gold(self) -> list[str]:
         """The environment's own, if it has any."""

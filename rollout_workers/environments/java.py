@@ -22,12 +22,15 @@ def machine(start: Callable[[], Any]) -> Any:
         ValueError: there is no Java.
     """
     if shutil.which("java") is None:
-        raise ValueError("there is no java on the PATH; install a Java runtime (Debian: apt-get install default-jre-headless)")
+        raise ValueError(
+            "there is no java on the PATH; install a Java runtime (Debian: apt-get install default-jre-headless)"
+        )
     return start()
 
 
 def another(start: Callable[[], Any], interface: str) -> Any:
-    """A world of its own in the same machine (a second machine would cost half a gigabyte); ``interface`` is its class in Java."""
+    """A world of its own in the same machine (a second machine would cost half a gigabyte); ``interface`` is its class
+    in Java."""
     world = copy.copy(machine(start))
     place = world._gateway.jvm
     for part in interface.split("."):

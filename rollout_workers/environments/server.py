@@ -21,7 +21,8 @@ ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, T
 
 
 def answer(worlds: dict[int, Environment], kind: Family, request: dict[str, Any]) -> Any:
-    """The result of one request: ``{"slot": 3, "call": "reset", "episode": {...}}``, ``step`` with ``text``, or ``gold``."""
+    """The result of one request: ``{"slot": 3, "call": "reset", "episode": {...}}``, ``step`` with ``text``, or
+    ``gold``."""
     slot, call = request["slot"], request["call"]
     if call == "reset":
         if slot not in worlds:
@@ -54,7 +55,8 @@ def read(lines: queue.SimpleQueue[str]) -> None:
 
 
 def main() -> None:
-    """Serve the family named in the first argument. Whatever a world prints goes to stderr, never between the answers."""
+    """Serve the family named in the first argument. Whatever a world prints goes to stderr, never between the
+    answers."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     named = json.loads(sys.argv[1])

@@ -1,4 +1,5 @@
-"""TextWorld-Express (Jansen and Cote, 2022): text games in Java, about a thousand steps a second. ``pip install textworld-express``."""
+"""TextWorld-Express (Jansen and Cote, 2022): text games in Java, about a thousand steps a second. ``pip install
+textworld-express``."""
 
 from __future__ import annotations
 
@@ -7,18 +8,22 @@ from typing import Any, Literal
 
 from rollout_workers.environments.java import STEPS, another, interleaved
 from rollout_workers.environments.protocol import Episode, Step
-from rollout_workers.sequences import LazySequence
+from rollout_workers.lazy_sequence import LazySequence
 
 GAMES = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 SEEDS: Mapping[str, int] = {"train": 30_000, "dev": 10_000, "test": 20_000}
-"""First held-out seed of each fold; training has those from 0 on. Folds have other objects, recipes or words (not in every game)."""
+"""First held-out seed of each fold; training has those from 0 on. Folds have other objects, recipes or words (not in
+every game)."""
 TRAIN_EPISODES, HELDOUT_EPISODES = 10_000, 1000
 
 
 class TextWorldExpress:
-    """Options: ``game`` the game's own settings, e.g. ``{numLocations: 3}``; ``heldout`` the folds that are held out, in turn."""
+    """Options: ``game`` the game's own settings, e.g. ``{numLocations: 3}``; ``heldout`` the folds that are held out,
+    in turn."""
 
-    def __init__(self, which: str, game: Mapping[str, int] | None = None, heldout: Sequence[str] = ("train", "test")) -> None:
+    def __init__(
+        self, which: str, game: Mapping[str, int] | None = None, heldout: Sequence[str] = ("train", "test")
+    ) -> None:
         if which not in GAMES:
             raise ValueError(f"task.name: textworld_express has no game {which!r}; it has {', '.join(GAMES)}")
         if not heldout or set(heldout) - SEEDS.keys():
@@ -65,7 +70,12 @@ class TextWorldExpressWorld:
         observation, reward, _, info = self.world.step(text)
         ended, success = bool(info["tasksuccess"] or info["taskfailure"]), bool(info["tasksuccess"])
         ended = ended or info["score"] >= 1.0
-        return Step(observation=observation.strip(), reward=float(reward), terminated=ended, success=success or info["score"] >= 1.0)
+        return Step(
+            observation=observation.strip(),
+            reward=float(reward),
+            terminated=ended,
+            success=success or info["score"] >= 1.0,
+        )
 
     def gold(self) -> list[str]:
         """The game's own gold path, without its looks around: the opening has shown that already."""

@@ -1,8 +1,10 @@
-"""An ``eval`` for verifiers that evaluate responses: expressions of numbers, lists and functions of sympy's; code is refused.
+"""An ``eval`` for verifiers that evaluate responses: expressions of numbers, lists and functions of sympy's; code is
+refused.
 
-reasoning-gym evaluates an answer itself, or has sympy's parser do it. Both get ``Guard.evaluate`` in the place of ``eval``: it reads the
-syntax tree first, and what can reach beyond a value (attributes, lambdas, assignments, Python's own functions but the harmless ones)
-never runs. It is no wall, those stand around the process: it keeps an answer from making up its own verdict inside them.
+reasoning-gym evaluates an answer itself, or has sympy's parser do it. Both get ``Guard.evaluate`` in the place of
+``eval``: it reads the syntax tree first, and what can reach beyond a value (attributes, lambdas, assignments, Python's
+own functions but the harmless ones) never runs. It is no wall, those stand around the process: it keeps an answer from
+making up its own verdict inside them.
 """
 
 from __future__ import annotations
@@ -15,15 +17,41 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _NODES: tuple[type[ast.AST], ...] = (
-    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Call, ast.keyword, ast.Starred, ast.Subscript, ast.Slice, ast.IfExp),
+    *(
+        ast.Expression,
+        ast.Constant,
+        ast.Name,
+        ast.Load,
+        ast.Store,
+        ast.Call,
+        ast.keyword,
+        ast.Starred,
+        ast.Subscript,
+        ast.Slice,
+        ast.IfExp,
+    ),
     *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
-    *(ast.Tuple, ast.List, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.comprehension),
+    *(
+        ast.Tuple,
+        ast.List,
+        ast.Set,
+        ast.Dict,
+        ast.ListComp,
+        ast.SetComp,
+        ast.DictComp,
+        ast.GeneratorExp,
+        ast.comprehension,
+    ),
 )
 _BUILTINS = (
-    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range reversed round set sorted "
+    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range "
+    "reversed round set sorted "
     "str sum tuple zip"
 )
-_SYMPY = "S sympify sqrt cbrt root real_root expand simplify factor diff integrate together apart cancel prod Function Lambda".split()  # noqa: SIM905
+_SYMPY = (
+    *("S", "sympify", "sqrt", "cbrt", "root", "real_root", "expand", "simplify", "factor", "diff", "integrate"),
+    *("together", "apart", "cancel", "prod", "Function", "Lambda"),
+)
 _SAFE: Mapping[str, Any] = {name: getattr(builtins, name) for name in _BUILTINS.split()}
 
 
@@ -32,7 +60,8 @@ class Refused(Exception):
 
 
 class Guard:
-    """Stands for ``eval`` in the modules it is put into; ``refused`` keeps what was refused, for verifiers that catch everything."""
+    """Stands for ``eval`` in the modules it is put into; ``refused`` keeps what was refused, for verifiers that catch
+    everything."""
 
     def __init__(self) -> None:
         self.refused = ""
@@ -51,8 +80,11 @@ class Guard:
             if name not in vars(module):  # reasoning-gym has a compiler of its own
                 setattr(module, name, function)
 
-    def evaluate(self, source: Any, names: dict[str, Any] | None = None, local: Mapping[str, Any] | None = None, /) -> Any:
-        """The value of an expression. A name that the caller has is known only where the caller says so (sympy's parser does)."""
+    def evaluate(
+        self, source: Any, names: dict[str, Any] | None = None, local: Mapping[str, Any] | None = None, /
+    ) -> Any:
+        """The value of an expression. A name that the caller has is known only where the caller says so (sympy's parser
+        does)."""
         if isinstance(source, CodeType):
             if not any(source is known for known in self._checked):
                 self._refuse("compiled code")
@@ -74,7 +106,8 @@ class Guard:
         return code
 
     def execute(self, source: Any, names: dict[str, Any]) -> None:
-        """``exec`` of the one line that sympy's parser has executed for each text, which takes longer than all else: its names are kept."""
+        """``exec`` of the one line that sympy's parser has executed for each text, which takes longer than all else:
+        its names are kept."""
         if source != "from sympy import *":
             self._refuse("statements")
         if not self._sympy:

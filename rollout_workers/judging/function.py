@@ -1,7 +1,9 @@
-"""The user's function: a process that loads its file and calls it for one response after the other, and a parent that tidies up.
+"""The user's function: a process that loads its file and calls it for one response after the other, and a parent that
+tidies up.
 
-The parent forks the process that does the work, adopts whatever that leaves behind, and ends all of it when the work or the worker ends.
-The channel lies at high numbers, no copy of the process keeps it, and a line counts only with the id of the request that is open.
+The parent forks the process that does the work, adopts whatever that leaves behind, and ends all of it when the work or
+the worker ends. The channel lies at high numbers, no copy of the process keeps it, and a line counts only with the id
+of the request that is open.
 """
 
 from __future__ import annotations
@@ -28,14 +30,21 @@ _HIGH = 200
 """Descriptors from here on: what writes to every small number does not meet the channel."""
 _SETTING = {"network": "task.options.python.network", "processes": "task.options.python.processes"}
 _EVENTS = {
-    "network": ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"),
+    "network": (
+        "socket.connect",
+        "socket.bind",
+        "socket.sendto",
+        "socket.sendmsg",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+    ),
     "processes": ("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of the process; see ``rollout_workers.tasks.isolation.Function``."""
+    """Of the process; see ``rollout_workers.tasks.sandbox.Function``."""
 
     path: str
     name: str
@@ -68,7 +77,8 @@ class Printed:
 
 
 class Watch:
-    """Says by name which setting would have let through what the function tried, even where the function hides the error."""
+    """Says by name which setting would have let through what the function tried, even where the function hides the
+    error."""
 
     def __init__(self, settings: Settings) -> None:
         self.met = ""
@@ -81,7 +91,8 @@ class Watch:
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         kind = self._events.get(event)
-        if kind is None or (kind == "network" and arguments and getattr(arguments[0], "family", None) == 1):  # a local socket
+        # a local socket
+        if kind is None or (kind == "network" and arguments and getattr(arguments[0], "family", None) == 1):
             return
         self.met = f"{kind} is off for a reward function; set {_SETTING[kind]}: true to let it ({event})"
         raise PermissionError(self.met)
@@ -102,7 +113,8 @@ def load(path: str, name: str) -> Callable[..., Any]:
 def plain(value: Any) -> dict[str, str]:
     """Each part as a float's hexadecimal text, a bare number as ``reward``; ``Stopped`` for what is no number.
 
-    Python's, numpy's and torch's numbers are taken, ``Decimal`` and ``Fraction``, arrays of one, and whatever is a ``numbers.Real``.
+    Python's, numpy's and torch's numbers are taken, ``Decimal`` and ``Fraction``, arrays of one, and whatever is a
+    ``numbers.Real``.
     """
     parts = dict(value) if isinstance(value, Mapping) else {"reward": value}
     return {str(key): _hex(child) for key, child in parts.items()}
@@ -165,13 +177,16 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back
             signal.alarm(0)
-            self._tell(asked["id"], {"value": value} if call.error is None and not self.watch.met else self._failure(call))
+            self._tell(
+                asked["id"], {"value": value} if call.error is None and not self.watch.met else self._failure(call)
+            )
 
     def _failure(self, call: Outcome) -> dict[str, str]:
         if self.watch.met:
             return {"failure": "reward_refused", "message": self.watch.met}
         failure = call.failure(self.settings.path)
-        if not self.settings.network and os.strerror(walls.NETWORK_ERROR) in failure["message"]:  # C code, which Python's hooks do not see
+        # C code, which Python's hooks do not see
+        if not self.settings.network and os.strerror(walls.NETWORK_ERROR) in failure["message"]:
             failure["message"] += f"; set {_SETTING['network']}: true to let it"
         return failure
 
@@ -210,7 +225,8 @@ def watch_over(pid: int, settings: Settings, requests: int, answers: int) -> Non
 
 
 def end_children() -> None:
-    """Kill the children of this process, and those that come to it when they lose their parents, until there is none."""
+    """Kill the children of this process, and those that come to it when they lose their parents, until there is
+    none."""
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
         for child in _children():
@@ -236,7 +252,8 @@ def _children() -> list[int]:
 
 
 def main() -> None:
-    """Serve over the descriptors 0 and 1; afterwards these point to nothing, so what is printed does not mix with the answers."""
+    """Serve over the descriptors 0 and 1; afterwards these point to nothing, so what is printed does not mix with the
+    answers."""
     settings = Settings(**json.loads(sys.argv[1]))
     requests, answers = (fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _HIGH) for number in (0, 1))
     nothing = os.open(os.devnull, os.O_RDWR)

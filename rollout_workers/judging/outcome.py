@@ -22,7 +22,9 @@ class Outcome:
     def __enter__(self) -> Outcome:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         self.error = error
         return not isinstance(error, KeyboardInterrupt)
 

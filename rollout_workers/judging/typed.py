@@ -1,4 +1,5 @@
-"""Python's plain values as JSON and back, types and all: tuples, sets, keys that are no texts, NaN, huge integers, dates.
+"""Python's plain values as JSON and back, types and all: tuples, sets, keys that are no texts, NaN, huge integers,
+dates.
 
 What goes to a verifier must be what its generator made: JSON alone has no tuples, and turns the key 1 into "1".
 """
@@ -59,5 +60,10 @@ def decode(value: Any) -> Any:
         return _DATES[kind].fromisoformat(held)
     if kind == "complex":
         return complex(*(float.fromhex(part) for part in held))
-    known: dict[str, Callable[[str], Any]] = {**_TEXTS, "int": lambda text: int(text, 16), "float": float.fromhex, "bytes": bytes.fromhex}
+    known: dict[str, Callable[[str], Any]] = {
+        **_TEXTS,
+        "int": lambda text: int(text, 16),
+        "float": float.fromhex,
+        "bytes": bytes.fromhex,
+    }
     return known[kind](held)

@@ -1,7 +1,8 @@
 """Walls around a process that judges: what the kernel gives without root, and which of them stand here.
 
-``python -m rollout_workers.judging.walls`` prints them as JSON, after building them around itself. On Linux: Landlock (files, TCP,
-signals), user and network namespaces, seccomp by way of libseccomp, resource limits. Elsewhere the resource limits alone.
+``python -m rollout_workers.judging.walls`` prints them as JSON, after building them around itself. On Linux: Landlock
+(files, TCP, signals), user and network namespaces, seccomp by way of libseccomp, resource limits. Elsewhere the
+resource limits alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ NEEDED = ("system calls",)
 NETWORK_ERROR, PROCESS_ERROR = errno.ENETDOWN, errno.EPERM
 """What a user's function meets at the walls that its settings can take away."""
 
-# Numbers of linux/landlock.h, linux/prctl.h, linux/sched.h and linux/seccomp.h; Landlock's system calls have one number everywhere.
+# Numbers of linux/landlock.h, linux/prctl.h, linux/sched.h and linux/seccomp.h; Landlock's system calls have one number
+# everywhere.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
@@ -37,25 +39,33 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # Of the parent of the forks, and of each fork. What is on neither list is answered with EPERM.
 ALLOWED = (
-    "read readv pread64 write close fstat newfstatat stat lstat statx lseek mmap munmap mremap mprotect madvise brk rt_sigaction "
-    "rt_sigprocmask rt_sigreturn sigaltstack futex clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getpid gettid "
-    "getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname times sched_yield sched_getaffinity getcpu exit "
-    "exit_group restart_syscall poll ppoll select pselect6 access faccessat faccessat2 readlink readlinkat getcwd getdents getdents64 rseq "
+    "read readv pread64 write close fstat newfstatat stat lstat statx lseek mmap munmap mremap mprotect madvise brk "
+    "rt_sigaction "
+    "rt_sigprocmask rt_sigreturn sigaltstack futex clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday "
+    "time getpid gettid "
+    "getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname times sched_yield "
+    "sched_getaffinity getcpu exit "
+    "exit_group restart_syscall poll ppoll select pselect6 access faccessat faccessat2 readlink readlinkat getcwd "
+    "getdents getdents64 rseq "
     "set_robust_list membarrier getpriority prctl seccomp prlimit64 setrlimit pipe pipe2 wait4 waitid kill"
 )
 DEADLY = (
     "execve execveat socket socketpair connect bind listen accept accept4 sendto sendmsg ptrace process_vm_readv "
     "process_vm_writev pidfd_open pidfd_getfd pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo mount umount2 "
-    "pivot_root chroot unshare setns bpf keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register perf_event_open "
-    "userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename renameat renameat2 mkdir mkdirat "
-    "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod mknodat setsid "
+    "pivot_root chroot unshare setns bpf keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register "
+    "perf_event_open "
+    "userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename renameat "
+    "renameat2 mkdir mkdirat "
+    "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod "
+    "mknodat setsid "
     "setpgid memfd_create shmget shmat msgget semget mq_open"
 )
 """The process ends: nothing that judges a text has a use for them."""
 FORBIDDEN_IN_FORKS = ("clone", "fork", "vfork", "kill", "tkill", "tgkill")
 """What the parent alone may do: the forks end at these."""
 _WRITING = (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_APPEND)
-_FCNTL = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: the others can have signals sent to other processes
+# F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: the others can have signals sent to other processes
+_FCNTL = (1, 2, 3, 1030)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +100,22 @@ def adopt_orphans() -> None:
 
 
 def cut_network() -> bool:
-    """Leave the network for an empty one, by way of a user namespace where there is no root. Whether that was possible."""
+    """Leave the network for an empty one, by way of a user namespace where there is no root. Whether that was
+    possible."""
     if not LINUX:
         return False
     return any(not _libc.unshare(flags) for flags in (_NEWUSER | _NEWNET, _NEWNET))
 
 
 def read_only(folders: Iterable[Path]) -> int:
-    """Only these can be read from here on, nothing written, no signal sent outside. Landlock's version, 0 where there is none."""
+    """Only these can be read from here on, nothing written, no signal sent outside. Landlock's version, 0 where there
+    is none."""
     version = _libc.syscall(_CREATE_RULESET, None, 0, 1) if LINUX else 0
     if version < 1:
         return 0
     rights = (1 << max(bits for since, bits in _FILE_RIGHTS.items() if version >= since)) - 1
-    network, scoped = (3 if version >= 4 else 0), (3 if version >= 6 else 0)  # binding and connecting; abstract sockets and signals
+    # binding and connecting; abstract sockets and signals
+    network, scoped = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
     attributes = struct.pack("QQQ", rights, network, scoped)[: 8 if version < 4 else 16 if version < 6 else 24]
     rules = _libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     if rules < 0:
@@ -123,10 +136,24 @@ def read_only(folders: Iterable[Path]) -> int:
 def what_python_reads() -> list[Path]:
     """The interpreter's folders, those of the packages loaded by now, the system's libraries and time zones."""
     home = Path.home().resolve()
-    found = {Path(sys.prefix), *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
+    found = {
+        Path(sys.prefix),
+        *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    }
     files = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name)
     found |= {Path(file).parent for file in files if file}
-    found |= {Path(p) for p in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache")}
+    found |= {
+        Path(p)
+        for p in (
+            "/usr/lib",
+            "/usr/lib64",
+            "/lib",
+            "/lib64",
+            "/usr/share/zoneinfo",
+            "/etc/localtime",
+            "/etc/ld.so.cache",
+        )
+    }
     # A package that lies right in the home folder must not open all of it.
     return sorted(p for p in found if p.exists() and not home.is_relative_to(p.resolve()))
 
@@ -151,7 +178,8 @@ def limit(*, megabytes: int, seconds: float | None = None, writes: bool = True) 
 
 
 def judging_filters() -> tuple[Filter, Filter] | None:
-    """For the parent of the forks: reading, memory, time and forks; and what each fork adds, which is short, for it costs time.
+    """For the parent of the forks: reading, memory, time and forks; and what each fork adds, which is short, for it
+    costs time.
 
     ``None`` where there is no libseccomp.
     """
@@ -162,11 +190,13 @@ def judging_filters() -> tuple[Filter, Filter] | None:
         _rule(seccomp, made, seccomp.ALLOW, name)
     for name in DEADLY.split():
         _rule(seccomp, made, seccomp.KILL_PROCESS, name)
-    for name in ("clone3", "openat2"):  # their flags lie where no filter can read them; the C library then takes clone and openat
+    # their flags lie where no filter can read them; the C library then takes clone and openat
+    for name in ("clone3", "openat2"):
         _rule(seccomp, made, seccomp.ERRNO(errno.ENOSYS), name)
     _rule(seccomp, made, seccomp.ALLOW, "fork")
     _rule(seccomp, made, seccomp.ALLOW, "clone", (0, seccomp.MASKED_EQ, _CLONE_THREAD, 0))  # processes, no threads
-    _rule(seccomp, made, seccomp.ERRNO(errno.ENOTTY), "ioctl")  # Python asks every file that it opens whether it is a terminal
+    # Python asks every file that it opens whether it is a terminal
+    _rule(seccomp, made, seccomp.ERRNO(errno.ENOTTY), "ioctl")
     for command in _FCNTL:
         _rule(seccomp, made, seccomp.ALLOW, "fcntl", (1, seccomp.EQ, command))
     writing = 0

@@ -1,11 +1,13 @@
-"""A warm parent that forks for each response: the fork judges it and ends, so that no response meets another one's traces.
+"""A warm parent that forks for each response: the fork judges it and ends, so that no response meets another one's
+traces.
 
-The parent has imported what the verifier needs, sits behind walls, and never looks at a response. A line of JSON comes in for each batch;
-lines go out with verdicts as they come, with the batch's id and the places in it. What a fork says is handed on as text, for the worker to
-check: it may be lies, but only about its own response.
+The parent has imported what the verifier needs, sits behind walls, and never looks at a response. A line of JSON comes
+in for each batch; lines go out with verdicts as they come, with the batch's id and the places in it. What a fork says
+is handed on as text, for the worker to check: it may be lies, but only about its own response.
 
-Responses of digits, brackets and the signs + - * / alone share a fork. There is no name in them, so nothing that they could call,
-assign or import, and a fork costs more than judging fifty of them. Should one end or stall its fork, the rest are judged each in their own.
+Responses of digits, brackets and the signs + - * / alone share a fork. There is no name in them, so nothing that they
+could call, assign or import, and a fork costs more than judging fifty of them. Should one end or stall its fork, the
+rest are judged each in their own.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _LONG = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of the process: ``Settings(module="rollout_workers.judging.gym", seconds=5.0, megabytes=2048, parallel=2, unconfined=False)``."""
+    """Of the process: ``Settings(module="rollout_workers.judging.gym", seconds=5.0, megabytes=2048, parallel=2,
+    unconfined=False)``."""
 
     module: str
     seconds: float
@@ -201,7 +204,8 @@ class Server:
         self.answers.flush()
 
     def serve(self) -> None:
-        """Until the worker closes the pipe. The first batch's judge is made before the walls go up, with all that it loads."""
+        """Until the worker closes the pipe. The first batch's judge is made before the walls go up, with all that it
+        loads."""
         for line in self.requests:
             batch = json.loads(line)
             judge = self._judge(batch["id"], batch["judge"])

@@ -1,4 +1,5 @@
-"""A child process that judges, from the worker's side: lines of JSON both ways, deadlines, and an end to all that it started."""
+"""A child process that judges, from the worker's side: lines of JSON both ways, deadlines, and an end to all that it
+started."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
-            env={name: os.environ[name] for name in PASSED if name in os.environ} | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={name: os.environ[name] for name in PASSED if name in os.environ}
+            | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
         self._finish: Callable[[], object] = weakref.finalize(self, _end, self._process)

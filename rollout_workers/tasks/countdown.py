@@ -93,9 +93,15 @@ class CountdownOptions:
         for name, low, high in (("numbers", 3, 4), ("largest", 5, MAX_VALUE), ("skill", 0, 1), ("seed", 0, 2**63)):
             value = getattr(self, name)
             whole = name != "skill"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else (int, float))
+                or not low <= value <= high
+            ):
                 kind = "a whole number" if whole else "a number"
-                raise ValueError(f"task.options.{name} of countdown is {value!r}; it must be {kind} from {low} to {high}")
+                raise ValueError(
+                    f"task.options.{name} of countdown is {value!r}; it must be {kind} from {low} to {high}"
+                )
 
 
 def countdown_options(options: Mapping[str, object]) -> CountdownOptions:
@@ -138,7 +144,9 @@ class Countdown:
         numbers: tuple[int, ...] = prompt.metadata["numbers"]  # type: ignore[assignment]
         left = check_steps(text, numbers)
         success = left == [prompt.metadata["target"]]
-        return Score(reward=float(success), success=success, parts={"success": float(success), "format": float(left is not None)})
+        return Score(
+            reward=float(success), success=success, parts={"success": float(success), "format": float(left is not None)}
+        )
 
     def _rng(self, *key: object) -> random.Random:
         # Seeding with a text is by SHA-512: the same on every machine and Python version.
@@ -154,7 +162,9 @@ class Countdown:
             if split_of(f"{sorted(numbers)} {target}", HELDOUT_SHARE) == split:
                 break
         text = f"{' '.join(map(str, numbers))} -> {target} :"
-        return Prompt(id=f"{self.name}/{split}/{index}", text=text, metadata={"numbers": tuple(numbers), "target": target}), steps
+        return Prompt(
+            id=f"{self.name}/{split}/{index}", text=text, metadata={"numbers": tuple(numbers), "target": target}
+        ), steps
 
     def _demonstration(self, split: Split, index: int) -> Demonstration:
         prompt, steps = self._problem(split, index)

@@ -17,7 +17,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: b
     return encode_text(tokenizer, prompt.text, chat=chat)
 
 
-def encode_demonstration(tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool) -> tuple[list[int], int]:
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool
+) -> tuple[list[int], int]:
     """Ids of prompt, response and end token, and the index at which the response starts."""
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
@@ -27,22 +29,31 @@ def encode_demonstration(tokenizer: PreTrainedTokenizerBase, demo: Demonstration
 
 
 def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:
-    """Ids between a response and the next one: ``text`` on a new line, or as the next user message of the chat template.
+    """Ids between a response and the next one: ``text`` on a new line, or as the next user message of the chat
+    template.
 
-    ``closed``: the response ended with the end token; else that comes first, as it does in gold paths. ``text`` must not be blank.
+    ``closed``: the response ended with the end token; else that comes first, as it does in gold paths. ``text`` must
+    not be blank.
     """
     end = [] if closed else [end_token(tokenizer)]
     if not chat:
         return [*end, *encode_plain(tokenizer, "\n" + text, add_special_tokens=False)]
     place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": place}, {"role": "user", "content": text}]
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": place},
+        {"role": "user", "content": text},
+    ]
     whole = cast("str", tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     between = whole.partition(place)[2].removeprefix(str(tokenizer.eos_token))
     return [*end, *encode_plain(tokenizer, between, add_special_tokens=False)]
 
 
-def encode_episode(tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool) -> tuple[list[int], list[bool]]:
-    """Ids of a demonstration of any number of turns, and which of them belong to its responses (their end tokens do)."""
+def encode_episode(
+    tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool
+) -> tuple[list[int], list[bool]]:
+    """Ids of a demonstration of any number of turns, and which of them belong to its responses (their end tokens
+    do)."""
     ids, start = encode_demonstration(tokenizer, demo, chat=chat)
     spoken = [place >= start for place in range(len(ids))]
     space = "" if chat else " "

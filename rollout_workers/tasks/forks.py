@@ -1,4 +1,5 @@
-"""Judges each response in a fork of its own, behind walls: for verifiers that are not ours and may evaluate what they are given."""
+"""Judges each response in a fork of its own, behind walls: for verifiers that are not ours and may evaluate what they
+are given."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ KINDS = ("verifier_error", "verifier_refused", "reward_error", "reward_memory")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confinement:
-    """Which judge, and its limits: ``Confinement(module="rollout_workers.judging.gym", seconds=5.0, megabytes=2048)``."""
+    """Which judge, and its limits: ``Confinement(module="rollout_workers.judging.gym", seconds=5.0,
+    megabytes=2048)``."""
 
     module: str
     seconds: float
@@ -35,15 +37,19 @@ class Confinement:
 
 
 class Forks:
-    """The worker's end; the parent of the forks starts with the first batch and ends with this object. Take it from ``forks``."""
+    """The worker's end; the parent of the forks starts with the first batch and ends with this object. Take it from
+    ``forks``."""
 
     def __init__(self, confinement: Confinement) -> None:
         self.confinement = confinement
         self._child: Child | None = None
         self._lock = threading.Lock()
 
-    def call(self, judge: Mapping[str, object], rows: Sequence[object], responses: Sequence[str], *, name: str) -> list[float | Failure]:
-        """The verdict of the judge made from ``judge`` on each pair; equal pairs are judged once. ``name`` is for errors.
+    def call(
+        self, judge: Mapping[str, object], rows: Sequence[object], responses: Sequence[str], *, name: str
+    ) -> list[float | Failure]:
+        """The verdict of the judge made from ``judge`` on each pair; equal pairs are judged once. ``name`` is for
+        errors.
 
         Raises:
             ValueError: the judge cannot be made, or the walls do not stand here.
@@ -65,7 +71,9 @@ class Forks:
             self._child.end()
             self._child = None
 
-    def _judged(self, judge: object, rows: list[object], asked: list[tuple[int, str]], name: str) -> list[float | Failure]:
+    def _judged(
+        self, judge: object, rows: list[object], asked: list[tuple[int, str]], name: str
+    ) -> list[float | Failure]:
         found: dict[int, float | Failure] = {}
         if not asked:
             return []
@@ -96,8 +104,10 @@ class Forks:
         if "unconfined" in said:
             self.close()
             raise ValueError(
-                f"{name} evaluates what the model writes, and its isolation does not stand here: no filter of {said['unconfined']}. On "
-                "Linux install libseccomp (apt-get install libseccomp2); see `latent-control doctor` and SECURITY.md. To run it without, "
+                f"{name} evaluates what the model writes, and its isolation does not stand here: no filter of "
+                f"{said['unconfined']}. On "
+                "Linux install libseccomp (apt-get install libseccomp2); see `latent-control doctor` and SECURITY.md. "
+                "To run it without, "
                 "on a machine where the model's code may do anything, set task.options.limits.allow_unconfined: true"
             )
 

@@ -1,8 +1,9 @@
-"""Several tasks as one, ``mixture``: prompts of all of them in turn, in proportion to weights, each judged by its own verifier.
+"""Several tasks as one, ``mixture``: prompts of all of them in turn, in proportion to weights, each judged by its own
+verifier.
 
-Prompt i belongs to a task by its place in a cycle, so a mixture is as deterministic as its parts. In training the cycle goes on until
-every task was gone through, the shorter ones several times; the held-out split ends with the first task that ends, so nothing in it
-occurs twice.
+Prompt i belongs to a task by its place in a cycle, so a mixture is as deterministic as its parts. In training the cycle
+goes on until every task was gone through, the shorter ones several times; the held-out split ends with the first task
+that ends, so nothing in it occurs twice.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from pydantic import PositiveFloat
 
 from configs.schema import Section
 from configs.schema import Task as TaskConfig
-from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence, Prompt, Score, Split, Task, require_split, score_all
-from rollout_workers.tasks.reading import read_options
+from rollout_workers.tasks.protocol import (
+    Demonstration,
+    Failure,
+    LazySequence,
+    Prompt,
+    Score,
+    Split,
+    Task,
+    require_split,
+    score_all,
+)
+from rollout_workers.tasks.row_files import read_options
 
 MEMBER = "mixture_task"
 """Key of the metadata that names a prompt's own task; ``evaluation.slices: [mixture_task]`` reports success by it."""
@@ -73,7 +84,10 @@ class Mixture:
         found: dict[int, Score | Failure] = {}
         for label, task in self._tasks.items():
             places = [i for i, prompt in enumerate(prompts) if prompt.metadata[MEMBER] == label]
-            own = [replace(prompts[i], metadata={k: v for k, v in prompts[i].metadata.items() if k != MEMBER}) for i in places]
+            own = [
+                replace(prompts[i], metadata={k: v for k, v in prompts[i].metadata.items() if k != MEMBER})
+                for i in places
+            ]
             found |= zip(places, score_all(task, own, [texts[i] for i in places]), strict=True)
         nothing = dict.fromkeys(self.parts, 0.0)
         verdicts = (found[i] for i in range(len(prompts)))
@@ -100,7 +114,8 @@ class Mixture:
 
 
 def cycle(weights: Sequence[float]) -> list[int]:
-    """Members in proportion to their weights (each a twentieth of the largest at least), spread evenly: [2, 1] -> [0, 1, 0]."""
+    """Members in proportion to their weights (each a twentieth of the largest at least), spread evenly: [2, 1] -> [0,
+    1, 0]."""
     shares = [max(Fraction(1, _FINEST), Fraction(w / max(weights)).limit_denominator(_FINEST)) for w in weights]
     scale = lcm(*(share.denominator for share in shares))
     counts = [int(share * scale) for share in shares]
@@ -121,13 +136,17 @@ def build_mixture(options: Mapping[str, object], build: Callable[[TaskConfig], T
         options = {**options, "tasks": [{"name": m} if isinstance(m, str) else m for m in members]}
     settings = read_options(MixtureOptions, options, "mixture")
     if not settings.tasks:
-        raise ValueError("task.options.tasks of mixture is empty; name a task, e.g. tasks: [countdown, reasoning_gym/gcd]")
+        raise ValueError(
+            "task.options.tasks of mixture is empty; name a task, e.g. tasks: [countdown, reasoning_gym/gcd]"
+        )
     tasks = []
     for number, member in enumerate(settings.tasks):
         if member.name == "mixture":
             raise ValueError(f"task.options.tasks[{number}] is a mixture itself; name its tasks here")
         if shared := sorted(member.model_fields_set & {"chat", "max_prompt_tokens"}):
-            raise ValueError(f"task.options.tasks[{number}].{shared[0]}: all of a mixture share it; set task.{shared[0]}")
+            raise ValueError(
+                f"task.options.tasks[{number}].{shared[0]}: all of a mixture share it; set task.{shared[0]}"
+            )
         try:
             tasks.append(build(member))
         except ValueError as error:

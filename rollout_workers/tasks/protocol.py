@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from rollout_workers.sequences import LazySequence
+from rollout_workers.lazy_sequence import LazySequence
 
 __all__ = [
     "Demonstration",

@@ -13,8 +13,17 @@ from typing import Any
 
 from configs.schema import Section
 from rollout_workers.tasks.forks import forks
-from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence, Prompt, Score, Split, require_split, split_of
-from rollout_workers.tasks.reading import EXTRA, near, read_options
+from rollout_workers.tasks.protocol import (
+    Demonstration,
+    Failure,
+    LazySequence,
+    Prompt,
+    Score,
+    Split,
+    require_split,
+    split_of,
+)
+from rollout_workers.tasks.row_files import EXTRA, near, read_options
 from rollout_workers.tasks.scorers import Limits, confinement
 
 LENGTHS: Mapping[str, int] = {"train": 19_000, "heldout": 1_000}
@@ -69,7 +78,9 @@ class _Source:
         try:
             return create_dataset(made["dataset"], seed=made["seed"], size=made["size"], **made["options"])
         except (AssertionError, TypeError, ValueError) as error:
-            raise ValueError(f"task.options {dict(self.options)} do not suit reasoning_gym/{self.dataset}: {error}") from error
+            raise ValueError(
+                f"task.options {dict(self.options)} do not suit reasoning_gym/{self.dataset}: {error}"
+            ) from error
 
 
 def _longest(entry: Mapping[str, Any]) -> int:
@@ -99,14 +110,16 @@ class ReasoningGym:
         return LazySequence(LENGTHS[split], lambda index: self._prompt(split, index))
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:
-        """The gold answers, or with the option ``worked`` the worked solutions; ``ValueError`` when indexed for a dataset without."""
+        """The gold answers, or with the option ``worked`` the worked solutions; ``ValueError`` when indexed for a
+        dataset without."""
         require_split(split)
         return LazySequence(LENGTHS[split], lambda index: self._demonstration(self._prompt(split, index)))
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The dataset's own verdict on the answer in ``text``: success is a full mark (1.0).
 
-        The reward is 1 or 0, or the raw mark with the option ``partial``. An answer that is far too long is wrong, unseen.
+        The reward is 1 or 0, or the raw mark with the option ``partial``. An answer that is far too long is wrong,
+        unseen.
         """
         return self.score_batch([prompt], [text])[0]
 
@@ -141,16 +154,23 @@ class ReasoningGym:
             entry: dict[str, Any] = self._generator(split, round_)[index]
             if split_of(entry["question"], HELDOUT_SHARE) == split:
                 return entry
-        raise ValueError(f"{self.name} with these options has too few different questions for a {split} split; widen task.options")
+        raise ValueError(
+            f"{self.name} with these options has too few different questions for a {split} split; widen task.options"
+        )
 
     def _gold(self, entry: Mapping[str, Any]) -> str:
         if entry["answer"] is None:
-            raise ValueError(f"{self.name} has no gold answers: set task.shots to 0 and train on other data than the task's demonstrations")
+            raise ValueError(
+                f"{self.name} has no gold answers: set task.shots to 0 and train on other data than the "
+                "task's demonstrations"
+            )
         return str(entry["answer"])
 
     def _prompt(self, split: Split, index: int) -> Prompt:
         entry = self._entry(split, index)
-        return Prompt(id=f"{self.name}/{split}/{index}", text=render(entry["question"], self._shots), metadata={"entry": entry})
+        return Prompt(
+            id=f"{self.name}/{split}/{index}", text=render(entry["question"], self._shots), metadata={"entry": entry}
+        )
 
     def _demonstration(self, prompt: Prompt) -> Demonstration:
         entry: dict[str, Any] = prompt.metadata["entry"]  # type: ignore[assignment]
@@ -173,10 +193,13 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "reasoning_gym":
             raise
-        raise ValueError(f"task.name is 'reasoning_gym/{dataset}', but reasoning-gym is not installed; {EXTRA}") from error
+        raise ValueError(
+            f"task.name is 'reasoning_gym/{dataset}', but reasoning-gym is not installed; {EXTRA}"
+        ) from error
     if dataset not in DATASETS:
         raise ValueError(
-            f"task.name is 'reasoning_gym/{dataset}', and reasoning-gym has no such dataset; {near(dataset, sorted(DATASETS))}"
+            f"task.name is 'reasoning_gym/{dataset}', and reasoning-gym has no such dataset; "
+            f"{near(dataset, sorted(DATASETS))}"
         )
     theirs = [field.name for field in fields(DATASETS[dataset][1]) if field.name not in ("seed", "size")]
     known = sorted([*theirs, *OWN_OPTIONS])
@@ -189,7 +212,9 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     worked = options.get("worked", False)
     if not isinstance(partial, bool) or not isinstance(worked, bool):
         raise ValueError(f"task.options: partial is {partial!r} and worked is {worked!r}; both must be true or false")
-    limits = read_options(_Own, {key: options[key] for key in ("limits",) if key in options}, f"reasoning_gym/{dataset}").limits
+    limits = read_options(
+        _Own, {key: options[key] for key in ("limits",) if key in options}, f"reasoning_gym/{dataset}"
+    ).limits
     passed = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
     source = _Source(dataset=dataset, options=passed, seed=seed)
     return ReasoningGym(source, shots=shots, partial=partial, worked=worked, limits=limits)

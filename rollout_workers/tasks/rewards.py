@@ -16,7 +16,8 @@ from configs.task_options import task_paths
 from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_all
 
 GENERIC = ("length", "stop")
-"""Parts that every task has: minus the share of ``max_new_tokens`` that was used; whether the rollout ended by itself."""
+"""Parts that every task has: minus the share of ``max_new_tokens`` that was used; whether the rollout ended by
+itself."""
 _SMALL = 2**20
 
 
@@ -34,9 +35,11 @@ class Response:
 
 
 def reward_hash(task: TaskConfig, reward: Reward) -> str:
-    """Twelve hexadecimal digits that name a reward definition: task, its options, weights; of files the content counts, not the place.
+    """Twelve hexadecimal digits that name a reward definition: task, its options, weights; of files the content counts,
+    not the place.
 
-    Of a folder (a data set, a reward model) names and sizes count, and the files of up to a megabyte: hashing weights takes too long.
+    Of a folder (a data set, a reward model) names and sizes count, and the files of up to a megabyte: hashing weights
+    takes too long.
     """
     named = copy.deepcopy({"name": task.name, "options": task.options})
     for options, key, _ in task_paths(named):
@@ -66,7 +69,9 @@ def part_names(task: Task) -> tuple[str, ...]:
 def unknown_parts(task: Task, reward: Reward) -> list[str]:
     """A message for each weight on a part that ``task`` does not have."""
     known = part_names(task)
-    return [f"reward.weights.{name}: {_hint(name, known, task.name)}" for name in reward.weights or () if name not in known]
+    return [
+        f"reward.weights.{name}: {_hint(name, known, task.name)}" for name in reward.weights or () if name not in known
+    ]
 
 
 def judge(task: Task, reward: Reward, prompt: Prompt, response: Response) -> Score | Failure:
@@ -78,7 +83,9 @@ def judge(task: Task, reward: Reward, prompt: Prompt, response: Response) -> Sco
     return judge_all(task, reward, [prompt], [response])[0]
 
 
-def judge_all(task: Task, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score | Failure]:
+def judge_all(
+    task: Task, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> list[Score | Failure]:
     """``judge`` for many at once: some verifiers are much faster so."""
     verdicts = score_all(task, prompts, [response.text for response in responses])
     return [

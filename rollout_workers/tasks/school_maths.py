@@ -1,4 +1,5 @@
-"""``gsm8k`` and ``math500``: readers of a local copy, in the form in which they are published or in that of the Hugging Face hub."""
+"""``gsm8k`` and ``math500``: readers of a local copy, in the form in which they are published or in that of the Hugging
+Face hub."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from configs.schema import PathStr
+from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows
 from rollout_workers.tasks.protocol import Split, split_of
-from rollout_workers.tasks.reading import Row, read_file, read_options
-from rollout_workers.tasks.rows import Judging, OpenShare, Rows
+from rollout_workers.tasks.row_files import Row, read_file, read_options
 from rollout_workers.tasks.scorers import Verifier
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -33,7 +34,8 @@ class Math500Options(Judging):
     path: PathStr
     """The file, or a folder with it; its problems are held out."""
     train: PathStr | None = None
-    """File or folder of problems to train on, with ``problem`` and ``solution``, e.g. MATH's; those of MATH-500 are left out."""
+    """File or folder of problems to train on, with ``problem`` and ``solution``, e.g. MATH's; those of MATH-500 are
+    left out."""
     heldout_share: OpenShare | None = None
     """Instead of ``train``: hold out this share of MATH-500 and train on the rest. Then results are not MATH-500's."""
     template: str = "{prompt}\nPut the final answer into \\boxed{}."
@@ -56,7 +58,8 @@ def build_math500(options: Mapping[str, object]) -> Rows:
     settings = read_options(Math500Options, options, "math500")
     if (settings.train is None) == (settings.heldout_share is None):
         raise ValueError(
-            "task.options of math500: it is a test set, so say what to train on: either train (a file of other problems) "
+            "task.options of math500: it is a test set, so say what to train on: either train (a file of other "
+            "problems) "
             "or heldout_share (train on the rest of it)"
         )
 
@@ -74,13 +77,17 @@ def build_math500(options: Mapping[str, object]) -> Rows:
 
 
 def _split_file(path: Path, split: str) -> Path:
-    """The file itself, or the one in the folder that is named after the split (``test.jsonl``, ``test-00000-of-00001.parquet``)."""
+    """The file itself, or the one in the folder that is named after the split (``test.jsonl``,
+    ``test-00000-of-00001.parquet``)."""
     if path.is_file():
         return path
     found = [f for f in sorted(path.rglob("*")) if f.suffix in SUFFIXES and re.fullmatch(rf"{split}(-\d.*)?", f.stem)]
-    found = [f for f in found if "socratic" not in f.parts]  # GSM8K's other configuration, in a folder beside the main one
+    # GSM8K's other configuration, in a folder beside the main one
+    found = [f for f in found if "socratic" not in f.parts]
     if not found:
-        raise ValueError(f"task.options.path: {path} holds no {split}.jsonl or {split}-*.parquet; give the folder of a local copy")
+        raise ValueError(
+            f"task.options.path: {path} holds no {split}.jsonl or {split}-*.parquet; give the folder of a local copy"
+        )
     return found[0]
 
 
@@ -89,7 +96,9 @@ def _read(path: Path, read: Callable[[Row], Row]) -> Iterator[Row]:
         try:
             yield read(row)
         except KeyError as error:
-            raise ValueError(f"{place}: no key {error}; is this another data set? It has {', '.join(map(repr, row))}") from error
+            raise ValueError(
+                f"{place}: no key {error}; is this another data set? It has {', '.join(map(repr, row))}"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
 

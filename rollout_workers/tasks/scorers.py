@@ -15,12 +15,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from configs.schema import PathStr, Section
 from rollout_workers.tasks import verifiers
 from rollout_workers.tasks.forks import Confinement, forks
-from rollout_workers.tasks.isolation import Function, Isolation
 from rollout_workers.tasks.protocol import Failure, Score
-from rollout_workers.tasks.reading import EXTRA, Row, near
+from rollout_workers.tasks.row_files import EXTRA, Row, near
+from rollout_workers.tasks.sandbox import Function, Isolation
 
 if TYPE_CHECKING:
-    from rollout_workers.reward_models import RewardModels
+    from rollout_workers.tasks.reward_models import RewardModels
 
 Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference"]
 NO_ANSWER = ("python", "preference")
@@ -57,7 +57,8 @@ class Python(Section):
 
 
 class Preference(Section):
-    """A reward model: a transformers sequence classifier with one output (``latent-control reward train`` makes one)."""
+    """A reward model: a transformers sequence classifier with one output (``latent-control reward train`` makes
+    one)."""
 
     model: PathStr
     """Its folder, or hub id."""
@@ -122,7 +123,9 @@ class Regex:
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """1 when the answer, a regular expression, is found, else 0."""
         asked = [{"answer": row["answer"]} for row in rows]
-        return [v if isinstance(v, Failure) else _verdict(v["reward"] == 1.0) for v in self.isolation.call(asked, texts)]
+        return [
+            v if isinstance(v, Failure) else _verdict(v["reward"] == 1.0) for v in self.isolation.call(asked, texts)
+        ]
 
 
 class Maths:
@@ -136,7 +139,10 @@ class Maths:
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """1 when the answer is right, else 0."""
         asked = [{"answer": row["answer"]} for row in rows]
-        return [v if isinstance(v, Failure) else _verdict(v == 1.0) for v in self.forks.call({}, asked, texts, name="verifier math")]
+        return [
+            v if isinstance(v, Failure) else _verdict(v == 1.0)
+            for v in self.forks.call({}, asked, texts, name="verifier math")
+        ]
 
 
 def confinement(module: str, limits: Limits) -> Confinement:
@@ -175,7 +181,9 @@ class Own:
     def _checked(self, numbers: Mapping[str, float]) -> Score | Failure:
         wanted = {"reward", *self.settings.parts}
         if not wanted <= numbers.keys() <= wanted | {"success"}:
-            return Failure(kind="reward_invalid", message=f"returned {sorted(numbers)}, but reward and parts are {sorted(wanted)}")
+            return Failure(
+                kind="reward_invalid", message=f"returned {sorted(numbers)}, but reward and parts are {sorted(wanted)}"
+            )
         wrong = [name for name, number in numbers.items() if not math.isfinite(number)]
         if wrong:
             return Failure(kind="reward_not_finite", message=f"{wrong[0]} is {numbers[wrong[0]]}")
@@ -188,13 +196,17 @@ class Own:
 def require_function(path: Path, name: str) -> None:
     """``ValueError`` unless the file defines the function; it is read, not run."""
     if not path.is_file():
-        raise ValueError(f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)")
+        raise ValueError(
+            f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)"
+        )
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"task.options.python.path: {path} is no Python: {error}") from error
     names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-    if name not in names and not any(isinstance(node, ast.Assign | ast.ImportFrom) and name in ast.unparse(node) for node in body):
+    if name not in names and not any(
+        isinstance(node, ast.Assign | ast.ImportFrom) and name in ast.unparse(node) for node in body
+    ):
         raise ValueError(f"task.options.python.function: {path} defines no {name!r}; {near(name, names)}")
 
 
@@ -209,7 +221,7 @@ class Preferred:
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """The model's score of each response, as the reward."""
         if self._models is None:
-            from rollout_workers.reward_models import RewardModels
+            from rollout_workers.tasks.reward_models import RewardModels
 
             self._models = RewardModels(self.settings)
         return [self._checked(score) for score in self._models.score([str(row["prompt"]) for row in rows], texts)]
@@ -229,9 +241,14 @@ def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, pref
     for name, section in (("python", python), ("preference", preference)):
         example = {"python": "{path: reward.py}", "preference": "{model: FOLDER}"}[name]
         if verifier == name and section is None:
-            raise ValueError(f"task.options.verifier is {name}, but task.options.{name} is missing; e.g. {name}: {example}")
+            raise ValueError(
+                f"task.options.verifier is {name}, but task.options.{name} is missing; e.g. {name}: {example}"
+            )
         if verifier != name and section is not None:
-            raise ValueError(f"task.options.{name} is not used with task.options.verifier {verifier}; set that to {name}, or leave it out")
+            raise ValueError(
+                f"task.options.{name} is not used with task.options.verifier {verifier}; set that to "
+                f"{name}, or leave it out"
+            )
     if verifier == "math" and find_spec("math_verify") is None:
         raise ValueError(f"task.options.verifier math needs the package math-verify, which is not installed; {EXTRA}")
     if python is not None:

@@ -1,4 +1,5 @@
-"""Verifiers of rows: does a text give the row's answer? The standard library only, for ``judging.function`` loads this file by its path."""
+"""Verifiers of rows: does a text give the row's answer? The standard library only, for ``judging.function`` loads this
+file by its path."""
 
 from __future__ import annotations
 

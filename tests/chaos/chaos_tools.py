@@ -1,4 +1,5 @@
-"""What the chaos tests share: a whole run in a process of its own, whose parts can be found and hurt. Only own processes are touched."""
+"""What the chaos tests share: a whole run in a process of its own, whose parts can be found and hurt. Only own
+processes are touched."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from latent_control.persistence import read_config
-from pipeline.audit import audit
+from latent_control.pretrained import read_config
+from pipeline.integrity.audit import audit
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES, PROMPTS, GROUP, EVERY = 14, 4, 4, 4
@@ -28,18 +29,26 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Run:
-    """``latent-control run`` or ``resume`` on a tiny model with random weights, whose responses are rewarded for their length."""
+    """``latent-control run`` or ``resume`` on a tiny model with random weights, whose responses are rewarded for their
+    length."""
 
     def __init__(self, folder: Path, checkpoint: Path, *overrides: str, updates: int = UPDATES) -> None:
         self.folder, self.process, self.family = folder, None, list[psutil.Process]()
         shape = read_config(checkpoint)["latent_actions"]
-        layers = ", ".join(f"{part}_layers: {shape[f'{part}_layers']}" for part in ("inverse_dynamics", "merge", "policy"))
+        layers = ", ".join(
+            f"{part}_layers: {shape[f'{part}_layers']}" for part in ("inverse_dynamics", "merge", "policy")
+        )
         self.settings = [
             f"base.model={checkpoint.parent / 'base'}",
             f"actions={{init: {checkpoint}, updates: 0, min_alive_share: 0, {layers}}}",
             *("evaluation=null", "explorer.enabled=false", "reward.weights={length: -1.0}"),
             *(f"improve.updates={updates}", f"improve.prompts_per_update={PROMPTS}", f"improve.group_size={GROUP}"),
-            *(f"improve.checkpoint_every={EVERY}", "improve.learning_rate=0.01", "rollout.num_workers=2", "rollout.max_new_tokens=6"),
+            *(
+                f"improve.checkpoint_every={EVERY}",
+                "improve.learning_rate=0.01",
+                "rollout.num_workers=2",
+                "rollout.max_new_tokens=6",
+            ),
             *("cluster.learner_threads=1", "cluster.restart_seconds=0.2"),
             *overrides,
         ]
@@ -53,7 +62,11 @@ class Run:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
             self.process = psutil.Popen(
-                [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
+                [sys.executable, "-m", "pipeline", *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
         return self
 
@@ -92,8 +105,8 @@ class Run:
         return [one for one in (json.loads(line) for line in lines if line.endswith("\n")) if one["stage"] == "improve"]
 
     def end(self, expected: int = 0, seconds: float = 900.0) -> float:
-        """Wait for the end; returns how long that took. No process of the run may be left ten seconds later (after kill -9 but
-        for Ray's two agents and a worker that was only starting, which take a minute or two to notice)."""
+        """Wait for the end; returns how long that took. No process of the run may be left ten seconds later (after kill
+        -9 but for Ray's two agents and a worker that was only starting, which take a minute or two to notice)."""
         assert self.process is not None
         family = self.family or self._titled(lambda title: True)
         begun = time.monotonic()
@@ -113,12 +126,16 @@ class Run:
         """Send the driver a signal. Whose child a process was can be known only before."""
         assert self.process is not None
         everything = number != signal.SIGKILL
-        self.family = self._titled(lambda title: everything or (title.startswith("ray::") and not title.startswith(AGENTS)))
+        self.family = self._titled(
+            lambda title: everything or (title.startswith("ray::") and not title.startswith(AGENTS))
+        )
         self.process.send_signal(number)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of the stage's result."""
-        found: dict[str, torch.Tensor] = load_file(self.folder / "checkpoints" / "improve" / "latent_actions.safetensors")
+        found: dict[str, torch.Tensor] = load_file(
+            self.folder / "checkpoints" / "improve" / "latent_actions.safetensors"
+        )
         return found
 
     def rollouts(self) -> pd.DataFrame:
@@ -148,7 +165,8 @@ def with_no_error(process: psutil.Process) -> None:
 
 
 def assert_undisturbed(run: Run, whole: Run, updates: int = UPDATES) -> None:
-    """Bit for bit the end of a run that nothing befell, every rollout consumed and stored once, and the audit agrees."""
+    """Bit for bit the end of a run that nothing befell, every rollout consumed and stored once, and the audit
+    agrees."""
     found, expected = run.weights(), whole.weights()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert run.steps() == list(range(1, updates + 1))

@@ -1,4 +1,5 @@
-"""What is done to runs, and what it cost: the slow tests hold these numbers to the bars, ``benchmarks/chaos.py`` writes them down."""
+"""What is done to runs, and what it cost: the slow tests hold these numbers to the bars, ``benchmarks/chaos.py`` writes
+them down."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from typing import Any
 import psutil
 from chaos_tools import GROUP, PROMPTS, UPDATES, WORKER, Run, assert_undisturbed, assert_whole, running
 
-from pipeline import run_files
-from pipeline.diagnose import diagnose
-from pipeline.events import read_events
-from pipeline.sync import sync
-from pipeline.tracking import read_record
+from pipeline.integrity.diagnose import diagnose
+from pipeline.runs import manifest
+from pipeline.runs.events import read_events
+from pipeline.tracking.sync import sync
+from pipeline.tracking.tracker import read_record
 
 ENDLESS = 1_000_000
 REWARD = """
@@ -47,10 +48,13 @@ def fails(row, response):
 
 
 def paced(folder: Path, seconds: float, function: str = "reward") -> list[str]:
-    """Overrides by which each response takes a reward function so long: updates by the clock, not by how busy the machine is."""
+    """Overrides by which each response takes a reward function so long: updates by the clock, not by how busy the
+    machine is."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reward.py").write_text(REWARD.format(seconds=seconds))
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i} {i + 1} {i + 2}", "answer": f"{i}"}) + "\n" for i in range(64)))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{i} {i + 1} {i + 2}", "answer": f"{i}"}) + "\n" for i in range(64))
+    )
     own = f"{{path: {folder / 'reward.py'}, function: {function}}}"
     return [f"task={{name: jsonl, options: {{path: {folder / 'rows.jsonl'}, verifier: python, python: {own}}}}}"]
 
@@ -58,7 +62,8 @@ def paced(folder: Path, seconds: float, function: str = "reward") -> list[str]:
 def worker_kills(folder: Path, checkpoint: Path, kills: int, last: int) -> dict[str, Any]:
     """So many workers are killed (SIGKILL), each once both are at work again; then ``last`` more updates.
 
-    Seconds until the one that was started in its place is past its start and an update was made; rollouts lost or doubled.
+    Seconds until the one that was started in its place is past its start and an update was made; rollouts lost or
+    doubled.
     """
     run = Run(folder / "run", checkpoint, *paced(folder, 0.02), "improve.checkpoint_every=50", updates=ENDLESS).start()
     chance, strength = random.Random(0), []
@@ -93,7 +98,7 @@ def finish_at(run: Run, updates: int) -> None:
     text = config.read_text()
     assert f"updates: {ENDLESS}" in text
     config.write_text(text.replace(f"updates: {ENDLESS}", f"updates: {updates}"))
-    (run.folder / run_files.MANIFEST).unlink()
+    (run.folder / manifest.MANIFEST).unlink()
     run.start().end()
 
 
@@ -152,7 +157,9 @@ def seconds_from_exception(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 def stopped_worker(folder: Path, checkpoint: Path, timeout: float) -> dict[str, Any]:
     """SIGSTOP to a worker: seconds until it was noticed as silent and replaced."""
-    run = Run(folder / "run", checkpoint, *paced(folder, 0.02), f"cluster.worker_timeout_seconds={timeout}", updates=ENDLESS).start()
+    run = Run(
+        folder / "run", checkpoint, *paced(folder, 0.02), f"cluster.worker_timeout_seconds={timeout}", updates=ENDLESS
+    ).start()
     with running(run):
         run.reach(3)
         victim = run.actors(WORKER)[0]
@@ -169,7 +176,8 @@ def stopped_worker(folder: Path, checkpoint: Path, timeout: float) -> dict[str, 
 
 
 def store_away(folder: Path, checkpoint: Path, updates: int) -> dict[str, Any]:
-    """An MLflow server is stopped after a third of a run and started again after two; every metric must be there once afterwards.
+    """An MLflow server is stopped after a third of a run and started again after two; every metric must be there once
+    afterwards.
 
     Step times with the server there, away, and back; and of a run that tracks nothing.
     """
@@ -209,11 +217,16 @@ def store_away(folder: Path, checkpoint: Path, updates: int) -> dict[str, Any]:
 def complete(run: Run, port: int) -> bool:
     """Whether each metric of each step of ``metrics.jsonl`` is in the store, once, with its value."""
     logged = run.metrics()
-    names = {name for record in logged for name, value in record.items() if isinstance(value, float | int)} - {"step", "time"}
+    names = {name for record in logged for name, value in record.items() if isinstance(value, float | int)} - {
+        "step",
+        "time",
+    }
     for name in names:
         answer = _answer(port, f"metrics/get-history?run_id={_id(run)}&metric_key={name}&max_results=100000")
         found = [(int(one["step"]), float(one["value"])) for one in answer.get("metrics", [])]
-        if sorted(found) != [(record["step"], float(record[name])) for record in logged if record.get(name) is not None]:
+        if sorted(found) != [
+            (record["step"], float(record[name])) for record in logged if record.get(name) is not None
+        ]:
             return False
     return True
 
@@ -240,10 +253,23 @@ class Server:
     def start(self) -> None:
         """Until it answers."""
         store = f"sqlite:///{self.folder / 'mlflow.db'}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
         command += ["--backend-store-uri", store, "--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("a") as log:
-            self.process = psutil.Popen(command, stdout=log, stderr=log, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+            self.process = psutil.Popen(
+                command, stdout=log, stderr=log, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+            )
         _until(self._answers, 600)
 
     def stop(self) -> None:

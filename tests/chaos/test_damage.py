@@ -1,4 +1,5 @@
-"""Every artifact of an interrupted run, torn, with a flipped bit, or gone: found, and the resumed run ends as if nothing had been."""
+"""Every artifact of an interrupted run, torn, with a flipped bit, or gone: found, and the resumed run ends as if
+nothing had been."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ import pytest
 from chaos_tools import EVERY, UPDATES, Run, assert_undisturbed, running
 
 from configs.loading import dump_config
-from pipeline import checkpoints, run_files
-from pipeline.audit import audit
-from pipeline.events import read_events
-from pipeline.resume_point import resume_point
+from pipeline.integrity.audit import audit
+from pipeline.rl.resume_point import resume_point
 from pipeline.run import resume
-from pipeline.runlog import METRICS, records
+from pipeline.runs import manifest
+from pipeline.runs.events import read_events
+from pipeline.runs.metrics_log import METRICS, records
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(3600)
@@ -82,7 +84,9 @@ def hurt(interrupted: Run, folder: Path, artifact: str, damage: str) -> Path:
 
 
 @pytest.mark.parametrize(("artifact", "damage"), CASES)
-def test_damage_is_found_and_a_whole_state_is_there_to_go_on_from(interrupted: Run, tmp_path: Path, artifact: str, damage: str) -> None:
+def test_damage_is_found_and_a_whole_state_is_there_to_go_on_from(
+    interrupted: Run, tmp_path: Path, artifact: str, damage: str
+) -> None:
     run_dir = hurt(interrupted, tmp_path, artifact, damage)
     if (artifact, damage) != ("config", "gone"):
         try:
@@ -102,23 +106,29 @@ def test_a_config_that_is_none_any_more_is_put_back_and_a_changed_one_is_not_res
     interrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed: list[str] = []
-    monkeypatch.setattr("pipeline.run.execute", lambda config, run_dir, quiet: resumed.append(dump_config(config)) or run_dir)
+    monkeypatch.setattr(
+        "pipeline.run.execute", lambda config, run_dir, quiet: resumed.append(dump_config(config)) or run_dir
+    )
     original = (interrupted.folder / "config.yaml").read_text()
     run_dir = hurt(interrupted, tmp_path, "config", "gone")
     resume(run_dir)
     (run_dir / "config.yaml").write_text("updates: [")
     resume(run_dir)
-    assert (run_dir / "config.yaml").read_text() == original and [e["kind"] for e in read_events(run_dir)][-2:] == ["config_restored"] * 2
+    assert (run_dir / "config.yaml").read_text() == original and [e["kind"] for e in read_events(run_dir)][-2:] == [
+        "config_restored"
+    ] * 2
     (run_dir / "config.yaml").write_text(original.replace(f"updates: {UPDATES}", f"updates: {UPDATES + 1}"))
-    with pytest.raises(ValueError, match=r"config\.yaml is not what was written.*--restore-config.*on purpose, delete manifest\.json"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is not what was written.*--restore-config.*on purpose, delete manifest\.json"
+    ):
         resume(run_dir)
     resume(run_dir, restore_config=True)
-    assert resumed == [original] * 3 and run_files.problems(run_dir) == {}
+    assert resumed == [original] * 3 and manifest.problems(run_dir) == {}
     changed = original.replace(f"updates: {UPDATES}", f"updates: {UPDATES + 1}")
     (run_dir / "config.yaml").write_text(changed)
-    (run_dir / run_files.MANIFEST).unlink()  # the remedy for what was changed on purpose
+    (run_dir / manifest.MANIFEST).unlink()  # the remedy for what was changed on purpose
     resume(run_dir)
-    assert resumed[3:] == [changed] and run_files.problems(run_dir) == {}
+    assert resumed[3:] == [changed] and manifest.problems(run_dir) == {}
 
 
 def test_a_flipped_digit_in_the_metrics_is_found(interrupted: Run, tmp_path: Path) -> None:

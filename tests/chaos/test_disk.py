@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from chaos_tools import EVERY, UPDATES, Run, assert_undisturbed, running
 
-from pipeline import disk
-from pipeline.diagnose import diagnose
+from pipeline.integrity.diagnose import diagnose
+from pipeline.storage import disk_space
 
 pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(1800)
@@ -21,7 +21,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A disk of 24 MiB, in memory."""
     place = tmp_path / "run"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=False, capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=False, capture_output=True, text=True
+    )
     if made.returncode != 0:
         pytest.skip(f"no disk of our own can be mounted here: {made.stderr.strip()}")
     try:
@@ -43,12 +45,14 @@ def test_a_full_disk_is_known_and_named(small: Path) -> None:
     fill(small)
     with pytest.raises(OSError) as caught:
         (small / "more").write_bytes(bytes(4096))
-    assert disk.is_full(caught.value) and not disk.is_full(ValueError("24 MiB"))
-    assert disk.full(small).startswith(f"the disk of {small} is full (0.0 of 24.0 MiB left)")
+    assert disk_space.is_full(caught.value) and not disk_space.is_full(ValueError("24 MiB"))
+    assert disk_space.full(small).startswith(f"the disk of {small} is full (0.0 of 24.0 MiB left)")
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    small: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     whole = Run(tmp_path / "whole", tiny_checkpoint, "tracking.enabled=false").start()
     with running(whole):
         whole.end()

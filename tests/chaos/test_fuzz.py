@@ -1,4 +1,5 @@
-"""Whatever a user hands in, or a model says: an error in a sentence or a typed failure, never a traceback, never a loss.
+"""Whatever a user hands in, or a model says: an error in a sentence or a typed failure, never a traceback, never a
+loss.
 
 Each check is run on a few cases here and on 10,000 in all with ``-m slow``.
 """
@@ -22,11 +23,12 @@ from transformers import AutoTokenizer
 from configs.loading import load_config
 from configs.schema import Task as TaskConfig
 from latent_control.text import encode_plain
-from pipeline import checkpoints, ledger
-from pipeline.events import read_events
-from pipeline.explorer import page as pages
-from pipeline.replay import ReplayReader
-from pipeline.runlog import METRICS, RunLog, records
+from pipeline.pages.explorer import page
+from pipeline.replay.writer import ReplayReader
+from pipeline.rl import ledger
+from pipeline.runs.events import read_events
+from pipeline.runs.metrics_log import METRICS, RunLog, records
+from pipeline.storage import checkpoints
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt, shortened
 from rollout_workers.tasks.protocol import Failure, Prompt, Score
@@ -35,7 +37,16 @@ pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(3000)
 
 LONG = 10_000
-SHARES = {"config": 0.3, "rows": 0.15, "shard": 0.1, "checkpoint": 0.1, "books": 0.1, "prompts": 0.1, "verifiers": 0.1, "rewards": 0.05}
+SHARES = {
+    "config": 0.3,
+    "rows": 0.15,
+    "shard": 0.1,
+    "checkpoint": 0.1,
+    "books": 0.1,
+    "prompts": 0.1,
+    "verifiers": 0.1,
+    "rewards": 0.05,
+}
 """Of the cases, by check; they sum to 1."""
 HOSTILE = st.one_of(
     st.text(max_size=200),
@@ -61,14 +72,18 @@ HOSTILE = st.one_of(
 )
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), HOSTILE)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4), max_leaves=8
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
 )
 
 
 def fuzz(share: str, long: bool) -> Callable[[Any], Any]:
     """Hypothesis' settings for a check: as many cases as are its share."""
     cases = int(LONG * SHARES[share]) if long else max(10, int(200 * SHARES[share]))
-    return settings(max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
 
 
 def mutated(data: bytes, draw: st.DataObject) -> bytes:
@@ -181,16 +196,23 @@ def test_shards(tmp_path: Path, long: bool) -> None:
         if changed == shards[0].read_bytes():
             assert found == whole
         else:
-            assert [one.shard for one in reader.quarantined] == [str(name)] and found < whole and len(found) == len(whole) // 2
+            assert (
+                [one.shard for one in reader.quarantined] == [str(name)]
+                and found < whole
+                and len(found) == len(whole) // 2
+            )
 
     check()
 
 
 @pytest.mark.parametrize("long", LENGTHS, ids=ids)
 def test_checkpoints(tmp_path: Path, long: bool) -> None:
-    """A checkpoint with broken bytes is known to be one, whichever file it is; reading it raises nothing but ``ValueError``."""
+    """A checkpoint with broken bytes is known to be one, whichever file it is; reading it raises nothing but
+    ``ValueError``."""
     tree = {"a": np.arange(5.0), "b": [1, "x", {"c": np.ones((2, 2), np.float32)}]}
-    checkpoints.write(tmp_path / "t-00000001", files=lambda f: checkpoints.save_tree(f, "t", tree), info={"stage": "t", "update": 1})
+    checkpoints.write(
+        tmp_path / "t-00000001", files=lambda f: checkpoints.save_tree(f, "t", tree), info={"stage": "t", "update": 1}
+    )
     names = sorted(path.name for path in (tmp_path / "t-00000001").iterdir())
 
     @fuzz("checkpoint", long)
@@ -224,7 +246,13 @@ def test_ledger_metrics_and_events(tmp_path: Path, long: bool) -> None:
     log.close()
     book = ledger.Ledger(tmp_path / "run", "improve")
     book.begin(0)
-    book.add([ledger.Attempt(position=0, attempt=0, prompt_index=3, outcome="trained", update=1, request=0, worker=1, rollouts=("a",))])
+    book.add(
+        [
+            ledger.Attempt(
+                position=0, attempt=0, prompt_index=3, outcome="trained", update=1, request=0, worker=1, rollouts=("a",)
+            )
+        ]
+    )
     book.flush(5, {0: "x", 5: "y"}, [])
     files = [
         METRICS,
@@ -243,7 +271,9 @@ def test_ledger_metrics_and_events(tmp_path: Path, long: bool) -> None:
         changed = mutated(path.read_bytes(), data)
         same = changed == path.read_bytes()
         path.write_bytes(changed)
-        assert all(written[int(record["step"])] == record for record in records(folder / METRICS)), "a changed number passed"
+        assert all(written[int(record["step"])] == record for record in records(folder / METRICS)), (
+            "a changed number passed"
+        )
         read_events(folder)
         found = ledger.read(folder, "improve")
         assert same or path.suffix != ".parquet" or found.problems
@@ -254,7 +284,7 @@ def test_ledger_metrics_and_events(tmp_path: Path, long: bool) -> None:
 @pytest.mark.parametrize("long", LENGTHS, ids=ids)
 def test_prompts_and_pages(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
     """Any text is encoded, cut and decoded; no text gets out of its place in a page."""
-    monkeypatch.setattr(pages, "as_data", lambda data: data)
+    monkeypatch.setattr(page, "as_data", lambda data: data)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     @fuzz("prompts", long)
@@ -263,7 +293,7 @@ def test_prompts_and_pages(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, lon
         ids = encode_prompt(tokenizer, Prompt(id="x", text=text, metadata={}), chat=False)
         assert all(0 <= token < len(tokenizer) for token in ids) and isinstance(decode_response(tokenizer, ids), str)
         assert len(encode_plain(tokenizer, shortened(tokenizer, text, most), add_special_tokens=False)) <= most
-        assert "<" not in pages.embedded([{"text": text}]) and pages.embedded([{"text": text}]).isascii()
+        assert "<" not in page.embedded([{"text": text}]) and page.embedded([{"text": text}]).isascii()
 
     check()
 
@@ -275,7 +305,10 @@ def test_verifiers(tmp_path: Path, long: bool) -> None:
     path.write_text("".join(json.dumps({"prompt": f"what is {i}?", "answer": f"{i}"}) + "\n" for i in range(40)))
     options = {"path": str(path)}
     tasks = [build_task(TaskConfig(name="countdown", options={}))]
-    tasks += [build_task(TaskConfig(name="jsonl", options=options | {"verifier": name})) for name in ("exact", "contains", "number")]
+    tasks += [
+        build_task(TaskConfig(name="jsonl", options=options | {"verifier": name}))
+        for name in ("exact", "contains", "number")
+    ]
 
     @fuzz("verifiers", long)
     @given(text=HOSTILE, number=st.integers(0, 20), which=st.integers(0, len(tasks) - 1))
@@ -300,10 +333,17 @@ def reward(row, response):
 
 @pytest.mark.parametrize("long", LENGTHS, ids=ids)
 def test_reward_functions(tmp_path: Path, long: bool) -> None:
-    """One that returns or raises anything: a finite reward or a typed failure for that response, and the right one for its neighbours."""
+    """One that returns or raises anything: a finite reward or a typed failure for that response, and the right one for
+    its neighbours."""
     (tmp_path / "reward.py").write_text(REWARD)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(20)))
-    options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "python", "python": {"path": str(tmp_path / "reward.py")}}
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(20))
+    )
+    options = {
+        "path": str(tmp_path / "rows.jsonl"),
+        "verifier": "python",
+        "python": {"path": str(tmp_path / "reward.py")},
+    }
     task = build_task(TaskConfig(name="jsonl", options=options))
     prompt = task.prompts("train")[0]
 

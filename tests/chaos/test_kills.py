@@ -1,4 +1,5 @@
-"""Workers, learner, replay buffer and driver are killed, workers stopped; the end is that of a run that nothing befell."""
+"""Workers, learner, replay buffer and driver are killed, workers stopped; the end is that of a run that nothing
+befell."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import pytest
 import scenarios
 from chaos_tools import EVERY, LEARNER, REPLAY, UPDATES, WORKER, Run, assert_undisturbed, assert_whole, running
 
-from pipeline.diagnose import diagnose
-from pipeline.events import read_events
+from pipeline.integrity.diagnose import diagnose
+from pipeline.runs.events import read_events
 
 pytest_plugins = ("rl_fixtures",)
 pytestmark = pytest.mark.timeout(1800)
@@ -60,7 +61,12 @@ def test_lost_learner_and_lost_replay_buffer_are_rebuilt_from_the_newest_checkpo
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_silent_learner_is_named_and_rebuilt(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
     """Stopped (SIGSTOP) in the midst of it."""
-    settings = ["cluster.num_learners=1", "rollout.cpus_per_worker=0.5", "cluster.learner_timeout_seconds=10", f"improve.mode={mode}"]
+    settings = [
+        "cluster.num_learners=1",
+        "rollout.cpus_per_worker=0.5",
+        "cluster.learner_timeout_seconds=10",
+        f"improve.mode={mode}",
+    ]
     run = Run(tmp_path / "run", tiny_checkpoint, *settings).start()
     with running(run):
         run.reach(EVERY + 1)
@@ -96,5 +102,7 @@ def test_driver_killed_at_ten_random_points(whole: Run, tiny_checkpoint: Path, t
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_a_third_of_the_run_has_everything_once_afterwards(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_store_that_is_away_for_a_third_of_the_run_has_everything_once_afterwards(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     assert scenarios.store_away(tmp_path, tiny_checkpoint, updates=90)["status"] == "FINISHED"

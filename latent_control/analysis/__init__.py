@@ -1,0 +1,1 @@
+"""What a model and its codes do: measures, likelihoods, traces, usage, explanations."""

@@ -1,0 +1,136 @@
+"""The base LM as a supplier of features: one pass gives the last hidden state and an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from latent_control.linear import linear
+from latent_control.records import Features
+from latent_control.tower import decoder_blocks, position_ids
+
+
+class PassThrough(nn.Module):
+    """Stands where a block was that nothing reads; ``wrap`` gives its input the form of the architecture's block
+    outputs."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return self.wrap(hidden_states)
+
+
+def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some architectures do to the language head's output: scale it (Granite, Cohere), soft-cap it (Gemma 2)."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class BaseLM(nn.Module):
+    """Any decoder-only ``transformers`` LM, reached through ``get_decoder`` and ``get_output_embeddings``.
+
+    ``late_blocks`` > 0 also captures the hidden state that enters the last ``late_blocks`` blocks.
+    """
+
+    def __init__(self, lm: PreTrainedModel, late_blocks: int = 0) -> None:
+        super().__init__()
+        self.lm = lm
+        self.late_blocks = late_blocks
+        self.late_only = False
+        self._late: torch.Tensor | None = None
+        self._tuples = False
+        blocks = decoder_blocks(self.decoder)[1]
+        if late_blocks >= len(blocks):
+            raise ValueError(
+                f"{late_blocks} late blocks asked for, but the base LM has {len(blocks)} blocks: choose at most "
+                f"{len(blocks) - 1}"
+            )
+        head = lm.get_output_embeddings()
+        if head is None or head.weight.shape[1] != self.width:
+            found = "none" if head is None else f"one of width {head.weight.shape[1]}"
+            raise ValueError(
+                f"{type(lm).__name__} is not supported: it needs a language head as wide as its blocks "
+                f"({self.width}), but has {found}"
+            )
+        if late_blocks:
+            blocks[-late_blocks].register_forward_pre_hook(self._capture_late, with_kwargs=True)
+            blocks[-late_blocks - 1].register_forward_hook(self._see_output)
+
+    def _capture_late(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._late = args[0] if args else kwargs["hidden_states"]
+
+    def _see_output(self, _: nn.Module, __: Any, output: Any) -> None:
+        self._tuples = isinstance(output, tuple)
+
+    def _like_output(self, hidden_states: torch.Tensor) -> Any:
+        """``hidden_states`` as a block of this architecture returns it: bare, or first in a tuple (Falcon, Bloom,
+        GPT-J)."""
+        return (hidden_states,) if self._tuples else hidden_states
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The stack of blocks without the language head."""
+        return self.lm.get_decoder()
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.decoder.config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base's parameters, which is the features' dtype."""
+        return self.lm.dtype
+
+    def drop_late_blocks(self) -> None:
+        """Free the last ``late_blocks`` blocks: from now on only ``late`` is supplied, at less cost."""
+        assert self.late_blocks, "nothing reads the late state"
+        blocks = decoder_blocks(self.decoder)[1]
+        for index in range(len(blocks) - self.late_blocks, len(blocks)):
+            hooks = blocks[index]._forward_pre_hooks, blocks[index]._forward_pre_hooks_with_kwargs
+            blocks[index] = PassThrough(self._like_output)
+            blocks[index]._forward_pre_hooks, blocks[index]._forward_pre_hooks_with_kwargs = hooks
+        self.lm.set_output_embeddings(None)
+        self.late_only = True
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache."""
+        return DynamicCache(config=self.decoder.config)
+
+    def features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> Features:
+        """Features of ``input_ids`` [B, T]; gradients flow only when a base parameter asks for them."""
+        trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.lm.parameters())
+        if positions is None:
+            positions = position_ids(attention_mask)
+        with torch.set_grad_enabled(trainable):
+            output = self.decoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        late, self._late = self._late, None
+        return Features(final=None if self.late_only else output.last_hidden_state, late=late)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Language head of states [..., D] -> [..., V], scaled and soft-capped where the architecture says so."""
+        head = self.lm.get_output_embeddings()
+        logits = linear(states, head.weight, head.bias) if type(head) is nn.Linear else head(states)
+        return final_logits(logits, self.decoder.config)

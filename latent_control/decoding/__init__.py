@@ -1,0 +1,1 @@
+"""Decoding: continuous batching, its key-value memory, and how actions become tokens."""

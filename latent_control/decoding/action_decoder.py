@@ -1,0 +1,51 @@
+"""How actions are chosen and become tokens: by the latent policy, or by the bare base LM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from latent_control.base_lm import BaseLM
+from latent_control.tower import Tower
+
+if TYPE_CHECKING:
+    from latent_control.model import LatentActionLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """How actions are chosen and become tokens; these exist: latent policy, base LM, policy over tokens
+    (``token_level``)."""
+
+    tower: Tower | None
+    """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
+    reads: str
+    """Which of the base's states tower (or head) reads, "final" or "late"."""
+    head: Callable[[torch.Tensor], torch.Tensor]
+    """hidden [B, D] -> logits [B, actions]"""
+    emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
+    """(the base's final state [B, D], actions [B]) -> tokens [B]"""
+    span: int = 1
+    """Tokens for which an action is held."""
+
+
+def latent_actor(model: LatentActionLM) -> Actor:
+    """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
+    tabulated."""
+    table = model.merge.table(model.codebook)
+
+    def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
+        assert final is not None
+        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
+
+    return Actor(
+        tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
+    )
+
+
+def base_actor(base: BaseLM) -> Actor:
+    """The bare base LM: an action is a token."""
+    return Actor(tower=None, reads="final", head=base.logits, emit=lambda _, actions: actions)

@@ -1,0 +1,121 @@
+"""Policies over tokens, the baselines of latent actions: the base's last blocks, blocks added to it, or all of it
+(method.md 4).
+
+Before training each of them *is* the base LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from latent_control.base_lm import BaseLM, final_logits
+from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.tower import Tower, decoder_blocks
+
+Trains = Literal["last_blocks", "added_blocks", "all"]
+
+# What the architectures call the layers through which a block adds to its input: attention's and the MLP's last ones.
+OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "fc_out", "dense_4h_to_h"}
+
+
+class LanguageHead(nn.Linear):
+    """A copy of a base LM's language head, with what the architecture does to its output."""
+
+    def __init__(self, head: nn.Linear, config: PreTrainedConfig) -> None:
+        super().__init__(head.in_features, head.out_features, bias=head.bias is not None)
+        self.config = config
+        self.load_state_dict(head.state_dict())
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of states [..., D]."""
+        return final_logits(super().forward(states), self.config)
+
+
+class WholeModel(nn.Module):
+    """The whole base LM as a policy: it reads tokens, there are no features of anything frozen."""
+
+    def __init__(self, base: BaseLM) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(True)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Every parameter of the base LM."""
+        return list(self.base.parameters())
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """States [B, T, D] before the head, of token ids [B, T]."""
+        final = self.base.features(tokens).final
+        assert final is not None
+        return final
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of states [..., D]."""
+        return self.base.logits(states)
+
+
+def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, Tower | WholeModel]:
+    """The part of ``lm`` that supplies features and the policy on them; together, exactly ``lm``.
+
+    Raises:
+        ValueError: ``lm`` has too few blocks, or blocks that cannot be added without changing it.
+    """
+    if trains == "all":
+        base = BaseLM(lm)
+        return base, WholeModel(base)
+    if trains == "added_blocks":
+        base = BaseLM(lm)
+        return base, _with_head(added_blocks(base, blocks), base)
+    base = BaseLM(lm, blocks)
+    tower = Tower(base.decoder, blocks, 1)
+    tower.start_from(base.decoder)
+    return base, _with_head(tower, base)
+
+
+def _with_head(tower: Tower, base: BaseLM) -> Tower:
+    """``tower`` under the base's own language head, frozen."""
+    tower.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
+    tower.head.requires_grad_(False)
+    return tower
+
+
+def added_blocks(base: BaseLM, blocks: int) -> Tower:
+    """New blocks on the base's final state that pass it on as it is until trained: nothing leaves their last layers,
+    nothing is normed.
+
+    Raises: ValueError: the architecture's blocks do not allow that (they norm what they add to, or name their layers
+        otherwise).
+    """
+    tower = Tower(base.decoder, blocks, 1)
+    name, stack = decoder_blocks(tower.decoder)
+    for parameter in _last_layers(stack):
+        nn.init.zeros_(parameter)
+    for child_name, child in list(tower.decoder.named_children()):
+        if child_name != name and not isinstance(child, nn.Embedding) and any(True for _ in child.parameters()):
+            setattr(tower.decoder, child_name, nn.Identity())  # the final norm
+    state = torch.linspace(-1, 1, 3 * base.width).view(1, 3, base.width)
+    with torch.no_grad():
+        if not torch.equal(tower.hidden(state), state):
+            raise ValueError(
+                f"blocks cannot be added to {type(base.lm).__name__} without changing what it says: set "
+                "improve.token_trains: last_blocks"
+            )
+    return tower
+
+
+def _last_layers(stack: nn.ModuleList) -> Iterator[nn.Parameter]:
+    for path, module in stack.named_modules():
+        if path.rsplit(".", 1)[-1] in OUTPUTS:
+            yield from module.parameters()
+
+
+def token_actor(base: BaseLM, policy: Tower | WholeModel) -> Actor:
+    """How a policy over tokens acts on what ``base`` supplies: an action is a token."""
+    if isinstance(policy, WholeModel):
+        return base_actor(policy.base)
+    reads = "late" if base.late_blocks else "final"
+    return Actor(tower=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)

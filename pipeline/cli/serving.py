@@ -1,0 +1,160 @@
+"""Commands ``export`` and ``serve``. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli import app as cli
+
+if TYPE_CHECKING:
+    from pipeline.serving.export import Source
+    from pipeline.serving.registry import Registered
+
+BaseFolder = Annotated[
+    str | None, typer.Option("--base", help="Where the base LM lies now, if it moved since training.")
+]
+
+
+@cli.app.command()
+def export(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run (its last policy), RUN/checkpoints/STAGE, or an export to register."),
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Default: RUN/export.")] = None,
+    base: BaseFolder = None,
+    reference_base: Annotated[
+        bool, typer.Option("--reference-base", help="Do not copy the base LM; keep its place and hash.")
+    ] = False,
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="NAME", help="Also register it in MLflow under NAME.")
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", help="Point this alias at the registered version, e.g. champion.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="MLflow's tracking URI; default: the run's own.")
+    ] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Write RUN's policy, with all it needs to answer, into a folder: no inverse dynamics model, safetensors and JSON
+    only."""
+    target = target.absolute()
+    with cli.sentences(cli.USAGE):
+        if register is None and (alias or store):
+            raise ValueError(f"{'--alias' if alias else '--store'} needs --register NAME")
+        from pipeline.serving import export as exporting
+
+        done_before = exporting.is_export(target)
+        if done_before and (register is None or out is not None):
+            raise ValueError(
+                f"{target} is an export already: register it with --register NAME, or serve it with "
+                "latent-control serve"
+            )
+        source = None if done_before else exporting.find(target)
+        folder = (
+            target
+            if done_before
+            else (out or (target if source and source.run_dir == target else Path.cwd()) / "export").absolute()
+        )
+        place = _store(source, store) if register is not None else None
+    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        if source is not None:
+            exporting.export(source, folder, base=base, reference=reference_base)
+        registered = None if place is None or register is None else _register(folder, register, place, alias)
+    _report(target, folder, registered, as_json)
+
+
+def _store(source: Source | None, store: str | None) -> tuple[str, str]:
+    """(tracking URI, experiment) where a model is registered."""
+    from configs.schema import Tracking
+    from pipeline.tracking.tracker import tracking_uri
+
+    config = None if source is None else source.config()
+    tracking = Tracking() if config is None else config.tracking
+    if store is not None:
+        return tracking_uri(store, Path.cwd()), tracking.experiment
+    if source is None or source.run_dir is None or config is None:
+        raise ValueError(
+            "which MLflow store? This is no run: say it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
+        )
+    return tracking_uri(tracking.uri, source.run_dir), tracking.experiment
+
+
+def _register(folder: Path, name: str, place: tuple[str, str], alias: str | None) -> Registered:
+    from pipeline.serving.registry import register
+
+    return register(folder, name, store=place[0], experiment=place[1], alias=alias)
+
+
+def _report(target: Path, folder: Path, registered: Registered | None, as_json: bool) -> None:
+    if as_json:
+        result: dict[str, Any] = {"folder": str(folder), "registered": asdict(registered) if registered else None}
+        typer.echo(json.dumps(result, indent=2))
+        return
+    typer.echo(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB")
+    if registered:
+        typer.echo(
+            f"registered in {registered.store}: "
+            f"{registered.uri}" + (f", alias {registered.alias}" if registered.alias else "")
+        )
+    typer.echo(f"serve it: latent-control serve {folder}")
+
+
+@cli.app.command()
+def serve(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER_OR_RUN", help="An export, a run (its last policy), or RUN/checkpoints/STAGE."),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to bind to; 0.0.0.0 opens the service to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name in requests; default: the folder's.")
+    ] = None,
+    replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 32,
+    batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
+    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: one of its own.")] = "local",
+    base: BaseFolder = None,
+) -> None:
+    """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
+    target = target.absolute()
+    with tempfile.TemporaryDirectory(prefix="latent-control-") as temporary:
+        with cli.sentences(cli.USAGE):
+            from pipeline.serving import deploy
+            from pipeline.serving import export as exporting
+
+            settings = deploy.Settings(
+                folder=target,
+                name=name or target.name,
+                host=host,
+                port=port,
+                replicas=replicas,
+                batch_size=batch_size,
+                batch_wait=batch_wait,
+                threads=threads,
+                gpus=gpus,
+                address=address,
+                base=base,
+            )
+            deploy.require_port(settings)
+            if not exporting.is_export(target):
+                source = exporting.find(target)
+                settings = replace(settings, folder=Path(temporary) / "export", base=None)
+                exporting.export(source, settings.folder, base=base, reference=True)
+            deploy.check(settings)
+        with cli.sentences(cli.FAILED):
+            deploy.serve_forever(settings, typer.echo)

@@ -1,0 +1,1 @@
+"""Ray clusters: connecting, shared storage, submitting jobs."""

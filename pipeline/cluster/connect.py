@@ -1,0 +1,91 @@
+"""Ray: joining the job's cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from configs.schema import RunConfig
+from configs.task_options import reward_actors
+from pipeline.runs import interrupts
+
+# Workers import the packages from here when they are not installed; several threads per actor would fight for the
+# cores.
+WORKER_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # for learners of several threads; see pipeline/__init__.py
+}
+DRIVER_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it warns that RLlib keeps its config in the object store, which the driver owns
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
+}
+
+
+def cpus_wanted(config: RunConfig) -> float:
+    """CPUs that the actors of a run reserve at the same time."""
+    learners = config.cluster.num_learners * config.cluster.cpus_per_learner
+    offline = max(
+        (s.num_workers for s in (config.actions, config.clone, config.finetune) if s is not None and s.num_workers > 1),
+        default=0,
+    )
+    judges = reward_actors(config.task.model_dump(), "cpus_per_actor")
+    return max(config.most_workers * config.rollout.cpus_per_worker + learners + judges, offline + 1 if offline else 0)
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables for the workers, but for those that the Ray job around this process sets already: twice is an error to
+    Ray."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = set(job.get("env_vars", ())) | ({"PYTHONPATH"} if "working_dir" in job else set())
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}
+
+
+def is_connected() -> bool:
+    """Whether this process has a Ray cluster already."""
+    return bool(ray.is_initialized())
+
+
+@contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """Ray for the length of a block; a Ray that was there before is used and left running.
+
+    A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors
+    start.
+    """
+    with joined(config.cluster.address, cpus_wanted(config)):
+        yield
+
+
+@contextmanager
+def joined(address: str, cpus_wanted: float) -> Iterator[None]:
+    """As ``connected``, for an address and so many CPUs."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
+    local = address == "local"
+    cpus = max(os.cpu_count() or 1, int(cpus_wanted + 0.999)) if local else None
+    ray.init(
+        address=address,
+        num_cpus=cpus,
+        include_dashboard=False if local else None,
+        runtime_env={"env_vars": worker_environment()},
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    interrupts.listen_again()
+    try:
+        yield
+    finally:
+        ray.shutdown()

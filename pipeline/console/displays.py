@@ -1,0 +1,214 @@
+"""How a run shows itself: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
+
+Every display hears the same few things, in this order: ``begin``, then for each stage ``stage_begins``, ``step`` ...,
+``stage_ends`` (with ``message`` anywhere), ``evaluation``, and ``end``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.console.live_view import PLAIN_MARKS, Marks, view
+from pipeline.console.progress import UNITS, Ahead, RunProgress, StageProgress, clock, key_metrics, number
+from pipeline.console.terminal_capture import Captured
+
+COLUMNS = 80
+LINE_SECONDS = 5.0
+"""Plain lines of one stage are at least so far apart; the first and the last always come."""
+
+
+class Display:
+    """Shows nothing: ``--quiet``. The others say more."""
+
+    def begin(self, ahead: Ahead) -> None:
+        """The run starts."""
+
+    def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
+        """A stage of so many updates starts; ``earlier``: (step, metrics) of those that an earlier start did."""
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """A logged step."""
+
+    def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
+        """A stage is done; ``kept``: by an earlier start. ``facts`` are for programs."""
+
+    def message(self, text: str, kind: str = "") -> None:
+        """A line of text; one of a kind is about trouble."""
+
+    def evaluation(self, result: Mapping[str, Any]) -> None:
+        """What the evaluation found."""
+
+    def close(self) -> None:
+        """No more is to come."""
+
+
+class Writer:
+    """Whole lines to a stream; a reader that has gone away ends the lines, never the run."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._broken = False
+
+    def line(self, text: str) -> None:
+        """Write a line, at once."""
+        if self._broken:
+            return
+        try:
+            self._file.write(text + "\n")
+            self._file.flush()
+        except BrokenPipeError:
+            self._broken = True
+            if self._file is sys.stdout:  # else Python tries again at its end, and complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except UnicodeEncodeError:
+            self._file.write(text.encode("ascii", "replace").decode() + "\n")
+            self._file.flush()
+
+
+class PlainLines(Display):
+    """Lines of at most 80 columns for logs: one per step, or per ``LINE_SECONDS`` where steps are quicker, in
+    columns."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._writer = Writer(file)
+        self._run = RunProgress(Ahead(run_dir=Path(), stages={}))
+        self._widths: dict[str, int] = {}
+        self._shown = 0.0
+        self._unshown: tuple[StageProgress, Mapping[str, float]] | None = None
+
+    def begin(self, ahead: Ahead) -> None:
+        """Name the stages to come."""
+        self._run = RunProgress(ahead)
+        stages = ", ".join(f"{name} {total}" if total else name for name, total in ahead.stages.items())
+        self._said(f"run {ahead.run_dir.name}: {stages}")
+
+    def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
+        """Start new columns."""
+        stage = self._run.begin(name, total)
+        for step, metrics in earlier:
+            stage.remember(step, metrics)
+        self._widths.clear()
+        self._shown, self._unshown = 0.0, None
+        after = f", from update {earlier[-1][0]} on" if earlier else ""
+        self._said(f"{name}: " + (f"{total} {UNITS.get(name, 'updates')}{after}" if total else "begins"))
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """A line, unless there was one just now."""
+        progress = self._run.advance(stage, step, metrics)
+        if not metrics:
+            return
+        now = time.monotonic()
+        if self._shown and now - self._shown < LINE_SECONDS and step < progress.total:
+            self._unshown = progress, metrics
+            return
+        self._shown, self._unshown = now, None
+        self._writer.line(self._line(progress, metrics))
+
+    def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
+        """How long it took."""
+        if self._unshown is not None:
+            self._writer.line(self._line(*self._unshown))
+            self._unshown = None
+        stage = self._run.end(name, kept=kept)
+        self._said(f"{name}: " + ("done before, kept" if kept else f"done in {clock(stage.elapsed)}"))
+
+    def message(self, text: str, kind: str = "") -> None:
+        """As it is."""
+        self._writer.line(f"{time.strftime('%H:%M:%S')} warning: {text}" if kind else text)
+
+    def _said(self, text: str) -> None:
+        self._writer.line(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def _line(self, stage: StageProgress, metrics: Mapping[str, float]) -> str:
+        """Key metrics that do not fit into 80 columns are left out; those of a stage stay in their columns."""
+        width = len(str(stage.total))
+        count = f" {stage.step:>{width}}/{stage.total}" if stage.total else ""
+        line, tail = f"{stage.name:<8}{count}", ""
+        if stage.tokens_per_second is not None:
+            tail = f"  {stage.tokens_per_second:>5.0f} tok/s"
+        tail += f"  ETA {clock(stage.left)}" if stage.seconds else ""
+        for name, value in key_metrics(metrics):
+            self._widths[name] = max(len(number(value)), self._widths.get(name, 5))
+            part = f"  {name} {number(value):>{self._widths[name]}}"
+            # Room for the longest ETA, so that a column does not come and go.
+            if len(line) + len(part) + max(len(tail), 12 + 13 * (stage.tokens_per_second is not None)) > COLUMNS:
+                break
+            line += part
+        return line + tail
+
+
+class LiveView(Display):
+    """The live view (``pipeline.console.live_view``) below whatever else is printed; its last state stays on the
+    screen."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._run = RunProgress(Ahead(run_dir=Path(), stages={}))
+        self._marks = Marks() if console.encoding.lower().startswith("utf") else PLAIN_MARKS
+        self._captured = Captured(self._other) if console.file is sys.stdout else None
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture, vertical_overflow="crop")
+
+    def begin(self, ahead: Ahead) -> None:
+        """Start drawing."""
+        self._run = RunProgress(ahead)
+        self._console.print(f"run {ahead.run_dir.name}", markup=False, highlight=False, style="bold")
+        if self._captured is not None:
+            self._console.file = self._captured.start(sys.stdout)
+        self.live.start(refresh=True)
+
+    def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
+        """The view turns to it."""
+        stage = self._run.begin(name, total)
+        for step, metrics in earlier:
+            stage.remember(step, metrics)
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Seen at the next refresh."""
+        self._run.advance(stage, step, metrics)
+
+    def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
+        """Ticked off."""
+        self._run.end(name, kept=kept)
+
+    def message(self, text: str, kind: str = "") -> None:
+        """Above the view; warnings stay in it, too."""
+        if kind:
+            self._run.troubles.append((time.time(), text))
+        self._console.print(text, markup=False, highlight=False, style="yellow" if kind else "")
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if not self.live.is_started:
+            return
+        if self._captured is not None:
+            self._captured.stop()
+        self.live.stop()
+        if self._captured is not None:
+            self._console.file.close()
+            self._console.file = sys.stdout
+
+    def _other(self, line: str) -> None:
+        """What libraries and child processes write."""
+        self._console.print(Text.from_ansi(line), highlight=False)
+
+    def _picture(self) -> Group:
+        width, height = self._console.size
+        return Group(*view(self._run, width=width, height=height - 1, marks=self._marks))
+
+
+def automatic(console: Console | None = None) -> Display:
+    """The live view where stdout is a terminal that can move its cursor, plain lines elsewhere."""
+    # Not by rich's own rule: FORCE_COLOR, which CI services set, is about colours and makes no terminal of a log file.
+    console = console or Console(file=sys.stdout, highlight=False, force_terminal=sys.stdout.isatty())
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console)
+    return PlainLines(console.file)

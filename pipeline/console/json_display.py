@@ -1,0 +1,104 @@
+"""What ``--json`` prints: one JSON object per line on stdout, and nothing else there.
+
+    {"event": "start", "time": 1.8e9, "run_dir": "...", "stages": {"actions": 600, ...}, "version": "0.1.0"} {"event":
+    "stage_start", "stage": "improve", "updates": 150, "done": 0, "time": ...} {"event": "step", "stage": "improve",
+    "step": 42, "time": ..., "reward": 0.5, ...}      as in metrics.jsonl, all metrics {"event": "message", "text":
+    "...", "kind": "worker_lost", "time": ...}                 kind: "" unless it is about trouble {"event":
+    "stage_end", "stage": "improve", "seconds": 45.2, "kept": false, "checkpoint": "...", "metrics": {...}, "time": ...}
+    {"event": "evaluation", "result": {...}, "time": ...}                                   as in summary.json {"event":
+    "end", "exit_code": 0, "errors": [], "run_dir": "...", "gates": null, "time": ...}
+
+The last line is always ``end``, also when the config is wrong (exit code 2) and when the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from typing import IO, Any
+
+from pipeline.console.displays import Display, Writer
+from pipeline.console.progress import Ahead
+
+
+class JsonLines(Display):
+    """Every event as a line of JSON; numbers that are not finite are null."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._writer = Writer(file)
+        self._began: dict[str, float] = {}
+
+    def emit(self, event: str, **facts: Any) -> None:
+        """One line."""
+        record = {"event": event, "time": round(time.time(), 3)} | facts
+        self._writer.line(json.dumps(_finite(record), default=str))
+
+    def begin(self, ahead: Ahead) -> None:
+        """``start``."""
+        self.emit("start", run_dir=str(ahead.run_dir), stages=dict(ahead.stages), version=own_version())
+
+    def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
+        """``stage_start``; ``done``: updates that an earlier start did."""
+        self._began[name] = time.monotonic()
+        self.emit("stage_start", stage=name, updates=total, done=earlier[-1][0] if earlier else 0)
+
+    def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """``step``."""
+        self.emit("step", stage=stage, step=step, **metrics)
+
+    def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
+        """``stage_end``."""
+        seconds = time.monotonic() - self._began[name] if name in self._began else 0.0
+        self.emit("stage_end", stage=name, kept=kept, **{"seconds": round(seconds, 3)} | facts)
+
+    def message(self, text: str, kind: str = "") -> None:
+        """``message``."""
+        self.emit("message", text=text, kind=kind)
+
+    def evaluation(self, result: Mapping[str, Any]) -> None:
+        """``evaluation``."""
+        self.emit("evaluation", result=result)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def own_version() -> str:
+    """Of the installed program; ``unknown`` where it only lies on the path."""
+    try:
+        return version("latent-control")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def stdout_alone() -> Iterator[IO[str]]:
+    """Hands out the real stdout; what else is written to it meanwhile, by libraries and by C code too, goes to
+    stderr."""
+    sys.stdout.flush()
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # io.UnsupportedOperation: no file, so no C code writes there
+        with_file, number = sys.stdout, -1
+    else:
+        with_file = os.fdopen(os.dup(number), "w", encoding="utf-8")
+    try:
+        if number >= 0:
+            os.dup2(sys.stderr.fileno(), number)
+        with redirect_stdout(sys.stderr):
+            yield with_file
+    finally:
+        if number >= 0:
+            os.dup2(with_file.fileno(), number)
+            with_file.close()

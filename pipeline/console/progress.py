@@ -1,0 +1,226 @@
+"""Where a run stands, as numbers and short words: what every display is made from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+KEY_METRICS = (
+    "reward",
+    "success",
+    "loss",
+    "nll_codes",
+    "nll",
+    "kl",
+    "kl_to_reference",
+    "staleness_mean",
+    "code_perplexity",
+    "alive_share",
+    "entropy",
+    "agreement",
+)
+"""Shown first, in this order, where they are logged; matched against the last part of a metric's name."""
+CAUTIONS: tuple[tuple[str, float, str], ...] = (
+    ("failures", 0.0, "verifiers could not judge some rollouts: latent-control task check"),
+    ("updates_skipped", 0.0, "updates were skipped: quarantine/ has their rollouts"),
+    ("clip_share", 0.2, "large steps: lower improve.learning_rate"),
+    ("logp_gap", 0.05, "worker and learner disagree on log-probabilities"),
+    ("importance_capped_share", 0.2, "rollouts are too old: lower improve.max_staleness"),
+)
+"""(metric, bound above which it is worth a word, the word); docs/metrics.md has the reasons."""
+UNITS = {"evaluate": "models"}
+"""What a stage counts, where it is not updates."""
+_BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+_RECENT = 20
+_TROUBLES = 3
+
+
+def number(value: float) -> str:
+    """A short form of a number: ``0.512``, ``1234``, ``3.1e-05``."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """A short form of a time span: ``42s``, ``5m20s``, ``1h02m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def sparkline(values: Sequence[float], width: int | None = None, *, ascii_only: bool = False) -> str:
+    """One character per value, its height between the smallest and the largest; more than ``width`` values are averaged
+    in groups."""
+    if width is not None and len(values) > width:
+        edges = [i * len(values) // width for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    bars = _PLAIN_BARS if ascii_only else _BARS
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    return "".join(bars[round((v - low) * scale)] for v in values)
+
+
+def by_last_part(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers under the last part of each name; the first of a name stays."""
+    short: dict[str, float] = {}
+    for name, value in metrics.items():
+        short.setdefault(name.rsplit("/", 1)[-1], value)
+    return short
+
+
+def key_metrics(metrics: Mapping[str, float], count: int = 5) -> list[tuple[str, float]]:
+    """The metrics to show: the best known ones first, then the others in their order; by the last part of their
+    names."""
+    short = by_last_part(metrics)
+    ranked = [name for name in KEY_METRICS if name in short] + [name for name in short if name not in KEY_METRICS]
+    return [(name, short[name]) for name in ranked[:count]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What is known of a run before it works.
+
+    ``Ahead(run_dir=Path("runs/first"), stages={"actions": 600, "evaluate": 0}, seconds={"actions": 60.0},
+    num_actions=64)``
+    """
+
+    run_dir: Path
+    stages: Mapping[str, int]
+    """Updates of each stage, in order; 0 where it does not count any."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What stages took in an earlier run of the same settings."""
+    num_actions: int | None = None
+    max_staleness: int | None = None
+    """The bound on staleness of asynchronous RL; ``None`` when synchronous."""
+
+
+class StageProgress:
+    """Where one stage stands."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.step = name, total, 0
+        self.state: Literal["ahead", "current", "done"] = "ahead"
+        self.began: float | None = None
+        self.took: float | None = None
+        """Seconds, once done."""
+        self.metrics: dict[str, float] = {}
+        """The newest value of each, by the last part of its name."""
+        self.curve: list[float] = []
+        """Reward of each step; the loss where there is none."""
+        # An earlier start's updates took none of this one's time: the first logged step tells where this one began.
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
+
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in a logged step."""
+        self._recent.append((step, time.monotonic()))
+        self.remember(step, metrics)
+
+    def remember(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in a step of an earlier start: it took none of this one's time."""
+        short = by_last_part(metrics)
+        self.step = step
+        self.metrics |= short
+        value = short.get("reward", math.nan if "reward" in self.metrics else short.get("loss", math.nan))
+        if math.isfinite(value):
+            self.curve.append(value)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per update, over the last logged steps."""
+        if not self._recent:
+            return 0.0
+        (first, then), (last, now) = self._recent[0], self._recent[-1]
+        return (now - then) / (last - first) if last > first else 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens, over the last update; ``None`` where none are generated."""
+        tokens, seconds = self.metrics.get("tokens"), self.metrics.get("seconds_update_total")
+        return tokens / seconds if tokens is not None and seconds else None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the stage's last update."""
+        return max(0, self.total - self.step) * self.seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began, in this start."""
+        return self.took if self.took is not None else 0.0 if self.began is None else time.monotonic() - self.began
+
+    @property
+    def cautions(self) -> list[str]:
+        """What in the newest metrics is worth a word."""
+        found = [(name, self.metrics.get(name, 0.0), bound, word) for name, bound, word in CAUTIONS]
+        return [f"{name} {number(value)}: {word}" for name, value, bound, word in found if value > bound]
+
+
+class RunProgress:
+    """Where a run stands: its stages, what befell it, and how long it may take."""
+
+    def __init__(self, ahead: Ahead) -> None:
+        self.ahead = ahead
+        self.stages = {name: StageProgress(name, total) for name, total in ahead.stages.items()}
+        self.current: StageProgress | None = None
+        self.troubles: deque[tuple[float, str]] = deque(maxlen=_TROUBLES)
+        """(unix time, what happened) of the last warnings."""
+        self.alive: tuple[float, float] | None = None
+        """(codes alive, code perplexity) as last measured, by whichever stage."""
+        self.began = time.monotonic()
+
+    def begin(self, name: str, total: int) -> StageProgress:
+        """A stage starts."""
+        stage = self.stages.setdefault(name, StageProgress(name, total))
+        stage.total, stage.state, stage.began, stage.took = total, "current", time.monotonic(), None
+        self.current = stage
+        return stage
+
+    def of(self, name: str, step: int) -> StageProgress:
+        """The stage ``name``; one that nobody began is as long as its step."""
+        if name not in self.stages:
+            self.stages[name] = StageProgress(name, step)
+        return self.stages[name]
+
+    def advance(self, name: str, step: int, metrics: Mapping[str, float]) -> StageProgress:
+        """A logged step."""
+        stage = self.of(name, step)
+        stage.advance(step, metrics)
+        if "alive_codes" in stage.metrics and "code_perplexity" in stage.metrics:
+            self.alive = stage.metrics["alive_codes"], stage.metrics["code_perplexity"]
+        return stage
+
+    def end(self, name: str, *, kept: bool = False) -> StageProgress:
+        """A stage is done; ``kept`` when an earlier start did it."""
+        stage = self.of(name, 0)
+        stage.took = None if kept else stage.elapsed
+        stage.state, stage.step = "done", max(stage.step, stage.total)
+        self.current = None if self.current is stage else self.current
+        return stage
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this start of the run."""
+        return time.monotonic() - self.began
+
+    def left(self) -> tuple[float, list[str]]:
+        """(seconds the run still takes as far as that is known, the stages of which it is not)."""
+        seconds, unknown = 0.0, list[str]()
+        for stage in self.stages.values():
+            if stage.state == "done":
+                continue
+            expected = self.ahead.seconds.get(stage.name)
+            if stage.seconds:
+                seconds += stage.left
+            elif expected is not None:
+                seconds += max(0.0, expected - stage.elapsed)
+            else:
+                unknown.append(stage.name)
+        return seconds, unknown

@@ -1,0 +1,1 @@
+"""Texts and rows as batches of tokens."""

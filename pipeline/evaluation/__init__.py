@@ -1,0 +1,1 @@
+"""Pure numbers of an evaluation: statistics, outcomes, gates, slices, diversity, cost."""

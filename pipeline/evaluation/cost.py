@@ -1,0 +1,41 @@
+"""What each model of an evaluation cost to make, from the records of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "cloned": ("actions", "clone"),
+    "finetuned": ("actions", "clone", "finetune", "reclone"),
+    "offline": ("actions", "clone", "finetune", "reclone", "improve_offline"),
+    "improved": ("actions", "clone", "finetune", "reclone", "improve_offline", "improve"),
+    "token_level": ("token_level",),
+}
+"""The stages that lie behind each variant. The base LM's own training is everybody's, so it counts for nobody."""
+SUMS = ("tokens", "parameters_trained")
+
+
+def variant_costs(stages: Mapping[str, Mapping[str, Any]], *, level: str) -> dict[str, dict[str, float]]:
+    """Sums over the finished stages behind each variant.
+
+    Args:
+        stages: ``{stage: {"seconds": ..., "metrics": {"tokens": ..., "parameters_trained": ...}}}``.
+        level: ``improve.level``; at "token", RL starts from the base LM and needs none of the other stages.
+
+    Returns: By variant: ``cost_seconds`` (wall), ``cost_tokens`` (generated for RL), ``parameters_trained`` (added up
+        over the stages).
+    """
+    paths = PATHS if level == "latent" else PATHS | {"improved": ("improve",), "token_level": ("improve",)}
+    return {variant: _sum([stages[name] for name in path if name in stages]) for variant, path in paths.items()}
+
+
+def _sum(stages: list[Mapping[str, Any]]) -> dict[str, float]:
+    totals = {name: float(sum(stage["metrics"].get(name, 0.0) for stage in stages)) for name in SUMS}
+    seconds = float(sum(stage["seconds"] for stage in stages))
+    return {
+        "cost_seconds": seconds,
+        "cost_tokens": totals["tokens"],
+        "parameters_trained": totals["parameters_trained"],
+    }

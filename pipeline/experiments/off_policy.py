@@ -1,0 +1,151 @@
+"""Judging a checkpoint's policy by rollouts of other policies, before it goes online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.loading import load_config
+from configs.schema import DataSource, RunConfig
+from configs.schema import Rollout as RolloutSettings
+from latent_control.analysis.measures import rollout_logp
+from latent_control.model import LatentActionLM
+from latent_control.off_policy import Logged, off_policy_report, verdict
+from latent_control.pretrained import world_hash
+from pipeline.replay.dataset import StoredRollouts, Versions, read_rollouts
+from pipeline.storage import checkpoints
+from pipeline.tracking.tracker import keep
+
+RUN_CONFIG, FOLDER = "config.yaml", "off_policy"
+HELDOUT = "heldout_share"
+"""In a checkpoint's manifest: the share of prompts whose rollouts it was not trained on."""
+POLICY_STAGES = ("improve", "improve_offline", "reclone", "clone")
+
+
+def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSettings) -> Logged:
+    """The rollouts as seen from ``model``'s policy, sampled as ``sampling`` says; one pass over them."""
+    logp = np.zeros(len(rollouts))
+    for rows, batch in rollouts.batches():
+        logp[rows] = rollout_logp(model, batch, temperature=sampling.temperature, top_k=sampling.top_k).cpu().numpy()
+    return Logged(log_ratios=logp - rollouts.behaviour_logp, rewards=rollouts.rewards, prompts=rollouts.prompts)
+
+
+def checkpoint_of(target: Path) -> tuple[Path, Path]:
+    """(checkpoint, its run folder) of a checkpoint inside a run, or of a run: then its last policy.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (target / RUN_CONFIG).is_file():
+        run_dir = target.parent.parent
+        if not (run_dir / RUN_CONFIG).is_file():
+            raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one (RUN/checkpoints/STAGE)")
+        return target, run_dir
+    there = [target / "checkpoints" / stage for stage in POLICY_STAGES if (target / "checkpoints" / stage).is_dir()]
+    if not there:
+        raise ValueError(f"{target} has no finished policy; wait for one of the stages {', '.join(POLICY_STAGES)}")
+    return there[0], target
+
+
+def judge(
+    target: Path,
+    replay: Sequence[Path],
+    *,
+    last_updates: int | None = None,
+    versions: Versions | None = None,
+    weight_cap: float | None = None,
+    estimator: str,
+    at_least: float | None = None,
+) -> dict[str, Any]:
+    """Estimates of a policy's reward on the prompts of replay buffers, and whether it may go online.
+
+    ``versions`` (first, last), ``last_updates``: only rollouts of these policies. By default all, but for a policy that
+    was improved offline those of the policies it was improved on.
+
+    Written to ``RUN/off_policy/<checkpoint>-<n>.json``, and to MLflow when the run is tracked.
+
+    Raises:
+        ValueError: no such checkpoint, or no rollouts that fit it.
+    """
+    checkpoint, run_dir = checkpoint_of(target)
+    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
+    model = LatentActionLM.from_pretrained(
+        checkpoint, dtype=config.base.dtype, trust_remote_code=config.base.trust_remote_code
+    )
+    sources = [DataSource(kind="replay", path=str(path)) for path in replay]
+    if (
+        versions is None
+        and last_updates is None
+        and checkpoint.name == "improve_offline"
+        and config.improve_offline is not None
+    ):
+        versions = config.improve_offline.policy_versions  # what it was improved on is near to it
+    rollouts = read_rollouts(sources, world=world_hash(model), versions=versions, last_updates=last_updates)
+    share = checkpoints.read_info(checkpoint).get(HELDOUT)
+    if share:
+        rollouts = rollouts.split(share)[1]
+    report = off_policy_report(logged(model, rollouts, config.rollout), cap=weight_cap)
+    answer, words = verdict(report, estimator, at_least, remembered(checkpoint, run_dir, config, replay))
+    result = {
+        "checkpoint": checkpoint.name,
+        "replay": [str(path) for path in replay],
+        "unjudged": rollouts.unjudged,
+        "estimator": estimator,
+        "report": asdict(report),
+        "notes": notes(checkpoint, share),
+        "verdict": answer,
+        "words": words,
+    }
+    estimates = {f"{name}/{key}": value for name, e in report.estimates.items() for key, value in asdict(e).items()}
+    keep(
+        result,
+        run_dir,
+        config.tracking,
+        folder=FOLDER,
+        name=checkpoint.name,
+        params={"estimator": estimator},
+        metrics=estimates | {"behaviour": report.behaviour.value, "effective": report.effective},
+    )
+    return result
+
+
+def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
+    """What the estimates are for."""
+    found = ["the estimates are for the prompts of the replay buffer, not for held-out ones"]
+    if heldout_share:
+        found.append(
+            f"only prompts that {checkpoint.name} was not trained on count ({heldout_share:.0%} of the buffer's)"
+        )
+    return found
+
+
+def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Sequence[Path]) -> list[str]:
+    """Why the rollouts may be ones that the policy was trained on; their own codes it finds likely whatever it has
+    learned of others."""
+    known = {path.resolve() for path in trained_on(checkpoint, run_dir, config)}
+    again = [path for path in replay if known & {path.resolve(), *path.resolve().parents}]
+    found = [f"{checkpoint.name} was trained on the rollouts of {path.name}" for path in again]
+    if (
+        checkpoint.name == "improve_offline"
+        and config.improve_offline is not None
+        and not config.improve_offline.heldout_share
+    ):
+        found.append("improve_offline.heldout_share was 0: it may have been trained on these rollouts")
+    return found
+
+
+def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]:
+    """Run folders all of whose rollouts had a part in the policy of ``checkpoint``, back to the run it came from."""
+    found = []
+    if checkpoint.name == "improve":
+        offline = config.improve_offline.data if config.improve_offline is not None else ()
+        found = [run_dir, *(Path(str(source.path)) for source in offline)]
+    init = config.actions.init if config.actions is not None else None
+    before = Path(init).parent.parent if init is not None else None
+    if init is not None and before is not None and (before / RUN_CONFIG).is_file():
+        found += trained_on(Path(init), before, load_config(before / RUN_CONFIG, [], check_paths=False))
+    return found

@@ -1,0 +1,211 @@
+"""``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B inside a stated time.
+
+Both sides run in one run folder with one trainer: ``improve`` over codes and, by ``improve.token_baseline``, over
+tokens, with the same updates, prompts, group size and rewards. First the base LM answers the training prompts, and
+codes are found on that (a few hundred answers would be learned by heart); a probe of a few updates measures what each
+costs here; then the number of updates is chosen that fits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from configs.loading import load_config
+from configs.yaml_text import write
+from pipeline.experiments.compare import compare, write_page
+from pipeline.experiments.sample_base import sample
+from pipeline.preflight.init_config import samples_source
+from pipeline.run import run
+from pipeline.storage.atomic import write_atomic
+from rollout_workers.tasks import build_task
+
+CONFIG, PROBE, RESULT, PAGE, SAMPLES = "pilot.yaml", "probe", "result", "comparison.html", "samples.jsonl"
+FULL = {"actions": 600, "clone": 500, "token_level": 150, "improve": 150}
+"""Updates of a pilot that has all the time it wants: those of configs/quickstart.yaml."""
+FEWEST = {"actions": 60, "clone": 50, "token_level": 15, "improve": 15}
+"""With fewer nothing is learned that an evaluation could see."""
+PROBED = {"actions": 8, "clone": 8, "token_level": 4, "improve": 4}
+RESPONSES = 2048
+"""Of the base LM, over all training prompts: what codes are found on."""
+RESERVE = 0.1
+"""Share of the time that is kept back: the machine may be slower later on."""
+VISIBLE = 0.05
+"""A difference of success that would matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The user's data and how to judge answers. ``Rows(path=Path("data.jsonl"), verifier="number")``."""
+
+    path: Path
+    prompt: str = "prompt"
+    answer: str = "answer"
+    verifier: str = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What the probe measured, in seconds. ``Pace(update={"improve": 0.3, ...}, fixed=20.0, probe=35.0)``."""
+
+    update: Mapping[str, float]
+    """Of one update of each stage."""
+    fixed: float
+    """Loading, saving and the evaluation, however many updates there are."""
+    probe: float
+    """Of sampling and the probe itself."""
+
+
+def template(rows: Rows, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
+    """The config of a pilot, all but the numbers of updates."""
+    offline = {"batch_size": 16, "learning_rate": 1e-3}
+    options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}
+    improve = {
+        "algorithm": "grpo",
+        "token_baseline": True,
+        "prompts_per_update": 8,
+        "group_size": 8,
+        "learning_rate": 5e-4,
+    }
+    return {
+        "seed": 0,
+        "base": {"model": base},
+        "task": {"name": "jsonl", "options": options, "chat": chat},
+        "actions": {"num_actions": 64, **offline, "min_alive_share": 0.0},
+        "clone": offline,
+        "improve": improve | {"token_learning_rate": 1e-4},
+        "rollout": {"num_workers": 2, "max_new_tokens": max_new_tokens},
+        "evaluation": {"prompts": heldout, "marginal_sequences": 0},
+    }
+
+
+def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, Any]:
+    """``config`` with its numbers of updates; both sides of ``improve`` take as many."""
+    return {**config} | {name: {**config[name], "updates": updates[name]} for name in ("actions", "clone", "improve")}
+
+
+def measure(run_dir: Path, seconds: float) -> Pace:
+    """The pace of a run that took ``seconds``: the median step of each stage, and what is left over."""
+    times: dict[str, list[float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        times.setdefault(record["stage"], []).append(record["time"])
+    update = {name: median(b - a for a, b in zip(times[name], times[name][1:], strict=False)) for name in FULL}
+    spent = sum(update[name] * len(times[name]) for name in FULL)
+    return Pace(update=update, fixed=max(0.0, seconds - spent), probe=seconds)
+
+
+def planned_updates(pace: Pace, minutes: float) -> dict[str, int]:
+    """As large a share of ``FULL`` as the time allows, at most all of it.
+
+    Raises:
+        ValueError: less than ``FEWEST`` fits; says how many minutes would do.
+    """
+    available = 60 * minutes * (1 - RESERVE) - pace.probe - pace.fixed
+    full = sum(pace.update[name] * count for name, count in FULL.items())
+    share = min(1.0, available / full) if full else 1.0
+    if share < (least := max(FEWEST[name] / FULL[name] for name in FULL)):
+        needed = (pace.probe + pace.fixed + least * full) / (60 * (1 - RESERVE))
+        each = ", ".join(f"{name} {pace.update[name]:.2f} s" for name in FULL)
+        raise ValueError(
+            f"--minutes {minutes:g}: nothing useful fits; measured here: {each} an update, {pace.fixed:.0f} s for "
+            "loading and evaluation, "
+            f"{pace.probe:.0f} s of measuring; give --minutes {needed:.1f} or more, a smaller --base or a smaller "
+            "--max-new-tokens"
+        )
+    return {name: int(share * count) for name, count in FULL.items()}
+
+
+def pilot(folder: Path, config: Mapping[str, Any], minutes: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Sample, probe, plan, run both sides, compare. Leaves ``pilot.yaml`` (ready to run), ``result`` (a run folder) and
+    a page.
+
+    Raises:
+        ValueError: nothing useful fits into ``minutes``.
+    """
+    started = time.perf_counter()
+    config = sampled(folder, config, say)
+    say(f"pilot: measuring a few updates of each side (budget {minutes:g} minutes)")
+    measured = time.perf_counter()
+    probe = run(load_config(written(folder / f"{PROBE}.yaml", with_updates(config, PROBED))), folder / PROBE)
+    now = time.perf_counter()
+    pace = replace(measure(probe, now - measured), probe=now - started)
+    updates = planned_updates(pace, minutes)
+    about = ", ".join(f"{name} {count} x {pace.update[name]:.2f} s" for name, count in updates.items())
+    expected = pace.fixed + sum(pace.update[name] * count for name, count in updates.items())
+    say(f"pilot: {about}; about {(expected + pace.probe) / 60:.1f} of {minutes:g} minutes in all")
+    done = run(load_config(written(folder / CONFIG, with_updates(config, updates))), folder / RESULT)
+    seconds = time.perf_counter() - started
+    result = compare([done], [done], ("improved", "token_level"))
+    page = folder / PAGE
+    write_page(result, page)
+    found = result | {
+        "updates": updates,
+        "seconds": seconds,
+        "page": str(page),
+        "config": str(folder / CONFIG),
+        "advice": advice(result),
+    }
+    write_atomic(folder / "pilot.json", json.dumps(found, indent=1).encode())
+    return found
+
+
+def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """``config`` with codes found on the base LM's own responses, which are written to ``samples.jsonl``."""
+    settings = load_config(folder / CONFIG)
+    prompts = len(build_task(settings.task).prompts("train"))
+    count = max(1, RESPONSES // prompts)
+    say(f"pilot: the base LM answers {prompts} training prompts, {count} times each")
+    found = sample(settings, folder / SAMPLES, count, lambda text: None)
+    say(
+        "pilot: its success is "
+        f"{found['success']:.3f}" + ("" if found["success"] else "; where it never succeeds, neither side can learn")
+    )
+    data = [samples_source(SAMPLES, chat=settings.task.chat)]
+    return {**config} | {name: {**config[name], "data": data} for name in ("actions", "clone")}
+
+
+def written(path: Path, config: Mapping[str, Any]) -> Path:
+    """``config`` as a YAML file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"# Written by latent-control pilot; run it with: latent-control run {path.name}\n{write(dict(config))}",
+        encoding="utf-8",
+    )
+    return path
+
+
+def advice(result: Mapping[str, Any]) -> list[str]:
+    """What to spend next, given the difference of sampled success (A: latent, B: token level)."""
+    found = result["success"]["sampled"]
+    if max(found["a"], found["b"]) < 0.02:
+        return [
+            "neither side solves rows: no reward, nothing to learn from; try an easier verifier, a larger --base, "
+            "or finetune first"
+        ]
+    if found["low"] > 0 or found["high"] < 0:
+        better = "latent actions are" if found["low"] > 0 else "the token level is"
+        return [
+            f"on these rows {better} ahead with one seed; next, spend on seeds: run pilot.yaml with seed=1 and seed=2, "
+            "then compare with --a, --b, so that the interval covers training too",
+            "the token level was given one learning rate: sweep improve.token_learning_rate before believing a win "
+            "over it",
+        ]
+    half = (found["high"] - found["low"]) / 2
+    prompts = round(found["prompts"] * (half / VISIBLE) ** 2)
+    lines = [f"the interval is {half:.3f} to either side with {found['prompts']} held-out prompts"]
+    if half > VISIBLE:
+        lines.append(
+            f"to see a difference of {VISIBLE} takes about {prompts} held-out prompts: add rows before adding minutes"
+        )
+    else:
+        lines.append(
+            f"a difference of {VISIBLE} or more would have been seen: only more updates (--minutes) or a larger "
+            "--base can change that"
+        )
+    return lines

@@ -1,0 +1,371 @@
+"""``latent-control tune-codes``: which codebook suits a base LM and task? A search that spends little on most and much
+on few.
+
+Stage one, cheap: Ray Tune with ASHA (Li et al., 2020) trains the ``actions`` stage of many settings, stops the worse
+ones early and
+clones the policy of the survivors. Stage two, dear: the best of them are cloned in full and improved by a short
+reinforcement learning run, which decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import dump_config
+from configs.schema import RunConfig
+from pipeline.cluster.connect import connected
+from pipeline.console.displays import Display
+from pipeline.evaluation.statistics import bootstrap_means, interval
+from pipeline.run import run
+from pipeline.runs.context import StageContext
+from pipeline.runs.metrics_log import RunLog
+from pipeline.storage.atomic import write_atomic
+
+CHOICE_WEIGHT = 0.05
+"""What a nat of choice costs, in nats of prediction: a policy over fewer codes is easier to learn. Longer spans get no
+bonus for choosing more rarely: reinforcement learning was slower with them (docs/results/number_and_span.md)."""
+CLONE_SHARE = 0.3
+"""Share of the ``clone`` stage's updates that the cheap stage spends."""
+FIRST_LOOK = 0.25
+"""Share of the ``actions`` stage's updates before which no trial is stopped."""
+SEARCH_SHARE = 0.45
+"""Share of the time for the cheap stage."""
+LAST = 20
+"""Updates over whose mean reward finalists are compared."""
+
+Settings = dict[str, Any]
+"""Fields of the ``actions`` section, e.g. ``{"num_actions": 32, "span": 2}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting and what was measured. ``Trial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
+    score=0.3)``."""
+
+    settings: Settings
+    measures: Mapping[str, float]
+    score: float
+    """Nats per token, less is better; see ``score``."""
+    updates: int
+    """Of the ``actions`` stage, before it was stopped or done."""
+    cloned: bool
+    reward: dict[str, float] | None = None
+    """Mean reward of the last updates of the short RL run, with its 95 % interval, for finalists."""
+    seconds: float | None = None
+    """Of that run, for finalists."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Values to try of each field; an empty one keeps the config's."""
+
+    num_actions: Sequence[int] = (16, 32, 64, 128)
+    span: Sequence[int] = (1, 2, 4)
+    temperature: Sequence[float] = (1.0, 2.0)
+    layers: Sequence[int] = ()
+    """Of inverse dynamics model and policy together."""
+
+    def settings(self, config: RunConfig, count: int, seed: int) -> list[Settings]:
+        """``count`` settings: the config's own first, then others drawn without replacement."""
+        assert config.actions is not None
+        own = {
+            name: getattr(config.actions, name)
+            for name in ("num_actions", "span", "temperature", "inverse_dynamics_layers", "policy_layers")
+        }
+        layers = [{"inverse_dynamics_layers": n, "policy_layers": n} for n in self.layers] or [{}]
+        others = [
+            own | {"num_actions": n, "span": k, "temperature": tau} | more
+            for n, k, tau, more in itertools.product(
+                self.num_actions or [own["num_actions"]],
+                self.span or [own["span"]],
+                self.temperature or [own["temperature"]],
+                layers,
+            )
+        ]
+        others = [setting for setting in others if setting != own]
+        return [own, *random.Random(seed).sample(others, min(count - 1, len(others)))]
+
+
+def score(measures: Mapping[str, float]) -> float:
+    """What a codebook leaves to be desired, in nats per token: less is better.
+
+    ``nll_codes`` (what the codes leave open) + max(0, ``nll_marginal`` - ``nll_base_same``) (what is lost by choosing
+    codes without the future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
+    """
+    lost = max(0.0, measures["nll_marginal"] - measures["nll_base_same"]) if "nll_marginal" in measures else 0.0
+    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"]))
+
+
+def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
+    """``config`` with other latent actions. ``final_temperature`` never lies above ``temperature``."""
+    assert config.actions is not None
+    final = min(config.actions.final_temperature, settings["temperature"])
+    sections: dict[str, Any] = {
+        "actions": config.actions.model_copy(update={**settings, "look_ahead": None, "final_temperature": final})
+    }
+    if config.improve is not None and improve:
+        sections["improve"] = config.improve.model_copy(update=improve)
+    return config.model_copy(update=sections)
+
+
+class _Reporter(RunLog):
+    """Hands every held-out measurement on."""
+
+    def __init__(self, run_dir: Path, report: Callable[[str, int, dict[str, float]], None]) -> None:
+        super().__init__(run_dir, quiet=True)
+        self._report = report
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """As always, and to the search."""
+        super().log(stage, step, metrics)
+        if "nll_codes" in metrics:
+            self._report(stage, step, dict(metrics))
+
+
+def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[dict[str, float]], None]) -> None:
+    """Find the codes, clone the policy for a while; ``report`` gets measures and score with each evaluation."""
+    from pipeline.stages.offline import run_offline
+    from rollout_workers.tasks import build_task
+
+    assert config.actions is not None and config.clone is not None
+    actions, measured = config.actions, dict[str, float]()
+
+    def on_measures(stage: str, step: int, metrics: dict[str, float]) -> None:
+        measured.update(metrics)
+        done = step if stage == "actions" else actions.updates + step
+        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == "clone")})
+
+    context = StageContext(
+        config=config, run_dir=folder, log=_Reporter(folder, on_measures), task=build_task(config.task)
+    )
+    found = run_offline(context, "actions", actions, None, base)
+    updates = max(1, int(CLONE_SHARE * config.clone.updates))
+    short = config.clone.model_copy(update={"updates": updates, "evaluate_every": updates})
+    run_offline(context, "clone", short, found.checkpoint, base)
+
+
+def search(config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]) -> list[Trial]:
+    """The cheap stage: every setting gets its chance, the worse ones are stopped early; best first."""
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    from pipeline.stages.base_model import resolve_base
+
+    assert config.actions is not None
+    look = max(1, int(FIRST_LOOK * config.actions.updates))
+    quick = config.model_copy(update={"cluster": config.cluster.model_copy(update={"learner_threads": 1})})
+    base = resolve_base(config)
+
+    def trainable(chosen: dict[str, Settings]) -> None:
+        trial = tuned(quick, chosen["settings"])
+        assert trial.actions is not None
+        trial = trial.model_copy(
+            update={"actions": trial.actions.model_copy(update={"evaluate_every": look, "min_alive_share": 0.0})}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            cheap_trial(trial, base, Path(folder), tune.report)
+
+    scheduler = ASHAScheduler(
+        time_attr="updates",
+        metric="score",
+        mode="min",
+        grace_period=look,
+        reduction_factor=3,
+        max_t=10 * config.actions.updates,
+    )
+    # Tune pickles its state: it does not outlive the search
+    with connected(config), tempfile.TemporaryDirectory() as storage:
+        at_once = min(len(settings), int(ray.cluster_resources()["CPU"]))
+        say(f"search: {len(settings)} settings, {at_once} at a time, at most {seconds / 60:.0f} minutes")
+        results = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 1}),
+            param_space={"settings": tune.grid_search(list(settings))},
+            tune_config=tune.TuneConfig(scheduler=scheduler, time_budget_s=seconds),
+            run_config=tune.RunConfig(storage_path=storage, name="codes", verbose=0, callbacks=[_progress(say)]),
+        ).fit()
+        found = [_trial(result.config["settings"], result.metrics or {}, result.error) for result in results]
+    return sorted(found, key=lambda trial: (not trial.cloned, trial.score))
+
+
+def _progress(say: Callable[[str], None]) -> Any:
+    from ray.tune import Callback
+
+    class Progress(Callback):  # type: ignore[misc]
+        """One line for each trial that ends."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            last, done = trial.last_result, 1 + sum(t.is_finished() for t in trials)
+            value = f"score {last['score']:.3f} after {last['updates']:.0f} updates" if "score" in last else "no result"
+            say(f"search {done}/{len(trials)}  {named(trial.config['settings'])}  {value}")
+
+    return Progress()
+
+
+def named(settings: Settings) -> str:
+    """A short name: ``64 codes, span 1, temperature 2, 2 layers``."""
+    layers = {settings["inverse_dynamics_layers"], settings["policy_layers"]}
+    depth = "/".join(map(str, sorted(layers)))
+    return (
+        f"{settings['num_actions']} codes, span {settings['span']}, temperature {settings['temperature']:g}, "
+        f"{depth} layers"
+    )
+
+
+def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | None) -> Trial:
+    measured = (
+        "nll_codes",
+        "nll_base",
+        "nll_marginal",
+        "nll_base_same",
+        "code_perplexity",
+        "alive_share",
+        "coverage",
+        "distinct_tokens",
+    )
+    return Trial(
+        settings=settings,
+        measures={name: float(metrics[name]) for name in measured if name in metrics},
+        score=float(metrics.get("score", math.inf)),
+        updates=int(metrics.get("updates", 0)),
+        cloned=bool(metrics.get("cloned", 0.0)),
+        error=None if error is None else str(error).strip().splitlines()[-1],
+    )
+
+
+# -- the finalists -----------------------------------------------------------------------------------------------------
+
+
+def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]:
+    """The ``count`` best cloned settings, the config's own always among them: what is recommended is at least as
+    good."""
+    cloned = [trial for trial in trials if trial.cloned]
+    best = cloned[:count]
+    given = next((trial for trial in trials if trial.settings == own), None)
+    if given is None or given in best:
+        return best
+    return [*best[: max(0, count - 1)], given]
+
+
+def decide(
+    config: RunConfig,
+    chosen: Sequence[Trial],
+    folder: Path,
+    *,
+    updates: int,
+    deadline: float,
+    say: Callable[[str], None],
+) -> list[Trial]:
+    """Clone each finalist in full and improve it for ``updates``; those for which no time is left keep no reward."""
+    played: list[Trial] = []
+    longest = 0.0
+    for number, trial in enumerate(chosen, 1):
+        if time.monotonic() + longest > deadline and played:
+            say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  left out: no time")
+            played.append(trial)
+            continue
+        started = time.monotonic()
+        say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
+        short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
+        done = run(short, folder / f"finalist-{number}", Display())
+        rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
+        longest = max(longest, time.monotonic() - started)
+        played.append(
+            Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started})
+        )
+        say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
+    return played
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
+    import numpy as np
+
+    low, high = interval(bootstrap_means(np.array(rewards), seed))
+    return {"mean": float(np.mean(rewards)), "low": low, "high": high}
+
+
+def recommended(played: Sequence[Trial], own: Settings) -> Trial:
+    """The most reward; the config's own settings when no other's interval lies above its mean."""
+    judged = [trial for trial in played if trial.reward is not None]
+    if not judged:
+        return min(played, key=lambda trial: trial.score)
+    best = max(judged, key=lambda trial: trial.reward["mean"])  # type: ignore[index]
+    given = next((trial for trial in judged if trial.settings == own), None)
+    if (
+        given is not None
+        and given.reward is not None
+        and best.reward is not None
+        and best.reward["low"] <= given.reward["mean"]
+    ):
+        return given
+    return best
+
+
+def require_stages(config: RunConfig) -> None:
+    """Raise ``ValueError`` unless the config finds codes, clones a policy and improves it."""
+    missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
+    if missing:
+        raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
+    assert config.actions is not None
+    if config.actions.init is not None:
+        raise ValueError(f"actions.init: {config.actions.init} is a codebook already; leave it out to search for one")
+
+
+def tune_codes(
+    config: RunConfig,
+    folder: Path,
+    *,
+    space: Space,
+    trials: int,
+    count: int,
+    updates: int,
+    minutes: float,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Search, decide, recommend. Leaves ``recommended.yaml`` (ready to run), ``trials.json`` and a page in ``folder``.
+
+    Raises:
+        ValueError: no setting got through the cheap stage.
+    """
+    from pipeline.experiments.tune_codes_page import write_page
+
+    started = time.monotonic()
+    settings = space.settings(config, trials, config.seed)
+    own = settings[0]
+    found = search(config, settings, SEARCH_SHARE * 60 * minutes, say)
+    chosen = finalists(found, count, own)
+    if not chosen:
+        reasons = {trial.error for trial in found if trial.error} or {
+            "the time was over before one was cloned: give more --minutes"
+        }
+        raise ValueError(f"no setting got through the search: {'; '.join(sorted(reasons))}")
+    played = decide(config, chosen, folder, updates=updates, deadline=started + 60 * minutes, say=say)
+    best = recommended(played, own)
+    (folder / "recommended.yaml").write_text(dump_config(tuned(config, best.settings)), encoding="utf-8")
+    rest = [trial for trial in found if trial.settings not in [p.settings for p in played]]
+    result = {
+        "recommended": best.settings,
+        "own": own,
+        "finalists": [asdict(trial) for trial in played],
+        "stopped": [asdict(trial) for trial in rest],
+        "minutes": (time.monotonic() - started) / 60,
+        "config": str(folder / "recommended.yaml"),
+        "page": str(folder / "codes.html"),
+    }
+    write_atomic(folder / "trials.json", json.dumps(result, indent=1).encode())
+    write_page(result, folder)
+    return result

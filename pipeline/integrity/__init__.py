@@ -1,0 +1,1 @@
+"""Audit, reproduction and diagnosis of runs."""

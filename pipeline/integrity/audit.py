@@ -1,0 +1,270 @@
+"""``latent-control audit RUN``: ledger, replay buffer, quarantine, metrics and checkpoints of a run held against each
+other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from latent_control.pretrained import WEIGHTS, weights_hash
+from pipeline.replay.writer import ReplayReader, manifest_problems
+from pipeline.rl import ledger
+from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded
+from pipeline.runs import events, manifest
+from pipeline.runs.metrics_log import METRICS, records
+from pipeline.storage import checkpoints
+
+_COLUMNS = ("rollout_id", "policy_version", "policy_hash", "world_hash", "reward", "level")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The answer to one question. ``Finding(stage="improve", question="prompts", passed=True, answer="800 consumed
+    once")``."""
+
+    stage: str
+    question: str
+    passed: bool
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What there is on a stage."""
+
+    stage: str
+    config: RunConfig
+    recorded: Recorded
+    consumed: list[Attempt]
+    """Those that an update took, trained on or skipped."""
+    rows: dict[str, dict[str, Any]]
+    """Of the replay buffer, by rollout id."""
+    quarantined: set[str]
+    doubled: list[str]
+    """Ids that are in the buffer more than once."""
+    metrics: list[Mapping[str, Any]]
+    world: str | None
+    """Hash of codebook and merge module in the stage's result; ``None`` before there is one, and at token level."""
+    finished: bool
+    saved: int
+    """Update of the stage's newest checkpoint; 0 where there is none."""
+
+
+def audit(run_dir: Path) -> list[Finding]:
+    """Every question about every RL stage of a run, and about its files; nothing in the run is changed but that a
+    damaged shard of the replay buffer is set aside, as by any reader.
+
+    Raises:
+        ValueError: the run has no ledger: no RL stage of it has begun, or it was made by an older version.
+    """
+    names = ledger.stages(run_dir)
+    if not names:
+        raise ValueError(
+            f"{run_dir} has no ledger: no RL stage has begun there, or it was made by a version without one"
+        )
+    config = load_config(run_dir / "config.yaml", check_paths=False)
+    rows, doubled, damaged = _stored(run_dir / "replay")
+    quarantined, _, damaged_too = _stored(run_dir / QUARANTINE)
+    manifests = [problem for folder in ("replay", QUARANTINE) for problem in manifest_problems(run_dir / folder)]
+    found = [_files(run_dir, [*damaged, *damaged_too, *manifests])]
+    known: set[str] = set()
+    restarts = 0
+    for name in names:
+        recorded = ledger.read(run_dir, name)
+        evidence = Evidence(
+            stage=name,
+            config=config,
+            recorded=recorded,
+            consumed=[a for a in recorded.attempts if a.outcome in ("trained", "skipped")],
+            rows=rows,
+            quarantined=set(quarantined),
+            doubled=doubled,
+            metrics=[r for r in records(run_dir / METRICS) if r.get("stage") == name],
+            world=None if config.rollout.engine == "simulated" else _world(run_dir / "checkpoints" / name),
+            saved=max(
+                (int(c.name.rpartition("-")[2]) for c in checkpoints.checkpoints(run_dir / "checkpoints", name)),
+                default=0,
+            ),
+            finished=(run_dir / "stages" / f"{name}.json").is_file(),
+        )
+        found += [
+            question(evidence)
+            for question in (_ledger, _prompts, _rollouts, _staleness, _policies, _codebook, _metrics)
+        ]
+        known |= {rollout for attempt in recorded.attempts for rollout in attempt.rollouts}
+        restarts += len(recorded.starts) - 1 + (not evidence.finished)
+    return [*found, _orphans(sorted(rows.keys() - known), restarts)]
+
+
+def _files(run_dir: Path, damaged: Sequence[str]) -> Finding:
+    problems = [
+        *damaged,
+        *events.problems(run_dir),
+        *(f"{name} {problem}" for name, problem in manifest.problems(run_dir).items()),
+    ]
+    folders = [f for f in sorted((run_dir / "checkpoints").glob("*")) if f.is_dir() and not f.name.startswith(".")]
+    for folder in folders:
+        problems += [f"checkpoint {folder.name}: {problem}" for problem in checkpoints.verify(folder)]
+    return _finding("", "files", problems, f"{len(folders)} checkpoints and all shards are what was written")
+
+
+def _ledger(e: Evidence) -> Finding:
+    last = e.recorded.parts[-1].last if e.recorded.parts else 0
+    problems = list(e.recorded.problems)
+    assert e.config.improve is not None
+    if last < e.saved:
+        problems.append(f"it ends with update {last}, but there is a checkpoint of update {e.saved}")
+    if e.finished and last != e.config.improve.updates:
+        problems.append(f"it ends with update {last} of {e.config.improve.updates}")
+    starts = len(e.recorded.starts)
+    return _finding(
+        e.stage, "ledger", problems, f"updates 1 to {last} without a gap, {starts} start{'s' * (starts != 1)}"
+    )
+
+
+def _prompts(e: Evidence) -> Finding:
+    taken = Counter(a.position for a in e.consumed)
+    left = set(e.recorded.parts[-1].open) if e.recorded.parts else set()
+    problems = [f"position {p} was consumed {n} times" for p, n in taken.items() if n > 1]
+    problems += [
+        f"position {p} was never consumed" for p in range(max(taken, default=-1)) if p not in taken and p not in left
+    ]
+    problems += [f"position {p} was consumed, but counts as open" for p in sorted(left & taken.keys())]
+    again = sum(a.outcome in ("lost", "stale") for a in e.recorded.attempts)
+    return _finding(
+        e.stage,
+        "prompts",
+        problems,
+        f"{len(taken)} consumed, each once; {again} attempts came to nothing and were repeated",
+    )
+
+
+def _rollouts(e: Evidence) -> Finding:
+    used = Counter(r for a in e.consumed for r in a.rollouts)
+    problems = [f"{r} was consumed {n} times" for r, n in used.items() if n > 1]
+    if e.config.replay.enabled:
+        trained = {r for a in e.consumed if a.outcome == "trained" for r in a.rollouts}
+        skipped = used.keys() - trained
+        problems += [f"{r} is in the replay buffer more than once" for r in sorted(used.keys() & set(e.doubled))]
+        problems += [f"{r} was trained on, but is not in the replay buffer" for r in sorted(trained - e.rows.keys())]
+        problems += [f"{r} is missing in {QUARANTINE}/" for r in sorted(skipped - e.quarantined)]
+        problems += [
+            f"{r} is in the replay buffer, though its update was skipped" for r in sorted(skipped & e.rows.keys())
+        ]
+    where = ", stored once" if e.config.replay.enabled else " (the replay buffer is switched off)"
+    return _finding(e.stage, "rollouts", problems, f"{len(used)} consumed once{where}")
+
+
+def _staleness(e: Evidence) -> Finding:
+    improve = e.config.improve
+    assert improve is not None
+    bound = 0 if improve.mode == "sync" else math.inf if improve.stale == "reweight" else improve.max_staleness
+    ages = Counter(a.update - 1 - a.oldest_version for a in e.consumed)
+    late = [a for a in e.consumed if not 0 <= a.update - 1 - a.oldest_version <= bound]
+    problems = [f"update {a.update} took position {a.position}, sampled with policy {a.oldest_version}" for a in late]
+    return _finding(e.stage, "staleness", problems, f"at most {max(ages, default=0)} (allowed: {bound})")
+
+
+def _policies(e: Evidence) -> Finding:
+    published = e.recorded.policies
+    problems = []
+    for attempt in e.consumed:
+        for rollout in attempt.rollouts:
+            row = e.rows.get(rollout)
+            if row is not None and published.get(row["policy_version"]) != row["policy_hash"]:
+                problems.append(
+                    f"{rollout} says policy {row['policy_version']} is {row['policy_hash'][:12]}, which "
+                    "was never published"
+                )
+    return _finding(e.stage, "policies", problems, f"{len(published)} versions, each with one set of weights")
+
+
+def _codebook(e: Evidence) -> Finding:
+    hashes = {e.rows[r]["world_hash"] for a in e.consumed for r in a.rollouts if r in e.rows}
+    problems = [f"rollouts were sampled under {len(hashes)} codebooks"] if len(hashes) > 1 else []
+    if e.world is not None and not hashes <= {e.world}:
+        problems.append(f"rollouts were sampled under {min(hashes)[:12]}, the result has {e.world[:12]}")
+    return _finding(
+        e.stage, "codebook", problems, "one for all rollouts" + ", and it is the result's" * (e.world is not None)
+    )
+
+
+def _metrics(e: Evidence) -> Finding:
+    steps = Counter(int(r["step"]) for r in e.metrics)
+    last = max([*steps, *(p.last for p in e.recorded.parts)], default=0)
+    problems = [f"step {s} is there {steps[s]} times" for s in range(1, last + 1) if steps[s] != 1]
+    logged = {int(r["step"]): r.get("reward") for r in e.metrics}
+    rewards: dict[int, list[float]] = {}
+    for attempt in e.consumed:
+        values = [e.rows[r]["reward"] for r in attempt.rollouts if r in e.rows]
+        rewards.setdefault(attempt.update, []).extend(v for v in values if v is not None)
+    for update, values in rewards.items():
+        mean, said = sum(values) / len(values) if values else math.nan, logged.get(update)
+        if values and (said is None or not math.isclose(mean, said, rel_tol=1e-6, abs_tol=1e-9)):
+            problems.append(f"update {update} logged the reward {said}, its rollouts have {mean:.6f}")
+    return _finding(e.stage, "metrics", problems, f"steps 1 to {last} once each, with the rewards of their rollouts")
+
+
+def _orphans(ids: Sequence[str], restarts: int) -> Finding:
+    if not ids:
+        return Finding(stage="", question="leftovers", passed=True, answer="no rollout that no update knows of")
+    answer = f"{len(ids)} rollouts that no update of the ledger took"
+    if restarts:  # sampled after the checkpoint that the run went back to, or is at
+        return Finding(
+            stage="", question="leftovers", passed=True, answer=f"{answer}, of what was interrupted after a checkpoint"
+        )
+    return _finding("", "leftovers", [answer, *ids], "")
+
+
+def _finding(stage: str, question: str, problems: Sequence[str], answer: str) -> Finding:
+    more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+    return Finding(
+        stage=stage,
+        question=question,
+        passed=not problems,
+        answer="; ".join(problems[:_SHOWN]) + more if problems else answer,
+    )
+
+
+def _stored(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+    """(rows by rollout id, ids that are there twice, what is wrong with the shards)."""
+    if not folder.is_dir():
+        return {}, [], []
+    reader = ReplayReader(folder, shuffle=False, columns=_COLUMNS)
+    rows: dict[str, dict[str, Any]] = {}
+    doubled = []
+    for row in _rows(reader):
+        if row["rollout_id"] in rows:
+            doubled.append(row["rollout_id"])
+        rows[row["rollout_id"]] = row
+    return rows, doubled, [f"shard {one.shard}: {one.reason}" for one in reader.quarantined]
+
+
+def _rows(reader: ReplayReader) -> Iterator[dict[str, Any]]:
+    for batch in reader.batches():
+        yield from batch.to_pylist()
+
+
+def _world(checkpoint: Path) -> str | None:
+    try:
+        tensors = load_file(checkpoint / WEIGHTS)
+    except (OSError, SafetensorError):
+        return None
+    return weights_hash((name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge")))
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """For programs."""
+    passed = all(finding.passed for finding in findings)
+    return json.dumps({"passed": passed, "findings": [vars(finding) for finding in findings]}, indent=2)

@@ -1,0 +1,283 @@
+"""From a run folder to the explorer's dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.loading import load_config
+from configs.schema import Explorer, RunConfig
+from latent_control.pretrained import base_path, read_shape
+from latent_control.text import load_tokenizer
+from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.corpus import Corpus, read_corpus
+from pipeline.pages.explorer.gathered import Gathered, Vocabulary
+from pipeline.pages.explorer.path import walk
+from pipeline.pages.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
+from pipeline.pages.explorer.reading import Clock, Models, effects, read
+from pipeline.pages.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Summary, Training
+from pipeline.pages.explorer.splits import splits
+from pipeline.pages.explorer.why import Explainer, to_explain
+from rollout_workers.tasks import AgentTask, Task, build_task
+
+EVALUATION = "evaluation.json"
+TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
+"""Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
+READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
+"""Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the
+rest."""
+TENTH = 10
+"""The first and last so many parts of training are compared."""
+PLAYED_ANEW = (
+    "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
+    "need the worlds "
+    "played anew and are not computed; codes, rollouts, usage, the policies' chances and what each code would have "
+    "said are"
+)
+
+
+def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, Corpus, tuple[str, ...]]:
+    """The dataset of a finished run, its rollouts, and the texts of their tokens (as ``overlap`` wants them).
+
+    Raises:
+        ValueError: the run has no rollouts of latent actions.
+    """
+    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
+    settings = settings or config.explorer
+    before, after = policies_of(run_dir)
+    shape = read_shape(after)
+    corpus, stored, damage = read_corpus(run_dir, num_actions=shape.num_actions, span=shape.span)
+    tokenizer = load_tokenizer(base_path(after), trust_remote_code=config.base.trust_remote_code)
+    words = Vocabulary(tokenizer)
+    rows = corpus.whole_groups(settings.rollouts, TOKENS_SHOWN)
+    shown = corpus.subset(rows)
+    for token in np.argsort(-np.bincount(shown.tokens), kind="stable")[: len(np.unique(shown.tokens))]:
+        words(token)  # frequent ones get short numbers
+    found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
+    task, notes = build_task(config.task), list(damage)
+    if settings.seconds > 0:
+        found = with_model(found, load_models(before, after, config, tokenizer), config, settings, task, words)
+        notes += _bounds(found, settings)
+    else:
+        notes.append(
+            "explorer.seconds is 0: nothing was computed from the model; latent-control explain RUN "
+            "--seconds 60 does that"
+        )
+    if isinstance(task, AgentTask):
+        notes.append(PLAYED_ANEW)
+    if stored > len(corpus):
+        notes.append(f"counts are over {len(corpus)} of {stored} stored rollouts, spread over training")
+    return _dataset(run_dir, task, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
+
+
+def with_model(
+    some: Gathered, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary
+) -> Gathered:
+    """What needs the model, inside the time budget."""
+    clock, shown = Clock(settings.seconds), some.shown
+    found = read(shown, models, clock, READ_SHARE)
+    sums = effects(found, shown.actions[found.choices], models, clock, EFFECTS_SHARE)
+    walked = None if isinstance(task, AgentTask) else walk(models, config, task, clock, WALK_SHARE)
+    explainer = Explainer(shown, models, config, task, words)
+    why = explainer.all(to_explain(shown, found.rows, settings.explained), clock) if settings.explained else []
+    return replace(some, found=found, sums=sums, walked=walked, why=why)
+
+
+def _bounds(some: Gathered, settings: Explorer) -> list[str]:
+    """What the time budget cut off."""
+    assert some.found is not None and some.sums is not None
+    wanted = min(settings.explained, len(some.found.rows))
+    parts = (
+        ("policies were read at the choices of", len(some.found.rows), len(some.shown), "rollouts"),
+        ("codes were compared at", some.sums.states, len(some.found.states), "states"),
+        ("explained are", len(some.why), wanted, "rollouts"),
+    )
+    limit = (
+        f"explorer.seconds of {settings.seconds:g} (or, where responses are long, the size of the page) allowed no more"
+    )
+    return [f"{what} {done} of {planned} {unit}: {limit}" for what, done, planned, unit in parts if done < planned]
+
+
+# -- the parts of the dataset ------------------------------------------------------------------------------------------
+
+
+def _dataset(
+    run_dir: Path, task: Task, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]
+) -> Dataset:
+    codes, total = _codes(some, words)
+    prompts = list(dict.fromkeys(some.shown.prompt_texts))
+    training = _training(some.corpus)
+    corpus = some.corpus
+    early, late = (np.isin(corpus.versions, v) for v in (_ends(corpus.versions, 1), _ends(corpus.versions, -1)))
+    usage = np.bincount(corpus.actions[corpus.choices], minlength=corpus.num_actions) / len(corpus.choices)
+    summary = Summary(
+        run=run_dir.name,
+        num_actions=corpus.num_actions,
+        span=corpus.span,
+        rollouts=len(corpus),
+        stored=stored,
+        choices=len(corpus.choices),
+        perplexity=float(np.exp(counts.entropy(usage))),
+        reward_first=float(corpus.rewards[early].mean()),
+        reward_last=float(corpus.rewards[late].mean()),
+        success_first=float(corpus.success[early].mean()),
+        success_last=float(corpus.success[late].mean()),
+        world=corpus.world,
+        turns=float((corpus.turns[corpus.offsets[1:] - 1] + 1).mean()),
+        gain=total,
+        path=() if some.walked is None else tuple(some.walked.rewards.tolist()),
+        path_rollouts=0 if some.walked is None else int(some.walked.sizes.sum()),
+        evaluation=_evaluation(run_dir),
+        notes=tuple(notes),
+    )
+    split, rollouts = splits(some, task), _shown(some, words, prompts)
+    return Dataset(
+        summary=summary,
+        vocabulary=words.texts(),  # last: the parts above have asked for their tokens
+        prompts=tuple(text[-min(PROMPT_CHARACTERS, PROMPTS_CHARACTERS // len(prompts)) :] for text in prompts),
+        codes=codes,
+        training=training,
+        splits=split,
+        rollouts=rollouts,
+        why=tuple(some.why),
+    )
+
+
+def _codes(some: Gathered, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
+    corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
+    at = corpus.choices
+    taken = corpus.actions[at]
+    uses = np.bincount(taken, minlength=n)
+    entropies = counts.token_entropies(taken, corpus.tokens[at], n)
+    advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
+    where, (better, worse) = counts.contexts(corpus), counts.ngrams(corpus)
+    place = {int(r): i for i, r in enumerate(some.rows)}
+    gains: list[Estimate] | None = None
+    total: Estimate | None = None
+    if (walked := some.walked) is not None:
+        gains = gain.by_code(walked.codes, walked.parts, walked.prompts, walked.sizes, n)
+        total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
+
+    def code(k: int, healthy: str) -> Code:
+        return Code(
+            usage=float(uses[k] / len(at)),
+            uses=int(uses[k]),
+            token_entropy=float(entropies[k]),
+            health=healthy,
+            advantage=float(advantage[k]) if uses[k] else None,
+            before=None if found is None else float(found.before[:, k].mean()),
+            after=None if found is None else float(found.after[:, k].mean()),
+            gain=None if gains is None else gains[k],
+            strength=None if sums is None else sums.strength(k),
+            shifts=() if sums is None else tuple(_shift(words, *row) for row in sums.top(k)),
+            anywhere=() if sums is None else tuple((words(t), p) for t, p in sums.likeliest(k)),
+            contexts=tuple(_context(words, place, *row) for row in where.get(k, [])),
+            better=tuple(_gram(words, *gram) for gram in better.get(k, [])),
+            worse=tuple(_gram(words, *gram) for gram in worse.get(k, [])),
+        )
+
+    return tuple(code(k, healthy) for k, healthy in enumerate(counts.health(uses / len(at)))), total
+
+
+def _shift(words: Vocabulary, token: int, probability: float, mixture: float, log_shift: float) -> Shift:
+    return Shift(token=words(token), probability=probability, mixture=mixture, log_shift=log_shift)
+
+
+def _context(
+    words: Vocabulary, place: dict[int, int], before: Sequence[int], token: int, count: int, share: float, row: int
+) -> Context:
+    return Context(
+        before=tuple(map(words, before)), token=words(token), count=count, share=share, rollout=place.get(row)
+    )
+
+
+def _gram(words: Vocabulary, codes: tuple[int, ...], tokens: Sequence[int], high: int, low: int, z: float) -> NGram:
+    return NGram(codes=codes, tokens=tuple(map(words, tokens)), high=high, low=low, z=z)
+
+
+def _training(corpus: Corpus) -> Training:
+    place, names = counts.points(corpus.versions)
+    at = corpus.choices
+    usage = counts.shares(place[corpus.rows[at]], corpus.actions[at], len(names), corpus.num_actions)
+    sizes = np.bincount(place)
+    return Training(
+        updates=tuple(names),
+        usage=counts.nested(usage),
+        perplexity=tuple(np.exp(counts.entropy(usage)).tolist()),
+        reward=tuple((np.bincount(place, corpus.rewards) / sizes).tolist()),
+        success=tuple((np.bincount(place, corpus.success) / sizes).tolist()),
+    )
+
+
+def _ends(versions: np.ndarray, side: int) -> np.ndarray:
+    """The first (1) or last (-1) tenth of the policy versions, one at least."""
+    there = np.unique(versions)
+    return there[::side][: max(1, len(there) // TENTH)]
+
+
+def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+    shown, found = some.shown, some.found
+    chances = np.full(len(shown.tokens), -1)
+    chances[shown.choices] = np.round(100 * np.exp(shown.logp[shown.choices]))
+    policies = [np.full(len(shown.tokens), -1) for _ in range(2)]
+    if found is not None:
+        codes = shown.actions[found.choices]
+        for values, p in zip(policies, (found.before, found.after), strict=True):
+            values[found.choices] = np.round(100 * p[np.arange(len(codes)), codes])
+    codes_or_seen = np.where(shown.generated, shown.actions, -1)
+    known = set() if found is None else set(found.rows.tolist())
+    number = {text: i for i, text in enumerate(prompts)}
+
+    def one(r: int) -> Shown:
+        cells = slice(int(shown.offsets[r]), int(shown.offsets[r + 1]))
+        before, after = (tuple(values[cells].tolist()) if r in known else () for values in policies)
+        return Shown(
+            id=shown.ids[r],
+            prompt=number[shown.prompt_texts[r]],
+            update=int(shown.versions[r]) + 1,
+            reward=float(shown.rewards[r]),
+            advantage=float(shown.advantages[r]),
+            success=bool(shown.success[r]),
+            tokens=tuple(words(t) for t in shown.tokens[cells].tolist()),
+            codes=tuple(codes_or_seen[cells].tolist()),
+            chances=tuple(chances[cells].tolist()),
+            before=before,
+            after=after,
+            turn_rewards=shown.turn_rewards[r],
+        )
+
+    return tuple(one(r) for r in range(len(shown)))
+
+
+def _evaluation(run_dir: Path) -> tuple[tuple[str, float], ...]:
+    path = run_dir / EVALUATION
+    result = read_json(path) if path.is_file() else {}
+    return tuple((name, row["sampled"]) for name, row in result.items() if isinstance(row, dict) and "sampled" in row)
+
+
+def _token_texts(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
+    """The text of each choice's token [C]."""
+    there, local = np.unique(corpus.tokens[corpus.choices], return_inverse=True)
+    texts = [tokenizer.decode([int(token)], skip_special_tokens=False) for token in there]
+    return tuple(texts[i] for i in local)
+
+
+def beside(
+    first: tuple[Dataset, Corpus, tuple[str, ...]], second: tuple[Dataset, Corpus, tuple[str, ...]]
+) -> tuple[Dataset, Dataset]:
+    """Two explored runs, each code with the most similar one of the other: by the texts they produced, as runs may
+    differ in tokenizer."""
+    (a, corpus_a, texts_a), (b, corpus_b, texts_b) = first, second
+    number = {text: i for i, text in enumerate(dict.fromkeys((*texts_a, *texts_b)))}
+    codes = [corpus.actions[corpus.choices] for corpus in (corpus_a, corpus_b)]
+    tokens = [np.array([number[text] for text in texts]) for texts in (texts_a, texts_b)]
+    table = counts.overlap(codes[0], tokens[0], codes[1], tokens[1], (corpus_a.num_actions, corpus_b.num_actions))
+    return tuple(replace(own, similar=_nearest(part)) for own, part in ((a, table), (b, table.T)))  # type: ignore[return-value]
+
+
+def _nearest(table: np.ndarray) -> tuple[tuple[int, float], ...]:
+    return tuple((int(row.argmax()), float(row.max())) for row in table)

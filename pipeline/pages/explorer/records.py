@@ -1,0 +1,257 @@
+"""What the explorer's page shows, as plain data. Axes: N codes, K keys (positions, kinds of prompts, ...), U points in
+training.
+
+Tokens are numbers of ``Dataset.vocabulary``, rollouts places in ``Dataset.rollouts``. Shares and probabilities are
+between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+DIGITS = 4
+"""Of every number but the ones that name something: what a page of this kind can show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """What a code does to one token. ``Shift(token=7, probability=0.9, mixture=0.1, log_shift=2.2)``."""
+
+    token: int
+    probability: float
+    """Under the code, mean over the states where it was chosen."""
+    mixture: float
+    """Under the mixture of all codes that the policy before RL makes, over the same states."""
+    log_shift: float
+    """Log of the ratio of the two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where a code fires. ``Context(before=(4, 9), token=2, count=31, share=0.6, rollout=12)``."""
+
+    before: tuple[int, ...]
+    token: int
+    """The first one the code produced there."""
+    count: int
+    share: float
+    """Of the times this context and token occurred, those with this code."""
+    rollout: int | None
+    """An example among the rollouts of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGram:
+    """Codes one after the other, in good and in bad rollouts. ``NGram(codes=(3, 9), tokens=(4, 8), high=40, low=5,
+    z=5.1)``."""
+
+    codes: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """What they wrote most often."""
+    high: int
+    """How often in rollouts with more reward than the mean of their group."""
+    low: int
+    z: float
+    """Log odds ratio of high against low, in standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its 95 % interval. ``Estimate(mean=0.02, low=0.01, high=0.03)``."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """One latent action."""
+
+    usage: float
+    """Share of all choices."""
+    uses: int
+    token_entropy: float
+    """Entropy in nats of the tokens it produced."""
+    health: str
+    """``alive``, ``rare`` (no more than a tenth of 1 / N) or ``unused``."""
+    advantage: float | None
+    """Mean reward above their groups' of the rollouts that use it, once for each use."""
+    before: float | None = None
+    """Mean probability under the policy before RL, over the choices of the page's rollouts."""
+    after: float | None = None
+    gain: Estimate | None = None
+    """Its part of what RL gained in reward."""
+    strength: float | None = None
+    """KL(token | code, token | mixture) in nats, mean over the states where it was chosen."""
+    shifts: tuple[Shift, ...] = ()
+    anywhere: tuple[tuple[int, float], ...] = ()
+    """Top tokens at states of all codes: (token, mean probability)."""
+    contexts: tuple[Context, ...] = ()
+    better: tuple[NGram, ...] = ()
+    worse: tuple[NGram, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Codes over training, U points of neighbouring updates."""
+
+    updates: tuple[str, ...]
+    """``"1-3"``"""
+    usage: tuple[tuple[float, ...], ...]
+    """[U, N]"""
+    perplexity: tuple[float, ...]
+    """exp(entropy of usage)"""
+    reward: tuple[float, ...]
+    success: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Codes by some property of where they were chosen, K kinds of it.
+
+    ``Split(name="position", keys=("0", "1"), counts=(50, 48), usage=((0.5, 0.5), (0.1, 0.9)))``
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Choices of each kind."""
+    usage: tuple[tuple[float, ...], ...]
+    """[K, N]"""
+    before: tuple[tuple[float, ...], ...] = ()
+    """[K, N], mean probability under the policy before RL; empty when no model was read."""
+    after: tuple[tuple[float, ...], ...] = ()
+    gain: tuple[tuple[float, ...], ...] = ()
+    """[K, N], sums to the codes' gains; of positions only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One rollout of the page."""
+
+    id: str
+    prompt: int
+    update: int
+    """The one it was sampled for, counted from 1 as in ``metrics.jsonl``."""
+    reward: float
+    advantage: float
+    success: bool
+    tokens: tuple[int, ...]
+    codes: tuple[int, ...]
+    """-1 at tokens that an episode of several turns observed"""
+    chances: tuple[int, ...]
+    """Percent, under the policy that sampled; -1 inside a span, and at observed tokens."""
+    before: tuple[int, ...] = ()
+    """Percent, under the policy before RL; empty when no model was read."""
+    after: tuple[int, ...] = ()
+    turn_rewards: tuple[float, ...] = ()
+    """Of each turn of an episode; empty for a single response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A code at one choice: how likely it is, and the token it would have produced."""
+
+    code: int
+    before: float
+    after: float
+    token: int
+    certainty: float
+    """Probability of that token under the world model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a rollout would have gone on after a code, choosing greedily from there."""
+
+    code: int
+    tokens: tuple[int, ...]
+    """From this choice on."""
+    reward: float | None
+    """``None``: the verifier could not judge."""
+    success: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One choice of a rollout explained."""
+
+    position: int
+    options: tuple[Option, ...]
+    """The likeliest codes, and the one that was chosen."""
+    masses: tuple[tuple[int, float, float, int], ...]
+    """(token, its probability before RL, after RL, number of codes), summed over all codes that produce it; the
+    likeliest first."""
+    endings: tuple[Ending, ...]
+    """The first one is that of the chosen code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Why:
+    """A rollout with every choice explained."""
+
+    rollout: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the page is made of."""
+
+    run: str
+    num_actions: int
+    span: int
+    rollouts: int
+    """Read for the counts."""
+    stored: int
+    """In the replay buffer."""
+    choices: int
+    perplexity: float
+    reward_first: float
+    """Mean over the first tenth of the updates read."""
+    reward_last: float
+    success_first: float
+    success_last: float
+    world: str
+    """Hash of codebook and merge module: codes of runs with another one mean something else."""
+    turns: float = 1.0
+    """Mean number of responses in a rollout."""
+    gain: Estimate | None = None
+    """Sum over the codes."""
+    path: tuple[float, ...] = ()
+    """Mean reward of the rollouts that the gain is from, from near the policy before RL to near the one after it."""
+    path_rollouts: int = 0
+    evaluation: tuple[tuple[str, float], ...] = ()
+    """Sampled success on held-out prompts by model."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Everything of one run."""
+
+    summary: Summary
+    vocabulary: tuple[str, ...]
+    prompts: tuple[str, ...]
+    codes: tuple[Code, ...]
+    """N"""
+    training: Training
+    splits: tuple[Split, ...]
+    rollouts: tuple[Shown, ...]
+    why: tuple[Why, ...] = ()
+    similar: tuple[tuple[int, float], ...] = ()
+    """Beside another run: for each code, that run's most similar one and their overlap."""
+
+
+def as_data(value: Any) -> Any:
+    """Records as JSON-able data: objects by field, floats rounded to ``DIGITS`` significant digits."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [as_data(item) for item in value]
+    return value

@@ -1,0 +1,202 @@
+"""Why this output: at each choice the codes' chances, the token each would have produced, and how it would have
+ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configs.schema import RunConfig
+from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
+from pipeline.pages.explorer.corpus import Corpus
+from pipeline.pages.explorer.reading import Clock, Models, token_batch
+from pipeline.pages.explorer.records import Ending, Option, Step, Why, as_data
+from rollout_workers.tasks import AgentTask, Prompt, Score, Task
+from rollout_workers.tasks.encoding import decode_response
+from rollout_workers.tasks.rewards import Response, judge
+
+COMPARED, OPTIONS, MASSES = 32, 8, 6
+"""Likeliest codes whose tokens are computed at a choice; codes and tokens of them that are listed."""
+ALTERNATIVES, LEAST_CHANCE, ENDED = 3, 0.005, 16
+"""Other tokens played to the end at a choice, those no less likely than this (before or after RL); choices of a rollout
+so treated."""
+MOST_CHARACTERS = 1_200_000
+"""Of the page, for all explanations: long responses have many choices."""
+Lexicon = Callable[[int], int]
+"""From a token id to its number in the page's vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A token at a choice with the codes that produce it: ``Alternative(token=5, code=3, before=0.2, after=0.6,
+    codes=4)``."""
+
+    token: int
+    code: int
+    """The likeliest of them after RL."""
+    before: float
+    after: float
+    codes: int
+
+
+def to_explain(corpus: Corpus, rows: np.ndarray, count: int) -> list[int]:
+    """The rollouts ``rows`` worth explaining: the best and the worst of late groups that are of two minds, then others
+    spread evenly."""
+    chosen: list[int] = []
+    for group in sorted(set(corpus.groups[rows].tolist()), reverse=True):
+        members = rows[corpus.groups[rows] == group]
+        best, worst = members[np.argmax(corpus.rewards[members])], members[np.argmin(corpus.rewards[members])]
+        if corpus.rewards[best] > corpus.rewards[worst] and len(chosen) + 2 <= count:
+            chosen += [int(best), int(worst)]
+    rest = [r for r in rows.tolist() if r not in set(chosen)]
+    spread = np.linspace(len(rest) - 1, 0, min(len(rest), count - len(chosen))).round().astype(int)
+    return chosen + [rest[i] for i in spread]
+
+
+def alternatives(
+    tokens: Sequence[int], codes: Sequence[int], before: Sequence[float], after: Sequence[float]
+) -> list[Alternative]:
+    """The tokens that codes at one choice lead to, with the chance of each before and after RL; the likeliest (of both)
+    first."""
+    found = []
+    for token in dict.fromkeys(tokens):
+        places = [i for i, t in enumerate(tokens) if t == token]
+        best = max(places, key=lambda i: after[i])
+        chances = sum(before[i] for i in places), sum(after[i] for i in places)
+        found.append(Alternative(token=token, code=codes[best], before=chances[0], after=chances[1], codes=len(places)))
+    return sorted(found, key=lambda a: -max(a.before, a.after))
+
+
+class Explainer:
+    """Explains rollouts of a corpus one by one."""
+
+    def __init__(self, corpus: Corpus, models: Models, config: RunConfig, task: Task, lexicon: Lexicon) -> None:
+        self.corpus, self.models, self.config, self.task, self.lexicon = corpus, models, config, task, lexicon
+
+    def all(self, rows: Sequence[int], clock: Clock) -> list[Why]:
+        """As many of ``rows`` as the time and the page's size allow, one at least."""
+        done: list[Why] = []
+        size = 0
+        for row in rows:
+            if done and (clock.over(1.0) or size > MOST_CHARACTERS):
+                break
+            done.append(self.explain(row, clock))
+            size += len(json.dumps(as_data(done[-1]), separators=(",", ":")))
+        return done
+
+    @torch.no_grad()
+    def explain(self, row: int, clock: Clock) -> Why:
+        """Every choice of rollout ``row``; ``clock`` bounds the endings that are played one by one."""
+        corpus, models = self.corpus, self.models
+        at = corpus.choices[corpus.rows[corpus.choices] == row]
+        batch = token_batch(corpus, [row], models.model.codebook.device)
+        policies = (models.before, models.model.policy)
+        told = read_choices(models.model, policies, batch, temperature=models.temperature, top_k=models.top_k)
+        before, after = told.policies
+        taken = torch.from_numpy(corpus.actions[at]).to(before.device)
+        # The code that was taken comes first, whatever its chance.
+        ranks = torch.maximum(before, after).scatter(1, taken[:, None], 2.0)
+        codes = ranks.topk(min(COMPARED, ranks.shape[1])).indices
+        tokens, certainty = tokens_of_codes(models.model, told.final, codes)
+        columns = [x.tolist() for x in (codes, before.gather(1, codes), after.gather(1, codes), tokens, certainty)]
+        choices = list(zip(*columns, strict=True))
+        others = [
+            [a for a in alternatives(c[3], c[0], c[1], c[2]) if a.token != int(corpus.tokens[t])]
+            for c, t in zip(choices, at, strict=True)
+        ]
+        # Where a world answers, an ending would have to be played in it.
+        endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others, clock)
+        steps = [
+            Step(
+                position=int(corpus.positions[t]),
+                options=tuple(self._option(o) for o in list(zip(*c, strict=True))[:OPTIONS]),
+                masses=tuple(
+                    (self.lexicon(a.token), a.before, a.after, a.codes)
+                    for a in alternatives(c[3], c[0], c[1], c[2])[:MASSES]
+                ),
+                endings=endings.get(i, ()),
+            )
+            for i, (c, t) in enumerate(zip(choices, at, strict=True))
+        ]
+        return Why(rollout=row, steps=tuple(steps))
+
+    def _option(self, values: tuple[int, float, float, int, float]) -> Option:
+        code, before, after, token, certainty = values
+        return Option(code=code, before=before, after=after, token=self.lexicon(token), certainty=certainty)
+
+    def _endings(
+        self, row: int, at: np.ndarray, others: Sequence[Sequence[Alternative]], clock: Clock
+    ) -> dict[int, tuple[Ending, ...]]:
+        """By choice: the ending after the code that was taken, and after the likeliest other tokens."""
+        likely = [[a for a in some if max(a.before, a.after) >= LEAST_CHANCE][:ALTERNATIVES] for some in others]
+        chance = [sum(max(a.before, a.after) for a in some) for some in likely]
+        open_choices = sorted(sorted((i for i, c in enumerate(chance) if c > 0), key=lambda i: -chance[i])[:ENDED])
+        asked = [
+            (i, code) for i in open_choices for code in (int(self.corpus.actions[at[i]]), *(a.code for a in likely[i]))
+        ]
+        if not asked:
+            return {}
+        played = self._played(row, [(int(at[i]), code) for i, code in asked], clock)
+        found: dict[int, tuple[Ending, ...]] = {}
+        for (i, code), (tokens, ending) in zip(asked, played, strict=False):
+            found[i] = (*found.get(i, ()), self._judged(row, code, tokens, ending))
+        return {i: endings for i, endings in found.items() if len(endings) == 1 + len(likely[i])}
+
+    def _played(self, row: int, asked: Sequence[tuple[int, int]], clock: Clock) -> list[tuple[list[int], list[int]]]:
+        """(tokens before, tokens after) of each (token of the corpus, code there): all at once, in half precision one
+        by one.
+
+        What was played one by one when the time ran out is all there is, at least the first choice's.
+        """
+        corpus, model, start = self.corpus, self.models.model, int(self.corpus.offsets[row])
+        prompt, stop = corpus.prompt_tokens[row].tolist(), self.models.tokenizer.eos_token_id
+        limit = self.config.rollout.max_new_tokens
+        kept = [corpus.tokens[start:t].tolist() for t, _ in asked]
+        if model.base.dtype == torch.float32:
+            limits = [max(1, limit - len(tokens)) for tokens in kept]
+            endings = play_on(
+                model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits, stop_token=stop
+            )
+            return list(zip(kept, endings, strict=True))
+        played: list[tuple[list[int], list[int]]] = []
+        for t, code in asked:
+            if len(played) > 1 + ALTERNATIVES and clock.over(1.0):
+                break
+            whole = replay(
+                model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1), stop_token=stop
+            )
+            played.append((whole[: t - start], whole[t - start :]))
+        return played
+
+    def _judged(self, row: int, code: int, kept: list[int], ending: list[int]) -> Ending:
+        whole, limit = kept + ending, self.config.rollout.max_new_tokens
+        prompt = prompt_of(self.task, self.corpus.prompt_ids[row], self.corpus.prompt_texts[row])
+        score: object = None
+        if prompt is not None:
+            text = decode_response(self.models.tokenizer, whole)
+            stopped = whole[-1] == self.models.tokenizer.eos_token_id
+            response = Response(text=text, new_tokens=len(whole), limit=limit, stopped=stopped)
+            score = judge(self.task, self.config.reward, prompt, response)
+        judged = score if isinstance(score, Score) else None
+        return Ending(
+            code=code,
+            tokens=tuple(self.lexicon(token) for token in ending),
+            reward=None if judged is None else float(judged.reward),
+            success=judged is not None and judged.success,
+        )
+
+
+def prompt_of(task: Task, prompt_id: str, text: str) -> Prompt | None:
+    """The task's prompt with this id (``<task>/<split>/<index>``); ``None`` when the task has another text there by
+    now."""
+    _, split, index = prompt_id.rsplit("/", 2)
+    prompts = task.prompts("train" if split == "train" else "heldout")
+    if not index.isdecimal() or int(index) >= len(prompts):
+        return None
+    prompt = prompts[int(index)]
+    # an episode's text is its opening observation
+    return prompt if prompt.text == text or isinstance(task, AgentTask) else None

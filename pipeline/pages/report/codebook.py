@@ -1,0 +1,171 @@
+"""Health of the codebook: which codes are alive, how evenly they are used, what they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_control.analysis.measures import ALIVE_SHARE
+from latent_control.pretrained import CONFIG, read_config
+from pipeline.pages.charts.records import Bars, Curve, Lines
+from pipeline.pages.charts.words import number
+from pipeline.pages.report.curves import plain
+from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.results import shown
+from pipeline.pages.report.sources import Sources
+from pipeline.replay.writer import ReplayReader
+
+MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
+LAST = 0.1
+"""Usage is that of this last share of the updates."""
+HEALTH = (
+    ("alive_codes", "codes alive"),
+    ("alive_share", "share of codes alive"),
+    ("code_perplexity", "code perplexity"),
+    ("coverage", "coverage: true tokens that some code's argmax is"),
+    ("distinct_tokens", "tokens that the codes reach in a state"),
+    ("nll_codes", "NLL of the next token given the codes, nats"),
+    ("nll_base", "NLL of the base LM, nats"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Counts [P, N] of the choices of N codes at P points of training, each named by its updates."""
+
+    points: tuple[float, ...]
+    counts: np.ndarray
+
+    @property
+    def last(self) -> np.ndarray:
+        """[N], shares over the last points."""
+        total = self.counts[-max(1, round(LAST * len(self.counts))) :].sum(0)
+        return np.asarray(total / max(1, total.sum()))
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp(entropy) of the shares: ``perplexity([5, 5])`` is 2."""
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> Usage:
+    """Choices of rollouts (``actions``, ``policy_version``) by point of training; a code of a span counts once."""
+    versions = np.unique([row["policy_version"] for row in rows])
+    parts = np.array_split(versions, min(POINTS, len(versions)))
+    counts = np.zeros((len(parts), num_actions), np.int64)
+    edges = np.array([part[0] for part in parts])
+    for row in rows:
+        codes = np.asarray(row["actions"], np.int64)[::span]
+        np.add.at(counts[int(np.searchsorted(edges, row["policy_version"], side="right")) - 1], codes[codes >= 0], 1)
+    return Usage(points=tuple(float(part.mean()) + 1 for part in parts), counts=counts)
+
+
+def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
+    """Of the rollouts in the replay buffer, of all updates evenly; ``None`` when there are none of latent actions."""
+    if not (run_dir / "replay").is_dir():
+        return None
+    stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
+    every = max(1, -(-stored // MOST_ROLLOUTS))
+    reader = ReplayReader(run_dir, shuffle=False, columns=("level", "actions", "policy_version"), world=every)
+    rows = [row for row in reader.rows() if row["level"] == "latent" and len(row["actions"])]
+    return usage_of(rows, num_actions, span) if rows else None
+
+
+def codebook(sources: Sources) -> Section:
+    """Health by stage and by model, usage at the end of reinforcement learning, and how it got there."""
+    title, actions = "Codebook", sources.config.actions
+    shape = _shape(sources)
+    if shape is None and actions is None:
+        return Section(name="codebook", title=title, lines=["The run has no codes."])
+    num_actions, span = shape or (actions.num_actions, actions.span)  # type: ignore[union-attr]
+    lines = [f"{num_actions} codes" + (f", each for {span} tokens." if span > 1 else ", one for each token.")]
+    figures: list[Bars | Lines] = []
+    usage = read_usage(sources.run_dir, num_actions, span)
+    if usage is not None:
+        alive = int((usage.last > ALIVE_SHARE / num_actions).sum())
+        end = perplexity(usage.last)
+        lines.append(
+            f"At the end of reinforcement learning {alive} codes are alive (used more than {ALIVE_SHARE:g} / "
+            f"{num_actions} of the time) "
+            f"and perplexity, the effective number of codes in use, is {end:.1f}."
+        )
+        figures += [_usage_bars(usage, num_actions), _perplexity_curve(usage)]
+    else:
+        lines.append(
+            "Usage in reinforcement learning is not known: there are no rollouts of latent actions in a replay buffer."
+        )
+    for metric, name in (
+        ("alive_share", "Share of codes alive while they are found"),
+        ("nll_codes", "What the codes leave open while they are found"),
+    ):
+        steps = sources.steps("actions", metric)
+        if len(steps) > 1:
+            curve = plain(metric.replace("_", " "), steps, metric)
+            figures.append(
+                Lines(
+                    name=f"actions-{metric.replace('_', '-')}",
+                    title=name,
+                    across="update",
+                    curves=[curve],
+                    note="On held-out texts",
+                )
+            )
+    return Section(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
+
+
+def _shape(sources: Sources) -> tuple[int, int] | None:
+    """Codes and span of the newest latent checkpoint; the config's actions section may be null, then they come from
+    elsewhere."""
+    for stage in ("improve", "improve_offline", "reclone", "finetune", "clone", "actions"):
+        record = sources.stages.get(stage)
+        folder = sources.run_dir / str(record["checkpoint"]) if record else None
+        if folder is not None and (folder / CONFIG).is_file():
+            found = read_config(folder)["latent_actions"]
+            return int(found["num_actions"]), int(found.get("span", 1))
+    return None
+
+
+def _usage_bars(usage: Usage, num_actions: int) -> Bars:
+    order = np.argsort(-usage.last, kind="stable")[:BARS]
+    title = "Usage of each code at the end" + (f" (the {BARS} most used)" if num_actions > BARS else "")
+    levels = (("all alike", 1 / num_actions), ("alive above", ALIVE_SHARE / num_actions))
+    note = f"Share of the choices in the last {LAST:.0%} of the updates, the most used code first"
+    return Bars(
+        name="code-usage",
+        title=title,
+        heights=[(f"code {k}", float(usage.last[k])) for k in order],
+        levels=levels,
+        note=note,
+    )
+
+
+def _perplexity_curve(usage: Usage) -> Lines:
+    kept = [(x, perplexity(c)) for x, c in zip(usage.points, usage.counts, strict=True) if c.sum()]
+    curve = Curve(name="code perplexity", x=[x for x, _ in kept], y=[y for _, y in kept])
+    return Lines(
+        name="code-perplexity",
+        title="Code perplexity in reinforcement learning",
+        across="update",
+        curves=[curve],
+        note="A collapse would show as a fall towards 1",
+    )
+
+
+def _tables(sources: Sources) -> list[Table]:
+    columns: dict[str, Mapping[str, Any]] = {
+        f"after {n}": s["metrics"] for n, s in sources.stages.items() if n not in ("base", "token_level")
+    }
+    columns |= {shown(name): row for name, row in sources.variants.items()}
+    columns = {name: found for name, found in columns.items() if any(found.get(key) is not None for key, _ in HEALTH)}
+    rows = [
+        [label, *("–" if found.get(key) is None else number(float(found[key])) for found in columns.values())]
+        for key, label in HEALTH
+        if any(found.get(key) is not None for found in columns.values())
+    ]
+    note = "Columns “after”: the stage's own last measurement; the others: the evaluation, on held-out demonstrations."
+    return [Table(title="Health", head=("measure", *columns), rows=rows, note=note)] if rows else []

@@ -1,0 +1,159 @@
+"""Where a run's numbers come from: environment, hashes, how to do it again, and where else to look."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.loading import dump_config
+from pipeline.pages.report.records import Link, Section, Table
+from pipeline.pages.report.sources import Sources
+from pipeline.runs.status import CONFIG
+from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
+from pipeline.tracking.tracker import deep_link, without_password
+
+EXPLORER = "explorer.html"
+
+
+def environment(sources: Sources) -> Section:
+    """Versions, machine, commit, seed and hashes."""
+    found = dict(sources.environment)
+    packages = found.pop("packages", None) or _packages(sources)
+    commit = _commit(sources)
+    rows = [
+        ["seed", str(sources.config.seed)],
+        ["git commit", commit or "not known: no git checkout"],
+        ["config, SHA-256", config_hash(sources.run_dir)],
+        *([f"checkpoint of {stage}, SHA-256", digest] for stage, digest in _checkpoints(sources).items()),
+    ]
+    if digest := replay_hash(sources.run_dir):
+        rows.append(["replay buffer, SHA-256", digest])
+    labels = (
+        ("host", "host"),
+        ("system", "system"),
+        ("cpu", "CPU"),
+        ("cpus", "CPU cores"),
+        ("memory_gib", "memory, GiB"),
+        ("python", "Python"),
+    )
+    rows += [[label, str(found[key])] for key, label in labels if found.get(key)]
+    if "gpus" in found:
+        rows.append(["GPUs", ", ".join(found["gpus"]) or "none"])
+    tables = [Table(title="The run", head=("what", "value"), rows=rows)]
+    if packages:
+        tables.append(
+            Table(title="Packages", head=("package", "version"), rows=[[n, str(v)] for n, v in packages.items()])
+        )
+    lines = (
+        []
+        if sources.environment
+        else ["The run is of a version that did not write down its machine; versions are those of its checkpoints."]
+    )
+    return Section(name="environment", title="Environment", lines=lines, tables=tables)
+
+
+def reproduce(sources: Sources) -> Section:
+    """Exact commands, and the resolved config to give them."""
+    commit = _commit(sources)
+    clean = commit.removesuffix("-dirty")
+    run = sources.run_dir.name
+    quoted = shlex.quote(str(sources.run_dir))
+    again = "\n".join(
+        [
+            *([f"git checkout {clean}"] if clean else []),
+            "pip install -c requirements.lock -e .",
+            f"latent-control run {quoted}/{CONFIG} --run-dir runs/{shlex.quote(run + '-again')}",
+        ]
+    )
+    commands = [("The same run anew, on any machine that has the base LM and the data where the config says", again)]
+    if (sources.run_dir / "ledger").is_dir():
+        stages = [stage for stage in ("token_level", "improve") if (sources.run_dir / "ledger" / stage).exists()]
+        lines = [
+            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != "improve" else "") for stage in stages
+        ]
+        if lines:
+            commands.append(
+                (
+                    "Reinforcement learning repeated in the order its ledger recorded, every policy compared by its "
+                    "hash",
+                    "\n".join(lines),
+                )
+            )
+    commands.append(("Proof that nothing was lost, doubled or over-stale", f"latent-control audit {quoted}"))
+    warnings = (
+        [f"The code had been changed since commit {clean}: the commit alone does not give the same code."]
+        if commit != clean
+        else []
+    )
+    config = dump_config(sources.config)
+    line = (
+        "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by "
+        "its ledger."
+    )
+    return Section(
+        name="reproduce",
+        title="How to reproduce",
+        lines=[line],
+        warnings=warnings,
+        commands=commands,
+        files=[(CONFIG, config)],
+    )
+
+
+def elsewhere(sources: Sources, beside: Path) -> Section:
+    """Other pages of the run (as files beside the folder ``beside``), and MLflow."""
+    links = [
+        Link(text=name, target=name if beside == sources.run_dir else (sources.run_dir / name).as_uri(), about=about)
+        for name, about in (
+            (EXPLORER, "what the codes do, which carry the gain, why an output came about"),
+            ("reward-report.html", "parts of the reward"),
+        )
+        if (sources.run_dir / name).is_file()
+    ]
+    tracked = sources.tracked
+    commands = []
+    if tracked:
+        commands.append(
+            (
+                "MLflow on the run's store, with links to the charts; the link below is for its usual port",
+                f"latent-control ui {shlex.quote(str(sources.run_dir))}",
+            )
+        )
+        chart = deep_link(str(tracked["experiment_id"]), group=sources.run_dir.name)
+        links.append(
+            Link(
+                text="MLflow: charts of this run",
+                target=chart,
+                about=f"store {without_password(str(tracked['tracking_uri']))}",
+            )
+        )
+    lines = [] if links else ["Nothing else was written."]
+    if tracked:
+        ids = json.dumps(tracked["runs"])
+        lines.append(f"MLflow run of each stage: {ids}")
+    return Section(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
+
+
+def _commit(sources: Sources) -> str:
+    started = [event for event in sources.events if event["kind"] == "started"]
+    return str(sources.environment.get("git_commit") or (started[-1].get("git_commit") if started else "") or "")
+
+
+def _checkpoints(sources: Sources) -> dict[str, str]:
+    stages: Mapping[str, Any] = sources.stages
+    return {
+        name: digest for name, stage in stages.items() if (digest := stage_hash(sources.run_dir / stage["checkpoint"]))
+    }
+
+
+def _packages(sources: Sources) -> Mapping[str, str]:
+    """Those that the newest checkpoint's manifest names."""
+    for stage in reversed(list(sources.stages.values())):
+        manifest = sources.run_dir / stage["checkpoint"] / "manifest.json"
+        if manifest.is_file():
+            found: Mapping[str, str] = json.loads(manifest.read_text(encoding="utf-8")).get("versions", {})
+            return found
+    return {}

@@ -1,0 +1,189 @@
+"""What the models of a run can do on held-out prompts, with intervals, and which differences can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation.gates import final_of
+from pipeline.pages.charts.records import Dot, Dots
+from pipeline.pages.charts.words import between, number
+from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.sources import Sources
+
+MODES = ("sampled", "greedy")
+NAMES = {"token_level": "token level", "offline": "offline RL"}
+MEASURES = (
+    ("nll", "NLL of demonstrations, nats per token"),
+    ("nll_rise", "its rise over the base LM"),
+    ("kl_to_base", "KL to the base LM, nats per token"),
+    ("distinct_1", "distinct-1"),
+    ("distinct_2", "distinct-2"),
+    ("differing_pairs_successful", "differing pairs among solutions"),
+    ("semantic_diversity", "semantic diversity"),
+    ("sampled_failures", "responses that the verifier could not judge"),
+)
+ALONE = (
+    "One run: the intervals are over prompts and say nothing about other seeds (latent-control compare takes several)."
+)
+
+
+def shown(variant: str) -> str:
+    """A model's name as it is read."""
+    return NAMES.get(variant, variant)
+
+
+def result(sources: Sources) -> Section:
+    """The table base, cloned, finetuned, improved, token level; paired differences; other measures."""
+    rows = sources.variants
+    if not rows:
+        why = (
+            "The run has not been evaluated (yet)."
+            if sources.config.evaluation is not None
+            else "The config has no evaluation."
+        )
+        return Section(
+            name="result",
+            title="Result",
+            lines=[f"{why} latent-control evaluate RUN does that for the stages that are done."],
+        )
+    evaluation = sources.evaluation
+    samples = int(evaluation.get("samples_per_prompt", 1))
+    times = "once" if samples == 1 else f"{samples} times"
+    note = f"{evaluation['prompts']} held-out prompts, each played {times} sampled and once greedy; 95 % intervals: "
+    note += "Wilson's" if samples == 1 else "Wilson's (greedy), bootstrap over prompts (sampled)"
+    tables = [_success(rows, note), *_differences(evaluation), *_measures(rows)]
+    return Section(
+        name="result",
+        title="Result",
+        lines=[sentence(evaluation, rows), ALONE, *evaluation.get("notes", [])],
+        figures=[dots(rows, note)],
+        tables=tables,
+    )
+
+
+def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the last model achieves, and no more than the paired intervals allow to be said of the difference to the
+    others."""
+    final = final_of(evaluation)
+    row = rows[final]
+    text = (
+        f"{shown(final).capitalize()} solves {number(row['sampled'])} of the held-out prompts sampled, "
+        f"{number(row['greedy'])} greedy."
+    )
+    for name, passes in evaluation.get("differences", {}).items():
+        better, _, worse = name.partition(" - ")
+        if better == final:
+            text += (
+                f" Against {shown(worse)}: "
+                + ", ".join(_said(mode, passes[mode]) for mode in MODES if mode in passes)
+                + "."
+            )
+    return text
+
+
+def _said(mode: str, found: Mapping[str, float]) -> str:
+    seen = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no difference can be seen"
+    return f"{mode} {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {seen}"
+
+
+def dots(rows: Mapping[str, Mapping[str, Any]], note: str) -> Dots:
+    """Success of every model, sampled and greedy."""
+    made = [
+        (
+            shown(name),
+            [Dot(kind=m, value=row[m], low=row[f"{m}_interval"][0], high=row[f"{m}_interval"][1]) for m in MODES],
+        )
+        for name, row in rows.items()
+    ]
+    return Dots(name="success-rates", title="Success on held-out prompts", rows=made, note=note)
+
+
+def _success(rows: Mapping[str, Mapping[str, Any]], note: str) -> Table:
+    passes = sorted(
+        {k for row in rows.values() for k in row if k.startswith("pass_at_") and not k.endswith("_interval")},
+        key=lambda k: int(k[8:]),
+    )
+    head = ["model", "sampled", "95 % interval", "greedy", "95 % interval", "tokens"]
+    head += [cell for name in passes for cell in (name.replace("pass_at_", "pass@"), "95 % interval")]
+    body = []
+    for name, row in rows.items():
+        cells = [shown(name)]
+        for measure in MODES:
+            cells += [number(row[measure]), between(*row[f"{measure}_interval"])]
+        cells.append(f"{row['sampled_tokens']:.1f}")
+        for measure in passes:
+            cells += [number(row[measure]), between(*row[f"{measure}_interval"])] if measure in row else ["–", "–"]
+        body.append(cells)
+    return Table(
+        title="Success of each model", head=head, rows=body, note=note + "; tokens: mean length of a sampled response"
+    )
+
+
+def _differences(evaluation: Mapping[str, Any]) -> list[Table]:
+    found = evaluation.get("differences", {})
+    if not found:
+        return []
+    measures = list(dict.fromkeys(measure for passes in found.values() for measure in passes))
+    rows = []
+    for name, passes in found.items():
+        better, _, worse = name.partition(" - ")
+        cells = [f"{shown(better)} − {shown(worse)}"]
+        for measure in measures:
+            d = passes.get(measure)
+            cells += ["–", "–"] if d is None else [f"{d['mean']:+.3f}", f"{d['low']:+.3f} to {d['high']:+.3f}"]
+        rows.append(cells)
+    head = ["difference", *(cell for measure in measures for cell in (measure.replace("_", " "), "95 % interval"))]
+    return [
+        Table(
+            title="Paired differences",
+            head=head,
+            rows=rows,
+            note="On the same prompts; 95 % bootstrap intervals over prompts.",
+        )
+    ]
+
+
+def _measures(rows: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    body = []
+    for key, label in MEASURES:
+        values = [row.get(key) for row in rows.values()]
+        if any(value is not None for value in values):
+            body.append([label, *("–" if value is None else number(float(value)) for value in values)])
+    head = ["measure", *map(shown, rows)]
+    return (
+        [Table(title="Other measures", head=head, rows=body, note="docs/evaluation.md says what each is.")]
+        if body
+        else []
+    )
+
+
+def gates(sources: Sources) -> Section:
+    """The config's gates with their verdicts."""
+    judged = sources.summary.get("gates")
+    if not sources.config.gates:
+        return Section(name="gates", title="Gates", lines=["The config has no gates (docs/evaluation.md)."])
+    if judged is None:
+        rows = [[gate, "not judged yet", "–", "–"] for gate in sources.config.gates]
+    else:
+        rows = [
+            [v["gate"], "passed" if v["passed"] else "FAILED", shown(v["variant"]), _measured(v["value"])]
+            for v in judged["verdicts"]
+        ]
+    line = (
+        "Not judged yet."
+        if judged is None
+        else "All gates passed."
+        if judged["passed"]
+        else "A gate failed: the run ended with exit code 3."
+    )
+    return Section(
+        name="gates",
+        title="Gates",
+        lines=[line],
+        tables=[Table(title="Verdicts", head=("gate", "verdict", "of", "value"), rows=rows)],
+    )
+
+
+def _measured(value: float | None) -> str:
+    return "not measured" if value is None else number(value)

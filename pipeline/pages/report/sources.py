@@ -1,0 +1,89 @@
+"""What a run folder has for its report, read once. Nothing of it is changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from pipeline.evaluation.outcomes import OUTCOMES, Outcome
+from pipeline.replay.writer import read_outcomes
+from pipeline.runs import status as overview
+from pipeline.runs.environment import ENVIRONMENT
+from pipeline.runs.events import read_events
+from pipeline.runs.metrics_log import METRICS, records
+from pipeline.tracking.tracker import read_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """A run, finished or not. What is not there is empty."""
+
+    run_dir: Path
+    config: RunConfig
+    status: str
+    """As ``latent-control runs`` says it."""
+    summary: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]]
+    """Records of the finished ones: ``seconds``, ``checkpoint``, ``metrics``, ``driver_peak_gib``."""
+    metrics: Sequence[Mapping[str, Any]]
+    outcomes: Sequence[Outcome]
+    environment: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+    tracked: Mapping[str, Any]
+
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        """Of the last stage."""
+        return self.summary.get("evaluation") or {}
+
+    @property
+    def variants(self) -> dict[str, Mapping[str, Any]]:
+        """The evaluated models and their numbers, in the order of the stages."""
+        return {name: row for name, row in self.evaluation.items() if isinstance(row, dict) and "greedy" in row}
+
+    def steps(self, stage: str, *metrics: str) -> list[Mapping[str, Any]]:
+        """The lines of a stage that have all of these metrics, as numbers."""
+        return [
+            r for r in self.metrics if r.get("stage") == stage and all(r.get(metric) is not None for metric in metrics)
+        ]
+
+
+def read_sources(run_dir: Path) -> Sources:
+    """A run folder.
+
+    Raises:
+        ValueError: its config or one of its files is damaged; the message says which.
+    """
+    config = load_config(run_dir / overview.CONFIG, [], check_paths=False)
+    summary = _json(run_dir / overview.SUMMARY)
+    outcomes = read_outcomes(run_dir / OUTCOMES) if (run_dir / OUTCOMES).is_file() else []
+    return Sources(
+        run_dir=run_dir,
+        config=config,
+        status=overview.overview(run_dir).status,
+        summary=summary,
+        stages={
+            name: record | _json(run_dir / "stages" / f"{name}.json")
+            for name, record in summary.get("stages", {}).items()
+        },
+        metrics=records(run_dir / METRICS),
+        outcomes=outcomes,
+        environment=_json(run_dir / ENVIRONMENT),
+        events=read_events(run_dir),
+        tracked=read_record(run_dir) or {},
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); latent-control diagnose {path.parent} says what befell the run"
+        ) from error
+    return found if isinstance(found, dict) else {}

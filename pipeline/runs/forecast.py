@@ -1,0 +1,57 @@
+"""How long the stages of a run may take, by the last run of the same settings beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from pipeline.runs.events import read_events
+
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+NEIGHBOURS = 5
+"""So many of the newest runs beside this one are looked at."""
+SECTIONS = {"base": "base", "reclone": "clone", "token_level": "improve", "evaluate": "evaluation", "pages": "explorer"}
+"""Section of the config of stages that are not called as theirs."""
+EVERYWHERE = ("base", "task", "reward", "rollout", "cluster")
+"""What may make any stage slower."""
+
+
+def expected_seconds(run_dir: Path, config: RunConfig) -> dict[str, float]:
+    """Seconds of each stage that a run beside ``run_dir`` with the same section did in one go; newer runs win."""
+    found: dict[str, float] = {}
+    for folder in _neighbours(run_dir):
+        try:
+            other = load_config(folder / CONFIG, check_paths=False)
+            took = _took(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        except (ValueError, OSError):
+            continue  # what is damaged tells nothing
+        if any(getattr(other, section) != getattr(config, section) for section in EVERYWHERE):
+            continue
+        if sum(event["kind"] == "started" for event in read_events(folder)) != 1:
+            continue  # a resumed stage took longer than was noted
+        for stage, seconds in took.items():
+            section = SECTIONS.get(stage, stage)
+            if getattr(other, section, None) == getattr(config, section, None):
+                found.setdefault(stage, seconds)
+    return found
+
+
+def _neighbours(run_dir: Path) -> list[Path]:
+    """The newest run folders with a summary beside ``run_dir``."""
+    if not run_dir.parent.is_dir():
+        return []
+    others = [
+        path
+        for path in run_dir.parent.iterdir()
+        if path != run_dir and (path / SUMMARY).is_file() and (path / CONFIG).is_file()
+    ]
+    return sorted(others, key=lambda path: (path / SUMMARY).stat().st_mtime, reverse=True)[:NEIGHBOURS]
+
+
+def _took(summary: Mapping[str, Any]) -> dict[str, float]:
+    stages = {name: float(stage["seconds"]) for name, stage in summary.get("stages", {}).items()}
+    return stages | {name: float(seconds) for name, seconds in summary.get("took", {}).items()}

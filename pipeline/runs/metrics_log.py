@@ -1,0 +1,161 @@
+"""What a run says while it works: ``metrics.jsonl``, the tracker, and one display (``pipeline.console.displays``)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.console.displays import Display, automatic
+from pipeline.console.progress import Ahead
+from pipeline.runs import interrupts
+from pipeline.runs.events import Events
+from pipeline.storage import checksummed_jsonl
+from pipeline.storage.atomic import write_atomic
+
+METRICS = "metrics.jsonl"
+_RESERVED = ("stage", "step", "time", "crc32")
+
+
+class _Tracker(Protocol):
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+def records(path: Path) -> list[Mapping[str, Any]]:
+    """The whole lines of a ``metrics.jsonl``; none where there is no such file."""
+    found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [record for line in found if (record := _record(line)) is not None]
+
+
+def total(path: Path, stage: str, metric: str) -> float:
+    """Sum of ``metric`` over the steps of ``stage`` in a ``metrics.jsonl``: earlier starts of the run count too."""
+    return sum(float(r.get(metric) or 0.0) for r in records(path) if r.get("stage") == stage)
+
+
+class RunLog:
+    """Writes ``run_dir/metrics.jsonl`` and shows how the run gets on.
+
+    Each line is ``{"stage": "improve", "step": 42, "time": <unix s>, "reward": 0.5, ..., "crc32": "..."}``, written as
+    it happens; numbers that are not finite are null. ``quiet`` shows nothing, but writes all the same; ``display`` says
+    how to show otherwise.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, quiet: bool = False, tracker: _Tracker | None = None, display: Display | None = None
+    ) -> None:
+        self.path = run_dir / METRICS
+        self._tracker = tracker
+        self.display = display or (Display() if quiet else automatic())
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._events = Events(run_dir)
+        if self.path.is_file():
+            self._keep(lambda record: True)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    @contextmanager
+    def showing(self, ahead: Ahead) -> Iterator[None]:
+        """The display of a whole run, from its first stage to its last."""
+        self.display.begin(ahead)
+        try:
+            yield
+        finally:
+            self.display.close()
+
+    def begin(self, stage: str, total_updates: int) -> None:
+        """A stage of so many updates (0: it counts none) starts; what an earlier start logged of it counts as done."""
+        earlier = [(int(r["step"]), _numbers(r)) for r in records(self.path) if r.get("stage") == stage]
+        self.display.stage_begins(stage, total_updates, earlier)
+
+    def advance(self, stage: str, step: int) -> None:
+        """A step with nothing to log."""
+        self.display.step(stage, step, {})
+
+    def done(self, stage: str, *, kept: bool = False, **facts: Any) -> None:
+        """A stage is done; ``facts`` (its checkpoint, its metrics) are for programs."""
+        self.display.stage_ends(stage, kept=kept, **facts)
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """``record`` the metrics of a step and show them. ``Stopped`` when the run was asked to end meanwhile."""
+        self.display.step(stage, step, self.record(stage, step, metrics))
+        interrupts.check()
+
+    def record(self, stage: str, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Write the metrics of a step, file first, then tracker; returns them as numbers.
+
+        Raises:
+            ValueError: a metric is called as one of the line's own keys.
+        """
+        taken = [name for name in _RESERVED if name in metrics]
+        if taken:
+            raise ValueError(f"a metric cannot be called {taken[0]!r}: metrics.jsonl uses that key itself")
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(checksummed_jsonl.line({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite))
+        self._file.flush()
+        if self._tracker is not None:
+            self._tracker.log(values, step)
+        return values
+
+    def snapshot(self, path: Path) -> None:
+        """Write all lines so far to ``path``."""
+        path.write_bytes(
+            b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if _record(line) is not None)
+        )
+
+    def restore(self, path: Path) -> None:
+        """Go back to what ``snapshot`` wrote, whatever became of the lines since."""
+        self._file.close()
+        lost = set(path.read_bytes().splitlines()) - set(self.path.read_bytes().splitlines())
+        if lost:
+            self.message(
+                f"{METRICS}: {len(lost)} lines were missing or damaged, put back from {path.parent.name}",
+                "lines_restored",
+            )
+        write_atomic(self.path, path.read_bytes())
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def truncate(self, stage: str, step: int) -> None:
+        """Drop the lines of ``stage`` after ``step``: a resumed stage will write them again."""
+        self._file.close()
+        self._keep(lambda record: record.get("stage") != stage or int(record.get("step", 0)) <= step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def message(self, text: str, kind: str = "", **facts: Any) -> None:
+        """Show a line of text; one of a kind goes to ``events.jsonl``, too."""
+        if kind:
+            self._events.note(kind, text, **facts)
+        self.display.message(text, kind)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Rewrite the file with the records that are ``wanted``, if any must go; a line that a kill tore goes with a
+        message."""
+        kept, dropped = [], 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            record = _record(line)
+            if record is None:
+                self.message(f"{METRICS}: dropped a torn or damaged line {line[:40]!r}", "line_dropped")
+            if record is not None and wanted(record):
+                kept.append(line)
+            else:
+                dropped += 1
+        if dropped:
+            write_atomic(self.path, b"".join(kept))
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in record.items() if name not in _RESERVED and isinstance(v, int | float)}
+
+
+def _record(line: bytes) -> Mapping[str, Any] | None:
+    """The record of a whole line that is as it was written; lines of older versions have no checksum, and no word but
+    the stage's name."""
+    return checksummed_jsonl.parsed(
+        line, unchecked=lambda record: not any(isinstance(v, str) for name, v in record.items() if name != "stage")
+    )

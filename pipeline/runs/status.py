@@ -1,0 +1,161 @@
+"""What lies in run folders, without opening a model: which runs there are, where each stands, what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from pipeline.console.progress import clock
+from pipeline.evaluation.gates import final_of
+from pipeline.runs.metrics_log import METRICS
+from pipeline.storage.atomic import write_atomic
+
+CONFIG, SUMMARY, PROCESS = "config.yaml", "summary.json", "process.json"
+SILENT_SECONDS = 600.0
+"""A run on another machine that has logged nothing for so long is taken for interrupted."""
+
+
+@contextmanager
+def at_work(run_dir: Path) -> Iterator[None]:
+    """Leaves word in ``run_dir`` that this process is at it, for as long as it is."""
+    path = run_dir / PROCESS
+    write_atomic(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A run at a glance. ``Overview(folder=Path("runs/first"), status="running", stage="improve", step=40, total=150,
+    ...)``."""
+
+    folder: Path
+    status: str
+    """"finished", "running", "interrupted" or "unreadable: <why>"."""
+    stage: str = ""
+    """The last one that logged something."""
+    step: int = 0
+    total: int = 0
+    reward: float | None = None
+    """Of the last update of reinforcement learning."""
+    success: float | None = None
+    """Of the last model on held-out prompts, sampled."""
+    variant: str = ""
+    """Which model that is."""
+    seconds: float = 0.0
+    """All stages together, as far as they are done."""
+    modified: float = 0.0
+    """Time of the last log line, seconds since 1970."""
+
+
+def overview(folder: Path) -> Overview:
+    """Where the run in ``folder`` stands."""
+    try:
+        config = load_config(folder / CONFIG, check_paths=False)
+        summary = _json(folder / SUMMARY)
+        last, reward = _last_lines(folder / METRICS)
+    except (ValueError, OSError) as error:
+        return Overview(folder=folder, status=f"unreadable: {str(error).splitlines()[0][:80]}")
+    evaluation = summary.get("evaluation") or {}
+    variant = final_of(evaluation) if evaluation else ""
+    stages: Mapping[str, Any] = summary.get("stages", {})
+    modified = float(last.get("time", (folder / CONFIG).stat().st_mtime))
+    return Overview(
+        folder=folder,
+        status=_status(folder, config, summary, modified),
+        stage=str(last.get("stage", "")),
+        step=int(last.get("step", 0)),
+        total=_total(config, str(last.get("stage", ""))),
+        reward=reward,
+        success=evaluation[variant]["sampled"] if variant else None,
+        variant=variant,
+        seconds=float(sum(stage["seconds"] for stage in stages.values())),
+        modified=modified,
+    )
+
+
+def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
+    """Whether a run has all its stages and its evaluation."""
+    done = set(config.stages) - {"evaluate"} <= summary.get("stages", {}).keys()
+    return done and (config.evaluation is None or "evaluation" in summary)
+
+
+def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modified: float) -> str:
+    if finished(config, summary):
+        return "finished"
+    process = _json(folder / PROCESS)
+    if not process:
+        return "interrupted"
+    if process["host"] == socket.gethostname():
+        return "running" if Path(f"/proc/{process['pid']}").exists() or not Path("/proc").exists() else "interrupted"
+    return "running" if time.time() - max(modified, process["started"]) < SILENT_SECONDS else "interrupted"
+
+
+def _total(config: RunConfig, stage: str) -> int:
+    section = (
+        config.base.train
+        if stage == "base"
+        else getattr(config, {"reclone": "clone", "token_level": "improve"}.get(stage, stage), None)
+    )
+    return int(getattr(section, "updates", 0))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _last_lines(path: Path) -> tuple[dict[str, Any], float | None]:
+    """(the last record, the last reward); a line that is being written does not count."""
+    last: dict[str, Any] = {}
+    reward = None
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    last = json.loads(line)
+                    reward = last.get("reward", reward)
+    return last, reward
+
+
+def runs_in(folder: Path) -> list[Overview]:
+    """Every run directly below ``folder``, the newest first.
+
+    Raises:
+        ValueError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; runs lie in runs/ unless --run-dir said otherwise")
+    found = [overview(path) for path in sorted(folder.iterdir()) if (path / CONFIG).is_file()]
+    if not found:
+        raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}; give the folder that holds them")
+    return sorted(found, key=lambda run: run.modified, reverse=True)
+
+
+HEAD = ("run", "status", "stage", "updates", "reward", "success", "of", "stages took", "last line")
+
+
+def cells(run: Overview, now: float) -> list[str]:
+    """One line of the table under ``HEAD``."""
+    return [
+        run.folder.name,
+        run.status,
+        run.stage,
+        f"{run.step}/{run.total}" if run.total else "",
+        "" if run.reward is None else f"{run.reward:.3f}",
+        "" if run.success is None else f"{run.success:.3f}",
+        run.variant,
+        clock(run.seconds) if run.seconds else "",
+        f"{clock(max(0.0, now - run.modified))} ago" if run.modified else "",
+    ]

@@ -1,0 +1,172 @@
+"""``serve``: a service on Ray Serve, on this machine only unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latent_control.pretrained import base_path, read_shape
+from pipeline.cluster.connect import joined
+from pipeline.serving.export import is_export, weight_problems
+
+LARGEST_BODY = 8 << 20
+QUEUED_BATCHES = 8
+"""More waiting requests than this many batches are turned away (503)."""
+INSTALL = "pip install -c requirements.lock -e '.[serve]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``Settings(folder=Path("exported"), name="first")``: one replica on one CPU, reached from this machine only."""
+
+    folder: Path
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    batch_size: int = 32
+    """Rows decoded together"""
+    batch_wait: float = 0.01
+    """Seconds a row waits for others"""
+    threads: int = 1
+    gpus: float = 0.0
+    """Of one replica"""
+    address: str = "local"
+    """Of the Ray cluster"""
+    base: str | None = None
+
+
+def check(settings: Settings) -> None:
+    """``ValueError`` for what would fail only in a replica."""
+    if not is_export(settings.folder):
+        raise ValueError(f"{settings.folder} is no export; make one with latent-control export RUN -o FOLDER")
+    if damaged := weight_problems(settings.folder):
+        raise ValueError(f"{settings.folder} is damaged ({damaged[0]}): export it again")
+    read_shape(settings.folder)
+    base = settings.base or base_path(settings.folder)
+    if base.startswith(("/", ".")) and not Path(base).is_dir():
+        raise ValueError(
+            f"the base LM of {settings.folder} lay at {base}, where it is no longer: say where it is now "
+            "with --base FOLDER"
+        )
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise ValueError(f"Ray Serve is not installed ({error.name}): {INSTALL}") from error
+    del serve
+
+
+def require_port(settings: Settings) -> None:
+    """``ValueError`` when the address cannot be bound to (on a cluster that is the head node's business)."""
+    if settings.address != "local":
+        return
+    try:
+        with socket.create_server((settings.host, settings.port)):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): give another --port or --host"
+        ) from error
+
+
+def application(settings: Settings) -> Any:
+    """The Ray Serve application."""
+    from ray import serve
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+
+    from pipeline.serving.protocol import Answer, Refused
+    from pipeline.serving.service import Row, Service
+
+    @serve.deployment(
+        name="latent-control",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=2 * settings.batch_size,
+        max_queued_requests=QUEUED_BATCHES * settings.batch_size,
+        ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus},
+    )
+    class Replica:
+        def __init__(self) -> None:
+            import torch
+
+            torch.set_num_threads(settings.threads)
+            self.service = Service(
+                settings.folder, settings.name, device="cuda" if settings.gpus else "cpu", base=settings.base
+            )
+
+        @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)
+        async def decode(self, rows: list[Row]) -> list[Answer]:
+            # In a thread: requests are read, and health checks answered, meanwhile.
+            return await asyncio.to_thread(self.service.decode, rows)
+
+        async def __call__(self, request: Request) -> Response:
+            if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
+                refusal = Refused(f"the body has more than {LARGEST_BODY} bytes: send fewer prompts at once", 413)
+                return JSONResponse(refusal.body(), status_code=refusal.status)
+            reply = await self.service.respond(request.method, request.url.path, await request.body(), self.decode)
+            if isinstance(reply.body, dict):
+                return JSONResponse(reply.body, status_code=reply.status)
+            return StreamingResponse(reply.body, media_type="text/event-stream")
+
+    return Replica.bind()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[str]:
+    """The application on Ray, for the length of a block; yields its address."""
+    from ray import serve
+
+    with joined(settings.address, settings.replicas * settings.threads + 1):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        try:
+            try:
+                serve.run(application(settings), name="latent-control", route_prefix="/")
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the service did not start: {str(error).strip().rpartition(chr(10))[2][:300]}"
+                ) from error
+            yield f"http://{settings.host}:{settings.port}"
+        finally:
+            serve.shutdown()
+
+
+def serve_forever(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        ValueError: the replica or the HTTP server does not start.
+    """
+    try:
+        with running(settings) as address:
+            # Not before: Ray puts a handler of its own there, which would end us without tidying up.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            say(f"{settings.name} answers at {address}/v1/completions; {reach(settings.host)}")
+            say("stop with Ctrl-C")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        say("stopped")
+
+
+def reach(host: str) -> str:
+    """Who can connect."""
+    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        return "reached from this machine only (--host 0.0.0.0 opens it to the network)"
+    return f"open to everyone who reaches {host}: there is no password and no encryption, put a proxy before it"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""``export``: a policy with all it needs to answer, and nothing of what trained it. Safetensors and JSON only.
+
+The folder is a checkpoint like any other (``evaluate`` and ``search`` take it) without the inverse dynamics model, and
+a model that ``AutoModelForCausalLM`` loads: with tokenizer, generation defaults and ``provenance.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from configs.loading import load_config
+from configs.schema import RunConfig
+from latent_control.auto import LatentControlConfig, greedy_defaults
+from latent_control.model import LatentActionLM
+from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
+from latent_control.pretrained import CONFIG as LATENT
+from latent_control.text import load_tokenizer
+from pipeline.experiments.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
+from pipeline.storage import checkpoints
+from pipeline.storage.atomic import sha256_file
+from pipeline.tracking.lineage import replay_hash
+from pipeline.tracking.tracker import git_commit, without_password
+
+PROVENANCE, FORMAT = "provenance.json", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is exported: ``Source(checkpoint=Path("runs/first/checkpoints/improve"), run_dir=Path("runs/first"))``."""
+
+    checkpoint: Path
+    run_dir: Path | None
+    """``None``: a checkpoint outside of a run."""
+
+    def config(self) -> RunConfig | None:
+        """The run's config."""
+        return None if self.run_dir is None else load_config(self.run_dir / RUN_CONFIG, [], check_paths=False)
+
+
+def find(target: Path) -> Source:
+    """The last policy of a run, or one checkpoint.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: there is no policy over codes, or it is damaged.
+    """
+    if not target.exists():
+        raise FileNotFoundError(
+            f"there is nothing at {target}; give a run folder or a checkpoint (RUN/checkpoints/STAGE)"
+        )
+    if (target / LATENT).is_file() and not (target.parent.parent / RUN_CONFIG).is_file():
+        source = Source(checkpoint=target, run_dir=None)
+    else:
+        checkpoint, run_dir = checkpoint_of(target)
+        source = Source(checkpoint=checkpoint, run_dir=run_dir)
+    folder = source.checkpoint
+    if not (folder / LATENT).is_file():
+        from pipeline.stages.improve import TOKEN_INFO  # RLlib takes seconds to import
+
+        if (folder / TOKEN_INFO).is_file():
+            raise ValueError(
+                f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent"
+            )
+        raise ValueError(
+            f"{folder} is no latent-action checkpoint: it has no {LATENT}; give a run folder or RUN/checkpoints/STAGE"
+        )
+    if damaged := weight_problems(folder):
+        raise ValueError(f"{folder} is damaged ({damaged[0]}); take another checkpoint, or train that stage again")
+    if (stage := _info(folder).get("stage")) == "actions":
+        raise ValueError(
+            f"the policy in {folder} is untrained: stage {stage} only finds codes; export one of "
+            f"{', '.join(POLICY_STAGES)}"
+        )
+    return source
+
+
+def weight_problems(folder: Path) -> list[str]:
+    """What is wrong with the weights of a folder that has a manifest; its JSON may have been edited, e.g. generation
+    defaults."""
+    if not (folder / checkpoints.MANIFEST).is_file():
+        return []
+    return [
+        line
+        for line in checkpoints.verify(folder)
+        if ".safetensors" in line or checkpoints.MANIFEST in line.partition(" ")[0]
+    ]
+
+
+def export(source: Source, out: Path, *, base: str | None = None, reference: bool = False) -> Path:
+    """Write the export folder ``out`` (whole or not at all) and return it.
+
+    Args:
+        base: where the base LM lies, when it moved since training.
+        reference: do not copy the base LM, keep its place and hash.
+
+    Raises:
+        ValueError: ``out`` holds something, or the base LM is not there, or is another.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; give another folder with -o, or remove it")
+    config = source.config()
+    trust = config is not None and config.base.trust_remote_code
+    dtype = "auto" if config is None else config.base.dtype
+    latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
+    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    about = provenance(source, latent, config)
+
+    def files(staging: Path) -> None:
+        latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
+        LatentControlConfig.of(latent).save_pretrained(staging)
+        greedy_defaults(latent, None if config is None else config.rollout.max_new_tokens).save_pretrained(staging)
+        for folder in (staging, *([] if reference else [staging / BASE])):
+            tokenizer.save_pretrained(folder, save_jinja_files=False)
+        (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")
+
+    checkpoints.write(out, files=files, info={"stage": "export"})
+    return out
+
+
+def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None) -> dict[str, Any]:
+    """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
+    manifest = source.checkpoint / checkpoints.MANIFEST
+    found = None
+    if source.run_dir is not None and (source.run_dir / "summary.json").is_file():
+        found = json.loads((source.run_dir / "summary.json").read_text()).get("evaluation")
+    settings = None if config is None else config.model_dump(mode="json")
+    if settings and settings["tracking"]["uri"]:
+        settings["tracking"]["uri"] = without_password(settings["tracking"]["uri"])
+    return {
+        "format": FORMAT,
+        "run": None if source.run_dir is None else source.run_dir.name,
+        "checkpoint": source.checkpoint.name,
+        "checkpoint_manifest_sha256": sha256_file(manifest) if manifest.is_file() else None,
+        "base": {"name": Path(str(latent.base_source)).name, "sha256": base_hash(latent)},
+        "world_hash": world_hash(latent),
+        "replay_sha256": None if source.run_dir is None else replay_hash(source.run_dir) or None,
+        "trained_with": _versions(source.checkpoint),
+        "exported_by": git_commit(),
+        "evaluation": found,
+        "config": settings,
+    }
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``export`` wrote ``folder``."""
+    return (folder / PROVENANCE).is_file() and (folder / LATENT).is_file()
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """``provenance.json`` of an export; empty for other folders."""
+    return json.loads((folder / PROVENANCE).read_text()) if (folder / PROVENANCE).is_file() else {}
+
+
+def base_inside(folder: Path) -> bool:
+    """Whether a checkpoint carries its base LM."""
+    return bool(read_config(folder)["base"]["bundled"])
+
+
+def defaults(folder: Path) -> GenerationConfig:
+    """Generation defaults of an export."""
+    return GenerationConfig.from_pretrained(folder)
+
+
+def _info(folder: Path) -> Mapping[str, Any]:
+    return checkpoints.read_info(folder) if (folder / checkpoints.MANIFEST).is_file() else {}
+
+
+def _versions(folder: Path) -> Mapping[str, str]:
+    path = folder / checkpoints.MANIFEST
+    return json.loads(path.read_text())["versions"] if path.is_file() else {}

@@ -1,0 +1,323 @@
+"""What a request for completions may say, and how an answer is worded: OpenAI's protocol with codes. Knows nothing of
+HTTP or Ray."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from latent_control.decoding.guide import is_one_row, make_guide
+from latent_control.distributions import rollout_seed
+
+# Arguments of OpenAI's that mean nothing here, at the values at which they mean nothing there either.
+NEUTRAL: dict[str, Any] = {
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": False,
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+}
+MOST_ROWS, MOST_STOPS = 128, 4
+
+Codes = list[StrictInt | None] | list[list[StrictInt | None] | None]
+Allowed = list[StrictInt] | list[list[StrictInt] | None]
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Refused(ValueError):
+    """A request that cannot be served, with its HTTP status and the argument that is wrong."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI words errors."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
+
+
+class Request(BaseModel):
+    """What both kinds of requests have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: StrictStr | None = None
+    max_tokens: StrictInt | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    """0 takes the most likely codes."""
+    top_k: StrictInt | None = Field(None, ge=1)
+    """Sample among so many most likely codes."""
+    n: StrictInt = Field(1, ge=1, le=MOST_ROWS)
+    seed: StrictInt | None = Field(None, ge=0)
+    stop: StrictStr | list[StrictStr] | None = None
+    stream: StrictBool = False
+    user: StrictStr | None = None
+    codes: Codes | None = None
+    """Codes forced from the first token on, for all rows or for each; null leaves one to the policy."""
+    allowed_codes: Allowed | None = None
+    """Codes the policy may choose, for all rows or for each."""
+
+
+class CompletionRequest(Request):
+    """``POST /v1/completions``."""
+
+    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: StrictStr
+    content: StrictStr
+
+
+class ChatRequest(Request):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: StrictInt | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the served model can do: ``Limits(model="first", num_actions=64, span=1, positions=2048, max_tokens=16,
+    vocabulary=49152)``."""
+
+    model: str
+    num_actions: int
+    span: int
+    positions: int | None
+    """Tokens of prompt and answer together; ``None``: unknown"""
+    max_tokens: int | None
+    """Where a request says none; ``None``: it must"""
+    vocabulary: int
+    temperature: float = 0.0
+    """Where a request says none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One row to decode."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    stop: tuple[str, ...] = ()
+    codes: tuple[int | None, ...] | None = None
+    allowed: tuple[int, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """One decoded row, also while it is being decoded."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    code_logp: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def extras(self) -> dict[str, Any]:
+        """What a reply says beyond OpenAI's: which code produced each token."""
+        return {"codes": self.codes, "code_logprobs": [round(x, 6) for x in self.code_logp], "token_ids": self.tokens}
+
+
+def parse(body: bytes, kind: type[Kind]) -> Kind:
+    """The request in a body.
+
+    Raises:
+        Refused: it is no JSON, or says something that cannot be done.
+    """
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise Refused(f"the body is a JSON {type(content).__name__}; send an object with the arguments by name")
+    for name, neutral in NEUTRAL.items():
+        if (value := content.pop(name, None)) not in (None, neutral):
+            raise Refused(
+                f"{name}={json.dumps(value)[:80]} is not supported: codes are sampled by temperature and top_k",
+                param=name,
+            )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        # a typo explains what is missing
+        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        first, name = found[0], str(found[0]["loc"][0])
+        # Of a union each member has its say; the argument's name is what they share.
+        said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
+        known = f"; known are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise Refused(f"{name}: {said}, got {_shown(content, name)}{known}", param=name) from error
+
+
+def _shown(content: dict[str, Any], name: str) -> str:
+    return json.dumps(content[name])[:80] if name in content else "nothing"
+
+
+def asks_of(request: Request, prompts: Sequence[Sequence[int]], limits: Limits) -> list[Ask]:
+    """The rows a request asks for: ``n`` of each prompt (token ids), one after the other.
+
+    Raises:
+        Refused: another model is asked for, a number does not fit it, or there are too many rows.
+    """
+    if request.model is not None and request.model != limits.model:
+        raise Refused(f"the model {request.model!r} is not served here; {limits.model!r} is", 404, "model")
+    rows = len(prompts) * request.n
+    if not 1 <= rows <= MOST_ROWS:
+        raise Refused(
+            f"{len(prompts)} prompts x n={request.n} are {rows} rows: send 1 to {MOST_ROWS} in a request",
+            param="prompt",
+        )
+    wanted = request.max_tokens or getattr(request, "max_completion_tokens", None) or limits.max_tokens
+    if wanted is None:
+        raise Refused("max_tokens is missing, and the model has no default", param="max_tokens")
+    for prompt in prompts:
+        _require_fit(prompt, wanted, limits)
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if len(stop) > MOST_STOPS or "" in stop:
+        raise Refused(f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty", param="stop")
+    codes = _each(request.codes, rows, "codes")
+    allowed = _each(request.allowed_codes, rows, "allowed_codes")
+    try:
+        make_guide(codes, allowed, rows=rows, num_actions=limits.num_actions, span=limits.span)
+    except ValueError as error:
+        raise Refused(str(error), param="codes" if str(error).startswith("codes") else "allowed_codes") from error
+    start = secrets.randbits(31) if request.seed is None else request.seed
+    return [
+        Ask(
+            prompt=tuple(prompts[row // request.n]),
+            max_tokens=wanted,
+            temperature=limits.temperature if request.temperature is None else request.temperature,
+            top_k=request.top_k,
+            seed=rollout_seed(start, row),
+            stop=stop,
+            codes=None if codes is None or codes[row] is None else tuple(codes[row]),
+            allowed=None if allowed is None or allowed[row] is None else tuple(allowed[row]),
+        )
+        for row in range(rows)
+    ]
+
+
+def _require_fit(prompt: Sequence[int], wanted: int, limits: Limits) -> None:
+    if not prompt:
+        raise Refused("a prompt has no tokens: send some text", param="prompt")
+    if unknown := [token for token in prompt if not 0 <= token < limits.vocabulary]:
+        raise Refused(
+            f"the prompt has the token {unknown[0]}: the model's are 0 to {limits.vocabulary - 1}", param="prompt"
+        )
+    if limits.positions is not None and len(prompt) + wanted > limits.positions:
+        raise Refused(
+            f"a prompt of {len(prompt)} tokens and max_tokens={wanted} are more than the model's {limits.positions} "
+            "positions: "
+            "shorten one of them",
+            param="max_tokens",
+        )
+
+
+def _each(given: Any, rows: int, name: str) -> list[Any] | None:
+    """One entry for each row, of what was given for all, for each prompt, or for each row."""
+    if given is None:
+        return None
+    entries = [given] if is_one_row(given, name) else given
+    if rows % len(entries):
+        raise Refused(
+            f"{name} is given for {len(entries)} rows, but there are {rows}: give one list for all, or one for each",
+            param=name,
+        )
+    return [entry for entry in entries for _ in range(rows // len(entries))]
+
+
+class TextStream:
+    """The text of a growing row of tokens: what of it can be shown already, and whether a stop string has come."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> None:
+        """Take one more token."""
+        self.tokens.append(token)
+        self.text = decode(self.tokenizer, self.tokens)
+        found = [place for stop in self.stop if (place := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def safe(self) -> str:
+        """Without an end that may still become another character or a stop string."""
+        if self.stopped:
+            return self.text
+        held = len(self.text) - len(self.text.rstrip("\ufffd"))
+        for stop in self.stop:
+            held = max([held, *(size for size in range(1, len(stop)) if self.text.endswith(stop[:size]))])
+        return self.text[: len(self.text) - held]
+
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Text of generated tokens, end tokens left out."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How the replies to one request are worded."""
+
+    chat: bool
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> dict[str, Any]:
+        """The reply with all rows."""
+        choices = [
+            {
+                "index": index,
+                **self._said(answer.text, "message"),
+                "finish_reason": answer.finish_reason,
+                "logprobs": None,
+                **answer.extras(),
+            }
+            for index, answer in enumerate(answers)
+        ]
+        new = sum(len(answer.tokens) for answer in answers)
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
+        return self._head("") | {"choices": choices, "usage": usage}
+
+    def piece(self, index: int, text: str, part: Answer) -> dict[str, Any]:
+        """One event of a stream: what is new in row ``index``."""
+        extras = {"codes": part.codes, "token_ids": part.tokens}
+        return self._head(".chunk") | {
+            "choices": [
+                {
+                    "index": index,
+                    **self._said(text, "delta"),
+                    "finish_reason": part.finish_reason,
+                    "logprobs": None,
+                    **extras,
+                }
+            ]
+        }
+
+    def _said(self, text: str, place: str) -> dict[str, Any]:
+        return {place: {"role": "assistant", "content": text}} if self.chat else {"text": text}
+
+    def _head(self, suffix: str) -> dict[str, Any]:
+        kind = f"chat.completion{suffix}" if self.chat else "text_completion"
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}

@@ -1,0 +1,146 @@
+"""An export in MLflow's model registry: models from code, with signature, version and alias. Nothing of it is a
+pickle."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import latent_control
+from latent_control.pretrained import base_path
+from pipeline.serving.export import base_inside, read_provenance, weight_problems
+from pipeline.tracking.tracker import Store, quiet_mlflow, without_password
+
+CODE = Path(__file__).with_name("mlflow_model.py")
+# What the model needs where it is loaded; latent_control itself travels along.
+PACKAGES = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """``Registered(name="countdown", version="3", uri="models:/countdown/3", alias="champion",
+    store="sqlite:////.../mlflow.db")``."""
+
+    name: str
+    version: str
+    uri: str
+    alias: str | None
+    store: str
+
+
+def register(folder: Path, name: str, *, store: str, experiment: str, alias: str | None = None) -> Registered:
+    """Log the export ``folder`` as a new version of model ``name`` in ``store`` (a tracking URI), and point ``alias``
+    at it.
+
+    Raises: ValueError: the export's weights are not as they were written, its base LM is a folder outside of it, or the
+        store refuses.
+    """
+    if damaged := weight_problems(folder):
+        raise ValueError(f"{folder} is damaged ({damaged[0]}): export it again")
+    if not base_inside(folder) and Path(base_path(folder)).exists():
+        raise ValueError(
+            f"{folder} refers to a base LM at {base_path(folder)}, which other machines lack: export "
+            "without --reference-base"
+        )
+    quiet_mlflow()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _pointed_at(mlflow, store):
+            place = Store(store, experiment, folder)
+            place.open()
+            version = _log(mlflow, folder, name, place.experiment_id)
+            client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
+            for key, value in _tags(folder).items():
+                client.set_model_version_tag(name, version, key, value)
+            if alias is not None:
+                client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise ValueError(
+            f"{without_password(store)} did not take the model {name!r}: {str(error).partition(chr(10))[0][:300]}"
+        ) from error
+    return Registered(
+        name=name, version=version, uri=f"models:/{name}/{version}", alias=alias, store=without_password(store)
+    )
+
+
+@contextmanager
+def _pointed_at(mlflow: Any, store: str) -> Iterator[None]:
+    """MLflow's global stores are ``store`` for the length of a block; they live in the environment, too, for child
+    processes."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    try:
+        yield
+    finally:
+        mlflow.set_registry_uri("")
+        mlflow.set_tracking_uri(before[names[0]])
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _log(mlflow: Any, folder: Path, name: str, experiment_id: str) -> str:
+    """The new version's number."""
+    os.environ["MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK"] = "true"  # they are given below
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    tags = {"stage": "export"} | _tags(folder)
+    with mlflow.start_run(experiment_id=experiment_id, run_name=f"export/{name}", tags=tags), warnings.catch_warnings():
+        # it asks for an example, from which it would find out the signature given here
+        warnings.simplefilter("ignore", UserWarning)
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(CODE),
+            artifacts={"export": str(folder)},
+            code_paths=[str(Path(latent_control.__file__).parent)],
+            pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in PACKAGES],
+            signature=signature(),
+            registered_model_name=name,
+        )
+    return str(logged.registered_model_version)
+
+
+def signature() -> Any:
+    """Columns in and out, and the parameters with their defaults (0 tokens: the export's own default; seed -1:
+    none)."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "prompt"), ColSpec(Array(DataType.long), "codes", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "text"),
+                ColSpec(Array(DataType.long), "codes"),
+                ColSpec(DataType.string, "finish_reason"),
+            ]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("max_tokens", DataType.long, 0),
+                ParamSpec("temperature", DataType.double, 0.0),
+                ParamSpec("seed", DataType.long, -1),
+                ParamSpec("allowed_codes", DataType.long, [], shape=(-1,)),
+            ]
+        ),
+    )
+
+
+def _tags(folder: Path) -> dict[str, str]:
+    """What a version is, in a few words; the rest is in the export's provenance."""
+    about = read_provenance(folder)
+    wanted = ("run", "checkpoint", "world_hash", "exported_by")
+    hashes = {"checkpoint_hash": "checkpoint_manifest_sha256", "replay_hash": "replay_sha256"}
+    tags = {name: about.get(name) for name in wanted} | {name: about.get(key) for name, key in hashes.items()}
+    tags["base_hash"] = (about.get("base") or {}).get("sha256")
+    return {name: str(value) for name, value in tags.items() if value}

@@ -1,0 +1,230 @@
+"""A served export: requests in, replies out, decoding in batches. Ray Serve calls it (``pipeline/serving/deploy.py``),
+tests do so without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latent_control.auto import LatentActionForCausalLM
+from latent_control.decoding.generate import generate
+from latent_control.decoding.guide import make_guide
+from latent_control.records import Generation
+from latent_control.text import load_tokenizer
+from pipeline.serving.protocol import (
+    Answer,
+    Ask,
+    ChatRequest,
+    CompletionRequest,
+    Limits,
+    Refused,
+    Request,
+    TextStream,
+    Wording,
+    asks_of,
+    decode,
+    parse,
+)
+
+Event = tuple[int, str, Answer] | None
+"""Row, its new text, its new tokens and codes; ``None``: no more of any row."""
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A row on its way: what is asked, and who is to hear of each token."""
+
+    ask: Ask
+    stream: TextStream | None
+    """``None``: nobody looks at the text before the end"""
+    heard: Callable[[str, Answer], None] | None = None
+    sent: int = 0
+
+    def push(self, token: int, code: int) -> bool:
+        """Take a token; whether the row ends with it."""
+        if self.stream is None:
+            return False
+        self.stream.push(token)
+        if self.heard is not None:
+            self.heard(self.fresh(self.stream.safe()), Answer(tokens=[token], codes=[code]))
+        return self.stream.stopped
+
+    def fresh(self, text: str) -> str:
+        """What of ``text`` was not sent yet."""
+        new, self.sent = text[self.sent :], max(self.sent, len(text))
+        return new
+
+
+Decode = Callable[[Row], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """Status and body: JSON, or events."""
+
+    status: int
+    body: dict[str, Any] | AsyncIterator[str]
+
+
+class Service:
+    """A loaded export."""
+
+    def __init__(self, folder: Path, name: str, *, device: str | None = None, base: str | None = None) -> None:
+        model = LatentActionForCausalLM.from_pretrained(
+            folder, base=base, device_map=device or "auto", trust_remote_code=False
+        )
+        self.latent = model.latent
+        self.tokenizer = load_tokenizer(folder, key=None)
+        ends = model.generation_config.eos_token_id
+        self.ends: list[int] = ends if isinstance(ends, list) else [-1 if ends is None else ends]
+        sampled, config = model.generation_config.do_sample, self.latent.config
+        self.limits = Limits(
+            model=name,
+            num_actions=config.num_actions,
+            span=config.span,
+            positions=getattr(self.latent.base.decoder.config, "max_position_embeddings", None),
+            max_tokens=model.generation_config.max_new_tokens,
+            vocabulary=self.latent.base.lm.get_input_embeddings().weight.shape[0],
+            temperature=(model.generation_config.temperature or 1.0) if sampled else 0.0,
+        )
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
+        """The reply to one HTTP request; ``decode_row`` collects rows into batches."""
+        try:
+            return await self._respond(method, path.rstrip("/"), body, decode_row)
+        except Refused as refusal:
+            return Reply(status=refusal.status, body=refusal.body())
+
+    async def _respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
+        kinds: dict[str, type[Request]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
+        pages: dict[str, dict[str, Any]] = {"/health": {"status": "ok"}, "/v1/models": self._models()}
+        if path not in kinds and path not in pages:
+            raise Refused(f"there is nothing at {path or '/'}; there are {', '.join([*kinds, *pages])}", 404)
+        if method != (needed := "GET" if path in pages else "POST"):
+            raise Refused(f"{path} takes {needed}, not {method}", 405)
+        if path in pages:
+            return Reply(status=200, body=pages[path])
+        request = parse(body, kinds[path])
+        prompts = self._prompts(request)
+        asks = asks_of(request, prompts, self.limits)
+        wording = Wording(chat=isinstance(request, ChatRequest), model=self.limits.model)
+        if request.stream:
+            return Reply(status=200, body=self._events(asks, wording, decode_row))
+        answers = await asyncio.gather(*(decode_row(self._row(ask)) for ask in asks))
+        return Reply(status=200, body=wording.whole(answers, sum(map(len, prompts))))
+
+    def _models(self) -> dict[str, Any]:
+        about = {"id": self.limits.model, "object": "model", "owned_by": "latent-control"}
+        return {
+            "object": "list",
+            "data": [about | {"num_codes": self.limits.num_actions, "code_span": self.limits.span}],
+        }
+
+    def _prompts(self, request: Request) -> list[list[int]]:
+        """Token ids of each prompt."""
+        if isinstance(request, ChatRequest):
+            if not self.tokenizer.chat_template:
+                raise Refused("the model's tokenizer has no chat template: use /v1/completions", param="messages")
+            turns = [message.model_dump() for message in request.messages]
+            return [
+                self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ]
+        assert isinstance(request, CompletionRequest)
+        given: Any = request.prompt
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            given = [given]
+        return [self.tokenizer(item).input_ids if isinstance(item, str) else list(item) for item in given]
+
+    def _row(self, ask: Ask, heard: Callable[[str, Answer], None] | None = None) -> Row:
+        watched = bool(ask.stop) or heard is not None
+        return Row(ask=ask, stream=TextStream(self.tokenizer, ask.stop) if watched else None, heard=heard)
+
+    async def _events(self, asks: Sequence[Ask], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
+        """Server-sent events, as tokens come."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def listener(index: int) -> Callable[[str, Answer], None]:
+            def heard(text: str, part: Answer) -> None:  # in the decoding thread
+                loop.call_soon_threadsafe(events.put_nowait, (index, text, part))
+
+            return heard
+
+        async def follow(index: int, row: Row) -> None:
+            answer = await decode_row(row)
+            events.put_nowait((index, row.fresh(answer.text), Answer(finish_reason=answer.finish_reason)))
+
+        async def follow_all() -> None:
+            try:
+                await asyncio.gather(
+                    *(follow(index, self._row(ask, listener(index))) for index, ask in enumerate(asks))
+                )
+            finally:
+                events.put_nowait(None)
+
+        following = asyncio.create_task(follow_all())
+        while (event := await events.get()) is not None:
+            yield f"data: {json.dumps(wording.piece(*event))}\n\n"
+        await following  # raises what went wrong: the connection then breaks without the last line
+        yield "data: [DONE]\n\n"
+
+    # -- decoding ----------------------------------------------------------------------------------------------------
+
+    def decode(self, rows: Sequence[Row]) -> list[Answer]:
+        """Decode a batch. Rows are the same whoever their neighbours are."""
+        places = sorted(range(len(rows)), key=lambda place: _kind(rows[place].ask))
+        answers: dict[int, Answer] = {}
+        for _, group in groupby(places, key=lambda place: _kind(rows[place].ask)):
+            together = list(group)
+            answers |= dict(zip(together, self._decode_alike([rows[place] for place in together]), strict=True))
+        return [answers[place] for place in range(len(rows))]
+
+    def _decode_alike(self, rows: Sequence[Row]) -> list[Answer]:
+        """Rows of one temperature and top-k."""
+        asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
+        width = max(len(ask.prompt) for ask in asks)
+        codes, allowed = [ask.codes for ask in asks], [ask.allowed for ask in asks]
+        guide = make_guide(
+            codes, allowed, rows=len(asks), num_actions=shape.num_actions, span=shape.span, device=device
+        )
+
+        def watch(numbers: list[int], tokens: list[int], chosen: list[int]) -> list[bool]:
+            return [rows[number].push(token, code) for number, token, code in zip(numbers, tokens, chosen, strict=True)]
+
+        out = generate(
+            self.latent.base,
+            self.latent.actor(),
+            torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device),
+            torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device),
+            max_new_tokens=[ask.max_tokens for ask in asks],
+            temperature=asks[0].temperature,
+            top_k=asks[0].top_k,
+            stop_token=self.ends,
+            row_seeds=[ask.seed for ask in asks],
+            guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
+            watch=watch if any(row.stream is not None for row in rows) else None,
+        )
+        return [self._answer(row, out, index) for index, row in enumerate(rows)]
+
+    def _answer(self, row: Row, out: Generation, index: int) -> Answer:
+        length = int(out.lengths[index])
+        tokens = out.tokens[index, :length].tolist()
+        return Answer(
+            text=row.stream.text if row.stream is not None else decode(self.tokenizer, tokens),
+            tokens=tokens,
+            codes=out.actions[index, :length].tolist(),
+            code_logp=out.action_logp[index, :length].tolist(),
+            finish_reason=out.finish_reasons[index],
+        )
+
+
+def _kind(ask: Ask) -> tuple[float, int]:
+    return ask.temperature, ask.top_k or 0

@@ -1,0 +1,347 @@
+"""The improve stage: reinforcement learning on RLlib, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from safetensors.torch import save_file
+
+from configs.schema import Improve, RunConfig
+from latent_control.model import LatentActionConfig
+from latent_control.pretrained import base_path, read_config, with_policy
+from pipeline.cluster.connect import connected
+from pipeline.replay.writer import ReplayActor, ReplayWriter
+from pipeline.rl.algorithm import BROKEN, LatentRL, algorithm_config
+from pipeline.rl.ledger import QUARANTINE, Ledger
+from pipeline.rl.resume_point import resume_point
+from pipeline.rl.rollout_pool import PartLost, this_node
+from pipeline.rl.watchdog import Watchdog
+from pipeline.rl.worker_group import Scaler
+from pipeline.rl.worker_health import LONGEST_REST
+from pipeline.runs import interrupts
+from pipeline.runs.context import StageContext, StageResult
+from pipeline.runs.events import Trouble, first_line
+from pipeline.runs.metrics_log import METRICS, total
+from pipeline.storage import checkpoints
+from pipeline.tracking.provenance import circumstances
+from rollout_workers.rollouts import HostSpec, Rollout
+
+TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
+TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
+LEARNER_METRICS = (
+    *(
+        "policy_loss",
+        "steps_taken",
+        "entropy",
+        "clip_share",
+        "ratio_mean",
+        "logp_gap",
+        "rescored_gap",
+        "kl_to_reference",
+    ),
+    *(
+        "importance_mean",
+        "importance_capped_share",
+        "value_loss",
+        "value_mean",
+        "gradients_default_optimizer_global_norm",
+    ),
+)
+LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
+RECENT = 10  # updates whose mean reward the summary reports
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where RL starts from: a host and the shape of its policy."""
+
+    host: HostSpec
+    num_actions: int
+    reads: str
+    late_blocks: int
+    learning_rate: float
+    span: int = 1
+
+
+def starting_point(config: RunConfig, improve: Improve, source: Path, level: str) -> Start:
+    """The policy of ``level`` on top of latent-action checkpoint ``source``."""
+    base, shape = config.base, LatentActionConfig(**read_config(source)["latent_actions"])
+    common: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": base.trust_remote_code}
+    if level == "latent":
+        host = HostSpec(level="latent", checkpoint=str(source), **common)
+        return Start(
+            host=host,
+            num_actions=shape.num_actions,
+            reads=shape.policy_reads,
+            late_blocks=shape.policy_layers,
+            learning_rate=improve.learning_rate,
+            span=shape.span,
+        )
+    blocks = improve.token_blocks or shape.policy_layers
+    host = HostSpec(
+        level="token", checkpoint=base_path(source), token_trains=improve.token_trains, token_blocks=blocks, **common
+    )
+    reads = TOKEN_READS[improve.token_trains]
+    return Start(
+        host=host,
+        num_actions=2,  # RLlib only wants to know that actions are numbers
+        reads=reads,
+        late_blocks=blocks if reads == "late" else 0,
+        learning_rate=improve.token_learning_rate or improve.learning_rate,
+    )
+
+
+def run_improve(context: StageContext, stage: str, source: Path, level: str) -> StageResult:
+    """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and
+    nothing else.
+
+    When a part of it dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is built anew
+    from the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
+
+    Raises:
+        Trouble: that was not enough, or workers, verifiers or numbers fail too often.
+    """
+    improve = context.config.improve
+    assert improve is not None
+    start = starting_point(context.config, improve, source, level)
+    with connected(context.config):
+        torch.set_num_threads(context.config.cluster.learner_threads)
+        rewards, weights = _rebuilding(context, stage, partial(_train, context, stage, source, start, improve))
+    metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+    metrics |= {
+        "tokens": total(context.log.path, stage, "tokens"),
+        "parameters_trained": float(sum(w.size for w in weights.values())),
+    }
+    _finish(context, stage, source, start, weights, metrics)
+    return StageResult(checkpoint=context.result(stage), metrics=metrics)
+
+
+def build(config: RunConfig, start: Start) -> LatentRL:
+    """Workers and learner, started; ``stop`` them."""
+    rllib = algorithm_config(
+        config,
+        start.host,
+        num_actions=start.num_actions,
+        reads=start.reads,
+        late_blocks=start.late_blocks,
+        learning_rate=start.learning_rate,
+        span=start.span,
+    )
+    with interrupts.at_once():
+        algorithm: LatentRL = rllib.build_algo()
+    return algorithm
+
+
+def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
+    """``work()``, again after a loss of infrastructure; an error of data, reward or code comes out as it is."""
+    most = context.config.cluster.max_rebuilds
+    for number in range(1, most + 2):
+        try:
+            return work()
+        except LOSSES as error:
+            if number > most:
+                text = f"{stage} lost a part of itself once more than cluster.max_rebuilds={most}: {first_line(error)}"
+                raise Trouble(f"{text}; look at the cluster's nodes and memory, or raise it") from error
+            rest = min(LONGEST_REST, float(2**number))
+            text = (
+                f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of "
+                f"{most} times)"
+            )
+            context.log.message(text, "rebuilt", stage=stage, number=number, reason=type(error).__name__)
+            rested = time.monotonic() + rest
+            while time.monotonic() < rested:
+                interrupts.check()
+                time.sleep(0.1)
+    raise AssertionError
+
+
+def _train(
+    context: StageContext, stage: str, source: Path, start: Start, improve: Improve
+) -> tuple[list[float], Mapping[str, np.ndarray[Any, Any]]]:
+    """Workers and learner, from their making to their end: (mean reward of each update, the policy's weights)."""
+    algorithm = build(context.config, start)
+    try:
+        return _loop(context, stage, source, start, algorithm, improve), algorithm.weights
+    finally:
+        algorithm.stop()
+
+
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def _loop(
+    context: StageContext, stage: str, source: Path, start: Start, algorithm: LatentRL, improve: Improve
+) -> list[float]:
+    """Updates from wherever the newest valid checkpoint stands; returns each update's mean reward."""
+    found, skipped = resume_point(context.run_dir, stage, stored=context.config.replay.enabled)
+    for reason in skipped:
+        context.log.message(f"skipped checkpoint {reason}", "checkpoint_skipped", stage=stage)
+    rewards: list[float] = []
+    if found is not None:
+        state = checkpoints.load_tree(found, "learner")
+        rewards = state.pop("rewards")
+        algorithm.restore_learner(state)
+        if (found / METRICS).is_file():
+            context.log.restore(found / METRICS)
+    if context.config.replay.enabled:
+        algorithm.replay = replay_actor(context, stage)
+    algorithm.quarantine = partial(quarantine, context, stage)
+    algorithm.ledger = Ledger(context.run_dir, stage)
+    if wrong := algorithm.ledger.begin(algorithm.policy.version, skipped):
+        context.log.message(f"{stage}: the ledger's {wrong}; begun anew", "ledger_mended", stage=stage)
+    context.log.truncate(stage, algorithm.policy.version)
+    context.log.begin(stage, improve.updates)
+    try:
+        with Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
+            _updates(context, stage, algorithm, improve, rewards, Best(context, stage, source, start), watchdog)
+    except interrupts.Stopped:
+        if algorithm.policy.version > 0:
+            _save(context, stage, algorithm.policy.version, algorithm, rewards)
+        raise
+    algorithm.flush_replay()
+    algorithm.flush_ledger()
+    return rewards
+
+
+def _updates(
+    context: StageContext,
+    stage: str,
+    algorithm: LatentRL,
+    improve: Improve,
+    rewards: list[float],
+    best: Best,
+    watchdog: Watchdog,
+) -> None:
+    """The updates that are left; each appends its mean reward. ``Stopped`` comes out between two of them."""
+    scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
+    for update in range(algorithm.policy.version + 1, improve.updates + 1):
+        watchdog.pat()
+        scaler.before_update()
+        metrics = update_metrics(algorithm.train())
+        scaler.after_update(metrics)
+        rewards.append(metrics["reward"])
+        try:
+            if improve.evaluate_every is not None and (
+                update % improve.evaluate_every == 0 or update == improve.updates
+            ):
+                metrics |= algorithm.play_heldout()
+                if improve.keep_best:
+                    best.offer(update, metrics["heldout_success"], algorithm.weights)
+        finally:  # the update is done, whatever comes between its play and the end of it
+            context.log.log(stage, update, metrics)
+        if update % improve.checkpoint_every == 0 and update < improve.updates:
+            _save(context, stage, update, algorithm, rewards)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keeps the policy with the highest success on held-out prompts as ``checkpoints/<stage>_best``, a result like the
+    stage's own."""
+
+    context: StageContext
+    stage: str
+    source: Path
+    start: Start
+
+    def offer(self, update: int, success: float, weights: Mapping[str, Any]) -> None:
+        """Keep these weights if they did better than those kept, also by an earlier start."""
+        folder = self.context.result(f"{self.stage}_best")
+        if not checkpoints.verify(folder) and checkpoints.read_info(folder)["heldout_success"] >= success:
+            return
+        info = {"stage": self.stage, "update": update, "heldout_success": success}
+        info |= circumstances(self.context.config, self.context.run_dir, self.stage, update)
+        checkpoints.write(folder, files=partial(_result_files, self.source, self.start, weights), info=info)
+
+
+def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:
+    """Keep the rollouts of a skipped update as ``<run>/quarantine``, a folder of the replay buffer's form that no stage
+    reads."""
+    writer = ReplayWriter(
+        context.run_dir / QUARANTINE, context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
+    )
+    writer.add(rollouts)
+    writer.close()
+    text = f"{stage}: update {update} was skipped ({BROKEN}); its {len(rollouts)} rollouts lie in {QUARANTINE}/"
+    context.log.message(text, "update_skipped", stage=stage, update=update)
+
+
+def replay_actor(context: StageContext, stage: str) -> Any:
+    """The actor that writes this stage's rollouts to Parquet; it restarts, and drops what it has written already."""
+    # Beside the driver: another node, once lost, would take along what is not on the disk yet.
+    beside = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside)(ReplayActor)
+    return writer.remote(
+        str(context.run_dir / "replay"), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
+    )
+
+
+def update_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one update out of RLlib's result."""
+    learner = result["learners"]["default_policy"]
+    metrics = {name: float(value) for name, value in result["improve"].items()}
+    metrics |= {name: float(learner[name]) for name in LEARNER_METRICS if name in learner}
+    return metrics | {"seconds_update_total": float(result["time_this_iter_s"])}
+
+
+def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
+    algorithm.flush_replay()
+    algorithm.flush_ledger()
+    state = {**algorithm.learner_state(), "rewards": rewards}
+    folder = context.checkpoints / f"{stage}-{update:08d}"
+    info = {"stage": stage, "update": update} | standing(context, stage, algorithm)
+
+    def files(staging: Path) -> None:
+        checkpoints.save_tree(staging, "learner", state)
+        context.log.snapshot(staging / METRICS)
+
+    checkpoints.write(folder, files=files, info=info)
+    checkpoints.prune(
+        context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2
+    )
+
+
+def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
+    """What a checkpoint's manifest says of where it came from, and of where policy, ledger and stream of prompts
+    stand."""
+    found = circumstances(context.config, context.run_dir, stage, algorithm.policy.version)
+    return found | {
+        "policy": {"version": algorithm.policy.version, "weights_hash": algorithm.policy.weights_hash},
+        "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.unfinished())},
+        "random": found["random"] | {"next_position": algorithm.next_position},
+    }
+
+
+def _finish(
+    context: StageContext, stage: str, source: Path, start: Start, weights: Mapping[str, Any], metrics: dict[str, float]
+) -> None:
+    """Write the stage's result: the source checkpoint with the new policy, or the token-level policy by itself."""
+    info = {"stage": stage, "metrics": metrics}
+    updates = context.config.improve.updates if context.config.improve else 0
+    info |= circumstances(context.config, context.run_dir, stage, updates)
+    checkpoints.write(context.result(stage), files=partial(_result_files, source, start, weights), info=info)
+    checkpoints.prune(context.checkpoints, stage, keep=0)
+
+
+def _result_files(source: Path, start: Start, weights: Mapping[str, Any], folder: Path) -> None:
+    host = start.host
+    if host.level == "latent":
+        with_policy(source, folder, dict(weights))
+        return
+    save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
+    info = {"base": host.checkpoint, "token_trains": host.token_trains, "token_blocks": host.token_blocks}
+    (folder / TOKEN_INFO).write_text(json.dumps(info))

@@ -1,0 +1,408 @@
+"""Running an offline stage: in the driver's process, or on several Ray Train workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from configs.schema import Actions, Clone, ImproveOffline, RunConfig, Training
+from latent_control.analysis.measures import codebook_measures, marginal_measures, reach_measures
+from latent_control.model import LatentActionLM
+from latent_control.off_policy import RECOMMENDED, off_policy_report
+from latent_control.pretrained import world_hash
+from latent_control.records import TokenBatch
+from latent_control.text import load_tokenizer
+from learners.actions import ActionsStage
+from learners.clone import CloneStage
+from learners.finetune import FinetuneStage
+from learners.improve_offline import ImproveOfflineStage
+from learners.offline_training import Hooks, OfflineStage, make_optimizer, train
+from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
+from pipeline.cluster.connect import connected
+from pipeline.data.batches import heldout_batches, training_batches
+from pipeline.experiments.off_policy import HELDOUT, logged
+from pipeline.replay.dataset import read_rollouts, rollout_batches
+from pipeline.runs import interrupts
+from pipeline.runs.context import LastMetrics, StageContext, StageResult
+from pipeline.stages.fit_temperature import sharpen
+from pipeline.storage import checkpoints
+from pipeline.tracking.provenance import circumstances
+from rollout_workers.tasks import build_task
+
+Log = Callable[[int, dict[str, float]], None]
+# Measures that run the head for every code see this many positions.
+REACH_POSITIONS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineJob:
+    """An offline stage as plain data, so that it can be sent to Ray Train workers."""
+
+    stage: str
+    config: RunConfig
+    settings: Training
+    source: str | None
+    """Checkpoint of the stage before, or ``actions.init``; ``None`` starts new modules beside the base LM."""
+    base: str
+    checkpoints: str
+
+    @property
+    def result(self) -> Path:
+        """Folder of the final checkpoint."""
+        return Path(self.checkpoints) / self.stage
+
+    def circumstances(self, update: int) -> dict[str, Any]:
+        """For the manifest of a checkpoint."""
+        return circumstances(self.config, Path(self.checkpoints).parent, self.stage, update)
+
+
+def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
+    """Train one offline stage from ``source``, or from where its newest valid checkpoint stands."""
+    if source is None and isinstance(settings, Actions) and settings.init is not None:
+        source = Path(settings.init)
+    job = OfflineJob(
+        stage=stage,
+        config=context.config,
+        settings=settings,
+        source=None if source is None else str(source),
+        base=base,
+        checkpoints=str(context.checkpoints),
+    )
+    last = LastMetrics()
+
+    def log(update: int, metrics: dict[str, float]) -> None:
+        last(metrics)
+        context.log.log(stage, update, metrics)
+
+    start = start_of(job, context.log.message)
+    context.log.truncate(stage, start)
+    context.log.begin(stage, settings.updates)
+    if settings.num_workers == 1:
+        torch.set_num_threads(context.config.cluster.learner_threads)
+        work(job, log)
+    else:
+        with connected(context.config):
+            run_workers(job, log)
+    checkpoints.prune(context.checkpoints, stage, keep=0)
+    return StageResult(checkpoint=context.result(stage), metrics=last.values)
+
+
+def start_of(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -> int:
+    """Updates that the newest valid checkpoint has behind it."""
+    found, skipped = checkpoints.newest_valid(Path(job.checkpoints), job.stage)
+    for reason in skipped:
+        say(f"skipped checkpoint {reason}")
+    return 0 if found is None else int(found.name.rsplit("-", 1)[1])
+
+
+def build_stage(job: OfflineJob) -> OfflineStage:
+    """The stage with its model: new modules, or the checkpoint before it."""
+    config, stage = job.config, job.stage
+    # Fine-tuning changes the base by less than bfloat16 resolves, so it keeps float32 masters.
+    dtype = "float32" if stage == "finetune" else config.base.dtype
+    if job.source is not None:
+        model = LatentActionLM.from_pretrained(job.source, dtype=dtype, trust_remote_code=config.base.trust_remote_code)
+    else:
+        assert isinstance(job.settings, Actions)
+        model = new_model(job.settings, job.base, config, dtype)
+    if isinstance(job.settings, ImproveOffline):
+        return ImproveOfflineStage(model, job.settings, config.rollout.temperature)
+    kinds: dict[str, Any] = {
+        "actions": ActionsStage,
+        "clone": CloneStage,
+        "reclone": CloneStage,
+        "finetune": FinetuneStage,
+    }
+    return kinds[stage](model, job.settings)
+
+
+def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
+    """New modules beside the base LM, as the ``actions`` section shapes them."""
+    shape = (
+        "num_actions",
+        "head",
+        "inverse_dynamics_layers",
+        "merge_layers",
+        "policy_layers",
+        "inverse_dynamics_reads",
+        "policy_reads",
+    )
+    arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}
+    return LatentActionLM.from_base(
+        base, dtype=dtype, trust_remote_code=config.base.trust_remote_code, seed=config.seed, **arguments
+    )
+
+
+def work(job: OfflineJob, log: Log) -> None:
+    """Train the stage in this process, which may be one of several; the main one evaluates, logs and saves."""
+    config, settings = job.config, job.settings
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(),
+        **settings.accelerate,
+    )
+    stage = build_stage(job)
+    start = start_of(job)
+    optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)
+    tokenizer = load_tokenizer(
+        stage.model.base_source or str(job.source), trust_remote_code=config.base.trust_remote_code
+    )
+    batches, heldout = streams(job, stage, accelerator, tokenizer, start)
+    main = accelerator.is_main_process
+
+    def logged(update: int, metrics: dict[str, float]) -> None:
+        try:
+            log(update, metrics)
+        except interrupts.Stopped:
+            save_state(job, stage, optimizer, update, write=main)
+            raise
+
+    hooks = Hooks(
+        log=logged if main else lambda *_: None,
+        # The workers of a sharded model can only compute together.
+        evaluate=lambda update: measure(job, stage, heldout, update) if main or settings.sharded else {},
+        save=lambda update: save_state(job, stage, optimizer, update, write=main),
+    )
+    train(
+        stage,
+        batches,
+        settings=settings,
+        accelerator=accelerator,
+        optimizer=optimizer,
+        seed=config.seed,
+        start=start,
+        hooks=hooks,
+    )
+    accelerator.wait_for_everyone()
+    plain = plain_copy(job, stage, main) if settings.sharded else stage
+    if main:
+        metrics = measure(job, plain, heldout, 0) if settings.updates == 0 else {}
+        if isinstance(settings, Clone) and settings.fit_temperature:
+            metrics |= sharpen(plain.model, config, tokenizer, settings.fit_temperature)
+            log(settings.updates, metrics)
+        save_result(job, plain, tokenizer, metrics)
+    accelerator.wait_for_everyone()
+
+
+def streams(
+    job: OfflineJob, stage: OfflineStage, accelerator: Accelerator, tokenizer: Any, start: int
+) -> tuple[Iterator[TokenBatch], list[Any]]:
+    """(this process's training batches from update ``start`` on, what is held out for measures)."""
+    config, settings = job.config, job.settings
+    dealt = {"rank": accelerator.process_index, "world": accelerator.num_processes, "start": start}
+    if isinstance(settings, ImproveOffline):
+        found = read_rollouts(settings.data, world=world_hash(stage.model), versions=settings.policy_versions)
+        training, held = found.split(settings.heldout_share)
+        return rollout_batches(training, settings, seed=config.seed, **dealt), [held] if len(held) else []
+    reading: dict[str, Any] = {
+        "task": build_task(config.task),
+        "tokenizer": tokenizer,
+        "chat": config.task.chat,
+        "max_length": settings.max_length,
+        "seed": config.seed,
+    }
+    batches = training_batches(settings.data, batch_size=settings.batch_size, **reading, **dealt)
+    return batches, heldout_batches(
+        settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading
+    )
+
+
+def plain_copy(job: OfflineJob, stage: OfflineStage, main: bool) -> OfflineStage:
+    """On the main process, a sharded stage put together again."""
+    state = whole_model_state(stage)
+    if main:
+        stage = build_stage(job)
+        stage.load_state_dict(state)
+    return stage
+
+
+def restored(
+    job: OfflineJob, stage: OfflineStage, accelerator: Accelerator, folder: Path | None
+) -> torch.optim.Optimizer:
+    """The stage's optimiser; both as ``save_state`` left them in ``folder``, and split over the workers where asked
+    for."""
+    optimizer = make_optimizer(stage, job.settings)
+    state = None if folder is None else checkpoints.load_tree(folder, "state")
+    if state is not None:
+        parameters = trained_names(stage)
+        assert parameters.keys() == state["model"].keys(), f"{folder} was saved by another stage or shape"
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["model"][name])
+    if job.settings.sharded:
+        shard(stage, stage.model, accelerator.device, accelerator.num_processes)
+        optimizer = make_optimizer(stage, job.settings)
+    if state is not None:
+        restore_optimizer(stage, optimizer, state["optimizer"])
+    return optimizer
+
+
+def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
+    """Held-out measures of a stage; the costly ones at its end only.
+
+    Raises:
+        ValueError: the codebook has collapsed (stage ``actions``).
+    """
+    with gathered(stage):
+        return measure_whole(job, stage.model, heldout, update)
+
+
+def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], update: int) -> dict[str, float]:
+    """``measure`` of a model whose tensors are all there."""
+    if isinstance(job.settings, ImproveOffline):
+        return measure_rollouts(job.config, model, heldout)
+    found = codebook_measures(model, heldout)
+    final = update == job.settings.updates
+    if job.stage == "actions":
+        guard_codebook(job.settings, found, update)
+        found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
+    evaluation = job.config.evaluation
+    if (
+        final
+        and job.stage in ("clone", "reclone", "finetune")
+        and evaluation is not None
+        and evaluation.marginal_sequences
+    ):
+        rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
+        found |= marginal_measures(model, heldout[:rows])
+    if final:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
+        found["parameters_trained"] = float(trained)
+    return found
+
+
+def measure_rollouts(config: RunConfig, model: LatentActionLM, heldout: list[Any]) -> dict[str, float]:
+    """What the policy would earn on the held-out prompts, estimated from their rollouts; ``effective`` of them
+    count."""
+    if not heldout or len(heldout[0].prompt_ids) < 2:
+        return {}
+    report = off_policy_report(logged(model, heldout[0], config.rollout), draws=200)
+    return {
+        "estimated_reward": report.estimates[RECOMMENDED].value,
+        "effective": report.effective,
+        "replay_reward": report.behaviour.value,
+    }
+
+
+def guard_codebook(settings: Training, found: dict[str, float], update: int) -> None:
+    """Stop a run whose codebook has collapsed, before it wastes the later stages."""
+    assert isinstance(settings, Actions)
+    if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
+        raise ValueError(
+            f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after "
+            f"{update} updates "
+            f"(actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight (now "
+            f"{settings.usage_weight}), "
+            f"start with a higher actions.temperature (now {settings.temperature}), or ask for fewer codes "
+            "(actions.num_actions)"
+        )
+
+
+def trained_names(stage: OfflineStage) -> dict[str, torch.nn.Parameter]:
+    """The stage's trained tensors by their name in the model."""
+    return {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
+
+
+def save_state(
+    job: OfflineJob, stage: OfflineStage, optimizer: torch.optim.Optimizer, update: int, *, write: bool
+) -> None:
+    """An intermediate checkpoint of trained tensors and optimiser state; every worker calls it, one writes."""
+    state = {
+        "model": {name: whole(p.detach()) for name, p in trained_names(stage).items()},
+        "optimizer": optimizer_state(stage, optimizer),
+    }
+    if not write:
+        return
+    folder = Path(job.checkpoints) / f"{job.stage}-{update:08d}"
+    info = {"stage": job.stage, "update": update} | job.circumstances(update)
+    checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info=info)
+    checkpoints.prune(Path(job.checkpoints), job.stage, keep=2)
+
+
+def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:
+    """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in.
+
+    So does the base of a published checkpoint, which has no folder of its own.
+    """
+    tuned = job.stage == "finetune"
+    bundle = tuned or stage.model.base_source is None
+
+    def files(folder: Path) -> None:
+        if tuned:
+            stored = LatentActionLM.from_pretrained(str(job.source), dtype=job.config.base.dtype).base.dtype
+            stage.model.base.lm.to(stored)
+        stage.model.save_pretrained(folder, bundle_base=bundle)
+        if bundle:
+            tokenizer.save_pretrained(folder / "base")
+
+    info: dict[str, Any] = {"stage": job.stage, "metrics": metrics} | job.circumstances(job.settings.updates)
+    if isinstance(job.settings, ImproveOffline):
+        info[HELDOUT] = job.settings.heldout_share
+    checkpoints.write(job.result, files=files, info=info)
+
+
+def run_workers(job: OfflineJob, log: Log) -> None:
+    """Data-parallel training on Ray Train workers; the first one's log lines come back through a queue.
+
+    Raises:
+        Whatever a worker raised.
+    """
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train import ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    scaling = ScalingConfig(
+        num_workers=job.settings.num_workers,
+        use_gpu=job.settings.gpus_per_worker > 0,
+        resources_per_worker=resources(job.settings),
+    )
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config={"job": job, "queue": queue},
+        scaling_config=scaling,
+        run_config=TrainRunConfig(name=job.stage, storage_path=str(Path(job.checkpoints).parent / "ray_train")),
+    )
+    finished = threading.Event()
+    reader = threading.Thread(target=forward, args=(queue, log, finished), daemon=True)
+    reader.start()
+    try:
+        with interrupts.at_once():  # the workers hear of no signal; their last checkpoint stays
+            trainer.fit()
+    except WorkerGroupError as error:
+        # Ray Train wraps what happened in a worker in its own report of it.
+        raise next((getattr(e, "_base_exc", e) for e in error.worker_failures.values()), error) from error
+    finally:
+        finished.set()
+        reader.join()
+        queue.shutdown()
+
+
+def resources(settings: Training) -> dict[str, float]:
+    """What one training worker reserves."""
+    return {"CPU": 1.0} | ({"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {})
+
+
+def forward(queue: Any, log: Log, finished: threading.Event) -> None:
+    """Hand queued log lines on until training has finished and the queue is empty."""
+    from ray.util.queue import Empty
+
+    while True:
+        try:
+            log(*queue.get(timeout=0.2))
+        except Empty:
+            if finished.is_set():
+                return
+
+
+def worker_loop(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    torch.set_num_threads(1)
+    work(arguments["job"], lambda update, metrics: arguments["queue"].put((update, metrics)))

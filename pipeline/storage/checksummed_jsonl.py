@@ -1,0 +1,45 @@
+"""Files of JSON lines, each with a checksum of itself: what a kill tore or a disk changed is known, and left out."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_CHECK = ', "crc32": "'
+
+Record = Mapping[str, Any]
+
+
+def line(record: Record, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON with a checksum of itself as its last key."""
+    body = json.dumps(record, default=default)
+    return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'
+
+
+def parsed(data: bytes, *, unchecked: Callable[[Record], bool]) -> Record | None:
+    """The record of a whole line that is as it was written; ``unchecked`` says of one without a checksum whether it may
+    count."""
+    try:
+        record = json.loads(data)
+        text = data.decode()
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not data.endswith(b"\n"):
+        return None
+    check = record.pop("crc32", None)
+    if check is None:
+        return record if unchecked(record) else None
+    body = text.rpartition(_CHECK)[0] + "}"
+    return record if check == f"{zlib.crc32(body.encode()):08x}" else None
+
+
+def read(path: Path) -> tuple[list[Record], list[bytes]]:
+    """(the records of a file, its damaged lines). A file none of whose lines has a checksum is of an older version and
+    taken as it is."""
+    data = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    old = not any(_CHECK.encode() in one for one in data)
+    pairs = [(one, parsed(one, unchecked=lambda _: old)) for one in data if one.strip()]
+    return [record for _, record in pairs if record is not None], [one for one, record in pairs if record is None]

@@ -1,0 +1,86 @@
+"""What MLflow is told about a stage besides its metrics: what it reads, what it makes, and the hashes that tie both
+together."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from configs.schema import DataSource, RunConfig
+from pipeline.runs.context import StageContext, StageResult
+from pipeline.tracking.lineage import (
+    RUN_CONFIG,
+    config_hash,
+    data_sources,
+    path_hash,
+    prompts_hash,
+    result_tags,
+    stage_hash,
+    task_source,
+)
+from pipeline.tracking.tracker import Data, Tracker
+from rollout_workers.tasks import Split, build_task
+from rollout_workers.tasks.rewards import reward_hash
+
+RL = ("improve", "token_level")
+
+
+def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None = None) -> dict[str, str]:
+    """What runs can be grouped and found by, known when a stage begins."""
+    improve = config.improve if stage in RL else None
+    level = "" if improve is None else "token" if stage == "token_level" else improve.level
+    tags = {
+        "algorithm": stage if improve is None else improve.algorithm,
+        "seed": str(config.seed),
+        "task": config.task.name,
+        "base": Path(config.base.model).name,
+        "level": level,
+        "mode": "" if improve is None else improve.mode,
+        "run_dir": str(run_dir.resolve()),
+        "reward_hash": reward_hash(config.task, config.reward),
+        "config_hash": config_hash(run_dir),
+        "source_hash": "" if source is None else stage_hash(source),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def note_inputs(tracker: Tracker, context: StageContext, stage: str) -> None:
+    """The data a stage reads, with digests, and the config."""
+    tracker.artifact(context.run_dir / RUN_CONFIG)
+    config = context.config
+    if stage in RL:
+        tracker.dataset(_prompts(context, "train", "training"))
+        if config.improve is not None and config.improve.evaluate_every is not None:
+            tracker.dataset(_prompts(context, "heldout", "evaluation"))
+    elif stage == "evaluate":
+        tracker.dataset(_prompts(context, "heldout", "evaluation"))
+    for source in data_sources(config, stage):
+        tracker.dataset(_source(context, source))
+
+
+def note_result(tracker: Tracker, context: StageContext, result: StageResult, source: Path | None) -> None:
+    """Hashes of what a stage made and started from as tags; the checkpoint's manifest, or all of it, as artifacts."""
+    folder = result.checkpoint
+    tracker.tag(result_tags(context.run_dir, folder, source))
+    whole = context.config.tracking.checkpoints == "files"
+    tracker.artifact(folder if whole else folder / "manifest.json", "checkpoint")
+
+
+def _prompts(context: StageContext, split: Split, purpose: str) -> Data:
+    # Now, not in the tracker's thread: a task's generator may not like two of them.
+    digest = prompts_hash(context.task, split, context.config.task.options)
+    name = f"{context.config.task.name}/{split}"
+    return Data(name=name, digest=lambda: digest, kind="code", source=task_source(context.config), context=purpose)
+
+
+def _source(context: StageContext, source: DataSource) -> Data:
+    if source.kind == "task":
+        config = source.task or context.config.task
+        task = context.task if source.task is None else build_task(source.task)
+        digest = prompts_hash(task, "train", config.options)
+        about = json.dumps({"task": config.name, "options": config.options}, default=str)
+        return Data(name=f"{config.name}/train demonstrations", digest=lambda: digest, kind="code", source=about)
+    path = Path(str(source.path))
+    about = json.dumps({"uri": path.resolve().as_uri()})
+    return Data(name=f"{source.kind} {path.name}", digest=partial(path_hash, path), kind="local", source=about)

@@ -1,0 +1,62 @@
+"""``latent-control sync RUN``: brings MLflow to where ``metrics.jsonl`` is, when the store was away while the run
+ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.loading import load_config
+from pipeline.runs import status
+from pipeline.runs.events import read_events
+from pipeline.runs.metrics_log import METRICS, records
+from pipeline.tracking.lineage import result_tags
+from pipeline.tracking.stage_record import stage_tags
+from pipeline.tracking.tracker import Status, Tracker, without_password
+
+PATIENCE = 600.0
+"""Seconds to wait for the store to take it all."""
+_RESERVED = ("stage", "step", "time")
+
+
+def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
+    """Send what the store lacks, each step once, and how each stage ended; whether it took everything.
+
+    Raises:
+        ValueError: the run is not tracked, or is still at work.
+    """
+    config = load_config(run_dir / status.CONFIG, check_paths=False)
+    if not config.tracking.enabled:
+        raise ValueError(f"{run_dir} is not tracked: tracking.enabled is false in its config")
+    if status.overview(run_dir).status == "running":
+        raise ValueError(f"{run_dir} is at work and sends its metrics itself")
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
+    logged = records(run_dir / METRICS)
+    for stage in dict.fromkeys(str(record["stage"]) for record in logged):
+        tracker.start(
+            stage, params=config.model_dump(mode="json"), tags=stage_tags(config, run_dir, stage), patience=PATIENCE
+        )
+        mine = [record for record in logged if record["stage"] == stage]
+        for record in mine:
+            values = {
+                name: float("nan") if v is None else float(v) for name, v in record.items() if name not in _RESERVED
+            }
+            tracker.log(values, int(record["step"]), when=float(record["time"]))
+        result = run_dir / "checkpoints" / stage
+        if (result / "manifest.json").is_file():
+            tracker.artifact(result / "manifest.json", "checkpoint")
+            tracker.tag(result_tags(run_dir, result, None))
+        sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE)
+        say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_password(tracker.uri)}")
+        if not sent:
+            return False
+    tracker.close()
+    return True
+
+
+def _status(run_dir: Path, stage: str) -> Status:
+    done = run_dir / ("evaluation.json" if stage == "evaluate" else f"stages/{stage}.json")
+    if done.is_file():
+        return "FINISHED"
+    ends = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("stopped", "failed")]
+    return "FAILED" if ends[-1:] == ["failed"] else "KILLED"
