@@ -90,7 +90,7 @@ TRAINS_A_BASE = "base: {model: new, train: {updates: 1}}\nevaluation: null\ntrac
 
 class TestHelp:
     def test_importing_the_command_line_loads_nothing_heavy(self):
-        code = f"import sys, pipeline.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+        code = f"import sys, pipeline.cli.app; print([m for m in {HEAVY!r} if m in sys.modules])"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )
@@ -110,7 +110,7 @@ class TestHelp:
 
     def test_reading_a_config_loads_nothing_heavy(self):
         code = (
-            "import sys; from typer.testing import CliRunner; from pipeline.cli import app;"
+            "import sys; from typer.testing import CliRunner; from pipeline.cli.app import app;"
             "assert CliRunner().invoke(app, ['config', 'show', 'configs/base_countdown.yaml']).exit_code == 0;"
             f"print([m for m in {HEAVY!r} if m in sys.modules])"
         )
@@ -384,7 +384,7 @@ class TestRunResumeEvaluate:
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', "
             f"{str(tmp_path / 'r')!r}]\n"
-            "from pipeline.cli import main; main()\n"
+            "from pipeline.cli.app import main; main()\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -519,7 +519,7 @@ class TestRunResumeEvaluate:
             "    (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
-            "from pipeline.cli import main; main()\n"
+            "from pipeline.cli.app import main; main()\n"
         )
         with subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

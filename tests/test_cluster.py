@@ -130,7 +130,7 @@ def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(
         run_dir = tmp_path / "run"
         brought = job.with_files_brought(unpacked, run_dir)
         assert brought == job.with_files_brought(unpacked, run_dir), "submitted again"
-        code = "import pipeline.cli as c; print(c.__file__)"
+        code = "import pipeline.cli.app as c; print(c.__file__)"
         found = subprocess.run(
             [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=60
         )
