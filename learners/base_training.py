@@ -76,7 +76,8 @@ class WordTask(Protocol):
 
 def word_tokenizer(words: Sequence[str], context: int = CONTEXT_TOKENS) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word or run of punctuation, which starts every text with ``<s>``."""
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
+    # A word given twice must not leave an id without a word: the last ids would lie beyond the model's embedding.
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL, *words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # punctuation apart from words
     tokenizer.post_processor = processors.TemplateProcessing(
