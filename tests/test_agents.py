@@ -349,7 +349,7 @@ def test_stored_log_probabilities_are_those_of_one_teacher_forced_pass(
         assert r.features is not None and np.allclose(r.features, features.read("late")[0].numpy(), atol=2e-5)
         assert len(r.tokens) == len(r.generated) == len(r.actions) == len(r.action_logp)
         seen += int((~r.mask).sum())
-    assert seen > 100 and len({len(r) for r in rollouts}) > 3
+    assert seen > 100 and len({len(r) for r in rollouts}) >= 3
     assert all(r.truncated == (r.finish_reason != "terminated") for r in rollouts)
 
 
