@@ -43,7 +43,8 @@ Algorithms = Callable[..., LatentRL]
 def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator[LatentRL]:
     """Two workers and a learner in this process. Tests start it from version 0 with ``fresh``.
 
-    Some make it asynchronous, of which the learner is not told: it goes on comparing its log-probabilities with the workers'.
+    Some make it asynchronous, of which the learner is not told: it goes on comparing its log-probabilities with
+    those of the workers.
     """
     algorithm = rllib_config(config(improve={"max_logp_mismatch": 1.0}), host_of(tiny_checkpoint)).build_algo()
     algorithm.start = algorithm.learner_state()

@@ -107,7 +107,9 @@ def test_a_function_that_does_not_come_back_is_ended(folder: Path, text: str) ->
     started = time.perf_counter()
     failure, after = slow.score_batch([prompt] * 2, [text, "own pid"])
     assert time.perf_counter() - started < 20  # not the minute that it would sleep
-    assert failure == Failure(kind="reward_timeout", message="no answer within 0.5 s")
+    assert failure == Failure(
+        kind="reward_timeout", message="no answer within 0.5 s; raise task.options.limits.seconds"
+    )
     assert after.reward != before
     with pytest.raises(ProcessLookupError):
         os.kill(int(before), 0)

@@ -117,6 +117,22 @@ def test_two_hundred_rewards_that_fork_are_all_their_own(folder: Path) -> None:
     assert [verdict.reward for verdict in task.scorer.score(rows, ["x"] * 200)] == [10.0 * n for n in range(200)]
 
 
+@pytest.mark.parametrize(
+    "does",
+    [
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1, 64))",
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
+        "signal.setitimer(signal.ITIMER_PROF, 0.01)",
+        "import json; json.loads = json.dumps = lambda *_, **__: '{\"id\": 0}'",
+    ],
+)
+def test_what_one_response_sets_the_next_does_not_feel(folder: Path, does: str) -> None:
+    works = "open(os.devnull).close(); open(os.path.join(os.getcwd(), 'written'), 'w').write('x')"
+    rows = [{"n": 0, "does": works}, {"n": 1, "does": does}, *({"n": n, "does": works} for n in range(2, 6))]
+    found = built(folder).scorer.score(rows, ["x"] * 6)
+    assert [getattr(v, "reward", v) for v in found if v is not found[1]] == [0.0, 20.0, 30.0, 40.0, 50.0]
+
+
 @LINUX
 def test_what_a_reward_leaves_behind_ends_with_its_process(folder: Path) -> None:
     task = built(folder, processes=True)
@@ -179,6 +195,11 @@ def port() -> Iterator[int]:
             "import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:{port}', timeout=0.2)\nexcept "
             "TimeoutError: pass",
         ),
+        (
+            "network",
+            "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))",
+        ),
+        ("processes", "import multiprocessing.util as m; os.waitpid(m.spawnv_passfds(b'/bin/true', [b'true'], ()), 0)"),
         ("processes", "subprocess.run(['true'], check=True)"),
         ("processes", "assert os.system('true') == 0"),
         ("processes", "pid = os.fork()\nif not pid: os._exit(0)\nos.waitpid(pid, 0)"),
@@ -206,12 +227,21 @@ def test_c_code_meets_the_walls_too(folder: Path) -> None:
     assert built(folder).scorer.score([{"n": 1, "does": does}], ["x"])[0].reward == 30.0
 
 
+def test_a_plain_socket_is_refused_even_where_no_hook_sees_it(folder: Path) -> None:
+    pytest.importorskip("pyseccomp")
+    does = "import socket; socket.create_server(('127.0.0.1', 0))"
+    (failure,) = built(folder).scorer.score([{"n": 1, "does": does}], ["x"])
+    assert (
+        isinstance(failure, Failure) and failure.kind == "reward_refused" and "python.network: true" in failure.message
+    )
+
+
 NUMBERS = {
     "1": 1.0,
     "True": 1.0,
     "0.5": 0.5,
     "-0.0": -0.0,
-    "10**300": 1e300,
+    "10**15": 1e15,
     "-7": -7.0,
     "2**53 + 1": float(2**53 + 1),
     "Decimal('0.25')": 0.25,
@@ -226,7 +256,8 @@ NUMBERS = {
     "np.longdouble(0.5)": 0.5,
     "FloatOfOurs(0.5)": 0.5,
     "5e-324": 5e-324,
-    "1.7976931348623157e308": 1.7976931348623157e308,
+    "2e16": "reward_not_finite",
+    "10**300": "reward_not_finite",
     "10**400": "reward_not_finite",
     "10**6000": "reward_not_finite",
     "-10**400": "reward_not_finite",

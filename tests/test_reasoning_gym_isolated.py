@@ -17,6 +17,7 @@ from configs.schema import Task as TaskConfig
 from rollout_workers.judging.typed import decode, encode
 from rollout_workers.tasks import Failure, Score, build_task, score_all
 from rollout_workers.tasks.forks import Confinement, Forks, forks
+from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
 EVALUATING = (
@@ -350,6 +351,28 @@ def test_code_is_a_failure_that_says_so(text: str, tmp_path: Path) -> None:
     verdict = task.score(task.prompts("heldout")[0], text.replace("{X}", str(tmp_path / "touched")))
     assert isinstance(verdict, Failure) and verdict.kind == "verifier_refused" and "is code" in verdict.message
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("name", ["countdown", "puzzle24", "simple_integration"])
+@pytest.mark.parametrize("symbol", ["Function({code!r})(1)**n", "IndexedBase({code!r})[1]**n", "Symbol({code!r})**n"])
+def test_sympys_own_source_takes_no_code_from_a_name(name: str, symbol: str) -> None:
+    """A sum without end is evaluated by source that sympy writes with its symbols' names, and executes."""
+    forged = "import os\nfor f in range(3, 64):\n try: os.write(f, b'0x1p+0\\n')\n except OSError: pass\nos._exit(0)"
+    answer = f"Sum({symbol.format(code=f'[exec({forged!r})]or[1,2]')}/factorial(n),(n,0,oo))"
+    task = build_reasoning_gym(name, {}, shots=0)
+    prompt = task.prompts("train")[0]
+    gold = str(prompt.metadata["entry"]["answer"])
+    verdict, right = task.score_batch([prompt, prompt], [answer, gold])
+    assert right.reward == 1.0
+    assert isinstance(verdict, Failure) or verdict.reward == 0.0, verdict
+
+
+@pytest.mark.parametrize("name", ["n_queens", "binary_matrix", "rotate_matrix"])
+def test_gold_answers_of_several_lines_are_right(name: str) -> None:
+    task = build_reasoning_gym(name, {}, shots=0)
+    demos = [task.demonstrations("train")[place] for place in range(3)]
+    answers = [f"Answer: {demo.response}\nQuestion: another?" for demo in demos]
+    assert [v.reward for v in task.score_batch([demo.prompt for demo in demos], answers)] == [1.0] * 3
 
 
 def test_what_used_to_be_refused_unseen_is_judged() -> None:

@@ -8,29 +8,36 @@ of the request that is open.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import fcntl
 import importlib.util
-import json
 import numbers
 import os
+import resource
 import select
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
+from json import dumps, loads
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
 from rollout_workers.judging.outcome import LONGEST, Outcome, Stopped
 
+_LOCAL = socket.AF_UNIX
 _HIGH = 200
 """Descriptors from here on: what writes to every small number does not meet the channel."""
 _SETTING = {"network": "task.options.python.network", "processes": "task.options.python.processes"}
 _EVENTS = {
     "network": (
+        "socket.__new__",
         "socket.connect",
         "socket.bind",
         "socket.sendto",
@@ -38,7 +45,10 @@ _EVENTS = {
         "socket.getaddrinfo",
         "socket.gethostbyname",
     ),
-    "processes": ("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
+    "processes": (
+        *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
+        "fork_exec",
+    ),
 }
 
 
@@ -88,14 +98,22 @@ class Watch:
     def start(self) -> None:
         """For the rest of the process's life: Python takes no hook away."""
         sys.addaudithook(self._hook)
+        if "fork_exec" in self._events:  # what subprocess and multiprocessing call raises no event of its own
+            _posixsubprocess.fork_exec = subprocess._fork_exec = partial(self._hook, "fork_exec")  # type: ignore[attr-defined]
 
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _hook(self, event: str, arguments: Any, *_: object) -> None:
         kind = self._events.get(event)
-        # a local socket
-        if kind is None or (kind == "network" and arguments and getattr(arguments[0], "family", None) == 1):
+        if kind is None or (kind == "network" and _LOCAL in (getattr(a, "family", a) for a in arguments[:2])):
             return
         self.met = f"{kind} is off for a reward function; set {_SETTING[kind]}: true to let it ({event})"
         raise PermissionError(self.met)
+
+
+def _bounds() -> tuple[object, ...]:
+    """What one call may set and the next one feels: resource limits and timers."""
+    kinds = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
+    timers = [signal.getitimer(timer)[1] > 0 or signal.getitimer(timer)[0] > 0 for timer in (0, 1, 2)]
+    return (*map(resource.getrlimit, kinds), *timers)
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
@@ -164,9 +182,9 @@ class Worker:
             self._tell(self.settings.token, loading.failure(self.settings.path))
             return
         self._tell(self.settings.token, {"ready": self.pid})
-        limit = sys.getrecursionlimit()
+        limit, bounds = sys.getrecursionlimit(), _bounds()
         for line in self.requests:
-            asked = json.loads(line)
+            asked = loads(line)
             # Should the worker and the parent be gone, this process ends itself even when the function hangs.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(int(2 * self.settings.seconds) + 2)
@@ -177,17 +195,19 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back
             signal.alarm(0)
-            self._tell(
-                asked["id"], {"value": value} if call.error is None and not self.watch.met else self._failure(call)
-            )
+            said = {"value": value} if call.error is None and not self.watch.met else self._failure(call)
+            # Limits that one response has set would be felt by the next: that gets a new process.
+            self._tell(asked["id"], said if _bounds() == bounds else {**said, "spent": True})
 
     def _failure(self, call: Outcome) -> dict[str, str]:
         if self.watch.met:
             return {"failure": "reward_refused", "message": self.watch.met}
         failure = call.failure(self.settings.path)
         # C code, which Python's hooks do not see
-        if not self.settings.network and os.strerror(walls.NETWORK_ERROR) in failure["message"]:
-            failure["message"] += f"; set {_SETTING['network']}: true to let it"
+        for kind, number in (("network", walls.NETWORK_ERROR), ("processes", walls.PROCESS_ERROR)):
+            if not getattr(self.settings, kind) and getattr(call.error, "errno", None) == number:
+                failure["failure"] = "reward_refused"
+                failure["message"] += f"; set {_SETTING[kind]}: true to let it"
         return failure
 
     def _confine(self) -> None:
@@ -207,7 +227,7 @@ class Worker:
 
     def _tell(self, name: str, said: Mapping[str, Any]) -> None:
         # The line break before ends what the function may have written there itself.
-        self.answers.write(b"\n" + json.dumps({"id": name, **said, **self.printed.taken()}).encode() + b"\n")
+        self.answers.write(b"\n" + dumps({"id": name, **said, **self.printed.taken()}).encode() + b"\n")
         self.answers.flush()
 
 
@@ -221,7 +241,7 @@ def watch_over(pid: int, settings: Settings, requests: int, answers: int) -> Non
         status = os.waitstatus_to_exitcode(found) if ended else None
     end_children()
     with Outcome():
-        os.write(answers, b"\n" + json.dumps({"id": settings.token, "ended": status}).encode() + b"\n")
+        os.write(answers, b"\n" + dumps({"id": settings.token, "ended": status}).encode() + b"\n")
 
 
 def end_children() -> None:
@@ -254,7 +274,7 @@ def _children() -> list[int]:
 def main() -> None:
     """Serve over the descriptors 0 and 1; afterwards these point to nothing, so what is printed does not mix with the
     answers."""
-    settings = Settings(**json.loads(sys.argv[1]))
+    settings = Settings(**loads(sys.argv[1]))
     requests, answers = (fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _HIGH) for number in (0, 1))
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

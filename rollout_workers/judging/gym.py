@@ -41,6 +41,7 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
 
     def mark(entry: Any, answer: str) -> float:
         _guard.refused = ""
+        _guard.close()
         with Outcome() as judged:
             value = dataset.score_answer(answer, entry)
         if _guard.refused:

@@ -27,6 +27,10 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         return parse(answer if "$" in answer or "\\boxed" in answer else f"${answer}$", parsing_timeout=None)
 
     def judge(row: Any, response: str) -> float:
+        _guard.close()
+        return judged(row, response)
+
+    def judged(row: Any, response: str) -> float:
         known = gold(str(row["answer"]))
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.
@@ -35,5 +39,5 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
             raise Stopped("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))
 
-    judge({"answer": "\\frac{1}{2}"}, "$0.5$")
+    judged({"answer": "\\frac{1}{2}"}, "$0.5$")
     return judge

@@ -36,7 +36,11 @@ class Outcome:
         kind = "reward_memory" if isinstance(self.error, MemoryError) else "reward_error"
         lines = [frame.lineno for frame in traceback.extract_tb(self.error.__traceback__) if frame.filename == file]
         place = f" (line {lines[-1]})" if lines else ""
-        return {"failure": kind, "message": f"{type(self.error).__name__}: {_text(self.error)[:LONGEST]}{place}"}
+        remedy = "; raise task.options.limits.megabytes" if kind == "reward_memory" else ""
+        return {
+            "failure": kind,
+            "message": f"{type(self.error).__name__}: {_text(self.error)[:LONGEST]}{place}{remedy}",
+        }
 
 
 def _text(error: BaseException) -> str:

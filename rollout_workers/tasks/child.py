@@ -77,7 +77,7 @@ class Child:
             if len(self._unread) > LONGEST_LINE:
                 raise Ended("reward_channel", "something else than verdicts was written to the channel of the process")
             if not select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Ended("reward_timeout", f"no answer within {seconds:g} s")
+                raise Ended("reward_timeout", f"no answer within {seconds:g} s; raise task.options.limits.seconds")
             chunk = os.read(self._out, 1 << 16)
             if not chunk:
                 raise Ended("reward_crash", "the process is gone")

@@ -116,7 +116,10 @@ class Forks:
 
     def _end_of(self, why: str) -> Failure:
         if why == "timeout":
-            return Failure(kind="reward_timeout", message=f"no answer within {self.confinement.seconds:g} s")
+            return Failure(
+                kind="reward_timeout",
+                message=f"no answer within {self.confinement.seconds:g} s; raise task.options.limits.seconds",
+            )
         if why == "refused":
             return Failure(kind="verifier_refused", message="the answer made a system call that judging has no use for")
         return Failure(kind="reward_crash", message=f"the process ended with {why} (out of memory, or it ended itself)")

@@ -39,16 +39,14 @@ INSTRUCTION = "Answer with only the final answer."
 OWN_OPTIONS = ("seed", "partial", "worked", "limits")
 
 
-def extract_answer(text: str) -> str:
+def extract_answer(text: str, *, lines: bool = False) -> str:
     """The answer in a response: after the last ``Answer:``, if there is one, the first line that is not blank.
 
-    What follows a ``Question:`` the model made up itself is cut off first.
+    What follows a ``Question:`` the model made up itself is cut off first. ``lines``: all lines, for answers such as
+    boards.
     """
-    own = text.split("\nQuestion:")[0]
-    for line in own.rsplit("Answer:", 1)[-1].splitlines():
-        if line.strip():
-            return line.strip()
-    return ""
+    own = text.split("\nQuestion:")[0].rsplit("Answer:", 1)[-1].strip()
+    return own if lines else own.split("\n")[0].strip()
 
 
 def render(question: str, shots: Sequence[tuple[str, str]]) -> str:
@@ -126,7 +124,8 @@ class ReasoningGym:
     def score_batch(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
         """As ``score``, for many at once: each answer is judged in a process of its own, several at a time."""
         entries: list[Any] = [prompt.metadata["entry"] for prompt in prompts]
-        answers = [extract_answer(text) for text in texts]
+        golds = [str(entry["answer"] or "").strip() for entry in entries]
+        answers = [extract_answer(text, lines="\n" in gold) for text, gold in zip(texts, golds, strict=True)]
         asked = [place for place, answer in enumerate(answers) if answer and len(answer) <= _longest(entries[place])]
         judge = self._source.settings("train", 0)
         marks = self._forks.call(judge, [entries[i] for i in asked], [answers[i] for i in asked], name=self.name)

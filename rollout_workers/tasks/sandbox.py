@@ -63,10 +63,13 @@ class Isolation:
         child, name = self._start(), secrets.token_hex(8)
         try:
             child.send({"id": name, "row": dict(row), "response": response})
-            return self._value(self._answer(child, name, self.function.seconds))
+            said = self._answer(child, name, self.function.seconds)
         except Ended as ended:
             self.close()
             return Failure(kind=ended.args[0], message=ended.args[1])
+        if "spent" in said:
+            self.close()
+        return self._value(said)
 
     def _start(self) -> Child:
         if self._child is not None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rollout_workers.tasks.reward_models import RewardModels
 
 Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference"]
+LARGEST = 1e16
+"""A part of a score that is larger is no number to learn from: squares of its advantages leave float32."""
 NO_ANSWER = ("python", "preference")
 """Verifiers whose rows need no answer."""
 
@@ -184,9 +186,9 @@ class Own:
             return Failure(
                 kind="reward_invalid", message=f"returned {sorted(numbers)}, but reward and parts are {sorted(wanted)}"
             )
-        wrong = [name for name, number in numbers.items() if not math.isfinite(number)]
-        if wrong:
-            return Failure(kind="reward_not_finite", message=f"{wrong[0]} is {numbers[wrong[0]]}")
+        for name, number in numbers.items():
+            if not abs(number) <= LARGEST:
+                return Failure(kind="reward_not_finite", message=f"{name} is {number:g}, beyond {LARGEST:g}")
         reward = numbers["reward"]
         success = bool(numbers["success"]) if "success" in numbers else reward >= self.settings.success_at
         more = {name: numbers[name] for name in self.settings.parts}
@@ -229,8 +231,8 @@ class Preferred:
     def _checked(self, score: float | Failure) -> Score | Failure:
         if isinstance(score, Failure):
             return score
-        if not math.isfinite(score):
-            return Failure(kind="reward_not_finite", message=f"the reward model's score is {score}")
+        if not abs(score) <= LARGEST:
+            return Failure(kind="reward_not_finite", message=f"the reward model's score is {score:g}")
         success = score >= self.settings.success_at
         reward = 1.0 / (1.0 + math.exp(-max(-500.0, score))) if self.settings.squash else score
         return Score(reward=reward, success=success, parts={"success": float(success), "score": score})
