@@ -257,8 +257,8 @@ def test_a_base_of_which_the_hub_s_cache_holds_the_config_alone_is_downloaded_fi
         return str(base)
 
     said(adapter, base_model_name_or_path="some-one/model")
-    for module in ("adapters", "pretrained"):
-        monkeypatch.setattr(f"latent_control.{module}.local_folder", lambda _: base)
+    for module in ("adapters", "loading"):
+        monkeypatch.setattr(f"latent_control.bases.{module}.local_folder", lambda _: base)
     monkeypatch.setattr(adapters, "snapshot_download", download)
     load = adapters.load_model
     monkeypatch.setattr(adapters, "load_model", lambda _, *rest, **named: load(base, *rest, **named))

@@ -163,6 +163,20 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         longer_tokenizer,
         r"tokenizer.json has 1 tokens beyond the \d+ rows .*: word-too-many; take the tokenizer",
     ),
+    "tokenizer-config-larger": (
+        lambda f: settings(f, "tokenizer_config.json", mask_token="[HIDE]", additional_special_tokens=["<x>", "<y>"]),
+        r"tokenizer.json has 3 tokens beyond the \d+ rows .*: <x>, <y>, \[HIDE\]|has 3 tokens beyond",
+    ),
+    "tokenizer-config-lists-more": (
+        lambda f: settings(f, "tokenizer_config.json", added_tokens_decoder={"99999": {"content": "<far>"}}),
+        r"has 1 tokens beyond the \d+ rows .*: <far>; take the tokenizer",
+    ),
+    "twice": (
+        lambda f: change(f, lambda t: t.update({"model.model.norm.weight": torch.full((32,), 9.0)})),
+        r"has 1 tensors twice, with and without 'model.': model.norm.weight; save the model again",
+    ),
+    "config-of-no-heads": (lambda f: settings(f, num_attention_heads=0), r"no causal language model at "),
+    "config-of-words": (lambda f: settings(f, hidden_size="32"), r"no causal language model at .*hidden_size"),
     "tokenizer-lfs": (lambda f: (f / "tokenizer.json").write_text(POINTER), r"tokenizer.json is a Git LFS pointer"),
     "adapter-only": (
         lambda f: (

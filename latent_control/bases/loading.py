@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -65,6 +66,8 @@ UNTRAINED_REWARD_MODEL = Kind(
 )
 ENCODER = Kind(auto=AutoModel, what="text encoder", arguments={}, new_head=True)
 
+_NO_MODEL = (KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+"""What ``transformers`` raises where a config.json describes no model that can be."""
 # Buffers that models once saved and that today's make themselves; transformers knows them for some architectures only.
 _OLD_BUFFER = pattern(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|causal_mask)$")
 _OLD_MASK = pattern(r"(^|\.)(attn|attention)\.bias$")  # a causal mask [1, 1, n, n] or [n, n], not the bias of a layer
@@ -125,8 +128,8 @@ def load_model(
                 output_loading_info=True,
                 **kind.arguments,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"no {kind.what} at {str(source)!r}: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError, *_NO_MODEL) as error:
+        raise ValueError(f"no {kind.what} at {str(source)!r}: {type(error).__name__}: {error}") from error
     # Quantised files hold more than the model's own tensors, and code of its own may read what it likes.
     other = set() if _unjudgeable(model.config, kind, trust_remote_code) else info["unexpected_keys"]
     if problems := _faults(model, kind, info | {"unexpected_keys": other}, None, str(source)):
@@ -204,8 +207,8 @@ def _config(folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) 
         return load_config(
             folder, trust_remote_code=trust_remote_code, key=key, local_files_only=True, **kind.arguments
         )
-    except (OSError, KeyError, TypeError) as error:
-        raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
+    except (OSError, *_NO_MODEL) as error:
+        raise ValueError(f"no {kind.what} at {str(folder)!r}: its config.json: {error}") from error
 
 
 def _unjudgeable(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool) -> str | None:
@@ -223,7 +226,7 @@ def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightF
         with quiet():
             model, info = on_meta(kind, config, files)
         embedding = model.get_input_embeddings()
-    except ValueError as error:
+    except (ValueError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
     except RuntimeError as error:  # tensors that go into one, such as a layer's experts, do not fit each other
         if "conversion" not in str(error):
@@ -234,7 +237,7 @@ def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightF
     except (ImportError, NotImplementedError, AttributeError, TypeError, KeyError, IndexError) as error:
         return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
     return Verdict(
-        _faults(model, kind, info, files, str(folder)),
+        [*_doubled(model, files, folder), *_faults(model, kind, info, files, str(folder))],
         None,
         None if embedding is None else int(embedding.weight.shape[0]),
     )
@@ -293,6 +296,18 @@ def _faults(
     return problems
 
 
+def _doubled(model: PreTrainedModel, files: WeightFiles, folder: Path) -> list[str]:
+    """Tensors that are there with and without the model's prefix: the loader takes one for the other."""
+    prefix = f"{model.base_model_prefix}."
+    twice = sorted(name for name in files.shapes if prefix + name in files.shapes)
+    if not twice:
+        return []
+    return [
+        f"{folder / files.listed} has {len(twice)} tensors twice, with and without {prefix!r}: {first_names(twice)}; "
+        "save the model again with save_pretrained"
+    ]
+
+
 def _remedy(model: PreTrainedModel, missing: list[str], other: list[str]) -> str:
     head = model.get_output_embeddings()
     names = {name for name, module in model.named_modules() if module is head}
@@ -331,6 +346,7 @@ def tokenizer_problem(folder: Path, rows: int | None, *, model: str | Path) -> s
     if rows is None or not path.exists():
         return None
     spare, ids = _placeholders(folder), _token_ids(path)
+    ids |= _configured_tokens(folder, ids)
     beyond = sorted((number, token) for token, number in ids.items() if number >= rows and token not in spare)
     if not beyond:
         return None
@@ -359,6 +375,22 @@ def _token_ids(path: Path) -> dict[str, int]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no tokenizer ({type(error).__name__}: {error}); copy it again") from error
+
+
+def _configured_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]:
+    """Ids of the tokens that ``tokenizer_config.json`` adds to those of ``tokenizer.json``: those it lists, and special
+    ones that are not known, which get the next ids."""
+    try:
+        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        added = {str(token["content"]): int(number) for number, token in said.get("added_tokens_decoder", {}).items()}
+        special = [value for name, value in said.items() if name.endswith("_token")]
+        special += said.get("additional_special_tokens") or []
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+    names = [token.get("content") if isinstance(token, dict) else token for token in special]
+    new = [name for name in dict.fromkeys(names) if isinstance(name, str) and name not in {*known, *added}]
+    following = max([*known.values(), *added.values()], default=-1) + 1
+    return added | {name: following + place for place, name in enumerate(new)}
 
 
 def _placeholders(folder: Path) -> set[str]:
