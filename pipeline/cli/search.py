@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli import app as cli
-from pipeline.cli.compare import print_table
+from pipeline.cli.app import app
+from pipeline.cli.options import USAGE, AsJson
+from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.session import existing, exit_on_error, run_folder, working
 
 
 class Method(StrEnum):
@@ -30,7 +29,7 @@ class Judged(StrEnum):
     q = "q"
 
 
-@cli.app.command()
+@app.command()
 def search(
     target: Annotated[
         Path,
@@ -50,13 +49,12 @@ def search(
         float | None, typer.Option("--temperature", help="Of all rows but greedy; default: the run's.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the run's.")] = None,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search over latent actions on held-out prompts, beside greedy, sampled, and best-of-n with as many generated
     tokens."""
-    with cli.sentences(cli.USAGE):
-        for path in (target, *([q] if q else [])):
-            cli._existing(path.absolute())
+    with exit_on_error(USAGE):
+        target, q = existing(target), existing(q) if q else None
         from pipeline.experiments import search as searching
 
         asked = searching.Asked(
@@ -70,13 +68,12 @@ def search(
             temperature=temperature,
             seed=seed,
         )
-        table = searching.prepare(target.absolute(), asked, q.absolute() if q else None)
-    # The result alone goes to stdout: it may be piped.
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        table = searching.prepare(target, asked, q)
+    with working():
         result = searching.play(table, asked)
         kept = searching.record(table, result)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     from pipeline.experiments import search_table
 
@@ -85,7 +82,7 @@ def search(
         typer.echo(line)
 
 
-@cli.app.command("train-q")
+@app.command("train-q")
 def train_q(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a replay buffer.")],
     out: Annotated[Path | None, typer.Option("--out", help="The checkpoint; default RUN/checkpoints/q_head.")] = None,
@@ -101,13 +98,12 @@ def train_q(
         int, typer.Option("--target-every", min=1, help="Updates between copies to the target network.")
     ] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a Q head on RUN's stored rollouts by double DQN, for search with mcts-q or --value q."""
-    folder = run_dir.absolute()
-    path = (out or folder / "checkpoints" / "q_head").absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
+        path = (out or folder / "checkpoints" / "q_head").absolute()
         if path.exists() and not (path / "q_head.json").is_file():
             raise ValueError(f"--out: {path} is there and holds no Q head; give another folder")
         from learners.q_head import QSettings
@@ -122,10 +118,10 @@ def train_q(
             support=support,
             target_every=target_every,
         )
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
-        result = q_head.train_q(folder, path, settings, seed=seed, say=lambda text: typer.echo(text, err=True))
+    with working():
+        result = q_head.train_q(folder, path, settings, seed=seed, say=print_error)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     found = result["measures"]
     shown = ", ".join(

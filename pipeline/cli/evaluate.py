@@ -1,0 +1,114 @@
+"""Commands ``evaluate`` and ``off-policy``. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.app import app
+from pipeline.cli.options import RUN_CONFIG, USAGE, AsJson
+from pipeline.cli.output import off_policy_table, pass_gates, print_result, result_table
+from pipeline.cli.session import existing, exit_on_error, working
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+
+class Estimator(StrEnum):
+    """Names of ``latent_control.off_policy.ESTIMATORS``, which the command line does not import."""
+
+    ips = "ips"
+    wis = "wis"
+    dr = "dr"
+    wdr = "wdr"
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder or a checkpoint folder.")],
+    prompts: Annotated[int | None, typer.Option("--prompts", min=1, help="Held-out prompts to play.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Use this config's task and rollout settings, not the run's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sampled pass.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play held-out prompts with a run's models, or with one checkpoint. Exit code 3 when a gate of the config
+    fails."""
+    with exit_on_error(USAGE):
+        target = existing(target)
+        settings = _evaluation_config(target, config, seed)
+        from pipeline.run import evaluate as evaluate_target
+    with working():
+        result = evaluate_target(target, config=settings, prompts=prompts)
+    print_result(result, result_table, as_json)
+    pass_gates(result.get("gates"), quiet=as_json)
+
+
+@app.command("off-policy")
+def off_policy(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A checkpoint folder, or a run folder: then its last policy.")
+    ],
+    replay: Annotated[
+        list[Path], typer.Option("--replay", help="A run folder with rollouts of other policies; may be repeated.")
+    ],
+    last_updates: Annotated[
+        int | None, typer.Option("--last-updates", min=1, help="Only rollouts of the newest so many updates.")
+    ] = None,
+    versions: Annotated[
+        str | None, typer.Option("--versions", metavar="FIRST-LAST", help="Only rollouts of these policies.")
+    ] = None,
+    estimator: Annotated[Estimator, typer.Option("--estimator", help="The one the verdict goes by.")] = Estimator.dr,
+    at_least: Annotated[
+        float | None, typer.Option("--at-least", help="The reward it must surely reach; default: the behaviour's own.")
+    ] = None,
+    weight_cap: Annotated[float | None, typer.Option("--weight-cap", min=1.0, help="Truncate weights there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a policy's reward from other policies' rollouts, without playing; may it go online?"""
+    with exit_on_error(USAGE):
+        target, replay = existing(target), [existing(folder) for folder in replay]
+        window = _versions(versions)
+        from pipeline.experiments.off_policy import judge
+    with working():
+        result = judge(
+            target,
+            replay,
+            last_updates=last_updates,
+            versions=window,
+            weight_cap=weight_cap,
+            estimator=estimator.value,
+            at_least=at_least,
+        )
+    print_result(result, off_policy_table, as_json)
+
+
+def _versions(text: str | None) -> tuple[int, int] | None:
+    """``"0-19"`` -> (0, 19)."""
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(f"--versions is {text!r}; write the first and the last policy version, e.g. --versions 0-19")
+    return int(first), int(last)
+
+
+def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> RunConfig | None:
+    """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
+    from configs.loading import load_config
+
+    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
+    if own is None and config is None and seed is None:
+        raise ValueError(
+            f"{target} is neither a run folder nor a checkpoint inside one; give one, or the task by --config CONFIG"
+        )
+    if config is None and seed is None:
+        return None
+    source = config or own
+    if source is None:
+        raise ValueError(f"{target} lies in no run folder, so --seed needs --config CONFIG too")
+    return load_config(source, [] if seed is None else [f"seed={seed}"], check_paths=False)
