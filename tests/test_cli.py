@@ -22,7 +22,8 @@ from pipeline.cli.main import app
 from pipeline.cli.options import DEBUG
 from pipeline.cli.session import examine
 from pipeline.console.displays import Display
-from pipeline.preflight import check, doctor
+from pipeline.preflight import base_model, doctor, resources
+from pipeline.preflight.check import check
 from pipeline.tracking import server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,7 +204,7 @@ class TestAllErrorsAtOnce:
         )
 
     def test_preflight_errors_come_with_them(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "cpus_here", lambda: 2)
+        monkeypatch.setattr(resources, "cpus_here", lambda: 2)
         path = config_file(
             TRAINS_A_BASE + "task: {options: {numbers: 99}}\nclone: {}\nimprove: {}\nrollout: "
             "{num_workers: 5, top: 1}\n"
@@ -213,7 +214,7 @@ class TestAllErrorsAtOnce:
         assert places == ["clone:", "improve:", "rollout.num_workers:", "rollout.top:", "task.options.numbers"], errors
 
     def test_a_default_in_place_of_a_wrong_value_is_not_judged(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "cpus_here", lambda: 1)
+        monkeypatch.setattr(resources, "cpus_here", lambda: 1)
         path = config_file(TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: many}\n")
         _, errors, _ = examine(path, [])
         assert errors == ['rollout.num_workers: expected a whole number, got "many" (text) [line 7]']
@@ -252,30 +253,30 @@ class TestConfigCommands:
 
 class TestPreflight:
     def test_an_unreachable_hub_id_is_an_error_when_the_run_is_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "_hub_answers", lambda: False)
+        monkeypatch.setattr(base_model, "_hub_answers", lambda: False)
         config = load_config(config_file("base: {model: no-such-org/no-such-model}\ncluster: {address: local}\n"))
-        errors, warnings = check.check(config)
+        errors, warnings = check(config)
         assert (len(errors), warnings) == (1, [])
         assert errors[0].startswith("base.model: no-such-org/no-such-model is neither a folder nor cached")
 
     def test_a_folder_that_is_no_model(self, config_file, tmp_path):
         (tmp_path / "empty").mkdir()
-        errors, _ = check.check(load_config(config_file("base: {model: empty}\n")))
+        errors, _ = check(load_config(config_file("base: {model: empty}\n")))
         assert [e.partition(":")[0] for e in errors] == ["base.model"]
 
     def test_gpus_are_counted_only_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "gpus_here", lambda: 1)
+        monkeypatch.setattr(resources, "gpus_here", lambda: 1)
         text = (
             TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: 2, gpus_per_worker: 0.75, "
             "cpus_per_worker: 0.1}\n"
         )
         config = load_config(config_file(text))
-        errors, _ = check.check(config)
+        errors, _ = check(config)
         assert errors == [
             "rollout.num_workers: 1.5 GPUs asked for (rollout.num_workers x rollout.gpus_per_worker = 1.5), "
             "but this machine has 1; ask for less, or set cluster.address"
         ]
-        assert check.check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
+        assert check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
 
     @pytest.mark.parametrize(
         ("name", "content", "wanted"),
@@ -289,16 +290,14 @@ class TestPreflight:
     )
     def test_text_sources(self, name, content, wanted, config_file, tmp_path):
         (tmp_path / name).write_text(content)
-        errors, _ = check.check(
-            load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"])
-        )
+        errors, _ = check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
         assert len(errors) == 1
         assert errors[0].startswith("actions.data[0].path: ")
         assert wanted in errors[0]
 
     def test_a_run_folder_without_replay(self, config_file, tmp_path):
         (tmp_path / "old").mkdir()
-        errors, _ = check.check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
+        errors, _ = check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
         assert len(errors) == 1
         assert "holds no replay shards" in errors[0]
 
@@ -311,7 +310,7 @@ class TestPreflight:
             "clone={}",
         ]
         overrides += ["task.max_prompt_tokens=2", "rollout.max_new_tokens=100000"]
-        errors, _ = check.check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
+        errors, _ = check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
         assert [e.partition(":")[0] for e in errors] == [
             "actions.inverse_dynamics_layers",
             "actions.policy_layers",
@@ -326,7 +325,7 @@ class TestSlices:
             TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}")
             + "actions: {}\nclone: {}\n"
         )
-        errors, _ = check.check(load_config(config_file(text)))
+        errors, _ = check(load_config(config_file(text)))
         assert errors == [
             "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there "
             "are: numbers, target"

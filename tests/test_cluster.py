@@ -27,7 +27,7 @@ from pipeline.cli.main import app
 from pipeline.cluster import shared_storage
 from pipeline.cluster import submit as jobs
 from pipeline.cluster.connect import WORKER_ENVIRONMENT, worker_environment
-from pipeline.preflight.check import cluster_problems
+from pipeline.preflight.resources import cluster_problems
 from pipeline.runs.events import read_events
 from pipeline.tracking.tracker import read_record
 

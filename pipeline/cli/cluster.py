@@ -54,10 +54,10 @@ def submit(
         if settings is None or errors:
             raise typer.Exit(USAGE)
         from pipeline.cluster import submit as jobs
-        from pipeline.preflight import check as preflight
+        from pipeline.preflight.resources import cluster_problems
 
         with jobs.at(address) as client, jobs.staged(settings) as folder:
-            scarce = preflight.cluster_problems(settings, jobs.node_resources(address))
+            scarce = cluster_problems(settings, jobs.node_resources(address))
             print_problems(config, [] if elastic else scarce, scarce if elastic else [])
             if scarce and not elastic:
                 raise typer.Exit(USAGE)

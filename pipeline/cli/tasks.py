@@ -125,7 +125,7 @@ def sample(
 def _tokens(model: str, text: str) -> int:
     """Tokens of ``text`` for the base LM at ``model``, its end token included."""
     from configs.schema import Base, RunConfig
-    from pipeline.preflight.check import Unreachable, base_config_and_tokenizer
+    from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer
 
     try:
         _, tokenizer = base_config_and_tokenizer(RunConfig(base=Base(model=model)))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.preflight.check import cpus_here
+from pipeline.preflight.resources import cpus_here
 
 State = Literal["ok", "other version", "missing", "optional"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.yaml_text import write
-from pipeline.preflight.check import SAMPLES
+from pipeline.preflight.data_sources import SAMPLES
 from rollout_workers.tasks.row_files import near, read_file
 
 ENOUGH = 10_000
