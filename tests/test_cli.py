@@ -133,7 +133,7 @@ class TestHelp:
         from pipeline.cli.panels import MORE, PANELS, name_of
 
         every = [*app.registered_commands, *app.registered_groups]
-        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == set()
+        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == {"replay"}, "hidden"
         named = [name for names in PANELS.values() for name in names]
         assert len(named) == len(set(named))
 
@@ -282,10 +282,10 @@ class TestPreflight:
         ("name", "content", "wanted"),
         [
             ("a.jsonl", '{"body": "x"}\n', "has no column 'text' (it has body)"),
-            ("a.jsonl", "not json\n", "is no JSON object"),
+            ("a.jsonl", "not json\n", "is not a JSON object"),
             ("a.txt", "", "is empty"),
-            ("a.docx", "x", "is no .jsonl, .parquet, .txt file"),
-            ("a.parquet", "x", "is no readable Parquet file"),
+            ("a.docx", "x", "is not a .jsonl, .parquet, .txt file"),
+            ("a.parquet", "x", "is not a readable Parquet file"),
         ],
     )
     def test_text_sources(self, name, content, wanted, config_file, tmp_path):

@@ -123,7 +123,7 @@ def test_wrong_targets_are_refused_with_the_remedy(finished_run: Path, exported:
     assert "is neither a run folder nor a checkpoint" in refused(tmp_path)
     assert "is an export already: register it with --register NAME" in refused(exported)
     assert "--alias needs --register NAME" in refused(finished_run, "--alias", "champion")
-    assert "which MLflow store? This is no run: say it with --store URI" in refused(exported, "--register", "x")
+    assert "which MLflow store? This is not a run: name it with --store URI" in refused(exported, "--register", "x")
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy)
     weights = copy / "checkpoints" / "clone" / "latent_actions.safetensors"

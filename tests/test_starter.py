@@ -65,14 +65,14 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     again = CliRunner().invoke(
         app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
     )
-    assert again.exit_code == USAGE and "is there already" in again.output
+    assert again.exit_code == USAGE and "exists already" in again.output
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"frage": "1 + {i}", "antwort": "{i}"}}\n' for i in range(25)))
     with pytest.raises(
-        ValueError, match="which key holds the prompt\\? Rows have frage, antwort; say it with --prompt-key"
+        ValueError, match="which key holds the prompt\\? Rows have frage, antwort; name it with --prompt-key"
     ):
         init_config.look(path)
     with pytest.raises(ValueError, match="--prompt-key frag: not every row has it; did you mean 'frage'"):

@@ -38,7 +38,7 @@ def test_a_task_that_is_well() -> None:
 def test_demonstrations_that_do_not_solve_are_worth_a_look() -> None:
     code, result = checked("countdown", "task.options.skill=0.0", "--prompts", "4")
     assert code == 0 and "gold answers succeed in 0% only" in result["warnings"][0]
-    assert "the reward has nothing to teach" in result["warnings"][-1]
+    assert "the reward carries no training signal" in result["warnings"][-1]
 
 
 class Moody(Countdown):
@@ -73,7 +73,7 @@ def test_a_reward_that_fails_on_gold_answers_is_wrong_and_printing_is_said(tmp_p
     code, result = checked("jsonl", options, "--prompts", "4")
     assert code == 1 and len(result["problems"]) == 1
     assert "4 gold answers could not be judged, e.g. reward_error: ZeroDivisionError" in result["problems"][0]
-    assert any("prints, which nobody will see: 'here" in warning for warning in result["warnings"])
+    assert any("prints, which is not shown: 'here" in warning for warning in result["warnings"])
 
 
 def test_usage_errors_exit_with_2() -> None:

@@ -28,7 +28,7 @@ def _say_version(wanted: bool) -> None:
 def latent_control(
     debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also by {DEBUG}=1).")] = False,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")
     ] = False,
 ) -> None:
     """Teach a language model latent actions, then improve it by reinforcement learning over them.

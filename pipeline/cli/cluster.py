@@ -37,7 +37,7 @@ def submit(
         bool, typer.Option("--elastic", help="The cluster adds nodes on demand: do not refuse what it has no room for.")
     ] = False,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Submit it again so often when its driver is killed or lost.")
+        int, typer.Option("--retries", min=0, help="Submissions after a killed or lost driver, at most.")
     ] = 0,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster. Submitted again, it continues. Ctrl-C stops the job; its exit code is
@@ -49,7 +49,7 @@ def submit(
                 f"--run-dir: {run_dir} is relative to a folder that only the driver has; give an absolute path"
             )
         if retries and not wait:
-            errors.append("--retries: with --no-wait nobody is there to submit it again; leave one of them out")
+            errors.append("--retries: with --no-wait nothing submits the job again; leave one of them out")
         print_problems(config, errors, warnings)
         if settings is None or errors:
             raise typer.Exit(USAGE)
@@ -77,10 +77,10 @@ def _submitted(client: JobSubmissionClient, folder: Path, run_dir: Path, address
 
 
 def _followed(client: JobSubmissionClient, job: str, address: str, retries: int, again: Callable[[], str]) -> int:
-    """The exit code of the job, or of the last that took its place after its driver was lost."""
+    """The exit code of the job, or of its last retry after a lost driver."""
     from pipeline.cluster import submit as jobs
 
-    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
+    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background ignores Ctrl-C
         signal.signal(end, signal.default_int_handler)
     code = 1
     for number in range(retries + 1):
@@ -104,7 +104,7 @@ def job(config: ConfigFile, run_dir: RunDir, overrides: Overrides = None, quiet:
     First the storage is checked on all nodes. A run of the same config that the folder holds already is continued.
     """
     folder = run_dir.absolute()
-    # a stopped job gets it; nodes that a script starts have switched it off
+    # A stopped job receives it; processes that a script starts ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with exit_on_error(USAGE):
         settings = checked(config, [*(overrides or []), JOINED], also=[])
@@ -121,26 +121,26 @@ def scale(
         Path, typer.Argument(metavar="RUN", help="Folder of a run that is in its improve stage, or will be.")
     ],
     workers: Annotated[
-        int | None, typer.Option("--rollout-workers", min=1, help="As many from the next update on.")
+        int | None, typer.Option("--rollout-workers", min=1, help="Number of workers from the next update on.")
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Leave it to cluster.autoscale again.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Return the choice to cluster.autoscale.")] = False,
 ) -> None:
-    """Change the number of rollout workers of a run while it goes on."""
+    """Change the number of rollout workers of a running run."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
         if (workers is None) != auto:
             raise ValueError("give either --rollout-workers N or --auto")
         if (folder / "stages" / "improve.json").is_file():
-            raise ValueError(f"{folder} is done with its improve stage: there is nothing to scale")
+            raise ValueError(f"{folder} has finished its improve stage: nothing is left to scale")
         from pipeline.rl.autoscale import write_request
 
         write_request(folder, workers)
-    asked = "as many as cluster.autoscale finds right" if auto else f"{workers} rollout workers"
-    typer.echo(f"asked for {asked}; the run takes it up before its next update, and its log says so")
+    asked = "as many as cluster.autoscale chooses" if auto else f"{workers} rollout workers"
+    typer.echo(f"requested {asked}; the run applies it before its next update and logs it")
 
 
 def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
-    """As ``examine``; but that a path is not on this machine is a warning: the job looks on every node."""
+    """As ``examine``, but a path that this machine lacks is a warning: the job checks every node."""
     from configs.loading import ConfigErrors, load_config
     from configs.paths import missing_paths
     from pipeline.preflight.check import check, tracking_problems

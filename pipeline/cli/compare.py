@@ -16,7 +16,7 @@ from pipeline.cli.session import checked, empty_folder, exit_on_error, run_folde
 @app.command()
 def compare(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN_A RUN_B]", help="Two run folders.")] = None,
-    a: Annotated[list[Path] | None, typer.Option("--a", help="A run of side A; several for several seeds.")] = None,
+    a: Annotated[list[Path] | None, typer.Option("--a", help="A run of side A; repeat it for several seeds.")] = None,
     b: Annotated[list[Path] | None, typer.Option("--b", help="A run of side B.")] = None,
     variant_a: Annotated[
         str, typer.Option(help="Which model of A: base, cloned, finetuned, improved, token_level.")
@@ -49,7 +49,7 @@ def compare(
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """Tables and verdict."""
+    """Print the tables, notes and verdict of a comparison."""
     from pipeline.experiments import compare as comparison
 
     for table in comparison.tables(result):
@@ -84,7 +84,7 @@ def pilot(
     ] = "smollm2-135m-instruct",
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the base's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 48,
-    heldout: Annotated[int, typer.Option("--heldout", min=8, help="Held-out prompts to play.")] = 256,
+    heldout: Annotated[int, typer.Option("--heldout", min=8, help="Number of held-out prompts.")] = 256,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the result; default runs/pilot-<time>.")] = None,
     as_json: AsJson = False,
 ) -> None:

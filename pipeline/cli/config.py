@@ -17,7 +17,7 @@ app.add_typer(config_app, name="config")
 
 @config_app.command("check")
 def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Dry run: find everything that can be wrong before work starts. Exit code 2 when something is."""
+    """Dry run: report every problem that can be found before work starts. Exit code 2 if there is one."""
     with exit_on_error(USAGE):
         settings, errors, warnings = examine(config, overrides or [])
     if as_json:

@@ -29,14 +29,14 @@ class Estimator(StrEnum):
 @app.command()
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder or a checkpoint folder.")],
-    prompts: Annotated[int | None, typer.Option("--prompts", min=1, help="Held-out prompts to play.")] = None,
+    prompts: Annotated[int | None, typer.Option("--prompts", min=1, help="Number of held-out prompts.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="Use this config's task and rollout settings, not the run's.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sampled pass.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Play held-out prompts with a run's models, or with one checkpoint. Exit code 3 when a gate of the config
+    """Evaluate a run's models, or one checkpoint, on held-out prompts. Exit code 3 when a gate of the config
     fails."""
     with exit_on_error(USAGE):
         target = existing(target)
@@ -57,19 +57,22 @@ def off_policy(
         list[Path], typer.Option("--replay", help="A run folder with rollouts of other policies; may be repeated.")
     ],
     last_updates: Annotated[
-        int | None, typer.Option("--last-updates", min=1, help="Only rollouts of the newest so many updates.")
+        int | None, typer.Option("--last-updates", min=1, help="Only rollouts of the last N updates.")
     ] = None,
     versions: Annotated[
         str | None, typer.Option("--versions", metavar="FIRST-LAST", help="Only rollouts of these policies.")
     ] = None,
-    estimator: Annotated[Estimator, typer.Option("--estimator", help="The one the verdict goes by.")] = Estimator.dr,
+    estimator: Annotated[Estimator, typer.Option("--estimator", help="Decides the verdict.")] = Estimator.dr,
     at_least: Annotated[
-        float | None, typer.Option("--at-least", help="The reward it must surely reach; default: the behaviour's own.")
+        float | None,
+        typer.Option("--at-least", help="Reward that the lower bound must reach; default: the behaviour's."),
     ] = None,
-    weight_cap: Annotated[float | None, typer.Option("--weight-cap", min=1.0, help="Truncate weights there.")] = None,
+    weight_cap: Annotated[
+        float | None, typer.Option("--weight-cap", min=1.0, help="Truncate weights at this value.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a policy's reward from other policies' rollouts, without playing; may it go online?"""
+    """Estimate a policy's reward from other policies' rollouts, without sampling: may it go online?"""
     with exit_on_error(USAGE):
         target, replay = existing(target), [existing(folder) for folder in replay]
         window = _versions(versions)
@@ -110,5 +113,5 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
         return None
     source = config or own
     if source is None:
-        raise ValueError(f"{target} lies in no run folder, so --seed needs --config CONFIG too")
+        raise ValueError(f"{target} is not inside a run folder, so --seed needs --config CONFIG too")
     return load_config(source, [] if seed is None else [f"seed={seed}"], check_paths=False)

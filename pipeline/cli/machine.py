@@ -14,7 +14,7 @@ from pipeline.cli.session import exit_on_error
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed, what is missing, and the command that installs it."""
+    """List what is installed, what is missing, and the command that installs it."""
     from pipeline.preflight import doctor as examination
 
     findings = examination.examine()

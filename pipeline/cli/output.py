@@ -88,7 +88,7 @@ def _stage_line(config: RunConfig, stage: str) -> str:
 
 
 def finish(run_dir: Path, quiet: bool, as_json: bool = False) -> None:
-    """The last words of a run, then the gates."""
+    """Print the end of a run, then the gates."""
     if not (quiet or as_json):
         typer.echo(closing_words(run_dir))
     pass_gates(read_summary(run_dir).get("gates"), quiet or as_json)
@@ -113,7 +113,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def closing_words(run_dir: Path) -> str:
-    """What a run ends with: its evaluation as a table, its folder, and how to look at it."""
+    """The end of a run: its evaluation as a table, its folder, and the commands and pages that show it."""
     summary = read_summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))

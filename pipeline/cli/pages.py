@@ -24,15 +24,15 @@ def explain(
         int | None, typer.Option("--rollouts", min=1, help="Rollouts on the page; default: the config's.")
     ] = None,
     explained: Annotated[
-        int | None, typer.Option("--explained", min=0, help="Rollouts with every choice explained.")
+        int | None, typer.Option("--explained", min=0, help="Rollouts with an analysis of every choice.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.0, help="For what needs the model; 0: none of it.")
+        float | None, typer.Option("--seconds", min=0.0, help="Time limit of the parts that need the model; 0: none.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write RUN's explorer: what its codes do, which carry the gain of RL, and why an output came about. One file, no
-    server."""
+    """Write RUN's explorer: what its codes do, which carry the gain of RL, and why an output was generated. One file,
+    no server."""
     with exit_on_error(USAGE):
         folder, other = run_folder(run_dir), None if against is None else run_folder(against)
         from configs.loading import load_config
@@ -40,7 +40,7 @@ def explain(
         from pipeline.pages.explorer.policies import policies_of
 
         for one in (folder, *([other] if other else [])):
-            policies_of(one, hashes=False)  # says in words what there is nothing to explain about
+            policies_of(one, hashes=False)  # raises where there is nothing to explain
 
         asked = {"rollouts": rollouts, "explained": explained, "seconds": seconds}
         settings = load_config(folder / RUN_CONFIG, [], check_paths=False).explorer

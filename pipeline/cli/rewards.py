@@ -12,7 +12,7 @@ from pipeline.cli.options import FAILED, USAGE, AsJson, RunFolder
 from pipeline.cli.output import print_error, print_json, print_page, print_table
 from pipeline.cli.session import exit_on_error, new_folder, run_folder, working
 
-reward_app = typer.Typer(no_args_is_help=True, help="What the reward is made of.")
+reward_app = typer.Typer(no_args_is_help=True, help="The parts of the reward, and reward models.")
 app.add_typer(reward_app, name="reward")
 
 
@@ -45,7 +45,7 @@ def reward_report(run_dir: RunFolder, as_json: AsJson = False) -> None:
                     f"{' '.join(rollout['text'].split())[:100]!r}"
                 )
         if not level["flags"]:
-            typer.echo("no flag: nothing rises while success falls or stands still")
+            typer.echo("no flag: no part rises while success falls or stays equal")
     print_page(page, not_tracked)
 
 
@@ -69,7 +69,7 @@ def reward_train(
         float, typer.Option("--heldout-share", min=0.01, max=0.99, help="Share of the prompts held out.")
     ] = 0.1,
     evaluate_every: Annotated[
-        int, typer.Option("--evaluate-every", min=1, help="Updates between two plays of held-out pairs.")
+        int, typer.Option("--evaluate-every", min=1, help="Updates between two evaluations on held-out pairs.")
     ] = 50,
     chat: Annotated[bool, typer.Option("--chat", help="Put texts into the base's chat template.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,

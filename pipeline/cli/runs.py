@@ -1,5 +1,5 @@
-"""Commands on finished or running runs: ``runs``, ``show``, ``audit``, ``diagnose``, ``sync`` and ``replay``. Nothing
-heavy is imported before one runs."""
+"""Commands that read runs: ``runs``, ``show``, ``audit``, ``diagnose``, ``sync`` and ``reproduce``. Nothing heavy is
+imported before one runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pipeline.cli.session import exit_on_error, run_folder
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the run folders lie.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of run folders.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """A table of the runs in FOLDER, the newest first: finished, running or interrupted, and what each has reached."""
+    """A table of the runs in FOLDER, the newest first: finished, running or interrupted, and its progress."""
     with exit_on_error(USAGE):
         from pipeline.runs import status
 
@@ -34,7 +34,7 @@ def runs(
 
 @app.command()
 def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
-    """Where RUN stands, what it found, and what can be done next."""
+    """RUN's status, its results, and the next commands."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
         from configs.loading import load_config
@@ -50,13 +50,13 @@ def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
         typer.echo(line)
     typer.echo(closing_words(folder))
     if found.status == "interrupted":
-        typer.echo(f"go on: latent-control resume {run_dir}")
+        typer.echo(f"continue: latent-control resume {run_dir}")
 
 
 @app.command()
 def audit(run_dir: RunFolder, as_json: AsJson = False) -> None:
-    """Prove that RUN's reinforcement learning lost nothing, doubled nothing, and trained on nothing stale or foreign
-    (exit 1 if not)."""
+    """Prove that RUN's reinforcement learning lost no rollout, used none twice, and trained on none too stale or
+    foreign (exit 1 if not)."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
         from pipeline.integrity import audit as audits
@@ -66,15 +66,15 @@ def audit(run_dir: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(audits.as_json(findings))
     else:
-        rows = [(one.stage or "run", one.question, "yes" if one.passed else "NO", one.answer) for one in findings]
-        print_table(str(folder), ("stage", "question", "in order", "answer"), rows)
+        rows = [(one.stage or "run", one.question, "pass" if one.passed else "FAIL", one.answer) for one in findings]
+        print_table(str(folder), ("stage", "question", "pass", "answer"), rows)
     if not passed:
         raise typer.Exit(FAILED)
 
 
 @app.command()
 def diagnose(run_dir: RunFolder, as_json: AsJson = False) -> None:
-    """What ended RUN or holds it up: one cause, the evidence, and the next command."""
+    """Why RUN ended or hangs: one cause, the evidence, and the next command."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
         from pipeline.integrity import diagnose as diagnoses
@@ -91,7 +91,7 @@ def diagnose(run_dir: RunFolder, as_json: AsJson = False) -> None:
 
 @app.command()
 def sync(run_dir: RunFolder) -> None:
-    """Send to MLflow what it lacks of RUN, each step once: after a run that ended while the store was away."""
+    """Send the records of RUN that MLflow lacks, each step once: for a run that ended while the store was away."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
         from pipeline.tracking import sync as syncing
@@ -101,22 +101,23 @@ def sync(run_dir: RunFolder) -> None:
         raise typer.Exit(FAILED)
 
 
-@app.command("replay")
-def replay_command(
+@app.command()
+@app.command("replay", hidden=True)  # its name before
+def reproduce(
     run_dir: RunFolder,
     stage: Annotated[str, typer.Option("--stage", help="improve, or token_level.")] = "improve",
     stored: Annotated[
-        bool, typer.Option("--stored", help="Train on the rollouts of the replay buffer instead of sampling anew.")
+        bool, typer.Option("--stored", help="Train on the rollouts of the replay buffer instead of sampling again.")
     ] = False,
 ) -> None:
     """Repeat RUN's reinforcement learning in the order its ledger recorded, and compare every policy's hash (exit 1 if
     one differs)."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
-        from pipeline.integrity import reproduce
+        from pipeline.integrity.reproduce import repeat
     with exit_on_error(FAILED):
-        found = reproduce.repeat(folder, stage, stored=stored, say=typer.echo)
+        found = repeat(folder, stage, stored=stored, say=typer.echo)
     if found.different is not None:
-        typer.echo(f"differs from update {found.different} on")
+        typer.echo(f"differs from update {found.different} onwards")
         raise typer.Exit(FAILED)
-    typer.echo(f"{found.updates} updates repeated, every policy bit for bit as recorded")
+    typer.echo(f"{found.updates} updates reproduced, every policy bit for bit as recorded")

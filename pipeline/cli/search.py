@@ -15,7 +15,7 @@ from pipeline.cli.session import existing, exit_on_error, run_folder, working
 
 
 class Method(StrEnum):
-    """How the answer is looked for."""
+    """Search methods."""
 
     best_of_n = "best-of-n"
     mcts = "mcts"
@@ -23,7 +23,7 @@ class Method(StrEnum):
 
 
 class Judged(StrEnum):
-    """What says how good a response is."""
+    """What values a response."""
 
     verifier = "verifier"
     q = "q"
@@ -92,7 +92,8 @@ def train_q(
     hidden: Annotated[int, typer.Option("--hidden", min=0, help="Inner width of the head; 0: linear.")] = 256,
     discount: Annotated[float, typer.Option("--discount", help="Per code.")] = 1.0,
     support: Annotated[
-        float, typer.Option("--support", help="Codes this much less likely than the likeliest are left out.")
+        float,
+        typer.Option("--support", help="Codes below this share of the largest probability are excluded."),
     ] = 0.1,
     target_every: Annotated[
         int, typer.Option("--target-every", min=1, help="Updates between copies to the target network.")
@@ -105,7 +106,7 @@ def train_q(
         folder = run_folder(run_dir)
         path = (out or folder / "checkpoints" / "q_head").absolute()
         if path.exists() and not (path / "q_head.json").is_file():
-            raise ValueError(f"--out: {path} is there and holds no Q head; give another folder")
+            raise ValueError(f"--out: {path} exists and holds no Q head; give another folder")
         from learners.q_head import QSettings
         from pipeline.stages import q_head
 

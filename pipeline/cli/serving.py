@@ -84,7 +84,7 @@ def _store(source: Source | None, store: str | None) -> tuple[str, str]:
         return tracking_uri(store, Path.cwd()), tracking.experiment
     if source is None or source.run_dir is None or config is None:
         raise ValueError(
-            "which MLflow store? This is no run: say it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
+            "which MLflow store? This is not a run: name it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
         )
     return tracking_uri(tracking.uri, source.run_dir), tracking.experiment
 
@@ -127,7 +127,7 @@ def serve(
     batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
-    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: one of its own.")] = "local",
+    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: start one.")] = "local",
     base: BaseFolder = None,
 ) -> None:
     """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""

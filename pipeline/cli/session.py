@@ -32,7 +32,7 @@ def examine(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[st
         errors, warnings = list(problems.messages), list[str]()
         if problems.partial is not None:
             more, warnings = check(problems.partial)
-            # What stands in for a wrong value says nothing about the config.
+            # The default in place of a wrong value is not the user's.
             errors += [m for m in more if m not in errors and not any(name in m for name in problems.dropped)]
         return None, errors, warnings
     errors, warnings = check(config)

@@ -32,7 +32,7 @@ Temperature = Annotated[float | None, typer.Option("--temperature", min=0.0, hel
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, max=1024, help="New tokens; default: the run's.")]
 Why = Annotated[
     int | None,
-    typer.Option("--why", min=0, metavar="T", help="With --prompt: also what every code would write at token T."),
+    typer.Option("--why", min=0, metavar="T", help="With --prompt: also the top tokens of every code at token T."),
 ]
 BaseAnswer = Annotated[bool, typer.Option("--base-answer", help="With --prompt: also the base LM's own answer.")]
 Host = Annotated[
@@ -63,7 +63,7 @@ def steer(
     forbid: Forbidden = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest codes (the default).")] = False,
     temperature: Temperature = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among so many most likely codes.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the K most likely codes.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")] = 0,
     max_tokens: MaxTokens = None,
     why: Why = None,
@@ -76,8 +76,8 @@ def steer(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Steer RUN's policy by hand: force or forbid codes, see what each would write, go on from any token. A local page,
-    or --terminal."""
+    """Steer RUN's policy by hand: force or forbid codes, see each code's top tokens, continue from any token. A local
+    page, or --terminal."""
     served = web or host is not None or port is not None
     talks = terminal or (prompt is None and not served and not sys.stdin.isatty())
     with exit_on_error(USAGE):

@@ -31,8 +31,8 @@ def task_check(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random answers.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Play gold, foreign, scrambled and odd answers: timing, determinism, score ranges. Exit code 1 when something is
-    wrong."""
+    """Score gold, foreign, scrambled and odd answers: timing, determinism, score ranges. Exit code 1 if there is a
+    problem."""
     with exit_on_error(USAGE), redirect_stdout(sys.stderr):
         from pipeline.preflight import task_check as checking
 
@@ -50,7 +50,7 @@ def task_check(
         for kind in ("warnings", "problems"):
             for line in result[kind]:
                 typer.echo(f"{kind[:-1]}: {line}")
-        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} wrong")
+        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} problems")
     if result["problems"]:
         raise typer.Exit(FAILED)
 
@@ -78,7 +78,7 @@ def init(
     quickstart."""
     with exit_on_error(USAGE):
         if out.exists():
-            raise ValueError(f"{out} is there already; give another name with -o")
+            raise ValueError(f"{out} exists already; give another name with -o")
         from pipeline.preflight import init_config
 
         found = init_config.look(rows.absolute(), prompt_key, answer_key)
@@ -101,13 +101,13 @@ def sample(
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")
     ] = None,
 ) -> None:
-    """The base LM's own responses to CONFIG's training prompts, as rows that codes can be found on."""
+    """The base LM's own responses to CONFIG's training prompts, as rows to learn the codebook from."""
     from pipeline.preflight.init_config import samples_of
 
     file = (out or samples_of(config)).absolute()
     with exit_on_error(USAGE):
         if file.exists():
-            raise ValueError(f"{file} is there already; remove it, or give another name with -o")
+            raise ValueError(f"{file} exists already; remove it, or give another name with -o")
         from configs.loading import load_config
 
         # The file to be made may be one that the config names.

@@ -41,15 +41,15 @@ def resume(
     quiet: Quiet = False,
     as_json: AsJsonLines = False,
     restore_config: Annotated[
-        bool, typer.Option("--restore-config", help="Put a changed config.yaml back to what it was.")
+        bool, typer.Option("--restore-config", help="Restore a config.yaml that was changed after the run had started.")
     ] = False,
 ) -> None:
-    """Continue a run where its last checkpoint stands."""
+    """Continue a run from its last checkpoint."""
     folder = run_dir.absolute()
     with run_output(folder, quiet, as_json) as output:
         with exit_on_error(USAGE, output=output):
             existing(folder)
-            # from which the config is put back
+            # The config is restored from the manifest.
             if not (folder / RUN_CONFIG).is_file() and not (folder / "manifest.json").is_file():
                 raise ValueError(
                     f"{folder} is not a run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG "

@@ -27,7 +27,7 @@ def tune_codes(
     ] = "",
     trials: Annotated[int, typer.Option("--trials", min=2, help="Settings to try, CONFIG's own among them.")] = 12,
     finalists: Annotated[
-        int, typer.Option("--finalists", min=1, help="How many of them reinforcement learning decides between.")
+        int, typer.Option("--finalists", min=1, help="Settings that reinforcement learning decides between.")
     ] = 3,
     rl_updates: Annotated[int, typer.Option("--rl-updates", min=1, help="Updates of each finalist.")] = 80,
     minutes: Annotated[float, typer.Option("--minutes", min=1.0, help="Budget of all.")] = 30.0,
@@ -100,12 +100,12 @@ def sweep(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of --samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs; default runs/sweep-<time>. Again: go on.")
+        Path | None, typer.Option("--out", help="Folder of the runs; default runs/sweep-<time>. Again: resume.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run CONFIG over a grid of values of any keys by Ray Tune; the same command again goes on where it was
-    interrupted."""
+    """Run CONFIG over a grid of values of any keys by Ray Tune; the same command resumes it after an
+    interruption."""
     folder = new_folder(out, "sweep")
     with exit_on_error(USAGE):
         from pipeline.experiments import sweep as sweeping
@@ -113,7 +113,7 @@ def sweep(
         if not tried:
             raise ValueError("nothing to try: give --try section.key=value,value")
         wanted = sweeping.choices([sweeping.parse_range(text) for text in tried], samples, seed)
-        for choice in wanted:  # every point is a config of its own, and may be wrong alone
+        for choice in wanted:  # every point is a separate config with problems of its own
             checked(config, [*(overrides or []), *sweeping.overrides(choice)], also=[])
         trials = sweeping.planned(config, overrides or [], wanted, folder)
         configs = {trial.name: sweeping.trial_config(config, overrides or [], trial, folder.name) for trial in trials}

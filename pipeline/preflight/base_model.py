@@ -19,15 +19,15 @@ DECODERS = "only decoder-only language models are supported"
 
 
 class Unreachable(Exception):
-    """The model is neither here nor to be had from the hub now."""
+    """The model is neither on this machine nor available from the hub now."""
 
 
 def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Of the base LM, without its weights; the local copy first, then the hub.
+    """Config and tokenizer of the base LM, without its weights; the local copy first, then the hub.
 
     Raises:
         Unreachable: a hub id that is not cached, and the hub does not answer.
-        ValueError: what is there is no language model.
+        ValueError: the files are not a language model.
     """
     from latent_control.bases.foreign_code import NeedsCode
     from latent_control.bases.loading import load_config
@@ -50,17 +50,17 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
             raise
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():
-                raise ValueError(f"{folder} is no language model with a tokenizer: {first_line(error)}") from error
+                raise ValueError(f"{folder} is not a language model with a tokenizer: {first_line(error)}") from error
             if not local_only:
                 raise Unreachable(
-                    f"{config.base.model} is neither a folder, nor cached, nor to be had from the hub: "
+                    f"{config.base.model} is neither a folder, nor cached, nor available from the hub: "
                     f"{first_line(error)}"
                 ) from error
     raise AssertionError("one of the two tries returns or raises")
 
 
 def _base_folders(model: str) -> tuple[str, str]:
-    """Where config and tokenizer are; the config of an adapted base is its base's."""
+    """Folders of config and tokenizer; the config of an adapted base is its base's."""
     from latent_control.bases import adapters, smollm2
 
     if adapters.is_adapter(model):
@@ -70,7 +70,7 @@ def _base_folders(model: str) -> tuple[str, str]:
 
 
 def _hub_answers() -> bool:
-    """Asked once with a short patience: transformers would retry for half a minute."""
+    """One request with a short timeout: transformers would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -85,7 +85,7 @@ def _hub_answers() -> bool:
 
 
 def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
-    """Whether the files of the base LM, of its adapter and of the text encoder hold all of them; no weight is read."""
+    """Incomplete weight files of the base LM, its adapter or the text encoder; no weight is read."""
     from latent_control.bases import adapters
     from latent_control.bases.loading import BASE, ENCODER, judge
 
@@ -111,7 +111,7 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
 
 
 def shape_problems(config: RunConfig, model: PreTrainedConfig) -> Iterator[str]:
-    """Blocks and heads asked for against those of the base LM."""
+    """Requested blocks and heads that the base LM does not have."""
     text = model.get_text_config()
     depth, width, heads = (
         getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
@@ -134,7 +134,7 @@ def shape_problems(config: RunConfig, model: PreTrainedConfig) -> Iterator[str]:
 
 
 def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
-    """Name, number of blocks, and whether one more must stay below them."""
+    """Key, number of blocks, and whether one more must remain below them."""
     actions, improve = config.actions, config.improve
     if actions is not None:
         yield (

@@ -1,4 +1,4 @@
-"""Everything that can be wrong before work starts, found in seconds: no weights are read, no Ray is started.
+"""Checks of a config before work starts, in seconds: no weights are read, no Ray is started.
 
 Heavy imports happen inside the functions, so that the command line can import this file.
 """
@@ -83,7 +83,7 @@ def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings
 def _one_prompt(
     config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """Plays prompts through encoding and one answer through the verifier."""
+    """Encodes prompts and scores one answer."""
     from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
@@ -116,7 +116,7 @@ def _one_prompt(
 
 
 def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
-    """Through the verifier; of reward models only the configs are read."""
+    """Scores it with the verifier; of reward models only the configs are read."""
     from rollout_workers.tasks import Failure
 
     models = [str(section["model"]) for section in preferences(config.task.model_dump())]
@@ -136,21 +136,21 @@ def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
 
 
 def _one_episode(config: RunConfig, task: AgentTask, model: PreTrainedConfig) -> Iterator[str]:
-    """Begins an episode, and compares the longest one there can be with the base LM's window."""
+    """Starts an episode, and compares the longest possible one with the base LM's window."""
     from rollout_workers.tasks import Failure
 
     window, wanted = getattr(model.get_text_config(), "max_position_embeddings", None), config.rollout.turns.max_tokens
     if window and wanted > window:
         yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
     if config.clone is not None and config.clone.fit_temperature:
-        yield f"clone.fit_temperature: plays single responses, but {task.name} is played in turns; leave it out"
+        yield f"clone.fit_temperature: samples single responses, but {task.name} has several turns; leave it out"
     score = task.score(task.prompts("heldout")[0], "")
     if isinstance(score, Failure):
         yield f"task: {score.message}"
 
 
 def _engine(config: RunConfig) -> Iterator[str]:
-    """The options of an engine that has some, and whether it is there."""
+    """Problems of the engine's options, and an engine that is not installed."""
     if config.rollout.engine == "local":
         return
     from rollout_workers.engines import simulated, vllm
@@ -167,7 +167,7 @@ def _engine(config: RunConfig) -> Iterator[str]:
 
 
 def tracking_problems(config: RunConfig) -> Iterator[str]:
-    """Whether a store in a file has a folder to lie in."""
+    """A store in a file whose folder does not exist."""
     uri = config.tracking.uri
     if config.tracking.enabled and uri is not None and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent

@@ -1,4 +1,4 @@
-"""Text files, replay folders and tasks that the stages of a config learn from: whether they are there and readable."""
+"""Checks of the text files, replay folders and tasks that the stages of a config learn from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SAMPLES = "-samples.jsonl"
 
 
 def source_problems(config: RunConfig) -> Iterator[str]:
-    """Text files and replay folders that are there: readable, of a known kind, not empty. Other tasks: as the run's
-    own."""
+    """Existing text files and replay folders that are unreadable, empty or of an unknown kind, and tasks that cannot be
+    built."""
     from rollout_workers.tasks import build_task
 
     for name, section in offline_sections(config):
@@ -52,7 +52,7 @@ def _text_problem(source: DataSource) -> str | None:
     if not files:
         return f"{path} holds no {', '.join(TEXT_SUFFIXES)} file"
     if files[0].suffix not in TEXT_SUFFIXES:
-        return f"{path} is no {', '.join(TEXT_SUFFIXES)} file"
+        return f"{path} is not a {', '.join(TEXT_SUFFIXES)} file"
     empty = next((p for p in files if p.stat().st_size == 0), None)
     if empty is not None:
         return f"{empty} is empty"
@@ -61,7 +61,7 @@ def _text_problem(source: DataSource) -> str | None:
 
 
 def _column_problem(path: Path, column: str) -> str | None:
-    """Whether the first row has the column."""
+    """A first row without the column."""
     if path.suffix == ".txt":
         return None
     if path.suffix == ".jsonl":
@@ -70,7 +70,7 @@ def _column_problem(path: Path, column: str) -> str | None:
         try:
             row = json.loads(first)
         except json.JSONDecodeError as error:
-            return f"the first line of {path} is no JSON object: {error}"
+            return f"the first line of {path} is not a JSON object: {error}"
         names = list(row) if isinstance(row, dict) else []
     else:
         import pyarrow.parquet
@@ -78,7 +78,7 @@ def _column_problem(path: Path, column: str) -> str | None:
         try:
             names = pyarrow.parquet.read_schema(path).names
         except (OSError, ValueError) as error:
-            return f"{path} is no readable Parquet file: {first_line(error)}"
+            return f"{path} is not a readable Parquet file: {first_line(error)}"
     return (
         None
         if column in names

@@ -9,12 +9,12 @@ class Findings(NamedTuple):
     """What ``check`` found, e.g. ``Findings(errors=["rollout.num_workers: ..."], warnings=[])``; unpacks as a pair."""
 
     errors: list[str]
-    """Each stops the run."""
+    """Each prevents the run."""
     warnings: list[str]
-    """What could not be checked on this machine, and what is not to be overlooked."""
+    """What this machine cannot check, and what deserves attention."""
 
 
 def placed(place: str, error: ValueError) -> str:
     """The message with its place in the config in front, unless it names one itself."""
-    text = str(error).strip().partition("\n")[0] or type(error).__name__  # not cut: the remedy stands at the end
+    text = str(error).strip().partition("\n")[0] or type(error).__name__  # whole line: the remedy is at its end
     return text if text.startswith((f"{place}.", f"{place} ")) else f"{place}: {text}"

@@ -1,4 +1,4 @@
-"""CPUs and GPUs that a config asks for, against those of this machine or of a cluster's nodes."""
+"""CPUs and GPUs that a config requests, against those of this machine or of a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from configs.task_options import reward_actors
 
 
 def local_problems(config: RunConfig) -> Iterator[str]:
-    """CPUs and GPUs asked for against those here; only when Ray runs here."""
+    """Requested CPUs and GPUs that this machine lacks; only when Ray runs here."""
     if config.cluster.address != "local":
         return
     yield from _asked("GPU", gpus_here(), _gpus(config), "this machine has", "or set cluster.address")
@@ -19,8 +19,8 @@ def local_problems(config: RunConfig) -> Iterator[str]:
 
 
 def cluster_problems(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """What the config asks for against a cluster's nodes, e.g. ``[{"CPU": 8, "GPU": 1}]``: in total, and each actor on
-    one of them."""
+    """Requested resources that a cluster's nodes lack, e.g. ``[{"CPU": 8, "GPU": 1}]``: in total, and of each actor on
+    one node."""
     there = f"the cluster's {len(nodes)} nodes have"
     problems = [
         message
@@ -49,7 +49,7 @@ def _asked(kind: str, there: float, wanted: dict[str, float], who: str, remedy: 
 
 
 def _actors(config: RunConfig) -> Iterator[tuple[str, dict[str, float]]]:
-    """What a single actor of each kind needs."""
+    """Resources of a single actor of each kind."""
     rollout, cluster = config.rollout, config.cluster
     if config.improve is not None or config.evaluation is not None:
         yield (
