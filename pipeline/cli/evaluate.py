@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,13 +16,8 @@ if TYPE_CHECKING:
     from configs.schema import RunConfig
 
 
-class Estimator(StrEnum):
-    """Names of ``latent_control.off_policy.ESTIMATORS``, which the command line does not import."""
-
-    ips = "ips"
-    wis = "wis"
-    dr = "dr"
-    wdr = "wdr"
+# Names of latent_control.off_policy.ESTIMATORS, which the command line does not import.
+Estimator = Literal["ips", "wis", "dr", "wdr"]
 
 
 @app.command()
@@ -62,7 +56,7 @@ def off_policy(
     versions: Annotated[
         str | None, typer.Option("--versions", metavar="FIRST-LAST", help="Only rollouts of these policies.")
     ] = None,
-    estimator: Annotated[Estimator, typer.Option("--estimator", help="Decides the verdict.")] = Estimator.dr,
+    estimator: Annotated[Estimator, typer.Option("--estimator", help="Decides the verdict.")] = "dr",
     at_least: Annotated[
         float | None,
         typer.Option("--at-least", help="Reward that the lower bound must reach; default: the behaviour's."),
@@ -84,7 +78,7 @@ def off_policy(
             last_updates=last_updates,
             versions=window,
             weight_cap=weight_cap,
-            estimator=estimator.value,
+            estimator=estimator,
             at_least=at_least,
         )
     print_result(result, off_policy_table, as_json)

@@ -108,8 +108,7 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What ``summary.json`` holds; empty where a run has none yet."""
     path = run_dir / "summary.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def closing_words(run_dir: Path) -> str:
@@ -117,24 +116,27 @@ def closing_words(run_dir: Path) -> str:
     summary = read_summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
-    explorer = f"\nwhat the codes do: {run_dir / EXPLORER}" if (run_dir / EXPLORER).is_file() else ""
-    report = f"\nall of it on one page: {run_dir / REPORT}" if (run_dir / REPORT).is_file() else ""
-    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}{explorer}{report}"
+    pages = "".join(
+        f"\n{words}: {run_dir / page}"
+        for words, page in (("what the codes do", EXPLORER), ("all of it on one page", REPORT))
+        if (run_dir / page).is_file()
+    )
+    return f"{table}{warnings}run folder: {run_dir}\nlearning curves: latent-control ui {run_dir}{pages}"
 
 
 def result_table(result: dict[str, Any]) -> str:
     """An evaluation as aligned text: success of each model with its 95 % interval, then what improved over what."""
     rows = {name: value for name, value in result.items() if isinstance(value, dict) and "greedy" in value}
-    table = [["success", "sampled", "95 % interval", "greedy", "95 % interval", "tokens"]]
-    table += [
-        [name, *(cell for p in ("sampled", "greedy") for cell in _success(row, p)), f"{row['sampled_tokens']:.1f}"]
-        for name, row in rows.items()
+    table = [
+        ["success", "sampled", "95 % interval", "greedy", "95 % interval", "tokens"],
+        *(
+            [name, *_success(row, "sampled"), *_success(row, "greedy"), f"{row['sampled_tokens']:.1f}"]
+            for name, row in rows.items()
+        ),
     ]
-    lines = aligned(table)
-    lines += _gains(result.get("differences", {}))
     samples = result.get("samples_per_prompt", 1)
     times = "once" if samples == 1 else f"{samples} times"
-    lines += [*_more(rows), *_slice_lines(rows)]
+    lines = [*aligned(table), *_gains(result.get("differences", {})), *_more(rows), *_slice_lines(rows)]
     return "\n".join([*lines, f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"])
 
 
@@ -155,16 +157,12 @@ def _more(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     """One line for each other measure: its value for every variant that has it."""
     passes = sorted(
         {key for row in rows.values() for key in row if key.startswith("pass_at_") and not key.endswith("_interval")},
-        key=_k,
+        key=lambda name: int(name.removeprefix("pass_at_")),
     )
     for key, form in (*((key, ".3f") for key in passes), *SHOWN):
         values = [f"{name} {row[key]:{form}}" for name, row in rows.items() if row.get(key) is not None]
         if values:
             yield f"{key}: {', '.join(values)}"
-
-
-def _k(name: str) -> int:
-    return int(name.removeprefix("pass_at_"))
 
 
 def _slice_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -195,12 +193,14 @@ def off_policy_table(result: dict[str, Any]) -> str:
         more = [f"{gain['value']:+.3f}", f"{gain['low']:+.3f} - {gain['high']:+.3f}"] if gain else ["", ""]
         table.append([name, f"{row['value']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}", *more])
     weight = report["mean_weight"]
-    lines = aligned(table)
-    lines.append(f"{report['rollouts']} rollouts of {report['prompts']} prompts; effective: {report['effective']:.0f}")
-    lines.append(f"mean weight {weight['value']:.3f} ({weight['low']:.3f} to {weight['high']:.3f}), 1 when all is well")
-    return "\n".join(
-        [*lines, *(f"note: {note}" for note in result["notes"]), f"{result['checkpoint']} {result['words']}"]
-    )
+    lines = [
+        *aligned(table),
+        f"{report['rollouts']} rollouts of {report['prompts']} prompts; effective: {report['effective']:.0f}",
+        f"mean weight {weight['value']:.3f} ({weight['low']:.3f} to {weight['high']:.3f}), 1 when all is well",
+        *(f"note: {note}" for note in result["notes"]),
+        f"{result['checkpoint']} {result['words']}",
+    ]
+    return "\n".join(lines)
 
 
 def _success(row: dict[str, Any], passes: str) -> list[str]:
@@ -214,15 +214,8 @@ def _gains(differences: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     lines: list[str] = []
     for pair in (modes[i : i + 2] for i in range(0, len(modes), 2)):
         head = ["gain", *(cell for mode in pair for cell in (mode, "95 % interval"))]
-        lines += aligned(
-            [
-                head,
-                *(
-                    [name, *(c for mode in pair for c in _gain(passes.get(mode)))]
-                    for name, passes in differences.items()
-                ),
-            ]
-        )
+        rows = [[name, *(c for mode in pair for c in _gain(gains.get(mode)))] for name, gains in differences.items()]
+        lines += aligned([head, *rows])
     return lines
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,28 +13,13 @@ from pipeline.cli.output import print_error, print_json, print_table
 from pipeline.cli.session import existing, exit_on_error, run_folder, working
 
 
-class Method(StrEnum):
-    """Search methods."""
-
-    best_of_n = "best-of-n"
-    mcts = "mcts"
-    mcts_q = "mcts-q"
-
-
-class Judged(StrEnum):
-    """What values a response."""
-
-    verifier = "verifier"
-    q = "q"
-
-
 @app.command()
 def search(
     target: Annotated[
         Path,
         typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run folder (its last policy), or a checkpoint in one."),
     ],
-    method: Annotated[Method, typer.Option("--method", help="How to search.")] = Method.mcts,
+    method: Annotated[Literal["best-of-n", "mcts", "mcts-q"], typer.Option("--method", help="How to search.")] = "mcts",
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Leaves grown per prompt; of best-of-n, responses.")
     ] = 64,
@@ -43,7 +27,9 @@ def search(
     c: Annotated[float, typer.Option("--c", min=0.0, help="Weight of exploration in UCT.")] = 0.7,
     width: Annotated[int, typer.Option("--width", min=1, help="Chunks drawn from a leaf at a time.")] = 4,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts.")] = 64,
-    value: Annotated[Judged, typer.Option("--value", help="What responses are valued by.")] = Judged.verifier,
+    value: Annotated[
+        Literal["verifier", "q"], typer.Option("--value", help="What responses are valued by.")
+    ] = "verifier",
     q: Annotated[Path | None, typer.Option("--q", help="Checkpoint of train-q: for mcts-q, and for --value q.")] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of all rows but greedy; default: the run's.")
@@ -58,13 +44,13 @@ def search(
         from pipeline.experiments import search as searching
 
         asked = searching.Asked(
-            method=method.value,
+            method=method,
             iterations=iterations,
             chunk=chunk,
             c=c,
             width=width,
             prompts=prompts,
-            value=value.value,
+            value=value,
             temperature=temperature,
             seed=seed,
         )

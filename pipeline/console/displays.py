@@ -86,13 +86,11 @@ class PlainLines(Display):
         self._unshown: tuple[StageProgress, Mapping[str, float]] | None = None
 
     def begin(self, ahead: Ahead) -> None:
-        """Write the names of the stages."""
         self._run = RunProgress(ahead)
         stages = ", ".join(f"{name} {total}" if total else name for name, total in ahead.stages.items())
         self._said(f"run {ahead.run_dir.name}: {stages}")
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """Start new columns."""
         stage = self._run.begin(name, total)
         for step, metrics in earlier:
             stage.remember(step, metrics)
@@ -114,7 +112,6 @@ class PlainLines(Display):
         self._writer.line(self._line(progress, metrics))
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """Write the stage's duration."""
         if self._unshown is not None:
             self._writer.line(self._line(*self._unshown))
             self._unshown = None
@@ -157,7 +154,6 @@ class LiveView(Display):
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture, vertical_overflow="crop")
 
     def begin(self, ahead: Ahead) -> None:
-        """Start drawing."""
         self._run = RunProgress(ahead)
         self._console.print(f"run {ahead.run_dir.name}", markup=False, highlight=False, style="bold")
         if self._captured is not None:
@@ -165,17 +161,14 @@ class LiveView(Display):
         self.live.start(refresh=True)
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """Show it as the current stage."""
         stage = self._run.begin(name, total)
         for step, metrics in earlier:
             stage.remember(step, metrics)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Shown at the next refresh."""
         self._run.advance(stage, step, metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """Mark it as done."""
         self._run.end(name, kept=kept)
 
     def message(self, text: str, kind: str = "") -> None:

@@ -40,7 +40,6 @@ class JsonLines(Display):
         self._writer.line(json.dumps(_finite(record), default=str))
 
     def begin(self, ahead: Ahead) -> None:
-        """``start``."""
         self.emit("start", run_dir=str(ahead.run_dir), stages=dict(ahead.stages), version=own_version())
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
@@ -49,20 +48,16 @@ class JsonLines(Display):
         self.emit("stage_start", stage=name, updates=total, done=earlier[-1][0] if earlier else 0)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """``step``."""
         self.emit("step", stage=stage, step=step, **metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """``stage_end``."""
         seconds = time.monotonic() - self._began[name] if name in self._began else 0.0
         self.emit("stage_end", stage=name, kept=kept, **{"seconds": round(seconds, 3)} | facts)
 
     def message(self, text: str, kind: str = "") -> None:
-        """``message``."""
         self.emit("message", text=text, kind=kind)
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
-        """``evaluation``."""
         self.emit("evaluation", result=result)
 
 

@@ -193,10 +193,10 @@ def as_data(findings: list[Finding]) -> dict[str, object]:
 
 def as_text(findings: list[Finding]) -> str:
     """Aligned lines; a remedy on the line below."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.state:13}  {finding.name:14} {finding.found}")
-        if finding.remedy:
-            lines.append(f"{'':30}{finding.remedy}")
+    lines = [
+        f"{finding.state:13}  {finding.name:14} {finding.found}"
+        + (f"\n{'':30}{finding.remedy}" if finding.remedy else "")
+        for finding in findings
+    ]
     missing = sum(finding.state == "missing" for finding in findings)
     return "\n".join([*lines, "the core is complete" if not missing else f"{missing} missing: the core does not work"])

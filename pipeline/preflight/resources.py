@@ -73,15 +73,12 @@ def _gpus(config: RunConfig) -> dict[str, float]:
     }
     if config.improve is None:
         return _largest(offline)
+    rollout, cluster = config.rollout, config.cluster
     wanted = {
-        "rollout.num_workers x rollout.gpus_per_worker": config.rollout.num_workers * config.rollout.gpus_per_worker
+        "rollout.num_workers x rollout.gpus_per_worker": rollout.num_workers * rollout.gpus_per_worker,
+        "cluster.num_learners x cluster.gpus_per_learner": max(1, cluster.num_learners) * cluster.gpus_per_learner,
+        "task.options.preference actors x gpus_per_actor": reward_actors(config.task.model_dump(), "gpus_per_actor"),
     }
-    wanted["cluster.num_learners x cluster.gpus_per_learner"] = (
-        max(1, config.cluster.num_learners) * config.cluster.gpus_per_learner
-    )
-    wanted["task.options.preference actors x gpus_per_actor"] = reward_actors(
-        config.task.model_dump(), "gpus_per_actor"
-    )
     # Stages run one after the other: the larger of the two demands counts.
     return max(wanted, _largest(offline), key=lambda demand: sum(demand.values()))
 
