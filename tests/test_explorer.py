@@ -431,7 +431,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("damage", "said"),
         [
-            (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
+            (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
             (
                 lambda run: (run / "stages" / "improve.json").unlink(),
                 "not through with its stage improve (interrupted: nothing done)",

@@ -127,7 +127,7 @@ def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "improve.json").write_text("{}")
     code, output = scale("--rollout-workers", "3")
-    assert code == 2 and "done with its improve stage" in output
+    assert code == 2 and "finished its improve stage" in output
 
 
 # -- who joins and who goes --------------------------------------------------------------------------------------------
