@@ -1,5 +1,5 @@
 """``python -m pipeline`` is ``latent-control``."""
 
-from pipeline.cli.app import main
+from pipeline.cli.main import main
 
 main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -11,15 +12,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline.cli import app as cli
 from pipeline.cli import shell_completion
+from pipeline.cli.evaluate import Estimator, off_policy
+from pipeline.cli.main import app
+from pipeline.cli.options import DEBUG
+from pipeline.cli.session import examine
 from pipeline.console.displays import Display
-from pipeline.preflight import check, doctor
+from pipeline.preflight import base_model, doctor, resources
+from pipeline.preflight.check import check
 from pipeline.tracking import server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +96,7 @@ TRAINS_A_BASE = "base: {model: new, train: {updates: 1}}\nevaluation: null\ntrac
 
 class TestHelp:
     def test_importing_the_command_line_loads_nothing_heavy(self):
-        code = f"import sys, pipeline.cli.app; print([m for m in {HEAVY!r} if m in sys.modules])"
+        code = f"import sys, pipeline.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )
@@ -110,7 +116,7 @@ class TestHelp:
 
     def test_reading_a_config_loads_nothing_heavy(self):
         code = (
-            "import sys; from typer.testing import CliRunner; from pipeline.cli.app import app;"
+            "import sys; from typer.testing import CliRunner; from pipeline.cli.main import app;"
             "assert CliRunner().invoke(app, ['config', 'show', 'configs/base_countdown.yaml']).exit_code == 0;"
             f"print([m for m in {HEAVY!r} if m in sys.modules])"
         )
@@ -123,23 +129,21 @@ class TestHelp:
         "arguments", [["nonsense"], ["run"], ["run", "x.yaml", "--nonsense"], ["evaluate", ".", "--prompts", "0"]]
     )
     def test_usage_errors_are_2(self, arguments):
-        assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+        assert CliRunner().invoke(app, arguments).exit_code == 2
 
     def test_every_command_has_its_panel(self):
-        from pipeline.cli import cluster as cli_cluster  # noqa: F401
-        from pipeline.cli.panels import MORE, PANELS, arrange, name_of
+        from pipeline.cli.panels import MORE, PANELS, name_of
 
-        arrange(cli.app)
-        every = [*cli.app.registered_commands, *cli.app.registered_groups]
-        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == set()
+        every = [*app.registered_commands, *app.registered_groups]
+        assert {name_of(info) for info in every if info.rich_help_panel == MORE} == {"replay"}, "hidden"
         named = [name for names in PANELS.values() for name in names]
         assert len(named) == len(set(named))
 
     def test_version_and_near_matches(self):
-        assert CliRunner().invoke(cli.app, ["--version"]).stdout.startswith("latent-control ")
-        done = CliRunner().invoke(cli.app, ["resum"])
+        assert CliRunner().invoke(app, ["--version"]).stdout.startswith("latent-control ")
+        done = CliRunner().invoke(app, ["resum"])
         assert done.exit_code == 2 and "Did you mean 'resume'" in done.output
-        assert "3 done, but a gate" in " ".join(CliRunner().invoke(cli.app, ["--help"]).stdout.split())
+        assert "3 done, but a gate" in " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
 
 
 class TestCompletion:
@@ -202,23 +206,23 @@ class TestAllErrorsAtOnce:
         )
 
     def test_preflight_errors_come_with_them(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "cpus_here", lambda: 2)
+        monkeypatch.setattr(resources, "cpus_here", lambda: 2)
         path = config_file(
             TRAINS_A_BASE + "task: {options: {numbers: 99}}\nclone: {}\nimprove: {}\nrollout: "
             "{num_workers: 5, top: 1}\n"
         )
-        _, errors, _ = cli.examine(path, [])
+        _, errors, _ = examine(path, [])
         places = sorted(e.partition(" ")[0] for e in errors)
         assert places == ["clone:", "improve:", "rollout.num_workers:", "rollout.top:", "task.options.numbers"], errors
 
     def test_a_default_in_place_of_a_wrong_value_is_not_judged(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "cpus_here", lambda: 1)
+        monkeypatch.setattr(resources, "cpus_here", lambda: 1)
         path = config_file(TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: many}\n")
-        _, errors, _ = cli.examine(path, [])
+        _, errors, _ = examine(path, [])
         assert errors == ['rollout.num_workers: expected a whole number, got "many" (text) [line 7]']
 
     def test_json(self, config_file):
-        done = CliRunner().invoke(cli.app, ["config", "check", str(config_file("base: 3\n")), "--json"])
+        done = CliRunner().invoke(app, ["config", "check", str(config_file("base: 3\n")), "--json"])
         assert done.exit_code == 2
         assert json.loads(done.stdout)["errors"] == [
             "base: expected a section with keys of its own, got 3 (number) [line 1]"
@@ -227,18 +231,18 @@ class TestAllErrorsAtOnce:
 
 class TestConfigCommands:
     def test_check_says_ok_and_the_stages(self, config_file):
-        done = CliRunner().invoke(cli.app, ["config", "check", str(config_file(TRAINS_A_BASE)), "base.train.updates=7"])
+        done = CliRunner().invoke(app, ["config", "check", str(config_file(TRAINS_A_BASE)), "base.train.updates=7"])
         assert done.exit_code == 0, done.output
         assert done.stdout.splitlines()[:2] == ["ok", "  base      7 updates of 64 sequences (task)"]
 
     def test_show_is_the_resolved_config(self, config_file):
         path = config_file(TRAINS_A_BASE)
-        done = CliRunner().invoke(cli.app, ["config", "show", str(path), "seed=9"])
+        done = CliRunner().invoke(app, ["config", "show", str(path), "seed=9"])
         copy = config_file(done.stdout, "copy.yaml")
         assert load_config(copy) == load_config(path, ["seed=9"])
 
     def test_schema_is_json(self):
-        done = CliRunner().invoke(cli.app, ["config", "schema"])
+        done = CliRunner().invoke(app, ["config", "schema"])
         assert json.loads(done.stdout)["title"] == "RunConfig"
 
     def test_the_papers_config_passes_where_there_is_neither_hub_nor_gpu(self):
@@ -251,53 +255,51 @@ class TestConfigCommands:
 
 class TestPreflight:
     def test_an_unreachable_hub_id_is_an_error_when_the_run_is_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "_hub_answers", lambda: False)
+        monkeypatch.setattr(base_model, "_hub_answers", lambda: False)
         config = load_config(config_file("base: {model: no-such-org/no-such-model}\ncluster: {address: local}\n"))
-        errors, warnings = check.check(config)
+        errors, warnings = check(config)
         assert (len(errors), warnings) == (1, [])
         assert errors[0].startswith("base.model: no-such-org/no-such-model is neither a folder nor cached")
 
     def test_a_folder_that_is_no_model(self, config_file, tmp_path):
         (tmp_path / "empty").mkdir()
-        errors, _ = check.check(load_config(config_file("base: {model: empty}\n")))
+        errors, _ = check(load_config(config_file("base: {model: empty}\n")))
         assert [e.partition(":")[0] for e in errors] == ["base.model"]
 
     def test_gpus_are_counted_only_here(self, config_file, monkeypatch):
-        monkeypatch.setattr(check, "gpus_here", lambda: 1)
+        monkeypatch.setattr(resources, "gpus_here", lambda: 1)
         text = (
             TRAINS_A_BASE + "actions: {}\nclone: {}\nimprove: {}\nrollout: {num_workers: 2, gpus_per_worker: 0.75, "
             "cpus_per_worker: 0.1}\n"
         )
         config = load_config(config_file(text))
-        errors, _ = check.check(config)
+        errors, _ = check(config)
         assert errors == [
             "rollout.num_workers: 1.5 GPUs asked for (rollout.num_workers x rollout.gpus_per_worker = 1.5), "
             "but this machine has 1; ask for less, or set cluster.address"
         ]
-        assert check.check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
+        assert check(load_config(config_file(text), ["cluster.address=auto"])).errors == []
 
     @pytest.mark.parametrize(
         ("name", "content", "wanted"),
         [
             ("a.jsonl", '{"body": "x"}\n', "has no column 'text' (it has body)"),
-            ("a.jsonl", "not json\n", "is no JSON object"),
+            ("a.jsonl", "not json\n", "is not a JSON object"),
             ("a.txt", "", "is empty"),
-            ("a.docx", "x", "is no .jsonl, .parquet, .txt file"),
-            ("a.parquet", "x", "is no readable Parquet file"),
+            ("a.docx", "x", "is not a .jsonl, .parquet, .txt file"),
+            ("a.parquet", "x", "is not a readable Parquet file"),
         ],
     )
     def test_text_sources(self, name, content, wanted, config_file, tmp_path):
         (tmp_path / name).write_text(content)
-        errors, _ = check.check(
-            load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"])
-        )
+        errors, _ = check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
         assert len(errors) == 1
         assert errors[0].startswith("actions.data[0].path: ")
         assert wanted in errors[0]
 
     def test_a_run_folder_without_replay(self, config_file, tmp_path):
         (tmp_path / "old").mkdir()
-        errors, _ = check.check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
+        errors, _ = check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
         assert len(errors) == 1
         assert "holds no replay shards" in errors[0]
 
@@ -310,7 +312,7 @@ class TestPreflight:
             "clone={}",
         ]
         overrides += ["task.max_prompt_tokens=2", "rollout.max_new_tokens=100000"]
-        errors, _ = check.check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
+        errors, _ = check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
         assert [e.partition(":")[0] for e in errors] == [
             "actions.inverse_dynamics_layers",
             "actions.policy_layers",
@@ -325,7 +327,7 @@ class TestSlices:
             TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}")
             + "actions: {}\nclone: {}\n"
         )
-        errors, _ = check.check(load_config(config_file(text)))
+        errors, _ = check(load_config(config_file(text)))
         assert errors == [
             "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there "
             "are: numbers, target"
@@ -335,7 +337,7 @@ class TestSlices:
 class TestRunResumeEvaluate:
     def test_run_makes_a_folder_name_and_hands_the_config_over(self, config_file, fake_stages, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "seed=5", "--quiet"])
+        done = CliRunner().invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "seed=5", "--quiet"])
         assert done.exit_code == 0, done.output
         ((_, config, folder, display),) = fake_stages.calls
         assert (config.seed, type(display), done.stdout) == (5, Display, "")
@@ -345,7 +347,7 @@ class TestRunResumeEvaluate:
     def test_an_occupied_folder_names_resume(self, config_file, fake_stages, tmp_path):
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "x").touch()
-        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        done = CliRunner().invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
         assert done.exit_code == 2
         assert f"latent-control resume {tmp_path / 'r'}" in done.stderr
         assert fake_stages.calls == []
@@ -353,7 +355,7 @@ class TestRunResumeEvaluate:
     def test_a_folder_that_cannot_be_made_is_a_usage_error(self, config_file, fake_stages, tmp_path):
         (tmp_path / "file").touch()
         done = CliRunner().invoke(
-            cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")]
+            app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")]
         )
         assert done.exit_code == 2 and "give a folder that can be written" in done.stderr and fake_stages.calls == []
 
@@ -366,12 +368,12 @@ class TestRunResumeEvaluate:
 
         fake_stages.run = work
         words = ["run", str(config_file(TRAINS_A_BASE)), "--json", "--run-dir"]
-        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        done = CliRunner().invoke(app, [*words, str(tmp_path / "r")])
         events = [json.loads(line) for line in done.stdout.splitlines()]
         assert [event["event"] for event in events] == ["message", "end"]
         assert (done.exit_code, events[-1]["exit_code"], events[-1]["gates"]["passed"]) == (3, 3, False)
         assert "what a library prints" in done.stderr
-        done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "r")])
+        done = CliRunner().invoke(app, [*words, str(tmp_path / "r")])
         (end,) = [json.loads(line) for line in done.stdout.splitlines()]
         assert (done.exit_code, end["exit_code"]) == (2, 2) and "is not empty" in end["errors"][0]
 
@@ -384,7 +386,7 @@ class TestRunResumeEvaluate:
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(config_file(TRAINS_A_BASE))!r}, '--json', '--run-dir', "
             f"{str(tmp_path / 'r')!r}]\n"
-            "from pipeline.cli.app import main; main()\n"
+            "from pipeline.cli.main import main; main()\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -401,7 +403,7 @@ class TestRunResumeEvaluate:
         (tmp_path / "r").mkdir()
         assert (
             CliRunner()
-            .invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+            .invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
             .exit_code
             == 0
         )
@@ -417,14 +419,14 @@ class TestRunResumeEvaluate:
             raise error
 
         fake_stages.run = fail
-        monkeypatch.delenv(cli.DEBUG, raising=False)
-        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        monkeypatch.delenv(DEBUG, raising=False)
+        done = CliRunner().invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
         assert done.exit_code == 1
         assert done.stderr == f"error: {error} (the traceback: latent-control --debug ...)\n"
-        monkeypatch.setenv(cli.DEBUG, "1")
+        monkeypatch.setenv(DEBUG, "1")
         assert (
             CliRunner()
-            .invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")])
+            .invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "q")])
             .exception
             is error
         )
@@ -434,25 +436,25 @@ class TestRunResumeEvaluate:
             raise KeyError("a defect")
 
         fake_stages.run = fail
-        done = CliRunner().invoke(cli.app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
+        done = CliRunner().invoke(app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "r")])
         assert isinstance(done.exception, KeyError)
 
     def test_resume_wants_a_run_folder(self, fake_stages, tmp_path):
-        for folder, wanted in ((tmp_path, "is no run folder"), (tmp_path / "absent", "does not exist")):
-            done = CliRunner().invoke(cli.app, ["resume", str(folder)])
+        for folder, wanted in ((tmp_path, "is not a run folder"), (tmp_path / "absent", "does not exist")):
+            done = CliRunner().invoke(app, ["resume", str(folder)])
             assert done.exit_code == 2
             assert wanted in done.stderr
         (tmp_path / "config.yaml").touch()
-        assert CliRunner().invoke(cli.app, ["resume", str(tmp_path)]).exit_code == 0
+        assert CliRunner().invoke(app, ["resume", str(tmp_path)]).exit_code == 0
         assert fake_stages.calls == [("resume", tmp_path, None)]
 
     def test_evaluate_prints_a_table_or_json_and_nothing_else_on_stdout(self, fake_stages, config_file, tmp_path):
-        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--prompts", "8"])
         assert (
             done.exit_code == 2 and "neither a run folder nor a checkpoint" in done.stderr and fake_stages.calls == []
         )
         config_file(TRAINS_A_BASE, "config.yaml")
-        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8"])
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--prompts", "8"])
         assert done.stdout.splitlines() == [
             "success  sampled  95 % interval  greedy  95 % interval  tokens",
             "base     0.250    0.100 - 0.400  0.500   0.300 - 0.700  12.0",
@@ -460,7 +462,7 @@ class TestRunResumeEvaluate:
             "improved - base  +0.500   +0.250 to +0.750",
             "8 held-out prompts, each played once sampled and once greedy",
         ]
-        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
         assert json.loads(done.stdout)["base"]["greedy"] == 0.5
 
     GATES = {  # noqa: RUF012
@@ -485,7 +487,7 @@ class TestRunResumeEvaluate:
             folder.mkdir()
             (folder / "config.yaml").touch()
         arguments = ["run", str(path), "--run-dir", str(folder)] if command == "run" else ["resume", str(folder)]
-        done = CliRunner().invoke(cli.app, arguments)
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 3
         assert done.stdout.splitlines()[0] == f"run folder: {folder}"
         assert done.stdout.splitlines()[-1] == "gate passed: success >= 0.2  (improved: 0.25)"
@@ -497,7 +499,7 @@ class TestRunResumeEvaluate:
         fake_stages.evaluate = lambda target, *, config, prompts: (
             plain(target, config=config, prompts=prompts) | {"gates": self.GATES}
         )
-        done = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
         assert done.exit_code == 3
         assert json.loads(done.stdout)["gates"] == self.GATES
 
@@ -505,7 +507,7 @@ class TestRunResumeEvaluate:
         config_file(TRAINS_A_BASE, "config.yaml")
         checkpoint = tmp_path / "checkpoints" / "clone"
         checkpoint.mkdir(parents=True)
-        assert CliRunner().invoke(cli.app, ["evaluate", str(checkpoint), "--seed", "4"]).exit_code == 0
+        assert CliRunner().invoke(app, ["evaluate", str(checkpoint), "--seed", "4"]).exit_code == 0
         assert fake_stages.calls[0][2].seed == 4
 
     @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -519,7 +521,7 @@ class TestRunResumeEvaluate:
             "    (run_dir / 'config.yaml').touch(); print('working', flush=True); time.sleep(60)\n"
             "sys.modules['pipeline.run'] = types.SimpleNamespace(run=run)\n"
             f"sys.argv = ['latent-control', 'run', {str(path)!r}, '--run-dir', {str(folder)!r}]\n"
-            "from pipeline.cli.app import main; main()\n"
+            "from pipeline.cli.main import main; main()\n"
         )
         with subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -534,7 +536,7 @@ class TestRunResumeEvaluate:
 
 class TestDoctor:
     def test_says_what_there_is(self):
-        done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+        done = CliRunner().invoke(app, ["doctor", "--json"])
         found = {f["name"]: f for f in json.loads(done.stdout)["findings"]}
         assert found["torch"]["state"] in ("ok", "other version")
         assert done.exit_code == 0
@@ -620,11 +622,12 @@ def test_off_policy_says_what_is_wrong_before_it_starts(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli.app, ["off-policy", str(tmp_path), *arguments])
+    result = CliRunner().invoke(app, ["off-policy", str(tmp_path), *arguments])
     assert result.exit_code == 2 and said in " ".join(result.output.replace("│", " ").split())
 
 
 def test_estimators_of_the_command_line_are_those_there_are() -> None:
     from latent_control.off_policy import ESTIMATORS, RECOMMENDED
 
-    assert [e.value for e in cli.Estimator] == list(ESTIMATORS) and cli.Estimator.dr == RECOMMENDED
+    assert get_args(Estimator) == tuple(ESTIMATORS)
+    assert inspect.signature(off_policy).parameters["estimator"].default == RECOMMENDED

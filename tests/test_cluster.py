@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline import job
-from pipeline.cli import cluster as cli_cluster
+from pipeline.cli.main import app
 from pipeline.cluster import shared_storage
 from pipeline.cluster import submit as jobs
 from pipeline.cluster.connect import WORKER_ENVIRONMENT, worker_environment
-from pipeline.preflight.check import cluster_problems
+from pipeline.preflight.resources import cluster_problems
 from pipeline.runs.events import read_events
 from pipeline.tracking.tracker import read_record
 
@@ -130,11 +130,11 @@ def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(
         run_dir = tmp_path / "run"
         brought = job.with_files_brought(unpacked, run_dir)
         assert brought == job.with_files_brought(unpacked, run_dir), "submitted again"
-        code = "import pipeline.cli.app as c; print(c.__file__)"
+        code = "import pipeline.cli.main as c; print(c.__file__)"
         found = subprocess.run(
             [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=60
         )
-        assert found.stdout.strip() == str(folder / "pipeline" / "cli.py")
+        assert found.stdout.strip() == str(folder / "pipeline" / "cli" / "main.py")
     assert not folder.exists()
     assert (
         Path(brought.base.model) == run_dir / "brought" / "countdown-1m"
@@ -191,7 +191,7 @@ def test_a_node_that_sees_other_files_says_so(tmp_path: Path, monkeypatch: pytes
 
 
 def submit(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli_cluster.cli.app, ["submit", *arguments])
+    done = CliRunner().invoke(app, ["submit", *arguments])
     return done.exit_code, done.output
 
 

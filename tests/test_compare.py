@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
-from pipeline.cli import app as cli
-from pipeline.cli import compare as cli_evidence
+from pipeline.cli.main import app
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.experiments import pilot
 from pipeline.experiments.compare import compare, seed_difference
@@ -112,14 +111,14 @@ def test_welch_by_hand() -> None:
 
 def test_command_writes_the_page_beside_b(tmp_path: Path) -> None:
     a, b = finished(tmp_path / "a", 60), finished(tmp_path / "b", 40)
-    done = CliRunner().invoke(cli_evidence.cli.app, ["compare", str(a), str(b)])
+    done = CliRunner().invoke(app, ["compare", str(a), str(b)])
     assert done.exit_code == 0 and "A is better by 0.200" in done.output
     assert "<polyline" in (b / "compare-with-a.html").read_text()
     asked = CliRunner().invoke(
-        cli.app, ["compare", "--a", str(a), "--b", str(b), "--json", "--html", str(tmp_path / "x.html")]
+        app, ["compare", "--a", str(a), "--b", str(b), "--json", "--html", str(tmp_path / "x.html")]
     )
     assert json.loads(asked.stdout)["success"]["greedy"]["a"] == 0.6 and (tmp_path / "x.html").is_file()
-    assert CliRunner().invoke(cli.app, ["compare", str(a)]).exit_code == 2
+    assert CliRunner().invoke(app, ["compare", str(a)]).exit_code == 2
 
 
 PACE = pilot.Pace(update={"actions": 0.1, "clone": 0.1, "token_level": 0.4, "improve": 0.2}, fixed=20.0, probe=30.0)
@@ -157,7 +156,7 @@ def test_pilot_config_is_valid_and_refuses_bad_rows(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n')
     done = CliRunner().invoke(
-        cli_evidence.cli.app,
+        app,
         ["pilot", "--prompts", str(rows), "--base", "configs/models/countdown-1m", "--out", str(tmp_path / "o")],
     )
     assert done.exit_code == 2 and "line 2: no key 'answer'" in done.output

@@ -21,26 +21,13 @@ from typer.testing import CliRunner
 
 from configs.loading import config_schema
 from configs.reference import reference
-from pipeline.cli import app as cli
-from pipeline.cli import cluster as cli_cluster
-from pipeline.cli import compare as cli_evidence
-from pipeline.cli import pages as cli_explain
-from pipeline.cli import runs as cli_runs
-from pipeline.cli import search as cli_search
-from pipeline.cli import serving as cli_serving
-from pipeline.cli import steer as cli_steer
-from pipeline.cli import tasks as cli_tasks
-
-assert all(
-    m.cli.app is cli.app
-    for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
-)
+from pipeline.cli.main import app
 
 
 def parse(words: list[str]) -> None:
     """As the program would, but that nothing is called; words in capitals stand for values. Raises
     ``TyperException``."""
-    command: Any = get_command(cli.app)
+    command: Any = get_command(app)
     if words[0].startswith("-"):  # of the program itself; making a context of --install-completion would install it
         if words[0] not in {option for parameter in command.params for option in parameter.opts}:
             raise TyperException(f"no option {words[0]!r}")
@@ -81,7 +68,7 @@ def test_the_reference_is_the_schemas() -> None:
     assert (ROOT / "docs" / "reference.md").read_text() == reference(config_schema()), (
         "latent-control config reference > docs/reference.md"
     )
-    assert CliRunner().invoke(cli.app, ["config", "reference"]).output == reference(config_schema())
+    assert CliRunner().invoke(app, ["config", "reference"]).output == reference(config_schema())
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -27,21 +27,10 @@ from cluster_fixtures import LocalCluster, free_port
 from doc_commands import GROUPS, NOT_HERE, ROOT, smaller, typed, written
 from typer.testing import CliRunner
 
-from pipeline.cli import app as cli
-from pipeline.cli import cluster as cli_cluster
-from pipeline.cli import compare as cli_evidence
-from pipeline.cli import pages as cli_explain
-from pipeline.cli import runs as cli_runs
-from pipeline.cli import search as cli_search
-from pipeline.cli import serving as cli_serving
-from pipeline.cli import steer as cli_steer
-from pipeline.cli import tasks as cli_tasks
+from pipeline.cli.main import app
+from pipeline.cli.options import INTERRUPTED
 from pipeline.experiments import pilot
 
-assert all(
-    m.cli.app is cli.app
-    for m in (cli_cluster, cli_evidence, cli_explain, cli_runs, cli_search, cli_serving, cli_steer, cli_tasks)
-)
 pytest_plugins = ("rl_fixtures", "run_fixtures", "cluster_fixtures")
 QUICK = {
     "config check",
@@ -168,7 +157,7 @@ def invoke(folder: Path, *words: str, codes: frozenset[int] | set[int] = frozens
     before = Path.cwd()
     os.chdir(folder)
     try:
-        done = CliRunner().invoke(cli.app, words)
+        done = CliRunner().invoke(app, words)
     finally:
         os.chdir(before)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -281,7 +270,7 @@ def test_a_server_starts_answers_and_stops(page: str, words: Words, own: Path) -
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) in (0, cli.INTERRUPTED)
+        assert process.wait(120) in (0, INTERRUPTED)
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from configs.schema import DataSource, Explorer, ImproveOffline
 from latent_control.analysis.explain import Walker, play_on, read_choices, token_log_probs
 from latent_control.pretrained import WEIGHTS
 from latent_control.records import TokenBatch
-from pipeline.cli import app as cli
-from pipeline.cli import pages as cli_explain
+from pipeline.cli.main import app
+from pipeline.cli.options import FAILED, USAGE
 from pipeline.console.displays import automatic
 from pipeline.pages.explorer import build, gain, path
 from pipeline.pages.explorer.build import explore
@@ -407,7 +407,7 @@ class TestCommand:
             "--seconds",
             "0.1",
         ]
-        done = CliRunner().invoke(cli_explain.cli.app, arguments)
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
         assert "estimated gain" in done.stdout and "not in MLflow" in done.stdout
         assert "<main" in (tmp_path / "x.html").read_text(encoding="utf-8")
@@ -424,14 +424,14 @@ class TestCommand:
             str(tmp_path / "x.html"),
             "--json",
         ]
-        done = CliRunner().invoke(cli_explain.cli.app, arguments)
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
         assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["small", "small"]
 
     @pytest.mark.parametrize(
         ("damage", "said"),
         [
-            (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
+            (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
             (
                 lambda run: (run / "stages" / "improve.json").unlink(),
                 "not through with its stage improve (interrupted: nothing done)",
@@ -451,28 +451,28 @@ class TestCommand:
     )
     def test_what_cannot_be_explained_is_refused_in_words(self, copied, damage, said):
         damage(copied)
-        done = CliRunner().invoke(cli_explain.cli.app, ["explain", str(copied)])
-        assert (done.exit_code, done.stdout) == (cli.USAGE, "")
+        done = CliRunner().invoke(app, ["explain", str(copied)])
+        assert (done.exit_code, done.stdout) == (USAGE, "")
         assert said in done.stderr and "Traceback" not in done.stderr
         assert not (copied / "explorer.html").exists()
 
     def test_damage_inside_of_a_checkpoint_is_found_before_it_is_read(self, copied):
         weights = copied / "checkpoints" / "clone" / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-        done = CliRunner().invoke(cli_explain.cli.app, ["explain", str(copied)])
-        assert done.exit_code == cli.FAILED
+        done = CliRunner().invoke(app, ["explain", str(copied)])
+        assert done.exit_code == FAILED
         assert "clone is damaged" in done.stderr
 
     def test_a_damaged_shard_is_left_out_and_said_on_the_page(self, copied):
         first, second = sorted((copied / "replay").rglob("*.parquet"))
         first.write_bytes(first.read_bytes()[:-9])
         arguments = ["explain", str(copied), "--seconds", "0"]
-        done = CliRunner().invoke(cli_explain.cli.app, arguments)
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.stderr
         assert "note: a shard of the replay buffer is damaged or missing, and left out: run=" in done.stdout
         second.write_bytes(b"")
-        done = CliRunner().invoke(cli_explain.cli.app, arguments)
-        assert done.exit_code == cli.FAILED
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == FAILED
         assert (
             "holds no judged rollout" in done.stderr
             and "2 shards of the replay buffer are damaged or missing" in done.stderr

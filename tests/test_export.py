@@ -20,17 +20,16 @@ from typer.testing import CliRunner
 
 from latent_control import LatentActionLM
 from latent_control.pretrained import world_hash
-from pipeline.cli import app as cli
-from pipeline.cli import serving as cli_serving
+from pipeline.cli.main import app
+from pipeline.cli.options import FAILED, USAGE
 from pipeline.serving.export import Source, export, find, provenance
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
-assert cli_serving.cli is cli
 
 
 def call(*words: str | Path) -> Any:
-    return CliRunner().invoke(cli.app, list(map(str, words)))
+    return CliRunner().invoke(app, list(map(str, words)))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_a_moved_base_is_found_again_or_asked_for(
     config["base"]["path"] = str(tmp_path / "gone")
     path.write_text(json.dumps(config))
     failed = call("export", tmp_path / "lost", "-o", tmp_path / "out")
-    assert failed.exit_code == cli.FAILED
+    assert failed.exit_code == FAILED
     assert (
         f"lay at {tmp_path / 'gone'}, where it is no longer: say where it is now (base=FOLDER, or --base FOLDER)"
         in failed.output
@@ -117,14 +116,14 @@ def test_a_moved_base_is_found_again_or_asked_for(
 def test_wrong_targets_are_refused_with_the_remedy(finished_run: Path, exported: Path, tmp_path: Path) -> None:
     def refused(*words: str | Path) -> str:
         result = call("export", *words)
-        assert result.exit_code == cli.USAGE, result.output
+        assert result.exit_code == USAGE, result.output
         return result.output
 
     assert "there is nothing at" in refused(tmp_path / "nothing")
     assert "is neither a run folder nor a checkpoint" in refused(tmp_path)
     assert "is an export already: register it with --register NAME" in refused(exported)
     assert "--alias needs --register NAME" in refused(finished_run, "--alias", "champion")
-    assert "which MLflow store? This is no run: say it with --store URI" in refused(exported, "--register", "x")
+    assert "which MLflow store? This is not a run: name it with --store URI" in refused(exported, "--register", "x")
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy)
     weights = copy / "checkpoints" / "clone" / "latent_actions.safetensors"
@@ -137,7 +136,7 @@ def test_wrong_targets_are_refused_with_the_remedy(finished_run: Path, exported:
     (copy / "checkpoints" / "improve" / "token_policy.json").write_text("{}")
     assert "is a policy over tokens: it has no codes to serve" in refused(copy)
     done = call("export", finished_run, "-o", exported)
-    assert done.exit_code == cli.FAILED
+    assert done.exit_code == FAILED
     assert "is there already; give another folder with -o" in done.output
 
 

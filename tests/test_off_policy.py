@@ -30,7 +30,8 @@ from latent_control.off_policy import (
     verdict,
 )
 from latent_control.pretrained import world_hash
-from pipeline.cli.app import _versions, off_policy_table
+from pipeline.cli.evaluate import _versions
+from pipeline.cli.output import off_policy_table
 from pipeline.experiments.off_policy import HELDOUT, judge, logged
 from pipeline.replay.dataset import read_rollouts
 from pipeline.replay.writer import ReplayWriter

@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app as cli
-from pipeline.cli import runs as cli_runs
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.runs.status import PROCESS, SILENT_SECONDS, at_work, overview, runs_in
 
 QUICKSTART = (Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml").read_text()
-assert cli_runs.cli is cli
 
 
 def call(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, list(words))
+    return CliRunner().invoke(app, list(words))
 
 
 def make(folder: Path, *, stages: int = 3, evaluation: bool = True, steps: int = 150) -> Path:
@@ -93,5 +92,5 @@ def test_commands(tmp_path: Path) -> None:
     assert json.loads(call("runs", str(tmp_path), "--json").stdout)[0]["step"] == 40
     told = call("show", str(tmp_path / "a"))
     assert told.exit_code == 0 and "latent-control resume" in told.output and "150 grpo updates" in told.output
-    assert call("runs", str(tmp_path / "nothing")).exit_code == cli.USAGE
-    assert call("show", str(tmp_path)).exit_code == cli.USAGE
+    assert call("runs", str(tmp_path / "nothing")).exit_code == USAGE
+    assert call("show", str(tmp_path)).exit_code == USAGE

@@ -24,8 +24,7 @@ from latent_control.preference import (
     require_reward_model,
     scores,
 )
-from pipeline.cli import app as cli
-from pipeline.cli import tasks as cli_tasks
+from pipeline.cli.main import app
 from pipeline.cluster.connect import connected, cpus_wanted
 from pipeline.preflight.check import check
 from rollout_workers.tasks import Failure, build_task
@@ -60,7 +59,7 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "model"),
     ]
     settings = ["--updates", "12", "--batch-size", "8", "--learning-rate", "1e-3", "--max-length", "64", "--json"]
-    done = CliRunner().invoke(cli_tasks.cli.app, arguments + settings)
+    done = CliRunner().invoke(app, arguments + settings)
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["heldout_accuracy"] == 1.0 and result["train_pairs"] + result["heldout_pairs"] == 60
@@ -128,7 +127,7 @@ def test_what_is_no_reward_model_is_said_before_work_starts(reward_model: Path, 
 def test_pairs_that_cannot_be_used_are_named(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(rows)
     done = CliRunner().invoke(
-        cli.app, ["reward", "train", str(tmp_path / "pairs.jsonl"), "--base", str(BASE), "--out", str(tmp_path / "m")]
+        app, ["reward", "train", str(tmp_path / "pairs.jsonl"), "--base", str(BASE), "--out", str(tmp_path / "m")]
     )
     assert done.exit_code == 2 and message in done.output and not (tmp_path / "m").exists()
 

@@ -14,8 +14,8 @@ from report_fixtures import CODES, HOSTILE, PROMPTS, make_run, outcomes
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline.cli import app as cli
-from pipeline.cli import pages as cli_explain
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.pages.charts.axes import ticks
 from pipeline.pages.charts.draw import svg
 from pipeline.pages.charts.records import Bars, Curve, Dot, Dots, Lines
@@ -229,7 +229,7 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_page_and_says_what_is_on_it(run: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli_explain.cli.app, ["report", str(run), "-o", str(tmp_path / "deep" / "r.html")])
+    done = CliRunner().invoke(app, ["report", str(run), "-o", str(tmp_path / "deep" / "r.html")])
     assert done.exit_code == 0, done.output
     assert (
         "against base, sampled: +0.250 (+0.100 to +0.400)" in done.output
@@ -237,7 +237,7 @@ def test_the_command_writes_the_page_and_says_what_is_on_it(run: Path, tmp_path:
     )
     text = (tmp_path / "deep" / "r.html").read_text()
     assert f'href="{(run / "explorer.html").as_uri()}"' in text, "links hold from another folder, too"
-    assert CliRunner().invoke(cli.app, ["report", str(tmp_path)]).exit_code == cli.USAGE
+    assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == USAGE
 
 
 def test_the_end_of_a_run_writes_it_unless_told_not_to_and_never_fails(

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from configs.loading import dump_config
 from configs.schema import Reward, RunConfig
 from configs.schema import Task as TaskConfig
-from pipeline.cli import app as cli
-from pipeline.cli import compare as cli_evidence
+from pipeline.cli.main import app
 from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page
 from pipeline.replay.writer import ReplayReader, ReplayWriter
@@ -160,7 +159,7 @@ def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
 
 def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None:
     run_dir = gamed(tmp_path / "run", success_falls=True)
-    done = CliRunner().invoke(cli_evidence.cli.app, ["reward", "report", str(run_dir)])
+    done = CliRunner().invoke(app, ["reward", "report", str(run_dir)])
     assert (
         done.exit_code == 0
         and "FLAG format rises by +0.900" in done.output
@@ -168,10 +167,10 @@ def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None
     )
     text = (run_dir / reward_report.PAGE).read_text()
     assert "&lt;b&gt;answer" in text and "<b>answer" not in text and "<polyline" in text
-    assert json.loads(CliRunner().invoke(cli.app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {
+    assert json.loads(CliRunner().invoke(app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {
         "format": 1.0
     }
-    assert CliRunner().invoke(cli.app, ["reward", "report", str(tmp_path)]).exit_code == 2
+    assert CliRunner().invoke(app, ["reward", "report", str(tmp_path)]).exit_code == 2
 
 
 def test_replay_keeps_the_hash(tmp_path: Path) -> None:

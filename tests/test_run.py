@@ -252,7 +252,7 @@ def ended(run_dir: Path, arguments: list[str], stage: str, step: int, number: in
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = "
         f"{['latent-control', *start]!r}\n"
     )
-    code += "from pipeline.cli.app import main; main()"
+    code += "from pipeline.cli.main import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from configs.checks import cross_field_problems
 from configs.schema import Autoscale, RunConfig
-from pipeline.cli import app as cli
+from pipeline.cli.main import app
+from pipeline.cli.options import RUN_CONFIG
 from pipeline.rl import worker_group
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.autoscale import CONTROL, Demand, next_demand, read_request, write_request
@@ -113,13 +114,12 @@ def test_a_wrong_control_file_is_named(tmp_path: Path, content: str) -> None:
 
 def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
     def scale(*arguments: str) -> tuple[int, str]:
-        from pipeline.cli import cluster as cli_cluster
 
-        done = CliRunner().invoke(cli_cluster.cli.app, ["scale", str(tmp_path), *arguments])
+        done = CliRunner().invoke(app, ["scale", str(tmp_path), *arguments])
         return done.exit_code, done.output
 
     assert scale("--rollout-workers", "3")[0] == 2, "no run there"
-    (tmp_path / cli.RUN_CONFIG).write_text("")
+    (tmp_path / RUN_CONFIG).write_text("")
     assert scale("--rollout-workers", "0")[0] == 2 == scale()[0] == scale("--auto", "--rollout-workers", "1")[0]
     assert read_request(tmp_path) is None
     assert scale("--rollout-workers", "3")[0] == 0 and read_request(tmp_path) == 3
@@ -127,7 +127,7 @@ def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "improve.json").write_text("{}")
     code, output = scale("--rollout-workers", "3")
-    assert code == 2 and "done with its improve stage" in output
+    assert code == 2 and "finished its improve stage" in output
 
 
 # -- who joins and who goes --------------------------------------------------------------------------------------------

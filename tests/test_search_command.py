@@ -17,15 +17,14 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config, load_config
 from configs.schema import Tracking
-from pipeline.cli import app as cli
-from pipeline.cli import search as cli_search
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.replay.writer import ReplayWriter
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
 
 SHAPE = {"num_actions": 8, "policy_layers": 1, "inverse_dynamics_layers": 1, "merge_layers": 1}
-assert cli_search.cli is cli
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def run_dir(config: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 
 def call(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, list(words))
+    return CliRunner().invoke(app, list(words))
 
 
 def test_train_q_leaves_a_whole_checkpoint(run_dir: Path) -> None:
@@ -151,7 +150,7 @@ def test_best_of_n_alone_draws_n(run_dir: Path) -> None:
 )
 def test_what_cannot_work_is_said_before_work_starts(run_dir: Path, words: tuple[str, ...], said: str) -> None:
     found = call("search", str(run_dir), *words)
-    assert found.exit_code == cli.USAGE
+    assert found.exit_code == USAGE
     assert said in found.output
 
 
@@ -161,7 +160,7 @@ def test_a_damaged_q_head_is_refused(run_dir: Path, tmp_path: Path) -> None:
     content = (out / "q_head.json").read_text()
     (out / "q_head.json").write_text(content.replace('"span": 1', '"span": 2'))
     found = call("search", str(run_dir), "--method", "mcts-q", "--q", str(out))
-    assert found.exit_code == cli.USAGE and "damaged" in found.output
+    assert found.exit_code == USAGE and "damaged" in found.output
 
 
 @pytest.mark.parametrize(
@@ -185,9 +184,9 @@ def test_a_q_head_of_another_model_is_refused(run_dir: Path, changed: dict[str, 
 
 
 def test_train_q_wants_a_run(tmp_path: Path, run_dir: Path) -> None:
-    assert call("train-q", str(tmp_path)).exit_code == cli.USAGE
+    assert call("train-q", str(tmp_path)).exit_code == USAGE
     found = call("train-q", str(run_dir), "--discount", "1.5")
-    assert found.exit_code == cli.USAGE and "discount is 1.5" in found.output
+    assert found.exit_code == USAGE and "discount is 1.5" in found.output
     (tmp_path / "full").mkdir()
     found = call("train-q", str(run_dir), "--out", str(tmp_path / "full"))
-    assert found.exit_code == cli.USAGE and "holds no Q head" in found.output
+    assert found.exit_code == USAGE and "holds no Q head" in found.output

@@ -25,15 +25,14 @@ pytest.importorskip("torch")
 import torch
 from typer.testing import CliRunner
 
-from pipeline.cli import app as cli
-from pipeline.cli import serving as cli_serving
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.serving import deploy
 from pipeline.serving.export import export, find
 from pipeline.serving.protocol import Answer, TextStream
 from pipeline.serving.service import Reply, Row, Service
 
 pytest_plugins = ("rl_fixtures",)
-assert cli_serving.cli is cli
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
 needs_serve = pytest.mark.skipif(
     find_spec("grpc_reflection") is None, reason="Ray Serve is not installed: pip install -e '.[serve]'"
@@ -250,8 +249,8 @@ def test_chats_need_a_template(service: Service, exported: Path, monkeypatch: py
 
 def test_what_cannot_be_served_is_said_before_ray_starts(exported: Path, finished_run: Path, tmp_path: Path) -> None:
     def refused(*words: str | Path) -> str:
-        result = CliRunner().invoke(cli.app, ["serve", *map(str, words)])
-        assert result.exit_code == cli.USAGE, result.output
+        result = CliRunner().invoke(app, ["serve", *map(str, words)])
+        assert result.exit_code == USAGE, result.output
         return result.output
 
     assert "there is nothing at" in refused(tmp_path / "nothing")
@@ -322,7 +321,7 @@ def test_the_examples_of_the_documentation_run(
     plain = [w[1:] for w in words if w[:2] == ["latent-control", "export"] and "--register" not in w]
     assert plain
     for command in plain:
-        assert CliRunner().invoke(cli.app, command).exit_code == 0, command
+        assert CliRunner().invoke(app, command).exit_code == 0, command
     requests = [w for w in words if w[0] == "curl"]
     assert len(requests) >= 3
     for command in requests:
@@ -340,7 +339,7 @@ def test_the_examples_of_the_documentation_run(
 def test_every_option_is_in_the_documentation() -> None:
     text = DOCS.read_text()
     for command in ("export", "serve"):
-        shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         options = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"\x1b\[[0-9;]*m", "", shown))) - {"--help"}
         assert options
         assert not {option for option in options if option not in text}

@@ -16,7 +16,7 @@ from rl_tools import Config, host_of, make_learner, make_runner, sample, update
 
 from configs.checks import cross_field_problems, simulation_warning
 from configs.schema import Rollout, RunConfig
-from pipeline.cli.app import closing_words
+from pipeline.cli.output import closing_words
 from pipeline.console.displays import Display
 from pipeline.preflight.check import check
 from pipeline.rl.algorithm import LatentRL

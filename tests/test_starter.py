@@ -9,13 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import load_config
-from pipeline.cli import app as cli
-from pipeline.cli import tasks as cli_tasks
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.preflight import init_config
 from pipeline.preflight.check import check
 from rollout_workers.tasks.countdown import Countdown
 
-assert cli_tasks.cli.app is cli.app
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "configs" / "models" / "countdown-1m"
 
@@ -51,7 +50,7 @@ def test_keys_verifier_and_slices_are_read_off_the_rows(tmp_path: Path) -> None:
 def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> None:
     rows_file(tmp_path / "rows.jsonl", level=["easy", "hard"])
     done = CliRunner().invoke(
-        cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
+        app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
     )
     assert done.exit_code == 0, done.output
     config = load_config(tmp_path / "mine.yaml")
@@ -64,16 +63,16 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     assert config.evaluation is not None and config.evaluation.slices == ("level",)
     assert "path: rows.jsonl" in (tmp_path / "mine.yaml").read_text()
     again = CliRunner().invoke(
-        cli.app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
+        app, ["init", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "mine.yaml"), "--base", str(BASE)]
     )
-    assert again.exit_code == cli.USAGE and "is there already" in again.output
+    assert again.exit_code == USAGE and "exists already" in again.output
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"frage": "1 + {i}", "antwort": "{i}"}}\n' for i in range(25)))
     with pytest.raises(
-        ValueError, match="which key holds the prompt\\? Rows have frage, antwort; say it with --prompt-key"
+        ValueError, match="which key holds the prompt\\? Rows have frage, antwort; name it with --prompt-key"
     ):
         init_config.look(path)
     with pytest.raises(ValueError, match="--prompt-key frag: not every row has it; did you mean 'frage'"):

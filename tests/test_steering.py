@@ -32,8 +32,7 @@ from latent_control import LatentActionLM
 from latent_control.analysis.trace import generate_traced
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
-from pipeline.cli import app as cli
-from pipeline.cli import steer as cli_steer
+from pipeline.cli.main import app
 from pipeline.pages.explorer.write import explain
 from pipeline.replay.writer import ReplayReader
 from pipeline.serving.export import export, find
@@ -49,7 +48,6 @@ from pipeline.steering.terminal_view import answer_lines, printable
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
-assert cli_steer.cli is cli
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = Countdown().prompts("heldout")[0].text
 
@@ -341,7 +339,7 @@ def steered_plainly(hostile: Steerer) -> Any:
 
 
 def command(*words: str, stdin: str | None = None) -> Any:
-    return CliRunner().invoke(cli.app, ["steer", *words], input=stdin)
+    return CliRunner().invoke(app, ["steer", *words], input=stdin)
 
 
 class TestCommand:
@@ -522,5 +520,5 @@ class TestService:
 
 
 def test_help_names_the_modes():
-    text = re.sub(r"\s+", " ", CliRunner().invoke(cli.app, ["steer", "--help"]).output)
+    text = re.sub(r"\s+", " ", CliRunner().invoke(app, ["steer", "--help"]).output)
     assert "--terminal" in text and "--prompt" in text and "--host" in text

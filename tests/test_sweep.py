@@ -11,16 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
-from pipeline.cli import app as cli
-from pipeline.cli import compare as cli_evidence
+from pipeline.cli.main import app
+from pipeline.cli.options import USAGE
 from pipeline.experiments.sweep import Trial, choices, overrides, parse_range, table
 
 pytest_plugins = ("rl_fixtures",)
-assert cli_evidence.cli is cli
 
 
 def call(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, list(words))
+    return CliRunner().invoke(app, list(words))
 
 
 def test_ranges_are_lists_of_yaml_values() -> None:
@@ -79,9 +78,9 @@ def config_file(config: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
 
 def test_every_points_errors_are_told_before_anything_starts(config_file: Path, tmp_path: Path) -> None:
     found = call("sweep", str(config_file), "--try", "improve.learning_rate=1.0e-4,-1", "--out", str(tmp_path / "s"))
-    assert found.exit_code == cli.USAGE and "learning_rate" in found.output
+    assert found.exit_code == USAGE and "learning_rate" in found.output
     found = call("sweep", str(config_file), "--try", "improve.learning_rat=1", "--out", str(tmp_path / "s"))
-    assert found.exit_code == cli.USAGE and "learning_rate" in found.output  # the near match
+    assert found.exit_code == USAGE and "learning_rate" in found.output  # the near match
     assert not (tmp_path / "s").exists()
 
 
@@ -115,4 +114,4 @@ def test_a_sweep_runs_and_goes_on_after_an_interruption(config_file: Path, tmp_p
     assert (broken / "checkpoints" / "improve").is_dir()
 
     other = call("sweep", str(config_file), "--try", "improve.learning_rate=1.0e-4", "--out", str(tmp_path / "s"))
-    assert other.exit_code == cli.USAGE and "another config or other values" in other.output
+    assert other.exit_code == USAGE and "another config or other values" in other.output

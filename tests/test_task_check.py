@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.schema import Task as TaskConfig
-from pipeline.cli import app as cli
-from pipeline.cli import tasks as cli_tasks
+from pipeline.cli.main import app
 from pipeline.preflight import task_check
 from rollout_workers.tasks import Prompt, Score
 from rollout_workers.tasks.countdown import Countdown
@@ -23,7 +22,7 @@ DOCS = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 
 
 def checked(*arguments: str) -> tuple[int, dict[str, Any]]:
-    done = CliRunner().invoke(cli_tasks.cli.app, ["task", "check", *arguments, "--json"])
+    done = CliRunner().invoke(app, ["task", "check", *arguments, "--json"])
     return done.exit_code, json.loads(done.stdout)
 
 
@@ -39,7 +38,7 @@ def test_a_task_that_is_well() -> None:
 def test_demonstrations_that_do_not_solve_are_worth_a_look() -> None:
     code, result = checked("countdown", "task.options.skill=0.0", "--prompts", "4")
     assert code == 0 and "gold answers succeed in 0% only" in result["warnings"][0]
-    assert "the reward has nothing to teach" in result["warnings"][-1]
+    assert "the reward carries no training signal" in result["warnings"][-1]
 
 
 class Moody(Countdown):
@@ -74,12 +73,12 @@ def test_a_reward_that_fails_on_gold_answers_is_wrong_and_printing_is_said(tmp_p
     code, result = checked("jsonl", options, "--prompts", "4")
     assert code == 1 and len(result["problems"]) == 1
     assert "4 gold answers could not be judged, e.g. reward_error: ZeroDivisionError" in result["problems"][0]
-    assert any("prints, which nobody will see: 'here" in warning for warning in result["warnings"])
+    assert any("prints, which is not shown: 'here" in warning for warning in result["warnings"])
 
 
 def test_usage_errors_exit_with_2() -> None:
     for arguments in (["countdwn"], ["countdown", "task.options.numbrs=3"], ["no.yaml"]):
-        done = CliRunner().invoke(cli.app, ["task", "check", *arguments])
+        done = CliRunner().invoke(app, ["task", "check", *arguments])
         assert done.exit_code == 2 and "error:" in done.output
 
 
@@ -97,7 +96,7 @@ def test_the_examples_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
     commands = [line.split()[1:] for _, block in blocks("run") for line in block.splitlines()]
     assert len(commands) == 3 and len(blocks("file")) == 5
     for command in commands:
-        done = CliRunner().invoke(cli_tasks.cli.app, command)
+        done = CliRunner().invoke(app, command)
         assert done.exit_code == 0 and done.output.rstrip().endswith("ok"), done.output
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline.cli import compare as cli_evidence
+from pipeline.cli.main import app
 from pipeline.experiments.tune_codes import Space, Trial, finalists, named, recommended, require_stages, score, tuned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def test_what_cannot_be_searched_is_said(quickstart: RunConfig) -> None:
 @pytest.mark.parametrize("option", [("--span", "1,x"), ("--num-actions", "1"), ("--temperature", "0")])
 def test_wrong_values_end_before_work(option: tuple[str, str], tmp_path: Path) -> None:
     command = ["tune-codes", str(ROOT / "configs/quickstart.yaml"), *option, "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli_evidence.cli.app, command)
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 2 and option[0] in done.stderr and not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ from latent_control.model import load_base
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import token_policy
-from pipeline.cli import app as cli
+from pipeline.cli.main import app
 from pipeline.preflight.check import check
 from pipeline.stages import embedding
 
@@ -236,7 +236,7 @@ def test_the_command_line_refuses_it(folder: Path, tmp_path: Path, name: str) ->
     damage(folder)
     config = tmp_path / "config.yaml"
     config.write_text(f"base: {{model: {folder}}}\nactions: {{policy_layers: 1, inverse_dynamics_layers: 1}}\n")
-    done = CliRunner().invoke(cli.app, ["config", "check", str(config), "--json"])
+    done = CliRunner().invoke(app, ["config", "check", str(config), "--json"])
     said = " ".join(done.output.replace("\\n", " ").split())
     assert done.exit_code == 2, done.output
     assert re.search(message, said)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import app as cli
+from pipeline.cli.app import app
+from pipeline.cli.options import FAILED, USAGE, ConfigFile, Overrides, Quiet
+from pipeline.cli.output import finish, print_error, print_problems
+from pipeline.cli.session import checked, examine, exit_on_error, run_folder
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -23,41 +26,41 @@ RunDir = Annotated[
 JOINED = "cluster.address=auto"
 
 
-@cli.app.command()
+@app.command()
 def submit(
-    config: cli.ConfigFile,
+    config: ConfigFile,
     run_dir: RunDir,
     address: Annotated[str, typer.Option("--address", help="The head's dashboard, e.g. http://HEAD:8265.")],
-    overrides: cli.Overrides = None,
+    overrides: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log and exit as the job does.")] = True,
     elastic: Annotated[
         bool, typer.Option("--elastic", help="The cluster adds nodes on demand: do not refuse what it has no room for.")
     ] = False,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Submit it again so often when its driver is killed or lost.")
+        int, typer.Option("--retries", min=0, help="Submissions after a killed or lost driver, at most.")
     ] = 0,
 ) -> None:
     """Run CONFIG as a job of a Ray cluster. Submitted again, it continues. Ctrl-C stops the job; its exit code is
     passed on."""
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         settings, errors, warnings = _examined(config, [*(overrides or []), JOINED])
         if not run_dir.is_absolute():
             errors.append(
                 f"--run-dir: {run_dir} is relative to a folder that only the driver has; give an absolute path"
             )
         if retries and not wait:
-            errors.append("--retries: with --no-wait nobody is there to submit it again; leave one of them out")
-        cli.report(config, errors, warnings)
+            errors.append("--retries: with --no-wait nothing submits the job again; leave one of them out")
+        print_problems(config, errors, warnings)
         if settings is None or errors:
-            raise typer.Exit(cli.USAGE)
+            raise typer.Exit(USAGE)
         from pipeline.cluster import submit as jobs
-        from pipeline.preflight import check as preflight
+        from pipeline.preflight.resources import cluster_problems
 
         with jobs.at(address) as client, jobs.staged(settings) as folder:
-            scarce = preflight.cluster_problems(settings, jobs.node_resources(address))
-            cli.report(config, [] if elastic else scarce, scarce if elastic else [])
+            scarce = cluster_problems(settings, jobs.node_resources(address))
+            print_problems(config, [] if elastic else scarce, scarce if elastic else [])
             if scarce and not elastic:
-                raise typer.Exit(cli.USAGE)
+                raise typer.Exit(USAGE)
             job = _submitted(client, folder, run_dir, address)
             if wait:
                 raise typer.Exit(
@@ -69,79 +72,75 @@ def _submitted(client: JobSubmissionClient, folder: Path, run_dir: Path, address
     from pipeline.cluster import submit as jobs
 
     job = jobs.submit(client, folder, run_dir)
-    typer.echo(f"submitted {job}; its log: ray job logs --follow --address {address} {job}", err=True)
+    print_error(f"submitted {job}; its log: ray job logs --follow --address {address} {job}")
     return job
 
 
 def _followed(client: JobSubmissionClient, job: str, address: str, retries: int, again: Callable[[], str]) -> int:
-    """The exit code of the job, or of the last that took its place after its driver was lost."""
+    """The exit code of the job, or of its last retry after a lost driver."""
     from pipeline.cluster import submit as jobs
 
-    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background has switched Ctrl-C off
+    for end in (signal.SIGINT, signal.SIGTERM):  # a shell that starts this in the background ignores Ctrl-C
         signal.signal(end, signal.default_int_handler)
     code = 1
     for number in range(retries + 1):
-        code = jobs.follow(
-            client, job, address, lambda text: typer.echo(text, nl=False), lambda text: typer.echo(text, err=True)
-        )
+        code = jobs.follow(client, job, address, lambda text: typer.echo(text, nl=False), print_error)
         if number == retries or not jobs.driver_lost(client.get_job_info(job)):
             break
         rest = jobs.REST * 2**number
-        typer.echo(
+        print_error(
             f"the driver was lost; submitted again in {rest:g} s ({number + 1} of {retries} times), it "
             "continues the run",
-            err=True,
         )
         time.sleep(rest)
         job = again()
     return code
 
 
-@cli.app.command()
-def job(config: cli.ConfigFile, run_dir: RunDir, overrides: cli.Overrides = None, quiet: cli.Quiet = False) -> None:
+@app.command()
+def job(config: ConfigFile, run_dir: RunDir, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Run CONFIG on the Ray cluster around this process, as ``submit`` does: what a RayJob or a batch script calls.
 
     First the storage is checked on all nodes. A run of the same config that the folder holds already is continued.
     """
     folder = run_dir.absolute()
-    # a stopped job gets it; nodes that a script starts have switched it off
+    # A stopped job receives it; processes that a script starts ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with cli.sentences(cli.USAGE):
-        settings = cli.checked(config, [*(overrides or []), JOINED], also=[])
+    with exit_on_error(USAGE):
+        settings = checked(config, [*(overrides or []), JOINED], also=[])
         from pipeline.console.displays import Display
         from pipeline.job import run_job
-    with cli.sentences(cli.FAILED, resumable=folder):
+    with exit_on_error(FAILED, resumable=folder):
         done = run_job(settings, folder, Display() if quiet else None)
-    cli.finish(done, quiet)
+    finish(done, quiet)
 
 
-@cli.app.command()
+@app.command()
 def scale(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder of a run that is in its improve stage, or will be.")
     ],
     workers: Annotated[
-        int | None, typer.Option("--rollout-workers", min=1, help="As many from the next update on.")
+        int | None, typer.Option("--rollout-workers", min=1, help="Number of workers from the next update on.")
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Leave it to cluster.autoscale again.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Return the choice to cluster.autoscale.")] = False,
 ) -> None:
-    """Change the number of rollout workers of a run while it goes on."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+    """Change the number of rollout workers of a running run."""
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         if (workers is None) != auto:
             raise ValueError("give either --rollout-workers N or --auto")
         if (folder / "stages" / "improve.json").is_file():
-            raise ValueError(f"{folder} is done with its improve stage: there is nothing to scale")
+            raise ValueError(f"{folder} has finished its improve stage: nothing is left to scale")
         from pipeline.rl.autoscale import write_request
 
         write_request(folder, workers)
-    asked = "as many as cluster.autoscale finds right" if auto else f"{workers} rollout workers"
-    typer.echo(f"asked for {asked}; the run takes it up before its next update, and its log says so")
+    asked = "as many as cluster.autoscale chooses" if auto else f"{workers} rollout workers"
+    typer.echo(f"requested {asked}; the run applies it before its next update and logs it")
 
 
 def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
-    """As ``cli.examine``; but that a path is not on this machine is a warning: the job looks on every node."""
+    """As ``examine``, but a path that this machine lacks is a warning: the job checks every node."""
     from configs.loading import ConfigErrors, load_config
     from configs.paths import missing_paths
     from pipeline.preflight.check import check, tracking_problems
@@ -149,7 +148,7 @@ def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[
     try:
         config = load_config(path, overrides, check_paths=False)
     except ConfigErrors:
-        return cli.examine(path, overrides)
+        return examine(path, overrides)
     errors, warnings = check(config)
     elsewhere = {*missing_paths(config.model_dump(mode="json")), *tracking_problems(config)}
     here = [error for error in errors if error not in elsewhere]

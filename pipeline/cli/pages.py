@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli import app as cli
+from pipeline.cli.app import app
+from pipeline.cli.options import EXPLORER, RUN_CONFIG, USAGE, AsJson
+from pipeline.cli.output import print_json, print_page
+from pipeline.cli.session import exit_on_error, run_folder, working
 
 MOST_SHOWN = 5
 
 
-@cli.app.command()
+@app.command()
 def explain(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose improve stage is done.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; default RUN/explorer.html.")] = None,
@@ -24,39 +24,35 @@ def explain(
         int | None, typer.Option("--rollouts", min=1, help="Rollouts on the page; default: the config's.")
     ] = None,
     explained: Annotated[
-        int | None, typer.Option("--explained", min=0, help="Rollouts with every choice explained.")
+        int | None, typer.Option("--explained", min=0, help="Rollouts with an analysis of every choice.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.0, help="For what needs the model; 0: none of it.")
+        float | None, typer.Option("--seconds", min=0.0, help="Time limit of the parts that need the model; 0: none.")
     ] = None,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write RUN's explorer: what its codes do, which carry the gain of RL, and why an output came about. One file, no
-    server."""
-    folder, other = run_dir.absolute(), None if against is None else against.absolute()
-    with cli.sentences(cli.USAGE):
-        for one in (folder, *([other] if other else [])):
-            cli.run_folder(one)
+    """Write RUN's explorer: what its codes do, which carry the gain of RL, and why an output was generated. One file,
+    no server."""
+    with exit_on_error(USAGE):
+        folder, other = run_folder(run_dir), None if against is None else run_folder(against)
         from configs.loading import load_config
         from pipeline.pages.explorer import write
         from pipeline.pages.explorer.policies import policies_of
 
         for one in (folder, *([other] if other else [])):
-            policies_of(one, hashes=False)  # says in words what there is nothing to explain about
+            policies_of(one, hashes=False)  # raises where there is nothing to explain
 
         asked = {"rollouts": rollouts, "explained": explained, "seconds": seconds}
-        settings = load_config(folder / cli.RUN_CONFIG, [], check_paths=False).explorer
+        settings = load_config(folder / RUN_CONFIG, [], check_paths=False).explorer
         settings = settings.model_copy(update={name: value for name, value in asked.items() if value is not None})
-    name = cli.EXPLORER if other is None else f"explorer-against-{other.name}.html"
+    name = EXPLORER if other is None else f"explorer-against-{other.name}.html"
     path = (out or folder / name).absolute()
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+    with working():
         datasets, not_tracked = write.explain(folder, path, settings, against=other)
     if as_json:
         from pipeline.pages.explorer.records import as_data
 
-        typer.echo(
-            json.dumps({"page": str(path), "runs": [as_data(dataset.summary) for dataset in datasets]}, indent=2)
-        )
+        print_json({"page": str(path), "runs": [as_data(dataset.summary) for dataset in datasets]})
         return
     for dataset in datasets:
         summary, gains = (
@@ -73,23 +69,22 @@ def explain(
             )
         for note in summary.notes:
             typer.echo(f"  note: {note}")
-    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+    print_page(path, not_tracked)
 
 
-@cli.app.command("report")
+@app.command("report")
 def report_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; default RUN/report.html.")] = None,
 ) -> None:
     """Write RUN's report: what it found, how, at what cost, and how to do it again. One file, no server."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         from pipeline.pages.report.page import PAGE
         from pipeline.pages.report.write import report
     path = (out or folder / PAGE).absolute()
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+    with working():
         made, not_tracked = report(folder, path)
     for name, value, _ in made.tiles:
         typer.echo(f"{name}: {value}")
-    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+    print_page(path, not_tracked)

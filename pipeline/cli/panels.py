@@ -1,4 +1,4 @@
-"""The order of the commands in ``latent-control --help``, by what one wants to do."""
+"""The order of the commands in ``latent-control --help``, grouped by purpose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Look": ("runs", "show", "ui", "explain", "report", "steer", "evaluate", "audit", "diagnose"),
     "Compare and choose": ("compare", "pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
     "Use": ("export", "serve"),
-    "On a cluster, and repair": ("submit", "job", "scale", "sync", "replay"),
+    "On a cluster, and repair": ("submit", "job", "scale", "sync", "reproduce"),
 }
 MORE = "More"
 

@@ -1,9 +1,8 @@
-"""Commands that look at runs: ``runs``, ``show``, ``audit``, ``diagnose``, ``sync``,
-``replay``. Nothing heavy is imported before one runs."""
+"""Commands that read runs: ``runs``, ``show``, ``audit``, ``diagnose``, ``sync`` and ``reproduce``. Nothing heavy is
+imported before one runs."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,59 +10,55 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import app as cli
-from pipeline.cli.compare import print_table
+from pipeline.cli.app import app
+from pipeline.cli.options import FAILED, RUN_CONFIG, USAGE, AsJson, RunFolder
+from pipeline.cli.output import closing_words, plan, print_json, print_table, read_summary
+from pipeline.cli.session import exit_on_error, run_folder
 
 
-@cli.app.command()
+@app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the run folders lie.")] = Path("runs"),
-    as_json: cli.AsJson = False,
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of run folders.")] = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
-    """A table of the runs in FOLDER, the newest first: finished, running or interrupted, and what each has reached."""
-    with cli.sentences(cli.USAGE):
+    """A table of the runs in FOLDER, the newest first: finished, running or interrupted, and its progress."""
+    with exit_on_error(USAGE):
         from pipeline.runs import status
 
         found = status.runs_in(folder.absolute())
     if as_json:
-        typer.echo(json.dumps([asdict(run) | {"folder": str(run.folder)} for run in found], indent=2))
+        print_json([asdict(run) | {"folder": str(run.folder)} for run in found])
         return
     print_table(str(folder.absolute()), status.HEAD, [status.cells(run, time.time()) for run in found])
 
 
-@cli.app.command()
-def show(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False
-) -> None:
-    """Where RUN stands, what it found, and what can be done next."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+@app.command()
+def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """RUN's status, its results, and the next commands."""
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         from configs.loading import load_config
         from pipeline.runs import status
 
         found = status.overview(folder)
-        config = load_config(folder / cli.RUN_CONFIG, check_paths=False)
+        config = load_config(folder / RUN_CONFIG, check_paths=False)
     if as_json:
-        typer.echo(json.dumps(asdict(found) | {"folder": str(folder), "summary": cli._summary(folder)}, indent=2))
+        print_json(asdict(found) | {"folder": str(folder), "summary": read_summary(folder)})
         return
     typer.echo(f"{found.status}" + (f", {found.stage} {found.step}/{found.total}" if found.total else ""))
-    for line in cli.plan(config):
+    for line in plan(config):
         typer.echo(line)
-    typer.echo(cli.closing_words(folder))
+    typer.echo(closing_words(folder))
     if found.status == "interrupted":
-        typer.echo(f"go on: latent-control resume {run_dir}")
+        typer.echo(f"continue: latent-control resume {run_dir}")
 
 
-@cli.app.command()
-def audit(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False
-) -> None:
-    """Prove that RUN's reinforcement learning lost nothing, doubled nothing, and trained on nothing stale or foreign
-    (exit 1 if not)."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+@app.command()
+def audit(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Prove that RUN's reinforcement learning lost no rollout, used none twice, and trained on none too stale or
+    foreign (exit 1 if not)."""
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         from pipeline.integrity import audit as audits
 
         findings = audits.audit(folder)
@@ -71,20 +66,17 @@ def audit(
     if as_json:
         typer.echo(audits.as_json(findings))
     else:
-        rows = [(one.stage or "run", one.question, "yes" if one.passed else "NO", one.answer) for one in findings]
-        print_table(str(folder), ("stage", "question", "in order", "answer"), rows)
+        rows = [(one.stage or "run", one.question, "pass" if one.passed else "FAIL", one.answer) for one in findings]
+        print_table(str(folder), ("stage", "question", "pass", "answer"), rows)
     if not passed:
-        raise typer.Exit(cli.FAILED)
+        raise typer.Exit(FAILED)
 
 
-@cli.app.command()
-def diagnose(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: cli.AsJson = False
-) -> None:
-    """What ended RUN or holds it up: one cause, the evidence, and the next command."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+@app.command()
+def diagnose(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Why RUN ended or hangs: one cause, the evidence, and the next command."""
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         from pipeline.integrity import diagnose as diagnoses
 
         found = diagnoses.diagnose(folder)
@@ -97,36 +89,35 @@ def diagnose(
     typer.echo(f"next: {found.next}")
 
 
-@cli.app.command()
-def sync(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Send to MLflow what it lacks of RUN, each step once: after a run that ended while the store was away."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+@app.command()
+def sync(run_dir: RunFolder) -> None:
+    """Send the records of RUN that MLflow lacks, each step once: for a run that ended while the store was away."""
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
         from pipeline.tracking import sync as syncing
-    with cli.sentences(cli.FAILED):
+    with exit_on_error(FAILED):
         sent = syncing.sync(folder, typer.echo)
     if not sent:
-        raise typer.Exit(cli.FAILED)
+        raise typer.Exit(FAILED)
 
 
-@cli.app.command("replay")
-def replay_command(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+@app.command()
+@app.command("replay", hidden=True)  # its name before
+def reproduce(
+    run_dir: RunFolder,
     stage: Annotated[str, typer.Option("--stage", help="improve, or token_level.")] = "improve",
     stored: Annotated[
-        bool, typer.Option("--stored", help="Train on the rollouts of the replay buffer instead of sampling anew.")
+        bool, typer.Option("--stored", help="Train on the rollouts of the replay buffer instead of sampling again.")
     ] = False,
 ) -> None:
     """Repeat RUN's reinforcement learning in the order its ledger recorded, and compare every policy's hash (exit 1 if
     one differs)."""
-    folder = run_dir.absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
-        from pipeline.integrity import reproduce
-    with cli.sentences(cli.FAILED):
-        found = reproduce.repeat(folder, stage, stored=stored, say=typer.echo)
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
+        from pipeline.integrity.reproduce import repeat
+    with exit_on_error(FAILED):
+        found = repeat(folder, stage, stored=stored, say=typer.echo)
     if found.different is not None:
-        typer.echo(f"differs from update {found.different} on")
-        raise typer.Exit(cli.FAILED)
-    typer.echo(f"{found.updates} updates repeated, every policy bit for bit as recorded")
+        typer.echo(f"differs from update {found.different} onwards")
+        raise typer.Exit(FAILED)
+    typer.echo(f"{found.updates} updates reproduced, every policy bit for bit as recorded")

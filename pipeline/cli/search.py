@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import redirect_stdout
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli import app as cli
-from pipeline.cli.compare import print_table
+from pipeline.cli.app import app
+from pipeline.cli.options import USAGE, AsJson
+from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.session import existing, exit_on_error, run_folder, working
 
 
-class Method(StrEnum):
-    """How the answer is looked for."""
-
-    best_of_n = "best-of-n"
-    mcts = "mcts"
-    mcts_q = "mcts-q"
-
-
-class Judged(StrEnum):
-    """What says how good a response is."""
-
-    verifier = "verifier"
-    q = "q"
-
-
-@cli.app.command()
+@app.command()
 def search(
     target: Annotated[
         Path,
         typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run folder (its last policy), or a checkpoint in one."),
     ],
-    method: Annotated[Method, typer.Option("--method", help="How to search.")] = Method.mcts,
+    method: Annotated[Literal["best-of-n", "mcts", "mcts-q"], typer.Option("--method", help="How to search.")] = "mcts",
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Leaves grown per prompt; of best-of-n, responses.")
     ] = 64,
@@ -44,39 +27,39 @@ def search(
     c: Annotated[float, typer.Option("--c", min=0.0, help="Weight of exploration in UCT.")] = 0.7,
     width: Annotated[int, typer.Option("--width", min=1, help="Chunks drawn from a leaf at a time.")] = 4,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts.")] = 64,
-    value: Annotated[Judged, typer.Option("--value", help="What responses are valued by.")] = Judged.verifier,
+    value: Annotated[
+        Literal["verifier", "q"], typer.Option("--value", help="What responses are valued by.")
+    ] = "verifier",
     q: Annotated[Path | None, typer.Option("--q", help="Checkpoint of train-q: for mcts-q, and for --value q.")] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of all rows but greedy; default: the run's.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the run's.")] = None,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search over latent actions on held-out prompts, beside greedy, sampled, and best-of-n with as many generated
     tokens."""
-    with cli.sentences(cli.USAGE):
-        for path in (target, *([q] if q else [])):
-            cli._existing(path.absolute())
+    with exit_on_error(USAGE):
+        target, q = existing(target), existing(q) if q else None
         from pipeline.experiments import search as searching
 
         asked = searching.Asked(
-            method=method.value,
+            method=method,
             iterations=iterations,
             chunk=chunk,
             c=c,
             width=width,
             prompts=prompts,
-            value=value.value,
+            value=value,
             temperature=temperature,
             seed=seed,
         )
-        table = searching.prepare(target.absolute(), asked, q.absolute() if q else None)
-    # The result alone goes to stdout: it may be piped.
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+        table = searching.prepare(target, asked, q)
+    with working():
         result = searching.play(table, asked)
         kept = searching.record(table, result)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     from pipeline.experiments import search_table
 
@@ -85,7 +68,7 @@ def search(
         typer.echo(line)
 
 
-@cli.app.command("train-q")
+@app.command("train-q")
 def train_q(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a replay buffer.")],
     out: Annotated[Path | None, typer.Option("--out", help="The checkpoint; default RUN/checkpoints/q_head.")] = None,
@@ -95,21 +78,21 @@ def train_q(
     hidden: Annotated[int, typer.Option("--hidden", min=0, help="Inner width of the head; 0: linear.")] = 256,
     discount: Annotated[float, typer.Option("--discount", help="Per code.")] = 1.0,
     support: Annotated[
-        float, typer.Option("--support", help="Codes this much less likely than the likeliest are left out.")
+        float,
+        typer.Option("--support", help="Codes below this share of the largest probability are excluded."),
     ] = 0.1,
     target_every: Annotated[
         int, typer.Option("--target-every", min=1, help="Updates between copies to the target network.")
     ] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a Q head on RUN's stored rollouts by double DQN, for search with mcts-q or --value q."""
-    folder = run_dir.absolute()
-    path = (out or folder / "checkpoints" / "q_head").absolute()
-    with cli.sentences(cli.USAGE):
-        cli.run_folder(folder)
+    with exit_on_error(USAGE):
+        folder = run_folder(run_dir)
+        path = (out or folder / "checkpoints" / "q_head").absolute()
         if path.exists() and not (path / "q_head.json").is_file():
-            raise ValueError(f"--out: {path} is there and holds no Q head; give another folder")
+            raise ValueError(f"--out: {path} exists and holds no Q head; give another folder")
         from learners.q_head import QSettings
         from pipeline.stages import q_head
 
@@ -122,10 +105,10 @@ def train_q(
             support=support,
             target_every=target_every,
         )
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
-        result = q_head.train_q(folder, path, settings, seed=seed, say=lambda text: typer.echo(text, err=True))
+    with working():
+        result = q_head.train_q(folder, path, settings, seed=seed, say=print_error)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     found = result["measures"]
     shown = ", ".join(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import app as cli
+from pipeline.cli.app import app
+from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.output import print_json
+from pipeline.cli.session import exit_on_error, working
 
 if TYPE_CHECKING:
     from pipeline.serving.export import Source
@@ -23,7 +23,7 @@ BaseFolder = Annotated[
 ]
 
 
-@cli.app.command()
+@app.command()
 def export(
     target: Annotated[
         Path,
@@ -43,12 +43,12 @@ def export(
     store: Annotated[
         str | None, typer.Option("--store", metavar="URI", help="MLflow's tracking URI; default: the run's own.")
     ] = None,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write RUN's policy, with all it needs to answer, into a folder: no inverse dynamics model, safetensors and JSON
     only."""
     target = target.absolute()
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         if register is None and (alias or store):
             raise ValueError(f"{'--alias' if alias else '--store'} needs --register NAME")
         from pipeline.serving import export as exporting
@@ -66,7 +66,7 @@ def export(
             else (out or (target if source and source.run_dir == target else Path.cwd()) / "export").absolute()
         )
         place = _store(source, store) if register is not None else None
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
+    with working():
         if source is not None:
             exporting.export(source, folder, base=base, reference=reference_base)
         registered = None if place is None or register is None else _register(folder, register, place, alias)
@@ -84,7 +84,7 @@ def _store(source: Source | None, store: str | None) -> tuple[str, str]:
         return tracking_uri(store, Path.cwd()), tracking.experiment
     if source is None or source.run_dir is None or config is None:
         raise ValueError(
-            "which MLflow store? This is no run: say it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
+            "which MLflow store? This is not a run: name it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
         )
     return tracking_uri(tracking.uri, source.run_dir), tracking.experiment
 
@@ -98,7 +98,7 @@ def _register(folder: Path, name: str, place: tuple[str, str], alias: str | None
 def _report(target: Path, folder: Path, registered: Registered | None, as_json: bool) -> None:
     if as_json:
         result: dict[str, Any] = {"folder": str(folder), "registered": asdict(registered) if registered else None}
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     typer.echo(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB")
     if registered:
@@ -109,7 +109,7 @@ def _report(target: Path, folder: Path, registered: Registered | None, as_json: 
     typer.echo(f"serve it: latent-control serve {folder}")
 
 
-@cli.app.command()
+@app.command()
 def serve(
     target: Annotated[
         Path,
@@ -127,13 +127,13 @@ def serve(
     batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
-    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: one of its own.")] = "local",
+    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: start one.")] = "local",
     base: BaseFolder = None,
 ) -> None:
     """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
     target = target.absolute()
     with tempfile.TemporaryDirectory(prefix="latent-control-") as temporary:
-        with cli.sentences(cli.USAGE):
+        with exit_on_error(USAGE):
             from pipeline.serving import deploy
             from pipeline.serving import export as exporting
 
@@ -156,5 +156,5 @@ def serve(
                 settings = replace(settings, folder=Path(temporary) / "export", base=None)
                 exporting.export(source, settings.folder, base=base, reference=True)
             deploy.check(settings)
-        with cli.sentences(cli.FAILED):
+        with exit_on_error(FAILED):
             deploy.serve_forever(settings, typer.echo)

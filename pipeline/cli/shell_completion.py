@@ -14,18 +14,17 @@ from typing import Any
 import typer
 
 BASH_SEPARATOR = "="
-"""bash takes it for a word of its own: ``improve.mode=a`` arrives as three."""
+"""bash treats it as a separate word: ``improve.mode=a`` arrives as three."""
 
 
 def config_files(incomplete: str) -> list[str]:
-    """YAML files and folders that begin so; with nothing typed those of ``configs/``, too."""
+    """YAML files and folders with this prefix; without one, those of ``configs/`` too."""
     found = [path for path in _paths(incomplete) if path.endswith((".yaml", ".yml", "/"))]
     return found + ([] if incomplete else [path for path in _paths("configs/") if path.endswith(".yaml")])
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """Run folders and the folders on the way that begin so; with nothing typed, or a bare name, those of ``runs/``,
-    too."""
+    """Run folders, and folders above them, with this prefix; for a bare name those of ``runs/`` too."""
     found = [path for path in _paths(incomplete) if path.endswith("/")]
     runs = [] if "/" in incomplete else [path for path in _paths(f"runs/{incomplete}") if path.endswith("/")]
     ready = [path for path in (*found, *runs) if (Path(path) / "config.yaml").is_file()]
@@ -33,7 +32,7 @@ def run_folders(incomplete: str) -> list[str]:
 
 
 def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
-    """What completes an override after those that are typed already."""
+    """Completions of an override, after those that are typed already."""
     return override(list(ctx.params.get("overrides") or ()), incomplete)
 
 
@@ -48,14 +47,14 @@ def override(args: list[str], incomplete: str) -> list[str]:
     if equals:
         return [f"{key}={value}" for value in _values(key, typed)]
     found = [f"{name}=" for name in _keys() if name.startswith(key)]
-    if len(found) == 1:  # a word that is not whole yet gets no space after it where there is a second choice
+    if len(found) == 1:  # with a second choice the shell adds no space after an incomplete word
         name = found[0].rstrip("=")
         return [f"{name}={value}" for value in _values(name, "")] or found
     return found
 
 
 def _paths(incomplete: str) -> list[str]:
-    """Paths that begin as typed, folders with a slash at their end."""
+    """Paths with this prefix; folders end with a slash."""
     folder, _, start = incomplete.rpartition("/")
     parent = Path(f"{folder}/" if folder or incomplete.startswith("/") else ".").expanduser()
     if not parent.is_dir():

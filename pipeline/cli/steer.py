@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import app as cli
+from pipeline.cli.app import app
+from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.output import print_json
+from pipeline.cli.session import existing, exit_on_error
 
 if TYPE_CHECKING:
     from pipeline.steering.session import Session
@@ -30,7 +32,7 @@ Temperature = Annotated[float | None, typer.Option("--temperature", min=0.0, hel
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, max=1024, help="New tokens; default: the run's.")]
 Why = Annotated[
     int | None,
-    typer.Option("--why", min=0, metavar="T", help="With --prompt: also what every code would write at token T."),
+    typer.Option("--why", min=0, metavar="T", help="With --prompt: also the top tokens of every code at token T."),
 ]
 BaseAnswer = Annotated[bool, typer.Option("--base-answer", help="With --prompt: also the base LM's own answer.")]
 Host = Annotated[
@@ -51,7 +53,7 @@ Terminal = Annotated[
 ]
 
 
-@cli.app.command()
+@app.command()
 def steer(
     target: Target,
     terminal: Terminal = False,
@@ -61,7 +63,7 @@ def steer(
     forbid: Forbidden = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest codes (the default).")] = False,
     temperature: Temperature = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among so many most likely codes.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Sample among the K most likely codes.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")] = 0,
     max_tokens: MaxTokens = None,
     why: Why = None,
@@ -72,13 +74,13 @@ def steer(
     base: MovedBase = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU if there is one.")] = None,
     threads: Threads = None,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Steer RUN's policy by hand: force or forbid codes, see what each would write, go on from any token. A local page,
-    or --terminal."""
+    """Steer RUN's policy by hand: force or forbid codes, see each code's top tokens, continue from any token. A local
+    page, or --terminal."""
     served = web or host is not None or port is not None
     talks = terminal or (prompt is None and not served and not sys.stdin.isatty())
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         _one_way(
             served=served,
             terminal=terminal,
@@ -153,7 +155,7 @@ def _session(
 
 
 def _open(target: Path, base: str | None, device: str | None, threads: int | None) -> Steerer:
-    cli._existing(target)
+    existing(target)
     import torch
 
     from pipeline.steering.loading import load
@@ -177,7 +179,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
     from pipeline.steering.terminal import answer_data, sentence
     from pipeline.steering.terminal_view import answer_lines, candidate_lines
 
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         try:
             wish = session.wish()
         except ValueError as error:
@@ -192,7 +194,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
             "candidates": None if found is None else as_data(found),
             "base": None if other is None else as_data(other),
         }
-        typer.echo(json.dumps(whole | {key: value for key, value in more.items() if value is not None}, indent=2))
+        print_json(whole | {key: value for key, value in more.items() if value is not None})
         return
     console = Console()
     lines = answer_lines(answer, name, console.width)
@@ -221,14 +223,14 @@ def _talk(steerer: Steerer, session: Session, as_json: bool) -> None:
         talk.say(Text(about, style="dim"))
         talk.run(typed(console))
     elif talk.run(piped()):
-        raise typer.Exit(cli.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _serve(steerer: Steerer, host: str, port: int | None) -> None:
     from pipeline.steering.server import listen, serve
     from pipeline.steering.web import application
 
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         listener = listen(host, port)
-    with cli.sentences(cli.FAILED), listener:
+    with exit_on_error(FAILED), listener:
         serve(application(steerer, host), listener, typer.echo)

@@ -1,24 +1,24 @@
-"""Commands around tasks and rewards: ``task check``, ``reward train``. Nothing heavy is imported before one runs."""
+"""Commands ``task check``, ``init`` and ``sample``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import app as cli
-from pipeline.cli import compare as cli_evidence
+from pipeline.cli.app import app
+from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
+from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.session import exit_on_error
 
 if TYPE_CHECKING:
     from configs.schema import Task
 
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
-cli.app.add_typer(task_app, name="task")
+app.add_typer(task_app, name="task")
 
 
 @task_app.command("check")
@@ -26,21 +26,19 @@ def task_check(
     target: Annotated[
         str, typer.Argument(metavar="NAME_OR_CONFIG", help="A task's name, e.g. reasoning_gym/gcd, or a YAML file.")
     ],
-    overrides: cli.Overrides = None,
+    overrides: Overrides = None,
     count: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts to answer.")] = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random answers.")] = 0,
-    as_json: cli.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Play gold, foreign, scrambled and odd answers: timing, determinism, score ranges. Exit code 1 when something is
-    wrong."""
-    with cli.sentences(cli.USAGE):
-        config = _task(target, overrides or [])
-    with cli.sentences(cli.USAGE), redirect_stdout(sys.stderr):
+    """Score gold, foreign, scrambled and odd answers: timing, determinism, score ranges. Exit code 1 if there is a
+    problem."""
+    with exit_on_error(USAGE), redirect_stdout(sys.stderr):
         from pipeline.preflight import task_check as checking
 
-        result = checking.check(config, count, seed)
+        result = checking.check(_task(target, overrides or []), count, seed)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
     else:
         sizes = ", ".join(
             f"{s['prompts']} {name} prompts ({s['ms_per_prompt']:.2f} ms each)" for name, s in result["splits"].items()
@@ -48,16 +46,16 @@ def task_check(
         typer.echo(
             f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s"
         )
-        cli_evidence.print_table("answers to held-out prompts", checking.HEAD, checking.table(result))
+        print_table("answers to held-out prompts", checking.HEAD, checking.table(result))
         for kind in ("warnings", "problems"):
             for line in result[kind]:
                 typer.echo(f"{kind[:-1]}: {line}")
-        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} wrong")
+        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} problems")
     if result["problems"]:
-        raise typer.Exit(cli.FAILED)
+        raise typer.Exit(FAILED)
 
 
-@cli.app.command()
+@app.command()
 def init(
     rows: Annotated[
         Path, typer.Argument(metavar="ROWS", help="A .jsonl or .parquet file with a prompt and an answer in each row.")
@@ -78,9 +76,9 @@ def init(
 ) -> None:
     """Write a config for your own rows: keys, verifier, lengths and slices read off them, the rest as in the
     quickstart."""
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         if out.exists():
-            raise ValueError(f"{out} is there already; give another name with -o")
+            raise ValueError(f"{out} exists already; give another name with -o")
         from pipeline.preflight import init_config
 
         found = init_config.look(rows.absolute(), prompt_key, answer_key)
@@ -94,30 +92,30 @@ def init(
     typer.echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
 
 
-@cli.app.command()
+@app.command()
 def sample(
-    config: cli.ConfigFile,
-    overrides: cli.Overrides = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Responses to each training prompt.")] = 64,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")
     ] = None,
 ) -> None:
-    """The base LM's own responses to CONFIG's training prompts, as rows that codes can be found on."""
+    """The base LM's own responses to CONFIG's training prompts, as rows to learn the codebook from."""
     from pipeline.preflight.init_config import samples_of
 
     file = (out or samples_of(config)).absolute()
-    with cli.sentences(cli.USAGE):
+    with exit_on_error(USAGE):
         if file.exists():
-            raise ValueError(f"{file} is there already; remove it, or give another name with -o")
+            raise ValueError(f"{file} exists already; remove it, or give another name with -o")
         from configs.loading import load_config
 
         # The file to be made may be one that the config names.
         settings = load_config(config, overrides or [], check_paths=False)
-    with cli.sentences(cli.FAILED):
+    with exit_on_error(FAILED):
         from pipeline.experiments import sample_base
 
-        found = sample_base.sample(settings, file, samples, lambda text: typer.echo(text, err=True))
+        found = sample_base.sample(settings, file, samples, print_error)
     typer.echo(
         f"{file}: {found['rows']:g} rows from {found['prompts']:g} prompts; the base LM's success is "
         f"{found['success']:.3f}"
@@ -127,7 +125,7 @@ def sample(
 def _tokens(model: str, text: str) -> int:
     """Tokens of ``text`` for the base LM at ``model``, its end token included."""
     from configs.schema import Base, RunConfig
-    from pipeline.preflight.check import Unreachable, base_config_and_tokenizer
+    from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer
 
     try:
         _, tokenizer = base_config_and_tokenizer(RunConfig(base=Base(model=model)))
@@ -143,57 +141,3 @@ def _task(target: str, overrides: list[str]) -> Task:
     if target.endswith((".yaml", ".yml")):
         return load_config(target, overrides, check_paths=False).task
     return load_task(target, overrides, Path.cwd())
-
-
-@cli_evidence.reward_app.command("train")
-def reward_train(
-    pairs: Annotated[
-        Path,
-        typer.Argument(metavar="PAIRS", help="A .jsonl or .parquet file with prompt, chosen and rejected in each row."),
-    ],
-    base: Annotated[str, typer.Option("--base", help="Model to start from: a folder, a hub id, or the bundled one.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the reward model; default runs/reward-<time>.")
-    ] = None,
-    updates: Annotated[int, typer.Option("--updates", min=1)] = 500,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs per update.")] = 16,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 1e-5,
-    max_length: Annotated[
-        int, typer.Option("--max-length", min=1, help="Tokens of prompt and response, the last ones.")
-    ] = 1024,
-    heldout_share: Annotated[
-        float, typer.Option("--heldout-share", min=0.01, max=0.99, help="Share of the prompts held out.")
-    ] = 0.1,
-    evaluate_every: Annotated[
-        int, typer.Option("--evaluate-every", min=1, help="Updates between two plays of held-out pairs.")
-    ] = 50,
-    chat: Annotated[bool, typer.Option("--chat", help="Put texts into the base's chat template.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    as_json: cli.AsJson = False,
-) -> None:
-    """Train a preference reward model (Bradley-Terry) on pairs, for the verifier ``preference``."""
-    folder = (out or Path("runs") / f"reward-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    with cli.sentences(cli.USAGE):
-        if folder.exists():
-            raise ValueError(f"--out: {folder} exists; give another folder")
-        from latent_control.bases import smollm2
-        from latent_control.preference import Reading
-        from learners.reward_model import RewardTraining
-        from pipeline.stages import reward_model
-
-        reward_model.read_pairs(pairs, heldout_share)
-        start = str(smollm2.smollm2_folder()) if base == smollm2.NAME else base
-    settings = RewardTraining(
-        updates=updates, batch_size=batch_size, learning_rate=learning_rate, evaluate_every=evaluate_every, seed=seed
-    )
-    with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
-        reading = Reading(chat=chat, max_length=max_length)
-        result = reward_model.train(
-            pairs, start, folder, settings, reading, heldout_share, say=lambda text: typer.echo(text, err=True)
-        )
-    if as_json:
-        typer.echo(json.dumps(result | {"folder": str(folder)}, indent=2))
-        return
-    interval = f"{result['low']:.3f} - {result['high']:.3f}"
-    typer.echo(f"held-out accuracy {result['heldout_accuracy']:.3f} ({interval}) on {result['heldout_pairs']} pairs")
-    typer.echo(f"use it: task.options.verifier=preference task.options.preference={{model: {folder}}}")

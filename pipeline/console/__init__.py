@@ -1,1 +1,1 @@
-"""What a terminal shows of a run while it works."""
+"""The displays of a run: live view, plain lines, JSON lines."""

@@ -1,7 +1,7 @@
-"""How a run shows itself: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
+"""The displays of a run: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
 
-Every display hears the same few things, in this order: ``begin``, then for each stage ``stage_begins``, ``step`` ...,
-``stage_ends`` (with ``message`` anywhere), ``evaluation``, and ``end``.
+Every display gets the same calls in this order: ``begin``, then for each stage ``stage_begins``, ``step`` ...,
+``stage_ends`` (with ``message`` anywhere), ``evaluation``, and ``close``.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from rich.text import Text
 
 from pipeline.console.live_view import PLAIN_MARKS, Marks, view
 from pipeline.console.progress import UNITS, Ahead, RunProgress, StageProgress, clock, key_metrics, number
-from pipeline.console.terminal_capture import Captured
+from pipeline.console.terminal_capture import TerminalCapture
 
 COLUMNS = 80
 LINE_SECONDS = 5.0
-"""Plain lines of one stage are at least so far apart; the first and the last always come."""
+"""Seconds between two plain lines of a stage, at least; the first and the last are always written."""
 
 
 class Display:
-    """Shows nothing: ``--quiet``. The others say more."""
+    """Shows nothing (``--quiet``); base class of the others."""
 
     def begin(self, ahead: Ahead) -> None:
         """The run starts."""
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """A stage of so many updates starts; ``earlier``: (step, metrics) of those that an earlier start did."""
+        """A stage of ``total`` updates starts; ``earlier``: (step, metrics) of those done before a restart."""
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """A logged step."""
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """A stage is done; ``kept``: by an earlier start. ``facts`` are for programs."""
+        """A stage is done; ``kept``: before a restart. ``facts`` are for programs."""
 
     def message(self, text: str, kind: str = "") -> None:
-        """A line of text; one of a kind is about trouble."""
+        """A line of text; one with a kind is a warning."""
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
-        """What the evaluation found."""
+        """The result of the evaluation."""
 
     def close(self) -> None:
-        """No more is to come."""
+        """The display ends."""
 
 
 class Writer:
-    """Whole lines to a stream; a reader that has gone away ends the lines, never the run."""
+    """Writes whole lines to a stream; a closed pipe ends the lines, never the run."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._broken = False
 
     def line(self, text: str) -> None:
-        """Write a line, at once."""
+        """Write a line and flush it."""
         if self._broken:
             return
         try:
@@ -67,7 +67,7 @@ class Writer:
             self._file.flush()
         except BrokenPipeError:
             self._broken = True
-            if self._file is sys.stdout:  # else Python tries again at its end, and complains
+            if self._file is sys.stdout:  # else Python retries at exit, and complains
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except UnicodeEncodeError:
             self._file.write(text.encode("ascii", "replace").decode() + "\n")
@@ -75,8 +75,8 @@ class Writer:
 
 
 class PlainLines(Display):
-    """Lines of at most 80 columns for logs: one per step, or per ``LINE_SECONDS`` where steps are quicker, in
-    columns."""
+    """Lines of at most 80 columns for logs: one per step, or per ``LINE_SECONDS`` where steps are faster, aligned
+    within a stage."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = Writer(file)
@@ -86,13 +86,11 @@ class PlainLines(Display):
         self._unshown: tuple[StageProgress, Mapping[str, float]] | None = None
 
     def begin(self, ahead: Ahead) -> None:
-        """Name the stages to come."""
         self._run = RunProgress(ahead)
         stages = ", ".join(f"{name} {total}" if total else name for name, total in ahead.stages.items())
         self._said(f"run {ahead.run_dir.name}: {stages}")
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """Start new columns."""
         stage = self._run.begin(name, total)
         for step, metrics in earlier:
             stage.remember(step, metrics)
@@ -102,7 +100,7 @@ class PlainLines(Display):
         self._said(f"{name}: " + (f"{total} {UNITS.get(name, 'updates')}{after}" if total else "begins"))
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """A line, unless there was one just now."""
+        """Write a line, unless the last one was less than ``LINE_SECONDS`` ago."""
         progress = self._run.advance(stage, step, metrics)
         if not metrics:
             return
@@ -114,7 +112,6 @@ class PlainLines(Display):
         self._writer.line(self._line(progress, metrics))
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """How long it took."""
         if self._unshown is not None:
             self._writer.line(self._line(*self._unshown))
             self._unshown = None
@@ -122,14 +119,14 @@ class PlainLines(Display):
         self._said(f"{name}: " + ("done before, kept" if kept else f"done in {clock(stage.elapsed)}"))
 
     def message(self, text: str, kind: str = "") -> None:
-        """As it is."""
+        """Write the text, with the time and 'warning' if it has a kind."""
         self._writer.line(f"{time.strftime('%H:%M:%S')} warning: {text}" if kind else text)
 
     def _said(self, text: str) -> None:
         self._writer.line(f"{time.strftime('%H:%M:%S')} {text}")
 
     def _line(self, stage: StageProgress, metrics: Mapping[str, float]) -> str:
-        """Key metrics that do not fit into 80 columns are left out; those of a stage stay in their columns."""
+        """Key metrics in columns; those that do not fit into 80 characters are left out."""
         width = len(str(stage.total))
         count = f" {stage.step:>{width}}/{stage.total}" if stage.total else ""
         line, tail = f"{stage.name:<8}{count}", ""
@@ -139,7 +136,7 @@ class PlainLines(Display):
         for name, value in key_metrics(metrics):
             self._widths[name] = max(len(number(value)), self._widths.get(name, 5))
             part = f"  {name} {number(value):>{self._widths[name]}}"
-            # Room for the longest ETA, so that a column does not come and go.
+            # Room for the longest ETA, so that the number of columns stays constant.
             if len(line) + len(part) + max(len(tail), 12 + 13 * (stage.tokens_per_second is not None)) > COLUMNS:
                 break
             line += part
@@ -147,18 +144,16 @@ class PlainLines(Display):
 
 
 class LiveView(Display):
-    """The live view (``pipeline.console.live_view``) below whatever else is printed; its last state stays on the
-    screen."""
+    """The live view (``pipeline.console.live_view``) below all other output; its last state stays on the screen."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._run = RunProgress(Ahead(run_dir=Path(), stages={}))
         self._marks = Marks() if console.encoding.lower().startswith("utf") else PLAIN_MARKS
-        self._captured = Captured(self._other) if console.file is sys.stdout else None
+        self._captured = TerminalCapture(self._other) if console.file is sys.stdout else None
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture, vertical_overflow="crop")
 
     def begin(self, ahead: Ahead) -> None:
-        """Start drawing."""
         self._run = RunProgress(ahead)
         self._console.print(f"run {ahead.run_dir.name}", markup=False, highlight=False, style="bold")
         if self._captured is not None:
@@ -166,21 +161,18 @@ class LiveView(Display):
         self.live.start(refresh=True)
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """The view turns to it."""
         stage = self._run.begin(name, total)
         for step, metrics in earlier:
             stage.remember(step, metrics)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Seen at the next refresh."""
         self._run.advance(stage, step, metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """Ticked off."""
         self._run.end(name, kept=kept)
 
     def message(self, text: str, kind: str = "") -> None:
-        """Above the view; warnings stay in it, too."""
+        """Print it above the view; warnings stay in the view too."""
         if kind:
             self._run.troubles.append((time.time(), text))
         self._console.print(text, markup=False, highlight=False, style="yellow" if kind else "")
@@ -197,7 +189,7 @@ class LiveView(Display):
             self._console.file = sys.stdout
 
     def _other(self, line: str) -> None:
-        """What libraries and child processes write."""
+        """Output of libraries and child processes."""
         self._console.print(Text.from_ansi(line), highlight=False)
 
     def _picture(self) -> Group:
@@ -207,7 +199,7 @@ class LiveView(Display):
 
 def automatic(console: Console | None = None) -> Display:
     """The live view where stdout is a terminal that can move its cursor, plain lines elsewhere."""
-    # Not by rich's own rule: FORCE_COLOR, which CI services set, is about colours and makes no terminal of a log file.
+    # rich's own rule would take FORCE_COLOR, which CI services set, for a terminal.
     console = console or Console(file=sys.stdout, highlight=False, force_terminal=sys.stdout.isatty())
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console)

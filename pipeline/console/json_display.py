@@ -1,12 +1,12 @@
-"""What ``--json`` prints: one JSON object per line on stdout, and nothing else there.
+"""The output of ``--json``: one JSON object per line, and nothing else on stdout.
 
-    {"event": "start", "time": 1.8e9, "run_dir": "...", "stages": {"actions": 600, ...}, "version": "0.1.0"} {"event":
-    "stage_start", "stage": "improve", "updates": 150, "done": 0, "time": ...} {"event": "step", "stage": "improve",
-    "step": 42, "time": ..., "reward": 0.5, ...}      as in metrics.jsonl, all metrics {"event": "message", "text":
-    "...", "kind": "worker_lost", "time": ...}                 kind: "" unless it is about trouble {"event":
-    "stage_end", "stage": "improve", "seconds": 45.2, "kept": false, "checkpoint": "...", "metrics": {...}, "time": ...}
-    {"event": "evaluation", "result": {...}, "time": ...}                                   as in summary.json {"event":
-    "end", "exit_code": 0, "errors": [], "run_dir": "...", "gates": null, "time": ...}
+    {"event": "start", "time": 1.8e9, "run_dir": "...", "stages": {"actions": 600, ...}, "version": "0.1.0"}
+    {"event": "stage_start", "stage": "improve", "updates": 150, "done": 0, "time": ...}
+    {"event": "step", "stage": "improve", "step": 42, "time": ..., "reward": 0.5, ...}  # all metrics of metrics.jsonl
+    {"event": "message", "text": "...", "kind": "worker_lost", "time": ...}  # kind: "" unless it is a warning
+    {"event": "stage_end", "stage": "improve", "seconds": 45.2, "kept": false, "checkpoint": "...", "metrics": {...}}
+    {"event": "evaluation", "result": {...}, "time": ...}  # as in summary.json
+    {"event": "end", "exit_code": 0, "errors": [], "run_dir": "...", "gates": null, "time": ...}
 
 The last line is always ``end``, also when the config is wrong (exit code 2) and when the run was interrupted.
 """
@@ -28,7 +28,7 @@ from pipeline.console.progress import Ahead
 
 
 class JsonLines(Display):
-    """Every event as a line of JSON; numbers that are not finite are null."""
+    """Writes every event as a line of JSON; numbers that are not finite become null."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = Writer(file)
@@ -40,29 +40,24 @@ class JsonLines(Display):
         self._writer.line(json.dumps(_finite(record), default=str))
 
     def begin(self, ahead: Ahead) -> None:
-        """``start``."""
         self.emit("start", run_dir=str(ahead.run_dir), stages=dict(ahead.stages), version=own_version())
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
-        """``stage_start``; ``done``: updates that an earlier start did."""
+        """``stage_start``; ``done``: updates done before a restart."""
         self._began[name] = time.monotonic()
         self.emit("stage_start", stage=name, updates=total, done=earlier[-1][0] if earlier else 0)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """``step``."""
         self.emit("step", stage=stage, step=step, **metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        """``stage_end``."""
         seconds = time.monotonic() - self._began[name] if name in self._began else 0.0
         self.emit("stage_end", stage=name, kept=kept, **{"seconds": round(seconds, 3)} | facts)
 
     def message(self, text: str, kind: str = "") -> None:
-        """``message``."""
         self.emit("message", text=text, kind=kind)
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
-        """``evaluation``."""
         self.emit("evaluation", result=result)
 
 
@@ -75,7 +70,7 @@ def _finite(value: Any) -> Any:
 
 
 def own_version() -> str:
-    """Of the installed program; ``unknown`` where it only lies on the path."""
+    """Version of the installed program; ``unknown`` where it is only on the path."""
     try:
         return version("latent-control")
     except PackageNotFoundError:
@@ -84,8 +79,7 @@ def own_version() -> str:
 
 @contextmanager
 def stdout_alone() -> Iterator[IO[str]]:
-    """Hands out the real stdout; what else is written to it meanwhile, by libraries and by C code too, goes to
-    stderr."""
+    """Yields the real stdout; other output to it in the meantime, that of C code included, goes to stderr."""
     sys.stdout.flush()
     try:
         number = sys.stdout.fileno()

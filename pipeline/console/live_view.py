@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: a handful of lines, made anew for whatever width and height there are."""
+"""The live view of a run on a terminal: a few lines, rendered for the terminal's current width and height."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OWN_LINE = {
     *("tokens", "rollouts", "seconds_update_total", "idle_learner", "idle_workers", "learning_rate", "gradient_norm"),
     *("failures", "updates_skipped", "tokens_per_rollout"),
 }
-"""Metrics that have a place of their own, or say little."""
+"""Metrics that have a separate line, or are of little use."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ PLAIN_MARKS = Marks(done="+", current=">", ahead=".", full="=", rest="-", warnin
 
 
 def view(run: RunProgress, *, width: int, height: int, marks: Marks = Marks()) -> list[Text]:
-    """The lines to show, none wider than ``width``; at most ``height`` of them, the least telling ones left out
+    """The lines to show, none wider than ``width``; at most ``height`` of them, the least important ones left out
     first."""
     stages = [_stage_line(stage, run, width, marks) for stage in run.stages.values()]
     current, footer = run.current, _footer(run)
@@ -61,10 +61,10 @@ def _stage_line(stage: StageProgress, run: RunProgress, width: int, marks: Marks
     if stage.state == "current":
         return _current(stage, Text.assemble((f"{marks.current} {stage.name:<{names}}  {count}", "bold")), width, marks)
     if stage.state == "done":
-        told = [f"{name} {number(value)}" for name, value in key_metrics(stage.metrics, 3)]
+        metrics = [f"{name} {number(value)}" for name, value in key_metrics(stage.metrics, 3)]
         took = "before" if stage.took is None else clock(stage.took)
         line = Text.assemble((marks.done, "green"), f" {stage.name:<{names}}  {count}  {took:>6}")
-        return _fill(line, told, width, "dim")
+        return _fill(line, metrics, width, "dim")
     if run.current is None and stage is next((s for s in run.stages.values() if s.state == "ahead"), None):
         return Text.assemble((f"{marks.current} {stage.name:<{names}}  starting", "bold"))
     expected = run.ahead.seconds.get(stage.name)
@@ -74,7 +74,7 @@ def _stage_line(stage: StageProgress, run: RunProgress, width: int, marks: Marks
 
 
 def _current(stage: StageProgress, line: Text, width: int, marks: Marks) -> Text:
-    """The line of the stage at work, with a bar as long as there is room for."""
+    """The line of the current stage, with a bar that fills the width."""
     share = stage.step / stage.total if stage.total else 0.0
     tail = f" {share:4.0%}" if stage.total else ""
     tail += f"  ETA {clock(stage.left)}" if stage.seconds and stage.step < stage.total else f"  {clock(stage.elapsed)}"
@@ -87,7 +87,7 @@ def _current(stage: StageProgress, line: Text, width: int, marks: Marks) -> Text
 
 
 def _details(stage: StageProgress, run: RunProgress, width: int, marks: Marks) -> Iterator[Text]:
-    """What the stage at work measures, a line for each question."""
+    """The metrics of the current stage, a line for each topic."""
     metrics = stage.metrics
     name = "reward" if "reward" in metrics else "loss"
     if stage.curve:
@@ -139,7 +139,7 @@ def _labelled(label: str, value: Text) -> Text:
 
 
 def _fill(line: Text, parts: list[str], width: int, style: str) -> Text:
-    """As many whole parts as there is room for, two columns apart."""
+    """Appends as many whole parts as fit, two columns apart."""
     for part in parts:
         gap = "" if line.plain.endswith("  ") else "  "
         if line.cell_len + len(gap) + len(part) > width:

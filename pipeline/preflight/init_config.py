@@ -1,4 +1,4 @@
-"""``latent-control init``: a config for a file of one's own rows, with what can be read off the rows filled in."""
+"""``latent-control init``: a config for a user's own rows: keys, verifier and lengths are inferred from them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.yaml_text import write
-from pipeline.preflight.check import SAMPLES
+from pipeline.preflight.data_sources import SAMPLES
 from rollout_workers.tasks.row_files import near, read_file
 
 ENOUGH = 10_000
-"""Rows that are looked at."""
+"""Rows that are read."""
 PROMPTS = ("prompt", "question", "problem", "input", "instruction", "query", "text")
 ANSWERS = ("answer", "solution", "target", "output", "response", "completion", "label")
 FEWEST = 20
-"""With fewer, the held-out fifth says nothing."""
+"""With fewer, the held-out fifth is too small for a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +34,32 @@ class Found:
     longest: str
     """The answer with the most characters."""
     slices: tuple[str, ...]
-    """Other keys with few different values: what success may differ by."""
+    """Other keys with few different values, by which success is reported."""
 
 
 def look(path: Path, prompt: str | None = None, answer: str | None = None) -> Found:
-    """What the rows of a ``.jsonl`` or ``.parquet`` file have.
+    """The keys, verifier and slices that fit the rows of a ``.jsonl`` or ``.parquet`` file.
 
-    Raises: ValueError: no such file, a broken row, too few, or no key for the prompt or the answer; names the keys
-        there are.
+    Raises:
+        ValueError: no such file, a broken row, too few rows, or no key for the prompt or the answer; names the keys.
     """
     rows = [row for _, row in islice(read_file(path), ENOUGH)]
     if len(rows) < FEWEST:
         raise ValueError(f"{path} has {len(rows)} rows; give at least {FEWEST}: a fifth of them is held out")
     keys = [key for key in rows[0] if all(row.get(key) is not None for row in rows)]
-    asked, told = _key("prompt", prompt, PROMPTS, keys), _key("answer", answer, ANSWERS, keys)
-    answers = [str(row[told]) for row in rows]
+    prompt_key, answer_key = _key("prompt", prompt, PROMPTS, keys), _key("answer", answer, ANSWERS, keys)
+    answers = [str(row[answer_key]) for row in rows]
     return Found(
         path=path,
         rows=len(rows),
-        prompt=asked,
-        answer=told,
+        prompt=prompt_key,
+        answer=answer_key,
         verifier="number" if all(map(_is_number, answers)) else "exact",
         longest=max(answers, key=len),
         slices=tuple(
-            key for key in keys if key not in (asked, told) and 2 <= len({str(row[key]) for row in rows}) <= 8
+            key
+            for key in keys
+            if key not in (prompt_key, answer_key) and 2 <= len({str(row[key]) for row in rows}) <= 8
         ),
     )
 
@@ -70,7 +72,7 @@ def _key(kind: str, given: str | None, known: Sequence[str], keys: Sequence[str]
     found = next((name for name in known if name in keys), None)
     if found is None:
         raise ValueError(
-            f"which key holds the {kind}? Rows have {', '.join(keys) or 'no common key'}; say it with --{kind}-key KEY"
+            f"which key holds the {kind}? Rows have {', '.join(keys) or 'no common key'}; name it with --{kind}-key KEY"
         )
     return found
 
@@ -83,7 +85,7 @@ def _is_number(text: str) -> bool:
 
 
 def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) -> dict[str, Any]:
-    """The config: quickstart's recipe on these rows, codes found on the base LM's own responses (``latent-control
+    """The config: quickstart's recipe on these rows, codes learned from the base LM's own responses (``latent-control
     sample``).
 
     ``tokens``: of the longest answer. The files' paths are relative to the config ``out`` where they lie beside it.
@@ -137,7 +139,7 @@ def text_of(found: Found, config: Mapping[str, Any]) -> str:
     """The config as a YAML file."""
     return (
         f"# Written by latent-control init for {found.path.name}: {found.rows} rows, a fifth of the prompts held out.\n"
-        "# Codes are found on the base LM's own responses: latent-control sample THIS_FILE makes them.\n"
+        "# Codes are learned from the base LM's own responses: latent-control sample THIS_FILE makes them.\n"
         f"# Answers are judged by the verifier {found.verifier!r}; others, and rewards of your own: docs/tasks.md.\n"
         f"{write(dict(config))}"
     )

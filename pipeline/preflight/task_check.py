@@ -1,5 +1,4 @@
-"""``task check``: plays gold, foreign, scrambled and odd answers through a task, twice, and says what is wrong with
-it."""
+"""``task check``: scores gold, foreign, scrambled and odd answers with a task, twice, and reports its problems."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ ODD = (
     '{"reward": 1}',
     "a" * 64,
 )
-"""What a language model in training may say as well."""
+"""Odd answers that a language model in training may generate."""
 SEEN = 512
 """Prompts of each split that are compared."""
 TOLERANCE = 1e-3
@@ -37,8 +36,7 @@ HEAD = ("answers", "number", "reward min", "mean", "max", "success", "failed", "
 
 
 def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
-    """What there is to know about a task from ``count`` held-out prompts; ``problems`` are faults, ``warnings`` are to
-    be looked at.
+    """Report on a task from ``count`` held-out prompts; ``problems`` are faults, ``warnings`` deserve attention.
 
     Raises:
         ValueError: the task cannot be built.
@@ -63,7 +61,7 @@ def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
     scorer = getattr(task, "scorer", None)
     printed = getattr(getattr(scorer, "isolation", None), "printed", "")
     if printed:
-        warnings.append(f"the reward function prints, which nobody will see: {printed[:80]!r}")
+        warnings.append(f"the reward function prints, which is not shown: {printed[:80]!r}")
     parts = list(task.parts)
     return {"task": task.name, "parts": parts, "build_seconds": seconds, "splits": splits, "rows": rows} | {
         "problems": problems,
@@ -72,7 +70,7 @@ def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
 
 
 def _split(task: Task, twin: Task, split: Split, problems: list[str]) -> dict[str, Any]:
-    """Size and speed of a split; a second task made the same way must ask the same."""
+    """Size and speed of a split; a second task from the same config must have the same prompts."""
     prompts, again = task.prompts(split), twin.prompts(split)
     seen = min(SEEN, len(prompts))
     started = time.perf_counter()
@@ -103,7 +101,7 @@ def _answers(
     try:
         gold = [demonstrations[i].response for i in range(len(prompts))]
     except ValueError as error:
-        warnings.append(f"no gold answers to play: {error}")
+        warnings.append(f"no gold answers to score: {error}")
         gold = []
     words = " ".join(gold or [prompt.text for prompt in prompts]).split() or ["?"]
     scrambled = [" ".join(rng.choices(words, k=rng.randint(1, 20))) for _ in prompts]
@@ -120,7 +118,7 @@ def _played(
     task: Task, kind: str, prompts: Sequence[Prompt], answers: Sequence[str], problems: list[str], warnings: list[str]
 ) -> dict[str, Any]:
     """Scores of the answers, together (timed) and then one by one (the slowest; they must be the same)."""
-    score_all(task, prompts[:1], answers[:1])  # starts what has to be started
+    score_all(task, prompts[:1], answers[:1])  # starts forks and actors
     started = time.perf_counter()
     together = score_all(task, prompts, answers)
     seconds = time.perf_counter() - started
@@ -172,7 +170,7 @@ def _said(verdict: Score | Failure) -> str:
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the rows say about the reward as a thing to learn from."""
+    """Warnings about the reward as a training signal."""
     found = {row["answers"]: row for row in rows if row["reward"] is not None}
     gold, others = found.get("gold"), [row for name, row in found.items() if name != "gold"]
     lines = []
@@ -182,7 +180,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     lines += [f"{row['success']:.0%} of the {row['answers']} answers succeed" for row in others if row["success"] > 0.5]
     if gold is not None and others and all(row["reward"]["mean"] >= gold["reward"]["mean"] for row in others):
-        lines.append("gold answers earn no more than the others: the reward has nothing to teach")
+        lines.append("gold answers earn no more than the others: the reward carries no training signal")
     return lines
 
 

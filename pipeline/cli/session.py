@@ -1,0 +1,168 @@
+"""What surrounds a command's work: the checks before it, the display of a run, and errors as one sentence with an exit
+code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from pipeline.cli.options import DEBUG, FAILED, INTERRUPTED, RUN_CONFIG, USAGE
+from pipeline.cli.output import print_error, print_problems, read_summary
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+    from pipeline.console.displays import Display
+
+
+def examine(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
+    """The config, or None, with all errors and warnings: those of loading it and those of the preflight together."""
+    from configs.loading import ConfigErrors, load_config
+    from pipeline.preflight.check import check
+
+    try:
+        config = load_config(path, overrides)
+    except ConfigErrors as problems:
+        errors, warnings = list(problems.messages), list[str]()
+        if problems.partial is not None:
+            more, warnings = check(problems.partial)
+            # The default in place of a wrong value is not the user's.
+            errors += [m for m in more if m not in errors and not any(name in m for name in problems.dropped)]
+        return None, errors, warnings
+    errors, warnings = check(config)
+    return config, errors, warnings
+
+
+def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:
+    """The config of a run that may start; otherwise prints every error, those of ``also`` too, and exits with 2."""
+    config, errors, warnings = examine(path, overrides)
+    errors = errors + also
+    print_problems(path, errors, warnings)
+    if output is not None:
+        output.errors += errors
+    if errors or config is None:
+        raise typer.Exit(USAGE)
+    return config
+
+
+class RunOutput:
+    """The display of a run, and the errors that ``--json`` repeats in its last line."""
+
+    def __init__(self, display: Display | None) -> None:
+        self.display = display
+        self.errors: list[str] = []
+
+
+@contextmanager
+def run_output(run_dir: Path, quiet: bool, as_json: bool) -> Iterator[RunOutput]:
+    """The display that the options choose. With ``--json`` stdout holds JSON lines only, the last with the exit
+    code."""
+    if not as_json:
+        from pipeline.console import displays
+
+        yield RunOutput(displays.Display() if quiet else None)
+        return
+    from pipeline.console.json_display import JsonLines, stdout_alone
+
+    with stdout_alone() as out:
+        lines = JsonLines(out)
+        output, code = RunOutput(lines), FAILED
+        try:
+            yield output
+            code = 0
+        except typer.Exit as end:
+            code = end.exit_code
+            raise
+        except Exception as defect:
+            output.errors.append(f"{type(defect).__name__}: {defect}")
+            raise
+        finally:
+            lines.emit(
+                "end",
+                exit_code=code,
+                errors=output.errors,
+                run_dir=str(run_dir),
+                gates=read_summary(run_dir).get("gates"),
+            )
+
+
+@contextmanager
+def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | None = None) -> Iterator[None]:
+    """An error that users can cause becomes one sentence and exit code ``code``; a defect keeps its traceback.
+
+    ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
+    """
+    from configs.loading import ConfigErrors
+    from pipeline.runs.events import Trouble
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        started = resumable is not None and (resumable / RUN_CONFIG).is_file()
+        print_error(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted")
+        # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
+        raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
+    except (ValueError, ArithmeticError, OSError, Trouble) as error:
+        if os.environ.get(DEBUG, "") not in ("", "0"):
+            raise
+        # Ray passes a worker's error on with its whole traceback as text; its cause is the sentence.
+        cause = getattr(error, "cause", None) or error
+        hint = "" if code == USAGE else " (the traceback: latent-control --debug ...)"
+        messages = cause.messages if isinstance(cause, ConfigErrors) else [_message(cause)]
+        for message in messages:
+            print_error(f"error: {message}{hint}")
+        if output is not None:
+            output.errors += messages
+        if resumable is not None and (resumable / RUN_CONFIG).is_file():
+            print_error(f"after the remedy, continue with: latent-control resume {resumable}")
+        raise typer.Exit(code) from None
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Errors exit with 1; stdout is kept for the result alone, which may be piped: other output goes to stderr."""
+    with exit_on_error(FAILED), redirect_stdout(sys.stderr):
+        yield
+
+
+def _message(error: BaseException) -> str:
+    """An error's message; the system's own have the file at the end, in quotes and numbers."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or type(error).__name__
+
+
+def existing(path: Path) -> Path:
+    """The absolute path; ``FileNotFoundError`` where nothing is there."""
+    from configs.paths import nothing_at
+
+    if not path.exists():
+        raise FileNotFoundError(nothing_at(path.absolute()))
+    return path.absolute()
+
+
+def run_folder(path: Path) -> Path:
+    """The absolute path of a run folder; ``ValueError`` or ``FileNotFoundError`` where it is not one."""
+    folder = existing(path)
+    if not (folder / RUN_CONFIG).is_file():
+        raise ValueError(f"{folder} is not a run folder: it has no {RUN_CONFIG}; give the folder of a run")
+    return folder
+
+
+def new_folder(out: Path | None, kind: str) -> Path:
+    """The absolute path of a command's output: ``out``, or else ``runs/<kind>-<time>``."""
+    return (out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+
+
+def empty_folder(out: Path | None, kind: str) -> Path:
+    """As ``new_folder``; ``ValueError`` where it holds something already."""
+    folder = new_folder(out, kind)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--out: {folder} is not empty; give another folder")
+    return folder
