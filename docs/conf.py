@@ -20,6 +20,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"
 highlight_language = "none"
 myst_heading_anchors = 4
@@ -38,6 +39,7 @@ def show_files_of_the_repository(app: Sphinx, docname: str, source: list[str]) -
     """Replaces a page of ``SHOWN`` by its file, and points links to such files at the pages."""
     path = ROOT / SHOWN[docname] if docname in SHOWN else Path(app.env.doc2path(docname))
     text = path.read_text(encoding="utf-8") if docname in SHOWN else source[0]
+    app.env.note_dependency(str(path), docname=docname)
     here = (ROOT / "docs" / docname).parent
     pages = {ROOT / file: ROOT / "docs" / f"{page}.md" for page, file in SHOWN.items()}
 

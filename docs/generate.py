@@ -29,15 +29,8 @@ HEAD = """# Commands
 
 Made by `python docs/generate.py` from the command line itself; a test keeps it so. `--help` after a command prints the
 same. Values in brackets are optional, `...` may be repeated, `section.key=value` is any setting of
-[the reference](reference.md). What a run prints, `--json` and completion: [terminal.md](terminal.md).
-
-| exit code | meaning |
-|---|---|
-| 0 | done; also after SIGTERM, when the state is saved |
-| 1 | failed while working |
-| 2 | wrong config or usage, nothing was started |
-| 3 | done, but a gate of the config failed ([evaluation.md](evaluation.md)) |
-| 130 | interrupted by Ctrl-C |
+[the reference](reference.md). What a run prints, `--json`, exit codes and
+completion: [terminal.md](terminal.md).
 """
 
 # Command -> how it is typed most often, and the page that explains it. tests/test_docs_run.py runs these lines.
