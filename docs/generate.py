@@ -83,7 +83,8 @@ def _panels(program: Any) -> Iterator[str]:
     panels: dict[str, list[str]] = {}
     for name, command in program.commands.items():
         for inner, one in getattr(command, "commands", {"": command}).items():
-            panels.setdefault(command.rich_help_panel, []).extend(_command(one, f"{name} {inner}".strip()))
+            if not command.hidden:
+                panels.setdefault(command.rich_help_panel, []).extend(_command(one, f"{name} {inner}".strip()))
     unknown = [name for name in EXAMPLES if f"### `{PROGRAM} {name}`" not in itertools.chain(*panels.values())]
     assert not unknown, f"EXAMPLES names no command: {unknown}"
     for panel in sorted(panels, key=[*PANELS, MORE].index):
