@@ -129,14 +129,13 @@ NOT_HERE = {
     ("vllm.md", "run configs/quickstart.yaml rollout.engine=vllm rollout.engine_options={max_model_len: 128}"): (
         "vLLM has an environment of its own; tests/test_vllm.py runs there"
     ),
-    ("README.md", "submit configs/llama31_8b_math.yaml --address http://HEAD:8265 --run-dir /shared/runs/first"): (
-        "needs Llama 3.1 8B, MATH and GPUs; `submit CONFIG --address URL --run-dir DIR` runs on a cluster of three "
-        "nodes"
-    ),
     (
         "cluster.md",
         "submit configs/llama31_8b_math.yaml --address http://HEAD:8265 --run-dir /shared/runs/first",
-    ): "as in the README",
+    ): (
+        "needs Llama 3.1 8B, MATH and GPUs; `submit CONFIG --address URL --run-dir DIR` runs on a cluster of three "
+        "nodes"
+    ),
 }
 
 

@@ -71,6 +71,23 @@ def test_the_reference_is_the_schemas() -> None:
     assert CliRunner().invoke(app, ["config", "reference"]).output == reference(config_schema())
 
 
+def test_the_command_page_is_the_programs() -> None:
+    """In a process of its own: making the page sorts the app's commands."""
+    wrote = "import generate, sys; sys.stdout.write(generate.commands())"
+    place = {"cwd": ROOT / "docs", "env": environment() | {"TERM": "dumb", "COLUMNS": "80"}}
+    made = subprocess.run([sys.executable, "-c", wrote], capture_output=True, text=True, check=True, **place).stdout
+    assert (ROOT / "docs" / "commands.md").read_text() == made, "python docs/generate.py"
+
+
+def test_every_file_that_the_map_names_is_there() -> None:
+    """README's and architecture.md's paths in backticks."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "architecture.md"):
+        named = re.findall(
+            r"`((?:latent_control|learners|rollout_workers|pipeline|configs)/[\w./-]*)`", page.read_text()
+        )
+        assert named and not [path for path in named if not (ROOT / path).exists()], page.name
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
