@@ -175,8 +175,11 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         lambda f: change(f, lambda t: t.update({"model.model.norm.weight": torch.full((32,), 9.0)})),
         r"has 1 tensors twice, with and without 'model.': model.norm.weight; save the model again",
     ),
-    "config-of-no-heads": (lambda f: settings(f, num_attention_heads=0), r"no causal language model at "),
-    "config-of-words": (lambda f: settings(f, hidden_size="32"), r"no causal language model at .*hidden_size"),
+    "config-of-no-heads": (
+        lambda f: settings(f, num_attention_heads=0),
+        r"config.json of .* describes no model: integer",
+    ),
+    "config-of-words": (lambda f: settings(f, hidden_size="32"), r"describes no model: .*hidden_size"),
     "tokenizer-lfs": (lambda f: (f / "tokenizer.json").write_text(POINTER), r"tokenizer.json is a Git LFS pointer"),
     "adapter-only": (
         lambda f: (

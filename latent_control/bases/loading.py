@@ -103,10 +103,13 @@ def load_config(
     Raises: OSError, ValueError, KeyError: there is no config ``transformers`` knows, or it needs code of its own
         (``key`` allows it).
     """
-    with code_refused(source, key=key):
-        return AutoConfig.from_pretrained(
-            source, trust_remote_code=trust_remote_code, local_files_only=local_files_only, **arguments
-        )
+    try:
+        with code_refused(source, key=key):
+            return AutoConfig.from_pretrained(
+                source, trust_remote_code=trust_remote_code, local_files_only=local_files_only, **arguments
+            )
+    except (TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise ValueError(f"config.json of {source} describes no model: {' '.join(str(error).split())}") from error
 
 
 def load_model(
@@ -207,8 +210,8 @@ def _config(folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) 
         return load_config(
             folder, trust_remote_code=trust_remote_code, key=key, local_files_only=True, **kind.arguments
         )
-    except (OSError, *_NO_MODEL) as error:
-        raise ValueError(f"no {kind.what} at {str(folder)!r}: its config.json: {error}") from error
+    except (OSError, KeyError) as error:
+        raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
 
 
 def _unjudgeable(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool) -> str | None:
