@@ -29,7 +29,7 @@ from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.environment import peak_gib, write_environment
+from pipeline.runs.environment import git_commit, peak_gib, write_environment
 from pipeline.runs.events import EVENTS, Events, Trouble, first_line
 from pipeline.runs.forecast import expected_seconds
 from pipeline.runs.metrics_log import RunLog
@@ -37,7 +37,7 @@ from pipeline.runs.status import at_work
 from pipeline.stages.base_model import resolve_base
 from pipeline.storage import checkpoints, disk_space
 from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
-from pipeline.tracking.tracker import Tracker, git_commit
+from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import build_task
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"

@@ -19,6 +19,51 @@ ARROWS = {
     "learners": {"configs", "latent_control"},
     "pipeline": {"configs", "latent_control", "rollout_workers", "learners"},
 }
+# Room of pipeline/ -> rooms that it may import, besides itself and what those may import: top to bottom, one way only.
+ROOMS = (
+    {"__main__"},
+    {"cli"},
+    {"job"},
+    {"experiments"},
+    {"integrity"},
+    {"run"},
+    {"steering"},
+    {"serving"},
+    {"stages"},
+    {"pages"},
+    {"rl"},
+    {"preflight"},
+    {"tracking"},
+    {"cluster", "data"},
+    {"runs"},
+    {"replay"},
+    {"evaluation"},
+    {"storage", "console"},
+)
+# Files and what they import against the arrows; to be cut, never added to.
+AGAINST_THE_ARROWS = {
+    ("pipeline/serving/export.py", "pipeline/experiments/off_policy.py"),
+    ("pipeline/stages/q_head.py", "pipeline/experiments/off_policy.py"),
+}
+# Files that import each other in a circle, lazy and TYPE_CHECKING imports counted; to be cut, never added to.
+CIRCLES = {
+    frozenset(
+        f"pipeline/cli/{name}.py"
+        for name in ["app", "cluster", "compare", "pages", "runs", "search", "serving", "steer", "tasks"]
+    ),
+    frozenset(
+        f"latent_control/{name}.py"
+        for name in (
+            "model",
+            "pretrained",
+            "decoding/action_decoder",
+            "decoding/engine",
+            "decoding/generate",
+            "decoding/static_engine",
+        )
+    ),
+    frozenset({"rollout_workers/tasks/reward_models.py", "rollout_workers/tasks/scorers.py"}),
+}
 # Package -> third-party packages it must not touch, anywhere.
 HEAVY = {
     "configs": {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate"},
@@ -36,12 +81,17 @@ RLLIB = {
     "pipeline/rl/algorithm.py",
     "pipeline/stages/play.py",  # EnvRunnerGroup
 }
-# preflight reads the column names of a text file, tasks their rows; rollouts pass through replay.py alone.
+# preflight reads the column names of a text file, tasks their rows; rollouts pass through replay/ alone.
 PARQUET = {
+    "pipeline/evaluation/outcome_file.py",
+    "pipeline/replay/reader.py",
+    "pipeline/replay/schema.py",
+    "pipeline/replay/shards.py",
     "pipeline/replay/writer.py",
     "pipeline/rl/ledger.py",
-    "pipeline/data/batches.py",
+    "pipeline/data/text_files.py",
     "pipeline/preflight/check.py",
+    "pipeline/storage/parquet_fields.py",
     "rollout_workers/tasks/row_files.py",
 }
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
@@ -103,9 +153,80 @@ def test_arrows_point_one_way(package):
     assert not wrong
 
 
+def file_graph() -> dict[str, set[str]]:
+    """File -> files of ours that it imports, wherever in the file; of a package's submodule, the submodule alone."""
+    files = {".".join(Path(name_of(p)).with_suffix("").parts).removesuffix(".__init__"): name_of(p) for p in MODULES}
+
+    def imported(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in files else str(node.module) for name in names)
+
+    return {
+        name_of(path): {files[module] for module in imported(path) if module in files} - {name_of(path)}
+        for path in MODULES
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Sets of more than one node that reach each other."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set[str](), [start]
+        while todo:
+            found = graph[todo.pop()] - seen
+            seen |= found
+            todo += found
+        reached[start] = seen
+    return {
+        frozenset(other for other in reached[node] if node in reached[other]) for node in graph if node in reached[node]
+    }
+
+
+def against_the_arrows(graph: dict[str, set[str]], rooms: tuple[set[str], ...]) -> set[tuple[str, str]]:
+    """Imports between rooms of pipeline/ that do not lead down; a file beside the rooms is a room."""
+    floor = {room: level for level, names in enumerate(rooms) for room in names}
+    room_of = {name: Path(name).with_suffix("").parts[1] for name in graph if name.startswith("pipeline/")}
+    room_of.pop("pipeline/__init__.py", None)  # the package's face hands on what the rooms hold
+    missing = set(room_of.values()) - floor.keys()
+    assert not missing, f"no floor for {missing}"
+    return {
+        (name, other)
+        for name in room_of
+        for other in graph[name] & room_of.keys()
+        if room_of[name] != room_of[other] and floor[room_of[name]] >= floor[room_of[other]]
+    }
+
+
+def test_rooms_import_downwards_only():
+    assert against_the_arrows(file_graph(), ROOMS) == AGAINST_THE_ARROWS
+
+
+def test_no_import_circle():
+    assert circles(file_graph()) == CIRCLES
+
+
+def test_the_tests_of_imports_fail_where_a_rule_is_broken():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert circles(graph) == {frozenset({"b", "c"})}
+    assert circles({"a": {"b"}, "b": set()}) == set()
+    up = {"pipeline/low/x.py": {"pipeline/high/y.py"}, "pipeline/high/y.py": {"pipeline/low/z.py"}}
+    up["pipeline/low/z.py"] = {"pipeline/beside/q.py"}
+    up["pipeline/beside/q.py"] = set()
+    assert against_the_arrows(up, ({"high"}, {"low", "beside"})) == {
+        ("pipeline/low/x.py", "pipeline/high/y.py"),
+        ("pipeline/low/z.py", "pipeline/beside/q.py"),
+    }
+
+
 def test_mlflow_is_touched_in_its_files():
     assert users_of("mlflow") <= {
-        "pipeline/tracking/tracker.py",
+        "pipeline/tracking/mlflow_store.py",
+        "pipeline/tracking/outbox.py",
+        "pipeline/tracking/results.py",
         "pipeline/serving/registry.py",
         "pipeline/serving/mlflow_model.py",
     }

@@ -13,10 +13,10 @@ from configs.loading import dump_config
 from configs.schema import RunConfig
 from pipeline.cli import app as cli
 from pipeline.cli import compare as cli_evidence
+from pipeline.evaluation.outcome_file import read_outcomes, write_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.experiments import pilot
 from pipeline.experiments.compare import compare, seed_difference
-from pipeline.replay.writer import read_outcomes, write_outcomes
 
 
 def outcome(index: int, mode: str, *, success: bool, prompt: str = "p") -> Outcome:

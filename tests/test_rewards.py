@@ -19,7 +19,8 @@ from pipeline.cli import app as cli
 from pipeline.cli import compare as cli_evidence
 from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page
-from pipeline.replay.writer import ReplayReader, ReplayWriter
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import mean_parts
 from rollout_workers.rollouts import Rollout, RolloutSummary
 from rollout_workers.tasks import Prompt

@@ -59,7 +59,7 @@ def search(
             cli._existing(path.absolute())
         from pipeline.experiments import search as searching
 
-        asked = searching.Asked(
+        asked = searching.SearchOptions(
             method=method.value,
             iterations=iterations,
             chunk=chunk,

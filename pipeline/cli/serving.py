@@ -76,7 +76,7 @@ def export(
 def _store(source: Source | None, store: str | None) -> tuple[str, str]:
     """(tracking URI, experiment) where a model is registered."""
     from configs.schema import Tracking
-    from pipeline.tracking.tracker import tracking_uri
+    from pipeline.tracking.uris import tracking_uri
 
     config = None if source is None else source.config()
     tracking = Tracking() if config is None else config.tracking

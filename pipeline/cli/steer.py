@@ -179,7 +179,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
 
     with cli.sentences(cli.USAGE):
         try:
-            wish = session.wish()
+            wish = session.request()
         except ValueError as error:
             raise ValueError(sentence(error)) from error
         answer = steerer.answer(wish)

@@ -20,11 +20,11 @@ import numpy as np
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
+from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.outcomes import OUTCOMES
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
-from pipeline.replay.writer import read_outcomes
-from pipeline.tracking.tracker import flatten
+from pipeline.tracking.uris import flatten
 
 MODES = ("sampled", "greedy")
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
+from pipeline.tracking.results import keep
 from pipeline.tracking.server import FIRST_PORT, HOST, compare_link
-from pipeline.tracking.tracker import keep, read_record
+from pipeline.tracking.uris import read_record
 
 FOLDER = "compare"
 STAGES = {

@@ -7,31 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from configs.loading import load_config
 from configs.schema import DataSource, RunConfig
-from configs.schema import Rollout as RolloutSettings
-from latent_control.analysis.measures import rollout_logp
 from latent_control.model import LatentActionLM
-from latent_control.off_policy import Logged, off_policy_report, verdict
+from latent_control.off_policy import off_policy_report, verdict
 from latent_control.pretrained import world_hash
-from pipeline.replay.dataset import StoredRollouts, Versions, read_rollouts
+from pipeline.replay.dataset import HELDOUT, Versions, logged, read_rollouts
 from pipeline.storage import checkpoints
-from pipeline.tracking.tracker import keep
+from pipeline.tracking.results import keep
 
 RUN_CONFIG, FOLDER = "config.yaml", "off_policy"
-HELDOUT = "heldout_share"
-"""In a checkpoint's manifest: the share of prompts whose rollouts it was not trained on."""
 POLICY_STAGES = ("improve", "improve_offline", "reclone", "clone")
-
-
-def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSettings) -> Logged:
-    """The rollouts as seen from ``model``'s policy, sampled as ``sampling`` says; one pass over them."""
-    logp = np.zeros(len(rollouts))
-    for rows, batch in rollouts.batches():
-        logp[rows] = rollout_logp(model, batch, temperature=sampling.temperature, top_k=sampling.top_k).cpu().numpy()
-    return Logged(log_ratios=logp - rollouts.behaviour_logp, rewards=rollouts.rewards, prompts=rollouts.prompts)
 
 
 def checkpoint_of(target: Path) -> tuple[Path, Path]:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.pretrained import WEIGHTS, weights_hash
-from pipeline.replay.writer import ReplayReader, manifest_problems
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.shards import manifest_problems
 from pipeline.rl import ledger
 from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded
 from pipeline.runs import events, manifest

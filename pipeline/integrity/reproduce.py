@@ -20,7 +20,7 @@ import torch
 from configs.loading import load_config
 from configs.schema import Improve, RunConfig
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded

@@ -19,8 +19,8 @@ import numpy as np
 from configs.loading import load_config
 from pipeline.evaluation.statistics import interval
 from pipeline.pages.page import chart, page
-from pipeline.replay.writer import ReplayReader
-from pipeline.tracking.tracker import attach
+from pipeline.replay.reader import ReplayReader
+from pipeline.tracking.results import attach
 
 COLUMNS = (
     "rollout_id",

@@ -11,8 +11,12 @@ import numpy as np
 import torch
 
 from configs.schema import DataSource, ImproveOffline
+from configs.schema import Rollout as RolloutSettings
+from latent_control.analysis.measures import rollout_logp
+from latent_control.model import LatentActionLM
+from latent_control.off_policy import Logged
 from latent_control.records import RolloutBatch
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks.protocol import split_of
 
 COLUMNS = (
@@ -27,6 +31,8 @@ COLUMNS = (
     "world_hash",
     "level",
 )
+HELDOUT = "heldout_share"
+"""In a checkpoint's manifest: the share of prompts whose rollouts it was not trained on."""
 Versions = tuple[int, int]
 
 
@@ -169,6 +175,14 @@ def _within(rows: list[dict[str, Any]], versions: Versions | None, last_updates:
         newest = max(row["policy_version"] for row in rows)
         rows = [row for row in rows if row["policy_version"] > newest - last_updates]
     return rows if versions is None else [row for row in rows if versions[0] <= row["policy_version"] <= versions[1]]
+
+
+def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSettings) -> Logged:
+    """The rollouts as seen from ``model``'s policy, sampled as ``sampling`` says; one pass over them."""
+    logp = np.zeros(len(rollouts))
+    for rows, batch in rollouts.batches():
+        logp[rows] = rollout_logp(model, batch, temperature=sampling.temperature, top_k=sampling.top_k).cpu().numpy()
+    return Logged(log_ratios=logp - rollouts.behaviour_logp, rewards=rollouts.rewards, prompts=rollouts.prompts)
 
 
 def advantages(rollouts: StoredRollouts, baseline: str) -> np.ndarray:

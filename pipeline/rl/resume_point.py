@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.ledger import LEDGER
 from pipeline.storage import checkpoints

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import psutil
 
 from pipeline.runs import manifest
-from pipeline.tracking.tracker import git_commit
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (
@@ -78,3 +78,15 @@ def _gpus() -> list[str]:
     return (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
+
+
+def git_commit() -> str:
+    """The commit this code was run from, ``-dirty`` when changed since; empty when it is no git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=environment
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -89,14 +89,15 @@ class Run:
         )
 
     def rollouts(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The replay buffer, one row per rollout (columns: ``pipeline.replay.writer.SCHEMA``), oldest policy first.
+        """The replay buffer, one row per rollout (columns: ``pipeline.replay.schema.SCHEMA``), oldest policy first.
 
         Raises:
             ValueError: there is no such column, or the run stored no rollouts.
         """
         import pandas as pd
 
-        from pipeline.replay.writer import SCHEMA, ReplayReader
+        from pipeline.replay.reader import ReplayReader
+        from pipeline.replay.schema import SCHEMA
 
         if not (self.folder / "replay").is_dir():
             raise ValueError(

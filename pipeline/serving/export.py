@@ -22,10 +22,11 @@ from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_pa
 from latent_control.pretrained import CONFIG as LATENT
 from latent_control.text import load_tokenizer
 from pipeline.experiments.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
+from pipeline.runs.environment import git_commit
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
-from pipeline.tracking.tracker import git_commit, without_password
+from pipeline.tracking.uris import without_password
 
 PROVENANCE, FORMAT = "provenance.json", 1
 

@@ -21,7 +21,8 @@ from configs.schema import Improve, RunConfig
 from latent_control.model import LatentActionConfig
 from latent_control.pretrained import base_path, read_config, with_policy
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayActor, ReplayWriter
+from pipeline.replay.actor import ReplayActor
+from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import BROKEN, LatentRL, algorithm_config
 from pipeline.rl.ledger import QUARANTINE, Ledger
 from pipeline.rl.resume_point import resume_point

@@ -26,8 +26,7 @@ from learners.offline_training import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import gathered, optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline.cluster.connect import connected
 from pipeline.data.batches import heldout_batches, training_batches
-from pipeline.experiments.off_policy import HELDOUT, logged
-from pipeline.replay.dataset import read_rollouts, rollout_batches
+from pipeline.replay.dataset import HELDOUT, logged, read_rollouts, rollout_batches
 from pipeline.runs import interrupts
 from pipeline.runs.context import LastMetrics, StageContext, StageResult
 from pipeline.stages.fit_temperature import sharpen

@@ -106,7 +106,7 @@ class Terminal:
             self.session = wanted
             self.say(Text("type a prompt, or :prompt 0 for one of the task's", style="dim"))
             return
-        self.answer = self.steerer.answer(wanted.wish())
+        self.answer = self.steerer.answer(wanted.request())
         self.session = wanted
         self._show(self.answer, "steered" if wanted.steered else "policy")
 
@@ -156,7 +156,7 @@ class Terminal:
         place = number(text, ":why", int)
         self._shown(place)
         assert self.answer is not None
-        found = self.steerer.candidates(self.session.wish(), place)
+        found = self.steerer.candidates(self.session.request(), place)
         if self.as_json:
             self.console.file.write(json.dumps(as_data(found)) + "\n")
             return
@@ -166,7 +166,7 @@ class Terminal:
     def _base(self, _: str) -> None:
         if self.session.prompt is None:
             raise ValueError("there is no prompt yet: type one first")
-        self._show(self.steerer.base(self.session.wish()), "base LM")
+        self._show(self.steerer.base(self.session.request()), "base LM")
 
     def _prompt(self, text: str) -> None:
         known = self.steerer.loaded.prompts
@@ -186,8 +186,8 @@ class Terminal:
 
 
 def answer_data(session: Session, answer: Answer, name: str) -> dict[str, Any]:
-    """An answer as JSON: who wrote it, the wish that leads to it again, text, tokens with codes, and the verdict."""
-    return {"by": name, "wish": session.wish().model_dump(mode="json"), **as_data(answer)}
+    """An answer as JSON: who wrote it, the request that leads to it again, text, tokens with codes, and the verdict."""
+    return {"by": name, "wish": session.request().model_dump(mode="json"), **as_data(answer)}
 
 
 def sentence(error: ValueError) -> str:

@@ -16,7 +16,7 @@ from pipeline.pages.explorer.records import as_data
 from pipeline.serving.protocol import Refused, parse
 from pipeline.steering.guard import Application, Guard
 from pipeline.steering.page import page, policy
-from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, Question, Wish
+from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.server import is_loopback, names_of
 from pipeline.steering.steerer import Steerer
 
@@ -57,21 +57,21 @@ def application(steerer: Steerer, host: str) -> Application:
 
     @app.post("/api/answer")
     async def answer(request: Request) -> Response:
-        return await tell(request, Wish, steerer.answer)
+        return await tell(request, SteeringRequest, steerer.answer)
 
     @app.post("/api/base")
     async def base(request: Request) -> Response:
-        return await tell(request, Wish, steerer.base)
+        return await tell(request, SteeringRequest, steerer.base)
 
     @app.post("/api/candidates")
     async def candidates(request: Request) -> Response:
-        return await tell(request, Question, partial(_candidates, steerer))
+        return await tell(request, CandidatesRequest, partial(_candidates, steerer))
 
     return Guard(app, names_of(host), everywhere=not is_loopback(host))
 
 
-def _candidates(steerer: Steerer, question: Question) -> Any:
-    return steerer.candidates(question.wish(), question.place)
+def _candidates(steerer: Steerer, question: CandidatesRequest) -> Any:
+    return steerer.candidates(question.request(), question.place)
 
 
 def describe(steerer: Steerer) -> dict[str, Any]:

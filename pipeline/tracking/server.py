@@ -99,6 +99,11 @@ def chart_link(experiment_id: str, address: str, tags: Mapping[str, str] | None 
     return f"{link}&searchFilter={quote(wanted)}" if wanted else link
 
 
+def deep_link(experiment_id: str, *, server: str = f"http://{HOST}:{FIRST_PORT}", group: str | None = None) -> str:
+    """Address of the experiment's chart page (MLflow's start page shows none of it), one group's runs only if given."""
+    return chart_link(experiment_id, server, {} if group is None else {"group": group})
+
+
 def compare_link(experiment_id: str, run_ids: Sequence[str], address: str) -> str:
     """Address of MLflow's page that sets runs side by side."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))

@@ -19,7 +19,8 @@ from pipeline.tracking.lineage import (
     stage_hash,
     task_source,
 )
-from pipeline.tracking.tracker import Data, Tracker
+from pipeline.tracking.mlflow_store import Data
+from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import Split, build_task
 from rollout_workers.tasks.rewards import reward_hash
 

@@ -12,7 +12,8 @@ from pipeline.runs.events import read_events
 from pipeline.runs.metrics_log import METRICS, records
 from pipeline.tracking.lineage import result_tags
 from pipeline.tracking.stage_record import stage_tags
-from pipeline.tracking.tracker import Status, Tracker, without_password
+from pipeline.tracking.tracker import Status, Tracker
+from pipeline.tracking.uris import without_password
 
 PATIENCE = 600.0
 """Seconds to wait for the store to take it all."""

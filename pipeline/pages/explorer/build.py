@@ -14,8 +14,8 @@ from configs.schema import Explorer, RunConfig
 from latent_control.pretrained import base_path, read_shape
 from latent_control.text import load_tokenizer
 from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
-from pipeline.pages.explorer.gathered import Gathered, Vocabulary
 from pipeline.pages.explorer.path import walk
 from pipeline.pages.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
@@ -57,7 +57,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     shown = corpus.subset(rows)
     for token in np.argsort(-np.bincount(shown.tokens), kind="stable")[: len(np.unique(shown.tokens))]:
         words(token)  # frequent ones get short numbers
-    found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
+    found = Collected(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
     task, notes = build_task(config.task), list(damage)
     if settings.seconds > 0:
         found = with_model(found, load_models(before, after, config, tokenizer), config, settings, task, words)
@@ -75,8 +75,8 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
 
 
 def with_model(
-    some: Gathered, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary
-) -> Gathered:
+    some: Collected, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary
+) -> Collected:
     """What needs the model, inside the time budget."""
     clock, shown = Clock(settings.seconds), some.shown
     found = read(shown, models, clock, READ_SHARE)
@@ -87,7 +87,7 @@ def with_model(
     return replace(some, found=found, sums=sums, walked=walked, why=why)
 
 
-def _bounds(some: Gathered, settings: Explorer) -> list[str]:
+def _bounds(some: Collected, settings: Explorer) -> list[str]:
     """What the time budget cut off."""
     assert some.found is not None and some.sums is not None
     wanted = min(settings.explained, len(some.found.rows))
@@ -106,7 +106,7 @@ def _bounds(some: Gathered, settings: Explorer) -> list[str]:
 
 
 def _dataset(
-    run_dir: Path, task: Task, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]
+    run_dir: Path, task: Task, some: Collected, words: Vocabulary, stored: int, notes: Sequence[str]
 ) -> Dataset:
     codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
@@ -147,7 +147,7 @@ def _dataset(
     )
 
 
-def _codes(some: Gathered, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
+def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -219,7 +219,7 @@ def _ends(versions: np.ndarray, side: int) -> np.ndarray:
     return there[::side][: max(1, len(there) // TENTH)]
 
 
-def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+def _shown(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
     shown, found = some.shown, some.found
     chances = np.full(len(shown.tokens), -1)
     chances[shown.choices] = np.round(100 * np.exp(shown.logp[shown.choices]))

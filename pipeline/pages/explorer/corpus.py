@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 
 _TOKENS = ("prompt_tokens", "tokens", "generated", "actions", "action_logp")
 _VERDICT = ("reward", "turn_rewards", "success")

@@ -7,14 +7,12 @@ their hashes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.pages.explorer.records import Dataset, as_data
+from pipeline.pages.html import asset, filled, source
 from pipeline.storage.atomic import write_atomic
 
 PAGE = "explorer.html"
@@ -28,16 +26,6 @@ def embedded(datasets: Sequence[Dataset]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def asset(name: str) -> str:
-    """A file of ``assets``."""
-    return (files("pipeline.pages.explorer") / "assets" / name).read_text(encoding="utf-8")
-
-
-def source(text: str) -> str:
-    """How a Content-Security-Policy names an inline style or script: by its hash."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def page(datasets: Sequence[Dataset]) -> str:
     """The whole page of one run, or of two side by side."""
     style, script = asset("explorer.css"), "\n".join(map(asset, SCRIPTS))
@@ -47,13 +35,6 @@ def page(datasets: Sequence[Dataset]) -> str:
     )
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
     return filled(asset("explorer.html"), parts)
-
-
-def filled(frame: str, parts: Mapping[str, str]) -> str:
-    """``frame`` with the ``parts`` at its marks ``{{NAME}}``."""
-    before, *rest = frame.split("{{")
-    # Cut at the marks of the frame alone: what is put in is never searched for marks.
-    return before + "".join(parts[name] + after for name, _, after in (part.partition("}}") for part in rest))
 
 
 def write_page(datasets: Sequence[Dataset], path: Path) -> Path:

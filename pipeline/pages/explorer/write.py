@@ -14,7 +14,7 @@ from pipeline.pages.explorer.page import PAGE, write_page
 from pipeline.pages.explorer.policies import RUN_CONFIG
 from pipeline.pages.explorer.records import Dataset
 from pipeline.runs.context import StageContext
-from pipeline.tracking.tracker import attach
+from pipeline.tracking.results import attach
 
 
 def explain(

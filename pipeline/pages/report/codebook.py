@@ -17,7 +17,7 @@ from pipeline.pages.report.curves import plain
 from pipeline.pages.report.records import Section, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1

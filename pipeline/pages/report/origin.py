@@ -13,7 +13,8 @@ from pipeline.pages.report.records import Link, Section, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.status import CONFIG
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
-from pipeline.tracking.tracker import deep_link, without_password
+from pipeline.tracking.server import deep_link
+from pipeline.tracking.uris import without_password
 
 EXPLORER = "explorer.html"
 

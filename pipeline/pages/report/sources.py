@@ -10,13 +10,13 @@ from typing import Any
 
 from configs.loading import load_config
 from configs.schema import RunConfig
+from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.outcomes import OUTCOMES, Outcome
-from pipeline.replay.writer import read_outcomes
 from pipeline.runs import status as overview
 from pipeline.runs.environment import ENVIRONMENT
 from pipeline.runs.events import read_events
 from pipeline.runs.metrics_log import METRICS, records
-from pipeline.tracking.tracker import read_record
+from pipeline.tracking.uris import read_record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pipeline.pages.report.records import Report
 from pipeline.runs.context import StageContext
 from pipeline.runs.status import CONFIG
 from pipeline.storage.atomic import write_atomic
-from pipeline.tracking.tracker import attach
+from pipeline.tracking.results import attach
 
 FIGURES = "figures"
 """Their folder among the artifacts of the MLflow run."""
