@@ -37,7 +37,7 @@ from pipeline.cli import steer as cli_steer
 from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import Refused
+from pipeline.serving.protocol import RefusedRequest
 from pipeline.steering.guard import LARGEST_BODY
 from pipeline.steering.loading import load
 from pipeline.steering.request import SteeringRequest
@@ -147,9 +147,9 @@ class TestForetold:
         code = next(row.code for row in some.candidates(wish, 2).codes if row.code != free.tokens[2].code)
         steered = some.answer(wish.model_copy(update={"codes": [token.code for token in free.tokens[:2]] + [code]}))
         assert [token.code for token in steered.tokens[2:4]] == [code, code][: len(steered.tokens) - 2]
-        with pytest.raises(Refused, match="inside the span of the code chosen at token 2"):
+        with pytest.raises(RefusedRequest, match="inside the span of the code chosen at token 2"):
             some.candidates(wish, 3)
-        with pytest.raises(Refused, match="places 0, 2, 4"):
+        with pytest.raises(RefusedRequest, match="places 0, 2, 4"):
             some.answer(wish.model_copy(update={"forbidden_at": {1: [3]}}))
 
 
@@ -166,7 +166,7 @@ class TestWishes:
             assert answer.tokens[place].code == ranks[1]
             assert [t.code for t in answer.tokens[:place]] == [t.code for t in free.tokens[:place]]
             assert {row.code for row in steerer.candidates(wish, place).codes if not row.allowed} == set(barred)
-        with pytest.raises(Refused, match="forbidden_at leaves no code at place 2"):
+        with pytest.raises(RefusedRequest, match="forbidden_at leaves no code at place 2"):
             steerer.answer(wish.model_copy(update={"forbidden_at": {place: list(range(8))}}))
 
     def test_rules_for_the_whole_answer_and_sampling(self, steerer):
@@ -199,7 +199,7 @@ class TestWishes:
         ],
     )
     def test_what_cannot_be_is_refused_in_a_sentence(self, steerer, wrong, words):
-        with pytest.raises(Refused, match=re.escape(words)):
+        with pytest.raises(RefusedRequest, match=re.escape(words)):
             steerer.answer(SteeringRequest.model_validate({"prompt": PROMPT} | wrong))
 
     def test_the_verifier_judges_the_tasks_prompts_alone(self, steerer):

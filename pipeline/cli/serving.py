@@ -137,7 +137,7 @@ def serve(
             from pipeline.serving import deploy
             from pipeline.serving import export as exporting
 
-            settings = deploy.Settings(
+            settings = deploy.ServingSettings(
                 folder=target,
                 name=name or target.name,
                 host=host,

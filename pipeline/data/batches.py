@@ -18,7 +18,7 @@ import torch
 
 from configs.schema import DataSource
 from latent_control.records import TokenBatch
-from pipeline.data.sources import Encoder, Row, heldout_rows, training_feed
+from pipeline.data.sources import Encoder, TokenRow, heldout_rows, training_feed
 from rollout_workers.tasks.protocol import Task
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def heldout_batches(
     return batches
 
 
-def _mixed(streams: Sequence[Iterator[Row]], weights: Sequence[float], count: int, seed: int) -> list[Row]:
+def _mixed(streams: Sequence[Iterator[TokenRow]], weights: Sequence[float], count: int, seed: int) -> list[TokenRow]:
     """Rows drawn from the streams by weight until ``count`` are there or all streams have ended."""
     rng = np.random.default_rng([seed, 0])
     open_weights = np.asarray(weights, float)
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     while len(rows) < count and open_weights.any():
         index = int(rng.choice(len(streams), p=open_weights / open_weights.sum()))
         row = next(streams[index], None)
@@ -126,7 +126,7 @@ def _share(batch_size: int, rank: int, world: int) -> range:
     return range(rank * own, (rank + 1) * own)
 
 
-def _batch(rows: Sequence[Row], encoder: Encoder) -> TokenBatch:
+def _batch(rows: Sequence[TokenRow], encoder: Encoder) -> TokenBatch:
     longest = max(len(row.ids) for row in rows)
     ids = np.full((len(rows), longest), encoder.pad, np.int64)
     lengths, starts = np.array([len(row.ids) for row in rows]), np.array([row.start for row in rows])

@@ -32,7 +32,7 @@ _TEXTS_AT_ONCE = 32
 _LOG = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """One sequence: its token ids, where the response starts (0: all of it counts), and of several turns which ids are
     responses."""
 
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 class Feed(Protocol):
     """One source's endless training rows."""
 
-    def take(self, draw: float) -> Row:
+    def take(self, draw: float) -> TokenRow:
         """The next row; sources that are drawn by index use ``draw`` in [0, 1) instead of an order of their own."""
         ...
 
@@ -67,7 +67,7 @@ class Encoder:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(i for i in ids if i is not None))
 
-    def demonstration(self, demo: Demonstration) -> Row:
+    def demonstration(self, demo: Demonstration) -> TokenRow:
         """Prompt, response and end token (and further turns), cut to ``max_length``."""
         place = f"demonstration {demo.prompt.id}"
         if demo.later:
@@ -76,7 +76,7 @@ class Encoder:
         ids, start = encode_demonstration(self.tokenizer, demo, chat=self.chat)
         return self.cut(ids, start, place)
 
-    def cut(self, ids: Sequence[int], start: int, place: str, spoken: Sequence[bool] | None = None) -> Row:
+    def cut(self, ids: Sequence[int], start: int, place: str, spoken: Sequence[bool] | None = None) -> TokenRow:
         """The first ``max_length`` tokens; ``ValueError`` when they hold nothing of the response."""
         if start >= self.max_length:
             raise ValueError(
@@ -84,9 +84,9 @@ class Encoder:
                 "response "
                 f"is left to train on; set the stage's max_length to more than {start}"
             )
-        return Row(ids[: self.max_length], start, None if spoken is None else spoken[: self.max_length])
+        return TokenRow(ids[: self.max_length], start, None if spoken is None else spoken[: self.max_length])
 
-    def windows(self, texts: Sequence[str]) -> Iterator[Row]:
+    def windows(self, texts: Sequence[str]) -> Iterator[TokenRow]:
         """Texts, each with the end token, in pieces of ``max_length``.
 
         Left out: blank texts, and pieces of one token, in which nothing is predicted.
@@ -96,7 +96,7 @@ class Encoder:
         for ids in self.tokenizer(filled, verbose=False)["input_ids"] if filled else ():
             whole = [*ids, *end] if ids[-1:] != end else ids
             pieces = (whole[first : first + self.max_length] for first in range(0, len(whole), self.max_length))
-            yield from (Row(np.asarray(piece, np.int32), 0) for piece in pieces if len(piece) > 1)
+            yield from (TokenRow(np.asarray(piece, np.int32), 0) for piece in pieces if len(piece) > 1)
 
 
 class DemonstrationFeed:
@@ -105,7 +105,7 @@ class DemonstrationFeed:
     def __init__(self, task: Task, encoder: Encoder) -> None:
         self._demonstrations, self._encoder = task.demonstrations("train"), encoder
 
-    def take(self, draw: float) -> Row:
+    def take(self, draw: float) -> TokenRow:
         """The demonstration at the share ``draw`` of the split."""
         return self._encoder.demonstration(self._demonstrations[int(draw * len(self._demonstrations))])
 
@@ -117,16 +117,16 @@ class PassFeed:
     """Endless rows from a source that is read in passes. ``read(number)`` gives pass ``number``, always the same
     rows."""
 
-    def __init__(self, read: Callable[[int], Iterator[Row]], name: str) -> None:
+    def __init__(self, read: Callable[[int], Iterator[TokenRow]], name: str) -> None:
         self._read, self._name = read, name
         self._pass, self._skipping = 0, 0
-        self._rows: Iterator[Row] | None = None
+        self._rows: Iterator[TokenRow] | None = None
 
     def skip(self, rows: int) -> None:
         """Pass over rows; done when the next one is taken."""
         self._skipping += rows
 
-    def take(self, draw: float) -> Row:
+    def take(self, draw: float) -> TokenRow:
         """The next row; ``ValueError`` when the source has none."""
         skipped_in_pass, fresh = 0, self._rows is None
         while True:
@@ -159,17 +159,17 @@ class TextSource:
         self._path, self._column, self._encoder, self._seed = _path(source), source.column, encoder, seed
         self._files = text_files(self._path)
 
-    def train(self, number: int) -> Iterator[Row]:
+    def train(self, number: int) -> Iterator[TokenRow]:
         """Pass ``number``: files in a seeded order, windows through a seeded shuffle buffer."""
         rng = np.random.default_rng([self._seed, number])
         order = rng.permutation(len(self._files))
         return _shuffled((row for i in order for row, held in self._windows(int(i)) if not held), SHUFFLE_WINDOWS, rng)
 
-    def heldout(self) -> Iterator[Row]:
+    def heldout(self) -> Iterator[TokenRow]:
         """The windows that training never sees, in the order of the files."""
         return (row for i in range(len(self._files)) for row, held in self._windows(i) if held)
 
-    def _windows(self, index: int) -> Iterator[tuple[Row, bool]]:
+    def _windows(self, index: int) -> Iterator[tuple[TokenRow, bool]]:
         """Windows of one file with whether each is held out. The very first one is, so that a small text has one
         too."""
         path = self._files[index]
@@ -208,17 +208,17 @@ class ReplaySource:
         # None or all of a few prompts can fall to one side.
         return (chosen if 0 < len(chosen) < len(ranked) else frozenset(ranked[:1])), False
 
-    def train(self, number: int) -> Iterator[Row]:
+    def train(self, number: int) -> Iterator[TokenRow]:
         """Pass ``number`` over the rollouts, in a new order."""
         return (
             self._row(row) for row in self._reader.rows(number) if self._shared or row["prompt_id"] not in self._heldout
         )
 
-    def heldout(self) -> Iterator[Row]:
+    def heldout(self) -> Iterator[TokenRow]:
         """Rollouts of the held-out prompts."""
         return (self._row(row) for row in self._reader.rows() if row["prompt_id"] in self._heldout)
 
-    def _row(self, row: dict[str, np.ndarray]) -> Row:
+    def _row(self, row: dict[str, np.ndarray]) -> TokenRow:
         prompt, generated = row["prompt_tokens"], row["generated"]
         spoken = np.concatenate([np.zeros(len(prompt), bool), generated]) if len(generated) else None
         return self._encoder.cut(
@@ -239,7 +239,7 @@ def training_feed(source: DataSource, task: Task, encoder: Encoder, *, seed: int
     return PassFeed(kind(source, encoder, seed).train, f"the {source.kind} source {source.path}")
 
 
-def heldout_rows(source: DataSource, task: Task, encoder: Encoder, *, seed: int) -> Iterator[Row]:
+def heldout_rows(source: DataSource, task: Task, encoder: Encoder, *, seed: int) -> Iterator[TokenRow]:
     """The rows of a source that training never sees."""
     if source.kind == "task":
         demonstrations = _task(source, task).demonstrations("heldout")
@@ -257,7 +257,7 @@ def _path(source: DataSource) -> Path:
     return Path(source.path)
 
 
-def _shuffled(rows: Iterator[Row], size: int, rng: np.random.Generator) -> Iterator[Row]:
+def _shuffled(rows: Iterator[TokenRow], size: int, rng: np.random.Generator) -> Iterator[TokenRow]:
     """The rows in another order, ``size`` of them in memory."""
     buffer = list(itertools.islice(rows, size))
     for row in rows:

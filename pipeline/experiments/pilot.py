@@ -40,8 +40,8 @@ VISIBLE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The user's data and how to judge answers. ``Rows(path=Path("data.jsonl"), verifier="number")``."""
+class PilotData:
+    """The user's data and how to judge answers. ``PilotData(path=Path("data.jsonl"), verifier="number")``."""
 
     path: Path
     prompt: str = "prompt"
@@ -61,7 +61,7 @@ class Pace:
     """Of sampling and the probe itself."""
 
 
-def template(rows: Rows, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
+def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
     """The config of a pilot, all but the numbers of updates."""
     offline = {"batch_size": 16, "learning_rate": 1e-3}
     options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}

@@ -35,9 +35,9 @@ Choice = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One run of a sweep. ``Trial(name="03", choice={"improve.learning_rate": 1e-4}, value=0.61, low=0.57, high=0.65,
-    error=None)``."""
+class SweepTrial:
+    """One run of a sweep. ``SweepTrial(name="03", choice={"improve.learning_rate": 1e-4}, value=0.61, low=0.57,
+    high=0.65, error=None)``."""
 
     name: str
     """Of its folder."""
@@ -86,14 +86,14 @@ def overrides(choice: Choice) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in choice.items()]
 
 
-def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder: Path) -> list[Trial]:
+def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder: Path) -> list[SweepTrial]:
     """The sweep's trials; ``sweep.json`` remembers them, so that the same command goes on with an interrupted sweep.
 
     Raises:
         ValueError: ``folder`` holds another sweep.
     """
     width = len(str(len(wanted) - 1))
-    trials = [Trial(name=f"{number:0{max(2, width)}d}", choice=choice) for number, choice in enumerate(wanted)]
+    trials = [SweepTrial(name=f"{number:0{max(2, width)}d}", choice=choice) for number, choice in enumerate(wanted)]
     asked = {"config": dump_config(load_config(config, base)), "choices": [trial.choice for trial in trials]}
     file = folder / SWEEP
     if file.is_file():
@@ -111,7 +111,7 @@ def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder:
     return trials
 
 
-def trial_config(config: Path, base: Sequence[str], trial: Trial, sweep: str) -> RunConfig:
+def trial_config(config: Path, base: Sequence[str], trial: SweepTrial, sweep: str) -> RunConfig:
     """Its config, tagged in MLflow with the sweep's name and each value that is tried."""
     made = load_config(config, [*base, *overrides(trial.choice)])
     tags = {"sweep": sweep, "trial": trial.name} | {key: str(value) for key, value in trial.choice.items()}
@@ -143,13 +143,13 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
 
 def sweep(
     configs: Mapping[str, RunConfig],
-    trials: Sequence[Trial],
+    trials: Sequence[SweepTrial],
     folder: Path,
     *,
     metric: str,
     at_once: int | None,
     say: Callable[[str], None],
-) -> list[Trial]:
+) -> list[SweepTrial]:
     """Run, resume or read every trial; best value first, those without one last.
 
     Args:
@@ -184,11 +184,11 @@ def sweep(
             ).fit()
         errors = {result.config["name"]: _last_line(result.error) for result in results if result.error}
     judged = [
-        Trial(
+        SweepTrial(
             **{**vars(trial), **dict(zip(("value", "low", "high"), measured(folder / trial.name, metric), strict=True))}
         )
         if trial.name not in errors and done(folder / trial.name, configs[trial.name])
-        else Trial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
+        else SweepTrial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
         for trial in trials
     ]
     judged.sort(key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.name))
@@ -214,7 +214,7 @@ def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def _progress(say: Callable[[str], None], trials: Sequence[Trial]) -> Any:
+def _progress(say: Callable[[str], None], trials: Sequence[SweepTrial]) -> Any:
     from ray.tune import Callback
 
     named = {trial.name: ", ".join(f"{key}={value}" for key, value in trial.choice.items()) for trial in trials}
@@ -234,11 +234,11 @@ def _progress(say: Callable[[str], None], trials: Sequence[Trial]) -> Any:
     return Progress()
 
 
-def table(trials: Sequence[Trial], metric: str) -> tuple[list[str], list[list[str]]]:
+def table(trials: Sequence[SweepTrial], metric: str) -> tuple[list[str], list[list[str]]]:
     """(head, rows) of the result."""
     keys = list(trials[0].choice)
 
-    def value(trial: Trial) -> str:
+    def value(trial: SweepTrial) -> str:
         if trial.value is None:
             return trial.error or "not measured"
         return f"{trial.value:.3f}" + ("" if trial.low is None else f" ({trial.low:.3f} to {trial.high:.3f})")

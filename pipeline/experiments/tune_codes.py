@@ -47,8 +47,8 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One setting and what was measured. ``Trial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
+class CodesTrial:
+    """One setting and what was measured. ``CodesTrial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
     score=0.3)``."""
 
     settings: Settings
@@ -154,7 +154,9 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
     run_offline(context, "clone", short, found.checkpoint, base)
 
 
-def search(config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]) -> list[Trial]:
+def search(
+    config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]
+) -> list[CodesTrial]:
     """The cheap stage: every setting gets its chance, the worse ones are stopped early; best first."""
     import ray
     from ray import tune
@@ -222,7 +224,7 @@ def named(settings: Settings) -> str:
     )
 
 
-def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | None) -> Trial:
+def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | None) -> CodesTrial:
     measured = (
         "nll_codes",
         "nll_base",
@@ -233,7 +235,7 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
         "coverage",
         "distinct_tokens",
     )
-    return Trial(
+    return CodesTrial(
         settings=settings,
         measures={name: float(metrics[name]) for name in measured if name in metrics},
         score=float(metrics.get("score", math.inf)),
@@ -246,7 +248,7 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
 # -- the finalists -----------------------------------------------------------------------------------------------------
 
 
-def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]:
+def finalists(trials: Sequence[CodesTrial], count: int, own: Settings) -> list[CodesTrial]:
     """The ``count`` best cloned settings, the config's own always among them: what is recommended is at least as
     good."""
     cloned = [trial for trial in trials if trial.cloned]
@@ -259,15 +261,15 @@ def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]
 
 def decide(
     config: RunConfig,
-    chosen: Sequence[Trial],
+    chosen: Sequence[CodesTrial],
     folder: Path,
     *,
     updates: int,
     deadline: float,
     say: Callable[[str], None],
-) -> list[Trial]:
+) -> list[CodesTrial]:
     """Clone each finalist in full and improve it for ``updates``; those for which no time is left keep no reward."""
-    played: list[Trial] = []
+    played: list[CodesTrial] = []
     longest = 0.0
     for number, trial in enumerate(chosen, 1):
         if time.monotonic() + longest > deadline and played:
@@ -281,7 +283,9 @@ def decide(
         rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(
-            Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started})
+            CodesTrial(
+                **{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started}
+            )
         )
         say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
     return played
@@ -298,7 +302,7 @@ def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
     return {"mean": float(np.mean(rewards)), "low": low, "high": high}
 
 
-def recommended(played: Sequence[Trial], own: Settings) -> Trial:
+def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
     """The most reward; the config's own settings when no other's interval lies above its mean."""
     judged = [trial for trial in played if trial.reward is not None]
     if not judged:

@@ -29,7 +29,7 @@ HEADERS = (
 )
 
 
-class Guard:
+class RequestGuard:
     """An ASGI application before another one."""
 
     def __init__(self, inner: Application, names: frozenset[str], *, everywhere: bool = False) -> None:

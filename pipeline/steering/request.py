@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.decoding.guide import make_guide
-from pipeline.serving.protocol import Ask, CompletionRequest, Limits, Refused, asks_of
+from pipeline.serving.protocol import CompletionRequest, DecodeRequest, ModelLimits, RefusedRequest, decode_requests
 
 MOST_CHARACTERS, MOST_NEW_TOKENS = 20_000, 1024
 
@@ -49,15 +49,17 @@ class CandidatesRequest(SteeringRequest):
         return SteeringRequest.model_validate(self.model_dump(exclude={"place"}))
 
 
-def ask_of(request: SteeringRequest, prompt: Sequence[int], limits: Limits) -> tuple[Ask, Mapping[int, Sequence[int]]]:
+def decode_request(
+    request: SteeringRequest, prompt: Sequence[int], limits: ModelLimits
+) -> tuple[DecodeRequest, Mapping[int, Sequence[int]]]:
     """The row to decode for a request whose prompt has these token ids, and the codes barred by place.
 
-    Raises: Refused: a code does not exist, is forced where it is forbidden or changes inside its span, or none is left
-        to choose; the
-            prompt is empty, or does not fit the model.
+    Raises:
+        RefusedRequest: a code does not exist, is forced where it is forbidden or changes inside its span, or none is
+            left to choose; the prompt is empty, or does not fit the model.
     """
     if not request.prompt.strip():
-        raise Refused("prompt is empty: type some text", param="prompt")
+        raise RefusedRequest("prompt is empty: type some text", param="prompt")
     allowed = _allowed(request, limits.num_actions)
     completion = CompletionRequest.model_validate(
         {
@@ -67,7 +69,7 @@ def ask_of(request: SteeringRequest, prompt: Sequence[int], limits: Limits) -> t
             **request.model_dump(include={"max_tokens", "temperature", "top_k", "seed"}),
         }
     )
-    (ask,) = asks_of(completion, [prompt], limits)
+    (ask,) = decode_requests(completion, [prompt], limits)
     try:
         make_guide(
             ask.codes,
@@ -78,7 +80,7 @@ def ask_of(request: SteeringRequest, prompt: Sequence[int], limits: Limits) -> t
             barred=request.forbidden_at,
         )
     except ValueError as error:
-        raise Refused(str(error).replace("barred", "forbidden_at"), param="forbidden_at") from error
+        raise RefusedRequest(str(error).replace("barred", "forbidden_at"), param="forbidden_at") from error
     return ask, request.forbidden_at
 
 
@@ -86,15 +88,15 @@ def _allowed(request: SteeringRequest, count: int) -> list[int] | None:
     """Allowed codes without forbidden ones; ``None``: all."""
     for name in ("allowed_codes", "forbidden_codes"):
         if unknown := [code for code in getattr(request, name) or () if not 0 <= code < count]:
-            raise Refused(f"{name} has {unknown[0]}: the model's codes are 0 to {count - 1}", param=name)
+            raise RefusedRequest(f"{name} has {unknown[0]}: the model's codes are 0 to {count - 1}", param=name)
     if request.allowed_codes is None and not request.forbidden_codes:
         return None
     allowed = range(count) if request.allowed_codes is None else request.allowed_codes
     left = [code for code in dict.fromkeys(allowed) if code not in set(request.forbidden_codes)]
     if not left:
-        raise Refused("no code is left: forbid fewer codes, or allow more", param="forbidden_codes")
+        raise RefusedRequest("no code is left: forbid fewer codes, or allow more", param="forbidden_codes")
     if clash := [code for code in request.codes if code is not None and 0 <= code < count and code not in left]:
-        raise Refused(
+        raise RefusedRequest(
             f"codes forces code {clash[0]}, which is forbidden in the whole answer: take one of the two back",
             param="codes",
         )

@@ -19,7 +19,17 @@ from pipeline.pages.explorer.corpus import Corpus, read_corpus
 from pipeline.pages.explorer.path import walk
 from pipeline.pages.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
-from pipeline.pages.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Summary, Training
+from pipeline.pages.explorer.records import (
+    Code,
+    Context,
+    Dataset,
+    IntervalEstimate,
+    NGram,
+    Shift,
+    Shown,
+    Summary,
+    UsageOverTraining,
+)
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
 from rollout_workers.tasks import AgentTask, Task, build_task
@@ -147,7 +157,7 @@ def _dataset(
     )
 
 
-def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
+def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], IntervalEstimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -156,8 +166,8 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Estima
     advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
     where, (better, worse) = counts.contexts(corpus), counts.ngrams(corpus)
     place = {int(r): i for i, r in enumerate(some.rows)}
-    gains: list[Estimate] | None = None
-    total: Estimate | None = None
+    gains: list[IntervalEstimate] | None = None
+    total: IntervalEstimate | None = None
     if (walked := some.walked) is not None:
         gains = gain.by_code(walked.codes, walked.parts, walked.prompts, walked.sizes, n)
         total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
@@ -199,12 +209,12 @@ def _gram(words: Vocabulary, codes: tuple[int, ...], tokens: Sequence[int], high
     return NGram(codes=codes, tokens=tuple(map(words, tokens)), high=high, low=low, z=z)
 
 
-def _training(corpus: Corpus) -> Training:
+def _training(corpus: Corpus) -> UsageOverTraining:
     place, names = counts.points(corpus.versions)
     at = corpus.choices
     usage = counts.shares(place[corpus.rows[at]], corpus.actions[at], len(names), corpus.num_actions)
     sizes = np.bincount(place)
-    return Training(
+    return UsageOverTraining(
         updates=tuple(names),
         usage=counts.nested(usage),
         perplexity=tuple(np.exp(counts.entropy(usage)).tolist()),

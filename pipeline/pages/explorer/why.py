@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Clock, Models, token_batch
-from pipeline.pages.explorer.records import Ending, Option, Step, Why, as_data
+from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
 from rollout_workers.tasks import AgentTask, Prompt, Score, Task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
@@ -111,7 +111,7 @@ class Explainer:
         # Where a world answers, an ending would have to be played in it.
         endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others, clock)
         steps = [
-            Step(
+            ExplainedChoice(
                 position=int(corpus.positions[t]),
                 options=tuple(self._option(o) for o in list(zip(*c, strict=True))[:OPTIONS]),
                 masses=tuple(

@@ -14,7 +14,7 @@ from latent_control.pretrained import CONFIG, read_config
 from pipeline.pages.charts.records import Bars, Curve, Lines
 from pipeline.pages.charts.words import number
 from pipeline.pages.report.curves import plain
-from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.replay.reader import ReplayReader
@@ -76,12 +76,12 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
     return usage_of(rows, num_actions, span) if rows else None
 
 
-def codebook(sources: Sources) -> Section:
+def codebook(sources: Sources) -> ReportSection:
     """Health by stage and by model, usage at the end of reinforcement learning, and how it got there."""
     title, actions = "Codebook", sources.config.actions
     shape = _shape(sources)
     if shape is None and actions is None:
-        return Section(name="codebook", title=title, lines=["The run has no codes."])
+        return ReportSection(name="codebook", title=title, lines=["The run has no codes."])
     num_actions, span = shape or (actions.num_actions, actions.span)  # type: ignore[union-attr]
     lines = [f"{num_actions} codes" + (f", each for {span} tokens." if span > 1 else ", one for each token.")]
     figures: list[Bars | Lines] = []
@@ -115,7 +115,7 @@ def codebook(sources: Sources) -> Section:
                     note="On held-out texts",
                 )
             )
-    return Section(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
+    return ReportSection(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
 
 
 def _shape(sources: Sources) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import dump_config
-from pipeline.pages.report.records import Link, Section, Table
+from pipeline.pages.report.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.status import CONFIG
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
@@ -19,7 +19,7 @@ from pipeline.tracking.uris import without_password
 EXPLORER = "explorer.html"
 
 
-def environment(sources: Sources) -> Section:
+def environment(sources: Sources) -> ReportSection:
     """Versions, machine, commit, seed and hashes."""
     found = dict(sources.environment)
     packages = found.pop("packages", None) or _packages(sources)
@@ -53,10 +53,10 @@ def environment(sources: Sources) -> Section:
         if sources.environment
         else ["The run is of a version that did not write down its machine; versions are those of its checkpoints."]
     )
-    return Section(name="environment", title="Environment", lines=lines, tables=tables)
+    return ReportSection(name="environment", title="Environment", lines=lines, tables=tables)
 
 
-def reproduce(sources: Sources) -> Section:
+def reproduce(sources: Sources) -> ReportSection:
     """Exact commands, and the resolved config to give them."""
     commit = _commit(sources)
     clean = commit.removesuffix("-dirty")
@@ -94,7 +94,7 @@ def reproduce(sources: Sources) -> Section:
         "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by "
         "its ledger."
     )
-    return Section(
+    return ReportSection(
         name="reproduce",
         title="How to reproduce",
         lines=[line],
@@ -104,7 +104,7 @@ def reproduce(sources: Sources) -> Section:
     )
 
 
-def elsewhere(sources: Sources, beside: Path) -> Section:
+def elsewhere(sources: Sources, beside: Path) -> ReportSection:
     """Other pages of the run (as files beside the folder ``beside``), and MLflow."""
     links = [
         Link(text=name, target=name if beside == sources.run_dir else (sources.run_dir / name).as_uri(), about=about)
@@ -135,7 +135,7 @@ def elsewhere(sources: Sources, beside: Path) -> Section:
     if tracked:
         ids = json.dumps(tracked["runs"])
         lines.append(f"MLflow run of each stage: {ids}")
-    return Section(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
+    return ReportSection(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
 
 
 def _commit(sources: Sources) -> str:

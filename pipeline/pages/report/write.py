@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.loading import load_config
 from pipeline.pages.report.build import build
 from pipeline.pages.report.page import PAGE, figures, page
-from pipeline.pages.report.records import Report
+from pipeline.pages.report.records import ReportPage
 from pipeline.runs.context import StageContext
 from pipeline.runs.status import CONFIG
 from pipeline.storage.atomic import write_atomic
@@ -17,7 +17,7 @@ FIGURES = "figures"
 """Their folder among the artifacts of the MLflow run."""
 
 
-def report(run_dir: Path, path: Path) -> tuple[Report, str]:
+def report(run_dir: Path, path: Path) -> tuple[ReportPage, str]:
     """Write the report of a run to ``path``; returns it, and "" or why MLflow has no copy of page and figures.
 
     Raises:
