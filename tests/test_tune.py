@@ -16,16 +16,8 @@ from typer.testing import CliRunner
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.cli import compare as cli_evidence
-from pipeline.experiments.tune_codes import (
-    CodesTrial,
-    Space,
-    finalists,
-    named,
-    recommended,
-    require_stages,
-    score,
-    tuned,
-)
+from pipeline.experiments.codebook_score import CodesTrial, score, tuned
+from pipeline.experiments.tune_codes import Space, finalists, named, recommended, require_stages
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"num_actions": 64, "span": 1, "temperature": 2.0, "inverse_dynamics_layers": 2, "policy_layers": 2}

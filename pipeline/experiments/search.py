@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from latent_control.decoding.generate import special_tokens
 from latent_control.distributions import rollout_seed
-from latent_control.pretrained import CONFIG, base_hash, read_shape
+from latent_control.pretrained import CONFIG, read_shape
 from latent_control.search import (
     Best,
     ChunkDecoder,
@@ -31,13 +29,11 @@ from latent_control.search import (
     play_once,
     search,
 )
-from latent_control.search.q_head import QHead, QShape, load_q_head, read_q_shape
 from pipeline.evaluation.statistics import paired_difference, wilson
 from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
-from pipeline.storage import checkpoints
+from pipeline.experiments.search_models import checked_q, decoder_of, load_latent, require_fit
 from pipeline.tracking.results import keep
-from rollout_workers.model_host import Host, load_host
-from rollout_workers.rollouts import HostSpec
+from rollout_workers.model_host import Host
 from rollout_workers.tasks import AgentTask, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response as Text
@@ -98,9 +94,6 @@ class MethodResult:
     seconds: float
     """Of all prompts, the verifier included"""
     more: dict[str, float] = field(default_factory=dict)
-
-
-# -- before work starts ------------------------------------------------------------------------------------------------
 
 
 def prepare(target: Path, options: SearchOptions, q: Path | None) -> SearchSession:
@@ -166,71 +159,6 @@ def settings_of(options: SearchOptions, config: RunConfig) -> SearchSettings:
         max_new_tokens=config.rollout.max_new_tokens,
         guided=options.method == "mcts-q",
     )
-
-
-def checked_q(folder: Path) -> QHead:
-    """A Q head whose files are as they were written."""
-    read_q_shape(folder)
-    if problems := checkpoints.verify(folder):
-        raise ValueError(
-            f"the Q head in {folder} is damaged ({problems[0]}): train it again with latent-control train-q RUN"
-        )
-    return load_q_head(folder)
-
-
-def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
-    """``ValueError`` unless the Q head was trained on this base and these codes."""
-    assert host.model is not None
-    for what, wanted, found in (
-        ("codebook and world model", host.world_hash, shape.world_hash),
-        ("base LM", base_hash(host.model), shape.base_hash),
-    ):
-        if wanted != found:
-            raise ValueError(
-                f"the Q head in {folder} was trained with another {what} (hash {found[:12]}, the checkpoint's is "
-                f"{wanted[:12]}): "
-                "train one on a run with the same actions stage"
-            )
-    wanted, found = (
-        _reads(host.model.config.policy_reads, host.model.config.late_blocks),
-        _reads(shape.reads, shape.late_blocks),
-    )
-    if wanted != found:
-        raise ValueError(
-            f"the Q head in {folder} reads another state of the base ({found}) than the policy "
-            f"({wanted}): train one for it"
-        )
-
-
-def _reads(reads: str, late_blocks: int) -> str:
-    return f"{reads}, {late_blocks} blocks before the end" if reads == "late" else reads
-
-
-def load_latent(checkpoint: Path, config: RunConfig) -> Host:
-    """The policy with its world model, on the GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = HostSpec(
-        level="latent",
-        checkpoint=str(checkpoint),
-        dtype=config.base.dtype,
-        trust_remote_code=config.base.trust_remote_code,
-    )
-    return load_host(spec, device, torch.float32)
-
-
-def decoder_of(host: Host, config: RunConfig, head: QHead | None, temperature: float | None) -> ChunkDecoder:
-    """A decoder that samples as the run's rollouts did, or at another ``temperature``."""
-    return ChunkDecoder(
-        host.base,
-        host.actor(),
-        temperature=config.rollout.temperature if temperature is None else temperature,
-        top_k=config.rollout.top_k,
-        stop_tokens=special_tokens(host.base.lm, None)[0],
-        q=None if head is None else head.to(host.base.lm.device),
-    )
-
-
-# -- the methods -------------------------------------------------------------------------------------------------------
 
 
 def verdict(session: SearchSession, number: int, response: Response) -> tuple[bool, float]:

@@ -25,14 +25,12 @@ from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.console.displays import Display
 from pipeline.evaluation.statistics import bootstrap_means, interval
+from pipeline.experiments.codebook_score import CodesTrial, Settings, score, tuned
 from pipeline.run import run
 from pipeline.runs.context import StageContext
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage.atomic import write_atomic
 
-CHOICE_WEIGHT = 0.05
-"""What a nat of choice costs, in nats of prediction: a policy over fewer codes is easier to learn. Longer spans get no
-bonus for choosing more rarely: reinforcement learning was slower with them (docs/results/number_and_span.md)."""
 CLONE_SHARE = 0.3
 """Share of the ``clone`` stage's updates that the cheap stage spends."""
 FIRST_LOOK = 0.25
@@ -41,28 +39,6 @@ SEARCH_SHARE = 0.45
 """Share of the time for the cheap stage."""
 LAST = 20
 """Updates over whose mean reward finalists are compared."""
-
-Settings = dict[str, Any]
-"""Fields of the ``actions`` section, e.g. ``{"num_actions": 32, "span": 2}``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodesTrial:
-    """One setting and what was measured. ``CodesTrial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
-    score=0.3)``."""
-
-    settings: Settings
-    measures: Mapping[str, float]
-    score: float
-    """Nats per token, less is better; see ``score``."""
-    updates: int
-    """Of the ``actions`` stage, before it was stopped or done."""
-    cloned: bool
-    reward: dict[str, float] | None = None
-    """Mean reward of the last updates of the short RL run, with its 95 % interval, for finalists."""
-    seconds: float | None = None
-    """Of that run, for finalists."""
-    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +70,6 @@ class Space:
         ]
         others = [setting for setting in others if setting != own]
         return [own, *random.Random(seed).sample(others, min(count - 1, len(others)))]
-
-
-def score(measures: Mapping[str, float]) -> float:
-    """What a codebook leaves to be desired, in nats per token: less is better.
-
-    ``nll_codes`` (what the codes leave open) + max(0, ``nll_marginal`` - ``nll_base_same``) (what is lost by choosing
-    codes without the future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
-    """
-    lost = max(0.0, measures["nll_marginal"] - measures["nll_base_same"]) if "nll_marginal" in measures else 0.0
-    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"]))
-
-
-def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
-    """``config`` with other latent actions. ``final_temperature`` never lies above ``temperature``."""
-    assert config.actions is not None
-    final = min(config.actions.final_temperature, settings["temperature"])
-    sections: dict[str, Any] = {
-        "actions": config.actions.model_copy(update={**settings, "look_ahead": None, "final_temperature": final})
-    }
-    if config.improve is not None and improve:
-        sections["improve"] = config.improve.model_copy(update=improve)
-    return config.model_copy(update=sections)
 
 
 class _Reporter(RunLog):
@@ -243,9 +197,6 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
         cloned=bool(metrics.get("cloned", 0.0)),
         error=None if error is None else str(error).strip().splitlines()[-1],
     )
-
-
-# -- the finalists -----------------------------------------------------------------------------------------------------
 
 
 def finalists(trials: Sequence[CodesTrial], count: int, own: Settings) -> list[CodesTrial]:
