@@ -269,12 +269,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no JSON": (
         "a.jsonl",
         lambda p: p.write_text('{"text": "w1"}\n{"text": \n'),
-        r"a.jsonl, line 2: no JSON .*mend or remove",
+        r"a.jsonl, line 2: not JSON .*fix or remove",
     ),
     "no object": (
         "a.jsonl",
         lambda p: p.write_text('["w1"]\n'),
-        r"a.jsonl, line 1: a JSON object is wanted, not '\[\"w1\"\]'",
+        r"a.jsonl, line 1: expected a JSON object, not '\[\"w1\"\]'",
     ),
     "other key": (
         "a.jsonl",

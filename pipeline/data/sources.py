@@ -33,8 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class TokenRow(NamedTuple):
-    """One sequence: its token ids, where the response starts (0: all of it counts), and of several turns which ids are
-    responses."""
+    """One sequence: its token ids, where the response starts (0: all of it counts), and, with several turns, which ids
+    are responses."""
 
     ids: Sequence[int]
     start: int
@@ -45,17 +45,17 @@ class Feed(Protocol):
     """One source's endless training rows."""
 
     def take(self, draw: float) -> TokenRow:
-        """The next row; sources that are drawn by index use ``draw`` in [0, 1) instead of an order of their own."""
+        """The next row; sources that are drawn by index use ``draw`` in [0, 1) instead of their own order."""
         ...
 
     def skip(self, rows: int) -> None:
-        """Pass over the next ``rows`` rows."""
+        """Skip the next ``rows`` rows."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """From texts to rows of at most ``max_length`` tokens."""
+    """Encodes texts as rows of at most ``max_length`` tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     chat: bool
@@ -63,7 +63,7 @@ class Encoder:
 
     @property
     def pad(self) -> int:
-        """What fills rows up; masked everywhere."""
+        """The padding token; masked everywhere."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(i for i in ids if i is not None))
 
@@ -110,7 +110,7 @@ class DemonstrationFeed:
         return self._encoder.demonstration(self._demonstrations[int(draw * len(self._demonstrations))])
 
     def skip(self, rows: int) -> None:
-        """Nothing: any demonstration is reached by its index."""
+        """Do nothing: any demonstration is reached by its index."""
 
 
 class PassFeed:
@@ -123,7 +123,7 @@ class PassFeed:
         self._rows: Iterator[TokenRow] | None = None
 
     def skip(self, rows: int) -> None:
-        """Pass over rows; done when the next one is taken."""
+        """Skip rows; done when the next one is taken."""
         self._skipping += rows
 
     def take(self, draw: float) -> TokenRow:

@@ -41,7 +41,7 @@ def read_texts(path: Path, column: str) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, decoded one by one so that a bad one can be named."""
+    """Numbered lines, decoded one by one so that an error names its line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -61,9 +61,9 @@ def _jsonl_texts(path: Path, column: str) -> Iterator[str]:
             row = json.loads(line)
             json.dumps(row, ensure_ascii=False).encode()  # JSON can spell halves of characters, which no text has
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: no JSON ({error}): {line.strip()[:80]!r}; mend or remove the line") from error
+            raise ValueError(f"{place}: not JSON ({error}): {line.strip()[:80]!r}; fix or remove the line") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: a JSON object is wanted, not {line.strip()[:80]!r}; mend or remove the line")
+            raise ValueError(f"{place}: expected a JSON object, not {line.strip()[:80]!r}; fix or remove the line")
         if column not in row:
             raise ValueError(f"{place}: no key {column!r}; {_hint(column, row)}")
         yield _text(row[column], place, column)
@@ -104,7 +104,7 @@ def _paragraphs(path: Path) -> Iterator[str]:
 def _text(value: object, place: str, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(
-            f"{place}: {column!r} is {value!r:.60} ({type(value).__name__}), not a text; mend or remove the row"
+            f"{place}: {column!r} is {value!r:.60} ({type(value).__name__}), not a text; fix or remove the row"
         )
     return value
 

@@ -37,6 +37,6 @@ class ReplayActor:
         return Added(rows=rows, duplicates=duplicates, lost=tuple(lost), actor=self._incarnation)
 
     def flush(self) -> Added:
-        """Put everything on the disk; ``rows`` are those stored so far."""
+        """Write all rows to the disk; ``rows`` counts those stored so far."""
         self._writer.flush()
         return Added(rows=self._writer.rows, duplicates=0, actor=self._incarnation)

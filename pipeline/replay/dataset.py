@@ -55,7 +55,7 @@ class StoredRollouts:
     prompt_ids: tuple[str, ...]
     """P"""
     chances: np.ndarray
-    """[R], summing to 1: how often training draws each"""
+    """[R], summing to 1: the probability that training draws each"""
     unjudged: int = 0
     """Rollouts left out because the verifier had failed."""
 
@@ -63,7 +63,7 @@ class StoredRollouts:
         return len(self.rewards)
 
     def subset(self, kept: np.ndarray) -> StoredRollouts:
-        """The rollouts [R] bool marks, their prompts numbered anew."""
+        """The rollouts [R] bool marks, their prompts renumbered."""
         rows = np.flatnonzero(kept)
         there, prompts = np.unique(self.prompts[rows], return_inverse=True)
         chances = self.chances[rows]
@@ -118,9 +118,9 @@ class StoredRollouts:
 def read_rollouts(
     sources: Sequence[DataSource], *, world: str, versions: Versions | None = None, last_updates: int | None = None
 ) -> StoredRollouts:
-    """Rollouts of replay buffers whose codes mean what they mean to the model with hash ``world``.
+    """Rollouts of replay buffers that were made with the codebook and world model of hash ``world``.
 
-    ``versions``: only of these policies, first and last; ``last_updates``: only of each buffer's newest so many.
+    ``versions``: only of these policies, first and last; ``last_updates``: only of each buffer's last updates.
 
     Raises:
         ValueError: nothing is left, or a rollout was made with another codebook or world model, or at token level.
@@ -165,7 +165,7 @@ def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, 
         raise ValueError(
             f"the rollouts in {folder} were made with another codebook or world model (hash {foreign[:12]}, the "
             "checkpoint's is "
-            f"{world[:12]}): their codes mean something else; use a checkpoint with the actions stage of that run"
+            f"{world[:12]}): their codes have another meaning; use a checkpoint with the actions stage of that run"
         )
     return latent
 

@@ -24,7 +24,7 @@ class ReplayReader:
 
     ``folder`` is a run folder, its ``replay`` folder or one partition. Every shard is checked against its hash and the
     schema when the reader opens; what fails is moved to ``_quarantine``, logged as a warning, and listed in
-    ``quarantined``. Row groups are dealt to ranks, so ranks differ by up to a row group of rows. Shuffling mixes the
+    ``quarantined``. Row groups are dealt to ranks, so ranks differ by at most one row group. Shuffling mixes the
     rows of ``window`` row groups drawn from anywhere; at most that many are in memory.
     """
 

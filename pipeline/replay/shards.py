@@ -49,13 +49,11 @@ def replay_root(folder: Path) -> Path:
 
 
 def open_all(root: Path) -> tuple[list[Shard], list[Quarantined]]:
-    """Every shard under a replay folder, in the order of names; strays outside of partitions are foreign."""
+    """Every shard under a replay folder, in the order of names; files outside of the partitions are quarantined."""
     shards: list[Shard] = []
     quarantined: list[Quarantined] = []
     for path in sorted(root.glob("*.parquet")):
-        quarantined.append(
-            _quarantine(root, path, "it lies outside of the run=<id> folders: not written by this buffer")
-        )
+        quarantined.append(_quarantine(root, path, "it is outside of the run=<id> folders: not written by this buffer"))
     for partition in sorted(path for path in root.glob("run=*") if path.is_dir()):
         good, bad = open_partition(root, partition)
         shards, quarantined = shards + good, quarantined + bad
@@ -63,7 +61,7 @@ def open_all(root: Path) -> tuple[list[Shard], list[Quarantined]]:
 
 
 def open_partition(root: Path, partition: Path) -> tuple[list[Shard], list[Quarantined]]:
-    """The good shards of a partition, whether or not the manifest has them yet, and what was put aside."""
+    """The valid shards of a partition, whether or not the manifest lists them yet, and those quarantined."""
     entries = _read_manifest(partition)
     shards, quarantined = [], []
     for path in sorted(partition.glob("[!._]*.parquet")):
@@ -84,7 +82,7 @@ def open_partition(root: Path, partition: Path) -> tuple[list[Shard], list[Quara
 
 
 def _read_manifest(partition: Path) -> dict[str, dict[str, Any]]:
-    """Entries by name. A damaged manifest costs nothing but the full hashes: names and pages carry checksums too."""
+    """Entries by name. Without the manifest only the full hashes are lost: file names and pages carry checksums too."""
     try:
         content = unseal(partition / MANIFEST)
     except FileNotFoundError:
@@ -104,7 +102,7 @@ def _read_manifest(partition: Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_problems(root: Path) -> list[str]:
-    """What is wrong with the manifests of a replay folder, a line each; without one, shards are checked by the 32 bits
+    """The problems of a replay folder's manifests, one line each; without one, shards are checked by the 32 bits
     in their names."""
     found = []
     for partition in sorted(path for path in root.glob("run=*") if path.is_dir()):
@@ -126,7 +124,7 @@ def lost_before(partition: Path) -> list[dict[str, str]]:
 
 
 def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
-    """A shard whose bytes, schema and origin are right; ``ValueError`` says what is not."""
+    """Check a shard's bytes, schema and origin; ``ValueError`` names what does not match."""
     match = SHARD_NAME.fullmatch(path.name)
     if match is None:
         raise ValueError("its name is not part-<number>-<hash>.parquet: not written by this buffer")
@@ -156,7 +154,7 @@ def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
 
 
 def _quarantine(root: Path, path: Path, reason: str) -> Quarantined:
-    """Move a shard out of every reader's way and say so; the bytes are kept."""
+    """Move a shard to the quarantine and log a warning; its bytes are kept."""
     relative = path.relative_to(root)
     # Not *.parquet: a reader with a wide glob must not find it either.
     target: Path | None = root / QUARANTINE / relative.parent / f"{path.name}.quarantined"

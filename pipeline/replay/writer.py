@@ -2,12 +2,12 @@
 
     <run>/replay/run=<run id>/part-00000000-<sha8>.parquet   zstd, row groups of 256
     <run>/replay/run=<run id>/_manifest.json                 the complete shards with their hashes, written last
-    <run>/replay/_quarantine/...                             what was found damaged or foreign, each with a reason file
+    <run>/replay/_quarantine/...                             damaged or foreign files, each with a reason file
 
 ``pandas.read_parquet("<run>/replay")`` and duckdb's ``read_parquet('<run>/replay/run=*/*.parquet')`` give the rows of
-``SCHEMA``, whose fields carry their own description. Parquet readers pass over names that start with ``_`` or ``.``.
+``SCHEMA``, whose fields carry their own description. Parquet readers ignore names that start with ``_`` or ``.``.
 A shard is written to a hidden name, synced, renamed, then entered into the manifest; one that a kill left between the
-last two steps is adopted when the hash in its name fits. Delivery is exactly once: rows are known by ``rollout_id``.
+last two steps is adopted if the hash in its name matches. Delivery is exactly once: rows are known by ``rollout_id``.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class ReplayWriter:
         return Added(rows=rows, duplicates=len(rollouts) - rows)
 
     def flush(self) -> None:
-        """Put everything taken in on the disk (before a checkpoint that counts on it)."""
+        """Write all rows taken in to the disk (before a checkpoint that relies on them)."""
         if self._pending:
             self._write_shard(len(self._pending))
 

@@ -18,17 +18,17 @@ _LONGEST_PARAM = 6000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
 _DIGEST = 32  # MLflow takes up to 36 characters
 SYSTEM = "system/"
-"""MLflow's interface shows metrics of this name in a tab of their own."""
+"""MLflow's interface shows metrics with this prefix in a separate tab."""
 
 
 def valid_key(name: str) -> str:
-    """A name with what MLflow does not take in keys replaced."""
+    """``name`` with the characters that MLflow refuses in keys replaced."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run reads: ``Data(name="countdown/train", digest=lambda: "5f0c...", kind="code", source='{"task":
+    """Data that a run reads: ``Data(name="countdown/train", digest=lambda: "5f0c...", kind="code", source='{"task":
     "countdown"}')``."""
 
     name: str
@@ -43,7 +43,7 @@ class Data:
 
 
 def quiet_mlflow() -> None:
-    """Import MLflow without its telemetry, its patience and its chatter."""
+    """Import MLflow without telemetry, long retries and log output."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # MLflow alone would try for minutes; the queue does that better.
@@ -85,10 +85,9 @@ class MlflowStore:
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
 
     def _artifacts(self) -> str | None:
-        """Beside a sqlite file; beside the run folders with another database. MLflow's own choice would be the working
-        folder.
+        """Beside a sqlite file; with another database beside the run folders. MLflow's default is the working folder.
 
-        A server knows its place.
+        A server has its own default.
         """
         if self.uri.startswith(("http://", "https://", "databricks")):
             return None
@@ -98,7 +97,7 @@ class MlflowStore:
 
 
 class MlflowRun:
-    """One stage's run. Methods run in the outbox's thread; when ``begin`` was of no use, so are the others, and they do
+    """One stage's run. Methods run in the outbox's thread; where ``begin`` failed for good, the others do
     nothing."""
 
     def __init__(
@@ -142,7 +141,7 @@ class MlflowRun:
         manifest.put_json(self._run_dir, RECORD, about)
 
     def _continue(self, run_id: str) -> bool:
-        """Whether the run is there; marks it as running and finds out up to where its curves go."""
+        """Whether the run exists; marks it as running and reads the last step of each metric."""
         from mlflow.exceptions import MlflowException
 
         client = self._store.client
@@ -161,7 +160,7 @@ class MlflowRun:
         return True
 
     def log_params(self) -> None:
-        """Store the parameters of a new run; those of an old one cannot change."""
+        """Store the parameters of a new run; those of a continued run cannot change."""
         from mlflow.entities import Param
 
         if not self.id or self._continued:
@@ -171,7 +170,7 @@ class MlflowRun:
             self._store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
 
     def send(self) -> None:
-        """Store what is waiting and not there yet, as many steps as fit into one call."""
+        """Store the waiting steps that are not stored yet, as many as fit into one call."""
         from mlflow.entities import Metric
 
         new: list[Any] = []
@@ -215,8 +214,7 @@ class MlflowRun:
             self._store.client.log_inputs(self.id, datasets=[DatasetInput(known, tags)])
 
     def system(self, metrics: Mapping[str, float], when: int) -> None:
-        """Store a sample of the machine under the next step of its own count, which goes on where an earlier start
-        ended."""
+        """Store a sample of the machine; its steps are counted separately and continue those of an earlier start."""
         from mlflow.entities import Metric
 
         if not self.id:

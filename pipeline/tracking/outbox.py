@@ -1,4 +1,4 @@
-"""A queue of calls to the tracking store with a thread of its own, which retries them while the store is away."""
+"""A queue of calls to the tracking store and its thread, which retries them while the store is away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 AWAY_SECONDS = 2.0
-"""How long both wait when the store did not answer before."""
+"""How long ``drained`` waits when the store did not answer before."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 30.0
 _HOPELESS = frozenset(
     {
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Outbox(threading.Thread):
-    """Does calls one after the other, trying again while the store is away."""
+    """Makes the calls in order and retries while the store is away."""
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
         super().__init__(name="tracking", daemon=True)
@@ -48,7 +48,7 @@ class Outbox(threading.Thread):
             self._changed.notify_all()
 
     def drained(self, seconds: float) -> bool:
-        """Wait until everything is done, at most ``seconds``, and not long while the store is away."""
+        """Wait for an empty queue, at most ``seconds`` (``AWAY_SECONDS`` while the store is away); whether it is."""
         begun = time.monotonic()
         self._hurry.set()
         with self._changed:
@@ -87,7 +87,7 @@ class Outbox(threading.Thread):
                 pause = min(_LONGEST_RETRY, 2 * pause)
 
     def _attempt(self, what: str, call: Callable[[], None]) -> bool:
-        """Whether the call is over with: done, or of no use to try again."""
+        """Make a call; whether it succeeded or no retry can help."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -95,7 +95,7 @@ class Outbox(threading.Thread):
             call()
         except (MlflowException, OSError, SQLAlchemyError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0][:200]
-            # Failures of the network are OSErrors, also the one that is a ValueError: an answer that is no JSON.
+            # Failures of the network are OSErrors, also the one that is a ValueError: an answer that is not JSON.
             ours = isinstance(error, FileNotFoundError | ImportError) or (
                 isinstance(error, ValueError) and not isinstance(error, OSError)
             )

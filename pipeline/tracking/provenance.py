@@ -1,4 +1,4 @@
-"""What every checkpoint's manifest says of where it came from."""
+"""Provenance in every checkpoint's manifest: config, commit, random state, MLflow run."""
 
 from __future__ import annotations
 

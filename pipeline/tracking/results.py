@@ -1,4 +1,4 @@
-"""Keeps results that come after a run: as JSON in its folder, and in MLflow where the run is tracked."""
+"""Keeps results computed after a run: as JSON in its folder, and in MLflow if the run is tracked."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def attach(
         texts: more artifacts, by their names there.
 
     Returns:
-        "" or why that was not done.
+        "", or why it was not stored.
     """
     record = read_record(run_dir)
     if not settings.enabled or record is None:

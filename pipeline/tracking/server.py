@@ -67,7 +67,7 @@ def find_store(target: str) -> Store:
 
 
 def choose_port(wanted: int | None) -> int:
-    """``wanted`` if it is free; without a wish 5000 or the next free port.
+    """``wanted`` if it is free; by default 5000 or the next free port.
 
     Raises:
         ValueError: ``wanted`` is taken; the message names a free one.
@@ -124,10 +124,10 @@ def links(address: str, store: Store, experiments: dict[str, str]) -> list[str]:
 
 
 def serve(store: Store, port: int, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. A store that is a server already is only linked to.
+    """Serve until Ctrl-C. For a store that is a server only the links are printed.
 
     Raises:
-        ValueError: the server does not start; with its last words.
+        ValueError: the server does not start; with its last line of output.
     """
     if store.uri.startswith(("http://", "https://")):
         _announce(store.uri, store, say)
@@ -146,7 +146,7 @@ def serve(store: Store, port: int, say: Callable[[str], None]) -> None:
         "--workers",
         "1",
     ]
-    # A session of its own: Ctrl-C reaches us alone, and we end the server with its workers.
+    # A separate session: Ctrl-C reaches this process only, which ends the server with its workers.
     with subprocess.Popen(
         command,
         env=os.environ | LIGHT,
@@ -203,7 +203,7 @@ def _announce(address: str, store: Store, say: Callable[[str], None]) -> None:
 
 
 def _experiments(address: str) -> dict[str, str]:
-    """{id: name} of the newest experiments, asked of the running server."""
+    """{id: name} of the newest experiments, as the running server lists them."""
     request = urllib.request.Request(
         f"{address.rstrip('/')}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 20}).encode(),

@@ -1,5 +1,4 @@
-"""What MLflow is told about a stage besides its metrics: what it reads, what it makes, and the hashes that tie both
-together."""
+"""Records of a stage in MLflow besides its metrics: inputs, results, and the hashes of both."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ RL = ("improve", "token_level")
 
 
 def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None = None) -> dict[str, str]:
-    """What runs can be grouped and found by, known when a stage begins."""
+    """Tags by which runs are grouped and found, known when a stage begins."""
     improve = config.improve if stage in RL else None
     level = "" if improve is None else "token" if stage == "token_level" else improve.level
     tags = {
@@ -47,7 +46,7 @@ def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None
 
 
 def note_inputs(tracker: Tracker, context: StageContext, stage: str) -> None:
-    """The data a stage reads, with digests, and the config."""
+    """Record the data that a stage reads, with digests, and the config."""
     tracker.artifact(context.run_dir / RUN_CONFIG)
     config = context.config
     if stage in RL:
@@ -61,7 +60,7 @@ def note_inputs(tracker: Tracker, context: StageContext, stage: str) -> None:
 
 
 def note_result(tracker: Tracker, context: StageContext, result: StageResult, source: Path | None) -> None:
-    """Hashes of what a stage made and started from as tags; the checkpoint's manifest, or all of it, as artifacts."""
+    """Record hashes of a stage's result and source as tags; the checkpoint's manifest, or all of it, as artifacts."""
     folder = result.checkpoint
     tracker.tag(result_tags(context.run_dir, folder, source))
     whole = context.config.tracking.checkpoints == "files"
@@ -69,7 +68,7 @@ def note_result(tracker: Tracker, context: StageContext, result: StageResult, so
 
 
 def _prompts(context: StageContext, split: Split, purpose: str) -> Data:
-    # Now, not in the tracker's thread: a task's generator may not like two of them.
+    # Now, not in the tracker's thread: a task's generator may not be thread-safe.
     digest = prompts_hash(context.task, split, context.config.task.options)
     name = f"{context.config.task.name}/{split}"
     return Data(name=name, digest=lambda: digest, kind="code", source=task_source(context.config), context=purpose)

@@ -1,5 +1,4 @@
-"""``latent-control sync RUN``: brings MLflow to where ``metrics.jsonl`` is, when the store was away while the run
-ended."""
+"""``latent-control sync RUN``: sends to MLflow what it lacks of ``metrics.jsonl``, after the store was away."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ _RESERVED = ("stage", "step", "time")
 
 
 def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
-    """Send what the store lacks, each step once, and how each stage ended; whether it took everything.
+    """Send the steps that the store lacks, each once, and each stage's status; whether all was stored.
 
     Raises:
-        ValueError: the run is not tracked, or is still at work.
+        ValueError: the run is not tracked, or is still running.
     """
     config = load_config(run_dir / status.CONFIG, check_paths=False)
     if not config.tracking.enabled:
         raise ValueError(f"{run_dir} is not tracked: tracking.enabled is false in its config")
     if status.overview(run_dir).status == "running":
-        raise ValueError(f"{run_dir} is at work and sends its metrics itself")
+        raise ValueError(f"{run_dir} is running and sends its metrics itself")
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     logged = records(run_dir / METRICS)
     for stage in dict.fromkeys(str(record["stage"]) for record in logged):

@@ -1,7 +1,7 @@
-"""Copies a run to MLflow. The truth is ``metrics.jsonl``; the copy may lag, and never holds training up.
+"""Copies a run to MLflow. The truth is ``metrics.jsonl``; the copy may lag and never delays training.
 
-Calls go through a queue to a thread of their own. While the store is away they wait there and are tried again; times
-and steps are fixed when a metric is logged, so one that arrives twice is stored once. Each stage is one flat run; after
+Calls go through a queue to a separate thread. While the store is away they wait there and are retried; times and steps
+are fixed when a metric is logged, so one that arrives twice is stored once. Each stage is one flat run; after
 a restart it continues under the id kept in ``mlflow.json``, without a doubled step.
 """
 
@@ -105,13 +105,13 @@ class Tracker:
             self._outbox.put(f"tags of {run.name}", lambda: run.tag(wanted))
 
     def dataset(self, data: Data) -> None:
-        """Note that the run read this data (nothing is copied)."""
+        """Record that the run read this data (nothing is copied)."""
         if self._outbox is not None and self._run is not None:
             run = self._run
             self._outbox.put(f"dataset {data.name}", lambda: run.dataset(data))
 
     def finish(self, status: Status, patience: float = DRAIN_SECONDS) -> bool:
-        """End the stage's run and wait a little for what is still to be stored; whether it is."""
+        """End the stage's run and wait a little for the queue; whether all was stored."""
         if self._outbox is None or self._run is None:
             return True
         run, self._run = self._run, None
@@ -130,8 +130,8 @@ class Tracker:
         return sent
 
     def _system(self, run: MlflowRun, metrics: Mapping[str, float]) -> None:
-        """Called by the sampler's thread. MLflow's own monitor gives up for good at the first call that fails; this
-        waits in the queue."""
+        """Called by the sampler's thread. MLflow's own monitor gives up at the first failed call; these samples
+        wait in the queue."""
         assert self._outbox is not None
         when = int(1000 * time.time())
         self._outbox.put("system metrics", lambda: run.system(metrics, when))

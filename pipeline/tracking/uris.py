@@ -1,4 +1,4 @@
-"""Addresses of tracking stores, and the record of a run folder's MLflow runs; no password is written down."""
+"""Addresses of tracking stores, and the record of a run folder's MLflow runs; passwords are left out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tracking_uri(uri: str | None, run_dir: Path) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be written down: no password, no token in a user's place, no secret among its parameters."""
+    """The URI without secrets: no password, no token in place of a user, no secret parameter."""
     parts = urlsplit(uri)
     if parts.password is not None:
         parts = parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
