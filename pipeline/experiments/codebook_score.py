@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CodesTrial:
-    """One setting and what was measured. ``CodesTrial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
+    """One setting and its measures. ``CodesTrial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
     score=0.3)``."""
 
     settings: Settings
@@ -36,7 +36,7 @@ class CodesTrial:
 
 
 def score(measures: Mapping[str, float]) -> float:
-    """What a codebook leaves to be desired, in nats per token: less is better.
+    """The loss of a codebook in nats per token: less is better.
 
     ``nll_codes`` (what the codes leave open) + max(0, ``nll_marginal`` - ``nll_base_same``) (what is lost by choosing
     codes without the future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
@@ -46,7 +46,7 @@ def score(measures: Mapping[str, float]) -> float:
 
 
 def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
-    """``config`` with other latent actions. ``final_temperature`` never lies above ``temperature``."""
+    """``config`` with other latent actions. ``final_temperature`` is at most ``temperature``."""
     assert config.actions is not None
     final = min(config.actions.final_temperature, settings["temperature"])
     sections: dict[str, Any] = {

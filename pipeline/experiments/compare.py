@@ -1,5 +1,4 @@
-"""``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, and what each
-cost.
+"""``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, with their costs.
 
 With one run a side the unit of the interval is the prompt (paired bootstrap): it says nothing about other seeds. With
 several, the unit is the seed (Student's t, paired where both sides have the same seeds, else Welch's), the only honest
@@ -34,7 +33,7 @@ Answers = dict[str, dict[tuple[str, str], float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A run as it is compared."""
+    """A finished run's evaluation, config and costs."""
 
     folder: Path
     config: RunConfig
@@ -165,7 +164,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[str, Any]:
-    """Success of both sides on the prompts that all runs played, and A - B with its 95 % interval."""
+    """Success of both sides on the prompts that all runs evaluated, and A - B with its 95 % interval."""
     played = [run.answers[mode] for run in (*a, *b) if run.answers is not None]
     common = sorted(set.intersection(*(set(answers) for answers in played)))
     if not common:
@@ -199,7 +198,7 @@ def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, 
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence that claims no more than the interval of sampled success allows."""
+    """One sentence supported by the interval of sampled success."""
     if result["success"] is None:
         return "no verdict: " + "; ".join(result["notes"])
     found = result["success"]["sampled"]

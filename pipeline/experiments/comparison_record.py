@@ -1,5 +1,4 @@
-"""A comparison kept: as JSON and a page beside run B, and in MLflow as a run of its own that names the runs it
-compares."""
+"""Keeps a comparison: as JSON and a page beside run B, and in MLflow as a separate run that names the runs compared."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class Saved:
 
 
 def save(result: Mapping[str, Any], page: Path) -> Saved:
-    """Keep what ``compare`` returned, with the page made of it."""
+    """Keep the result of ``compare`` and its page."""
     last, other = Path(result["b"][-1]), Path(result["a"][0])
     settings = load_config(last / "config.yaml", [], check_paths=False).tracking
     found = {

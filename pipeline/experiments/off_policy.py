@@ -1,4 +1,4 @@
-"""Judging a checkpoint's policy by rollouts of other policies, before it goes online."""
+"""Off-policy evaluation: estimates a checkpoint's policy from rollouts of other policies, before it goes online."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def judge(
 
 
 def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
-    """What the estimates are for."""
+    """Notes on the scope of the estimates."""
     found = ["the estimates are for the prompts of the replay buffer, not for held-out ones"]
     if heldout_share:
         found.append(
@@ -110,8 +110,8 @@ def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
 
 
 def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Sequence[Path]) -> list[str]:
-    """Why the rollouts may be ones that the policy was trained on; their own codes it finds likely whatever it has
-    learned of others."""
+    """Reasons why the policy may have been trained on these rollouts, whose codes it then rates as likely whatever else
+    it learned."""
     known = {path.resolve() for path in trained_on(checkpoint, run_dir, config)}
     again = [path for path in replay if known & {path.resolve(), *path.resolve().parents}]
     found = [f"{checkpoint.name} was trained on the rollouts of {path.name}" for path in again]
@@ -125,7 +125,7 @@ def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Seque
 
 
 def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]:
-    """Run folders all of whose rollouts had a part in the policy of ``checkpoint``, back to the run it came from."""
+    """Run folders whose rollouts contributed to the policy of ``checkpoint``, back to the run it came from."""
     found = []
     if checkpoint.name == "improve":
         offline = config.improve_offline.data if config.improve_offline is not None else ()

@@ -1,4 +1,5 @@
-"""``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B inside a stated time.
+"""``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B test within a time
+limit.
 
 Both sides run in one run folder with one trainer: ``improve`` over codes and, by ``improve.token_baseline``, over
 tokens, with the same updates, prompts, group size and rewards. First the base LM answers the training prompts, and
@@ -51,7 +52,7 @@ class PilotData:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What the probe measured, in seconds. ``Pace(update={"improve": 0.3, ...}, fixed=20.0, probe=35.0)``."""
+    """Measurements of the probe, in seconds. ``Pace(update={"improve": 0.3, ...}, fixed=20.0, probe=35.0)``."""
 
     update: Mapping[str, float]
     """Of one update of each stage."""
@@ -62,7 +63,7 @@ class Pace:
 
 
 def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
-    """The config of a pilot, all but the numbers of updates."""
+    """The config of a pilot without numbers of updates."""
     offline = {"batch_size": 16, "learning_rate": 1e-3}
     options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}
     improve = {

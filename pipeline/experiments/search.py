@@ -174,7 +174,7 @@ def verdict(session: SearchSession, number: int, response: Response) -> tuple[bo
 
 
 def value_of(session: SearchSession, options: SearchOptions) -> Judge:
-    """What the search values whole responses by."""
+    """The value function of whole responses."""
     return learned_value if options.value == "q" else lambda number, response: verdict(session, number, response)[1]
 
 
@@ -240,7 +240,7 @@ def timed(session: SearchSession, name: str, answer: Callable[[], Sequence[Best 
 
 
 def result_of(session: SearchSession, options: SearchOptions, rows: Sequence[MethodResult]) -> dict[str, Any]:
-    """Everything as plain data."""
+    """The results as plain data."""
     by_name = {row.name: np.array(row.successes, float) for row in rows}
     differences = {}
     if options.method != "best-of-n":

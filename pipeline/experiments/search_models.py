@@ -17,7 +17,7 @@ from rollout_workers.rollouts import HostSpec
 
 
 def checked_q(folder: Path) -> QHead:
-    """A Q head whose files are as they were written."""
+    """Load a Q head after checking its files."""
     read_q_shape(folder)
     if problems := checkpoints.verify(folder):
         raise ValueError(

@@ -1,5 +1,5 @@
-"""Runs over a grid of config values: each a run of its own, side by side as Ray Tune finds room; goes on where it was
-interrupted.
+"""Runs over a grid of config values: separate runs, in parallel as Ray Tune finds resources; an interrupted sweep
+resumes.
 
 What is known lies in the runs' folders. Tune's own state, which it pickles, is thrown away: finished runs are read,
 broken ones resumed.
@@ -87,7 +87,7 @@ def overrides(choice: Choice) -> list[str]:
 
 
 def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder: Path) -> list[SweepTrial]:
-    """The sweep's trials; ``sweep.json`` remembers them, so that the same command goes on with an interrupted sweep.
+    """The sweep's trials; ``sweep.json`` remembers them, so that the same command resumes an interrupted sweep.
 
     Raises:
         ValueError: ``folder`` holds another sweep.
@@ -112,7 +112,7 @@ def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder:
 
 
 def trial_config(config: Path, base: Sequence[str], trial: SweepTrial, sweep: str) -> RunConfig:
-    """Its config, tagged in MLflow with the sweep's name and each value that is tried."""
+    """A trial's config, tagged in MLflow with the sweep's name and each value that is tried."""
     made = load_config(config, [*base, *overrides(trial.choice)])
     tags = {"sweep": sweep, "trial": trial.name} | {key: str(value) for key, value in trial.choice.items()}
     return made.model_copy(update={"tracking": made.tracking.model_copy(update={"tags": made.tracking.tags | tags})})
@@ -200,8 +200,8 @@ def sweep(
 
 
 def bundles(config: RunConfig) -> list[dict[str, float]]:
-    """What a run reserves, the way RLlib looks for it inside Tune: a bundle for the driver, then one for each worker
-    and learner."""
+    """The resources of a run, as RLlib expects them inside Tune: a bundle for the driver, then one for each worker and
+    learner."""
     rollout, cluster = config.rollout, config.cluster
     worker = {"CPU": rollout.cpus_per_worker, "GPU": float(rollout.gpus_per_worker)}
     learner = {"CPU": cluster.cpus_per_learner, "GPU": float(cluster.gpus_per_learner)}

@@ -1,10 +1,9 @@
-"""``latent-control tune-codes``: which codebook suits a base LM and task? A search that spends little on most and much
-on few.
+"""``latent-control tune-codes``: searches the codebook that suits a base LM and task, with little compute on most
+settings and much on a few.
 
 Stage one, cheap: Ray Tune with ASHA (Li et al., 2020) trains the ``actions`` stage of many settings, stops the worse
-ones early and
-clones the policy of the survivors. Stage two, dear: the best of them are cloned in full and improved by a short
-reinforcement learning run, which decides.
+ones early and clones the policy of the survivors. Stage two, expensive: the best of them are cloned in full and
+improved by a short reinforcement learning run, which decides.
 """
 
 from __future__ import annotations
@@ -73,21 +72,21 @@ class Space:
 
 
 class _Reporter(RunLog):
-    """Hands every held-out measurement on."""
+    """Passes every held-out measurement on."""
 
     def __init__(self, run_dir: Path, report: Callable[[str, int, dict[str, float]], None]) -> None:
         super().__init__(run_dir, quiet=True)
         self._report = report
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """As always, and to the search."""
+        """Log the metrics and report them to the search."""
         super().log(stage, step, metrics)
         if "nll_codes" in metrics:
             self._report(stage, step, dict(metrics))
 
 
 def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[dict[str, float]], None]) -> None:
-    """Find the codes, clone the policy for a while; ``report`` gets measures and score with each evaluation."""
+    """Learn a codebook, clone the policy for some updates; ``report`` gets measures and score with each evaluation."""
     from pipeline.stages.offline import run_offline
     from rollout_workers.tasks import build_task
 
@@ -111,7 +110,7 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
 def search(
     config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]
 ) -> list[CodesTrial]:
-    """The cheap stage: every setting gets its chance, the worse ones are stopped early; best first."""
+    """The cheap stage: all settings start, the worse ones are stopped early; best first."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -219,7 +218,7 @@ def decide(
     deadline: float,
     say: Callable[[str], None],
 ) -> list[CodesTrial]:
-    """Clone each finalist in full and improve it for ``updates``; those for which no time is left keep no reward."""
+    """Clone each finalist in full and improve it for ``updates``; those without time left have no reward."""
     played: list[CodesTrial] = []
     longest = 0.0
     for number, trial in enumerate(chosen, 1):
@@ -271,7 +270,7 @@ def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
 
 
 def require_stages(config: RunConfig) -> None:
-    """Raise ``ValueError`` unless the config finds codes, clones a policy and improves it."""
+    """Raise ``ValueError`` unless the config has the sections actions, clone and improve."""
     missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
     if missing:
         raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")

@@ -14,7 +14,7 @@ def asset(name: str, package: str = "pipeline.pages.explorer") -> str:
 
 
 def source(text: str) -> str:
-    """How a Content-Security-Policy names an inline style or script: by its hash."""
+    """The name of an inline style or script in a Content-Security-Policy: its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -1,4 +1,4 @@
-"""``latent-control reward report``: what each part of the reward did in a run, and whether the policy gamed it.
+"""``latent-control reward report``: the course of each part of the reward in a run, and signs of reward hacking.
 
 The held-out truth is the verifier's ``success``. A part (or the reward) that rises over training while success falls or
 does not rise is a flag: perhaps the policy was paid for something else than solving the task (Goodhart's law). Slopes

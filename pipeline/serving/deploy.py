@@ -1,4 +1,4 @@
-"""``serve``: a service on Ray Serve, on this machine only unless told otherwise."""
+"""``serve``: a service on Ray Serve, by default on this machine only."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def application(settings: ServingSettings) -> Any:
 
 @contextmanager
 def running(settings: ServingSettings) -> Iterator[str]:
-    """The application on Ray, for the length of a block; yields its address."""
+    """The application on Ray for the duration of a block; yields its address."""
     from ray import serve
 
     with joined(settings.address, settings.replicas * settings.threads + 1):

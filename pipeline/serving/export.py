@@ -1,4 +1,4 @@
-"""``export``: a policy with all it needs to answer, and nothing of what trained it. Safetensors and JSON only.
+"""``export``: a policy with all it needs for inference, without training state. Safetensors and JSON only.
 
 The folder is a checkpoint like any other (``evaluate`` and ``search`` take it) without the inverse dynamics model, and
 a model that ``AutoModelForCausalLM`` loads: with tokenizer, generation defaults and ``provenance.json``.
@@ -33,7 +33,8 @@ PROVENANCE, FORMAT = "provenance.json", 1
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is exported: ``Source(checkpoint=Path("runs/first/checkpoints/improve"), run_dir=Path("runs/first"))``."""
+    """The source of an export: ``Source(checkpoint=Path("runs/first/checkpoints/improve"),
+    run_dir=Path("runs/first"))``."""
 
     checkpoint: Path
     run_dir: Path | None

@@ -1,5 +1,4 @@
-"""What a request for completions may say, and how an answer is worded: OpenAI's protocol with codes. Knows nothing of
-HTTP or Ray."""
+"""Requests and replies of completions: OpenAI's protocol with codes. Independent of HTTP and Ray."""
 
 from __future__ import annotations
 
@@ -42,13 +41,13 @@ class RefusedRequest(ValueError):
         self.status, self.param = status, param
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI words errors."""
+        """The error in OpenAI's format."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
 class Request(BaseModel):
-    """What both kinds of requests have in common."""
+    """The fields common to both kinds of requests."""
 
     model_config = ConfigDict(extra="forbid")
     model: StrictStr | None = None
@@ -91,7 +90,7 @@ class ChatRequest(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLimits:
-    """What the served model can do: ``ModelLimits(model="first", num_actions=64, span=1, positions=2048, max_tokens=16,
+    """Limits of the served model: ``ModelLimits(model="first", num_actions=64, span=1, positions=2048, max_tokens=16,
     vocabulary=49152)``."""
 
     model: str
@@ -131,7 +130,7 @@ class DecodedRow:
     finish_reason: str | None = None
 
     def extras(self) -> dict[str, Any]:
-        """What a reply says beyond OpenAI's: which code produced each token."""
+        """Fields of a reply beyond OpenAI's: which code produced each token."""
         return {"codes": self.codes, "code_logprobs": [round(x, 6) for x in self.code_logp], "token_ids": self.tokens}
 
 
@@ -170,7 +169,7 @@ def _shown(content: dict[str, Any], name: str) -> str:
 
 
 def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: ModelLimits) -> list[DecodeRequest]:
-    """The rows a request asks for: ``n`` of each prompt (token ids), one after the other.
+    """The rows that a request needs: ``n`` of each prompt (token ids), one after the other.
 
     Raises:
         RefusedRequest: another model is asked for, a number does not fit it, or there are too many rows.
@@ -278,7 +277,7 @@ def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How the replies to one request are worded."""
+    """Formats the replies to one request."""
 
     chat: bool
     model: str

@@ -1,5 +1,4 @@
-"""An export in MLflow's model registry: models from code, with signature, version and alias. Nothing of it is a
-pickle."""
+"""An export in MLflow's model registry: models from code, with signature, version and alias. It contains no pickle."""
 
 from __future__ import annotations
 

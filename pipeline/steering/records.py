@@ -1,4 +1,4 @@
-"""What the page and the terminal are told. ``explorer.records.as_data`` makes JSON of it."""
+"""Records shown by the page and the terminal. ``explorer.records.as_data`` makes JSON of it."""
 
 from __future__ import annotations
 

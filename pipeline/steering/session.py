@@ -1,4 +1,4 @@
-"""What a terminal session has decided so far, and how each command changes it. Knows nothing of models or screens."""
+"""The state of a terminal session and its changes by command, independent of models and screens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Session:
 
     @property
     def steered(self) -> bool:
-        """Whether anything is decided for the policy."""
+        """Whether anything is steered."""
         return bool(self.codes or self.forbidden or self.forbidden_at or self.allowed is not None)
 
     def request(self) -> SteeringRequest:

@@ -1,4 +1,4 @@
-"""What the explorer's page shows, as plain data. Axes: N codes, K keys (positions, kinds of prompts, ...), U points in
+"""Plain data of the explorer's page. Axes: N codes, K keys (positions, kinds of prompts, ...), U points in
 training.
 
 Tokens are numbers of ``Dataset.vocabulary``, rollouts places in ``Dataset.rollouts``. Shares and probabilities are
@@ -17,7 +17,7 @@ DIGITS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """What a code does to one token. ``Shift(token=7, probability=0.9, mixture=0.1, log_shift=2.2)``."""
+    """The effect of a code on one token. ``Shift(token=7, probability=0.9, mixture=0.1, log_shift=2.2)``."""
 
     token: int
     probability: float

@@ -1,4 +1,4 @@
-"""Codes by some property of where they were chosen: position, turn, task, fields of the prompts' metadata. Axes: C
+"""Codes by a property of the choice: position, turn, task, fields of the prompts' metadata. Axes: C
 choices, K keys."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _keys(some: Collected, task: Task) -> list[tuple[str, np.ndarray, list[str]]
 
 
 def _by_prompt(shown: Corpus, task: Task) -> list[tuple[str, dict[str, str]]]:
-    """(name, prompt id to label): the task, then fields of the metadata that tell prompts apart without naming each."""
+    """(name, prompt id to label): the task, then fields of the metadata that group prompts."""
     texts = dict(zip(shown.prompt_ids, shown.prompt_texts, strict=True))
     prompts = {pid: prompt_of(task, pid, text) for pid, text in texts.items()}
     found = [("task", {pid: pid.rsplit("/", 2)[0] for pid in prompts})]

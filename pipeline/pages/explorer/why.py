@@ -1,5 +1,5 @@
-"""Why this output: at each choice the codes' chances, the token each would have produced, and how it would have
-ended."""
+"""Why this output: at each choice the codes' probabilities, the token each would have produced, and counterfactual
+continuations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def to_explain(corpus: Corpus, rows: np.ndarray, count: int) -> list[int]:
 def alternatives(
     tokens: Sequence[int], codes: Sequence[int], before: Sequence[float], after: Sequence[float]
 ) -> list[Alternative]:
-    """The tokens that codes at one choice lead to, with the chance of each before and after RL; the likeliest (of both)
+    """The tokens that codes at one choice lead to, with the probability of each before and after RL; the likeliest (of
+    both)
     first."""
     found = []
     for token in dict.fromkeys(tokens):

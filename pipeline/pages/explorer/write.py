@@ -1,4 +1,4 @@
-"""Writing the explorer's page: by the command ``explain``, and at the end of a run."""
+"""Writes the explorer's page: by the command ``explain``, and at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run took: seconds of each stage, rollouts, tokens, memory, trained parameters."""
+"""Costs of a run: seconds of each stage, rollouts, tokens, memory, trained parameters."""
 
 from __future__ import annotations
 

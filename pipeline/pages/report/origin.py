@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: environment, hashes, how to do it again, and where else to look."""
+"""Provenance of a run's numbers: environment, hashes, commands that reproduce it, related links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models of a run can do on held-out prompts, with intervals, and which differences can be seen."""
+"""Held-out results of a run's models, with intervals and paired differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run folder has for its report, read once. Nothing of it is changed."""
+"""Reads the contents of a run folder for its report; changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.tracking.uris import read_record
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """A run, finished or not. What is not there is empty."""
+    """A run, finished or not. Missing parts are empty."""
 
     run_dir: Path
     config: RunConfig

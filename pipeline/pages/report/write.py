@@ -1,4 +1,4 @@
-"""Writing the report: by the command ``report``, and at the end of a run."""
+"""Writes the report: by the command ``report``, and at the end of a run."""
 
 from __future__ import annotations
 
