@@ -24,14 +24,14 @@ from pipeline.console.displays import Display
 from pipeline.console.progress import Ahead
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
-from pipeline.evaluation.outcomes import OUTCOMES
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.environment import peak_gib, write_environment
-from pipeline.runs.events import EVENTS, Events, Trouble, first_line
+from pipeline.runs.events import Events, Trouble, first_line
 from pipeline.runs.forecast import expected_seconds
+from pipeline.runs.layout import CONFIG, EVALUATION, EVENTS, MANIFEST, OUTCOMES, STAGES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
 from pipeline.runs.status import at_work
 from pipeline.stages.base_model import resolve_base
@@ -40,7 +40,6 @@ from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
 from pipeline.tracking.tracker import Tracker, git_commit
 from rollout_workers.tasks import build_task
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 _LOG = logging.getLogger(__name__)
 
 
@@ -108,7 +107,7 @@ def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
     for stage in plan(config):
         if source is not None:
             sources[stage.name] = source
-        record = run_dir / "stages" / f"{stage.name}.json"
+        record = run_dir / stage_record(stage.name)
         if not record.is_file():
             continue
         if stage.passes_on:
@@ -165,11 +164,11 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
 def _mend(run_dir: Path, restore_config: bool) -> None:
     """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
     problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
-    if manifest.MANIFEST in problems:
+    if MANIFEST in problems:
         _say(
             run_dir,
             "manifest_renewed",
-            f"{manifest.MANIFEST}: {problems[manifest.MANIFEST]}; they are taken as they are",
+            f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are",
         )
         manifest.renew(run_dir, CONFIG)
     if EVENTS in problems:
@@ -180,10 +179,10 @@ def _mend(run_dir: Path, restore_config: bool) -> None:
     if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
         (run_dir / CONFIG).unlink(missing_ok=True)
         manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        _say(run_dir, "config_restored", f"{said}; it was put back from {manifest.MANIFEST}")
+        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}")
         return
     remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
-    on_purpose = f"if it was changed on purpose, delete {manifest.MANIFEST} there"
+    on_purpose = f"if it was changed on purpose, delete {MANIFEST} there"
     raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
 
 
@@ -322,7 +321,7 @@ def calm_libraries() -> None:
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
     """The result of a stage that an earlier start of this run completed; a damaged record is made again from the
     result's manifest."""
-    name = f"stages/{stage.name}.json"
+    name = stage_record(stage.name)
     result = context.result(stage.name)
     there, problem = (context.run_dir / name).is_file(), manifest.problems(context.run_dir).get(name)
     if not there and not problem:
@@ -362,7 +361,7 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
         "metrics": result.metrics,
         "driver_peak_gib": peak_gib(),
     }
-    manifest.put_json(context.run_dir, f"stages/{stage.name}.json", record)
+    manifest.put_json(context.run_dir, stage_record(stage.name), record)
     return result, seconds
 
 
@@ -407,9 +406,9 @@ def evaluate_stage(
         add_costs(config, result, summary["stages"])
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         context.log.record("evaluate", 1, numbers)
-        manifest.put_json(context.run_dir, "evaluation.json", result)
+        manifest.put_json(context.run_dir, EVALUATION, result)
         manifest.know(context.run_dir, OUTCOMES)
-        for name in ("evaluation.json", OUTCOMES):
+        for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge(config.gates, result, final_of(result))
         tracker.tag(tags(verdicts) if verdicts else {})
@@ -451,7 +450,7 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if (target / CONFIG).is_file():
-        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / "stages").glob("*.json"))}
+        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / STAGES).glob("*.json"))}
         hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
     else:
         records = {}

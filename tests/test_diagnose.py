@@ -13,10 +13,10 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import Cluster, RunConfig
 from pipeline.integrity.diagnose import diagnose
-from pipeline.rl.watchdog import STALL
 from pipeline.rl.worker_health import Health
 from pipeline.run import noted
 from pipeline.runs.events import Events, Trouble
+from pipeline.runs.layout import STALL
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage import disk_space
 

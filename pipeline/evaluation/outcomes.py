@@ -11,8 +11,6 @@ import numpy as np
 from rollout_workers.rollouts import Rollout
 
 Mode = Literal["sampled", "greedy"]
-OUTCOMES = "evaluation.parquet"
-"""Their file in a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
+from pipeline.runs.layout import COMPARE, CONFIG
 from pipeline.tracking.server import FIRST_PORT, HOST, compare_link
 from pipeline.tracking.tracker import keep, read_record
 
-FOLDER = "compare"
 STAGES = {
     "base": "evaluate",
     "cloned": "clone",
@@ -39,7 +39,7 @@ class Saved:
 def save(result: Mapping[str, Any], page: Path) -> Saved:
     """Keep what ``compare`` returned, with the page made of it."""
     last, other = Path(result["b"][-1]), Path(result["a"][0])
-    settings = load_config(last / "config.yaml", [], check_paths=False).tracking
+    settings = load_config(last / CONFIG, [], check_paths=False).tracking
     found = {
         side: [_run_of(Path(folder), variant) for folder in result[side]]
         for side, variant in zip("ab", result["variants"], strict=True)
@@ -51,7 +51,7 @@ def save(result: Mapping[str, Any], page: Path) -> Saved:
         result,
         last,
         settings,
-        folder=FOLDER,
+        folder=COMPARE,
         name=f"with-{other.name}",
         params={name: f"{a} | {b}" for name, (a, b) in result["config_difference"].items()},
         metrics=metrics(result),
@@ -109,7 +109,7 @@ def _tags(
     if link:
         lines += ["", f"[side by side](#{link.partition('#')[2]})"]
     return {
-        "stage": FOLDER,
+        "stage": COMPARE,
         "compared_a": ",".join(ids["a"]),
         "compared_b": ",".join(ids["b"]),
         "mlflow.note.content": "\n".join(lines),

@@ -22,6 +22,8 @@ from pipeline.experiments.compare import compare, write_page
 from pipeline.experiments.sample_base import sample
 from pipeline.preflight.init_config import samples_source
 from pipeline.run import run
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
 from pipeline.storage.atomic import write_atomic
 from rollout_workers.tasks import build_task
 
@@ -92,8 +94,7 @@ def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[
 def measure(run_dir: Path, seconds: float) -> Pace:
     """The pace of a run that took ``seconds``: the median step of each stage, and what is left over."""
     times: dict[str, list[float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in records(run_dir / METRICS):
         times.setdefault(record["stage"], []).append(record["time"])
     update = {name: median(b - a for a, b in zip(times[name], times[name][1:], strict=False)) for name in FULL}
     spent = sum(update[name] * len(times[name]) for name in FULL)

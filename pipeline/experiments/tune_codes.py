@@ -27,7 +27,8 @@ from pipeline.console.displays import Display
 from pipeline.evaluation.statistics import bootstrap_means, interval
 from pipeline.run import run
 from pipeline.runs.context import StageContext
-from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import RunLog, series
 from pipeline.storage.atomic import write_atomic
 
 CHOICE_WEIGHT = 0.05
@@ -278,17 +279,13 @@ def decide(
         say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
         short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
         done = run(short, folder / f"finalist-{number}", Display())
-        rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
+        rewards = series(done / METRICS, "improve", "reward")[-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(
             Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started})
         )
         say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
     return played
-
-
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:

@@ -23,10 +23,11 @@ from pipeline.cluster.connect import connected
 from pipeline.replay.writer import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
-from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded
+from pipeline.rl.ledger import Attempt, Recorded
 from pipeline.rl.rollout_pool import Answer
-from pipeline.run import CONFIG, calm_libraries, sources_of
+from pipeline.run import calm_libraries, sources_of
 from pipeline.runs import interrupts
+from pipeline.runs.layout import CONFIG, QUARANTINE, REPLAY
 from pipeline.stages.improve import build, starting_point
 from rollout_workers.rollouts import Rollout, RolloutSummary
 
@@ -132,7 +133,7 @@ def _from_buffer(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]], run
     """Each update's answers out of the replay buffer, or of the quarantine."""
     rows = {
         row["rollout_id"]: row
-        for folder in ("replay", QUARANTINE)
+        for folder in (REPLAY, QUARANTINE)
         if (run_dir / folder).is_dir()
         for row in ReplayReader(run_dir / folder, shuffle=False).rows()
     }

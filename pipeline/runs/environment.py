@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 
 from pipeline.runs import manifest
+from pipeline.runs.layout import ENVIRONMENT
 from pipeline.tracking.tracker import git_commit
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "latent-control",
     "torch",

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.runs.layout import EVENTS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
-
-EVENTS = "events.jsonl"
 
 Say = Callable[..., None]
 """``say(text, kind, **facts)``; without a kind the text is for the display only."""

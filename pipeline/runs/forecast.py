@@ -10,8 +10,8 @@ from typing import Any
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.runs.events import read_events
+from pipeline.runs.layout import CONFIG, SUMMARY
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 NEIGHBOURS = 5
 """So many of the newest runs beside this one are looked at."""
 SECTIONS = {"base": "base", "reclone": "clone", "token_level": "improve", "evaluate": "evaluation", "pages": "explorer"}

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.events import EVENTS
+from pipeline.runs.layout import CONFIG, EVALUATION, EVENTS, MANIFEST, MLFLOW, OUTCOMES, SUMMARY, stage_record
 from pipeline.storage.atomic import sealed, sha256_file, unseal, write_atomic
 
-MANIFEST = "manifest.json"
-_PATTERNS = ("config.yaml", "summary.json", "stages/*.json", "evaluation.json", "evaluation.parquet", "mlflow.json")
+_PATTERNS = (CONFIG, SUMMARY, stage_record("*"), EVALUATION, OUTCOMES, MLFLOW)
 
 
 def put(run_dir: Path, name: str, data: bytes, *, keep: bool = False) -> None:

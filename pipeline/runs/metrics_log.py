@@ -13,10 +13,10 @@ from pipeline.console.displays import Display, automatic
 from pipeline.console.progress import Ahead
 from pipeline.runs import interrupts
 from pipeline.runs.events import Events
+from pipeline.runs.layout import METRICS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
 
-METRICS = "metrics.jsonl"
 _RESERVED = ("stage", "step", "time", "crc32")
 
 
@@ -25,14 +25,22 @@ class _Tracker(Protocol):
 
 
 def records(path: Path) -> list[Mapping[str, Any]]:
-    """The whole lines of a ``metrics.jsonl``; none where there is no such file."""
+    """The records of a ``metrics.jsonl`` in order; none where there is no such file.
+
+    A line that is torn, or whose checksum fails, is passed over: its numbers are not what was logged.
+    """
     found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     return [record for line in found if (record := _record(line)) is not None]
 
 
 def total(path: Path, stage: str, metric: str) -> float:
     """Sum of ``metric`` over the steps of ``stage`` in a ``metrics.jsonl``: earlier starts of the run count too."""
-    return sum(float(r.get(metric) or 0.0) for r in records(path) if r.get("stage") == stage)
+    return sum(series(path, stage, metric))
+
+
+def series(path: Path, stage: str, metric: str) -> list[float]:
+    """Values of ``metric`` at the steps of ``stage`` that logged a finite one, in the order of the file."""
+    return [float(r[metric]) for r in records(path) if r.get("stage") == stage and r.get(metric) is not None]
 
 
 class RunLog:

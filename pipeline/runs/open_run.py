@@ -12,8 +12,9 @@ from configs.loading import load_config
 from configs.paths import nothing_at
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
-from pipeline.runs.metrics_log import METRICS, records
-from pipeline.runs.status import CONFIG, SUMMARY, Overview, overview
+from pipeline.runs.layout import CONFIG, METRICS, REPLAY, SUMMARY
+from pipeline.runs.metrics_log import records
+from pipeline.runs.status import Overview, overview
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class Run:
 
         from pipeline.replay.writer import SCHEMA, ReplayReader
 
-        if not (self.folder / "replay").is_dir():
+        if not (self.folder / REPLAY).is_dir():
             raise ValueError(
                 f"{self.folder.name} stored no rollouts: it has not reached reinforcement learning, or replay.enabled "
                 "is false"

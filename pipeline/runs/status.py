@@ -16,10 +16,10 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
-from pipeline.runs.metrics_log import METRICS
+from pipeline.runs.layout import CONFIG, METRICS, PROCESS, SUMMARY
+from pipeline.runs.metrics_log import records
 from pipeline.storage.atomic import write_atomic
 
-CONFIG, SUMMARY, PROCESS = "config.yaml", "summary.json", "process.json"
 SILENT_SECONDS = 600.0
 """A run on another machine that has logged nothing for so long is taken for interrupted."""
 
@@ -116,17 +116,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _last_lines(path: Path) -> tuple[dict[str, Any], float | None]:
-    """(the last record, the last reward); a line that is being written does not count."""
-    last: dict[str, Any] = {}
-    reward = None
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    last = json.loads(line)
-                    reward = last.get("reward", reward)
-    return last, reward
+def _last_lines(path: Path) -> tuple[Mapping[str, Any], float | None]:
+    """(the last record, the last reward)."""
+    found = records(path)
+    rewards = (record["reward"] for record in reversed(found) if "reward" in record)
+    return found[-1] if found else {}, next(rewards, None)
 
 
 def runs_in(folder: Path) -> list[Overview]:

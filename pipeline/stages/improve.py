@@ -23,7 +23,7 @@ from latent_control.pretrained import base_path, read_config, with_policy
 from pipeline.cluster.connect import connected
 from pipeline.replay.writer import ReplayActor, ReplayWriter
 from pipeline.rl.algorithm import BROKEN, LatentRL, algorithm_config
-from pipeline.rl.ledger import QUARANTINE, Ledger
+from pipeline.rl.ledger import Ledger
 from pipeline.rl.resume_point import resume_point
 from pipeline.rl.rollout_pool import PartLost, this_node
 from pipeline.rl.watchdog import Watchdog
@@ -32,12 +32,12 @@ from pipeline.rl.worker_health import LONGEST_REST
 from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.events import Trouble, first_line
-from pipeline.runs.metrics_log import METRICS, total
+from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
+from pipeline.runs.metrics_log import total
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
 
-TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *(
@@ -286,7 +286,7 @@ def replay_actor(context: StageContext, stage: str) -> Any:
     beside = NodeAffinitySchedulingStrategy(this_node(), soft=False)
     writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside)(ReplayActor)
     return writer.remote(
-        str(context.run_dir / "replay"), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
+        str(context.run_dir / REPLAY), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
     )
 
 

@@ -32,9 +32,9 @@ from pipeline.replay.writer import write_outcomes
 from pipeline.rl.algorithm import workers_config
 from pipeline.rl.heldout import heldout_requests
 from pipeline.rl.rollout_pool import RolloutPool, this_node
+from pipeline.runs.layout import TOKEN_INFO, TOKEN_POLICY
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.embedding import embed_texts
-from pipeline.stages.improve import TOKEN_INFO, TOKEN_POLICY
 from pipeline.stages.text_likelihood import measure_texts
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec, Rollout

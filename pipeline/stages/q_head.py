@@ -23,10 +23,11 @@ from learners.q_head import QLearner, QSettings, Transitions, transitions
 from pipeline.evaluation.statistics import auc
 from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.replay.dataset import StoredRollouts, read_rollouts
+from pipeline.runs.layout import METRICS
 from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import Tracker
 
-NAME, METRICS = "q_head", "metrics.jsonl"
+NAME = "q_head"
 SUCCEEDED = 0.5
 """A rollout with more reward than this counts as a success in the AUC."""
 

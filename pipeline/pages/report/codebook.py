@@ -18,6 +18,7 @@ from pipeline.pages.report.records import Section, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.replay.writer import ReplayReader
+from pipeline.runs.layout import REPLAY
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1
@@ -67,7 +68,7 @@ def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> 
 
 def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
     """Of the rollouts in the replay buffer, of all updates evenly; ``None`` when there are none of latent actions."""
-    if not (run_dir / "replay").is_dir():
+    if not (run_dir / REPLAY).is_dir():
         return None
     stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
     every = max(1, -(-stored // MOST_ROLLOUTS))

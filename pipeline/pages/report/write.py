@@ -6,10 +6,10 @@ from pathlib import Path
 
 from configs.loading import load_config
 from pipeline.pages.report.build import build
-from pipeline.pages.report.page import PAGE, figures, page
+from pipeline.pages.report.page import figures, page
 from pipeline.pages.report.records import Report
 from pipeline.runs.context import StageContext
-from pipeline.runs.status import CONFIG
+from pipeline.runs.layout import CONFIG, REPORT
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.tracker import attach
 
@@ -36,8 +36,8 @@ def write_at_end(context: StageContext) -> None:
     if not context.config.report.enabled:
         return
     try:
-        report(context.run_dir, context.run_dir / PAGE)
+        report(context.run_dir, context.run_dir / REPORT)
     except (ValueError, OSError, LookupError) as error:  # LookupError: a summary of another version lacks a number
         context.log.message(f"report: not written: {error!r}; latent-control report {context.run_dir} tries again")
         return
-    context.log.message(f"report: {context.run_dir / PAGE}")
+    context.log.message(f"report: {context.run_dir / REPORT}")
