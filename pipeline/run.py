@@ -8,12 +8,11 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
@@ -33,104 +32,15 @@ from pipeline.runs.events import Events, Trouble, first_line
 from pipeline.runs.forecast import expected_seconds
 from pipeline.runs.layout import CONFIG, EVALUATION, EVENTS, MANIFEST, OUTCOMES, STAGES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.stage_table import BASE, EVALUATE, PAGES
 from pipeline.runs.status import at_work
-from pipeline.stages.base_model import resolve_base
+from pipeline.stages.plan import Planned, plan
 from pipeline.storage import checkpoints, disk_space
 from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
 from pipeline.tracking.tracker import Tracker, git_commit
 from rollout_workers.tasks import build_task
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A stage of a run: how it is run, given the checkpoint of the stage before."""
-
-    name: str
-    settings: Any
-    work: Callable[[StageContext, Path | None], StageResult]
-    passes_on: bool = True
-    """Whether the next stage starts from this one's result."""
-
-
-def plan(config: RunConfig) -> list[Planned]:
-    """The stages of ``config`` in order. FTA-I clones the policy again; the token-level baseline starts where
-    ``improve`` did."""
-    from pipeline.stages.improve import run_improve
-    from pipeline.stages.offline import run_offline
-
-    def offline(name: str, settings: Any) -> Planned:
-        return Planned(
-            name=name,
-            settings=settings,
-            work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config)),
-        )
-
-    def rl(name: str, level: str, *, passes_on: bool) -> Planned:
-        def work(context: StageContext, source: Path | None) -> StageResult:
-            if source is None:
-                raise ValueError(
-                    "the improve stage needs latent actions: add the actions section, "
-                    "or set actions.init to a checkpoint with actions.updates=0"
-                )
-            return run_improve(context, name, source, level)
-
-        return Planned(name=name, settings=config.improve, work=work, passes_on=passes_on)
-
-    stages: list[Planned] = []
-    if config.base.train is not None:
-        stages.append(Planned(name="base", settings=config.base.train, work=train_base_stage, passes_on=False))
-    if config.actions is not None:
-        actions = offline("actions", config.actions)
-        stages.append(actions)
-    if config.clone is not None:
-        stages.append(offline("clone", config.clone))
-    if config.finetune is not None:
-        stages.append(offline("finetune", config.finetune))
-        if config.finetune.codes == "inverse_dynamics" and config.clone is not None:
-            stages.append(offline("reclone", config.clone))
-    if config.improve_offline is not None:
-        stages.append(offline("improve_offline", config.improve_offline))
-    if config.improve is not None:
-        if config.improve.token_baseline and config.improve.level == "latent":
-            stages.append(rl("token_level", "token", passes_on=False))
-        stages.append(rl("improve", config.improve.level, passes_on=True))
-    return stages
-
-
-def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
-    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result
-    on."""
-    sources: dict[str, Path] = {}
-    source: Path | None = None
-    for stage in plan(config):
-        if source is not None:
-            sources[stage.name] = source
-        record = run_dir / stage_record(stage.name)
-        if not record.is_file():
-            continue
-        if stage.passes_on:
-            source = (run_dir / json.loads(record.read_text())["checkpoint"]).resolve()
-    return sources
-
-
-def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
-    """Train the small base LM from scratch into ``base.model``."""
-    from learners.base_training import WordTask, train_base
-
-    base = context.config.base
-    assert base.train is not None
-    context.log.begin("base", base.train.updates)
-    train_base(
-        base.train,
-        task=cast(WordTask, context.task),
-        folder=Path(base.model),
-        seed=context.config.seed,
-        threads=context.config.cluster.learner_threads,
-        log=lambda update, metrics: context.log.log("base", update, metrics),
-    )
-    return StageResult(checkpoint=Path(base.model))
 
 
 def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -254,11 +164,11 @@ def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     """What a display is told before the run works."""
     stages = {stage.name: int(stage.settings.updates) for stage in plan(config)}
-    stages |= {"evaluate": 0} if config.evaluation is not None else {}
+    stages |= {EVALUATE: 0} if config.evaluation is not None else {}
     rl = config.improve
     return Ahead(
         run_dir=run_dir,
-        stages=stages | ({"pages": 0} if wants_page(config) or config.report.enabled else {}),
+        stages=stages | ({PAGES: 0} if wants_page(config) or config.report.enabled else {}),
         seconds=expected_seconds(run_dir, config),
         num_actions=config.actions.num_actions if config.actions is not None else None,
         max_staleness=rl.max_staleness if rl is not None and rl.mode == "async" else None,
@@ -286,19 +196,19 @@ def _work(context: StageContext, tracker: Tracker) -> None:
         manifest.put_json(run_dir, SUMMARY, summary)
     summary["took"] = {}
     if config.evaluation is not None and source is not None:
-        with interrupts.at_once(), _timed(summary["took"], "evaluate"):
+        with interrupts.at_once(), _timed(summary["took"], EVALUATE):
             summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
         manifest.put_json(run_dir, SUMMARY, summary)
-        log.done("evaluate", seconds=summary["took"]["evaluate"])
+        log.done(EVALUATE, seconds=summary["took"][EVALUATE])
         log.display.evaluation(summary["evaluation"])
     if wants_page(config) or config.report.enabled:
-        log.begin("pages", 0)
-        with interrupts.at_once(), _timed(summary["took"], "pages"):
+        log.begin(PAGES, 0)
+        with interrupts.at_once(), _timed(summary["took"], PAGES):
             write_at_end(context)
             write_report(context)  # it links to the explorer
-        log.done("pages", seconds=summary["took"]["pages"])
+        log.done(PAGES, seconds=summary["took"][PAGES])
     manifest.put_json(run_dir, SUMMARY, summary)
 
 
@@ -326,10 +236,10 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
     there, problem = (context.run_dir / name).is_file(), manifest.problems(context.run_dir).get(name)
     if not there and not problem:
         return None
-    if stage.name != "base" and (problems := checkpoints.verify(result)):
+    if stage.name != BASE and (problems := checkpoints.verify(result)):
         context.log.message(f"{stage.name}: {problems[0]}; the stage is done again", "result_damaged", stage=stage.name)
         return None
-    if problem and stage.name == "base":
+    if problem and stage.name == BASE:
         return None
     if problem:
         context.log.message(
@@ -352,7 +262,7 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
     started = time.perf_counter()
     with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)
-        if stage.name != "base":
+        if stage.name != BASE:
             note_result(tracker, context, result, source)
     seconds = time.perf_counter() - started
     record = {
@@ -393,9 +303,9 @@ def evaluate_stage(
     config = context.config
     assert config.evaluation is not None
     stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
-    with tracking(context, tracker, "evaluate", list(stages.values())[-1]):
+    with tracking(context, tracker, EVALUATE, list(stages.values())[-1]):
         hosts = variants(config, stages)
-        context.log.begin("evaluate", len(hosts))
+        context.log.begin(EVALUATE, len(hosts))
         result = play(
             config,
             hosts,
@@ -405,7 +315,7 @@ def evaluate_stage(
         )
         add_costs(config, result, summary["stages"])
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
-        context.log.record("evaluate", 1, numbers)
+        context.log.record(EVALUATE, 1, numbers)
         manifest.put_json(context.run_dir, EVALUATION, result)
         manifest.know(context.run_dir, OUTCOMES)
         for name in (EVALUATION, OUTCOMES):
@@ -419,7 +329,7 @@ def _played(context: StageContext, names: list[str], text: str) -> None:
     """A line of the evaluation: a variant's success, or a note."""
     context.log.message(f"evaluate {text}")
     if (name := text.partition(":")[0]) in names:
-        context.log.advance("evaluate", names.index(name) + 1)
+        context.log.advance(EVALUATE, names.index(name) + 1)
 
 
 def add_costs(config: RunConfig, result: dict[str, Any], stages: Mapping[str, Any]) -> None:

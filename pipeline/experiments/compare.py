@@ -25,6 +25,7 @@ from pipeline.pages.page import Points, chart, page
 from pipeline.replay.writer import read_outcomes
 from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY
 from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, level_of
 from pipeline.tracking.tracker import flatten
 
 MODES = ("sampled", "greedy")
@@ -77,17 +78,13 @@ def _answers(path: Path, variant: str) -> Answers:
     return {mode: {key: float(np.mean(values)) for key, values in some.items()} for mode, some in found.items()}
 
 
-def _rl_stage(config: RunConfig, variant: str) -> str:
-    own = variant == "token_level" and config.improve is not None and config.improve.level == "latent"
-    return "token_level" if own else "improve"
-
-
 def _curve(folder: Path, config: RunConfig, variant: str) -> list[dict[str, float]]:
-    if variant not in ("improved", "token_level"):
+    if variant not in ("improved", TOKEN_LEVEL):
         return []
+    stage = TOKEN_LEVEL if variant == TOKEN_LEVEL and level_of(config, IMPROVE) == "latent" else IMPROVE
     curve, sums = [], {"rollouts": 0.0, "tokens": 0.0, "seconds": 0.0}
     for record in records(folder / METRICS):
-        if record["stage"] == _rl_stage(config, variant) and "reward" in record:
+        if record["stage"] == stage and "reward" in record:
             sums = {
                 name: value + record.get("seconds_update_total" if name == "seconds" else name, 0.0)
                 for name, value in sums.items()

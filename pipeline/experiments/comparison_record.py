@@ -10,17 +10,11 @@ from typing import Any
 
 from configs.loading import load_config
 from pipeline.runs.layout import COMPARE, CONFIG
+from pipeline.runs.stage_table import EVALUATE, IMPROVE, MAKERS
 from pipeline.tracking.server import FIRST_PORT, HOST, compare_link
 from pipeline.tracking.tracker import keep, read_record
 
-STAGES = {
-    "base": "evaluate",
-    "cloned": "clone",
-    "finetuned": "finetune",
-    "offline": "improve_offline",
-    "improved": "improve",
-    "token_level": "token_level",
-}
+MAIN_RUN = {"base": EVALUATE} | {variant: stages[0] for variant, stages in MAKERS.items()}
 """The MLflow run that tells most of each model."""
 
 
@@ -77,7 +71,7 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
 def _run_of(folder: Path, variant: str) -> tuple[str, str, str] | None:
     """(store, experiment, run id) of the stage behind a variant."""
     record = read_record(folder)
-    run_id = None if record is None else record["runs"].get(STAGES.get(variant, "improve"))
+    run_id = None if record is None else record["runs"].get(MAIN_RUN.get(variant, IMPROVE))
     return (
         None
         if record is None or run_id is None

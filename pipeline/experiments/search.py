@@ -33,7 +33,8 @@ from latent_control.search import (
 )
 from latent_control.search.q_head import QHead, QShape, load_q_head, read_q_shape
 from pipeline.evaluation.statistics import paired_difference, wilson
-from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.policies import checkpoint_of
 from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import keep
 from rollout_workers.model_host import Host, load_host

@@ -25,6 +25,7 @@ from pipeline.cluster.connect import connected, cpus_wanted
 from pipeline.evaluation.gates import ALIASES, final_of
 from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
 from pipeline.runs.metrics_log import series
+from pipeline.runs.stage_table import IMPROVE
 from pipeline.runs.status import finished
 from pipeline.storage.atomic import write_atomic
 
@@ -130,7 +131,7 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
     """(value, low, high) of a finished run: ``reward``, or a measure of its evaluation, ``[variant.]measure`` as in
     gates."""
     if metric == "reward":
-        rewards = series(folder / METRICS, "improve", "reward")[-LAST:]
+        rewards = series(folder / METRICS, IMPROVE, "reward")[-LAST:]
         return (statistics.mean(rewards) if rewards else None), None, None
     evaluation = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")

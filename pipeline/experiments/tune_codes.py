@@ -29,6 +29,7 @@ from pipeline.run import run
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import RunLog, series
+from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE
 from pipeline.storage.atomic import write_atomic
 
 CHOICE_WEIGHT = 0.05
@@ -143,16 +144,16 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
 
     def on_measures(stage: str, step: int, metrics: dict[str, float]) -> None:
         measured.update(metrics)
-        done = step if stage == "actions" else actions.updates + step
-        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == "clone")})
+        done = step if stage == ACTIONS else actions.updates + step
+        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == CLONE)})
 
     context = StageContext(
         config=config, run_dir=folder, log=_Reporter(folder, on_measures), task=build_task(config.task)
     )
-    found = run_offline(context, "actions", actions, None, base)
+    found = run_offline(context, ACTIONS, actions, None, base)
     updates = max(1, int(CLONE_SHARE * config.clone.updates))
     short = config.clone.model_copy(update={"updates": updates, "evaluate_every": updates})
-    run_offline(context, "clone", short, found.checkpoint, base)
+    run_offline(context, CLONE, short, found.checkpoint, base)
 
 
 def search(config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]) -> list[Trial]:
@@ -279,7 +280,7 @@ def decide(
         say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
         short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
         done = run(short, folder / f"finalist-{number}", Display())
-        rewards = series(done / METRICS, "improve", "reward")[-LAST:]
+        rewards = series(done / METRICS, IMPROVE, "reward")[-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(
             Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started})
@@ -314,7 +315,7 @@ def recommended(played: Sequence[Trial], own: Settings) -> Trial:
 
 def require_stages(config: RunConfig) -> None:
     """Raise ``ValueError`` unless the config finds codes, clones a policy and improves it."""
-    missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
+    missing = [name for name in (ACTIONS, CLONE, IMPROVE) if getattr(config, name) is None]
     if missing:
         raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
     assert config.actions is not None

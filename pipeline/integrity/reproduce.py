@@ -25,10 +25,12 @@ from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import Attempt, Recorded
 from pipeline.rl.rollout_pool import Answer
-from pipeline.run import calm_libraries, sources_of
+from pipeline.run import calm_libraries
 from pipeline.runs import interrupts
 from pipeline.runs.layout import CONFIG, QUARANTINE, REPLAY
+from pipeline.runs.stage_table import level_of
 from pipeline.stages.improve import build, starting_point
+from pipeline.stages.plan import sources_of
 from rollout_workers.rollouts import Rollout, RolloutSummary
 
 
@@ -66,8 +68,7 @@ def repeat(run_dir: Path, stage: str, *, stored: bool, say: Callable[[str], None
     problems = [*recorded.problems, *_obstacles(config, improve, recorded, stored)]
     if problems or improve is None:
         raise ValueError(f"{run_dir}: {stage} cannot be repeated: {'; '.join(problems) or 'it has no improve section'}")
-    level = "token" if stage == "token_level" else improve.level
-    start = starting_point(config, improve, sources_of(config, run_dir)[stage], level)
+    start = starting_point(config, improve, sources_of(config, run_dir)[stage], level_of(config, stage))
     with connected(config):
         torch.set_num_threads(config.cluster.learner_threads)
         algorithm = build(config, start)

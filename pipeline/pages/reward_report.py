@@ -21,6 +21,7 @@ from pipeline.evaluation.statistics import interval
 from pipeline.pages.page import chart, page
 from pipeline.replay.writer import ReplayReader
 from pipeline.runs.layout import CONFIG, REPLAY
+from pipeline.runs.stage_table import IMPROVE
 from pipeline.tracking.tracker import attach
 
 COLUMNS = (
@@ -270,4 +271,4 @@ def write_page(result: Mapping[str, Any], run_dir: Path) -> tuple[Path, str]:
         page(f"Rewards of {run_dir.name}", lines=lines, tables=tables, charts=charts, flags=flags), encoding="utf-8"
     )
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
-    return path, attach(path, settings, run_dir, "improve")
+    return path, attach(path, settings, run_dir, IMPROVE)

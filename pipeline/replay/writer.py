@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.evaluation.outcomes import Outcome
+from pipeline.runs.layout import REPLAY
 from pipeline.storage.atomic import fsync_file, fsync_folder, sealed, sha256_file, unseal, write_atomic
 from rollout_workers.rollouts import Rollout
 
@@ -470,8 +471,8 @@ def _python_column(column: pa.Array, field: pa.Field) -> Sequence[Any]:
 def _replay_root(folder: Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run folder or its replay folder")
-    if (folder / "replay").is_dir():
-        return folder / "replay"
+    if (folder / REPLAY).is_dir():
+        return folder / REPLAY
     return folder.parent if folder.name.startswith("run=") else folder
 
 

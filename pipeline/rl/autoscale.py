@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.schema import Autoscale
+from pipeline.runs.layout import CONTROL
 from pipeline.storage.atomic import write_atomic
-
-CONTROL = "control.json"
-"""In a run folder: ``{"rollout_workers": 3}``, written by ``latent-control scale``, read between updates; ``null``
-leaves it to the run."""
 
 
 def write_request(run_dir: Path, workers: int | None) -> None:

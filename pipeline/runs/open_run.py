@@ -14,6 +14,7 @@ from configs.schema import RunConfig
 from pipeline.console.progress import clock
 from pipeline.runs.layout import CONFIG, METRICS, REPLAY, SUMMARY
 from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import LATENT_STAGES
 from pipeline.runs.status import Overview, overview
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from latent_control.model import LatentActionLM
 
 _NOT_METRICS = ("stage", "step", "time", "crc32")
-LATENT_STAGES = ("improve", "improve_offline", "reclone", "finetune", "clone", "actions")
-"""Stages whose result has a latent policy, the last one of a run first."""
 
 
 class Run:

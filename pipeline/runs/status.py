@@ -18,6 +18,7 @@ from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
 from pipeline.runs.layout import CONFIG, METRICS, PROCESS, SUMMARY
 from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import planned, settings_of
 from pipeline.storage.atomic import write_atomic
 
 SILENT_SECONDS = 600.0
@@ -87,7 +88,7 @@ def overview(folder: Path) -> Overview:
 
 def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
     """Whether a run has all its stages and its evaluation."""
-    done = set(config.stages) - {"evaluate"} <= summary.get("stages", {}).keys()
+    done = {stage.name for stage in planned(config)} <= summary.get("stages", {}).keys()
     return done and (config.evaluation is None or "evaluation" in summary)
 
 
@@ -103,12 +104,7 @@ def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modifie
 
 
 def _total(config: RunConfig, stage: str) -> int:
-    section = (
-        config.base.train
-        if stage == "base"
-        else getattr(config, {"reclone": "clone", "token_level": "improve"}.get(stage, stage), None)
-    )
-    return int(getattr(section, "updates", 0))
+    return int(getattr(settings_of(config, stage), "updates", 0))
 
 
 def _json(path: Path) -> dict[str, Any]:

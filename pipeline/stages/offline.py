@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from configs.schema import Actions, Clone, ImproveOffline, RunConfig, Training
+from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
 from latent_control.analysis.measures import codebook_measures, marginal_measures, reach_measures
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import RECOMMENDED, off_policy_report
@@ -103,9 +103,9 @@ def start_of(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -> in
 
 def build_stage(job: OfflineJob) -> OfflineStage:
     """The stage with its model: new modules, or the checkpoint before it."""
-    config, stage = job.config, job.stage
+    config = job.config
     # Fine-tuning changes the base by less than bfloat16 resolves, so it keeps float32 masters.
-    dtype = "float32" if stage == "finetune" else config.base.dtype
+    dtype = "float32" if isinstance(job.settings, Finetune) else config.base.dtype
     if job.source is not None:
         model = LatentActionLM.from_pretrained(job.source, dtype=dtype, trust_remote_code=config.base.trust_remote_code)
     else:
@@ -113,13 +113,8 @@ def build_stage(job: OfflineJob) -> OfflineStage:
         model = new_model(job.settings, job.base, config, dtype)
     if isinstance(job.settings, ImproveOffline):
         return ImproveOfflineStage(model, job.settings, config.rollout.temperature)
-    kinds: dict[str, Any] = {
-        "actions": ActionsStage,
-        "clone": CloneStage,
-        "reclone": CloneStage,
-        "finetune": FinetuneStage,
-    }
-    return kinds[stage](model, job.settings)
+    kinds: dict[type[Training], Any] = {Actions: ActionsStage, Clone: CloneStage, Finetune: FinetuneStage}
+    return kinds[type(job.settings)](model, job.settings)
 
 
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
@@ -259,13 +254,13 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
         return measure_rollouts(job.config, model, heldout)
     found = codebook_measures(model, heldout)
     final = update == job.settings.updates
-    if job.stage == "actions":
+    if isinstance(job.settings, Actions):
         guard_codebook(job.settings, found, update)
         found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
     evaluation = job.config.evaluation
     if (
         final
-        and job.stage in ("clone", "reclone", "finetune")
+        and isinstance(job.settings, Clone | Finetune)
         and evaluation is not None
         and evaluation.marginal_sequences
     ):
@@ -330,7 +325,7 @@ def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: d
 
     So does the base of a published checkpoint, which has no folder of its own.
     """
-    tuned = job.stage == "finetune"
+    tuned = isinstance(job.settings, Finetune)
     bundle = tuned or stage.model.base_source is None
 
     def files(folder: Path) -> None:

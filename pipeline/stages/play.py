@@ -33,6 +33,7 @@ from pipeline.rl.algorithm import workers_config
 from pipeline.rl.heldout import heldout_requests
 from pipeline.rl.rollout_pool import RolloutPool, this_node
 from pipeline.runs.layout import TOKEN_INFO, TOKEN_POLICY
+from pipeline.runs.stage_table import ACTIONS, CLONE, MAKERS, TOKEN_LEVEL
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.embedding import embed_texts
 from pipeline.stages.text_likelihood import measure_texts
@@ -49,24 +50,16 @@ def variants(config: RunConfig, stages: Mapping[str, Path]) -> dict[str, HostSpe
     """What there is to evaluate, by name, given the finished stages' checkpoints."""
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     found: dict[str, HostSpec] = {}
-    for name, stage in (
-        ("cloned", "clone"),
-        ("finetuned", "finetune"),
-        ("finetuned", "reclone"),
-        ("offline", "improve_offline"),
-        ("improved", "improve"),
-        ("token_level", "token_level"),
-    ):
-        if stage in stages:
-            found[name] = checkpoint_host(stages[stage], common)
+    for name, stage in ((name, stage) for name, made in MAKERS.items() for stage in made if stage in stages):
+        found[name] = checkpoint_host(stages[stage], common)
     if "improved" in found and found["improved"].level == "token":
-        found["token_level"] = found["improved"]
+        found[TOKEN_LEVEL] = found["improved"]
     return {"base": HostSpec(level="base", checkpoint=first_base(config, stages), **common), **found}
 
 
 def first_base(config: RunConfig, stages: Mapping[str, Path]) -> str:
     """The base LM before any fine-tuning."""
-    for stage in ("actions", "clone"):
+    for stage in (ACTIONS, CLONE):
         if stage in stages:
             return base_path(stages[stage])
     return resolve_base(config)
@@ -291,7 +284,7 @@ def _differences(
     """Improved against each of the others, and what came of the replay buffer against what was before it: success
     sampled and greedy, and diversity at equal success."""
     pairs = [("improved", other) for other in played if other != "improved"]
-    pairs += [("offline", other) for other in played if other not in ("offline", "improved", "token_level")]
+    pairs += [("offline", other) for other in played if other not in ("offline", "improved", TOKEN_LEVEL)]
     successes = {name: variant.successes(samples) for name, variant in played.items()}
     varied = {name: _varied(variant, samples, cosines.get(name)) for name, variant in played.items()}
     differences = {}

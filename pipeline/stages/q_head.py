@@ -21,9 +21,10 @@ from latent_control.search.q_head import QHead, QShape, best_supported, save_q_h
 from learners.features import FeatureCache
 from learners.q_head import QLearner, QSettings, Transitions, transitions
 from pipeline.evaluation.statistics import auc
-from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.replay.dataset import StoredRollouts, read_rollouts
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import METRICS
+from pipeline.runs.policies import checkpoint_of
 from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import Tracker
 

@@ -25,11 +25,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from configs.schema import Tracking
 from pipeline.runs import manifest
+from pipeline.runs.layout import MLFLOW
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.server import chart_link
 from pipeline.tracking.system_metrics import Sampler
 
-RECORD = "mlflow.json"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 START_SECONDS = 60.0
 """How long ``start`` waits for the store to name the run."""
@@ -83,7 +83,7 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
     """``{"tracking_uri", "experiment_id", "runs": {stage: run id}}`` of a run folder; ``None`` when it was not
     tracked."""
     try:
-        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((run_dir / MLFLOW).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("runs"), dict) else None
@@ -495,7 +495,7 @@ class _Run:
             "experiment_id": self._store.experiment_id,
             "runs": runs,
         }
-        manifest.put_json(self._run_dir, RECORD, about)
+        manifest.put_json(self._run_dir, MLFLOW, about)
 
     def _continue(self, run_id: str) -> bool:
         """Whether the run is there; marks it as running and finds out up to where its curves go."""

@@ -14,6 +14,7 @@ from pipeline.pages.explorer.page import write_page
 from pipeline.pages.explorer.records import Dataset
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, EXPLORER
+from pipeline.runs.stage_table import IMPROVE
 from pipeline.tracking.tracker import attach
 
 
@@ -33,7 +34,7 @@ def explain(
     first = explore(run_dir, settings)
     datasets: tuple[Dataset, ...] = (first[0],) if against is None else beside(first, explore(against, settings))
     write_page(datasets, path)
-    return datasets, attach(path, config.tracking, run_dir, "improve")
+    return datasets, attach(path, config.tracking, run_dir, IMPROVE)
 
 
 def wants_page(config: RunConfig) -> bool:

@@ -12,6 +12,7 @@ from configs.loading import dump_config
 from pipeline.pages.report.records import Link, Section, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
+from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
 from pipeline.tracking.tracker import deep_link, without_password
 
@@ -68,9 +69,9 @@ def reproduce(sources: Sources) -> Section:
     )
     commands = [("The same run anew, on any machine that has the base LM and the data where the config says", again)]
     if (sources.run_dir / LEDGER).is_dir():
-        stages = [stage for stage in ("token_level", "improve") if (sources.run_dir / LEDGER / stage).exists()]
+        stages = [stage for stage in reversed(ONLINE) if (sources.run_dir / LEDGER / stage).exists()]
         lines = [
-            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != "improve" else "") for stage in stages
+            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
         ]
         if lines:
             commands.append(

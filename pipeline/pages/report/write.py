@@ -10,6 +10,7 @@ from pipeline.pages.report.page import figures, page
 from pipeline.pages.report.records import Report
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, REPORT
+from pipeline.runs.stage_table import EVALUATE
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.tracker import attach
 
@@ -28,7 +29,7 @@ def report(run_dir: Path, path: Path) -> tuple[Report, str]:
     write_atomic(path, page(made).encode())
     pictures = {f"{FIGURES}/{name}": text for name, text in figures(made).items()}
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
-    return made, attach(path, settings, run_dir, "evaluate", texts=pictures)
+    return made, attach(path, settings, run_dir, EVALUATE, texts=pictures)
 
 
 def write_at_end(context: StageContext) -> None:
