@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
@@ -21,26 +19,26 @@ from pipeline.cluster.connect import connected, is_connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
 from pipeline.console.progress import Ahead
-from pipeline.evaluation.cost import variant_costs
-from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
+from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.environment import peak_gib, write_environment
-from pipeline.runs.events import Events, Trouble, first_line
+from pipeline.runs.environment import calm_libraries, git_commit, peak_gib, write_environment
+from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.events import Events
 from pipeline.runs.forecast import expected_seconds
-from pipeline.runs.layout import CONFIG, EVALUATION, EVENTS, MANIFEST, OUTCOMES, STAGES, SUMMARY, stage_record
+from pipeline.runs.layout import CONFIG, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.repair import mend
 from pipeline.runs.stage_table import BASE, EVALUATE, PAGES
 from pipeline.runs.status import at_work
+from pipeline.stages.evaluate import evaluate_stage
 from pipeline.stages.plan import Planned, plan
 from pipeline.storage import checkpoints, disk_space
-from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
-from pipeline.tracking.tracker import Tracker, git_commit
+from pipeline.tracking.stage_record import note_result, tracking
+from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import build_task
-
-_LOG = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -67,46 +65,8 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
     """
     if not (run_dir / CONFIG).is_file() and manifest.kept(run_dir, CONFIG) is None:
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
-    _mend(run_dir, restore_config)
+    mend(run_dir, restore_config)
     return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
-
-
-def _mend(run_dir: Path, restore_config: bool) -> None:
-    """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
-    problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
-    if MANIFEST in problems:
-        _say(
-            run_dir,
-            "manifest_renewed",
-            f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are",
-        )
-        manifest.renew(run_dir, CONFIG)
-    if EVENTS in problems:
-        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and begun anew")
-    if CONFIG not in problems:
-        return
-    said = f"{CONFIG} {problems[CONFIG]}"
-    if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
-        (run_dir / CONFIG).unlink(missing_ok=True)
-        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}")
-        return
-    remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
-    on_purpose = f"if it was changed on purpose, delete {MANIFEST} there"
-    raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
-
-
-def _say(run_dir: Path, kind: str, text: str) -> None:
-    _LOG.warning("%s: %s", run_dir, text)
-    Events(run_dir).note(kind, text)
-
-
-def _is_config(path: Path) -> bool:
-    try:
-        load_config(path, [], check_paths=False)
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -126,7 +86,7 @@ def noted(run_dir: Path) -> Iterator[None]:
     """Beginning and end of a start of a run as events.
 
     Raises:
-        Trouble: in the place of whatever a full disk led to.
+        RunError: in the place of whatever a full disk led to.
     """
     events = Events(run_dir)
     events.mend()
@@ -144,7 +104,7 @@ def noted(run_dir: Path) -> Iterator[None]:
         if disk_space.is_full(error):
             text = disk_space.full(run_dir)
             events.note("failed", text, error=type(cause).__name__, where=where)
-            raise Trouble(text) from error
+            raise RunError(text) from error
         events.note("failed", first_line(cause), error=type(cause).__name__, where=where)
         raise
     events.note("finished", "all stages are done")
@@ -219,15 +179,6 @@ def _timed(took: dict[str, float], name: str) -> Iterator[None]:
     took[name] = round(time.perf_counter() - started, 3)
 
 
-def calm_libraries() -> None:
-    """Keep progress bars and upgrade advice of libraries out of the run's own lines."""
-    from transformers.utils import logging as transformers_logging
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)
-
-
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
     """The result of a stage that an earlier start of this run completed; a damaged record is made again from the
     result's manifest."""
@@ -273,105 +224,3 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
     }
     manifest.put_json(context.run_dir, stage_record(stage.name), record)
     return result, seconds
-
-
-@contextmanager
-def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
-    """An MLflow run around a block, honest about how it ended."""
-    config = context.config
-    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
-    if config.tracking.enabled:
-        note_inputs(tracker, context, stage)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-
-
-def evaluate_stage(
-    context: StageContext, tracker: Tracker, summary: dict[str, Any]
-) -> tuple[dict[str, Any], list[Verdict]]:
-    """The last stage: all variants on the same held-out prompts, and what the gates say to that."""
-    from pipeline.stages.play import evaluate as play
-    from pipeline.stages.play import variants
-
-    config = context.config
-    assert config.evaluation is not None
-    stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
-    with tracking(context, tracker, EVALUATE, list(stages.values())[-1]):
-        hosts = variants(config, stages)
-        context.log.begin(EVALUATE, len(hosts))
-        result = play(
-            config,
-            hosts,
-            prompts=config.evaluation.prompts,
-            say=partial(_played, context, list(hosts)),
-            outcomes_file=context.run_dir / OUTCOMES,
-        )
-        add_costs(config, result, summary["stages"])
-        numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
-        context.log.record(EVALUATE, 1, numbers)
-        manifest.put_json(context.run_dir, EVALUATION, result)
-        manifest.know(context.run_dir, OUTCOMES)
-        for name in (EVALUATION, OUTCOMES):
-            tracker.artifact(context.run_dir / name)
-        verdicts = judge(config.gates, result, final_of(result))
-        tracker.tag(tags(verdicts) if verdicts else {})
-    return result, verdicts
-
-
-def _played(context: StageContext, names: list[str], text: str) -> None:
-    """A line of the evaluation: a variant's success, or a note."""
-    context.log.message(f"evaluate {text}")
-    if (name := text.partition(":")[0]) in names:
-        context.log.advance(EVALUATE, names.index(name) + 1)
-
-
-def add_costs(config: RunConfig, result: dict[str, Any], stages: Mapping[str, Any]) -> None:
-    """Put into each variant's row what it cost to make."""
-    level = config.improve.level if config.improve is not None else "latent"
-    for name, cost in variant_costs(stages, level=level).items():
-        if name in result:
-            result[name] |= cost
-
-
-def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> dict[str, Any]:
-    """Evaluate a run folder (all its results) or one checkpoint (with the config of its run, or ``config``).
-
-    Raises:
-        ValueError: there is nothing to evaluate at ``target``, or no config says on which task.
-    """
-    from pipeline.stages.play import checkpoint_host, first_base, variants
-    from pipeline.stages.play import evaluate as play
-    from rollout_workers.rollouts import HostSpec
-
-    run_dir = target if (target / CONFIG).is_file() else target.parent.parent
-    if config is None:
-        if not (run_dir / CONFIG).is_file():
-            raise ValueError(
-                f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config"
-            )
-        config = load_config(run_dir / CONFIG, [], check_paths=False)
-    count = prompts or (config.evaluation.prompts if config.evaluation else 512)
-    common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
-    if (target / CONFIG).is_file():
-        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / STAGES).glob("*.json"))}
-        hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
-    else:
-        records = {}
-        hosts = {
-            "base": HostSpec(level="base", checkpoint=first_base(config, {}), **common),
-            target.name: checkpoint_host(target, common),
-        }
-    # A run keeps the outcomes of its own evaluation; one that has none yet can be compared after this.
-    file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
-    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
-    add_costs(config, result, records)
-    if gates := applicable(config.gates, result):
-        result["gates"] = judgement(judge(gates, result, final_of(result)))
-    return result

@@ -15,7 +15,6 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import RunConfig, Tracking
 from pipeline.experiments.comparison_record import save
-from pipeline.run import tracking as tracking_of
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage import checkpoints
@@ -23,6 +22,7 @@ from pipeline.storage.atomic import sha256_file
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.lineage import prompts_hash
 from pipeline.tracking.stage_record import note_result
+from pipeline.tracking.stage_record import tracking as tracking_of
 from pipeline.tracking.system_metrics import gpu
 from pipeline.tracking.tracker import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
 from rollout_workers.tasks.countdown import Countdown

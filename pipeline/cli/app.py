@@ -161,7 +161,7 @@ def evaluate(
     with sentences(USAGE):
         _existing(target)
         settings = _evaluation_config(target, config, seed)
-        from pipeline.run import evaluate as evaluate_target
+        from pipeline.stages.evaluate import evaluate as evaluate_target
     # The result alone goes to stdout: it may be piped.
     with sentences(FAILED), redirect_stdout(sys.stderr):
         result = evaluate_target(target, config=settings, prompts=prompts)
@@ -600,7 +600,7 @@ def sentences(code: int, resumable: Path | None = None, report_to: Report | None
     """What users can cause ends as one sentence and ``code``; defects keep their traceback. Ctrl-C says how to go
     on."""
     from configs.loading import ConfigErrors
-    from pipeline.runs.events import Trouble
+    from pipeline.runs.errors import RunError
 
     try:
         yield
@@ -611,7 +611,7 @@ def sentences(code: int, resumable: Path | None = None, report_to: Report | None
         )
         # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
         raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
-    except (ValueError, ArithmeticError, OSError, Trouble) as error:
+    except (ValueError, ArithmeticError, OSError, RunError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         # Ray hands a worker's error over with its whole traceback as text; its cause is the sentence.

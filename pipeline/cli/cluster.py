@@ -135,7 +135,7 @@ def scale(
             raise ValueError("give either --rollout-workers N or --auto")
         if (folder / stage_record(IMPROVE)).is_file():
             raise ValueError(f"{folder} is done with its improve stage: there is nothing to scale")
-        from pipeline.rl.autoscale import write_request
+        from pipeline.runs.control import write_request
 
         write_request(folder, workers)
     asked = "as many as cluster.autoscale finds right" if auto else f"{workers} rollout workers"

@@ -25,8 +25,8 @@ from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import Attempt, Recorded
 from pipeline.rl.rollout_pool import Answer
-from pipeline.run import calm_libraries
 from pipeline.runs import interrupts
+from pipeline.runs.environment import calm_libraries
 from pipeline.runs.layout import CONFIG, QUARANTINE, REPLAY
 from pipeline.runs.stage_table import level_of
 from pipeline.stages.improve import build, starting_point

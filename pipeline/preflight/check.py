@@ -18,7 +18,7 @@ from configs.checks import cross_field_problems, offline_sections, simulation_wa
 from configs.paths import missing_paths
 from configs.schema import DataSource, RunConfig
 from configs.task_options import preferences, reward_actors
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
 if TYPE_CHECKING:

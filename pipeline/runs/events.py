@@ -16,15 +16,6 @@ Say = Callable[..., None]
 """``say(text, kind, **facts)``; without a kind the text is for the display only."""
 
 
-class Trouble(RuntimeError):
-    """What ends a run and is no defect of the code: its message is for the user, with the remedy."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details: Ray's messages are pages."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
-
-
 class Events:
     """Appends to a run's events. Each line is on the disk when ``note`` returns: the next thing to happen may be a
     kill."""

@@ -21,6 +21,7 @@ from latent_control.model import LatentActionLM
 from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.pretrained import CONFIG as LATENT
 from latent_control.text import load_tokenizer
+from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import SUMMARY, TOKEN_INFO
 from pipeline.runs.policies import checkpoint_of
@@ -28,7 +29,7 @@ from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
-from pipeline.tracking.tracker import git_commit, without_password
+from pipeline.tracking.tracker import without_password
 
 PROVENANCE, FORMAT = "provenance.json", 1
 

@@ -31,7 +31,7 @@ from pipeline.rl.worker_group import Scaler
 from pipeline.rl.worker_health import LONGEST_REST
 from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.events import Trouble, first_line
+from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
 from pipeline.runs.metrics_log import total
 from pipeline.storage import checkpoints
@@ -112,7 +112,7 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
     from the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
 
     Raises:
-        Trouble: that was not enough, or workers, verifiers or numbers fail too often.
+        RunError: that was not enough, or workers, verifiers or numbers fail too often.
     """
     improve = context.config.improve
     assert improve is not None
@@ -154,7 +154,7 @@ def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
         except LOSSES as error:
             if number > most:
                 text = f"{stage} lost a part of itself once more than cluster.max_rebuilds={most}: {first_line(error)}"
-                raise Trouble(f"{text}; look at the cluster's nodes and memory, or raise it") from error
+                raise RunError(f"{text}; look at the cluster's nodes and memory, or raise it") from error
             rest = min(LONGEST_REST, float(2**number))
             text = (
                 f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of "

@@ -4,8 +4,11 @@ together."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from configs.schema import DataSource, RunConfig
 from pipeline.runs.context import StageContext, StageResult
@@ -82,3 +85,21 @@ def _source(context: StageContext, source: DataSource) -> Data:
     path = Path(str(source.path))
     about = json.dumps({"uri": path.resolve().as_uri()})
     return Data(name=f"{source.kind} {path.name}", digest=partial(path_hash, path), kind="local", source=about)
+
+
+@contextmanager
+def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
+    """An MLflow run around a block, honest about how it ended."""
+    config = context.config
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
+    if config.tracking.enabled:
+        note_inputs(tracker, context, stage)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)

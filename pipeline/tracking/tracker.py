@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import threading
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from configs.schema import Tracking
 from pipeline.runs import manifest
+from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import MLFLOW
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.server import chart_link
@@ -93,18 +93,6 @@ def deep_link(experiment_id: str, *, server: str = "http://127.0.0.1:5000", grou
     """Address of the experiment's chart page (its own start page is about something else), one group's runs only if
     given."""
     return chart_link(experiment_id, server, {} if group is None else {"group": group})
-
-
-def git_commit() -> str:
-    """The commit this code was run from, ``-dirty`` when changed since; empty when it is no git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True, env=environment
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
