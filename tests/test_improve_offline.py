@@ -24,7 +24,8 @@ from learners.offline_training import Step
 from pipeline.experiments.off_policy import HELDOUT
 from pipeline.replay.dataset import StoredRollouts, advantages, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
-from pipeline.stages.offline import OfflineJob, work
+from pipeline.stages.offline_job import OfflineJob
+from pipeline.stages.offline_work import work
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)

@@ -31,6 +31,8 @@ REPLAY, LEDGER = "replay", "ledger"
 QUARANTINE = "quarantine"
 """The rollouts of skipped updates, in the replay buffer's form."""
 OFF_POLICY, COMPARE = "off_policy", "compare"
+RAY_TRAIN = "ray_train"
+"""Ray Train's own files, of stages with several workers."""
 BROUGHT = "brought"
 """Copies of the files that came along with a job: the unpacked job is deleted when it ends."""
 
