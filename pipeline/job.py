@@ -29,7 +29,7 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         if not (run_dir / CONFIG).is_file():
             if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
                 raise ValueError(
-                    f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder"
+                    f"{run_dir} is not a run folder, but not empty ({', '.join(names[:3])}); give another folder"
                 )
             return run(config, run_dir, display)
         if load_config(run_dir / CONFIG, check_paths=False) != config:

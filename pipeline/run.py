@@ -122,7 +122,7 @@ def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
 
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
-    """What a display is told before the run works."""
+    """What a display shows before the run starts."""
     stages = {stage.name: int(stage.settings.updates) for stage in plan(config)}
     stages |= {EVALUATE: 0} if config.evaluation is not None else {}
     rl = config.improve
@@ -209,7 +209,7 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
 
 
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
-    """Run a stage as an MLflow run of its own and record that it is done."""
+    """Run a stage as a separate MLflow run and record that it is done."""
     started = time.perf_counter()
     with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)

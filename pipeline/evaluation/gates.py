@@ -1,4 +1,4 @@
-"""Judging an evaluation by the config's gates (``configs.gates`` says what they look like)."""
+"""Judges an evaluation by the config's gates (form: ``configs.gates``)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
 
 
 def final_of(result: Mapping[str, Any]) -> str:
-    """The last model among those an evaluation has; a single checkpoint stands beside the base LM alone."""
+    """The last model among those an evaluation has; a single checkpoint is compared with the base LM only."""
     there = [name for name, row in result.items() if isinstance(row, dict) and "greedy" in row]
     named = [name for name in FINAL if name in there]
     return named[0] if named else there[-1]

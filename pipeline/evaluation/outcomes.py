@@ -1,4 +1,4 @@
-"""One response to one held-out prompt, judged: what an evaluation consists of."""
+"""The judged responses to held-out prompts that an evaluation consists of."""
 
 from __future__ import annotations
 

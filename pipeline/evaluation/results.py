@@ -102,8 +102,8 @@ def solved_responses(played: Played, samples: int) -> list[list[str]]:
 def differences(
     played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int
 ) -> dict[str, Any]:
-    """Improved against each of the others, and what came of the replay buffer against what was before it: success
-    sampled and greedy, and diversity at equal success."""
+    """Paired differences of success (sampled, greedy) and of diversity at equal success: improved against each other
+    variant, offline against each earlier one."""
     pairs = [("improved", other) for other in played if other != "improved"]
     pairs += [("offline", other) for other in played if other not in ("offline", "improved", TOKEN_LEVEL)]
     successes = {name: variant.successes(samples) for name, variant in played.items()}

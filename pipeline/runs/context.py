@@ -1,4 +1,4 @@
-"""What every stage gets, and what it gives back."""
+"""Input and result of every stage."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pipeline.storage.atomic import write_atomic
 
 
 def write_request(run_dir: Path, workers: int | None) -> None:
-    """Ask a run for so many rollout workers; ``None``: as many as it thinks right."""
+    """Request a number of rollout workers; ``None`` leaves it to autoscaling."""
     write_atomic(run_dir / CONTROL, json.dumps({"rollout_workers": workers}).encode())
 
 
@@ -27,7 +27,7 @@ def read_request(run_dir: Path) -> int | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); write it with latent-control scale") from error
+        raise ValueError(f"{path} is not JSON ({error}); write it with latent-control scale") from error
     workers = content.get("rollout_workers") if isinstance(content, Mapping) else 0
     if workers is not None and (type(workers) is not int or workers < 1):
         raise ValueError(

@@ -1,5 +1,4 @@
-"""On what a run ran: versions, machine, commit. Written into its folder when it starts, so that it can be done
-again."""
+"""Versions, machine and commit of a run, written into its folder at each start so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ def _gpus() -> list[str]:
 
 
 def git_commit() -> str:
-    """The commit this code was run from, ``-dirty`` when changed since; empty when it is no git checkout."""
+    """The commit this code was run from, ``-dirty`` when changed since; empty outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RunError(RuntimeError):
-    """Ends a run and is no defect of the code: its message is for the user, with the remedy."""
+    """An error that ends a run but is not a defect of the code; its message names the remedy for the user."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""How long the stages of a run may take, by the last run of the same settings beside it."""
+"""Expected seconds of each stage, from the newest run with the same settings in the same folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.runs.layout import CONFIG, SUMMARY
 from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES
 
 NEIGHBOURS = 5
-"""So many of the newest runs beside this one are looked at."""
+"""Newest runs in the same folder that are searched."""
 SECTIONS = {stage.name: stage.section.partition(".")[0] for stage in STAGES} | {
     EVALUATE: "evaluation",
     PAGES: "explorer",

@@ -1,4 +1,4 @@
-"""The small files of a run folder, each known by its hash, so that damage to one does not go unnoticed.
+"""Hashes of the small files of a run folder, so that damage is detected.
 
 ``<run>/manifest.json`` has two hashes of each: the one in force, and the one before or to come (a kill may fall between
 the two writes); of the config it has the text, too, so that it can be put back.

@@ -29,17 +29,17 @@ _NOT_METRICS = ("stage", "step", "time", "crc32")
 class Run:
     """A run folder. ``open_run("runs/first").metrics("improve").reward.plot()``
 
-    Nothing is kept open and nothing is locked: a run that works on is read as it stands, anew at each call.
+    Nothing is kept open or locked: a run at work is read again at each call.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """``ValueError`` when ``folder`` is no run folder."""
+        """``ValueError`` when ``folder`` is not a run folder."""
         self.folder = Path(folder).absolute()
         if not self.folder.is_dir():
             raise ValueError(nothing_at(self.folder))
         if not (self.folder / CONFIG).is_file():
             raise ValueError(
-                f"{self.folder} is no run folder: it has no {CONFIG}; runs lie in runs/ unless --run-dir said otherwise"
+                f"{self.folder} is not a run folder: it has no {CONFIG}; runs are in runs/ unless --run-dir was given"
             )
 
     @cached_property

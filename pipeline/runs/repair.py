@@ -14,17 +14,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def mend(run_dir: Path, restore_config: bool) -> None:
-    """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
+    """Restore a config that is missing or invalid; write the run's manifest again where it is damaged."""
     problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
     if MANIFEST in problems:
-        _say(
-            run_dir,
-            "manifest_renewed",
-            f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are",
-        )
+        _say(run_dir, "manifest_renewed", f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are")
         manifest.renew(run_dir, CONFIG)
     if EVENTS in problems:
-        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and begun anew")
+        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and is started again")
     if CONFIG not in problems:
         return
     said = f"{CONFIG} {problems[CONFIG]}"

@@ -83,7 +83,7 @@ MAKERS = {
 
 
 def stage_of(name: str) -> Stage | None:
-    """The row of a stage; ``None`` for what is no stage that trains."""
+    """The row of a stage that trains; ``None`` for other names."""
     return next((stage for stage in STAGES if stage.name == name), None)
 
 

@@ -1,4 +1,4 @@
-"""What lies in run folders, without opening a model: which runs there are, where each stands, what it found."""
+"""Status, progress and result of the runs in a folder, read without opening a model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipeline.runs.stage_table import planned, settings_of
 from pipeline.storage.atomic import write_atomic
 
 SILENT_SECONDS = 600.0
-"""A run on another machine that has logged nothing for so long is taken for interrupted."""
+"""A run on another machine that has logged nothing for this long counts as interrupted."""
 
 
 @contextmanager
 def at_work(run_dir: Path) -> Iterator[None]:
-    """Leaves word in ``run_dir`` that this process is at it, for as long as it is."""
+    """Record host and process id in ``run_dir`` while this process works on it."""
     path = run_dir / PROCESS
     write_atomic(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode())
     try:
@@ -61,7 +61,7 @@ class Overview:
 
 
 def overview(folder: Path) -> Overview:
-    """Where the run in ``folder`` stands."""
+    """Status and progress of the run in ``folder``."""
     try:
         config = load_config(folder / CONFIG, check_paths=False)
         summary = _json(folder / SUMMARY)
@@ -126,14 +126,14 @@ def runs_in(folder: Path) -> list[Overview]:
         ValueError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; runs lie in runs/ unless --run-dir said otherwise")
+        raise ValueError(f"{folder} is not a folder; runs are in runs/ unless --run-dir was given")
     found = [overview(path) for path in sorted(folder.iterdir()) if (path / CONFIG).is_file()]
     if not found:
         raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}; give the folder that holds them")
     return sorted(found, key=lambda run: run.modified, reverse=True)
 
 
-HEAD = ("run", "status", "stage", "updates", "reward", "success", "of", "stages took", "last line")
+HEAD = ("run", "status", "stage", "updates", "reward", "success", "model", "wall time", "last activity")
 
 
 def cells(run: Overview, now: float) -> list[str]:

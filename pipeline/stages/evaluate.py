@@ -23,7 +23,7 @@ from pipeline.tracking.tracker import Tracker
 def evaluate_stage(
     context: StageContext, tracker: Tracker, summary: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Verdict]]:
-    """The last stage: all variants on the same held-out prompts, and what the gates say to that."""
+    """The last stage: all variants on the same held-out prompts, and the verdicts of the gates."""
     from pipeline.stages.play import evaluate as play
     from pipeline.stages.play import variants
 
@@ -95,7 +95,7 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
             "base": HostSpec(level="base", checkpoint=first_base(config, {}), **common),
             target.name: checkpoint_host(target, common),
         }
-    # A run keeps the outcomes of its own evaluation; one that has none yet can be compared after this.
+    # A run keeps the outcomes of its evaluation; one without outcomes can be compared after this.
     file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
     result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
     add_costs(config, result, records)

@@ -1,4 +1,4 @@
-"""Running an offline stage: in the driver's process, or on several Ray Train workers."""
+"""Runs an offline stage in the driver's process or on several Ray Train workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage import checkpoints
 
 
 def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
-    """Train one offline stage from ``source``, or from where its newest valid checkpoint stands."""
+    """Train one offline stage from ``source``, or from its newest valid checkpoint."""
     if source is None and isinstance(settings, Actions) and settings.init is not None:
         source = Path(settings.init)
     job = OfflineJob(

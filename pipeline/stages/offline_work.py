@@ -192,7 +192,7 @@ def save_state(
 def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:
     """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in.
 
-    So does the base of a published checkpoint, which has no folder of its own.
+    So does the base of a published checkpoint, which has no separate folder.
     """
     tuned = isinstance(job.settings, Finetune)
     bundle = tuned or stage.model.base_source is None

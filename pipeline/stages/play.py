@@ -1,4 +1,4 @@
-"""Evaluation: the same held-out prompts played by the base LM and by each stage's result, sampled and greedy."""
+"""Evaluates the base LM and each stage's result on the same held-out prompts, sampled and greedy."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def evaluate(
 def _play_all(
     config: RunConfig, settings: Evaluation, hosts: Mapping[str, HostSpec], prompts: int, say: Callable[[str], None]
 ) -> dict[str, Played]:
-    """Both passes of every variant, on workers of their own."""
+    """Both passes of every variant, on separate workers."""
     played: dict[str, Played] = {}
     with players(config) as pool:
         for name, host in hosts.items():
@@ -146,7 +146,7 @@ def _play_all(
 
 @contextmanager
 def players(config: RunConfig) -> Iterator[RolloutPool]:
-    """Rollout workers without a policy of their own: each request names what it is played by. Ray must be connected."""
+    """Rollout workers without a fixed policy: each request names its host. Ray must be connected."""
     dtype = "bfloat16" if config.improve is not None and config.improve.mixed_precision == "bf16" else "float32"
     # Whatever engine trains, one and the same judges.
     rollout = config.rollout.model_copy(update={"engine": "local", "engine_options": {}})

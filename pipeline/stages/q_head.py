@@ -1,4 +1,4 @@
-"""``train-q``: a Q head from a run's replay buffer, as a checkpoint of its own."""
+"""``train-q``: a Q head from a run's replay buffer, as a separate checkpoint."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def run_workers(job: OfflineJob, log: Log) -> None:
     reader = threading.Thread(target=forward, args=(queue, log, finished), daemon=True)
     reader.start()
     try:
-        with interrupts.at_once():  # the workers hear of no signal; their last checkpoint stays
+        with interrupts.at_once():  # the workers receive no signal; their last checkpoint stays
             trainer.fit()
     except WorkerGroupError as error:
         # Ray Train wraps what happened in a worker in its own report of it.
