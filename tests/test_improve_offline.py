@@ -23,7 +23,8 @@ from learners.improve_offline import ImproveOfflineStage
 from learners.offline_training import Step
 from pipeline.replay.dataset import HELDOUT, StoredRollouts, advantages, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
-from pipeline.stages.offline import OfflineJob, work
+from pipeline.stages.offline_job import OfflineJob
+from pipeline.stages.offline_work import work
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
 from pipeline.cli import runs as cli_runs
-from pipeline.runs.status import PROCESS, SILENT_SECONDS, at_work, overview, runs_in
+from pipeline.runs.layout import PROCESS
+from pipeline.runs.status import SILENT_SECONDS, at_work, overview, runs_in
 
 QUICKSTART = (Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml").read_text()
 assert cli_runs.cli is cli

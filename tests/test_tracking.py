@@ -15,7 +15,6 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import RunConfig, Tracking
 from pipeline.experiments.comparison_record import save
-from pipeline.run import tracking as tracking_of
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage import checkpoints
@@ -24,6 +23,7 @@ from pipeline.tracking.lineage import prompts_hash
 from pipeline.tracking.mlflow_store import Data
 from pipeline.tracking.server import deep_link
 from pipeline.tracking.stage_record import note_result
+from pipeline.tracking.stage_record import tracking as tracking_of
 from pipeline.tracking.system_metrics import gpu
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.uris import flatten, read_record, tracking_uri, without_password

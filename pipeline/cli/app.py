@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import shell_completion
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import EXPLORER, MANIFEST, REPORT, SUMMARY
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
-RUN_CONFIG, EXPLORER, REPORT = "config.yaml", "explorer.html", "report.html"
 
 
 class Estimator(StrEnum):
@@ -133,7 +134,7 @@ def resume(
         with sentences(USAGE, report_to=report_to):
             _existing(folder)
             # from which the config is put back
-            if not (folder / RUN_CONFIG).is_file() and not (folder / "manifest.json").is_file():
+            if not (folder / RUN_CONFIG).is_file() and not (folder / MANIFEST).is_file():
                 raise ValueError(
                     f"{folder} is no run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG "
                     f"--run-dir {folder}"
@@ -160,7 +161,7 @@ def evaluate(
     with sentences(USAGE):
         _existing(target)
         settings = _evaluation_config(target, config, seed)
-        from pipeline.run import evaluate as evaluate_target
+        from pipeline.stages.evaluate import evaluate as evaluate_target
     # The result alone goes to stdout: it may be piped.
     with sentences(FAILED), redirect_stdout(sys.stderr):
         result = evaluate_target(target, config=settings, prompts=prompts)
@@ -410,7 +411,7 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
 
 
 def _summary(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "summary.json"
+    path = run_dir / SUMMARY
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
@@ -599,7 +600,7 @@ def sentences(code: int, resumable: Path | None = None, report_to: Report | None
     """What users can cause ends as one sentence and ``code``; defects keep their traceback. Ctrl-C says how to go
     on."""
     from configs.loading import ConfigErrors
-    from pipeline.runs.events import Trouble
+    from pipeline.runs.errors import RunError
 
     try:
         yield
@@ -610,7 +611,7 @@ def sentences(code: int, resumable: Path | None = None, report_to: Report | None
         )
         # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
         raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
-    except (ValueError, ArithmeticError, OSError, Trouble) as error:
+    except (ValueError, ArithmeticError, OSError, RunError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         # Ray hands a worker's error over with its whole traceback as text; its cause is the sentence.

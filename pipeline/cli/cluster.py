@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import app as cli
+from pipeline.runs.layout import stage_record
+from pipeline.runs.stage_table import IMPROVE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -131,9 +133,9 @@ def scale(
         cli.run_folder(folder)
         if (workers is None) != auto:
             raise ValueError("give either --rollout-workers N or --auto")
-        if (folder / "stages" / "improve.json").is_file():
+        if (folder / stage_record(IMPROVE)).is_file():
             raise ValueError(f"{folder} is done with its improve stage: there is nothing to scale")
-        from pipeline.rl.autoscale import write_request
+        from pipeline.runs.control import write_request
 
         write_request(folder, workers)
     asked = "as many as cluster.autoscale finds right" if auto else f"{workers} rollout workers"

@@ -85,9 +85,8 @@ def report_command(
     folder = run_dir.absolute()
     with cli.sentences(cli.USAGE):
         cli.run_folder(folder)
-        from pipeline.pages.report.page import PAGE
         from pipeline.pages.report.write import report
-    path = (out or folder / PAGE).absolute()
+    path = (out or folder / cli.REPORT).absolute()
     with cli.sentences(cli.FAILED), redirect_stdout(sys.stderr):
         made, not_tracked = report(folder, path)
     for name, value, _ in made.tiles:

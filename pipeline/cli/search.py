@@ -13,6 +13,7 @@ import typer
 
 from pipeline.cli import app as cli
 from pipeline.cli.compare import print_table
+from pipeline.runs.layout import CHECKPOINTS
 
 
 class Method(StrEnum):
@@ -105,7 +106,7 @@ def train_q(
 ) -> None:
     """Train a Q head on RUN's stored rollouts by double DQN, for search with mcts-q or --value q."""
     folder = run_dir.absolute()
-    path = (out or folder / "checkpoints" / "q_head").absolute()
+    path = (out or folder / CHECKPOINTS / "q_head").absolute()
     with cli.sentences(cli.USAGE):
         cli.run_folder(folder)
         if path.exists() and not (path / "q_head.json").is_file():

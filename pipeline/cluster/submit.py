@@ -23,7 +23,7 @@ from configs.loading import dump_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster.connect import DRIVER_ENVIRONMENT
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
 from pipeline.storage.atomic import copy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,9 +20,11 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.outcome_file import read_outcomes
-from pipeline.evaluation.outcomes import OUTCOMES
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
+from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, level_of
 from pipeline.tracking.uris import flatten
 
 MODES = ("sampled", "greedy")
@@ -47,7 +49,7 @@ class Finished:
 
 def read_run(folder: Path, variant: str) -> Finished:
     """A finished run; ``ValueError`` when its evaluation has no such variant."""
-    config = load_config(folder / "config.yaml", [], check_paths=False)
+    config = load_config(folder / CONFIG, [], check_paths=False)
     curve = _curve(folder, config, variant)
     answers = _answers(folder / OUTCOMES, variant) if (folder / OUTCOMES).is_file() else None
     return Finished(
@@ -75,22 +77,13 @@ def _answers(path: Path, variant: str) -> Answers:
     return {mode: {key: float(np.mean(values)) for key, values in some.items()} for mode, some in found.items()}
 
 
-def _rl_stage(config: RunConfig, variant: str) -> str:
-    own = variant == "token_level" and config.improve is not None and config.improve.level == "latent"
-    return "token_level" if own else "improve"
-
-
 def _curve(folder: Path, config: RunConfig, variant: str) -> list[dict[str, float]]:
-    if variant not in ("improved", "token_level") or not (folder / "metrics.jsonl").is_file():
+    if variant not in ("improved", TOKEN_LEVEL):
         return []
-    records = [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        if line.endswith("}")
-    ]
+    stage = TOKEN_LEVEL if variant == TOKEN_LEVEL and level_of(config, IMPROVE) == "latent" else IMPROVE
     curve, sums = [], {"rollouts": 0.0, "tokens": 0.0, "seconds": 0.0}
-    for record in records:
-        if record["stage"] == _rl_stage(config, variant) and "reward" in record:
+    for record in records(folder / METRICS):
+        if record["stage"] == stage and "reward" in record:
             sums = {
                 name: value + record.get("seconds_update_total" if name == "seconds" else name, 0.0)
                 for name, value in sums.items()
@@ -104,7 +97,7 @@ def _costs(
 ) -> dict[str, float | None]:
     """Wall seconds and trained parameters of the stages behind the variant, rollouts and tokens of its RL; ``None``:
     not known."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
     level = config.improve.level if config.improve is not None else "latent"
     cost = variant_costs(stages, level=level).get(variant, {})

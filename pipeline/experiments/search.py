@@ -30,8 +30,9 @@ from latent_control.search import (
     search,
 )
 from pipeline.evaluation.statistics import paired_difference, wilson
-from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.experiments.search_models import checked_q, decoder_of, load_latent, require_fit
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.policies import checkpoint_of
 from pipeline.tracking.results import keep
 from rollout_workers.model_host import Host
 from rollout_workers.tasks import AgentTask, Prompt, Score, Task, build_task

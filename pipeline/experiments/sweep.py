@@ -23,10 +23,13 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, cpus_wanted
 from pipeline.evaluation.gates import ALIASES, final_of
+from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
+from pipeline.runs.metrics_log import series
+from pipeline.runs.stage_table import IMPROVE
 from pipeline.runs.status import finished
 from pipeline.storage.atomic import write_atomic
 
-SWEEP, SUMMARY = "sweep.json", "summary.json"
+SWEEP = "sweep.json"
 LAST = 20
 """Updates over which the measure ``reward`` is a mean."""
 
@@ -128,10 +131,7 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
     """(value, low, high) of a finished run: ``reward``, or a measure of its evaluation, ``[variant.]measure`` as in
     gates."""
     if metric == "reward":
-        records = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        rewards = [record["reward"] for record in records if record["stage"] == "improve" and "reward" in record][
-            -LAST:
-        ]
+        rewards = series(folder / METRICS, IMPROVE, "reward")[-LAST:]
         return (statistics.mean(rewards) if rewards else None), None, None
     evaluation = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")
@@ -164,7 +164,7 @@ def sweep(
 
     def play(chosen: dict[str, str]) -> None:
         config, own = configs[chosen["name"]], folder / chosen["name"]
-        _ = resume(own, Display()) if (own / "config.yaml").is_file() else run(config, own, Display())
+        _ = resume(own, Display()) if (own / CONFIG).is_file() else run(config, own, Display())
         tune.report({"done": 1})
 
     open_trials = [trial for trial in trials if not done(folder / trial.name, configs[trial.name])]

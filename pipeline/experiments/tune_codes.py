@@ -27,7 +27,9 @@ from pipeline.evaluation.statistics import bootstrap_means, interval
 from pipeline.experiments.codebook_score import CodesTrial, Settings, score, tuned
 from pipeline.run import run
 from pipeline.runs.context import StageContext
-from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import RunLog, series
+from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE
 from pipeline.storage.atomic import write_atomic
 
 CLONE_SHARE = 0.3
@@ -95,16 +97,16 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
 
     def on_measures(stage: str, step: int, metrics: dict[str, float]) -> None:
         measured.update(metrics)
-        done = step if stage == "actions" else actions.updates + step
-        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == "clone")})
+        done = step if stage == ACTIONS else actions.updates + step
+        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == CLONE)})
 
     context = StageContext(
         config=config, run_dir=folder, log=_Reporter(folder, on_measures), task=build_task(config.task)
     )
-    found = run_offline(context, "actions", actions, None, base)
+    found = run_offline(context, ACTIONS, actions, None, base)
     updates = max(1, int(CLONE_SHARE * config.clone.updates))
     short = config.clone.model_copy(update={"updates": updates, "evaluate_every": updates})
-    run_offline(context, "clone", short, found.checkpoint, base)
+    run_offline(context, CLONE, short, found.checkpoint, base)
 
 
 def search(
@@ -230,7 +232,7 @@ def decide(
         say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
         short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
         done = run(short, folder / f"finalist-{number}", Display())
-        rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
+        rewards = series(done / METRICS, IMPROVE, "reward")[-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(
             CodesTrial(
@@ -239,10 +241,6 @@ def decide(
         )
         say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
     return played
-
-
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
@@ -271,7 +269,7 @@ def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
 
 def require_stages(config: RunConfig) -> None:
     """Raise ``ValueError`` unless the config has the sections actions, clone and improve."""
-    missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
+    missing = [name for name in (ACTIONS, CLONE, IMPROVE) if getattr(config, name) is None]
     if missing:
         raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
     assert config.actions is not None

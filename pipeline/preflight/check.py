@@ -18,7 +18,8 @@ from configs.checks import cross_field_problems, offline_sections, simulation_wa
 from configs.paths import missing_paths
 from configs.schema import DataSource, RunConfig
 from configs.task_options import preferences, reward_actors
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
+from pipeline.runs.layout import REPLAY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -318,7 +319,7 @@ def _sources(config: RunConfig) -> Iterator[str]:
 
 
 def _replay_problem(folder: Path) -> str | None:
-    shards = [folder, folder / "replay"] if folder.is_dir() else []
+    shards = [folder, folder / REPLAY] if folder.is_dir() else []
     if any(next(place.rglob("*.parquet"), None) for place in shards if place.is_dir()):
         return None
     return f"{folder} holds no replay shards (*.parquet); give a run folder whose improve stage ran with replay.enabled"

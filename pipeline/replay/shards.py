@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.replay.schema import MANIFEST, METADATA, OLDER, QUARANTINE, SCHEMA, SCHEMA_VERSION, SHARD_NAME
+from pipeline.runs.layout import REPLAY
 from pipeline.storage.atomic import sha256_file, unseal
 
 _LOG = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ def replay_root(folder: Path) -> Path:
     """The replay folder of a run folder, of itself, or of one of its partitions."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give a run folder or its replay folder")
-    if (folder / "replay").is_dir():
-        return folder / "replay"
+    if (folder / REPLAY).is_dir():
+        return folder / REPLAY
     return folder.parent if folder.name.startswith("run=") else folder
 
 

@@ -1,8 +1,8 @@
-"""On what a run ran: versions, machine, commit. Written into its folder when it starts, so that it can be done
-again."""
+"""Versions, machine and commit of a run, written into its folder at each start so that it can be reproduced."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 
 from pipeline.runs import manifest
+from pipeline.runs.layout import (
+    ENVIRONMENT,
+)
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "latent-control",
     "torch",
@@ -81,7 +83,7 @@ def _gpus() -> list[str]:
 
 
 def git_commit() -> str:
-    """The commit this code was run from, ``-dirty`` when changed since; empty when it is no git checkout."""
+    """The commit this code was run from, ``-dirty`` when changed since; empty outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
@@ -90,3 +92,12 @@ def git_commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def calm_libraries() -> None:
+    """Keep progress bars and upgrade advice of libraries out of the run's own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)

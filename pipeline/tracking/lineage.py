@@ -14,11 +14,13 @@ from typing import Any
 
 from configs.schema import DataSource, RunConfig
 from latent_control.pretrained import CONFIG, read_config
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import MANIFEST, REPLAY
+from pipeline.runs.stage_table import settings_of
 from pipeline.storage.atomic import sha256_file, unseal
 from rollout_workers.tasks import Split, Task
 
-RUN_CONFIG = "config.yaml"
-MANIFEST, REPLAY_MANIFEST = "manifest.json", "_manifest.json"
+REPLAY_MANIFEST = "_manifest.json"
 PROMPTS = 64
 """Prompts that enter a task's digest, besides their number: enough to distinguish a generator's settings. A file enters
 whole."""
@@ -48,7 +50,7 @@ def replay_hash(run_dir: Path) -> str:
         ValueError: a manifest is damaged.
     """
     digest, shards = hashlib.sha256(), 0
-    for manifest in sorted((run_dir / "replay").glob(f"run=*/{REPLAY_MANIFEST}")):
+    for manifest in sorted((run_dir / REPLAY).glob(f"run=*/{REPLAY_MANIFEST}")):
         for entry in unseal(manifest)["shards"]:
             digest.update(f"{manifest.parent.name}/{entry['name']}:{entry['sha256']};".encode())
             shards += 1
@@ -90,10 +92,7 @@ def prompts_hash(task: Task, split: Split, options: Mapping[str, object]) -> str
 
 def data_sources(config: RunConfig, stage: str) -> tuple[DataSource, ...]:
     """The data sources of an offline stage; none for other stages."""
-    section: Any = (
-        config.base.train if stage == "base" else getattr(config, {"reclone": "clone"}.get(stage, stage), None)
-    )
-    return tuple(getattr(section, "data", ()))
+    return tuple(getattr(settings_of(config, stage), "data", ()))
 
 
 def result_tags(run_dir: Path, result: Path, source: Path | None) -> dict[str, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runs import manifest
-from pipeline.tracking.uris import RECORD, read_record, without_password
+from pipeline.runs.layout import MLFLOW
+from pipeline.tracking.uris import read_record, without_password
 
 _LONGEST_PARAM = 6000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
@@ -138,7 +139,7 @@ class MlflowRun:
             "experiment_id": self._store.experiment_id,
             "runs": runs,
         }
-        manifest.put_json(self._run_dir, RECORD, about)
+        manifest.put_json(self._run_dir, MLFLOW, about)
 
     def _continue(self, run_id: str) -> bool:
         """Whether the run exists; marks it as running and reads the last step of each metric."""

@@ -18,12 +18,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from configs.paths import nothing_at
+from pipeline.runs.layout import MLFLOW
+from pipeline.runs.stage_table import ACTIONS, ONLINE
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
 START_SECONDS = 120.0
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
-OVERLAID = ("improve", "token_level", "actions")
+OVERLAID = (*ONLINE, ACTIONS)
 """Stages whose curves are worth laying over those of other runs."""
 # 0.5 GB and 5 s to start instead of 2 GB and a minute.
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -55,13 +57,13 @@ def find_store(target: str) -> Store:
         raise FileNotFoundError(nothing_at(path))
     if path.is_file():
         return Store(uri=f"sqlite:///{path}")
-    if (path / "mlflow.json").is_file():
-        known = json.loads((path / "mlflow.json").read_text(encoding="utf-8"))
+    if (path / MLFLOW).is_file():
+        known = json.loads((path / MLFLOW).read_text(encoding="utf-8"))
         return Store(uri=known["tracking_uri"], experiment_id=str(known["experiment_id"]), runs=known["runs"])
     if (path / "mlflow.db").is_file():
         return Store(uri=f"sqlite:///{path / 'mlflow.db'}")
     raise ValueError(
-        f"{path} has no mlflow.json (a run with tracking.enabled) and no mlflow.db (a folder of runs); give one of "
+        f"{path} has no {MLFLOW} (a run with tracking.enabled) and no mlflow.db (a folder of runs); give one of "
         "those or a store URI"
     )
 

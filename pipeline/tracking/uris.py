@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-RECORD = "mlflow.json"
+from pipeline.runs.layout import MLFLOW
+
 _SECRET = re.compile(r"([^&=]*(?:password|passwd|token|secret|key)[^&=]*=)[^&]*", re.IGNORECASE)
 
 
@@ -38,7 +39,7 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
     """``{"tracking_uri", "experiment_id", "runs": {stage: run id}}`` of a run folder; ``None`` when it was not
     tracked."""
     try:
-        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((run_dir / MLFLOW).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("runs"), dict) else None

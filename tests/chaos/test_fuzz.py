@@ -27,7 +27,8 @@ from pipeline.pages.explorer import page
 from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, RunLog, records
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import RunLog, records
 from pipeline.storage import checkpoints
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt, shortened

@@ -17,7 +17,7 @@ from pipeline.pages.explorer import counts, gain
 from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
 from pipeline.pages.explorer.path import walk
-from pipeline.pages.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
+from pipeline.pages.explorer.policies import load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
 from pipeline.pages.explorer.records import (
     Code,
@@ -32,9 +32,10 @@ from pipeline.pages.explorer.records import (
 )
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import EVALUATION
 from rollout_workers.tasks import AgentTask, Task, build_task
 
-EVALUATION = "evaluation.json"
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 """Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
 READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65

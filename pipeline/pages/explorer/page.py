@@ -15,7 +15,6 @@ from pipeline.pages.explorer.records import Dataset, as_data
 from pipeline.pages.html import asset, filled, source
 from pipeline.storage.atomic import write_atomic
 
-PAGE = "explorer.html"
 SCRIPTS = ("state.js", "elements.js", "pictures.js", "codes.js", "rollouts.js", "policy.js", "beside.js", "main.js")
 """One after the other they are the page's script."""
 

@@ -9,6 +9,7 @@ from pipeline.console.progress import clock
 from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.stage_table import EVALUATE
 
 HEAD = ("stage", "time", "seconds", "updates", "rollouts", "tokens generated", "parameters trained", "peak memory, GiB")
 
@@ -30,7 +31,7 @@ def peak_gib(metrics: Sequence[Mapping[str, Any]], driver: float | None = None) 
 def cost(sources: Sources) -> ReportSection:
     """A row for each stage that has begun, and their sum; then what each model cost to make."""
     done: Mapping[str, Any] = sources.stages
-    names = list(dict.fromkeys([*done, *(str(r["stage"]) for r in sources.metrics if r.get("stage") != "evaluate")]))
+    names = list(dict.fromkeys([*done, *(str(r["stage"]) for r in sources.metrics if r.get("stage") != EVALUATE)]))
     if not names:
         return ReportSection(name="cost", title="Cost", lines=["Nothing has been logged yet."])
     rows = [_row(sources, name, done.get(name, {})) for name in names]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.gates import final_of
-from pipeline.evaluation.outcomes import OUTCOMES, Outcome
+from pipeline.evaluation.outcomes import Outcome
 from pipeline.pages.report.records import Example, Gallery, ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.layout import OUTCOMES
 
 REFERENCES = ("base", "cloned")
 Key = tuple[str, str]

@@ -11,12 +11,11 @@ from typing import Any
 from configs.loading import dump_config
 from pipeline.pages.report.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
-from pipeline.runs.status import CONFIG
+from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
+from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
 from pipeline.tracking.server import deep_link
 from pipeline.tracking.uris import without_password
-
-EXPLORER = "explorer.html"
 
 
 def environment(sources: Sources) -> ReportSection:
@@ -70,10 +69,10 @@ def reproduce(sources: Sources) -> ReportSection:
         ]
     )
     commands = [("The same run anew, on any machine that has the base LM and the data where the config says", again)]
-    if (sources.run_dir / "ledger").is_dir():
-        stages = [stage for stage in ("token_level", "improve") if (sources.run_dir / "ledger" / stage).exists()]
+    if (sources.run_dir / LEDGER).is_dir():
+        stages = [stage for stage in reversed(ONLINE) if (sources.run_dir / LEDGER / stage).exists()]
         lines = [
-            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != "improve" else "") for stage in stages
+            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
         ]
         if lines:
             commands.append(
@@ -153,7 +152,7 @@ def _checkpoints(sources: Sources) -> dict[str, str]:
 def _packages(sources: Sources) -> Mapping[str, str]:
     """Those that the newest checkpoint's manifest names."""
     for stage in reversed(list(sources.stages.values())):
-        manifest = sources.run_dir / stage["checkpoint"] / "manifest.json"
+        manifest = sources.run_dir / stage["checkpoint"] / MANIFEST
         if manifest.is_file():
             found: Mapping[str, str] = json.loads(manifest.read_text(encoding="utf-8")).get("versions", {})
             return found

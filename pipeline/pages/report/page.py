@@ -9,8 +9,6 @@ from pipeline.pages.charts import draw
 from pipeline.pages.page import document, figure, rendered
 from pipeline.pages.report.records import ReportPage
 
-PAGE = "report.html"
-
 
 def page(report: ReportPage) -> str:
     """The whole page."""
