@@ -42,7 +42,8 @@ from pipeline.console.displays import Display
 from pipeline.integrity.audit import audit
 from pipeline.run import resume
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, records
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
 
 UPDATES, EVERY = 7, 2
 NEWEST = f"checkpoints/improve-{2 * EVERY:08d}"

@@ -42,8 +42,7 @@ from latent_control.pretrained import array_hash, world_hash
 from learners.improve_offline import ImproveOfflineStage
 from learners.learner import PolicyLearner
 from learners.offline_training import Hooks, make_optimizer, train
-from pipeline.experiments.off_policy import logged
-from pipeline.replay.dataset import StoredRollouts, read_rollouts, rollout_batches
+from pipeline.replay.dataset import StoredRollouts, logged, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner

@@ -23,7 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import alternate, arguments, ratio, report, short, spread
 
-from pipeline.replay.writer import ROW_GROUP, SCHEMA, ReplayReader, ReplayWriter, to_table
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.schema import ROW_GROUP, SCHEMA
+from pipeline.replay.writer import ReplayWriter, to_table
 from rollout_workers.rollouts import Rollout
 
 SHARD = 4096

@@ -34,7 +34,7 @@ from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from latent_control.records import Generation
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayActor
+from pipeline.replay.actor import ReplayActor
 from pipeline.rl.algorithm import algorithm_config
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner

@@ -20,7 +20,7 @@ import torch
 from common import arguments, report
 
 from pipeline.evaluation.statistics import paired_difference
-from pipeline.experiments.search import Asked, play, prepare
+from pipeline.experiments.search import SearchOptions, play, prepare
 
 POLICIES = ("improve", "clone")
 
@@ -38,7 +38,7 @@ def cases(iterations: list[int], temperatures: list[float]) -> list[dict[str, An
 
 def measured(run: Path, q: Path, case: dict[str, Any], policy: str, chunk: int, prompts: int) -> dict[str, Any]:
     """One table, without its words."""
-    asked = Asked(**case, chunk=chunk, prompts=prompts)
+    asked = SearchOptions(**case, chunk=chunk, prompts=prompts)
     result = play(prepare(run / "checkpoints" / policy, asked, q), asked)
     return case | {
         "policy": policy,

@@ -22,9 +22,9 @@ from typing import Any
 from common import arguments, report
 
 from pipeline.pages.explorer.why import prompt_of
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.steering.loading import load
-from pipeline.steering.request import Wish
+from pipeline.steering.request import SteeringRequest
 from pipeline.steering.steerer import Steerer
 
 COLUMNS = ("rollout_id", "prompt_id", "prompt_text", "tokens", "actions")
@@ -73,7 +73,7 @@ def agreement(steerer: Steerer, data: dict[str, Any], rollouts: dict[str, Any]) 
         before = [int(code) for code in rollout["actions"]]
         counts["choices"] += len(why["steps"])
         for told in foretold(why, data["vocabulary"]):
-            wish = Wish(prompt=rollout["prompt_text"], codes=[*before[: told.place], told.code])
+            wish = SteeringRequest(prompt=rollout["prompt_text"], codes=[*before[: told.place], told.code])
             answer = steerer.answer(wish)
             after = answer.tokens[told.place :]
             kept = [token.id for token in answer.tokens[: told.place]] == [

@@ -30,7 +30,7 @@ from models import endless
 from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayActor
+from pipeline.replay.actor import ReplayActor
 from pipeline.rl.algorithm import LatentRL, algorithm_config
 from pipeline.stages.improve import update_metrics
 from rollout_workers.rollouts import HostSpec

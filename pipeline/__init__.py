@@ -24,7 +24,7 @@ def open_run(folder: str | Path) -> Run:
     """The run in ``folder``: config, metrics, rollouts, checkpoints, models (docs/notebook.md).
 
     Raises:
-        ValueError: it is no run folder.
+        ValueError: it is not a run folder.
     """
     from pipeline.runs.open_run import Run
 

@@ -12,11 +12,9 @@ from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
-from pipeline.run import CONFIG, resume, run
+from pipeline.run import resume, run
+from pipeline.runs.layout import BROUGHT, CONFIG
 from pipeline.storage.atomic import copy
-
-BROUGHT = "brought"
-"""Folder in a run folder for the files that came along with the job: the unpacked job is gone when it ends."""
 
 
 def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -31,7 +29,7 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         if not (run_dir / CONFIG).is_file():
             if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
                 raise ValueError(
-                    f"{run_dir} is no run folder, but not empty ({', '.join(names[:3])}); give another folder"
+                    f"{run_dir} is not a run folder, but not empty ({', '.join(names[:3])}); give another folder"
                 )
             return run(config, run_dir, display)
         if load_config(run_dir / CONFIG, check_paths=False) != config:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from configs.checks import simulation_warning
 from configs.loading import dump_config, load_config
@@ -22,116 +19,26 @@ from pipeline.cluster.connect import connected, is_connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
 from pipeline.console.progress import Ahead
-from pipeline.evaluation.cost import variant_costs
-from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
-from pipeline.evaluation.outcomes import OUTCOMES
+from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.environment import peak_gib, write_environment
-from pipeline.runs.events import EVENTS, Events, Trouble, first_line
+from pipeline.runs.environment import calm_libraries, git_commit, peak_gib, write_environment
+from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.events import Events
 from pipeline.runs.forecast import expected_seconds
+from pipeline.runs.layout import CONFIG, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.repair import mend
+from pipeline.runs.stage_table import BASE, EVALUATE, PAGES
 from pipeline.runs.status import at_work
-from pipeline.stages.base_model import resolve_base
+from pipeline.stages.evaluate import evaluate_stage
+from pipeline.stages.plan import Planned, plan
 from pipeline.storage import checkpoints, disk_space
-from pipeline.tracking.stage_record import note_inputs, note_result, stage_tags
-from pipeline.tracking.tracker import Tracker, git_commit
+from pipeline.tracking.stage_record import note_result, tracking
+from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import build_task
-
-CONFIG, SUMMARY = "config.yaml", "summary.json"
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A stage of a run: how it is run, given the checkpoint of the stage before."""
-
-    name: str
-    settings: Any
-    work: Callable[[StageContext, Path | None], StageResult]
-    passes_on: bool = True
-    """Whether the next stage starts from this one's result."""
-
-
-def plan(config: RunConfig) -> list[Planned]:
-    """The stages of ``config`` in order. FTA-I clones the policy again; the token-level baseline starts where
-    ``improve`` did."""
-    from pipeline.stages.improve import run_improve
-    from pipeline.stages.offline import run_offline
-
-    def offline(name: str, settings: Any) -> Planned:
-        return Planned(
-            name=name,
-            settings=settings,
-            work=lambda context, source: run_offline(context, name, settings, source, resolve_base(config)),
-        )
-
-    def rl(name: str, level: str, *, passes_on: bool) -> Planned:
-        def work(context: StageContext, source: Path | None) -> StageResult:
-            if source is None:
-                raise ValueError(
-                    "the improve stage needs latent actions: add the actions section, "
-                    "or set actions.init to a checkpoint with actions.updates=0"
-                )
-            return run_improve(context, name, source, level)
-
-        return Planned(name=name, settings=config.improve, work=work, passes_on=passes_on)
-
-    stages: list[Planned] = []
-    if config.base.train is not None:
-        stages.append(Planned(name="base", settings=config.base.train, work=train_base_stage, passes_on=False))
-    if config.actions is not None:
-        actions = offline("actions", config.actions)
-        stages.append(actions)
-    if config.clone is not None:
-        stages.append(offline("clone", config.clone))
-    if config.finetune is not None:
-        stages.append(offline("finetune", config.finetune))
-        if config.finetune.codes == "inverse_dynamics" and config.clone is not None:
-            stages.append(offline("reclone", config.clone))
-    if config.improve_offline is not None:
-        stages.append(offline("improve_offline", config.improve_offline))
-    if config.improve is not None:
-        if config.improve.token_baseline and config.improve.level == "latent":
-            stages.append(rl("token_level", "token", passes_on=False))
-        stages.append(rl("improve", config.improve.level, passes_on=True))
-    return stages
-
-
-def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
-    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result
-    on."""
-    sources: dict[str, Path] = {}
-    source: Path | None = None
-    for stage in plan(config):
-        if source is not None:
-            sources[stage.name] = source
-        record = run_dir / "stages" / f"{stage.name}.json"
-        if not record.is_file():
-            continue
-        if stage.passes_on:
-            source = (run_dir / json.loads(record.read_text())["checkpoint"]).resolve()
-    return sources
-
-
-def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
-    """Train the small base LM from scratch into ``base.model``."""
-    from learners.base_training import WordTask, train_base
-
-    base = context.config.base
-    assert base.train is not None
-    context.log.begin("base", base.train.updates)
-    train_base(
-        base.train,
-        task=cast(WordTask, context.task),
-        folder=Path(base.model),
-        seed=context.config.seed,
-        threads=context.config.cluster.learner_threads,
-        log=lambda update, metrics: context.log.log("base", update, metrics),
-    )
-    return StageResult(checkpoint=Path(base.model))
 
 
 def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -158,46 +65,8 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
     """
     if not (run_dir / CONFIG).is_file() and manifest.kept(run_dir, CONFIG) is None:
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
-    _mend(run_dir, restore_config)
+    mend(run_dir, restore_config)
     return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
-
-
-def _mend(run_dir: Path, restore_config: bool) -> None:
-    """Put back a config that is gone or no config any more; begin the run's manifest anew where it is damaged."""
-    problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
-    if manifest.MANIFEST in problems:
-        _say(
-            run_dir,
-            "manifest_renewed",
-            f"{manifest.MANIFEST}: {problems[manifest.MANIFEST]}; they are taken as they are",
-        )
-        manifest.renew(run_dir, CONFIG)
-    if EVENTS in problems:
-        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and begun anew")
-    if CONFIG not in problems:
-        return
-    said = f"{CONFIG} {problems[CONFIG]}"
-    if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
-        (run_dir / CONFIG).unlink(missing_ok=True)
-        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        _say(run_dir, "config_restored", f"{said}; it was put back from {manifest.MANIFEST}")
-        return
-    remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
-    on_purpose = f"if it was changed on purpose, delete {manifest.MANIFEST} there"
-    raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
-
-
-def _say(run_dir: Path, kind: str, text: str) -> None:
-    _LOG.warning("%s: %s", run_dir, text)
-    Events(run_dir).note(kind, text)
-
-
-def _is_config(path: Path) -> bool:
-    try:
-        load_config(path, [], check_paths=False)
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
@@ -217,7 +86,7 @@ def noted(run_dir: Path) -> Iterator[None]:
     """Beginning and end of a start of a run as events.
 
     Raises:
-        Trouble: in the place of whatever a full disk led to.
+        RunError: in the place of whatever a full disk led to.
     """
     events = Events(run_dir)
     events.mend()
@@ -235,7 +104,7 @@ def noted(run_dir: Path) -> Iterator[None]:
         if disk_space.is_full(error):
             text = disk_space.full(run_dir)
             events.note("failed", text, error=type(cause).__name__, where=where)
-            raise Trouble(text) from error
+            raise RunError(text) from error
         events.note("failed", first_line(cause), error=type(cause).__name__, where=where)
         raise
     events.note("finished", "all stages are done")
@@ -253,13 +122,13 @@ def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
 
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
-    """What a display is told before the run works."""
+    """What a display shows before the run starts."""
     stages = {stage.name: int(stage.settings.updates) for stage in plan(config)}
-    stages |= {"evaluate": 0} if config.evaluation is not None else {}
+    stages |= {EVALUATE: 0} if config.evaluation is not None else {}
     rl = config.improve
     return Ahead(
         run_dir=run_dir,
-        stages=stages | ({"pages": 0} if wants_page(config) or config.report.enabled else {}),
+        stages=stages | ({PAGES: 0} if wants_page(config) or config.report.enabled else {}),
         seconds=expected_seconds(run_dir, config),
         num_actions=config.actions.num_actions if config.actions is not None else None,
         max_staleness=rl.max_staleness if rl is not None and rl.mode == "async" else None,
@@ -287,19 +156,19 @@ def _work(context: StageContext, tracker: Tracker) -> None:
         manifest.put_json(run_dir, SUMMARY, summary)
     summary["took"] = {}
     if config.evaluation is not None and source is not None:
-        with interrupts.at_once(), _timed(summary["took"], "evaluate"):
+        with interrupts.at_once(), _timed(summary["took"], EVALUATE):
             summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
         if config.gates:
             summary["gates"] = judgement(verdicts)
         manifest.put_json(run_dir, SUMMARY, summary)
-        log.done("evaluate", seconds=summary["took"]["evaluate"])
+        log.done(EVALUATE, seconds=summary["took"][EVALUATE])
         log.display.evaluation(summary["evaluation"])
     if wants_page(config) or config.report.enabled:
-        log.begin("pages", 0)
-        with interrupts.at_once(), _timed(summary["took"], "pages"):
+        log.begin(PAGES, 0)
+        with interrupts.at_once(), _timed(summary["took"], PAGES):
             write_at_end(context)
             write_report(context)  # it links to the explorer
-        log.done("pages", seconds=summary["took"]["pages"])
+        log.done(PAGES, seconds=summary["took"][PAGES])
     manifest.put_json(run_dir, SUMMARY, summary)
 
 
@@ -310,27 +179,18 @@ def _timed(took: dict[str, float], name: str) -> Iterator[None]:
     took[name] = round(time.perf_counter() - started, 3)
 
 
-def calm_libraries() -> None:
-    """Keep progress bars and upgrade advice of libraries out of the run's own lines."""
-    from transformers.utils import logging as transformers_logging
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)
-
-
 def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
     """The result of a stage that an earlier start of this run completed; a damaged record is made again from the
     result's manifest."""
-    name = f"stages/{stage.name}.json"
+    name = stage_record(stage.name)
     result = context.result(stage.name)
     there, problem = (context.run_dir / name).is_file(), manifest.problems(context.run_dir).get(name)
     if not there and not problem:
         return None
-    if stage.name != "base" and (problems := checkpoints.verify(result)):
+    if stage.name != BASE and (problems := checkpoints.verify(result)):
         context.log.message(f"{stage.name}: {problems[0]}; the stage is done again", "result_damaged", stage=stage.name)
         return None
-    if problem and stage.name == "base":
+    if problem and stage.name == BASE:
         return None
     if problem:
         context.log.message(
@@ -349,11 +209,11 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
 
 
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
-    """Run a stage as an MLflow run of its own and record that it is done."""
+    """Run a stage as a separate MLflow run and record that it is done."""
     started = time.perf_counter()
     with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)
-        if stage.name != "base":
+        if stage.name != BASE:
             note_result(tracker, context, result, source)
     seconds = time.perf_counter() - started
     record = {
@@ -362,107 +222,5 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
         "metrics": result.metrics,
         "driver_peak_gib": peak_gib(),
     }
-    manifest.put_json(context.run_dir, f"stages/{stage.name}.json", record)
+    manifest.put_json(context.run_dir, stage_record(stage.name), record)
     return result, seconds
-
-
-@contextmanager
-def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
-    """An MLflow run around a block, honest about how it ended."""
-    config = context.config
-    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
-    if config.tracking.enabled:
-        note_inputs(tracker, context, stage)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-
-
-def evaluate_stage(
-    context: StageContext, tracker: Tracker, summary: dict[str, Any]
-) -> tuple[dict[str, Any], list[Verdict]]:
-    """The last stage: all variants on the same held-out prompts, and what the gates say to that."""
-    from pipeline.stages.play import evaluate as play
-    from pipeline.stages.play import variants
-
-    config = context.config
-    assert config.evaluation is not None
-    stages = {name: (context.run_dir / stage["checkpoint"]).resolve() for name, stage in summary["stages"].items()}
-    with tracking(context, tracker, "evaluate", list(stages.values())[-1]):
-        hosts = variants(config, stages)
-        context.log.begin("evaluate", len(hosts))
-        result = play(
-            config,
-            hosts,
-            prompts=config.evaluation.prompts,
-            say=partial(_played, context, list(hosts)),
-            outcomes_file=context.run_dir / OUTCOMES,
-        )
-        add_costs(config, result, summary["stages"])
-        numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
-        context.log.record("evaluate", 1, numbers)
-        manifest.put_json(context.run_dir, "evaluation.json", result)
-        manifest.know(context.run_dir, OUTCOMES)
-        for name in ("evaluation.json", OUTCOMES):
-            tracker.artifact(context.run_dir / name)
-        verdicts = judge(config.gates, result, final_of(result))
-        tracker.tag(tags(verdicts) if verdicts else {})
-    return result, verdicts
-
-
-def _played(context: StageContext, names: list[str], text: str) -> None:
-    """A line of the evaluation: a variant's success, or a note."""
-    context.log.message(f"evaluate {text}")
-    if (name := text.partition(":")[0]) in names:
-        context.log.advance("evaluate", names.index(name) + 1)
-
-
-def add_costs(config: RunConfig, result: dict[str, Any], stages: Mapping[str, Any]) -> None:
-    """Put into each variant's row what it cost to make."""
-    level = config.improve.level if config.improve is not None else "latent"
-    for name, cost in variant_costs(stages, level=level).items():
-        if name in result:
-            result[name] |= cost
-
-
-def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> dict[str, Any]:
-    """Evaluate a run folder (all its results) or one checkpoint (with the config of its run, or ``config``).
-
-    Raises:
-        ValueError: there is nothing to evaluate at ``target``, or no config says on which task.
-    """
-    from pipeline.stages.play import checkpoint_host, first_base, variants
-    from pipeline.stages.play import evaluate as play
-    from rollout_workers.rollouts import HostSpec
-
-    run_dir = target if (target / CONFIG).is_file() else target.parent.parent
-    if config is None:
-        if not (run_dir / CONFIG).is_file():
-            raise ValueError(
-                f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config"
-            )
-        config = load_config(run_dir / CONFIG, [], check_paths=False)
-    count = prompts or (config.evaluation.prompts if config.evaluation else 512)
-    common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
-    if (target / CONFIG).is_file():
-        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / "stages").glob("*.json"))}
-        hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
-    else:
-        records = {}
-        hosts = {
-            "base": HostSpec(level="base", checkpoint=first_base(config, {}), **common),
-            target.name: checkpoint_host(target, common),
-        }
-    # A run keeps the outcomes of its own evaluation; one that has none yet can be compared after this.
-    file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
-    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
-    add_costs(config, result, records)
-    if gates := applicable(config.gates, result):
-        result["gates"] = judgement(judge(gates, result, final_of(result)))
-    return result

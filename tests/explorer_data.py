@@ -9,15 +9,15 @@ from pipeline.pages.explorer.records import (
     Context,
     Dataset,
     Ending,
-    Estimate,
+    ExplainedChoice,
+    IntervalEstimate,
     NGram,
     Option,
     Shift,
     Shown,
     Split,
-    Step,
     Summary,
-    Training,
+    UsageOverTraining,
     Why,
 )
 
@@ -62,7 +62,7 @@ def made_up(
             advantage=0.01,
             before=1 / codes,
             after=(k + 1) / codes**2,
-            gain=Estimate(mean=0.01 * (k - 5), low=0.01 * (k - 6), high=0.01 * (k - 4)) if turns == 1 else None,
+            gain=IntervalEstimate(mean=0.01 * (k - 5), low=0.01 * (k - 6), high=0.01 * (k - 4)) if turns == 1 else None,
             strength=0.5,
             shifts=tuple(Shift(token=t, probability=0.5, mixture=0.1, log_shift=1.6) for t in some(9, words)),
             anywhere=((1, 0.4),),
@@ -91,7 +91,7 @@ def made_up(
             turn_rewards=() if turns == 1 else (0.25, 0.75),
         )
 
-    def step(position: int) -> Step:
+    def step(position: int) -> ExplainedChoice:
         options = tuple(
             Option(code=c, before=0.1, after=0.2, token=t, certainty=0.9)
             for c, t in zip(some(8, codes), some(8, words), strict=True)
@@ -100,7 +100,7 @@ def made_up(
         played = zip(some(4, codes), rewards, strict=True)
         endings = tuple(Ending(code=c, tokens=some(tokens, words), reward=r, success=r == 1) for c, r in played)
         endings = endings if turns == 1 else ()
-        return Step(
+        return ExplainedChoice(
             position=position, options=options, masses=tuple((t, 0.2, 0.3, 2) for t in some(6, words)), endings=endings
         )
 
@@ -115,7 +115,9 @@ def made_up(
         gain=table(24, 0.1) if turns == 1 else (),
     )
     half = tuple(rng.random(50).tolist())
-    training = Training(updates=tuple(map(str, range(50))), usage=table(50), perplexity=half, reward=half, success=half)
+    training = UsageOverTraining(
+        updates=tuple(map(str, range(50))), usage=table(50), perplexity=half, reward=half, success=half
+    )
     summary = Summary(
         run=run,
         num_actions=codes,
@@ -129,7 +131,7 @@ def made_up(
         success_first=0.2,
         success_last=0.6,
         world=run,
-        gain=Estimate(mean=0.4, low=0.3, high=0.5) if turns == 1 else None,
+        gain=IntervalEstimate(mean=0.4, low=0.3, high=0.5) if turns == 1 else None,
         turns=turns,
         notes=(HOSTILE,),
     )

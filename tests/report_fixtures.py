@@ -9,9 +9,10 @@ import numpy as np
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
+from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.pages.report.examples import answers_of
-from pipeline.replay.writer import ReplayWriter, write_outcomes
+from pipeline.replay.writer import ReplayWriter
 from rollout_workers.rollouts import Rollout
 
 HOSTILE = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=1">&lt;\u202e\x00{{DATA}}'

@@ -31,8 +31,10 @@ from learners.base_training import encode_rows, new_model, word_tokenizer
 from learners.collate import Places, collate, moved_rewards
 from pipeline.data.batches import training_batches
 from pipeline.preflight.check import check
-from pipeline.replay import writer as replay
 from pipeline.replay.dataset import read_rollouts, rollout_batches
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.schema import MANIFEST
+from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import algorithm_config
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.engines import DecodeJob
@@ -528,7 +530,7 @@ def test_the_row_of_an_episode_has_the_last_turns_features() -> None:
 
 
 def test_the_replay_buffer_holds_the_mask(tmp_path: Path) -> None:
-    writer = replay.ReplayWriter(tmp_path, 100, "a")
+    writer = ReplayWriter(tmp_path, 100, "a")
     single = episode(
         rollout_id="b", prompt_id="toy/train/1", generated=np.empty(0, bool), turn_rewards=np.empty(0, np.float32)
     )
@@ -536,13 +538,13 @@ def test_the_replay_buffer_holds_the_mask(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 marks generated for 7 tokens"):
         writer.add([episode(rollout_id="c", generated=np.ones(2, bool))])
     writer.close()
-    first, second = replay.ReplayReader(tmp_path, shuffle=False).rows()
+    first, second = ReplayReader(tmp_path, shuffle=False).rows()
     assert (
         first["generated"].tolist() == [True, True, False, False, True, True, True] and first["generated"].dtype == bool
     )
     assert first["turn_rewards"].tolist() == [0.25, 0.75]
     assert second["generated"].tolist() == [] == second["turn_rewards"].tolist()
-    shuffled = {row["rollout_id"]: row["generated"].sum() for row in replay.ReplayReader(tmp_path, seed=1).rows()}
+    shuffled = {row["rollout_id"]: row["generated"].sum() for row in ReplayReader(tmp_path, seed=1).rows()}
     assert shuffled == {"a": 5, "b": 0}
     stored = read_rollouts([DataSource(kind="replay", path=str(tmp_path))], world="w")
     batch = next(rollout_batches(stored, ImproveOffline(batch_size=8, baseline="all", data=()), seed=0))
@@ -560,18 +562,18 @@ def test_the_replay_buffer_holds_the_mask(tmp_path: Path) -> None:
 
 
 def test_shards_of_schema_3_are_read(tmp_path: Path) -> None:
-    writer = replay.ReplayWriter(tmp_path, 100, "a")
+    writer = ReplayWriter(tmp_path, 100, "a")
     writer.add([episode(generated=np.empty(0, bool), turn_rewards=np.empty(0, np.float32))])
     writer.close()
     (path,) = (tmp_path / "run=a").glob("*.parquet")
     table = pq.read_table(path, partitioning=None).drop_columns(["generated", "turn_rewards"])
     about = json.loads(table.schema.metadata[b"latent_control.replay"]) | {"schema_version": 3}
     path.unlink()
-    (tmp_path / "run=a" / replay.MANIFEST).unlink()
+    (tmp_path / "run=a" / MANIFEST).unlink()
     old = path.with_name("old.parquet")
     pq.write_table(table.replace_schema_metadata({b"latent_control.replay": json.dumps(about)}), old)
     old.rename(path.with_name(f"part-00000000-{sha256_file(old)[:8]}.parquet"))
-    reader = replay.ReplayReader(tmp_path)
+    reader = ReplayReader(tmp_path)
     assert not reader.quarantined
     (row,) = reader.rows()
     assert row["tokens"].tolist() == [7, 8, 9, 9, 6, 6, 2]

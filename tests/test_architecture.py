@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs import layout, stage_table
+
 ROOT = Path(__file__).resolve().parent.parent
 # Package -> ours that it may import, besides itself. One way only.
 ARROWS = {
@@ -19,6 +21,34 @@ ARROWS = {
     "learners": {"configs", "latent_control"},
     "pipeline": {"configs", "latent_control", "rollout_workers", "learners"},
 }
+# Room of pipeline/ -> rooms that it may import, besides itself and what those may import: top to bottom, one way only.
+ROOMS = (
+    {"__main__"},
+    {"cli"},
+    {"job"},
+    {"experiments"},
+    {"integrity"},
+    {"run"},
+    {"steering"},
+    {"serving"},
+    {"stages"},
+    {"pages"},
+    {"rl"},
+    {"preflight"},
+    {"tracking"},
+    {"cluster", "data"},
+    {"runs"},
+    {"replay"},
+    {"evaluation"},
+    {"storage", "console"},
+    {"names"},
+)
+# Files that hold names alone: a room of their own, below all others.
+NAMES = {"pipeline/runs/layout.py", "pipeline/runs/stage_table.py"}
+# Files and what they import against the arrows; to be cut, never added to.
+AGAINST_THE_ARROWS: set[tuple[str, str]] = set()
+# Files that import each other in a circle, lazy and TYPE_CHECKING imports counted; to be cut, never added to.
+CIRCLES: set[frozenset[str]] = set()
 # Package -> third-party packages it must not touch, anywhere.
 HEAVY = {
     "configs": {"torch", "ray", "transformers", "mlflow", "pyarrow", "numpy", "accelerate"},
@@ -36,12 +66,16 @@ RLLIB = {
     "pipeline/rl/algorithm.py",
     "pipeline/stages/play.py",  # EnvRunnerGroup
 }
-# The preflight reads the column names of a text file, tasks their rows; rollouts pass through replay/writer.py alone.
 PARQUET = {
+    "pipeline/evaluation/outcome_file.py",
+    "pipeline/replay/reader.py",
+    "pipeline/replay/schema.py",
+    "pipeline/replay/shards.py",
     "pipeline/replay/writer.py",
     "pipeline/rl/ledger.py",
-    "pipeline/data/batches.py",
+    "pipeline/data/text_files.py",
     "pipeline/preflight/data_sources.py",
+    "pipeline/storage/parquet_fields.py",
     "rollout_workers/tasks/row_files.py",
 }
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
@@ -103,9 +137,84 @@ def test_arrows_point_one_way(package):
     assert not wrong
 
 
+def file_graph() -> dict[str, set[str]]:
+    """File -> files of ours that it imports, wherever in the file; of a package's submodule, the submodule alone."""
+    files = {".".join(Path(name_of(p)).with_suffix("").parts).removesuffix(".__init__"): name_of(p) for p in MODULES}
+
+    def imported(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in files else str(node.module) for name in names)
+
+    return {
+        name_of(path): {files[module] for module in imported(path) if module in files} - {name_of(path)}
+        for path in MODULES
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Sets of more than one node that reach each other."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set[str](), [start]
+        while todo:
+            found = graph[todo.pop()] - seen
+            seen |= found
+            todo += found
+        reached[start] = seen
+    return {
+        frozenset(other for other in reached[node] if node in reached[other]) for node in graph if node in reached[node]
+    }
+
+
+def against_the_arrows(graph: dict[str, set[str]], rooms: tuple[set[str], ...]) -> set[tuple[str, str]]:
+    """Imports between rooms of pipeline/ that do not lead down; a file beside the rooms is a room."""
+    floor = {room: level for level, names in enumerate(rooms) for room in names}
+    room_of = {
+        name: "names" if name in NAMES else Path(name).with_suffix("").parts[1]
+        for name in graph
+        if name.startswith("pipeline/")
+    }
+    room_of.pop("pipeline/__init__.py", None)  # the package's face hands on what the rooms hold
+    missing = set(room_of.values()) - floor.keys()
+    assert not missing, f"no floor for {missing}"
+    return {
+        (name, other)
+        for name in room_of
+        for other in graph[name] & room_of.keys()
+        if room_of[name] != room_of[other] and floor[room_of[name]] >= floor[room_of[other]]
+    }
+
+
+def test_rooms_import_downwards_only():
+    assert against_the_arrows(file_graph(), ROOMS) == AGAINST_THE_ARROWS
+
+
+def test_no_import_circle():
+    assert circles(file_graph()) == CIRCLES
+
+
+def test_the_tests_of_imports_fail_where_a_rule_is_broken():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert circles(graph) == {frozenset({"b", "c"})}
+    assert circles({"a": {"b"}, "b": set()}) == set()
+    up = {"pipeline/low/x.py": {"pipeline/high/y.py"}, "pipeline/high/y.py": {"pipeline/low/z.py"}}
+    up["pipeline/low/z.py"] = {"pipeline/beside/q.py"}
+    up["pipeline/beside/q.py"] = set()
+    assert against_the_arrows(up, ({"high"}, {"low", "beside"})) == {
+        ("pipeline/low/x.py", "pipeline/high/y.py"),
+        ("pipeline/low/z.py", "pipeline/beside/q.py"),
+    }
+
+
 def test_mlflow_is_touched_in_its_files():
     assert users_of("mlflow") <= {
-        "pipeline/tracking/tracker.py",
+        "pipeline/tracking/mlflow_store.py",
+        "pipeline/tracking/outbox.py",
+        "pipeline/tracking/results.py",
         "pipeline/serving/registry.py",
         "pipeline/serving/mlflow_model.py",
     }
@@ -188,6 +297,61 @@ def test_no_handler_catches_everything():
                 if not passed_on and (node.type is None or re.search(r"\b(Base)?Exception\b", caught)):
                     broad.append(f"{name_of(path)}:{node.lineno}: except {caught}")
     assert not broad
+
+
+# A checkpoint's manifest is no file of the run folder; init writes a config for the user; the last two are templates.
+NAMED_ELSEWHERE = {
+    ("pipeline/storage/checkpoints.py", "manifest.json"),
+    ("pipeline/cli/tasks.py", "config.yaml"),
+    ("pipeline/pages/explorer/page.py", "explorer.html"),
+    ("pipeline/pages/report/page.py", "report.html"),
+}
+
+
+def test_names_of_run_files_are_literals_in_the_layout_alone():
+    """Files as whole strings; folders, which are also words, where a path is joined."""
+    names = {value for name, value in vars(layout).items() if name.isupper()}
+    files = {name for name in names if "." in name}
+    folders = names - files
+    found = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+                found |= {(name_of(path), node.right.value)} if node.right.value in folders else set()
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                inside = node.value.startswith(tuple(f"{folder}/" for folder in folders)) and " " not in node.value
+                found |= {(name_of(path), node.value)} if node.value in files or inside else set()
+    assert {one for one in found if one[0] != "pipeline/runs/layout.py"} == NAMED_ELSEWHERE
+
+
+# Files that use a stage's name for what is called alike: a section of the config, a variant of the evaluation, a
+# command, RLlib's key of our metrics. "base" and "actions" also name a level and a column, and are not looked for.
+NAMED_LIKE_A_STAGE = {
+    "pipeline/cli/app.py": {"evaluate", "improve"},
+    "pipeline/cli/panels.py": {"evaluate"},
+    "pipeline/cli/runs.py": {"improve"},
+    "pipeline/console/progress.py": {"evaluate"},
+    "pipeline/experiments/pilot.py": {"clone", "improve"},
+    "pipeline/experiments/codebook_score.py": {"improve"},
+    "pipeline/experiments/tune_codes.py": {"finetune"},
+    "pipeline/pages/report/examples.py": {"token_level"},
+    "pipeline/pages/report/results.py": {"token_level"},
+    "pipeline/preflight/init_config.py": {"clone", "improve"},
+    "pipeline/rl/algorithm.py": {"improve"},
+    "pipeline/stages/improve.py": {"improve"},
+}
+
+
+def test_names_of_stages_are_literals_in_their_table_alone():
+    stages = {stage.name for stage in stage_table.STAGES} | {stage_table.EVALUATE}
+    stages -= {"base", "actions"}
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in stages:
+                found.setdefault(name_of(path), set()).add(node.value)
+    del found["pipeline/runs/stage_table.py"]
+    assert found == NAMED_LIKE_A_STAGE
 
 
 def test_functions_fit_a_screen():

@@ -57,7 +57,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def fake_stages(monkeypatch):
-    """Stands in for ``pipeline.run``: counts the calls, writes nothing."""
+    """Stands in for ``pipeline.run`` and ``pipeline.stages.evaluate``: counts the calls, writes nothing."""
     import types
 
     calls: list[tuple] = []
@@ -87,7 +87,8 @@ def fake_stages(monkeypatch):
         }
 
     module = types.SimpleNamespace(run=run, resume=resume, evaluate=evaluate, calls=calls)
-    monkeypatch.setitem(sys.modules, "pipeline.run", module)
+    for name in ("pipeline.run", "pipeline.stages.evaluate"):
+        monkeypatch.setitem(sys.modules, name, module)
     return module
 
 

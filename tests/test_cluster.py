@@ -29,7 +29,7 @@ from pipeline.cluster import submit as jobs
 from pipeline.cluster.connect import WORKER_ENVIRONMENT, worker_environment
 from pipeline.preflight.resources import cluster_problems
 from pipeline.runs.events import read_events
-from pipeline.tracking.tracker import read_record
+from pipeline.tracking.uris import read_record
 
 pytest_plugins = ("rl_fixtures", "cluster_fixtures")
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
-from pipeline.cli.main import app
+from pipeline.cli.app import app
+from pipeline.evaluation.outcome_file import read_outcomes, write_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.experiments import pilot
 from pipeline.experiments.compare import compare, seed_difference
-from pipeline.replay.writer import read_outcomes, write_outcomes
 
 
 def outcome(index: int, mode: str, *, success: bool, prompt: str = "p") -> Outcome:

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from configs.schema import DataSource
 from latent_control.records import TokenBatch
 from learners.base_training import word_tokenizer
-from pipeline.data import batches as data
-from pipeline.data.batches import heldout_batches, read_texts, training_batches
+from pipeline.data.batches import heldout_batches, training_batches
+from pipeline.data.text_files import read_texts
 from pipeline.replay.writer import ReplayWriter
 from rollout_workers.rollouts import Rollout
 from rollout_workers.tasks.countdown import Countdown
@@ -150,7 +150,7 @@ def test_weights_set_the_shares(settings: dict[str, Any], mix: list[DataSource])
 def test_a_pass_gives_each_training_row_once_and_the_next_another_order(
     tmp_path: Path, settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "SHUFFLE_WINDOWS", 50)
+    monkeypatch.setattr("pipeline.data.sources.SHUFFLE_WINDOWS", 50)
     for name, first in (("b/x.jsonl", 0), ("a.jsonl", 100), ("c.jsonl", 200)):
         write_jsonl(tmp_path / "t" / name, [f"w{i}" for i in range(first, first + 100)])
     source = [DataSource(kind="text", path=str(tmp_path / "t"))]
@@ -170,7 +170,9 @@ def test_whole_passes_are_not_read_again_when_resuming(
     source = [DataSource(kind="text", path=str(write_jsonl(tmp_path / "a.jsonl", [f"w{i}" for i in range(33)])))]
     whole = some(training_batches(source, **settings), 900)
     opened: list[Path] = []
-    monkeypatch.setattr(data, "read_texts", lambda path, column: opened.append(path) or read_texts(path, column))
+    monkeypatch.setattr(
+        "pipeline.data.sources.read_texts", lambda path, column: opened.append(path) or read_texts(path, column)
+    )
     assert some(training_batches(source, **settings, start=890), 10) == whole[890:]
     assert len(opened) < 10, "890 updates of 12 rows are 344 passes over 31 rows"
 
@@ -257,7 +259,7 @@ def test_parquet_texts_and_folders_of_all_kinds(
 
 
 def test_paragraphs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_BLOCK_CHARACTERS", 20)
+    monkeypatch.setattr("pipeline.data.text_files._BLOCK_CHARACTERS", 20)
     path = tmp_path / "a.txt"
     path.write_text("one line\nsecond line\nthird line\n\n \nlast")
     assert list(read_texts(path, "text")) == ["one line\nsecond line", "third line", "last"]
@@ -267,12 +269,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no JSON": (
         "a.jsonl",
         lambda p: p.write_text('{"text": "w1"}\n{"text": \n'),
-        r"a.jsonl, line 2: no JSON .*mend or remove",
+        r"a.jsonl, line 2: not JSON .*fix or remove",
     ),
     "no object": (
         "a.jsonl",
         lambda p: p.write_text('["w1"]\n'),
-        r"a.jsonl, line 1: a JSON object is wanted, not '\[\"w1\"\]'",
+        r"a.jsonl, line 1: expected a JSON object, not '\[\"w1\"\]'",
     ),
     "other key": (
         "a.jsonl",
@@ -304,7 +306,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         r"a.parquet, row 1: 'text' "
         r"is None",
     ),
-    "torn Parquet": ("a.parquet", lambda p: p.write_bytes(b"PAR1half"), r"a.parquet: no readable Parquet file"),
+    "torn Parquet": ("a.parquet", lambda p: p.write_bytes(b"PAR1half"), r"a.parquet: not a readable Parquet file"),
     "no text file": ("a.csv", lambda p: p.write_text("x"), r"a.csv is or holds no .jsonl, .parquet, .txt file"),
     "not there": ("a.jsonl", lambda p: None, r"a.jsonl does not exist"),
 }

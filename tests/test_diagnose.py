@@ -13,10 +13,11 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import Cluster, RunConfig
 from pipeline.integrity.diagnose import diagnose
-from pipeline.rl.watchdog import STALL
 from pipeline.rl.worker_health import Health
 from pipeline.run import noted
-from pipeline.runs.events import Events, Trouble
+from pipeline.runs.errors import RunError
+from pipeline.runs.events import Events
+from pipeline.runs.layout import STALL
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage import disk_space
 
@@ -52,11 +53,11 @@ def raising(error: BaseException) -> Callable[[Path], None]:
 
 
 ENDS = [
-    (full_disk, Trouble, "failed", "the disk is full", "df -h {run}"),
-    (too_many_deaths, Trouble, "failed", "rollout workers die again and again", "latent-control doctor"),
+    (full_disk, RunError, "failed", "the disk is full", "df -h {run}"),
+    (too_many_deaths, RunError, "failed", "rollout workers die again and again", "latent-control doctor"),
     (
-        raising(Trouble("verifiers could not judge 9 of 16 rollouts (reward_error: KeyError)")),
-        Trouble,
+        raising(RunError("verifiers could not judge 9 of 16 rollouts (reward_error: KeyError)")),
+        RunError,
         "failed",
         "the reward function or its data fails",
         "latent-control task check",
@@ -76,8 +77,8 @@ ENDS = [
         "latent-control resume {run}",
     ),
     (
-        raising(Trouble("improve lost a part of itself once more than cluster.max_rebuilds=3: the actor died")),
-        Trouble,
+        raising(RunError("improve lost a part of itself once more than cluster.max_rebuilds=3: the actor died")),
+        RunError,
         "failed",
         "parts of the cluster were lost more often",
         "latent-control resume {run}",

@@ -211,7 +211,7 @@ def prepare(page: str, words: Words, folder: Path) -> None:
         with_baseline = ("run", "configs/quickstart.yaml", "improve.token_baseline=true", "--run-dir", "runs/first")
         invoke(folder, *smaller(with_baseline))
     if words[:2] == ("run", "pilot.yaml"):
-        rows = pilot.Rows(path=folder / "data.jsonl", prompt="prompt", answer="answer", verifier="exact")
+        rows = pilot.PilotData(path=folder / "data.jsonl", prompt="prompt", answer="answer", verifier="exact")
         base = str(ROOT / "configs/models/countdown-1m")
         pilot.written(folder / "pilot.yaml", pilot.template(rows, base, chat=False, max_new_tokens=17, heldout=8))
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs.schema import Evaluation, RunConfig
+from pipeline.evaluation import results
 from pipeline.evaluation.outcomes import Mode, Outcome
+from pipeline.evaluation.results import Played
 from pipeline.evaluation.statistics import wilson
 from pipeline.stages import play
-from pipeline.stages.play import Played
 from rollout_workers.rollouts import HostSpec
 from rollout_workers.tasks import Prompt
 
@@ -45,7 +46,7 @@ def test_numbers_of_several_samples_by_hand() -> None:
         sampled=outcomes("sampled", ["AA", "Ab", "b?", "AB"]), greedy=outcomes("greedy", ["A", "A", "b", "b"])
     )
     settings = Evaluation(samples_per_prompt=2, pass_at=(1, 2), slice_minimum=2)
-    found = play._numbers(played, settings, 0, None, {"half": ["first", "first", "last", "last"]})
+    found = results.variant_numbers(played, settings, 0, None, {"half": ["first", "first", "last", "last"]})
     assert (found["sampled"], found["greedy"]) == (5 / 8, 0.5)
     assert (found["pass_at_1"], found["pass_at_2"]) == (5 / 8, 0.75)
     assert found["greedy_interval"] == wilson(2, 4)
@@ -61,7 +62,7 @@ def test_numbers_of_several_samples_by_hand() -> None:
 
 def test_one_sample_each_is_as_before() -> None:
     played = Played(sampled=outcomes("sampled", ["A", "b", "b", "b"]), greedy=outcomes("greedy", ["A", "A", "b", "b"]))
-    found = play._numbers(played, Evaluation(), 0, None, {})
+    found = results.variant_numbers(played, Evaluation(), 0, None, {})
     assert found["sampled_interval"] == wilson(1, 4)
     assert set(found) == {
         f"{mode}{name}" for mode in ("sampled", "greedy") for name in ("", "_interval", "_tokens", "_failures")
@@ -75,12 +76,12 @@ def test_differences_are_paired_and_diversity_is_compared_at_equal_success() -> 
         "improved": Played(sampled=outcomes("sampled", ["AB", "CD"]), greedy=greedy),
     }
     cosines = {"base": (np.ones(2), np.array([1.0, np.nan])), "improved": (np.ones(2), np.array([0.25, 0.5]))}
-    found = play._differences(played, 2, cosines, 0)["improved - base"]
+    found = results.differences(played, 2, cosines, 0)["improved - base"]
     assert found["sampled"]["mean"] == 0.5
     assert found["greedy"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert found["differing_pairs_successful"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "prompts": 1}
     assert found["pairwise_cosine_successful"]["mean"] == -0.75
-    assert play._differences({"base": played["base"]}, 2, {}, 0) == {}
+    assert results.differences({"base": played["base"]}, 2, {}, 0) == {}
 
 
 def test_an_unknown_slice_ends_it_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +95,9 @@ def test_slices_of_the_prompts_that_are_played() -> None:
     prompts = [
         Prompt(id=str(i), text="q", metadata={"kind": "ab"[i % 2]} | ({"late": 1} if i > 3 else {})) for i in range(6)
     ]
-    assert play.slices_of(Evaluation(slices=("kind",)), prompts, 3) == {"kind": ["a", "b", "a"]}
+    assert results.slices_of(Evaluation(slices=("kind",)), prompts, 3) == {"kind": ["a", "b", "a"]}
     with pytest.raises(ValueError, match="late"):
-        play.slices_of(Evaluation(slices=("late",)), prompts, 3)
+        results.slices_of(Evaluation(slices=("late",)), prompts, 3)
 
 
 def test_a_task_without_demonstrations_gives_a_note_and_a_bad_text_source_an_error(

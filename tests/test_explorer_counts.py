@@ -12,7 +12,7 @@ from latent_control.decoding.rescoring import choices
 from pipeline.pages.explorer import counts, gain
 from pipeline.pages.explorer.build import beside
 from pipeline.pages.explorer.corpus import Corpus, corpus_of
-from pipeline.pages.explorer.records import Code, Dataset, Estimate, Summary, Training, as_data
+from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining, as_data
 
 
 def row(
@@ -192,7 +192,7 @@ class TestGain:
 
 
 def test_records_become_plain_data():
-    estimate = Estimate(mean=0.123456789, low=-1.0, high=2.0)
+    estimate = IntervalEstimate(mean=0.123456789, low=-1.0, high=2.0)
     code = Code(usage=0.5, uses=3, token_entropy=0.0, health="alive", advantage=None, gain=estimate)
     found = as_data(code)
     assert found["gain"] == {"mean": 0.1235, "low": -1.0, "high": 2.0}
@@ -206,7 +206,7 @@ def test_runs_side_by_side_are_matched_by_text_not_by_token_id():
             run="r", num_actions=2, span=1, rollouts=1, stored=1, choices=2, perplexity=1.0, reward_first=0.0,
             reward_last=0.0, success_first=0.0, success_last=0.0, world="w",
         )  # fmt: skip
-        training = Training(updates=(), usage=(), perplexity=(), reward=(), success=())
+        training = UsageOverTraining(updates=(), usage=(), perplexity=(), reward=(), success=())
         return (
             Dataset(summary=summary, vocabulary=(), prompts=(), codes=(), training=training, splits=(), rollouts=()),
             some,

@@ -15,9 +15,11 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from rl_tools import Config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from configs.loading import dump_config
 from latent_control import LatentActionLM
 from latent_control.pretrained import world_hash
 from pipeline.cli.main import app
@@ -78,6 +80,30 @@ def test_it_says_where_it_comes_from(exported: Path, finished_run: Path, tiny_ch
         str(finished_run)
         not in (exported / "config.json").read_text() + (exported / "latent_action_config.json").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("codes", "done", "last"),
+    [
+        ("policy", ("actions", "clone", "finetune"), "finetune"),
+        ("policy", ("actions", "clone", "finetune", "improve"), "improve"),
+        # FTA-I changes the base LM under its policy, which is then cloned again.
+        ("inverse_dynamics", ("actions", "clone", "finetune"), "clone"),
+        ("inverse_dynamics", ("actions", "clone", "finetune", "reclone"), "reclone"),
+    ],
+)
+def test_the_last_policy_of_a_run_is_exported(
+    config: Config, tiny_checkpoint: Path, tmp_path: Path, codes: str, done: tuple[str, ...], last: str
+) -> None:
+    sections = {"actions": {"num_actions": 8}, "clone": {}, "finetune": {"codes": codes}}
+    (tmp_path / "config.yaml").write_text(dump_config(config(**sections, tracking={"enabled": False})))
+    for stage in done:
+        checkpoints.write(
+            tmp_path / "checkpoints" / stage,
+            files=lambda staging: LatentActionLM.from_pretrained(tiny_checkpoint).save_pretrained(staging) and None,
+            info={"stage": stage, "metrics": {}},
+        )
+    assert find(tmp_path).checkpoint == tmp_path / "checkpoints" / last
 
 
 def test_passwords_stay_at_home(finished_run: Path) -> None:

@@ -21,10 +21,10 @@ from latent_control.regression import WEIGHTS, weighted_regression
 from learners.features import FeatureCache
 from learners.improve_offline import ImproveOfflineStage
 from learners.offline_training import Step
-from pipeline.experiments.off_policy import HELDOUT
-from pipeline.replay.dataset import StoredRollouts, advantages, read_rollouts, rollout_batches
+from pipeline.replay.dataset import HELDOUT, StoredRollouts, advantages, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
-from pipeline.stages.offline import OfflineJob, work
+from pipeline.stages.offline_job import OfflineJob
+from pipeline.stages.offline_work import work
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)

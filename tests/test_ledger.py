@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.rl.ledger import LEDGER, STARTS, Attempt, Ledger, read, stages
+from pipeline.rl.ledger import STARTS, Attempt, Ledger, read, stages
+from pipeline.runs.layout import LEDGER
 
 
 def attempt(position: int, update: int, **changes: object) -> Attempt:

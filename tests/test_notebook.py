@@ -103,7 +103,7 @@ class TestOpenRun:
         run = open_run(folder)
         for wrong, said in (
             (lambda: open_run(tmp_path / "rn"), r"rn does not exist; did you mean .*run\?"),
-            (lambda: open_run(tmp_path), r"is no run folder: it has no config\.yaml"),
+            (lambda: open_run(tmp_path), r"is not a run folder: it has no config\.yaml"),
             (lambda: run.metrics("imprve"), r"stage 'imprve' logged nothing in run; these did: clone, improve"),
             (run.rollouts, "stored no rollouts"),
             (run.model, "no stage of it is done"),

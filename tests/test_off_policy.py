@@ -32,8 +32,8 @@ from latent_control.off_policy import (
 from latent_control.pretrained import world_hash
 from pipeline.cli.evaluate import _versions
 from pipeline.cli.output import off_policy_table
-from pipeline.experiments.off_policy import HELDOUT, judge, logged
-from pipeline.replay.dataset import read_rollouts
+from pipeline.experiments.off_policy import judge
+from pipeline.replay.dataset import HELDOUT, logged, read_rollouts
 from pipeline.replay.writer import ReplayWriter
 from pipeline.storage import checkpoints
 

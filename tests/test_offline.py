@@ -22,7 +22,10 @@ from learners.finetune import FinetuneStage
 from learners.learning_rate import learning_rate_share
 from learners.offline_training import OfflineStage, Step, make_optimizer, one_update
 from pipeline.data.batches import training_batches
-from pipeline.stages.offline import OfflineJob, guard_codebook, new_model, run_workers, work
+from pipeline.stages.offline_job import OfflineJob
+from pipeline.stages.offline_measures import guard_codebook
+from pipeline.stages.offline_work import new_model, work
+from pipeline.stages.ray_train import run_workers
 from rollout_workers.tasks import build_task
 
 pytest_plugins = ("rl_fixtures",)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.main import app
+from pipeline.cli.app import app
 from pipeline.cli.options import USAGE
-from pipeline.runs.status import PROCESS, SILENT_SECONDS, at_work, overview, runs_in
+from pipeline.runs.layout import PROCESS
+from pipeline.runs.status import SILENT_SECONDS, at_work, overview, runs_in
 
 QUICKSTART = (Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml").read_text()
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Tracking
-from pipeline.tracking.tracker import Tracker, read_record
+from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.uris import read_record
 
 BIN = max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 pytestmark = [

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.replay import writer as replay
-from pipeline.replay.writer import Added, ReplayActor, ReplayReader, ReplayWriter
-from pipeline.storage.atomic import unseal
+from pipeline.replay.actor import ReplayActor
+from pipeline.replay.reader import ReplayReader, _take
+from pipeline.replay.schema import SCHEMA, SCHEMA_VERSION
+from pipeline.replay.writer import Added, ReplayWriter, to_table
+from pipeline.storage.atomic import sha256_file, unseal
 from rollout_workers.rollouts import Rollout
 
 UNSTORED = {"features", "baseline", "event_logp", "events", "rescored_logp"}
@@ -95,17 +97,17 @@ def test_every_column_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_shuffled_tables_hold_what_pyarrow_would_take() -> None:
-    table = replay.to_table([rollout(i, reward_parts={"part": i} if i % 3 else {}) for i in range(40)])
+    table = to_table([rollout(i, reward_parts={"part": i} if i % 3 else {}) for i in range(40)])
     order = pa.array(np.random.default_rng(0).permutation(20))
     for part in (table.slice(0, 20), table.slice(13, 20), table.select(["tokens"]).slice(5, 20)):
-        assert replay._take(part, order).equals(part.take(order))
-        assert replay._take(part, order[:0]).equals(part.take(order[:0]))
-    assert replay._take(table[:0], order[:0]).equals(table[:0])
-    assert replay._take(pa.concat_tables([table, table]), order).equals(table.take(order))
+        assert _take(part, order).equals(part.take(order))
+        assert _take(part, order[:0]).equals(part.take(order[:0]))
+    assert _take(table[:0], order[:0]).equals(table[:0])
+    assert _take(pa.concat_tables([table, table]), order).equals(table.take(order))
 
 
 def test_many_more_shards_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "OPEN_FILES", 2)
+    monkeypatch.setattr("pipeline.replay.reader.OPEN_FILES", 2)
     fill(tmp_path, 60, rows_per_shard=5)
     assert sorted(ids(ReplayReader(tmp_path).rows())) == list(range(60))
 
@@ -115,10 +117,10 @@ def test_schema_is_documented_and_versioned(tmp_path: Path) -> None:
     schema = pq.read_schema(shards(tmp_path)[0])
     assert all(len(field.metadata[b"doc"]) > 8 for field in schema)
     about = json.loads(schema.metadata[b"latent_control.replay"])
-    assert about["schema_version"] == replay.SCHEMA_VERSION
+    assert about["schema_version"] == SCHEMA_VERSION
     assert about["policy_hashes"] == ["p0", "p1"]
     assert (about["world_hashes"], about["codebook_hashes"], about["run_id"]) == (["w"], ["c"], "a")
-    assert {f.name for f in fields(Rollout)} - UNSTORED <= set(replay.SCHEMA.names)
+    assert {f.name for f in fields(Rollout)} - UNSTORED <= set(SCHEMA.names)
 
 
 def test_others_can_read_it(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_a_failed_write_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.Monke
         def full(path: Path) -> None:
             raise OSError(28, "No space left on device")
 
-        patch.setattr(replay, "fsync_file", full)
+        patch.setattr("pipeline.replay.writer.fsync_file", full)
         with pytest.raises(OSError, match="No space"):
             writer.add([rollout(i) for i in range(20)])
     writer.close()
@@ -258,7 +260,7 @@ def test_it_finds_the_folder(tmp_path: Path) -> None:
     fill(tmp_path / "replay", 5)
     for folder in (tmp_path, tmp_path / "replay", tmp_path / "replay" / "run=a"):
         assert sorted(ids(ReplayReader(folder).rows())) == list(range(5))
-    with pytest.raises(ValueError, match="is no folder; give a run folder"):
+    with pytest.raises(ValueError, match="is not a folder; give a run folder"):
         ReplayReader(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="rank 2 of 2"):
         ReplayReader(tmp_path, rank=2, world=2)
@@ -275,7 +277,7 @@ def foreign(path: Path, **metadata: object) -> None:
     if metadata:
         table = table.replace_schema_metadata({"latent_control.replay": json.dumps(metadata)})
     pq.write_table(table, path)
-    path.rename(path.with_name(f"part-00000009-{replay.sha256_file(path)[:8]}.parquet"))
+    path.rename(path.with_name(f"part-00000009-{sha256_file(path)[:8]}.parquet"))
 
 
 def wrong_run(folder: Path) -> None:
@@ -299,7 +301,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     ),
     "no Parquet": (
         lambda f: (f / "run=a" / "part-00000009-2d711642.parquet").write_bytes(b"x"),
-        "no readable Parquet file",
+        "not a readable Parquet file",
         False,
     ),
     "foreign schema": (lambda f: foreign(f / "run=a" / "x.parquet"), "carries no replay schema", False),
@@ -396,8 +398,8 @@ def test_actor_stores_what_is_behind_references(tmp_path: Path, monkeypatch: pyt
 
 
 def test_outcomes_of_an_evaluation_come_back(tmp_path: Path) -> None:
+    from pipeline.evaluation.outcome_file import write_outcomes
     from pipeline.evaluation.outcomes import Outcome
-    from pipeline.replay.writer import write_outcomes
 
     common = {
         "variant": "base",

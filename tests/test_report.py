@@ -26,7 +26,7 @@ from pipeline.pages.report.cost import peak_gib
 from pipeline.pages.report.curves import band, half_width
 from pipeline.pages.report.examples import Change, answers_of, change, gained_and_lost
 from pipeline.pages.report.page import figures, page
-from pipeline.pages.report.records import Report, Section
+from pipeline.pages.report.records import ReportPage, ReportSection
 from pipeline.pages.report.write import write_at_end
 from pipeline.runs.context import StageContext
 from pipeline.runs.metrics_log import RunLog
@@ -42,11 +42,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(run: Path) -> Report:
+def report(run: Path) -> ReportPage:
     return build(run)
 
 
-def section(report: Report, name: str) -> Section:
+def section(report: ReportPage, name: str) -> ReportSection:
     return next(s for s in report.sections if s.name == name)
 
 
@@ -65,7 +65,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert 0.92 < np.mean(inside) < 0.98
 
 
-def test_held_out_plays_have_wilsons_interval(report: Report) -> None:
+def test_held_out_plays_have_wilsons_interval(report: ReportPage) -> None:
     figure = next(f for f in section(report, "curves").figures if f.name == "heldout")
     curve = next(c for c in figure.curves if c.name == "improve, sampled")
     assert curve.x == [10, 20, 30] and curve.y == [0.5] * 3 and not curve.joined
@@ -73,7 +73,7 @@ def test_held_out_plays_have_wilsons_interval(report: Report) -> None:
     assert (curve.low[0], curve.high[0]) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
 
 
-def test_both_levels_share_the_reward_figure(report: Report) -> None:
+def test_both_levels_share_the_reward_figure(report: ReportPage) -> None:
     figure = next(f for f in section(report, "curves").figures if f.name == "reward")
     assert [c.name for c in figure.curves] == [
         "improve",
@@ -85,7 +85,7 @@ def test_both_levels_share_the_reward_figure(report: Report) -> None:
     assert middle.high[4] - middle.y[4] == pytest.approx(2.77645 * 2.5**0.5 / 30 / 5**0.5, rel=1e-4)
 
 
-def test_gained_and_lost_by_hand(report: Report) -> None:
+def test_gained_and_lost_by_hand(report: ReportPage) -> None:
     answers = answers_of(outcomes(), "greedy")
     gained, lost = gained_and_lost(answers, ["base", "cloned"], "improved")
     assert [key[0] for key in gained] == [f"countdown/heldout/{i}" for i in (1, 3, 5, 7, 9, 11, 13)]
@@ -104,7 +104,7 @@ def test_prompts_are_told_apart_by_text_too() -> None:
     assert change(one, two) == Change(both=0, gained=0, lost=0, neither=0)
 
 
-def test_usage_and_perplexity_by_hand(report: Report) -> None:
+def test_usage_and_perplexity_by_hand(report: ReportPage) -> None:
     assert perplexity(np.array([5, 5, 0])) == pytest.approx(2.0)
     rows = [{"actions": [0, 0, 1, 1], "policy_version": 0}, {"actions": [2, 2], "policy_version": 7}]
     usage = usage_of(rows, 4, span=2)
@@ -117,7 +117,7 @@ def test_usage_and_perplexity_by_hand(report: Report) -> None:
     assert (curve.y[0], curve.y[-1]) == (pytest.approx(4.0), pytest.approx(1.0))
 
 
-def test_the_verdict_claims_no_more_than_the_interval(report: Report) -> None:
+def test_the_verdict_claims_no_more_than_the_interval(report: ReportPage) -> None:
     said = section(report, "result").lines[0]
     assert (
         "Against base: sampled +0.250 (+0.100 to +0.400), better, greedy -0.010 (-0.100 to +0.100), no difference can "
@@ -128,7 +128,7 @@ def test_the_verdict_claims_no_more_than_the_interval(report: Report) -> None:
     assert [row[1] for row in section(report, "gates").tables[0].rows] == ["passed", "FAILED"]
 
 
-def test_cost_adds_up(report: Report) -> None:
+def test_cost_adds_up(report: ReportPage) -> None:
     rows = {row[0]: row for row in section(report, "cost").tables[0].rows}
     assert rows["improve"] == ["improve", "20s", "20.0", "30", "240", "2,400", "434,816", "2.00"]  # 1 + 2 x 0.5 GiB
     assert rows["actions"][-1] == "0.75", "the driver's peak where no worker was"
@@ -136,14 +136,14 @@ def test_cost_adds_up(report: Report) -> None:
     assert peak_gib([], None) is None
 
 
-def test_how_to_do_it_again_names_the_commit_and_its_changes(report: Report) -> None:
+def test_how_to_do_it_again_names_the_commit_and_its_changes(report: ReportPage) -> None:
     again = section(report, "reproduce")
     assert "git checkout abc\n" in again.commands[0][1] and "latent-control replay" in again.commands[1][1]
     assert "changed since commit abc" in again.warnings[0]
     assert [link.target for link in section(report, "links").links] == ["explorer.html"]
 
 
-def test_hostile_texts_stay_texts(report: Report) -> None:
+def test_hostile_texts_stay_texts(report: ReportPage) -> None:
     text = page(report)
     assert (
         text.isascii() and "<script" not in text and "<img" not in text and "\x00" not in text and "&#8238;" not in text
@@ -155,7 +155,7 @@ def test_hostile_texts_stay_texts(report: Report) -> None:
     assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
 
 
-def test_every_picture_has_words_and_a_table(report: Report) -> None:
+def test_every_picture_has_words_and_a_table(report: ReportPage) -> None:
     drawn = figures(report)
     assert {"success-rates.svg", "reward.svg", "heldout.svg", "code-usage.svg", "loss-actions.svg"} <= drawn.keys()
     for name, text in drawn.items():

@@ -18,7 +18,8 @@ from configs.schema import Task as TaskConfig
 from pipeline.cli.main import app
 from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page
-from pipeline.replay.writer import ReplayReader, ReplayWriter
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import mean_parts
 from rollout_workers.rollouts import Rollout, RolloutSummary
 from rollout_workers.tasks import Prompt

@@ -24,9 +24,11 @@ from pipeline.cli.main import app
 from pipeline.cli.options import RUN_CONFIG
 from pipeline.rl import worker_group
 from pipeline.rl.algorithm import LatentRL
-from pipeline.rl.autoscale import CONTROL, Demand, next_demand, read_request, write_request
+from pipeline.rl.autoscale import Demand, next_demand
 from pipeline.rl.rollout_pool import RolloutPool
 from pipeline.rl.worker_group import Crew, Scaler
+from pipeline.runs.control import read_request, write_request
+from pipeline.runs.layout import CONTROL
 from pipeline.stages.improve import update_metrics
 
 pytest_plugins = ("rl_fixtures",)

@@ -174,7 +174,7 @@ def test_a_damaged_q_head_is_refused(run_dir: Path, tmp_path: Path) -> None:
 def test_a_q_head_of_another_model_is_refused(run_dir: Path, changed: dict[str, Any], said: str) -> None:
     from configs.loading import load_config
     from latent_control.search.q_head import read_q_shape
-    from pipeline.experiments.search import load_latent, require_fit
+    from pipeline.experiments.search_models import load_latent, require_fit
 
     host = load_latent(run_dir / "checkpoints" / "clone", load_config(run_dir / "config.yaml", [], check_paths=False))
     shape = read_q_shape(run_dir / "checkpoints" / "q_head")

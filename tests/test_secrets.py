@@ -12,7 +12,7 @@ from pipeline.replay.writer import ReplayWriter
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sealed, unseal
 from pipeline.tracking.provenance import circumstances
-from pipeline.tracking.tracker import flatten, without_password
+from pipeline.tracking.uris import flatten, without_password
 
 URIS = {
     "postgresql://me:s3cret@host/db": "postgresql://me:***@host/db",

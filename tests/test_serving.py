@@ -29,8 +29,8 @@ from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
 from pipeline.serving import deploy
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import Answer, TextStream
-from pipeline.serving.service import Reply, Row, Service
+from pipeline.serving.protocol import DecodedRow, TextStream
+from pipeline.serving.service import DecodingRow, Reply, Service
 
 pytest_plugins = ("rl_fixtures",)
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
@@ -53,9 +53,13 @@ class Batcher:
     """Stands in for Ray Serve's batching: collects what is asked at once."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.waiting, self.sizes = service, list[tuple[Row, asyncio.Future[Answer]]](), list[int]()
+        self.service, self.waiting, self.sizes = (
+            service,
+            list[tuple[DecodingRow, asyncio.Future[DecodedRow]]](),
+            list[int](),
+        )
 
-    async def decode(self, row: Row) -> Answer:
+    async def decode(self, row: DecodingRow) -> DecodedRow:
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((row, future))
         if len(self.waiting) == 1:
@@ -258,11 +262,11 @@ def test_what_cannot_be_served_is_said_before_ray_starts(exported: Path, finishe
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1:{port}" in refused(exported, "--port", str(port))
     with pytest.raises(ValueError, match="is no export; make one with latent-control export RUN"):
-        deploy.check(deploy.Settings(folder=finished_run, name="x"))
+        deploy.check(deploy.ServingSettings(folder=finished_run, name="x"))
 
 
 def test_who_can_connect_is_said() -> None:
-    assert deploy.Settings(folder=Path("x"), name="x").host == "127.0.0.1"
+    assert deploy.ServingSettings(folder=Path("x"), name="x").host == "127.0.0.1"
     for host in ("127.0.0.1", "localhost", "::1"):
         assert "this machine only" in deploy.reach(host)
     for host in ("0.0.0.0", "192.0.2.1", "example.org"):
@@ -273,7 +277,7 @@ def test_who_can_connect_is_said() -> None:
 def test_ray_serve_answers(ray_session: None, exported: Path, service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = replace(deploy.Settings(folder=exported, name="first"), port=port, batch_wait=0.2, batch_size=4)
+    settings = replace(deploy.ServingSettings(folder=exported, name="first"), port=port, batch_wait=0.2, batch_size=4)
     deploy.require_port(settings)
     deploy.check(settings)
     with deploy.running(settings) as address:

@@ -20,8 +20,9 @@ from pipeline.cli.output import closing_words
 from pipeline.console.displays import Display
 from pipeline.preflight.check import check
 from pipeline.rl.algorithm import LatentRL
-from pipeline.run import Planned, execute
+from pipeline.run import execute
 from pipeline.runs.context import StageResult
+from pipeline.stages.plan import Planned
 from pipeline.stages.play import evaluate
 from rollout_workers.engines import DecodeJob, load_engine
 from rollout_workers.engines.simulated import SimulatedEngine, read_options

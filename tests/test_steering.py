@@ -34,12 +34,12 @@ from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from pipeline.cli.main import app
 from pipeline.pages.explorer.write import explain
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import Refused
+from pipeline.serving.protocol import RefusedRequest
 from pipeline.steering.guard import LARGEST_BODY
 from pipeline.steering.loading import load
-from pipeline.steering.request import Wish
+from pipeline.steering.request import SteeringRequest
 from pipeline.steering.server import is_loopback, listen, names_of
 from pipeline.steering.session import Session, codes_of
 from pipeline.steering.steerer import KEPT, Steerer
@@ -90,10 +90,10 @@ class TestForetold:
         )
 
     def test_every_code_writes_what_its_candidate_says_at_every_token(self, steerer):
-        free = steerer.answer(Wish(prompt=PROMPT))
+        free = steerer.answer(SteeringRequest(prompt=PROMPT))
         tokens = set()
         for place in range(len(free.tokens)):
-            found = steerer.candidates(Wish(prompt=PROMPT), place)
+            found = steerer.candidates(SteeringRequest(prompt=PROMPT), place)
             # by chance, not by number
             assert [row.code for row in found.codes] != sorted(row.code for row in found.codes) or place
             assert sorted(row.code for row in found.codes) == list(range(8)) and found.chosen == free.tokens[place].code
@@ -105,7 +105,7 @@ class TestForetold:
             assert found.codes[0].code == free.tokens[place].code  # greedy takes the likeliest
             kept = [token.code for token in free.tokens[:place]]
             for row in found.codes:
-                steered = steerer.answer(Wish(prompt=PROMPT, codes=[*kept, row.code]))
+                steered = steerer.answer(SteeringRequest(prompt=PROMPT, codes=[*kept, row.code]))
                 assert (steered.tokens[place].id, steered.tokens[place].text) == (row.token, row.text)
                 assert steered.tokens[place].chance == row.chance and steered.tokens[place].forced
                 assert [t.id for t in steered.tokens[:place]] == [t.id for t in free.tokens[:place]]
@@ -139,22 +139,22 @@ class TestForetold:
         )
         some = Steerer(load(made.save_pretrained(tmp_path / "spans")))
         assert some.loaded.task is None and "not known" in some.loaded.note  # a checkpoint that lies in no run
-        wish = Wish(prompt="3 5", max_tokens=5)
+        wish = SteeringRequest(prompt="3 5", max_tokens=5)
         free = some.answer(wish)
         assert [token.chance is None for token in free.tokens] == [False, True, False, True, False][: len(free.tokens)]
         code = next(row.code for row in some.candidates(wish, 2).codes if row.code != free.tokens[2].code)
         steered = some.answer(wish.model_copy(update={"codes": [token.code for token in free.tokens[:2]] + [code]}))
         assert [token.code for token in steered.tokens[2:4]] == [code, code][: len(steered.tokens) - 2]
-        with pytest.raises(Refused, match="inside the span of the code chosen at token 2"):
+        with pytest.raises(RefusedRequest, match="inside the span of the code chosen at token 2"):
             some.candidates(wish, 3)
-        with pytest.raises(Refused, match="places 0, 2, 4"):
+        with pytest.raises(RefusedRequest, match="places 0, 2, 4"):
             some.answer(wish.model_copy(update={"forbidden_at": {1: [3]}}))
 
 
 class TestWishes:
     def test_what_is_forbidden_at_one_token_is_free_at_the_others(self, steerer):
-        free = steerer.answer(Wish(prompt=PROMPT))
-        wish, place = Wish(prompt=PROMPT, forbidden_at={}), 2
+        free = steerer.answer(SteeringRequest(prompt=PROMPT))
+        wish, place = SteeringRequest(prompt=PROMPT, forbidden_at={}), 2
         barred: list[int] = []
         for _ in range(7):  # one after the other; the policy takes its next best
             ranks = [row.code for row in steerer.candidates(wish, place).codes if row.code not in barred]
@@ -164,20 +164,20 @@ class TestWishes:
             assert answer.tokens[place].code == ranks[1]
             assert [t.code for t in answer.tokens[:place]] == [t.code for t in free.tokens[:place]]
             assert {row.code for row in steerer.candidates(wish, place).codes if not row.allowed} == set(barred)
-        with pytest.raises(Refused, match="forbidden_at leaves no code at place 2"):
+        with pytest.raises(RefusedRequest, match="forbidden_at leaves no code at place 2"):
             steerer.answer(wish.model_copy(update={"forbidden_at": {place: list(range(8))}}))
 
     def test_rules_for_the_whole_answer_and_sampling(self, steerer):
         only = steerer.answer(
-            Wish(prompt=PROMPT, allowed_codes=[2, 5, 6], forbidden_codes=[5], temperature=2.0, seed=4)
+            SteeringRequest(prompt=PROMPT, allowed_codes=[2, 5, 6], forbidden_codes=[5], temperature=2.0, seed=4)
         )
         assert {token.code for token in only.tokens} == {2, 6}
         drawn = {
-            tuple(t.code for t in steerer.answer(Wish(prompt=PROMPT, temperature=1.0, seed=seed)).tokens)
+            tuple(t.code for t in steerer.answer(SteeringRequest(prompt=PROMPT, temperature=1.0, seed=seed)).tokens)
             for seed in range(4)
         }
         assert len(drawn) > 1
-        again = steerer.answer(Wish(prompt=PROMPT, temperature=1.0, seed=3))
+        again = steerer.answer(SteeringRequest(prompt=PROMPT, temperature=1.0, seed=3))
         assert tuple(t.code for t in again.tokens) in drawn
 
     @pytest.mark.parametrize(
@@ -197,36 +197,36 @@ class TestWishes:
         ],
     )
     def test_what_cannot_be_is_refused_in_a_sentence(self, steerer, wrong, words):
-        with pytest.raises(Refused, match=re.escape(words)):
-            steerer.answer(Wish.model_validate({"prompt": PROMPT} | wrong))
+        with pytest.raises(RefusedRequest, match=re.escape(words)):
+            steerer.answer(SteeringRequest.model_validate({"prompt": PROMPT} | wrong))
 
     def test_the_verifier_judges_the_tasks_prompts_alone(self, steerer):
-        answer = steerer.answer(Wish(prompt=PROMPT))
+        answer = steerer.answer(SteeringRequest(prompt=PROMPT))
         score = Countdown().score(Countdown().prompts("heldout")[0], answer.text)
         assert answer.verdict is not None and (answer.verdict.reward, answer.verdict.success) == (
             score.reward,
             score.success,
         )
-        assert steerer.answer(Wish(prompt=PROMPT + " 3")).verdict is None
+        assert steerer.answer(SteeringRequest(prompt=PROMPT + " 3")).verdict is None
 
     def test_the_base_answers_for_itself(self, steerer):
         model, ids = steerer.loaded.model, steerer.loaded.encode(PROMPT)
         end = steerer.loaded.tokenizer.eos_token_id
         wanted = model.generate(torch.tensor([ids]), max_new_tokens=6, temperature=0.0, level="base", stop_token=end)
-        found = steerer.base(Wish(prompt=PROMPT, codes=[1], forbidden_codes=[3], forbidden_at={2: [4]}))
+        found = steerer.base(SteeringRequest(prompt=PROMPT, codes=[1], forbidden_codes=[3], forbidden_at={2: [4]}))
         assert [token.id for token in found.tokens] == wanted.tokens[0, : int(wanted.lengths[0])].tolist()
         assert all(token.code is None for token in found.tokens)
 
     def test_answers_are_remembered_and_forgotten(self, steerer):
         some = Steerer(steerer.loaded)
         for seed in range(KEPT + 5):
-            some.answer(Wish(prompt=PROMPT, temperature=1.0, seed=seed, max_tokens=1))
+            some.answer(SteeringRequest(prompt=PROMPT, temperature=1.0, seed=seed, max_tokens=1))
         assert len(some._memory._kept) == KEPT
 
     def test_an_export_is_steered_as_its_run(self, explored_run, steerer, tmp_path):
         some = Steerer(load(export(find(explored_run), tmp_path / "exported")))
         assert some.loaded.task is not None and not some.loaded.note
-        wish = Wish(prompt=PROMPT, codes=[None, 3])
+        wish = SteeringRequest(prompt=PROMPT, codes=[None, 3])
         assert some.answer(wish) == steerer.answer(wish)
 
 
@@ -309,10 +309,10 @@ class TestTerminal:
         first, second = map(json.loads, text.splitlines())
         assert (first["by"], second["by"]) == ("policy", "steered")
         assert second["tokens"][1]["code"] == 4 and second["tokens"][1]["forced"]
-        assert steerer.answer(Wish.model_validate(second["wish"])).text == second["text"]
+        assert steerer.answer(SteeringRequest.model_validate(second["wish"])).text == second["text"]
 
     def test_lines_fit_the_width_and_hostile_texts_do_not_move_the_cursor(self, hostile_steerer):
-        answer = hostile_steerer.answer(Wish(prompt=PROMPT))
+        answer = hostile_steerer.answer(SteeringRequest(prompt=PROMPT))
         assert printable("\x1b[2J\u202ea\nb\x07") == "\ufffd[2J\ufffda\u23ceb\ufffd"
         assert not re.search(
             "[\x00-\x08\x0b-\x1f\x7f\u202e]", "\n".join(line.plain for line in answer_lines(answer, "steered", 80))
@@ -334,7 +334,7 @@ def steered_plainly(hostile: Steerer) -> Any:
 
     tokenizer = hostile.loaded.tokenizer._tokenizer
     return Steerer(replace(hostile.loaded, tokenizer=tokenizer)).answer(
-        Wish(prompt=PROMPT, max_tokens=12, temperature=1.0, seed=1)
+        SteeringRequest(prompt=PROMPT, max_tokens=12, temperature=1.0, seed=1)
     )
 
 
@@ -359,7 +359,7 @@ class TestCommand:
         )
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
-        wish = Wish(prompt=PROMPT, codes=[3, None, 6], forbidden_codes=[1, 2])
+        wish = SteeringRequest(prompt=PROMPT, codes=[3, None, 6], forbidden_codes=[1, 2])
         assert [token["code"] for token in found["tokens"]] == [token.code for token in steerer.answer(wish).tokens]
         assert found["text"] == steerer.answer(wish).text and found["wish"] == wish.model_dump(mode="json")
         assert (
@@ -443,12 +443,15 @@ class TestService:
     def test_it_answers_what_the_steerer_says(self, page_address, steerer):
         wish = {"prompt": PROMPT, "codes": [None, 4], "forbidden_at": {"3": [1]}}
         status, found, headers = send(page_address, "/api/answer", wish)
-        assert status == 200 and found["text"] == steerer.answer(Wish.model_validate(wish)).text
+        assert status == 200 and found["text"] == steerer.answer(SteeringRequest.model_validate(wish)).text
         assert [token["forced"] for token in found["tokens"]][:2] == [False, True]
         assert headers["cross-origin-resource-policy"] == "same-origin" and "access-control-allow-origin" not in headers
         status, rows, _ = send(page_address, "/api/candidates", wish | {"place": 1})
         assert status == 200 and rows["chosen"] == 4 and len(rows["codes"]) == 8
-        assert send(page_address, "/api/base", {"prompt": PROMPT})[1]["text"] == steerer.base(Wish(prompt=PROMPT)).text
+        assert (
+            send(page_address, "/api/base", {"prompt": PROMPT})[1]["text"]
+            == steerer.base(SteeringRequest(prompt=PROMPT)).text
+        )
         about = send(page_address, "/api/model")[1]
         assert (about["num_codes"], about["task"], about["prompts"][0]) == (8, "countdown", PROMPT)
 

@@ -15,7 +15,7 @@ from explorer_data import HOSTILE
 
 pytest.importorskip("torch")
 
-from pipeline.steering.request import Wish
+from pipeline.steering.request import SteeringRequest
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
@@ -70,19 +70,19 @@ def press(tab, name: str) -> None:
 
 def test_click_use_forbid_and_take_back(tab, page_address, steerer):
     visit(tab, page_address)
-    free = steerer.answer(Wish(prompt=PROMPTS[0].text))
+    free = steerer.answer(SteeringRequest(prompt=PROMPTS[0].text))
     own = [token.code for token in free.tokens]
     assert codes(tab) == codes(tab, 1) == codes(tab, 2) == own
     assert tab.locator("#beside .card:nth-child(3) .token").count() == len(
-        steerer.base(Wish(prompt=PROMPTS[0].text)).tokens
+        steerer.base(SteeringRequest(prompt=PROMPTS[0].text)).tokens
     )
     assert f"reward {free.verdict.reward:.2f}" in tab.inner_text("#steered")
     # What a code would write is what it writes.
     open_token(tab, 1)
-    found = steerer.candidates(Wish(prompt=PROMPTS[0].text), 1)
+    found = steerer.candidates(SteeringRequest(prompt=PROMPTS[0].text), 1)
     other = next(row for row in found.codes if row.token != free.tokens[1].id)
     press(tab, f"Use code {other.code} at token 1")
-    wanted = steerer.answer(Wish(prompt=PROMPTS[0].text, codes=[own[0], other.code]))
+    wanted = steerer.answer(SteeringRequest(prompt=PROMPTS[0].text, codes=[own[0], other.code]))
     assert codes(tab) == [token.code for token in wanted.tokens]
     assert tab.locator('#steered [data-place="1"].pinned.changed').count() == 1
     assert tab.input_value("#forced") == f"_,{other.code}"
@@ -90,7 +90,7 @@ def test_click_use_forbid_and_take_back(tab, page_address, steerer):
     # Forbidden at one token: the next best is taken there.
     tab.wait_for_selector("#open-head:has-text('Token 1:')")
     press(tab, f"Not here forbid code {other.code} at token 1")
-    barred = steerer.answer(Wish(prompt=PROMPTS[0].text, codes=own[:1], forbidden_at={1: [other.code]}))
+    barred = steerer.answer(SteeringRequest(prompt=PROMPTS[0].text, codes=own[:1], forbidden_at={1: [other.code]}))
     assert codes(tab) == [token.code for token in barred.tokens]
     assert "token 1: not code" in tab.inner_text(".chips")
     # And in the whole answer.
@@ -117,7 +117,9 @@ def test_rules_prompts_and_sampling_from_the_form(tab, page_address, steerer):
     tab.fill("#max", "4")
     press(tab, "Generate")
     wanted = steerer.answer(
-        Wish(prompt=PROMPTS[2].text, codes=[None, 5], allowed_codes=[1, 4, 5, 6], temperature=2.0, seed=7, max_tokens=4)
+        SteeringRequest(
+            prompt=PROMPTS[2].text, codes=[None, 5], allowed_codes=[1, 4, 5, 6], temperature=2.0, seed=7, max_tokens=4
+        )
     )
     assert codes(tab) == [token.code for token in wanted.tokens]
     tab.fill("#prompt", PROMPTS[2].text + " 3")

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
-from pipeline.cli.main import app
+from pipeline.cli.app import app
 from pipeline.cli.options import USAGE
-from pipeline.experiments.sweep import Trial, choices, overrides, parse_range, table
+from pipeline.experiments.sweep import SweepTrial, choices, overrides, parse_range, table
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -52,8 +52,8 @@ def test_overrides_read_back_as_they_were() -> None:
 def test_the_table_says_why_a_run_has_no_value() -> None:
     head, rows = table(
         [
-            Trial(name="00", choice={"a": 1}, value=0.5, low=0.4, high=0.6),
-            Trial(name="01", choice={"a": 2}, error="boom"),
+            SweepTrial(name="00", choice={"a": 1}, value=0.5, low=0.4, high=0.6),
+            SweepTrial(name="01", choice={"a": 2}, error="boom"),
         ],
         "success",
     )

@@ -15,16 +15,18 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import RunConfig, Tracking
 from pipeline.experiments.comparison_record import save
-from pipeline.run import tracking as tracking_of
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.metrics_log import RunLog
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
-from pipeline.tracking import tracker as tracking
 from pipeline.tracking.lineage import prompts_hash
+from pipeline.tracking.mlflow_store import Data
+from pipeline.tracking.server import deep_link
 from pipeline.tracking.stage_record import note_result
+from pipeline.tracking.stage_record import tracking as tracking_of
 from pipeline.tracking.system_metrics import gpu
-from pipeline.tracking.tracker import Data, Tracker, deep_link, flatten, read_record, tracking_uri, without_password
+from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.uris import flatten, read_record, tracking_uri, without_password
 from rollout_workers.tasks.countdown import Countdown
 
 
@@ -203,7 +205,7 @@ def test_a_store_that_is_away_does_not_hold_training_up(
     tmp_path: Path, broken_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "_FIRST_RETRY", 0.05)
+    monkeypatch.setattr("pipeline.tracking.outbox._FIRST_RETRY", 0.05)
     tracker = Tracker(Tracking(uri=broken_server), tmp_path, group="g")
     begun = time.perf_counter()
     assert tracker.start("clone", {}, {}) == ""
@@ -219,7 +221,7 @@ def test_metrics_of_an_outage_are_sent_when_it_is_over(
     runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_dir = new_run(runs, "five")
-    monkeypatch.setattr(tracking, "_FIRST_RETRY", 0.01)
+    monkeypatch.setattr("pipeline.tracking.outbox._FIRST_RETRY", 0.01)
     tracker = Tracker(Tracking(), run_dir, group="five")
     run_id = tracker.start("clone", {}, {})
     whole: Callable[..., None] = tracker._store.client.log_batch

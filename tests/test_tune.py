@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline.cli.main import app
-from pipeline.experiments.tune_codes import Space, Trial, finalists, named, recommended, require_stages, score, tuned
+from pipeline.cli.app import app
+from pipeline.experiments.codebook_score import CodesTrial, score, tuned
+from pipeline.experiments.tune_codes import Space, finalists, named, recommended, require_stages
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"num_actions": 64, "span": 1, "temperature": 2.0, "inverse_dynamics_layers": 2, "policy_layers": 2}
@@ -27,9 +28,11 @@ def quickstart() -> RunConfig:
     return load_config(ROOT / "configs" / "quickstart.yaml")
 
 
-def trial(codes: int, value: float, *, cloned: bool = True, reward: tuple[float, float, float] | None = None) -> Trial:
+def trial(
+    codes: int, value: float, *, cloned: bool = True, reward: tuple[float, float, float] | None = None
+) -> CodesTrial:
     won = None if reward is None else dict(zip(("mean", "low", "high"), reward, strict=True))
-    return Trial(
+    return CodesTrial(
         settings={**OWN, "num_actions": codes}, measures={}, score=value, updates=600, cloned=cloned, reward=won
     )
 

@@ -30,7 +30,7 @@ from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
 from learners.offline_training import Hooks, OfflineStage, Step, make_optimizer, train
 from pipeline.data.batches import heldout_batches, training_batches
-from pipeline.stages.offline import new_model
+from pipeline.stages.offline_work import new_model
 from rollout_workers.tasks import build_task
 
 CASES: dict[str, list[str]] = {

@@ -17,8 +17,8 @@ import numpy as np
 from common import row, write
 
 from pipeline.evaluation.diversity import per_prompt_pairs, solutions
-from pipeline.evaluation.outcomes import OUTCOMES
-from pipeline.replay.writer import read_outcomes
+from pipeline.evaluation.outcome_file import read_outcomes
+from pipeline.runs.layout import OUTCOMES
 
 SIDES = ("latent", "last_blocks", "added_blocks", "all")
 

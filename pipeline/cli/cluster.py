@@ -14,6 +14,8 @@ from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, ConfigFile, Overrides, Quiet
 from pipeline.cli.output import finish, print_error, print_problems
 from pipeline.cli.session import checked, examine, exit_on_error, run_folder
+from pipeline.runs.layout import stage_record
+from pipeline.runs.stage_table import IMPROVE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -130,9 +132,9 @@ def scale(
         folder = run_folder(run_dir)
         if (workers is None) != auto:
             raise ValueError("give either --rollout-workers N or --auto")
-        if (folder / "stages" / "improve.json").is_file():
+        if (folder / stage_record(IMPROVE)).is_file():
             raise ValueError(f"{folder} has finished its improve stage: nothing is left to scale")
-        from pipeline.rl.autoscale import write_request
+        from pipeline.runs.control import write_request
 
         write_request(folder, workers)
     asked = "as many as cluster.autoscale chooses" if auto else f"{workers} rollout workers"

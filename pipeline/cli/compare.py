@@ -94,7 +94,7 @@ def pilot(
         folder = empty_folder(out, "pilot")
         from pipeline.experiments import pilot as pilots
 
-        rows = pilots.Rows(path=prompts.absolute(), prompt=prompt_key, answer=answers, verifier=verifier)
+        rows = pilots.PilotData(path=prompts.absolute(), prompt=prompt_key, answer=answers, verifier=verifier)
         model = str(Path(base).absolute()) if Path(base).is_dir() else base
         config = pilots.template(rows, model, chat=chat, max_new_tokens=max_new_tokens, heldout=heldout)
         checked(pilots.written(folder / pilots.CONFIG, pilots.with_updates(config, pilots.PROBED)), [], also=[])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import RUN_CONFIG, USAGE, AsJson
+from pipeline.cli.options import USAGE, AsJson
 from pipeline.cli.output import off_policy_table, pass_gates, print_result, result_table
 from pipeline.cli.session import existing, exit_on_error, working
+from pipeline.runs.layout import CONFIG
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -35,7 +36,7 @@ def evaluate(
     with exit_on_error(USAGE):
         target = existing(target)
         settings = _evaluation_config(target, config, seed)
-        from pipeline.run import evaluate as evaluate_target
+        from pipeline.stages.evaluate import evaluate as evaluate_target
     with working():
         result = evaluate_target(target, config=settings, prompts=prompts)
     print_result(result, result_table, as_json)
@@ -98,7 +99,7 @@ def _evaluation_config(target: Path, config: Path | None, seed: int | None) -> R
     """The config that --config and --seed ask for; None leaves the choice to the evaluation."""
     from configs.loading import load_config
 
-    own = next((f / RUN_CONFIG for f in (target, *target.parents) if (f / RUN_CONFIG).is_file()), None)
+    own = next((f / CONFIG for f in (target, *target.parents) if (f / CONFIG).is_file()), None)
     if own is None and config is None and seed is None:
         raise ValueError(
             f"{target} is neither a run folder nor a checkpoint inside one; give one, or the task by --config CONFIG"

@@ -11,7 +11,6 @@ from pipeline.cli import shell_completion
 
 FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
-RUN_CONFIG, EXPLORER, REPORT = "config.yaml", "explorer.html", "report.html"
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 3 done, but a gate of "
     "the config failed; "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipeline.cli.options import EXPLORER, GATES, REPORT
+from pipeline.cli.options import GATES
+from pipeline.runs.layout import EXPLORER, REPORT, SUMMARY
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -107,7 +108,7 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What ``summary.json`` holds; empty where a run has none yet."""
-    path = run_dir / "summary.json"
+    path = run_dir / SUMMARY
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 

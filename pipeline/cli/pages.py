@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import EXPLORER, RUN_CONFIG, USAGE, AsJson
+from pipeline.cli.options import USAGE, AsJson
 from pipeline.cli.output import print_json, print_page
 from pipeline.cli.session import exit_on_error, run_folder, working
+from pipeline.runs.layout import CONFIG, EXPLORER, REPORT
 
 MOST_SHOWN = 5
 
@@ -43,7 +44,7 @@ def explain(
             policies_of(one, hashes=False)  # raises where there is nothing to explain
 
         asked = {"rollouts": rollouts, "explained": explained, "seconds": seconds}
-        settings = load_config(folder / RUN_CONFIG, [], check_paths=False).explorer
+        settings = load_config(folder / CONFIG, [], check_paths=False).explorer
         settings = settings.model_copy(update={name: value for name, value in asked.items() if value is not None})
     name = EXPLORER if other is None else f"explorer-against-{other.name}.html"
     path = (out or folder / name).absolute()
@@ -80,9 +81,8 @@ def report_command(
     """Write RUN's report: what it found, how, at what cost, and how to do it again. One file, no server."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
-        from pipeline.pages.report.page import PAGE
         from pipeline.pages.report.write import report
-    path = (out or folder / PAGE).absolute()
+    path = (out or folder / REPORT).absolute()
     with working():
         made, not_tracked = report(folder, path)
     for name, value, _ in made.tiles:

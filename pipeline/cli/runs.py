@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, RUN_CONFIG, USAGE, AsJson, RunFolder
+from pipeline.cli.options import FAILED, USAGE, AsJson, RunFolder
 from pipeline.cli.output import closing_words, plan, print_json, print_table, read_summary
 from pipeline.cli.session import exit_on_error, run_folder
+from pipeline.runs.layout import CONFIG
 
 
 @app.command()
@@ -41,7 +42,7 @@ def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
         from pipeline.runs import status
 
         found = status.overview(folder)
-        config = load_config(folder / RUN_CONFIG, check_paths=False)
+        config = load_config(folder / CONFIG, check_paths=False)
     if as_json:
         print_json(asdict(found) | {"folder": str(folder), "summary": read_summary(folder)})
         return

@@ -11,6 +11,7 @@ from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson
 from pipeline.cli.output import print_error, print_json, print_table
 from pipeline.cli.session import existing, exit_on_error, run_folder, working
+from pipeline.runs.layout import CHECKPOINTS
 
 
 @app.command()
@@ -43,7 +44,7 @@ def search(
         target, q = existing(target), existing(q) if q else None
         from pipeline.experiments import search as searching
 
-        asked = searching.Asked(
+        asked = searching.SearchOptions(
             method=method,
             iterations=iterations,
             chunk=chunk,
@@ -90,7 +91,7 @@ def train_q(
     """Train a Q head on RUN's stored rollouts by double DQN, for search with mcts-q or --value q."""
     with exit_on_error(USAGE):
         folder = run_folder(run_dir)
-        path = (out or folder / "checkpoints" / "q_head").absolute()
+        path = (out or folder / CHECKPOINTS / "q_head").absolute()
         if path.exists() and not (path / "q_head.json").is_file():
             raise ValueError(f"--out: {path} exists and holds no Q head; give another folder")
         from learners.q_head import QSettings

@@ -76,7 +76,7 @@ def export(
 def _store(source: Source | None, store: str | None) -> tuple[str, str]:
     """(tracking URI, experiment) where a model is registered."""
     from configs.schema import Tracking
-    from pipeline.tracking.tracker import tracking_uri
+    from pipeline.tracking.uris import tracking_uri
 
     config = None if source is None else source.config()
     tracking = Tracking() if config is None else config.tracking
@@ -137,7 +137,7 @@ def serve(
             from pipeline.serving import deploy
             from pipeline.serving import export as exporting
 
-            settings = deploy.Settings(
+            settings = deploy.ServingSettings(
                 folder=target,
                 name=name or target.name,
                 host=host,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.cli.options import DEBUG, FAILED, INTERRUPTED, RUN_CONFIG, USAGE
+from pipeline.cli.options import DEBUG, FAILED, INTERRUPTED, USAGE
 from pipeline.cli.output import print_error, print_problems, read_summary
+from pipeline.runs.layout import CONFIG
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -99,16 +100,16 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
     ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
     """
     from configs.loading import ConfigErrors
-    from pipeline.runs.events import Trouble
+    from pipeline.runs.errors import RunError
 
     try:
         yield
     except KeyboardInterrupt as error:
-        started = resumable is not None and (resumable / RUN_CONFIG).is_file()
+        started = resumable is not None and (resumable / CONFIG).is_file()
         print_error(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted")
         # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
         raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
-    except (ValueError, ArithmeticError, OSError, Trouble) as error:
+    except (ValueError, ArithmeticError, OSError, RunError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         # Ray passes a worker's error on with its whole traceback as text; its cause is the sentence.
@@ -119,7 +120,7 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
             print_error(f"error: {message}{hint}")
         if output is not None:
             output.errors += messages
-        if resumable is not None and (resumable / RUN_CONFIG).is_file():
+        if resumable is not None and (resumable / CONFIG).is_file():
             print_error(f"after the remedy, continue with: latent-control resume {resumable}")
         raise typer.Exit(code) from None
 
@@ -150,8 +151,8 @@ def existing(path: Path) -> Path:
 def run_folder(path: Path) -> Path:
     """The absolute path of a run folder; ``ValueError`` or ``FileNotFoundError`` where it is not one."""
     folder = existing(path)
-    if not (folder / RUN_CONFIG).is_file():
-        raise ValueError(f"{folder} is not a run folder: it has no {RUN_CONFIG}; give the folder of a run")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}; give the folder of a run")
     return folder
 
 

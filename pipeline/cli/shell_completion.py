@@ -13,6 +13,8 @@ from typing import Any
 
 import typer
 
+from pipeline.runs.layout import CONFIG
+
 BASH_SEPARATOR = "="
 """bash treats it as a separate word: ``improve.mode=a`` arrives as three."""
 
@@ -27,7 +29,7 @@ def run_folders(incomplete: str) -> list[str]:
     """Run folders, and folders above them, with this prefix; for a bare name those of ``runs/`` too."""
     found = [path for path in _paths(incomplete) if path.endswith("/")]
     runs = [] if "/" in incomplete else [path for path in _paths(f"runs/{incomplete}") if path.endswith("/")]
-    ready = [path for path in (*found, *runs) if (Path(path) / "config.yaml").is_file()]
+    ready = [path for path in (*found, *runs) if (Path(path) / CONFIG).is_file()]
     return [path.rstrip("/") for path in ready] or found
 
 

@@ -181,7 +181,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
 
     with exit_on_error(USAGE):
         try:
-            wish = session.wish()
+            wish = session.request()
         except ValueError as error:
             raise ValueError(sentence(error)) from error
         answer = steerer.answer(wish)

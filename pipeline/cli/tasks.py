@@ -13,6 +13,7 @@ from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
 from pipeline.cli.output import print_error, print_json, print_table
 from pipeline.cli.session import exit_on_error
+from pipeline.runs.layout import CONFIG
 
 if TYPE_CHECKING:
     from configs.schema import Task
@@ -60,9 +61,7 @@ def init(
     rows: Annotated[
         Path, typer.Argument(metavar="ROWS", help="A .jsonl or .parquet file with a prompt and an answer in each row.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="CONFIG", help="The config to write.")] = Path(
-        "config.yaml"
-    ),
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="CONFIG", help="The config to write.")] = Path(CONFIG),
     base: Annotated[
         str, typer.Option("--base", help="Base LM: a folder, a hub id, or the bundled one.")
     ] = "smollm2-135m-instruct",

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, RUN_CONFIG, USAGE, AsJsonLines, ConfigFile, Overrides, Quiet, RunFolder
+from pipeline.cli.options import FAILED, USAGE, AsJsonLines, ConfigFile, Overrides, Quiet, RunFolder
 from pipeline.cli.output import finish
 from pipeline.cli.session import checked, existing, exit_on_error, new_folder, run_output
+from pipeline.runs.layout import CONFIG
 
 
 @app.command()
@@ -50,9 +51,9 @@ def resume(
         with exit_on_error(USAGE, output=output):
             existing(folder)
             # The config is restored from the manifest.
-            if not (folder / RUN_CONFIG).is_file() and not (folder / "manifest.json").is_file():
+            if not (folder / CONFIG).is_file() and not (folder / "manifest.json").is_file():
                 raise ValueError(
-                    f"{folder} is not a run folder: it has no {RUN_CONFIG}; start one with latent-control run CONFIG "
+                    f"{folder} is not a run folder: it has no {CONFIG}; start one with latent-control run CONFIG "
                     f"--run-dir {folder}"
                 )
             from pipeline.run import resume as resume_stages

@@ -44,8 +44,7 @@ def cpus_wanted(config: RunConfig) -> float:
 
 
 def worker_environment() -> dict[str, str]:
-    """Variables for the workers, but for those that the Ray job around this process sets already: twice is an error to
-    Ray."""
+    """Variables for the workers, except those that the surrounding Ray job sets already: Ray refuses duplicates."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     given = set(job.get("env_vars", ())) | ({"PYTHONPATH"} if "working_dir" in job else set())
     return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in given}
@@ -58,7 +57,7 @@ def is_connected() -> bool:
 
 @contextmanager
 def connected(config: RunConfig) -> Iterator[None]:
-    """Ray for the length of a block; a Ray that was there before is used and left running.
+    """Ray for the duration of a block; a running Ray is used and left running.
 
     A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors
     start.
@@ -69,7 +68,7 @@ def connected(config: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def joined(address: str, cpus_wanted: float) -> Iterator[None]:
-    """As ``connected``, for an address and so many CPUs."""
+    """As ``connected``, with an address and a number of CPUs."""
     if ray.is_initialized():
         yield
         return

@@ -1,5 +1,4 @@
-"""Before a run starts on a cluster: do its driver and all nodes see the same files? Found out by writing and
-reading."""
+"""Checks before a run starts on a cluster that its driver and all nodes see the same files, by writing and reading."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from configs.schema import RunConfig
 NODE_PATIENCE = 120.0
 """Seconds for a node to answer; its first task unpacks the job's files."""
 NEEDED = ("torch", "transformers", "pyarrow", "gymnasium")
-"""Packages that every node must have; one that lacks them would only say so when a worker lands on it."""
+"""Packages that every node must have; a missing one would otherwise fail only when a worker starts there."""
 
 
 def shared_storage_problems(config: RunConfig, run_dir: Path) -> list[str]:
@@ -66,7 +65,7 @@ def storage_problems(run_dir: Path, paths: Sequence[str], nodes: Mapping[str, st
 
 
 def probe_node(probe: str, node: str, paths: list[str]) -> list[str]:
-    """Runs on a node: what is wrong there."""
+    """The problems of a node; runs there."""
     path, problems = Path(probe), []
     try:
         if path.read_text() != path.name:
@@ -103,8 +102,8 @@ def _arrived(probe: Path, node: str) -> bool:
 
 
 def tracking_answers(config: RunConfig) -> Iterator[str]:
-    """Whether an MLflow server answers the driver, the only one that logs; a file or a database is opened by MLflow
-    itself."""
+    """The problem if no MLflow server answers the driver, the only process that logs; MLflow itself opens a file or a
+    database."""
     uri = config.tracking.uri
     if not config.tracking.enabled or uri is None or not uri.startswith(("http://", "https://")):
         return

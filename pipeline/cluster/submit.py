@@ -1,4 +1,4 @@
-"""From this machine to a Ray cluster and back: what a job brings along, why it waits, its logs, its exit code."""
+"""Submits jobs to a Ray cluster: staged files, reasons for waiting, logs, exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from configs.loading import dump_config
 from configs.paths import path_fields
 from configs.schema import RunConfig
 from pipeline.cluster.connect import DRIVER_ENVIRONMENT
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
 from pipeline.storage.atomic import copy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,23 +34,23 @@ LARGEST = 100 * 2**20
 LOOK_EVERY = 5.0
 """Seconds between two looks at why a job waits."""
 STOP_SECONDS = 60
-"""A stopped driver has so long to end its MLflow run and its workers before it is killed."""
+"""Seconds that a stopped driver has to end its MLflow run and its workers before it is killed."""
 INTERRUPTED = 130
 KILLED = 130
 """Exit codes above are those of a shell whose command a signal ended; a run's own end with 130 (docs/cluster.md)."""
 REST = 5.0
 """Seconds before a job whose driver was lost is submitted again; they double each time."""
 
-# SIGINT ends the driver as Ctrl-C does: its MLflow run says KILLED, and the log how to go on.
+# SIGINT ends the driver as Ctrl-C does: its MLflow run is KILLED, and the log says how to resume.
 JOB_ENVIRONMENT = DRIVER_ENVIRONMENT | {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 
 
 @contextmanager
 def at(address: str) -> Iterator[JobSubmissionClient]:
-    """A client of the job server at ``address``, whatever the environment says (Ray lets its variables win).
+    """A client of the job server at ``address``, regardless of the environment (Ray gives its variables precedence).
 
     Raises:
-        ValueError: nobody answers there, or it asks for a token that this shell does not have.
+        ValueError: no server answers there, or it asks for a token that this shell does not have.
     """
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = address
@@ -81,8 +81,8 @@ def node_resources(address: str) -> list[dict[str, float]]:
 
 @contextmanager
 def staged(config: RunConfig) -> Iterator[Path]:
-    """A folder with all that the nodes need besides their environment: the packages, the config, what it names inside
-    the packages.
+    """A folder with all that the nodes need besides their environment: the packages, the config, and files inside the
+    packages that it names.
 
     Raises:
         ValueError: it is more than Ray takes.
@@ -134,7 +134,7 @@ def follow(
 
 
 def exit_code(info: JobDetails, say: Callable[[str], None]) -> int:
-    """The driver's own; what ended without one is named."""
+    """The driver's exit code; says why where there is none."""
     if info.status == JobStatus.STOPPED:
         say("the job was stopped")
         return INTERRUPTED
@@ -144,8 +144,7 @@ def exit_code(info: JobDetails, say: Callable[[str], None]) -> int:
 
 
 def driver_lost(info: JobDetails) -> bool:
-    """Whether a job's driver went without a word: killed, or with its node. An error of its own it would have answered
-    for."""
+    """Whether a job's driver was killed, or lost with its node, rather than ended by its own error."""
     code = info.driver_exit_code
     return info.status == JobStatus.FAILED and (code is None or code < 0 or code > KILLED)
 
@@ -184,7 +183,7 @@ async def _reasons(client: JobSubmissionClient, job: str, address: str, say: Cal
     said = ""
     while True:
         await asyncio.sleep(LOOK_EVERY)
-        # no answer now is no news; the next look may have one
+        # a failed poll is ignored; the next may succeed
         with suppress(RuntimeError, RayStateApiException, OSError):
             reason = await asyncio.to_thread(_look, client, job, address)
             if reason and reason != said:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PATHS: dict[str, tuple[str, ...]] = {
-    "base": (),
-    "cloned": ("actions", "clone"),
-    "finetuned": ("actions", "clone", "finetune", "reclone"),
-    "offline": ("actions", "clone", "finetune", "reclone", "improve_offline"),
-    "improved": ("actions", "clone", "finetune", "reclone", "improve_offline", "improve"),
-    "token_level": ("token_level",),
-}
-"""The stages that lie behind each variant. The base LM's own training is everybody's, so it counts for nobody."""
+from configs.gates import VARIANTS
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, behind
+
 SUMS = ("tokens", "parameters_trained")
 
 
@@ -27,7 +21,9 @@ def variant_costs(stages: Mapping[str, Mapping[str, Any]], *, level: str) -> dic
     Returns: By variant: ``cost_seconds`` (wall), ``cost_tokens`` (generated for RL), ``parameters_trained`` (added up
         over the stages).
     """
-    paths = PATHS if level == "latent" else PATHS | {"improved": ("improve",), "token_level": ("improve",)}
+    paths = {variant: behind(variant) for variant in VARIANTS}
+    if level == "token":
+        paths |= dict.fromkeys(("improved", TOKEN_LEVEL), (IMPROVE,))
     return {variant: _sum([stages[name] for name in path if name in stages]) for variant, path in paths.items()}
 
 

@@ -1,4 +1,4 @@
-"""Judging an evaluation by the config's gates (``configs.gates`` says what they look like)."""
+"""Judges an evaluation by the config's gates (form: ``configs.gates``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.gates import VARIANTS, parse_gate
+from pipeline.runs.stage_table import MAKERS, TOKEN_LEVEL
 
+FINAL = (*(name for name in reversed(MAKERS) if name != TOKEN_LEVEL), TOKEN_LEVEL)
+"""Variants, the last model of a run first; the token-level baseline is not what the run is for."""
 # Other names of an evaluation's numbers.
 ALIASES = {"success": "sampled", "tokens": "sampled_tokens", "failures": "sampled_failures"}
 WORDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
@@ -65,9 +68,9 @@ def tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
 
 
 def final_of(result: Mapping[str, Any]) -> str:
-    """The last model among those an evaluation has; a single checkpoint stands beside the base LM alone."""
+    """The last model among those an evaluation has; a single checkpoint is compared with the base LM only."""
     there = [name for name, row in result.items() if isinstance(row, dict) and "greedy" in row]
-    named = [name for name in ("improved", "offline", "finetuned", "cloned", "token_level") if name in there]
+    named = [name for name in FINAL if name in there]
     return named[0] if named else there[-1]
 
 

@@ -1,4 +1,4 @@
-"""One response to one held-out prompt, judged: what an evaluation consists of."""
+"""The judged responses to held-out prompts that an evaluation consists of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 from rollout_workers.rollouts import Rollout
 
 Mode = Literal["sampled", "greedy"]
-OUTCOMES = "evaluation.parquet"
-"""Their file in a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

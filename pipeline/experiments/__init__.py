@@ -1,1 +1,1 @@
-"""What stands on finished runs: comparisons, pilots, sweeps, searches."""
+"""Experiments on finished runs: comparisons, pilots, sweeps, searches."""

@@ -1,5 +1,4 @@
-"""``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, and what each
-cost.
+"""``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, with their costs.
 
 With one run a side the unit of the interval is the prompt (paired bootstrap): it says nothing about other seeds. With
 several, the unit is the seed (Student's t, paired where both sides have the same seeds, else Welch's), the only honest
@@ -20,11 +19,13 @@ import numpy as np
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
-from pipeline.evaluation.outcomes import OUTCOMES
+from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
-from pipeline.replay.writer import read_outcomes
-from pipeline.tracking.tracker import flatten
+from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, level_of
+from pipeline.tracking.uris import flatten
 
 MODES = ("sampled", "greedy")
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
@@ -34,7 +35,7 @@ Answers = dict[str, dict[tuple[str, str], float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A run as it is compared."""
+    """A finished run's evaluation, config and costs."""
 
     folder: Path
     config: RunConfig
@@ -48,7 +49,7 @@ class Finished:
 
 def read_run(folder: Path, variant: str) -> Finished:
     """A finished run; ``ValueError`` when its evaluation has no such variant."""
-    config = load_config(folder / "config.yaml", [], check_paths=False)
+    config = load_config(folder / CONFIG, [], check_paths=False)
     curve = _curve(folder, config, variant)
     answers = _answers(folder / OUTCOMES, variant) if (folder / OUTCOMES).is_file() else None
     return Finished(
@@ -76,22 +77,13 @@ def _answers(path: Path, variant: str) -> Answers:
     return {mode: {key: float(np.mean(values)) for key, values in some.items()} for mode, some in found.items()}
 
 
-def _rl_stage(config: RunConfig, variant: str) -> str:
-    own = variant == "token_level" and config.improve is not None and config.improve.level == "latent"
-    return "token_level" if own else "improve"
-
-
 def _curve(folder: Path, config: RunConfig, variant: str) -> list[dict[str, float]]:
-    if variant not in ("improved", "token_level") or not (folder / "metrics.jsonl").is_file():
+    if variant not in ("improved", TOKEN_LEVEL):
         return []
-    records = [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        if line.endswith("}")
-    ]
+    stage = TOKEN_LEVEL if variant == TOKEN_LEVEL and level_of(config, IMPROVE) == "latent" else IMPROVE
     curve, sums = [], {"rollouts": 0.0, "tokens": 0.0, "seconds": 0.0}
-    for record in records:
-        if record["stage"] == _rl_stage(config, variant) and "reward" in record:
+    for record in records(folder / METRICS):
+        if record["stage"] == stage and "reward" in record:
             sums = {
                 name: value + record.get("seconds_update_total" if name == "seconds" else name, 0.0)
                 for name, value in sums.items()
@@ -105,7 +97,7 @@ def _costs(
 ) -> dict[str, float | None]:
     """Wall seconds and trained parameters of the stages behind the variant, rollouts and tokens of its RL; ``None``:
     not known."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
     level = config.improve.level if config.improve is not None else "latent"
     cost = variant_costs(stages, level=level).get(variant, {})
@@ -165,7 +157,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[str, Any]:
-    """Success of both sides on the prompts that all runs played, and A - B with its 95 % interval."""
+    """Success of both sides on the prompts that all runs evaluated, and A - B with its 95 % interval."""
     played = [run.answers[mode] for run in (*a, *b) if run.answers is not None]
     common = sorted(set.intersection(*(set(answers) for answers in played)))
     if not common:
@@ -199,7 +191,7 @@ def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, 
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence that claims no more than the interval of sampled success allows."""
+    """One sentence supported by the interval of sampled success."""
     if result["success"] is None:
         return "no verdict: " + "; ".join(result["notes"])
     found = result["success"]["sampled"]

@@ -1,5 +1,4 @@
-"""A comparison kept: as JSON and a page beside run B, and in MLflow as a run of its own that names the runs it
-compares."""
+"""Keeps a comparison: as JSON and a page beside run B, and in MLflow as a separate run that names the runs compared."""
 
 from __future__ import annotations
 
@@ -9,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
+from pipeline.runs.layout import COMPARE, CONFIG
+from pipeline.runs.stage_table import EVALUATE, IMPROVE, MAKERS
+from pipeline.tracking.results import keep
 from pipeline.tracking.server import FIRST_PORT, HOST, compare_link
-from pipeline.tracking.tracker import keep, read_record
+from pipeline.tracking.uris import read_record
 
-FOLDER = "compare"
-STAGES = {
-    "base": "evaluate",
-    "cloned": "clone",
-    "finetuned": "finetune",
-    "offline": "improve_offline",
-    "improved": "improve",
-    "token_level": "token_level",
-}
+MAIN_RUN = {"base": EVALUATE} | {variant: stages[0] for variant, stages in MAKERS.items()}
 """The MLflow run that tells most of each model."""
 
 
@@ -37,9 +31,9 @@ class Saved:
 
 
 def save(result: Mapping[str, Any], page: Path) -> Saved:
-    """Keep what ``compare`` returned, with the page made of it."""
+    """Keep the result of ``compare`` and its page."""
     last, other = Path(result["b"][-1]), Path(result["a"][0])
-    settings = load_config(last / "config.yaml", [], check_paths=False).tracking
+    settings = load_config(last / CONFIG, [], check_paths=False).tracking
     found = {
         side: [_run_of(Path(folder), variant) for folder in result[side]]
         for side, variant in zip("ab", result["variants"], strict=True)
@@ -51,7 +45,7 @@ def save(result: Mapping[str, Any], page: Path) -> Saved:
         result,
         last,
         settings,
-        folder=FOLDER,
+        folder=COMPARE,
         name=f"with-{other.name}",
         params={name: f"{a} | {b}" for name, (a, b) in result["config_difference"].items()},
         metrics=metrics(result),
@@ -77,7 +71,7 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
 def _run_of(folder: Path, variant: str) -> tuple[str, str, str] | None:
     """(store, experiment, run id) of the stage behind a variant."""
     record = read_record(folder)
-    run_id = None if record is None else record["runs"].get(STAGES.get(variant, "improve"))
+    run_id = None if record is None else record["runs"].get(MAIN_RUN.get(variant, IMPROVE))
     return (
         None
         if record is None or run_id is None
@@ -109,7 +103,7 @@ def _tags(
     if link:
         lines += ["", f"[side by side](#{link.partition('#')[2]})"]
     return {
-        "stage": FOLDER,
+        "stage": COMPARE,
         "compared_a": ",".join(ids["a"]),
         "compared_b": ",".join(ids["b"]),
         "mlflow.note.content": "\n".join(lines),

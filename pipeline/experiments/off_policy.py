@@ -1,4 +1,4 @@
-"""Judging a checkpoint's policy by rollouts of other policies, before it goes online."""
+"""Off-policy evaluation: estimates a checkpoint's policy from rollouts of other policies, before it goes online."""
 
 from __future__ import annotations
 
@@ -7,48 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from configs.loading import load_config
 from configs.schema import DataSource, RunConfig
-from configs.schema import Rollout as RolloutSettings
-from latent_control.analysis.measures import rollout_logp
 from latent_control.model import LatentActionLM
-from latent_control.off_policy import Logged, off_policy_report, verdict
+from latent_control.off_policy import off_policy_report, verdict
 from latent_control.pretrained import world_hash
-from pipeline.replay.dataset import StoredRollouts, Versions, read_rollouts
+from pipeline.replay.dataset import HELDOUT, Versions, logged, read_rollouts
+from pipeline.runs.layout import CONFIG, OFF_POLICY
+from pipeline.runs.policies import checkpoint_of
+from pipeline.runs.stage_table import IMPROVE, IMPROVE_OFFLINE
 from pipeline.storage import checkpoints
-from pipeline.tracking.tracker import keep
-
-RUN_CONFIG, FOLDER = "config.yaml", "off_policy"
-HELDOUT = "heldout_share"
-"""In a checkpoint's manifest: the share of prompts whose rollouts it was not trained on."""
-POLICY_STAGES = ("improve", "improve_offline", "reclone", "clone")
-
-
-def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSettings) -> Logged:
-    """The rollouts as seen from ``model``'s policy, sampled as ``sampling`` says; one pass over them."""
-    logp = np.zeros(len(rollouts))
-    for rows, batch in rollouts.batches():
-        logp[rows] = rollout_logp(model, batch, temperature=sampling.temperature, top_k=sampling.top_k).cpu().numpy()
-    return Logged(log_ratios=logp - rollouts.behaviour_logp, rewards=rollouts.rewards, prompts=rollouts.prompts)
-
-
-def checkpoint_of(target: Path) -> tuple[Path, Path]:
-    """(checkpoint, its run folder) of a checkpoint inside a run, or of a run: then its last policy.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not (target / RUN_CONFIG).is_file():
-        run_dir = target.parent.parent
-        if not (run_dir / RUN_CONFIG).is_file():
-            raise ValueError(f"{target} is neither a run folder nor a checkpoint inside one (RUN/checkpoints/STAGE)")
-        return target, run_dir
-    there = [target / "checkpoints" / stage for stage in POLICY_STAGES if (target / "checkpoints" / stage).is_dir()]
-    if not there:
-        raise ValueError(f"{target} has no finished policy; wait for one of the stages {', '.join(POLICY_STAGES)}")
-    return there[0], target
+from pipeline.tracking.results import keep
 
 
 def judge(
@@ -72,7 +41,7 @@ def judge(
         ValueError: no such checkpoint, or no rollouts that fit it.
     """
     checkpoint, run_dir = checkpoint_of(target)
-    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
+    config = load_config(run_dir / CONFIG, [], check_paths=False)
     model = LatentActionLM.from_pretrained(
         checkpoint, dtype=config.base.dtype, trust_remote_code=config.base.trust_remote_code
     )
@@ -80,7 +49,7 @@ def judge(
     if (
         versions is None
         and last_updates is None
-        and checkpoint.name == "improve_offline"
+        and checkpoint.name == IMPROVE_OFFLINE
         and config.improve_offline is not None
     ):
         versions = config.improve_offline.policy_versions  # what it was improved on is near to it
@@ -105,7 +74,7 @@ def judge(
         result,
         run_dir,
         config.tracking,
-        folder=FOLDER,
+        folder=OFF_POLICY,
         name=checkpoint.name,
         params={"estimator": estimator},
         metrics=estimates | {"behaviour": report.behaviour.value, "effective": report.effective},
@@ -114,7 +83,7 @@ def judge(
 
 
 def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
-    """What the estimates are for."""
+    """Notes on the scope of the estimates."""
     found = ["the estimates are for the prompts of the replay buffer, not for held-out ones"]
     if heldout_share:
         found.append(
@@ -124,13 +93,13 @@ def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
 
 
 def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Sequence[Path]) -> list[str]:
-    """Why the rollouts may be ones that the policy was trained on; their own codes it finds likely whatever it has
-    learned of others."""
+    """Reasons why the policy may have been trained on these rollouts, whose codes it then rates as likely whatever else
+    it learned."""
     known = {path.resolve() for path in trained_on(checkpoint, run_dir, config)}
     again = [path for path in replay if known & {path.resolve(), *path.resolve().parents}]
     found = [f"{checkpoint.name} was trained on the rollouts of {path.name}" for path in again]
     if (
-        checkpoint.name == "improve_offline"
+        checkpoint.name == IMPROVE_OFFLINE
         and config.improve_offline is not None
         and not config.improve_offline.heldout_share
     ):
@@ -139,13 +108,13 @@ def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Seque
 
 
 def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]:
-    """Run folders all of whose rollouts had a part in the policy of ``checkpoint``, back to the run it came from."""
+    """Run folders whose rollouts contributed to the policy of ``checkpoint``, back to the run it came from."""
     found = []
-    if checkpoint.name == "improve":
+    if checkpoint.name == IMPROVE:
         offline = config.improve_offline.data if config.improve_offline is not None else ()
         found = [run_dir, *(Path(str(source.path)) for source in offline)]
     init = config.actions.init if config.actions is not None else None
     before = Path(init).parent.parent if init is not None else None
-    if init is not None and before is not None and (before / RUN_CONFIG).is_file():
-        found += trained_on(Path(init), before, load_config(before / RUN_CONFIG, [], check_paths=False))
+    if init is not None and before is not None and (before / CONFIG).is_file():
+        found += trained_on(Path(init), before, load_config(before / CONFIG, [], check_paths=False))
     return found

@@ -1,4 +1,5 @@
-"""``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B inside a stated time.
+"""``latent-control pilot``: is RL over latent actions worth it on a user's own rows? A small A/B test within a time
+limit.
 
 Both sides run in one run folder with one trainer: ``improve`` over codes and, by ``improve.token_baseline``, over
 tokens, with the same updates, prompts, group size and rewards. First the base LM answers the training prompts, and
@@ -22,15 +23,18 @@ from pipeline.experiments.compare import compare, write_page
 from pipeline.experiments.sample_base import sample
 from pipeline.preflight.init_config import samples_source
 from pipeline.run import run
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE, TOKEN_LEVEL
 from pipeline.storage.atomic import write_atomic
 from rollout_workers.tasks import build_task
 
 CONFIG, PROBE, RESULT, PAGE, SAMPLES = "pilot.yaml", "probe", "result", "comparison.html", "samples.jsonl"
-FULL = {"actions": 600, "clone": 500, "token_level": 150, "improve": 150}
+FULL = {ACTIONS: 600, CLONE: 500, TOKEN_LEVEL: 150, IMPROVE: 150}
 """Updates of a pilot that has all the time it wants: those of configs/quickstart.yaml."""
-FEWEST = {"actions": 60, "clone": 50, "token_level": 15, "improve": 15}
+FEWEST = {ACTIONS: 60, CLONE: 50, TOKEN_LEVEL: 15, IMPROVE: 15}
 """With fewer nothing is learned that an evaluation could see."""
-PROBED = {"actions": 8, "clone": 8, "token_level": 4, "improve": 4}
+PROBED = {ACTIONS: 8, CLONE: 8, TOKEN_LEVEL: 4, IMPROVE: 4}
 RESPONSES = 2048
 """Of the base LM, over all training prompts: what codes are found on."""
 RESERVE = 0.1
@@ -40,8 +44,8 @@ VISIBLE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The user's data and how to judge answers. ``Rows(path=Path("data.jsonl"), verifier="number")``."""
+class PilotData:
+    """The user's data and how to judge answers. ``PilotData(path=Path("data.jsonl"), verifier="number")``."""
 
     path: Path
     prompt: str = "prompt"
@@ -51,7 +55,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What the probe measured, in seconds. ``Pace(update={"improve": 0.3, ...}, fixed=20.0, probe=35.0)``."""
+    """Measurements of the probe, in seconds. ``Pace(update={"improve": 0.3, ...}, fixed=20.0, probe=35.0)``."""
 
     update: Mapping[str, float]
     """Of one update of each stage."""
@@ -61,8 +65,8 @@ class Pace:
     """Of sampling and the probe itself."""
 
 
-def template(rows: Rows, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
-    """The config of a pilot, all but the numbers of updates."""
+def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
+    """The config of a pilot without numbers of updates."""
     offline = {"batch_size": 16, "learning_rate": 1e-3}
     options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}
     improve = {
@@ -86,14 +90,13 @@ def template(rows: Rows, base: str, *, chat: bool, max_new_tokens: int, heldout:
 
 def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, Any]:
     """``config`` with its numbers of updates; both sides of ``improve`` take as many."""
-    return {**config} | {name: {**config[name], "updates": updates[name]} for name in ("actions", "clone", "improve")}
+    return {**config} | {name: {**config[name], "updates": updates[name]} for name in (ACTIONS, CLONE, IMPROVE)}
 
 
 def measure(run_dir: Path, seconds: float) -> Pace:
     """The pace of a run that took ``seconds``: the median step of each stage, and what is left over."""
     times: dict[str, list[float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in records(run_dir / METRICS):
         times.setdefault(record["stage"], []).append(record["time"])
     update = {name: median(b - a for a, b in zip(times[name], times[name][1:], strict=False)) for name in FULL}
     spent = sum(update[name] * len(times[name]) for name in FULL)
@@ -141,7 +144,7 @@ def pilot(folder: Path, config: Mapping[str, Any], minutes: float, say: Callable
     say(f"pilot: {about}; about {(expected + pace.probe) / 60:.1f} of {minutes:g} minutes in all")
     done = run(load_config(written(folder / CONFIG, with_updates(config, updates))), folder / RESULT)
     seconds = time.perf_counter() - started
-    result = compare([done], [done], ("improved", "token_level"))
+    result = compare([done], [done], ("improved", TOKEN_LEVEL))
     page = folder / PAGE
     write_page(result, page)
     found = result | {
@@ -167,7 +170,7 @@ def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None])
         f"{found['success']:.3f}" + ("" if found["success"] else "; where it never succeeds, neither side can learn")
     )
     data = [samples_source(SAMPLES, chat=settings.task.chat)]
-    return {**config} | {name: {**config[name], "data": data} for name in ("actions", "clone")}
+    return {**config} | {name: {**config[name], "data": data} for name in (ACTIONS, CLONE)}
 
 
 def written(path: Path, config: Mapping[str, Any]) -> Path:

@@ -1,8 +1,9 @@
-"""``latent-control sample``: the base LM's own responses to the training prompts, as rows to find codes on.
+"""``latent-control sample``: the base LM's own responses to the training prompts, as rows on which a codebook is
+learned.
 
 A few hundred rows with one answer each are learned by heart: the codes then know those answers and nothing else. What
-the base LM itself says to the same prompts shows all the choices it has, right and wrong, and leaves it to
-reinforcement learning to tell them apart.
+the base LM itself answers to the same prompts shows all its choices, right and wrong, and leaves it to reinforcement
+learning to distinguish them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A search's result for the reader."""
+"""Formats the result of a search as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HEAD = ("", "success", "95 % interval", "tokens per prompt", "responses", "secon
 
 
 def title(result: dict[str, Any]) -> str:
-    """Of the printed table."""
+    """The title of the printed table."""
     asked = result["asked"]
     return (
         f"{asked['method']} with {result['checkpoint']} on {asked['prompts']} held-out prompts of {result['task']}, "
@@ -32,7 +32,7 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def sentences(result: dict[str, Any]) -> list[str]:
-    """What must be read with the table."""
+    """Notes below the table."""
     lines = [
         f"{name}: {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}, paired, 95 %)"
         for name, d in result["differences"].items()

@@ -1,5 +1,5 @@
-"""Runs over a grid of config values: each a run of its own, side by side as Ray Tune finds room; goes on where it was
-interrupted.
+"""Runs over a grid of config values: separate runs, in parallel as Ray Tune finds resources; an interrupted sweep
+resumes.
 
 What is known lies in the runs' folders. Tune's own state, which it pickles, is thrown away: finished runs are read,
 broken ones resumed.
@@ -23,10 +23,13 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, cpus_wanted
 from pipeline.evaluation.gates import ALIASES, final_of
+from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
+from pipeline.runs.metrics_log import series
+from pipeline.runs.stage_table import IMPROVE
 from pipeline.runs.status import finished
 from pipeline.storage.atomic import write_atomic
 
-SWEEP, SUMMARY = "sweep.json", "summary.json"
+SWEEP = "sweep.json"
 LAST = 20
 """Updates over which the measure ``reward`` is a mean."""
 
@@ -35,9 +38,9 @@ Choice = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One run of a sweep. ``Trial(name="03", choice={"improve.learning_rate": 1e-4}, value=0.61, low=0.57, high=0.65,
-    error=None)``."""
+class SweepTrial:
+    """One run of a sweep. ``SweepTrial(name="03", choice={"improve.learning_rate": 1e-4}, value=0.61, low=0.57,
+    high=0.65, error=None)``."""
 
     name: str
     """Of its folder."""
@@ -86,14 +89,14 @@ def overrides(choice: Choice) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in choice.items()]
 
 
-def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder: Path) -> list[Trial]:
-    """The sweep's trials; ``sweep.json`` remembers them, so that the same command goes on with an interrupted sweep.
+def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder: Path) -> list[SweepTrial]:
+    """The sweep's trials; ``sweep.json`` remembers them, so that the same command resumes an interrupted sweep.
 
     Raises:
         ValueError: ``folder`` holds another sweep.
     """
     width = len(str(len(wanted) - 1))
-    trials = [Trial(name=f"{number:0{max(2, width)}d}", choice=choice) for number, choice in enumerate(wanted)]
+    trials = [SweepTrial(name=f"{number:0{max(2, width)}d}", choice=choice) for number, choice in enumerate(wanted)]
     asked = {"config": dump_config(load_config(config, base)), "choices": [trial.choice for trial in trials]}
     file = folder / SWEEP
     if file.is_file():
@@ -111,8 +114,8 @@ def planned(config: Path, base: Sequence[str], wanted: Sequence[Choice], folder:
     return trials
 
 
-def trial_config(config: Path, base: Sequence[str], trial: Trial, sweep: str) -> RunConfig:
-    """Its config, tagged in MLflow with the sweep's name and each value that is tried."""
+def trial_config(config: Path, base: Sequence[str], trial: SweepTrial, sweep: str) -> RunConfig:
+    """A trial's config, tagged in MLflow with the sweep's name and each value that is tried."""
     made = load_config(config, [*base, *overrides(trial.choice)])
     tags = {"sweep": sweep, "trial": trial.name} | {key: str(value) for key, value in trial.choice.items()}
     return made.model_copy(update={"tracking": made.tracking.model_copy(update={"tags": made.tracking.tags | tags})})
@@ -128,10 +131,7 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
     """(value, low, high) of a finished run: ``reward``, or a measure of its evaluation, ``[variant.]measure`` as in
     gates."""
     if metric == "reward":
-        records = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        rewards = [record["reward"] for record in records if record["stage"] == "improve" and "reward" in record][
-            -LAST:
-        ]
+        rewards = series(folder / METRICS, IMPROVE, "reward")[-LAST:]
         return (statistics.mean(rewards) if rewards else None), None, None
     evaluation = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")
@@ -143,13 +143,13 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
 
 def sweep(
     configs: Mapping[str, RunConfig],
-    trials: Sequence[Trial],
+    trials: Sequence[SweepTrial],
     folder: Path,
     *,
     metric: str,
     at_once: int | None,
     say: Callable[[str], None],
-) -> list[Trial]:
+) -> list[SweepTrial]:
     """Run, resume or read every trial; best value first, those without one last.
 
     Args:
@@ -164,7 +164,7 @@ def sweep(
 
     def play(chosen: dict[str, str]) -> None:
         config, own = configs[chosen["name"]], folder / chosen["name"]
-        _ = resume(own, Display()) if (own / "config.yaml").is_file() else run(config, own, Display())
+        _ = resume(own, Display()) if (own / CONFIG).is_file() else run(config, own, Display())
         tune.report({"done": 1})
 
     open_trials = [trial for trial in trials if not done(folder / trial.name, configs[trial.name])]
@@ -184,11 +184,11 @@ def sweep(
             ).fit()
         errors = {result.config["name"]: _last_line(result.error) for result in results if result.error}
     judged = [
-        Trial(
+        SweepTrial(
             **{**vars(trial), **dict(zip(("value", "low", "high"), measured(folder / trial.name, metric), strict=True))}
         )
         if trial.name not in errors and done(folder / trial.name, configs[trial.name])
-        else Trial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
+        else SweepTrial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
         for trial in trials
     ]
     judged.sort(key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.name))
@@ -200,8 +200,8 @@ def sweep(
 
 
 def bundles(config: RunConfig) -> list[dict[str, float]]:
-    """What a run reserves, the way RLlib looks for it inside Tune: a bundle for the driver, then one for each worker
-    and learner."""
+    """The resources of a run, as RLlib expects them inside Tune: a bundle for the driver, then one for each worker and
+    learner."""
     rollout, cluster = config.rollout, config.cluster
     worker = {"CPU": rollout.cpus_per_worker, "GPU": float(rollout.gpus_per_worker)}
     learner = {"CPU": cluster.cpus_per_learner, "GPU": float(cluster.gpus_per_learner)}
@@ -214,7 +214,7 @@ def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def _progress(say: Callable[[str], None], trials: Sequence[Trial]) -> Any:
+def _progress(say: Callable[[str], None], trials: Sequence[SweepTrial]) -> Any:
     from ray.tune import Callback
 
     named = {trial.name: ", ".join(f"{key}={value}" for key, value in trial.choice.items()) for trial in trials}
@@ -234,11 +234,11 @@ def _progress(say: Callable[[str], None], trials: Sequence[Trial]) -> Any:
     return Progress()
 
 
-def table(trials: Sequence[Trial], metric: str) -> tuple[list[str], list[list[str]]]:
+def table(trials: Sequence[SweepTrial], metric: str) -> tuple[list[str], list[list[str]]]:
     """(head, rows) of the result."""
     keys = list(trials[0].choice)
 
-    def value(trial: Trial) -> str:
+    def value(trial: SweepTrial) -> str:
         if trial.value is None:
             return trial.error or "not measured"
         return f"{trial.value:.3f}" + ("" if trial.low is None else f" ({trial.low:.3f} to {trial.high:.3f})")

@@ -1,10 +1,9 @@
-"""``latent-control tune-codes``: which codebook suits a base LM and task? A search that spends little on most and much
-on few.
+"""``latent-control tune-codes``: searches the codebook that suits a base LM and task, with little compute on most
+settings and much on a few.
 
 Stage one, cheap: Ray Tune with ASHA (Li et al., 2020) trains the ``actions`` stage of many settings, stops the worse
-ones early and
-clones the policy of the survivors. Stage two, dear: the best of them are cloned in full and improved by a short
-reinforcement learning run, which decides.
+ones early and clones the policy of the survivors. Stage two, expensive: the best of them are cloned in full and
+improved by a short reinforcement learning run, which decides.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.console.displays import Display
 from pipeline.evaluation.statistics import bootstrap_means, interval
+from pipeline.experiments.codebook_score import CodesTrial, Settings, score, tuned
 from pipeline.run import run
 from pipeline.runs.context import StageContext
-from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import RunLog, series
+from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE
 from pipeline.storage.atomic import write_atomic
 
-CHOICE_WEIGHT = 0.05
-"""What a nat of choice costs, in nats of prediction: a policy over fewer codes is easier to learn. Longer spans get no
-bonus for choosing more rarely: reinforcement learning was slower with them (docs/results/number_and_span.md)."""
 CLONE_SHARE = 0.3
 """Share of the ``clone`` stage's updates that the cheap stage spends."""
 FIRST_LOOK = 0.25
@@ -41,28 +40,6 @@ SEARCH_SHARE = 0.45
 """Share of the time for the cheap stage."""
 LAST = 20
 """Updates over whose mean reward finalists are compared."""
-
-Settings = dict[str, Any]
-"""Fields of the ``actions`` section, e.g. ``{"num_actions": 32, "span": 2}``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One setting and what was measured. ``Trial(settings={"num_actions": 32}, measures={"nll_codes": 0.1, ...},
-    score=0.3)``."""
-
-    settings: Settings
-    measures: Mapping[str, float]
-    score: float
-    """Nats per token, less is better; see ``score``."""
-    updates: int
-    """Of the ``actions`` stage, before it was stopped or done."""
-    cloned: bool
-    reward: dict[str, float] | None = None
-    """Mean reward of the last updates of the short RL run, with its 95 % interval, for finalists."""
-    seconds: float | None = None
-    """Of that run, for finalists."""
-    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,44 +73,22 @@ class Space:
         return [own, *random.Random(seed).sample(others, min(count - 1, len(others)))]
 
 
-def score(measures: Mapping[str, float]) -> float:
-    """What a codebook leaves to be desired, in nats per token: less is better.
-
-    ``nll_codes`` (what the codes leave open) + max(0, ``nll_marginal`` - ``nll_base_same``) (what is lost by choosing
-    codes without the future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
-    """
-    lost = max(0.0, measures["nll_marginal"] - measures["nll_base_same"]) if "nll_marginal" in measures else 0.0
-    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"]))
-
-
-def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
-    """``config`` with other latent actions. ``final_temperature`` never lies above ``temperature``."""
-    assert config.actions is not None
-    final = min(config.actions.final_temperature, settings["temperature"])
-    sections: dict[str, Any] = {
-        "actions": config.actions.model_copy(update={**settings, "look_ahead": None, "final_temperature": final})
-    }
-    if config.improve is not None and improve:
-        sections["improve"] = config.improve.model_copy(update=improve)
-    return config.model_copy(update=sections)
-
-
 class _Reporter(RunLog):
-    """Hands every held-out measurement on."""
+    """Passes every held-out measurement on."""
 
     def __init__(self, run_dir: Path, report: Callable[[str, int, dict[str, float]], None]) -> None:
         super().__init__(run_dir, quiet=True)
         self._report = report
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """As always, and to the search."""
+        """Log the metrics and report them to the search."""
         super().log(stage, step, metrics)
         if "nll_codes" in metrics:
             self._report(stage, step, dict(metrics))
 
 
 def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[dict[str, float]], None]) -> None:
-    """Find the codes, clone the policy for a while; ``report`` gets measures and score with each evaluation."""
+    """Learn a codebook, clone the policy for some updates; ``report`` gets measures and score with each evaluation."""
     from pipeline.stages.offline import run_offline
     from rollout_workers.tasks import build_task
 
@@ -142,20 +97,22 @@ def cheap_trial(config: RunConfig, base: str, folder: Path, report: Callable[[di
 
     def on_measures(stage: str, step: int, metrics: dict[str, float]) -> None:
         measured.update(metrics)
-        done = step if stage == "actions" else actions.updates + step
-        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == "clone")})
+        done = step if stage == ACTIONS else actions.updates + step
+        report({**measured, "updates": float(done), "score": score(measured), "cloned": float(stage == CLONE)})
 
     context = StageContext(
         config=config, run_dir=folder, log=_Reporter(folder, on_measures), task=build_task(config.task)
     )
-    found = run_offline(context, "actions", actions, None, base)
+    found = run_offline(context, ACTIONS, actions, None, base)
     updates = max(1, int(CLONE_SHARE * config.clone.updates))
     short = config.clone.model_copy(update={"updates": updates, "evaluate_every": updates})
-    run_offline(context, "clone", short, found.checkpoint, base)
+    run_offline(context, CLONE, short, found.checkpoint, base)
 
 
-def search(config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]) -> list[Trial]:
-    """The cheap stage: every setting gets its chance, the worse ones are stopped early; best first."""
+def search(
+    config: RunConfig, settings: Sequence[Settings], seconds: float, say: Callable[[str], None]
+) -> list[CodesTrial]:
+    """The cheap stage: all settings start, the worse ones are stopped early; best first."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -222,7 +179,7 @@ def named(settings: Settings) -> str:
     )
 
 
-def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | None) -> Trial:
+def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | None) -> CodesTrial:
     measured = (
         "nll_codes",
         "nll_base",
@@ -233,7 +190,7 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
         "coverage",
         "distinct_tokens",
     )
-    return Trial(
+    return CodesTrial(
         settings=settings,
         measures={name: float(metrics[name]) for name in measured if name in metrics},
         score=float(metrics.get("score", math.inf)),
@@ -243,10 +200,7 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
     )
 
 
-# -- the finalists -----------------------------------------------------------------------------------------------------
-
-
-def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]:
+def finalists(trials: Sequence[CodesTrial], count: int, own: Settings) -> list[CodesTrial]:
     """The ``count`` best cloned settings, the config's own always among them: what is recommended is at least as
     good."""
     cloned = [trial for trial in trials if trial.cloned]
@@ -259,15 +213,15 @@ def finalists(trials: Sequence[Trial], count: int, own: Settings) -> list[Trial]
 
 def decide(
     config: RunConfig,
-    chosen: Sequence[Trial],
+    chosen: Sequence[CodesTrial],
     folder: Path,
     *,
     updates: int,
     deadline: float,
     say: Callable[[str], None],
-) -> list[Trial]:
-    """Clone each finalist in full and improve it for ``updates``; those for which no time is left keep no reward."""
-    played: list[Trial] = []
+) -> list[CodesTrial]:
+    """Clone each finalist in full and improve it for ``updates``; those without time left have no reward."""
+    played: list[CodesTrial] = []
     longest = 0.0
     for number, trial in enumerate(chosen, 1):
         if time.monotonic() + longest > deadline and played:
@@ -278,17 +232,15 @@ def decide(
         say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
         short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
         done = run(short, folder / f"finalist-{number}", Display())
-        rewards = [record["reward"] for record in _records(done) if record["stage"] == "improve"][-LAST:]
+        rewards = series(done / METRICS, IMPROVE, "reward")[-LAST:]
         longest = max(longest, time.monotonic() - started)
         played.append(
-            Trial(**{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started})
+            CodesTrial(
+                **{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started}
+            )
         )
         say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
     return played
-
-
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
@@ -298,7 +250,7 @@ def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
     return {"mean": float(np.mean(rewards)), "low": low, "high": high}
 
 
-def recommended(played: Sequence[Trial], own: Settings) -> Trial:
+def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
     """The most reward; the config's own settings when no other's interval lies above its mean."""
     judged = [trial for trial in played if trial.reward is not None]
     if not judged:
@@ -316,8 +268,8 @@ def recommended(played: Sequence[Trial], own: Settings) -> Trial:
 
 
 def require_stages(config: RunConfig) -> None:
-    """Raise ``ValueError`` unless the config finds codes, clones a policy and improves it."""
-    missing = [name for name in ("actions", "clone", "improve") if getattr(config, name) is None]
+    """Raise ``ValueError`` unless the config has the sections actions, clone and improve."""
+    missing = [name for name in (ACTIONS, CLONE, IMPROVE) if getattr(config, name) is None]
     if missing:
         raise ValueError(f"tune-codes needs the sections actions, clone and improve; missing: {', '.join(missing)}")
     assert config.actions is not None

@@ -1,4 +1,4 @@
-"""What ``tune-codes`` found, as a table, a picture and a page."""
+"""The results of ``tune-codes`` as a table, a figure and a page."""
 
 from __future__ import annotations
 

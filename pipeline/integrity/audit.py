@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.pretrained import WEIGHTS, weights_hash
-from pipeline.replay.writer import ReplayReader, manifest_problems
+from pipeline.replay.reader import ReplayReader
+from pipeline.replay.shards import manifest_problems
 from pipeline.rl import ledger
-from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded
+from pipeline.rl.ledger import Attempt, Recorded
 from pipeline.runs import events, manifest
-from pipeline.runs.metrics_log import METRICS, records
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, METRICS, QUARANTINE, REPLAY, stage_record
+from pipeline.runs.metrics_log import records
 from pipeline.storage import checkpoints
 
 _COLUMNS = ("rollout_id", "policy_version", "policy_hash", "world_hash", "reward", "level")
@@ -73,10 +75,10 @@ def audit(run_dir: Path) -> list[Finding]:
         raise ValueError(
             f"{run_dir} has no ledger: no RL stage has begun there, or it was made by a version without one"
         )
-    config = load_config(run_dir / "config.yaml", check_paths=False)
-    rows, doubled, damaged = _stored(run_dir / "replay")
+    config = load_config(run_dir / CONFIG, check_paths=False)
+    rows, doubled, damaged = _stored(run_dir / REPLAY)
     quarantined, _, damaged_too = _stored(run_dir / QUARANTINE)
-    manifests = [problem for folder in ("replay", QUARANTINE) for problem in manifest_problems(run_dir / folder)]
+    manifests = [problem for folder in (REPLAY, QUARANTINE) for problem in manifest_problems(run_dir / folder)]
     found = [_files(run_dir, [*damaged, *damaged_too, *manifests])]
     known: set[str] = set()
     restarts = 0
@@ -91,12 +93,12 @@ def audit(run_dir: Path) -> list[Finding]:
             quarantined=set(quarantined),
             doubled=doubled,
             metrics=[r for r in records(run_dir / METRICS) if r.get("stage") == name],
-            world=None if config.rollout.engine == "simulated" else _world(run_dir / "checkpoints" / name),
+            world=None if config.rollout.engine == "simulated" else _world(run_dir / CHECKPOINTS / name),
             saved=max(
-                (int(c.name.rpartition("-")[2]) for c in checkpoints.checkpoints(run_dir / "checkpoints", name)),
+                (int(c.name.rpartition("-")[2]) for c in checkpoints.checkpoints(run_dir / CHECKPOINTS, name)),
                 default=0,
             ),
-            finished=(run_dir / "stages" / f"{name}.json").is_file(),
+            finished=(run_dir / stage_record(name)).is_file(),
         )
         found += [
             question(evidence)
@@ -113,7 +115,7 @@ def _files(run_dir: Path, damaged: Sequence[str]) -> Finding:
         *events.problems(run_dir),
         *(f"{name} {problem}" for name, problem in manifest.problems(run_dir).items()),
     ]
-    folders = [f for f in sorted((run_dir / "checkpoints").glob("*")) if f.is_dir() and not f.name.startswith(".")]
+    folders = [f for f in sorted((run_dir / CHECKPOINTS).glob("*")) if f.is_dir() and not f.name.startswith(".")]
     for folder in folders:
         problems += [f"checkpoint {folder.name}: {problem}" for problem in checkpoints.verify(folder)]
     return _finding("", "files", problems, f"{len(folders)} checkpoints and all shards are what was written")

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 from pipeline.console.progress import clock
-from pipeline.rl.watchdog import STALL
-from pipeline.runs import status as overview
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, records
+from pipeline.runs.layout import METRICS, PROCESS, STALL
+from pipeline.runs.metrics_log import records
+from pipeline.runs.status import overview
 
 _ENDS = ("finished", "failed", "stopped")
 _TROUBLES = (
@@ -79,7 +79,7 @@ def diagnose(run_dir: Path) -> Diagnosis:
     traces = _Traces(
         run_dir=run_dir,
         start=events[starts[-1] :],
-        status=overview.overview(run_dir).status,
+        status=overview(run_dir).status,
         metrics=records(run_dir / METRICS),
     )
     found = next(rule(traces) for rule in _RULES if rule(traces) is not None)
@@ -252,7 +252,7 @@ def _resume(t: _Traces) -> str:
 
 
 def _pid(t: _Traces) -> str:
-    return str(json.loads((t.run_dir / overview.PROCESS).read_text())["pid"])
+    return str(json.loads((t.run_dir / PROCESS).read_text())["pid"])
 
 
 def _when(event: Mapping[str, Any]) -> str:

@@ -20,14 +20,17 @@ import torch
 from configs.loading import load_config
 from configs.schema import Improve, RunConfig
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
-from pipeline.rl.ledger import QUARANTINE, Attempt, Recorded
+from pipeline.rl.ledger import Attempt, Recorded
 from pipeline.rl.rollout_pool import Answer
-from pipeline.run import CONFIG, calm_libraries, sources_of
 from pipeline.runs import interrupts
+from pipeline.runs.environment import calm_libraries
+from pipeline.runs.layout import CONFIG, QUARANTINE, REPLAY
+from pipeline.runs.stage_table import level_of
 from pipeline.stages.improve import build, starting_point
+from pipeline.stages.plan import sources_of
 from rollout_workers.rollouts import Rollout, RolloutSummary
 
 
@@ -52,7 +55,7 @@ class _Taken:
 
 
 def repeat(run_dir: Path, stage: str, *, stored: bool, say: Callable[[str], None]) -> Repeated:
-    """Repeat ``stage`` as far as its ledger goes, sampling anew or (``stored``) from the replay buffer; writes nothing
+    """Repeat ``stage`` as far as its ledger goes, sampling again or (``stored``) from the replay buffer; writes nothing
     into the run.
 
     Raises:
@@ -65,8 +68,7 @@ def repeat(run_dir: Path, stage: str, *, stored: bool, say: Callable[[str], None
     problems = [*recorded.problems, *_obstacles(config, improve, recorded, stored)]
     if problems or improve is None:
         raise ValueError(f"{run_dir}: {stage} cannot be repeated: {'; '.join(problems) or 'it has no improve section'}")
-    level = "token" if stage == "token_level" else improve.level
-    start = starting_point(config, improve, sources_of(config, run_dir)[stage], level)
+    start = starting_point(config, improve, sources_of(config, run_dir)[stage], level_of(config, stage))
     with connected(config):
         torch.set_num_threads(config.cluster.learner_threads)
         algorithm = build(config, start)
@@ -132,7 +134,7 @@ def _from_buffer(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]], run
     """Each update's answers out of the replay buffer, or of the quarantine."""
     rows = {
         row["rollout_id"]: row
-        for folder in ("replay", QUARANTINE)
+        for folder in (REPLAY, QUARANTINE)
         if (run_dir / folder).is_dir()
         for row in ReplayReader(run_dir / folder, shuffle=False).rows()
     }

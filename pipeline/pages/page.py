@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup
@@ -18,7 +17,7 @@ from pipeline.pages.charts.draw import style as chart_style
 from pipeline.pages.charts.draw import svg
 from pipeline.pages.charts.records import Curve, Figure, Lines
 from pipeline.pages.charts.words import table
-from pipeline.pages.explorer.page import asset, source
+from pipeline.pages.html import asset, source
 
 MOST_ROWS = 64
 """Of a figure's table."""
@@ -47,7 +46,13 @@ def document(title: str, body: Markup, *, style: str = "", images: bool = False)
     policy = f"default-src 'none'; style-src {source(sheet)}; base-uri 'none'; form-action 'none'" + (
         "; img-src data:" if images else ""
     )
-    text = rendered(_own("frame.html"), title=printable(title), style=Markup(sheet), policy=Markup(policy), body=body)
+    text = rendered(
+        asset("frame.html", "pipeline.pages"),
+        title=printable(title),
+        style=Markup(sheet),
+        policy=Markup(policy),
+        body=body,
+    )
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -63,14 +68,23 @@ def page(
     shown = [Markup(chart) for chart in charts]  # made here, escaped when they were
     return document(
         title,
-        rendered(_own("page.html"), title=printable(title), lines=lines, tables=tables, charts=shown, flags=flags),
+        rendered(
+            asset("page.html", "pipeline.pages"),
+            title=printable(title),
+            lines=lines,
+            tables=tables,
+            charts=shown,
+            flags=flags,
+        ),
     )
 
 
 def figure(drawn: Figure) -> Markup:
     """A figure with its caption, its picture and the same as a table."""
     head, rows = table(drawn)
-    return rendered(_own("figure.html"), figure=drawn, svg=svg(drawn), head=head, rows=rows, most=MOST_ROWS)
+    return rendered(
+        asset("figure.html", "pipeline.pages"), figure=drawn, svg=svg(drawn), head=head, rows=rows, most=MOST_ROWS
+    )
 
 
 def chart(title: str, across: str, curves: Mapping[str, Points]) -> str:
@@ -82,7 +96,3 @@ def chart(title: str, across: str, curves: Mapping[str, Points]) -> str:
     ]
     name = re.sub(r"[^a-z0-9]+", "-", title.lower())
     return figure(Lines(name=name, title=title, across=across, curves=kept)) if kept else ""
-
-
-def _own(name: str) -> str:
-    return (files("pipeline.pages") / "assets" / name).read_text(encoding="utf-8")

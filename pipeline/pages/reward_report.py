@@ -1,4 +1,4 @@
-"""``latent-control reward report``: what each part of the reward did in a run, and whether the policy gamed it.
+"""``latent-control reward report``: the course of each part of the reward in a run, and signs of reward hacking.
 
 The held-out truth is the verifier's ``success``. A part (or the reward) that rises over training while success falls or
 does not rise is a flag: perhaps the policy was paid for something else than solving the task (Goodhart's law). Slopes
@@ -19,8 +19,10 @@ import numpy as np
 from configs.loading import load_config
 from pipeline.evaluation.statistics import interval
 from pipeline.pages.page import chart, page
-from pipeline.replay.writer import ReplayReader
-from pipeline.tracking.tracker import attach
+from pipeline.replay.reader import ReplayReader
+from pipeline.runs.layout import CONFIG, REPLAY
+from pipeline.runs.stage_table import IMPROVE
+from pipeline.tracking.results import attach
 
 COLUMNS = (
     "rollout_id",
@@ -65,7 +67,7 @@ def report(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: there are none.
     """
-    if not (run_dir / "replay").is_dir():
+    if not (run_dir / REPLAY).is_dir():
         raise ValueError(
             f"{run_dir} has no replay buffer; the report reads rollouts: run improve with replay.enabled: true"
         )
@@ -75,7 +77,7 @@ def report(run_dir: Path) -> dict[str, Any]:
             levels[row["level"]].append(row)
     if not levels:
         raise ValueError(f"{run_dir}/replay holds no judged rollouts")
-    weights = load_config(run_dir / "config.yaml", [], check_paths=False).reward.weights
+    weights = load_config(run_dir / CONFIG, [], check_paths=False).reward.weights
     return {
         "run": str(run_dir),
         "weights": weights,
@@ -268,5 +270,5 @@ def write_page(result: Mapping[str, Any], run_dir: Path) -> tuple[Path, str]:
     path.write_text(
         page(f"Rewards of {run_dir.name}", lines=lines, tables=tables, charts=charts, flags=flags), encoding="utf-8"
     )
-    settings = load_config(run_dir / "config.yaml", [], check_paths=False).tracking
-    return path, attach(path, settings, run_dir, "improve")
+    settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
+    return path, attach(path, settings, run_dir, IMPROVE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from configs.schema import RunConfig
 from pipeline.preflight.problems import placed
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from configs.checks import offline_sections
 from configs.schema import DataSource, RunConfig
-from pipeline.runs.events import first_line
+from pipeline.runs.errors import first_line
+from pipeline.runs.layout import REPLAY
 
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 SAMPLES = "-samples.jsonl"
@@ -39,7 +40,7 @@ def source_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _replay_problem(folder: Path) -> str | None:
-    shards = [folder, folder / "replay"] if folder.is_dir() else []
+    shards = [folder, folder / REPLAY] if folder.is_dir() else []
     if any(next(place.rglob("*.parquet"), None) for place in shards if place.is_dir()):
         return None
     return f"{folder} holds no replay shards (*.parquet); give a run folder whose improve stage ran with replay.enabled"

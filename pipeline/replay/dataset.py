@@ -11,8 +11,12 @@ import numpy as np
 import torch
 
 from configs.schema import DataSource, ImproveOffline
+from configs.schema import Rollout as RolloutSettings
+from latent_control.analysis.measures import rollout_logp
+from latent_control.model import LatentActionLM
+from latent_control.off_policy import Logged
 from latent_control.records import RolloutBatch
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks.protocol import split_of
 
 COLUMNS = (
@@ -27,6 +31,8 @@ COLUMNS = (
     "world_hash",
     "level",
 )
+HELDOUT = "heldout_share"
+"""In a checkpoint's manifest: the share of prompts whose rollouts it was not trained on."""
 Versions = tuple[int, int]
 
 
@@ -49,7 +55,7 @@ class StoredRollouts:
     prompt_ids: tuple[str, ...]
     """P"""
     chances: np.ndarray
-    """[R], summing to 1: how often training draws each"""
+    """[R], summing to 1: the probability that training draws each"""
     unjudged: int = 0
     """Rollouts left out because the verifier had failed."""
 
@@ -57,7 +63,7 @@ class StoredRollouts:
         return len(self.rewards)
 
     def subset(self, kept: np.ndarray) -> StoredRollouts:
-        """The rollouts [R] bool marks, their prompts numbered anew."""
+        """The rollouts [R] bool marks, their prompts renumbered."""
         rows = np.flatnonzero(kept)
         there, prompts = np.unique(self.prompts[rows], return_inverse=True)
         chances = self.chances[rows]
@@ -112,9 +118,9 @@ class StoredRollouts:
 def read_rollouts(
     sources: Sequence[DataSource], *, world: str, versions: Versions | None = None, last_updates: int | None = None
 ) -> StoredRollouts:
-    """Rollouts of replay buffers whose codes mean what they mean to the model with hash ``world``.
+    """Rollouts of replay buffers that were made with the codebook and world model of hash ``world``.
 
-    ``versions``: only of these policies, first and last; ``last_updates``: only of each buffer's newest so many.
+    ``versions``: only of these policies, first and last; ``last_updates``: only of each buffer's last updates.
 
     Raises:
         ValueError: nothing is left, or a rollout was made with another codebook or world model, or at token level.
@@ -159,7 +165,7 @@ def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, 
         raise ValueError(
             f"the rollouts in {folder} were made with another codebook or world model (hash {foreign[:12]}, the "
             "checkpoint's is "
-            f"{world[:12]}): their codes mean something else; use a checkpoint with the actions stage of that run"
+            f"{world[:12]}): their codes have another meaning; use a checkpoint with the actions stage of that run"
         )
     return latent
 
@@ -169,6 +175,14 @@ def _within(rows: list[dict[str, Any]], versions: Versions | None, last_updates:
         newest = max(row["policy_version"] for row in rows)
         rows = [row for row in rows if row["policy_version"] > newest - last_updates]
     return rows if versions is None else [row for row in rows if versions[0] <= row["policy_version"] <= versions[1]]
+
+
+def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSettings) -> Logged:
+    """The rollouts as seen from ``model``'s policy, sampled as ``sampling`` says; one pass over them."""
+    logp = np.zeros(len(rollouts))
+    for rows, batch in rollouts.batches():
+        logp[rows] = rollout_logp(model, batch, temperature=sampling.temperature, top_k=sampling.top_k).cpu().numpy()
+    return Logged(log_ratios=logp - rollouts.behaviour_logp, rewards=rollouts.rewards, prompts=rollouts.prompts)
 
 
 def advantages(rollouts: StoredRollouts, baseline: str) -> np.ndarray:

@@ -40,7 +40,7 @@ from pipeline.rl.prompt_order import chunk_count, chunks, equal_chunk_count, pro
 from pipeline.rl.rollout_pool import Answer, PartLost, RolloutPool, this_node
 from pipeline.rl.worker_group import Crew
 from pipeline.rl.worker_health import Health
-from pipeline.runs.events import Trouble
+from pipeline.runs.errors import RunError
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
@@ -176,13 +176,13 @@ class LatentRL(Algorithm):
         """Build workers and learner (RLlib), then publish version 0.
 
         Raises:
-            Trouble: no worker could start.
+            RunError: no worker could start.
         """
         try:
             super().setup(config)
         except IndexError as error:
             # RLlib logs why, goes on, and stumbles over having no worker to ask.
-            raise Trouble(
+            raise RunError(
                 "no rollout worker could start: the log above says why ('Validation of EnvRunner failed!')"
             ) from error
         self.run_config: RunConfig = config.env_config["run"]
@@ -500,7 +500,7 @@ class LatentRL(Algorithm):
         """Rollouts that verifiers cannot judge are masked; too many of them for too long are no accident.
 
         Raises:
-            Trouble: ``improve.max_failed_share`` was exceeded in ``FAILING_UPDATES`` updates in a row.
+            RunError: ``improve.max_failed_share`` was exceeded in ``FAILING_UPDATES`` updates in a row.
         """
         rollouts, failures = sum(a.summary.rollouts for a in answers), sum(a.summary.failures for a in answers)
         reasons = Counter(reason for a in answers for reason in a.summary.failure_kinds)
@@ -512,7 +512,7 @@ class LatentRL(Algorithm):
                 )
         self.failing = self.failing + 1 if failures > self.improve.max_failed_share * rollouts else 0
         if self.failing >= FAILING_UPDATES:
-            raise Trouble(
+            raise RunError(
                 f"verifiers could not judge {failures} of {rollouts} rollouts ({reasons.most_common(1)[0][0]}), and "
                 "too many in the "
                 f"{FAILING_UPDATES - 1} updates before: repair the reward or the data (latent-control task check), "

@@ -3,43 +3,9 @@ no clock."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from configs.schema import Autoscale
-from pipeline.storage.atomic import write_atomic
-
-CONTROL = "control.json"
-"""In a run folder: ``{"rollout_workers": 3}``, written by ``latent-control scale``, read between updates; ``null``
-leaves it to the run."""
-
-
-def write_request(run_dir: Path, workers: int | None) -> None:
-    """Ask a run for so many rollout workers; ``None``: as many as it thinks right."""
-    write_atomic(run_dir / CONTROL, json.dumps({"rollout_workers": workers}).encode())
-
-
-def read_request(run_dir: Path) -> int | None:
-    """The rollout workers asked for, if any.
-
-    Raises:
-        ValueError: somebody wrote the file by hand, and wrong.
-    """
-    path = run_dir / CONTROL
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); write it with latent-control scale") from error
-    workers = content.get("rollout_workers") if isinstance(content, Mapping) else 0
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise ValueError(
-            f'{path} holds {content!r}; expected e.g. {{"rollout_workers": 3}}: write it with latent-control scale'
-        )
-    return workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

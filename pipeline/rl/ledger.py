@@ -24,13 +24,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.runs.layout import LEDGER
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import fsync_file, fsync_folder, sha256_file, write_atomic
 
-LEDGER = "ledger"
 STARTS, UNDONE = "_starts.jsonl", "_undone"  # Parquet readers pass over names that begin with _
-QUARANTINE = "quarantine"
-"""Folder of a run for the rollouts of skipped updates, in the replay buffer's form."""
 _METADATA = b"latent_control.ledger"
 _NAME = re.compile(r"updates-([0-9]{8})-([0-9]{8})-([0-9a-f]{8})\.parquet")
 

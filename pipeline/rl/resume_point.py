@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
-from pipeline.rl.ledger import LEDGER
+from pipeline.runs.layout import CHECKPOINTS, LEDGER, REPLAY
 from pipeline.storage import checkpoints
 
 
@@ -19,7 +19,7 @@ def resume_point(run_dir: Path, stage: str, *, stored: bool) -> tuple[Path | Non
     ledger or (with ``stored``) the replay buffer lacks something of the updates before it, and there is an older one
     that they lack nothing of.
     """
-    root = run_dir / "checkpoints"
+    root = run_dir / CHECKPOINTS
     found, skipped = checkpoints.newest_valid(root, stage)
     if found is None:
         return None, skipped
@@ -44,7 +44,7 @@ def whole_until(run_dir: Path, stage: str, *, stored: bool) -> tuple[float, str]
         last = part.last
     why = "; ".join([f"the ledger is whole up to update {last} only", *recorded.problems[:1]])
     if stored:
-        there = _stored_ids(run_dir / "replay")
+        there = _stored_ids(run_dir / REPLAY)
         for attempt in recorded.attempts:
             missing = [rollout for rollout in attempt.rollouts if rollout not in there]
             if attempt.outcome == "trained" and attempt.update <= last and missing:

@@ -15,7 +15,8 @@ from ray.exceptions import ObjectLostError, RayActorError
 from configs.schema import Cluster
 from pipeline.rl.worker_health import Health
 from pipeline.runs import interrupts
-from pipeline.runs.events import Say, Trouble, first_line
+from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.events import Say
 from rollout_workers.rollouts import RolloutRequest, RolloutSummary
 
 # A request that has cost this many workers their life is at fault itself.
@@ -24,7 +25,7 @@ COMING_BACK = 300.0
 """Seconds that workers which are all down at once have at least to come back: a restart loads the base LM anew."""
 
 
-class PartLost(Trouble):
+class PartLost(RunError):
     """Something went with its process or node that a run needs; built anew from the newest checkpoint, it loses and
     doubles nothing."""
 
@@ -122,7 +123,7 @@ class RolloutPool:
 
         Raises:
             TimeoutError: no worker came back in time.
-            Trouble: a request was lost with its worker too often, or workers die too often
+            RunError: a request was lost with its worker too often, or workers die too often
                 (``pipeline.rl.worker_health``).
             Stopped: the run was asked to end.
         """
@@ -280,7 +281,7 @@ class RolloutPool:
         blamed = requests[0]
         self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
         if self.losses[blamed.request_id] >= MOST_LOSSES:
-            raise Trouble(
+            raise RunError(
                 f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker "
                 f"{MOST_LOSSES} times; "
                 f"last: {first_line(error)}"
@@ -304,7 +305,7 @@ class RolloutPool:
             left=left,
         )
         if left < fewest:
-            raise Trouble(
+            raise RunError(
                 f"{left} rollout workers are left, fewer than cluster.min_workers={fewest}; the last died "
                 f"{row} times: {reason}"
             )

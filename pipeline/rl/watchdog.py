@@ -6,7 +6,7 @@ import faulthandler
 from pathlib import Path
 from types import TracebackType
 
-STALL = "stall.txt"
+from pipeline.runs.layout import STALL
 
 
 class Watchdog:

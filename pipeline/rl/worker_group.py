@@ -11,8 +11,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from configs.schema import RunConfig
-from pipeline.rl.autoscale import Demand, next_demand, read_request
+from pipeline.rl.autoscale import Demand, next_demand
 from pipeline.rl.rollout_pool import RolloutPool
+from pipeline.runs.control import read_request
 from pipeline.runs.events import Say
 
 JOIN_PATIENCE = 60.0

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from configs.schema import Cluster
-from pipeline.runs.events import Trouble
+from pipeline.runs.errors import RunError
 
 LONGEST_REST = 60.0
 
@@ -34,7 +34,7 @@ class Health:
         """Take note of a death; whether the worker is to be let go.
 
         Raises:
-            Trouble: that was one death too many for the whole run.
+            RunError: that was one death too many for the whole run.
         """
         self.deaths += 1
         self.in_a_row[worker] += 1
@@ -43,7 +43,7 @@ class Health:
         self._rests_until[worker] = self._clock() + rest
         self.leaving.discard(worker)
         if self.deaths > self.limits.max_worker_deaths:
-            raise Trouble(
+            raise RunError(
                 f"rollout workers died {self.deaths} times, more than "
                 f"cluster.max_worker_deaths={self.limits.max_worker_deaths}: "
                 "look at the reasons in the run's events.jsonl (latent-control diagnose RUN), or raise it"

@@ -1,4 +1,4 @@
-"""What every stage gets, and what it gives back."""
+"""Input and result of every stage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import RunConfig
+from pipeline.runs.layout import CHECKPOINTS
 from pipeline.runs.metrics_log import RunLog
 from rollout_workers.tasks import Task
 
@@ -23,7 +24,7 @@ class StageContext:
     @property
     def checkpoints(self) -> Path:
         """Where stages leave their results (``<stage>``) and their intermediate states (``<stage>-<update>``)."""
-        return self.run_dir / "checkpoints"
+        return self.run_dir / CHECKPOINTS
 
     def result(self, stage: str) -> Path:
         """The folder of a stage's final checkpoint."""

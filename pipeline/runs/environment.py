@@ -1,11 +1,12 @@
-"""On what a run ran: versions, machine, commit. Written into its folder when it starts, so that it can be done
-again."""
+"""Versions, machine and commit of a run, written into its folder at each start so that it can be reproduced."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import psutil
 
 from pipeline.runs import manifest
-from pipeline.tracking.tracker import git_commit
+from pipeline.runs.layout import (
+    ENVIRONMENT,
+)
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "latent-control",
     "torch",
@@ -78,3 +80,24 @@ def _gpus() -> list[str]:
     return (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
+
+
+def git_commit() -> str:
+    """The commit this code was run from, ``-dirty`` when changed since; empty outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=environment
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def calm_libraries() -> None:
+    """Keep progress bars and upgrade advice of libraries out of the run's own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)

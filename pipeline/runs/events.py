@@ -1,4 +1,5 @@
-"""What befell a run, a line each in ``<run>/events.jsonl``: what ``latent-control diagnose`` goes by."""
+"""Appends to and reads ``events.jsonl``, one checksummed JSON object per event of a run, for ``latent-control
+diagnose``."""
 
 from __future__ import annotations
 
@@ -8,22 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.runs.layout import EVENTS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
 
-EVENTS = "events.jsonl"
-
 Say = Callable[..., None]
 """``say(text, kind, **facts)``; without a kind the text is for the display only."""
-
-
-class Trouble(RuntimeError):
-    """What ends a run and is no defect of the code: its message is for the user, with the remedy."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details: Ray's messages are pages."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
 
 class Events:
@@ -34,8 +25,8 @@ class Events:
         self._path = run_dir / EVENTS
 
     def note(self, kind: str, text: str, **facts: Any) -> None:
-        """``note("worker_lost", "worker 2 died: ...", worker=2)``; never raises on account of a full disk: it is about
-        trouble."""
+        """``note("worker_lost", "worker 2 died: ...", worker=2)``; a full disk raises nothing: events report
+        failures."""
         line = checksummed_jsonl.line({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
         try:
             torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
@@ -56,7 +47,7 @@ class Events:
 
 
 def read_events(run_dir: Path) -> list[Mapping[str, Any]]:
-    """All whole lines, oldest first; none where there is no file."""
+    """All valid events, oldest first; none without a file."""
     return [record for record in checksummed_jsonl.read(run_dir / EVENTS)[0] if isinstance(record.get("kind"), str)]
 
 

@@ -1,4 +1,4 @@
-"""How long the stages of a run may take, by the last run of the same settings beside it."""
+"""Expected seconds of each stage, from the newest run with the same settings in the same folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.runs.events import read_events
+from pipeline.runs.layout import CONFIG, SUMMARY
+from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 NEIGHBOURS = 5
-"""So many of the newest runs beside this one are looked at."""
-SECTIONS = {"base": "base", "reclone": "clone", "token_level": "improve", "evaluate": "evaluation", "pages": "explorer"}
-"""Section of the config of stages that are not called as theirs."""
+"""Newest runs in the same folder that are searched."""
+SECTIONS = {stage.name: stage.section.partition(".")[0] for stage in STAGES} | {
+    EVALUATE: "evaluation",
+    PAGES: "explorer",
+}
+"""Section of the config that each stage's time depends on."""
 EVERYWHERE = ("base", "task", "reward", "rollout", "cluster")
 """What may make any stage slower."""
 
@@ -34,8 +38,8 @@ def expected_seconds(run_dir: Path, config: RunConfig) -> dict[str, float]:
         if sum(event["kind"] == "started" for event in read_events(folder)) != 1:
             continue  # a resumed stage took longer than was noted
         for stage, seconds in took.items():
-            section = SECTIONS.get(stage, stage)
-            if getattr(other, section, None) == getattr(config, section, None):
+            section = SECTIONS.get(stage)
+            if section is None or getattr(other, section) == getattr(config, section):
                 found.setdefault(stage, seconds)
     return found
 

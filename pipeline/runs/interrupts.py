@@ -56,8 +56,8 @@ def listening() -> Iterator[None]:
 
 
 def listen_again() -> None:
-    """After a library has put handlers of its own (``ray.init`` does); a signal that the process was told to ignore
-    stays ignored."""
+    """Install the handlers again after a library replaced them (``ray.init`` does); a signal that the process
+    ignores stays ignored."""
     if _watch.listening and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:

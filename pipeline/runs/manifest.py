@@ -1,4 +1,4 @@
-"""The small files of a run folder, each known by its hash, so that damage to one does not go unnoticed.
+"""Hashes of the small files of a run folder, so that damage is detected.
 
 ``<run>/manifest.json`` has two hashes of each: the one in force, and the one before or to come (a kill may fall between
 the two writes); of the config it has the text, too, so that it can be put back.
@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.events import EVENTS
+from pipeline.runs.layout import CONFIG, EVALUATION, EVENTS, MANIFEST, MLFLOW, OUTCOMES, SUMMARY, stage_record
 from pipeline.storage.atomic import sealed, sha256_file, unseal, write_atomic
 
-MANIFEST = "manifest.json"
-_PATTERNS = ("config.yaml", "summary.json", "stages/*.json", "evaluation.json", "evaluation.parquet", "mlflow.json")
+_PATTERNS = (CONFIG, SUMMARY, stage_record("*"), EVALUATION, OUTCOMES, MLFLOW)
 
 
 def put(run_dir: Path, name: str, data: bytes, *, keep: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""What a run says while it works: ``metrics.jsonl``, the tracker, and one display (``pipeline.console.displays``)."""
+"""Reads and writes ``metrics.jsonl``, one checksummed JSON object per line.
+
+The writer also feeds tracker and display.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from pipeline.console.displays import Display, automatic
 from pipeline.console.progress import Ahead
 from pipeline.runs import interrupts
 from pipeline.runs.events import Events
+from pipeline.runs.layout import METRICS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
 
-METRICS = "metrics.jsonl"
 _RESERVED = ("stage", "step", "time", "crc32")
 
 
@@ -25,18 +28,26 @@ class _Tracker(Protocol):
 
 
 def records(path: Path) -> list[Mapping[str, Any]]:
-    """The whole lines of a ``metrics.jsonl``; none where there is no such file."""
+    """The records of a ``metrics.jsonl`` in order; none where there is no such file.
+
+    A torn line and a line whose checksum fails are skipped: its numbers are not what was logged.
+    """
     found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     return [record for line in found if (record := _record(line)) is not None]
 
 
 def total(path: Path, stage: str, metric: str) -> float:
     """Sum of ``metric`` over the steps of ``stage`` in a ``metrics.jsonl``: earlier starts of the run count too."""
-    return sum(float(r.get(metric) or 0.0) for r in records(path) if r.get("stage") == stage)
+    return sum(series(path, stage, metric))
+
+
+def series(path: Path, stage: str, metric: str) -> list[float]:
+    """Values of ``metric`` at the steps of ``stage`` that logged a finite one, in the order of the file."""
+    return [float(r[metric]) for r in records(path) if r.get("stage") == stage and r.get(metric) is not None]
 
 
 class RunLog:
-    """Writes ``run_dir/metrics.jsonl`` and shows how the run gets on.
+    """Writes ``run_dir/metrics.jsonl`` and shows the progress of the run.
 
     Each line is ``{"stage": "improve", "step": 42, "time": <unix s>, "reward": 0.5, ..., "crc32": "..."}``, written as
     it happens; numbers that are not finite are null. ``quiet`` shows nothing, but writes all the same; ``display`` says
@@ -65,7 +76,7 @@ class RunLog:
             self.display.close()
 
     def begin(self, stage: str, total_updates: int) -> None:
-        """A stage of so many updates (0: it counts none) starts; what an earlier start logged of it counts as done."""
+        """A stage of ``total_updates`` (0: it has none) starts; what an earlier start logged of it counts as done."""
         earlier = [(int(r["step"]), _numbers(r)) for r in records(self.path) if r.get("stage") == stage]
         self.display.stage_begins(stage, total_updates, earlier)
 

@@ -12,8 +12,10 @@ from configs.loading import load_config
 from configs.paths import nothing_at
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
-from pipeline.runs.metrics_log import METRICS, records
-from pipeline.runs.status import CONFIG, SUMMARY, Overview, overview
+from pipeline.runs.layout import CONFIG, METRICS, REPLAY, SUMMARY
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import LATENT_STAGES
+from pipeline.runs.status import Overview, overview
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,24 +24,22 @@ if TYPE_CHECKING:
     from latent_control.model import LatentActionLM
 
 _NOT_METRICS = ("stage", "step", "time", "crc32")
-LATENT_STAGES = ("improve", "improve_offline", "reclone", "finetune", "clone", "actions")
-"""Stages whose result has a latent policy, the last one of a run first."""
 
 
 class Run:
     """A run folder. ``open_run("runs/first").metrics("improve").reward.plot()``
 
-    Nothing is kept open and nothing is locked: a run that works on is read as it stands, anew at each call.
+    Nothing is kept open or locked: a run at work is read again at each call.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """``ValueError`` when ``folder`` is no run folder."""
+        """``ValueError`` when ``folder`` is not a run folder."""
         self.folder = Path(folder).absolute()
         if not self.folder.is_dir():
             raise ValueError(nothing_at(self.folder))
         if not (self.folder / CONFIG).is_file():
             raise ValueError(
-                f"{self.folder} is no run folder: it has no {CONFIG}; runs lie in runs/ unless --run-dir said otherwise"
+                f"{self.folder} is not a run folder: it has no {CONFIG}; runs are in runs/ unless --run-dir was given"
             )
 
     @cached_property
@@ -89,16 +89,17 @@ class Run:
         )
 
     def rollouts(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The replay buffer, one row per rollout (columns: ``pipeline.replay.writer.SCHEMA``), oldest policy first.
+        """The replay buffer, one row per rollout (columns: ``pipeline.replay.schema.SCHEMA``), oldest policy first.
 
         Raises:
             ValueError: there is no such column, or the run stored no rollouts.
         """
         import pandas as pd
 
-        from pipeline.replay.writer import SCHEMA, ReplayReader
+        from pipeline.replay.reader import ReplayReader
+        from pipeline.replay.schema import SCHEMA
 
-        if not (self.folder / "replay").is_dir():
+        if not (self.folder / REPLAY).is_dir():
             raise ValueError(
                 f"{self.folder.name} stored no rollouts: it has not reached reinforcement learning, or replay.enabled "
                 "is false"

@@ -1,4 +1,4 @@
-"""What lies in run folders, without opening a model: which runs there are, where each stands, what it found."""
+"""Status, progress and result of the runs in a folder, read without opening a model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
-from pipeline.runs.metrics_log import METRICS
+from pipeline.runs.layout import CONFIG, METRICS, PROCESS, SUMMARY
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import planned, settings_of
 from pipeline.storage.atomic import write_atomic
 
-CONFIG, SUMMARY, PROCESS = "config.yaml", "summary.json", "process.json"
 SILENT_SECONDS = 600.0
-"""A run on another machine that has logged nothing for so long is taken for interrupted."""
+"""A run on another machine that has logged nothing for this long counts as interrupted."""
 
 
 @contextmanager
 def at_work(run_dir: Path) -> Iterator[None]:
-    """Leaves word in ``run_dir`` that this process is at it, for as long as it is."""
+    """Record host and process id in ``run_dir`` while this process works on it."""
     path = run_dir / PROCESS
     write_atomic(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode())
     try:
@@ -60,7 +61,7 @@ class Overview:
 
 
 def overview(folder: Path) -> Overview:
-    """Where the run in ``folder`` stands."""
+    """Status and progress of the run in ``folder``."""
     try:
         config = load_config(folder / CONFIG, check_paths=False)
         summary = _json(folder / SUMMARY)
@@ -87,7 +88,7 @@ def overview(folder: Path) -> Overview:
 
 def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
     """Whether a run has all its stages and its evaluation."""
-    done = set(config.stages) - {"evaluate"} <= summary.get("stages", {}).keys()
+    done = {stage.name for stage in planned(config)} <= summary.get("stages", {}).keys()
     return done and (config.evaluation is None or "evaluation" in summary)
 
 
@@ -103,12 +104,7 @@ def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modifie
 
 
 def _total(config: RunConfig, stage: str) -> int:
-    section = (
-        config.base.train
-        if stage == "base"
-        else getattr(config, {"reclone": "clone", "token_level": "improve"}.get(stage, stage), None)
-    )
-    return int(getattr(section, "updates", 0))
+    return int(getattr(settings_of(config, stage), "updates", 0))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -116,17 +112,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _last_lines(path: Path) -> tuple[dict[str, Any], float | None]:
-    """(the last record, the last reward); a line that is being written does not count."""
-    last: dict[str, Any] = {}
-    reward = None
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    last = json.loads(line)
-                    reward = last.get("reward", reward)
-    return last, reward
+def _last_lines(path: Path) -> tuple[Mapping[str, Any], float | None]:
+    """(the last record, the last reward)."""
+    found = records(path)
+    rewards = (record["reward"] for record in reversed(found) if "reward" in record)
+    return found[-1] if found else {}, next(rewards, None)
 
 
 def runs_in(folder: Path) -> list[Overview]:
@@ -136,14 +126,14 @@ def runs_in(folder: Path) -> list[Overview]:
         ValueError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; runs lie in runs/ unless --run-dir said otherwise")
+        raise ValueError(f"{folder} is not a folder; runs are in runs/ unless --run-dir was given")
     found = [overview(path) for path in sorted(folder.iterdir()) if (path / CONFIG).is_file()]
     if not found:
         raise ValueError(f"no run folder (with a {CONFIG}) lies directly in {folder}; give the folder that holds them")
     return sorted(found, key=lambda run: run.modified, reverse=True)
 
 
-HEAD = ("run", "status", "stage", "updates", "reward", "success", "of", "stages took", "last line")
+HEAD = ("run", "status", "stage", "updates", "reward", "success", "model", "wall time", "last activity")
 
 
 def cells(run: Overview, now: float) -> list[str]:

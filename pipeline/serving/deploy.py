@@ -1,4 +1,4 @@
-"""``serve``: a service on Ray Serve, on this machine only unless told otherwise."""
+"""``serve``: a service on Ray Serve, by default on this machine only."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ INSTALL = "pip install -c requirements.lock -e '.[serve]'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """``Settings(folder=Path("exported"), name="first")``: one replica on one CPU, reached from this machine only."""
+class ServingSettings:
+    """``ServingSettings(folder=Path("exported"), name="first")``: one replica on one CPU, reached from this
+    machine only."""
 
     folder: Path
     name: str
@@ -45,7 +46,7 @@ class Settings:
     base: str | None = None
 
 
-def check(settings: Settings) -> None:
+def check(settings: ServingSettings) -> None:
     """``ValueError`` for what would fail only in a replica."""
     if not is_export(settings.folder):
         raise ValueError(f"{settings.folder} is no export; make one with latent-control export RUN -o FOLDER")
@@ -65,7 +66,7 @@ def check(settings: Settings) -> None:
     del serve
 
 
-def require_port(settings: Settings) -> None:
+def require_port(settings: ServingSettings) -> None:
     """``ValueError`` when the address cannot be bound to (on a cluster that is the head node's business)."""
     if settings.address != "local":
         return
@@ -78,14 +79,14 @@ def require_port(settings: Settings) -> None:
         ) from error
 
 
-def application(settings: Settings) -> Any:
+def application(settings: ServingSettings) -> Any:
     """The Ray Serve application."""
     from ray import serve
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response, StreamingResponse
 
-    from pipeline.serving.protocol import Answer, Refused
-    from pipeline.serving.service import Row, Service
+    from pipeline.serving.protocol import DecodedRow, RefusedRequest
+    from pipeline.serving.service import DecodingRow, Service
 
     @serve.deployment(
         name="latent-control",
@@ -104,13 +105,15 @@ def application(settings: Settings) -> Any:
             )
 
         @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)
-        async def decode(self, rows: list[Row]) -> list[Answer]:
+        async def decode(self, rows: list[DecodingRow]) -> list[DecodedRow]:
             # In a thread: requests are read, and health checks answered, meanwhile.
             return await asyncio.to_thread(self.service.decode, rows)
 
         async def __call__(self, request: Request) -> Response:
             if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
-                refusal = Refused(f"the body has more than {LARGEST_BODY} bytes: send fewer prompts at once", 413)
+                refusal = RefusedRequest(
+                    f"the body has more than {LARGEST_BODY} bytes: send fewer prompts at once", 413
+                )
                 return JSONResponse(refusal.body(), status_code=refusal.status)
             reply = await self.service.respond(request.method, request.url.path, await request.body(), self.decode)
             if isinstance(reply.body, dict):
@@ -121,8 +124,8 @@ def application(settings: Settings) -> Any:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[str]:
-    """The application on Ray, for the length of a block; yields its address."""
+def running(settings: ServingSettings) -> Iterator[str]:
+    """The application on Ray for the duration of a block; yields its address."""
     from ray import serve
 
     with joined(settings.address, settings.replicas * settings.threads + 1):
@@ -140,7 +143,7 @@ def running(settings: Settings) -> Iterator[str]:
             serve.shutdown()
 
 
-def serve_forever(settings: Settings, say: Callable[[str], None]) -> None:
+def serve_forever(settings: ServingSettings, say: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:

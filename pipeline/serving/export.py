@@ -1,4 +1,4 @@
-"""``export``: a policy with all it needs to answer, and nothing of what trained it. Safetensors and JSON only.
+"""``export``: a policy with all it needs for inference, without training state. Safetensors and JSON only.
 
 The folder is a checkpoint like any other (``evaluate`` and ``search`` take it) without the inverse dynamics model, and
 a model that ``AutoModelForCausalLM`` loads: with tokenizer, generation defaults and ``provenance.json``.
@@ -21,18 +21,23 @@ from latent_control.model import LatentActionLM
 from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.pretrained import CONFIG as LATENT
 from latent_control.text import load_tokenizer
-from pipeline.experiments.off_policy import POLICY_STAGES, RUN_CONFIG, checkpoint_of
+from pipeline.runs.environment import git_commit
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import SUMMARY, TOKEN_INFO
+from pipeline.runs.policies import checkpoint_of
+from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
-from pipeline.tracking.tracker import git_commit, without_password
+from pipeline.tracking.uris import without_password
 
 PROVENANCE, FORMAT = "provenance.json", 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is exported: ``Source(checkpoint=Path("runs/first/checkpoints/improve"), run_dir=Path("runs/first"))``."""
+    """The source of an export: ``Source(checkpoint=Path("runs/first/checkpoints/improve"),
+    run_dir=Path("runs/first"))``."""
 
     checkpoint: Path
     run_dir: Path | None
@@ -61,8 +66,6 @@ def find(target: Path) -> Source:
         source = Source(checkpoint=checkpoint, run_dir=run_dir)
     folder = source.checkpoint
     if not (folder / LATENT).is_file():
-        from pipeline.stages.improve import TOKEN_INFO  # RLlib takes seconds to import
-
         if (folder / TOKEN_INFO).is_file():
             raise ValueError(
                 f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent"
@@ -72,7 +75,7 @@ def find(target: Path) -> Source:
         )
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}); take another checkpoint, or train that stage again")
-    if (stage := _info(folder).get("stage")) == "actions":
+    if (stage := _info(folder).get("stage")) == ACTIONS:
         raise ValueError(
             f"the policy in {folder} is untrained: stage {stage} only finds codes; export one of "
             f"{', '.join(POLICY_STAGES)}"
@@ -127,8 +130,8 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
     """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
     manifest = source.checkpoint / checkpoints.MANIFEST
     found = None
-    if source.run_dir is not None and (source.run_dir / "summary.json").is_file():
-        found = json.loads((source.run_dir / "summary.json").read_text()).get("evaluation")
+    if source.run_dir is not None and (source.run_dir / SUMMARY).is_file():
+        found = json.loads((source.run_dir / SUMMARY).read_text()).get("evaluation")
     settings = None if config is None else config.model_dump(mode="json")
     if settings and settings["tracking"]["uri"]:
         settings["tracking"]["uri"] = without_password(settings["tracking"]["uri"])

@@ -1,5 +1,4 @@
-"""What a request for completions may say, and how an answer is worded: OpenAI's protocol with codes. Knows nothing of
-HTTP or Ray."""
+"""Requests and replies of completions: OpenAI's protocol with codes. Independent of HTTP and Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ Allowed = list[StrictInt] | list[list[StrictInt] | None]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Refused(ValueError):
+class RefusedRequest(ValueError):
     """A request that cannot be served, with its HTTP status and the argument that is wrong."""
 
     def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
@@ -42,13 +41,13 @@ class Refused(ValueError):
         self.status, self.param = status, param
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI words errors."""
+        """The error in OpenAI's format."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
 class Request(BaseModel):
-    """What both kinds of requests have in common."""
+    """The fields common to both kinds of requests."""
 
     model_config = ConfigDict(extra="forbid")
     model: StrictStr | None = None
@@ -90,8 +89,8 @@ class ChatRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the served model can do: ``Limits(model="first", num_actions=64, span=1, positions=2048, max_tokens=16,
+class ModelLimits:
+    """Limits of the served model: ``ModelLimits(model="first", num_actions=64, span=1, positions=2048, max_tokens=16,
     vocabulary=49152)``."""
 
     model: str
@@ -107,7 +106,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class DecodeRequest:
     """One row to decode."""
 
     prompt: tuple[int, ...]
@@ -121,7 +120,7 @@ class Ask:
 
 
 @dataclass(kw_only=True)
-class Answer:
+class DecodedRow:
     """One decoded row, also while it is being decoded."""
 
     text: str = ""
@@ -131,7 +130,7 @@ class Answer:
     finish_reason: str | None = None
 
     def extras(self) -> dict[str, Any]:
-        """What a reply says beyond OpenAI's: which code produced each token."""
+        """Fields of a reply beyond OpenAI's: which code produced each token."""
         return {"codes": self.codes, "code_logprobs": [round(x, 6) for x in self.code_logp], "token_ids": self.tokens}
 
 
@@ -139,17 +138,17 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in a body.
 
     Raises:
-        Refused: it is no JSON, or says something that cannot be done.
+        RefusedRequest: it is no JSON, or says something that cannot be done.
     """
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no JSON: {error}") from error
+        raise RefusedRequest(f"the body is no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise Refused(f"the body is a JSON {type(content).__name__}; send an object with the arguments by name")
+        raise RefusedRequest(f"the body is a JSON {type(content).__name__}; send an object with the arguments by name")
     for name, neutral in NEUTRAL.items():
         if (value := content.pop(name, None)) not in (None, neutral):
-            raise Refused(
+            raise RefusedRequest(
                 f"{name}={json.dumps(value)[:80]} is not supported: codes are sampled by temperature and top_k",
                 param=name,
             )
@@ -162,44 +161,46 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
         # Of a union each member has its say; the argument's name is what they share.
         said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
         known = f"; known are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise Refused(f"{name}: {said}, got {_shown(content, name)}{known}", param=name) from error
+        raise RefusedRequest(f"{name}: {said}, got {_shown(content, name)}{known}", param=name) from error
 
 
 def _shown(content: dict[str, Any], name: str) -> str:
     return json.dumps(content[name])[:80] if name in content else "nothing"
 
 
-def asks_of(request: Request, prompts: Sequence[Sequence[int]], limits: Limits) -> list[Ask]:
-    """The rows a request asks for: ``n`` of each prompt (token ids), one after the other.
+def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: ModelLimits) -> list[DecodeRequest]:
+    """The rows that a request needs: ``n`` of each prompt (token ids), one after the other.
 
     Raises:
-        Refused: another model is asked for, a number does not fit it, or there are too many rows.
+        RefusedRequest: another model is asked for, a number does not fit it, or there are too many rows.
     """
     if request.model is not None and request.model != limits.model:
-        raise Refused(f"the model {request.model!r} is not served here; {limits.model!r} is", 404, "model")
+        raise RefusedRequest(f"the model {request.model!r} is not served here; {limits.model!r} is", 404, "model")
     rows = len(prompts) * request.n
     if not 1 <= rows <= MOST_ROWS:
-        raise Refused(
+        raise RefusedRequest(
             f"{len(prompts)} prompts x n={request.n} are {rows} rows: send 1 to {MOST_ROWS} in a request",
             param="prompt",
         )
     wanted = request.max_tokens or getattr(request, "max_completion_tokens", None) or limits.max_tokens
     if wanted is None:
-        raise Refused("max_tokens is missing, and the model has no default", param="max_tokens")
+        raise RefusedRequest("max_tokens is missing, and the model has no default", param="max_tokens")
     for prompt in prompts:
         _require_fit(prompt, wanted, limits)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stop) > MOST_STOPS or "" in stop:
-        raise Refused(f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty", param="stop")
+        raise RefusedRequest(f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty", param="stop")
     codes = _each(request.codes, rows, "codes")
     allowed = _each(request.allowed_codes, rows, "allowed_codes")
     try:
         make_guide(codes, allowed, rows=rows, num_actions=limits.num_actions, span=limits.span)
     except ValueError as error:
-        raise Refused(str(error), param="codes" if str(error).startswith("codes") else "allowed_codes") from error
+        raise RefusedRequest(
+            str(error), param="codes" if str(error).startswith("codes") else "allowed_codes"
+        ) from error
     start = secrets.randbits(31) if request.seed is None else request.seed
     return [
-        Ask(
+        DecodeRequest(
             prompt=tuple(prompts[row // request.n]),
             max_tokens=wanted,
             temperature=limits.temperature if request.temperature is None else request.temperature,
@@ -213,15 +214,15 @@ def asks_of(request: Request, prompts: Sequence[Sequence[int]], limits: Limits) 
     ]
 
 
-def _require_fit(prompt: Sequence[int], wanted: int, limits: Limits) -> None:
+def _require_fit(prompt: Sequence[int], wanted: int, limits: ModelLimits) -> None:
     if not prompt:
-        raise Refused("a prompt has no tokens: send some text", param="prompt")
+        raise RefusedRequest("a prompt has no tokens: send some text", param="prompt")
     if unknown := [token for token in prompt if not 0 <= token < limits.vocabulary]:
-        raise Refused(
+        raise RefusedRequest(
             f"the prompt has the token {unknown[0]}: the model's are 0 to {limits.vocabulary - 1}", param="prompt"
         )
     if limits.positions is not None and len(prompt) + wanted > limits.positions:
-        raise Refused(
+        raise RefusedRequest(
             f"a prompt of {len(prompt)} tokens and max_tokens={wanted} are more than the model's {limits.positions} "
             "positions: "
             "shorten one of them",
@@ -235,7 +236,7 @@ def _each(given: Any, rows: int, name: str) -> list[Any] | None:
         return None
     entries = [given] if is_one_row(given, name) else given
     if rows % len(entries):
-        raise Refused(
+        raise RefusedRequest(
             f"{name} is given for {len(entries)} rows, but there are {rows}: give one list for all, or one for each",
             param=name,
         )
@@ -276,14 +277,14 @@ def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How the replies to one request are worded."""
+    """Formats the replies to one request."""
 
     chat: bool
     model: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[Answer], prompt_tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[DecodedRow], prompt_tokens: int) -> dict[str, Any]:
         """The reply with all rows."""
         choices = [
             {
@@ -299,7 +300,7 @@ class Wording:
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
         return self._head("") | {"choices": choices, "usage": usage}
 
-    def piece(self, index: int, text: str, part: Answer) -> dict[str, Any]:
+    def piece(self, index: int, text: str, part: DecodedRow) -> dict[str, Any]:
         """One event of a stream: what is new in row ``index``."""
         extras = {"codes": part.codes, "token_ids": part.tokens}
         return self._head(".chunk") | {

@@ -1,5 +1,4 @@
-"""An export in MLflow's model registry: models from code, with signature, version and alias. Nothing of it is a
-pickle."""
+"""An export in MLflow's model registry: models from code, with signature, version and alias. It contains no pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ from typing import Any
 import latent_control
 from latent_control.pretrained import base_path
 from pipeline.serving.export import base_inside, read_provenance, weight_problems
-from pipeline.tracking.tracker import Store, quiet_mlflow, without_password
+from pipeline.tracking.mlflow_store import MlflowStore, quiet_mlflow
+from pipeline.tracking.uris import without_password
 
 CODE = Path(__file__).with_name("mlflow_model.py")
 # What the model needs where it is loaded; latent_control itself travels along.
@@ -54,7 +54,7 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
 
     try:
         with _pointed_at(mlflow, store):
-            place = Store(store, experiment, folder)
+            place = MlflowStore(store, experiment, folder)
             place.open()
             version = _log(mlflow, folder, name, place.experiment_id)
             client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)

@@ -19,32 +19,32 @@ from latent_control.decoding.guide import make_guide
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from pipeline.serving.protocol import (
-    Answer,
-    Ask,
     ChatRequest,
     CompletionRequest,
-    Limits,
-    Refused,
+    DecodedRow,
+    DecodeRequest,
+    ModelLimits,
+    RefusedRequest,
     Request,
     TextStream,
     Wording,
-    asks_of,
     decode,
+    decode_requests,
     parse,
 )
 
-Event = tuple[int, str, Answer] | None
+Event = tuple[int, str, DecodedRow] | None
 """Row, its new text, its new tokens and codes; ``None``: no more of any row."""
 
 
 @dataclass(kw_only=True)
-class Row:
+class DecodingRow:
     """A row on its way: what is asked, and who is to hear of each token."""
 
-    ask: Ask
+    ask: DecodeRequest
     stream: TextStream | None
     """``None``: nobody looks at the text before the end"""
-    heard: Callable[[str, Answer], None] | None = None
+    heard: Callable[[str, DecodedRow], None] | None = None
     sent: int = 0
 
     def push(self, token: int, code: int) -> bool:
@@ -53,7 +53,7 @@ class Row:
             return False
         self.stream.push(token)
         if self.heard is not None:
-            self.heard(self.fresh(self.stream.safe()), Answer(tokens=[token], codes=[code]))
+            self.heard(self.fresh(self.stream.safe()), DecodedRow(tokens=[token], codes=[code]))
         return self.stream.stopped
 
     def fresh(self, text: str) -> str:
@@ -62,7 +62,7 @@ class Row:
         return new
 
 
-Decode = Callable[[Row], Awaitable[Answer]]
+Decode = Callable[[DecodingRow], Awaitable[DecodedRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Service:
         ends = model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [-1 if ends is None else ends]
         sampled, config = model.generation_config.do_sample, self.latent.config
-        self.limits = Limits(
+        self.limits = ModelLimits(
             model=name,
             num_actions=config.num_actions,
             span=config.span,
@@ -101,21 +101,21 @@ class Service:
         """The reply to one HTTP request; ``decode_row`` collects rows into batches."""
         try:
             return await self._respond(method, path.rstrip("/"), body, decode_row)
-        except Refused as refusal:
+        except RefusedRequest as refusal:
             return Reply(status=refusal.status, body=refusal.body())
 
     async def _respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
         kinds: dict[str, type[Request]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
         pages: dict[str, dict[str, Any]] = {"/health": {"status": "ok"}, "/v1/models": self._models()}
         if path not in kinds and path not in pages:
-            raise Refused(f"there is nothing at {path or '/'}; there are {', '.join([*kinds, *pages])}", 404)
+            raise RefusedRequest(f"there is nothing at {path or '/'}; there are {', '.join([*kinds, *pages])}", 404)
         if method != (needed := "GET" if path in pages else "POST"):
-            raise Refused(f"{path} takes {needed}, not {method}", 405)
+            raise RefusedRequest(f"{path} takes {needed}, not {method}", 405)
         if path in pages:
             return Reply(status=200, body=pages[path])
         request = parse(body, kinds[path])
         prompts = self._prompts(request)
-        asks = asks_of(request, prompts, self.limits)
+        asks = decode_requests(request, prompts, self.limits)
         wording = Wording(chat=isinstance(request, ChatRequest), model=self.limits.model)
         if request.stream:
             return Reply(status=200, body=self._events(asks, wording, decode_row))
@@ -133,7 +133,9 @@ class Service:
         """Token ids of each prompt."""
         if isinstance(request, ChatRequest):
             if not self.tokenizer.chat_template:
-                raise Refused("the model's tokenizer has no chat template: use /v1/completions", param="messages")
+                raise RefusedRequest(
+                    "the model's tokenizer has no chat template: use /v1/completions", param="messages"
+                )
             turns = [message.model_dump() for message in request.messages]
             return [
                 self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -144,23 +146,23 @@ class Service:
             given = [given]
         return [self.tokenizer(item).input_ids if isinstance(item, str) else list(item) for item in given]
 
-    def _row(self, ask: Ask, heard: Callable[[str, Answer], None] | None = None) -> Row:
+    def _row(self, ask: DecodeRequest, heard: Callable[[str, DecodedRow], None] | None = None) -> DecodingRow:
         watched = bool(ask.stop) or heard is not None
-        return Row(ask=ask, stream=TextStream(self.tokenizer, ask.stop) if watched else None, heard=heard)
+        return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, ask.stop) if watched else None, heard=heard)
 
-    async def _events(self, asks: Sequence[Ask], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
+    async def _events(self, asks: Sequence[DecodeRequest], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
         """Server-sent events, as tokens come."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
-        def listener(index: int) -> Callable[[str, Answer], None]:
-            def heard(text: str, part: Answer) -> None:  # in the decoding thread
+        def listener(index: int) -> Callable[[str, DecodedRow], None]:
+            def heard(text: str, part: DecodedRow) -> None:  # in the decoding thread
                 loop.call_soon_threadsafe(events.put_nowait, (index, text, part))
 
             return heard
 
-        async def follow(index: int, row: Row) -> None:
+        async def follow(index: int, row: DecodingRow) -> None:
             answer = await decode_row(row)
-            events.put_nowait((index, row.fresh(answer.text), Answer(finish_reason=answer.finish_reason)))
+            events.put_nowait((index, row.fresh(answer.text), DecodedRow(finish_reason=answer.finish_reason)))
 
         async def follow_all() -> None:
             try:
@@ -178,16 +180,16 @@ class Service:
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
-    def decode(self, rows: Sequence[Row]) -> list[Answer]:
+    def decode(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
         """Decode a batch. Rows are the same whoever their neighbours are."""
         places = sorted(range(len(rows)), key=lambda place: _kind(rows[place].ask))
-        answers: dict[int, Answer] = {}
+        answers: dict[int, DecodedRow] = {}
         for _, group in groupby(places, key=lambda place: _kind(rows[place].ask)):
             together = list(group)
             answers |= dict(zip(together, self._decode_alike([rows[place] for place in together]), strict=True))
         return [answers[place] for place in range(len(rows))]
 
-    def _decode_alike(self, rows: Sequence[Row]) -> list[Answer]:
+    def _decode_alike(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
         """Rows of one temperature and top-k."""
         asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
         width = max(len(ask.prompt) for ask in asks)
@@ -214,10 +216,10 @@ class Service:
         )
         return [self._answer(row, out, index) for index, row in enumerate(rows)]
 
-    def _answer(self, row: Row, out: Generation, index: int) -> Answer:
+    def _answer(self, row: DecodingRow, out: Generation, index: int) -> DecodedRow:
         length = int(out.lengths[index])
         tokens = out.tokens[index, :length].tolist()
-        return Answer(
+        return DecodedRow(
             text=row.stream.text if row.stream is not None else decode(self.tokenizer, tokens),
             tokens=tokens,
             codes=out.actions[index, :length].tolist(),
@@ -226,5 +228,5 @@ class Service:
         )
 
 
-def _kind(ask: Ask) -> tuple[float, int]:
+def _kind(ask: DecodeRequest) -> tuple[float, int]:
     return ask.temperature, ask.top_k or 0

@@ -21,9 +21,10 @@ from configs.schema import Improve, RunConfig
 from latent_control.model import LatentActionConfig
 from latent_control.pretrained import base_path, read_config, with_policy
 from pipeline.cluster.connect import connected
-from pipeline.replay.writer import ReplayActor, ReplayWriter
+from pipeline.replay.actor import ReplayActor
+from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.algorithm import BROKEN, LatentRL, algorithm_config
-from pipeline.rl.ledger import QUARANTINE, Ledger
+from pipeline.rl.ledger import Ledger
 from pipeline.rl.resume_point import resume_point
 from pipeline.rl.rollout_pool import PartLost, this_node
 from pipeline.rl.watchdog import Watchdog
@@ -31,13 +32,13 @@ from pipeline.rl.worker_group import Scaler
 from pipeline.rl.worker_health import LONGEST_REST
 from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.events import Trouble, first_line
-from pipeline.runs.metrics_log import METRICS, total
+from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
+from pipeline.runs.metrics_log import total
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
 
-TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *(
@@ -112,7 +113,7 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
     from the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
 
     Raises:
-        Trouble: that was not enough, or workers, verifiers or numbers fail too often.
+        RunError: that was not enough, or workers, verifiers or numbers fail too often.
     """
     improve = context.config.improve
     assert improve is not None
@@ -154,7 +155,7 @@ def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
         except LOSSES as error:
             if number > most:
                 text = f"{stage} lost a part of itself once more than cluster.max_rebuilds={most}: {first_line(error)}"
-                raise Trouble(f"{text}; look at the cluster's nodes and memory, or raise it") from error
+                raise RunError(f"{text}; look at the cluster's nodes and memory, or raise it") from error
             rest = min(LONGEST_REST, float(2**number))
             text = (
                 f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of "
@@ -286,7 +287,7 @@ def replay_actor(context: StageContext, stage: str) -> Any:
     beside = NodeAffinitySchedulingStrategy(this_node(), soft=False)
     writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside)(ReplayActor)
     return writer.remote(
-        str(context.run_dir / "replay"), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
+        str(context.run_dir / REPLAY), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
     )
 
 

@@ -1,4 +1,4 @@
-"""``train-q``: a Q head from a run's replay buffer, as a checkpoint of its own."""
+"""``train-q``: a Q head from a run's replay buffer, as a separate checkpoint."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from latent_control.search.q_head import QHead, QShape, best_supported, save_q_h
 from learners.features import FeatureCache
 from learners.q_head import QLearner, QSettings, Transitions, transitions
 from pipeline.evaluation.statistics import auc
-from pipeline.experiments.off_policy import RUN_CONFIG, checkpoint_of
 from pipeline.replay.dataset import StoredRollouts, read_rollouts
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import METRICS
+from pipeline.runs.policies import checkpoint_of
 from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import Tracker
 
-NAME, METRICS = "q_head", "metrics.jsonl"
+NAME = "q_head"
 SUCCEEDED = 0.5
 """A rollout with more reward than this counts as a success in the AUC."""
 

@@ -12,12 +12,12 @@ from typing import Any
 from latent_control.preference import RECORD, Reading
 from learners.reward_model import Pair, RewardTraining, train_reward_model
 from pipeline.evaluation.statistics import wilson
+from pipeline.runs.layout import METRICS
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.tasks.protocol import split_of
 from rollout_workers.tasks.row_files import read_file
 
 KEYS = ("prompt", "chosen", "rejected")
-CURVE = "metrics.jsonl"
 
 
 def read_pairs(path: Path, heldout_share: float) -> tuple[list[Pair], list[Pair]]:
@@ -57,7 +57,7 @@ def train(
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    with (work / CURVE).open("w", encoding="utf-8") as curve:
+    with (work / METRICS).open("w", encoding="utf-8") as curve:
 
         def log(update: int, metrics: dict[str, float]) -> None:
             curve.write(json.dumps({"update": update, **metrics}) + "\n")

@@ -1,4 +1,4 @@
-"""What stands before the page: only this machine's own browser tabs may ask, and only small questions.
+"""Guards the page: only this machine's browser tabs may send requests, and only small ones.
 
 A page elsewhere can send requests to 127.0.0.1 from the visitor's browser, or have its own name resolve to it (DNS
 rebinding). The first carries a foreign ``Origin``, the second a foreign ``Host``; a number cannot be rebound, so
@@ -29,7 +29,7 @@ HEADERS = (
 )
 
 
-class Guard:
+class RequestGuard:
     """An ASGI application before another one."""
 
     def __init__(self, inner: Application, names: frozenset[str], *, everywhere: bool = False) -> None:

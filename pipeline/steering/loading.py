@@ -15,7 +15,7 @@ from latent_control.model import LatentActionLM
 from latent_control.pretrained import tokenizer_path
 from latent_control.text import encode_text, load_tokenizer, whole_characters
 from pipeline.serving import export
-from pipeline.serving.protocol import Limits
+from pipeline.serving.protocol import ModelLimits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
@@ -39,7 +39,7 @@ class Loaded:
     """Why there is no task; empty when there is one"""
     prompts: tuple[Prompt, ...]
     """The first held-out ones"""
-    limits: Limits
+    limits: ModelLimits
 
     @property
     def chat(self) -> bool:
@@ -100,7 +100,7 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
     tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
     task, prompts, note = _task(config, note)
     name = source.checkpoint.name if source.run_dir is None else f"{source.run_dir.name}/{source.checkpoint.name}"
-    limits = Limits(
+    limits = ModelLimits(
         model=name,
         num_actions=model.config.num_actions,
         span=model.config.span,

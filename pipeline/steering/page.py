@@ -8,37 +8,34 @@ service only.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
+from functools import cache, partial
 
-from pipeline.pages.explorer import page as explorer
+from pipeline.pages.html import asset, filled, source
 
 SCRIPTS = ("state.js", "answer.js", "candidates.js", "main.js")
 """One after the other, with the explorer's helpers after the first, they are the page's script."""
 
 
-def asset(name: str) -> str:
-    """A file of ``assets``."""
-    return (files("pipeline.steering") / "assets" / name).read_text(encoding="utf-8")
+_asset = partial(asset, package="pipeline.steering")
 
 
 @cache
 def parts() -> dict[str, str]:
     """Style and script."""
-    first, *rest = map(asset, SCRIPTS)
+    first, *rest = map(_asset, SCRIPTS)
     return {
-        "STYLE": explorer.asset("explorer.css") + asset("steering.css"),
-        "SCRIPT": "\n".join([first, explorer.asset("elements.js"), *rest]),
+        "STYLE": asset("explorer.css") + _asset("steering.css"),
+        "SCRIPT": "\n".join([first, asset("elements.js"), *rest]),
     }
 
 
 def policy() -> str:
     """The Content-Security-Policy."""
-    style, script = (explorer.source(parts()[name]) for name in ("STYLE", "SCRIPT"))
+    style, script = (source(parts()[name]) for name in ("STYLE", "SCRIPT"))
     own = f"style-src {style}; script-src {script}; connect-src 'self'; img-src data:"
     return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def page() -> str:
     """The whole document."""
-    return explorer.filled(asset("steering.html"), parts())
+    return filled(_asset("steering.html"), parts())

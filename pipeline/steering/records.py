@@ -1,4 +1,4 @@
-"""What the page and the terminal are told. ``explorer.records.as_data`` makes JSON of it."""
+"""Records shown by the page and the terminal. ``explorer.records.as_data`` makes JSON of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class AnswerVerdict:
     """The task's verifier on an answer."""
 
     reward: float | None
@@ -30,19 +30,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SteeringAnswer:
     """An answer, steered or the base LM's."""
 
     text: str
     tokens: tuple[Token, ...]
     finish_reason: str
     """"stop" or "length\""""
-    verdict: Verdict | None
+    verdict: AnswerVerdict | None
     """``None``: the prompt is none of the task's"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class CodeCandidate:
     """A code at one token of an answer."""
 
     code: int
@@ -75,5 +75,5 @@ class Candidates:
 
     place: int
     chosen: int
-    codes: tuple[Candidate, ...]
+    codes: tuple[CodeCandidate, ...]
     tokens: tuple[Mass, ...]

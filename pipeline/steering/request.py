@@ -1,4 +1,4 @@
-"""What may be asked for: a prompt and the codes that are decided for its answer; checked before anything is decoded."""
+"""Requests of the steering page: a prompt and the codes decided for its answer, checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.decoding.guide import make_guide
-from pipeline.serving.protocol import Ask, CompletionRequest, Limits, Refused, asks_of
+from pipeline.serving.protocol import CompletionRequest, DecodeRequest, ModelLimits, RefusedRequest, decode_requests
 
 MOST_CHARACTERS, MOST_NEW_TOKENS = 20_000, 1024
 
 
-class Wish(BaseModel):
-    """One answer, and all that determines it: the same wish gets the same answer.
+class SteeringRequest(BaseModel):
+    """One answer, and all that determines it: the same request gets the same answer.
 
-    ``Wish(prompt="3 7 25 -> 29 :", codes=[5, None, 2], forbidden_codes=[9], forbidden_at={3: [1, 4]})``
+    ``SteeringRequest(prompt="3 7 25 -> 29 :", codes=[5, None, 2], forbidden_codes=[9], forbidden_at={3: [1, 4]})``
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,61 +35,68 @@ class Wish(BaseModel):
     seed: StrictInt = Field(0, ge=0, lt=2**63)
 
     def key(self) -> str:
-        """Equal for equal wishes."""
+        """Equal for equal requests."""
         return self.model_dump_json()
 
 
-class Question(Wish):
-    """A wish, and the token of its answer that is asked about."""
+class CandidatesRequest(SteeringRequest):
+    """A request, and the token of its answer that is asked about."""
 
     place: StrictInt = Field(ge=0)
 
-    def wish(self) -> Wish:
-        """The wish alone."""
-        return Wish.model_validate(self.model_dump(exclude={"place"}))
+    def request(self) -> SteeringRequest:
+        """The request alone."""
+        return SteeringRequest.model_validate(self.model_dump(exclude={"place"}))
 
 
-def ask_of(wish: Wish, prompt: Sequence[int], limits: Limits) -> tuple[Ask, Mapping[int, Sequence[int]]]:
-    """The row to decode for a wish whose prompt has these token ids, and the codes barred by place.
+def decode_request(
+    request: SteeringRequest, prompt: Sequence[int], limits: ModelLimits
+) -> tuple[DecodeRequest, Mapping[int, Sequence[int]]]:
+    """The row to decode for a request whose prompt has these token ids, and the codes barred by place.
 
-    Raises: Refused: a code does not exist, is forced where it is forbidden or changes inside its span, or none is left
-        to choose; the
-            prompt is empty, or does not fit the model.
+    Raises:
+        RefusedRequest: a code does not exist, is forced where it is forbidden or changes inside its span, or none is
+            left to choose; the prompt is empty, or does not fit the model.
     """
-    if not wish.prompt.strip():
-        raise Refused("prompt is empty: type some text", param="prompt")
-    allowed = _allowed(wish, limits.num_actions)
-    request = CompletionRequest.model_validate(
+    if not request.prompt.strip():
+        raise RefusedRequest("prompt is empty: type some text", param="prompt")
+    allowed = _allowed(request, limits.num_actions)
+    completion = CompletionRequest.model_validate(
         {
             "prompt": list(prompt),
-            "codes": list(wish.codes) or None,
+            "codes": list(request.codes) or None,
             "allowed_codes": allowed,
-            **wish.model_dump(include={"max_tokens", "temperature", "top_k", "seed"}),
+            **request.model_dump(include={"max_tokens", "temperature", "top_k", "seed"}),
         }
     )
-    (ask,) = asks_of(request, [prompt], limits)
+    (ask,) = decode_requests(completion, [prompt], limits)
     try:
         make_guide(
-            ask.codes, ask.allowed, rows=1, num_actions=limits.num_actions, span=limits.span, barred=wish.forbidden_at
+            ask.codes,
+            ask.allowed,
+            rows=1,
+            num_actions=limits.num_actions,
+            span=limits.span,
+            barred=request.forbidden_at,
         )
     except ValueError as error:
-        raise Refused(str(error).replace("barred", "forbidden_at"), param="forbidden_at") from error
-    return ask, wish.forbidden_at
+        raise RefusedRequest(str(error).replace("barred", "forbidden_at"), param="forbidden_at") from error
+    return ask, request.forbidden_at
 
 
-def _allowed(wish: Wish, count: int) -> list[int] | None:
+def _allowed(request: SteeringRequest, count: int) -> list[int] | None:
     """Allowed codes without forbidden ones; ``None``: all."""
     for name in ("allowed_codes", "forbidden_codes"):
-        if unknown := [code for code in getattr(wish, name) or () if not 0 <= code < count]:
-            raise Refused(f"{name} has {unknown[0]}: the model's codes are 0 to {count - 1}", param=name)
-    if wish.allowed_codes is None and not wish.forbidden_codes:
+        if unknown := [code for code in getattr(request, name) or () if not 0 <= code < count]:
+            raise RefusedRequest(f"{name} has {unknown[0]}: the model's codes are 0 to {count - 1}", param=name)
+    if request.allowed_codes is None and not request.forbidden_codes:
         return None
-    allowed = range(count) if wish.allowed_codes is None else wish.allowed_codes
-    left = [code for code in dict.fromkeys(allowed) if code not in set(wish.forbidden_codes)]
+    allowed = range(count) if request.allowed_codes is None else request.allowed_codes
+    left = [code for code in dict.fromkeys(allowed) if code not in set(request.forbidden_codes)]
     if not left:
-        raise Refused("no code is left: forbid fewer codes, or allow more", param="forbidden_codes")
-    if clash := [code for code in wish.codes if code is not None and 0 <= code < count and code not in left]:
-        raise Refused(
+        raise RefusedRequest("no code is left: forbid fewer codes, or allow more", param="forbidden_codes")
+    if clash := [code for code in request.codes if code is not None and 0 <= code < count and code not in left]:
+        raise RefusedRequest(
             f"codes forces code {clash[0]}, which is forbidden in the whole answer: take one of the two back",
             param="codes",
         )

@@ -1,4 +1,4 @@
-"""Serving the steering page: on this machine only unless told otherwise, at a port that is free."""
+"""Serves the steering page, by default on this machine only and at a free port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal session has decided so far, and how each command changes it. Knows nothing of models or screens."""
+"""The state of a terminal session and its changes by command, independent of models and screens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.steering.request import Wish
+from pipeline.steering.request import SteeringRequest
 
 
 def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
@@ -53,13 +53,13 @@ class Session:
 
     @property
     def steered(self) -> bool:
-        """Whether anything is decided for the policy."""
+        """Whether anything is steered."""
         return bool(self.codes or self.forbidden or self.forbidden_at or self.allowed is not None)
 
-    def wish(self) -> Wish:
+    def request(self) -> SteeringRequest:
         """What this asks for; pydantic's ``ValidationError`` (a ``ValueError``) where a number is out of range."""
         assert self.prompt is not None
-        return Wish(
+        return SteeringRequest(
             prompt=self.prompt,
             codes=list(self.codes),
             allowed_codes=None if self.allowed is None else list(self.allowed),

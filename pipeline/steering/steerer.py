@@ -1,4 +1,4 @@
-"""Answers to wishes: the steered answer, what every code would have written at one of its tokens, and the base LM's own
+"""Answers requests: the steered answer, what every code would have written at one of its tokens, and the base LM's own
 answer."""
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from latent_control.analysis.explain import tokens_of_all
 from latent_control.analysis.trace import Traced, generate_traced
 from latent_control.decoding.generate import special_tokens
 from latent_control.decoding.guide import make_guide
-from pipeline.serving.protocol import Refused, decode
+from pipeline.serving.protocol import RefusedRequest, decode
 from pipeline.steering.loading import Loaded
-from pipeline.steering.records import Answer, Candidate, Candidates, Mass, Token, Verdict
-from pipeline.steering.request import Wish, ask_of
+from pipeline.steering.records import AnswerVerdict, Candidates, CodeCandidate, Mass, SteeringAnswer, Token
+from pipeline.steering.request import SteeringRequest, decode_request
 from rollout_workers.tasks import Prompt, Score
 
 KEPT = 64
@@ -55,39 +55,43 @@ class Steerer:
 
     # -- the three questions -----------------------------------------------------------------------------------------
 
-    def answer(self, wish: Wish) -> Answer:
+    def answer(self, request: SteeringRequest) -> SteeringAnswer:
         """The steered answer.
 
         Raises:
-            Refused: the wish cannot be fulfilled.
+            RefusedRequest: the request cannot be served.
         """
         with self._lock:
-            traced = self._traced(wish)
-            return self._told(wish, traced)
+            traced = self._traced(request)
+            return self._told(request, traced)
 
-    def candidates(self, wish: Wish, place: int) -> Candidates:
-        """What every code would have written at token ``place`` of a wish's answer.
+    def candidates(self, request: SteeringRequest, place: int) -> Candidates:
+        """What every code would have written at token ``place`` of a request's answer.
 
         Raises:
-            Refused: the wish cannot be fulfilled, its answer has no such token, or the token lies inside a span.
+            RefusedRequest: the request cannot be served, its answer has no such token, or the token lies inside a span.
         """
         with self._lock:
-            traced, span = self._traced(wish), self.loaded.limits.span
+            traced, span = self._traced(request), self.loaded.limits.span
             if place >= len(traced.tokens):
-                raise Refused(f"place is {place}: the answer has tokens 0 to {len(traced.tokens) - 1}", param="place")
+                raise RefusedRequest(
+                    f"place is {place}: the answer has tokens 0 to {len(traced.tokens) - 1}", param="place"
+                )
             if place % span:
                 first = place - place % span
-                raise Refused(
+                raise RefusedRequest(
                     f"place is {place}, inside the span of the code chosen at token {first}: ask about that one",
                     param="place",
                 )
-            return self._candidates(wish, traced, place)
+            return self._candidates(request, traced, place)
 
-    def base(self, wish: Wish) -> Answer:
+    def base(self, request: SteeringRequest) -> SteeringAnswer:
         """The base LM's own answer to the prompt, with the same temperature, top-k, seed and length; no codes."""
         with self._lock:
             decided: dict[str, Any] = {"codes": [], "allowed_codes": None, "forbidden_codes": [], "forbidden_at": {}}
-            ask, _ = ask_of(wish.model_copy(update=decided), self.loaded.encode(wish.prompt), self.loaded.limits)
+            ask, _ = decode_request(
+                request.model_copy(update=decided), self.loaded.encode(request.prompt), self.loaded.limits
+            )
             key = f"base {ask.prompt} {ask.max_tokens} {ask.temperature} {ask.top_k} {ask.seed}"
 
             def make() -> tuple[list[int], str]:
@@ -104,11 +108,11 @@ class Steerer:
                 return out.tokens[0, : int(out.lengths[0])].tolist(), out.finish_reasons[0]
 
             tokens, reason = self._memory.get(key, make)
-            return Answer(
+            return SteeringAnswer(
                 text=decode(self.loaded.tokenizer, tokens),
                 tokens=tuple(Token(id=token, text=self.word(token)) for token in tokens),
                 finish_reason=reason,
-                verdict=self.verdict(self.loaded.prompt(wish.prompt), tokens),
+                verdict=self.verdict(self.loaded.prompt(request.prompt), tokens),
             )
 
     # -- their parts -------------------------------------------------------------------------------------------------
@@ -118,18 +122,18 @@ class Steerer:
         text: str = self.loaded.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
-    def verdict(self, prompt: Prompt | None, tokens: Sequence[int]) -> Verdict | None:
+    def verdict(self, prompt: Prompt | None, tokens: Sequence[int]) -> AnswerVerdict | None:
         """The verifier's word on an answer to one of the task's prompts; ``None`` for another prompt."""
         if prompt is None:
             return None
         score = self.loaded.score(prompt, tokens)
         if isinstance(score, Score):
-            return Verdict(reward=float(score.reward), success=bool(score.success), problem="")
-        return Verdict(reward=None, success=False, problem=score.message)
+            return AnswerVerdict(reward=float(score.reward), success=bool(score.success), problem="")
+        return AnswerVerdict(reward=None, success=False, problem=score.message)
 
-    def _traced(self, wish: Wish) -> Traced:
+    def _traced(self, request: SteeringRequest) -> Traced:
         loaded = self.loaded
-        ask, barred = ask_of(wish, loaded.encode(wish.prompt), loaded.limits)
+        ask, barred = decode_request(request, loaded.encode(request.prompt), loaded.limits)
         count, span = loaded.limits.num_actions, loaded.limits.span
 
         def make() -> Traced:
@@ -152,41 +156,45 @@ class Steerer:
                 stop_token=self._stops,
             )
 
-        return self._memory.get(f"steered {wish.key()}", make)
+        return self._memory.get(f"steered {request.key()}", make)
 
-    def _chances(self, wish: Wish, traced: Traced, place: int) -> list[float]:
+    def _chances(self, request: SteeringRequest, traced: Traced, place: int) -> list[float]:
         """The policy's own at ``place``: at the temperature asked for, of greedy answers at that of training."""
         loaded = self.loaded
-        temperature, top_k = (wish.temperature, wish.top_k) if wish.temperature else (loaded.temperature, loaded.top_k)
+        temperature, top_k = (
+            (request.temperature, request.top_k) if request.temperature else (loaded.temperature, loaded.top_k)
+        )
         chances: list[float] = traced.chances(place, temperature=temperature, top_k=top_k).tolist()
         return chances
 
-    def _told(self, wish: Wish, traced: Traced) -> Answer:
+    def _told(self, request: SteeringRequest, traced: Traced) -> SteeringAnswer:
         span, tokens = self.loaded.limits.span, []
         for place, (token, code) in enumerate(zip(traced.tokens, traced.codes, strict=True)):
-            chance = None if place % span else self._chances(wish, traced, place)[code]
-            forced = place < len(wish.codes) and wish.codes[place] is not None
+            chance = None if place % span else self._chances(request, traced, place)[code]
+            forced = place < len(request.codes) and request.codes[place] is not None
             tokens.append(Token(id=token, text=self.word(token), code=code, chance=chance, forced=forced))
-        return Answer(
+        return SteeringAnswer(
             text=decode(self.loaded.tokenizer, traced.tokens),
             tokens=tuple(tokens),
             finish_reason=traced.finish_reason,
-            verdict=self.verdict(self.loaded.prompt(wish.prompt), traced.tokens),
+            verdict=self.verdict(self.loaded.prompt(request.prompt), traced.tokens),
         )
 
-    def _candidates(self, wish: Wish, traced: Traced, place: int) -> Candidates:
+    def _candidates(self, request: SteeringRequest, traced: Traced, place: int) -> Candidates:
         found, certainty = tokens_of_all(self.loaded.model, traced.states[place])
-        chances = self._chances(wish, traced, place)
+        chances = self._chances(request, traced, place)
         # What may be chosen where nothing is forced: by the whole answer's rules and those of this place.
-        free = wish.model_copy(update={"codes": []})
-        ask, barred = ask_of(free, self.loaded.encode(wish.prompt), self.loaded.limits)
+        free = request.model_copy(update={"codes": []})
+        ask, barred = decode_request(free, self.loaded.encode(request.prompt), self.loaded.limits)
         may = set(range(len(chances)) if ask.allowed is None else ask.allowed) - set(barred.get(place, ()))
         rows = [
-            Candidate(code=code, chance=chance, token=token, text=self.word(token), certainty=sure, allowed=code in may)
+            CodeCandidate(
+                code=code, chance=chance, token=token, text=self.word(token), certainty=sure, allowed=code in may
+            )
             for code, (chance, token, sure) in enumerate(zip(chances, found.tolist(), certainty.tolist(), strict=True))
         ]
         rows.sort(key=lambda row: (-row.chance, row.code))
-        masses: dict[int, list[Candidate]] = {}
+        masses: dict[int, list[CodeCandidate]] = {}
         for row in rows:
             masses.setdefault(row.token, []).append(row)
         summed = [

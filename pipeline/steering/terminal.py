@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.pages.explorer.records import as_data
-from pipeline.steering.records import Answer
+from pipeline.steering.records import SteeringAnswer
 from pipeline.steering.session import Session, codes_of, plain_codes
 from pipeline.steering.steerer import Steerer
 from pipeline.steering.terminal_view import answer_lines, candidate_lines, printable
@@ -43,7 +43,7 @@ class Terminal:
 
     def __init__(self, steerer: Steerer, session: Session, console: Console, *, as_json: bool = False) -> None:
         self.steerer, self.session, self.console, self.as_json = steerer, session, console, as_json
-        self.answer: Answer | None = None
+        self.answer: SteeringAnswer | None = None
         self.commands: dict[str, Callable[[str], None]] = {
             "at": self._at,
             "not": self._not,
@@ -106,11 +106,11 @@ class Terminal:
             self.session = wanted
             self.say(Text("type a prompt, or :prompt 0 for one of the task's", style="dim"))
             return
-        self.answer = self.steerer.answer(wanted.wish())
+        self.answer = self.steerer.answer(wanted.request())
         self.session = wanted
         self._show(self.answer, "steered" if wanted.steered else "policy")
 
-    def _show(self, answer: Answer, name: str) -> None:
+    def _show(self, answer: SteeringAnswer, name: str) -> None:
         if self.as_json:
             # To the pipe as it is: rich would wrap or colour it.
             self.console.file.write(json.dumps(answer_data(self.session, answer, name), ensure_ascii=True) + "\n")
@@ -156,7 +156,7 @@ class Terminal:
         place = number(text, ":why", int)
         self._shown(place)
         assert self.answer is not None
-        found = self.steerer.candidates(self.session.wish(), place)
+        found = self.steerer.candidates(self.session.request(), place)
         if self.as_json:
             self.console.file.write(json.dumps(as_data(found)) + "\n")
             return
@@ -166,7 +166,7 @@ class Terminal:
     def _base(self, _: str) -> None:
         if self.session.prompt is None:
             raise ValueError("there is no prompt yet: type one first")
-        self._show(self.steerer.base(self.session.wish()), "base LM")
+        self._show(self.steerer.base(self.session.request()), "base LM")
 
     def _prompt(self, text: str) -> None:
         known = self.steerer.loaded.prompts
@@ -185,9 +185,9 @@ class Terminal:
         self.as_json = not self.as_json
 
 
-def answer_data(session: Session, answer: Answer, name: str) -> dict[str, Any]:
-    """An answer as JSON: who wrote it, the wish that leads to it again, text, tokens with codes, and the verdict."""
-    return {"by": name, "wish": session.wish().model_dump(mode="json"), **as_data(answer)}
+def answer_data(session: Session, answer: SteeringAnswer, name: str) -> dict[str, Any]:
+    """An answer as JSON: who wrote it, the request that leads to it again, text, tokens with codes, and the verdict."""
+    return {"by": name, "wish": session.request().model_dump(mode="json"), **as_data(answer)}
 
 
 def sentence(error: ValueError) -> str:

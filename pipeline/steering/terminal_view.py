@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from pipeline.steering.records import Answer, Candidates, Token
+from pipeline.steering.records import Candidates, SteeringAnswer, Token
 
 UNPRINTABLE = re.compile("[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 SHOWN_CANDIDATES, LABEL = 12, 8
@@ -28,7 +28,7 @@ def colour(code: int) -> str:
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
-def answer_lines(answer: Answer, name: str, width: int) -> list[Text]:
+def answer_lines(answer: SteeringAnswer, name: str, width: int) -> list[Text]:
     """The text, the verdict, and the tokens over their codes, broken to ``width`` cells."""
     lines = [Text.assemble((f"{name}: ", "bold"), printable(answer.text) if answer.text else "(nothing)")]
     lines += _table(answer.tokens, width)
@@ -36,7 +36,7 @@ def answer_lines(answer: Answer, name: str, width: int) -> list[Text]:
     return lines
 
 
-def outcome(answer: Answer) -> str:
+def outcome(answer: SteeringAnswer) -> str:
     """The verifier's word."""
     found = answer.verdict
     if found is None:
@@ -46,7 +46,7 @@ def outcome(answer: Answer) -> str:
     return f"reward {found.reward:.2f}, {'success' if found.success else 'no success'}"
 
 
-def ending(answer: Answer) -> str:
+def ending(answer: SteeringAnswer) -> str:
     """How it ended."""
     return "ended by itself" if answer.finish_reason == "stop" else "cut at the limit"
 

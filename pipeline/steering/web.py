@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pipeline.pages.explorer.records import as_data
-from pipeline.serving.protocol import Refused, parse
-from pipeline.steering.guard import Application, Guard
+from pipeline.serving.protocol import RefusedRequest, parse
+from pipeline.steering.guard import Application, RequestGuard
 from pipeline.steering.page import page, policy
-from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, Question, Wish
+from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.server import is_loopback, names_of
 from pipeline.steering.steerer import Steerer
 
@@ -37,12 +37,13 @@ def application(steerer: Steerer, host: str) -> Application:
     async def tell(request: Request, kind: type[Kind], question: Callable[[Kind], Any]) -> Response:
         if not desk.acquire(blocking=False):
             return JSONResponse(
-                Refused(f"{WAITING} questions are waiting already: ask again in a moment").body(), status_code=503
+                RefusedRequest(f"{WAITING} questions are waiting already: ask again in a moment").body(),
+                status_code=503,
             )
         try:
             wish = parse(await request.body(), kind)
             return JSONResponse(as_data(await run_in_threadpool(question, wish)))
-        except Refused as refusal:
+        except RefusedRequest as refusal:
             return JSONResponse(refusal.body(), status_code=refusal.status)
         finally:
             desk.release()
@@ -57,21 +58,21 @@ def application(steerer: Steerer, host: str) -> Application:
 
     @app.post("/api/answer")
     async def answer(request: Request) -> Response:
-        return await tell(request, Wish, steerer.answer)
+        return await tell(request, SteeringRequest, steerer.answer)
 
     @app.post("/api/base")
     async def base(request: Request) -> Response:
-        return await tell(request, Wish, steerer.base)
+        return await tell(request, SteeringRequest, steerer.base)
 
     @app.post("/api/candidates")
     async def candidates(request: Request) -> Response:
-        return await tell(request, Question, partial(_candidates, steerer))
+        return await tell(request, CandidatesRequest, partial(_candidates, steerer))
 
-    return Guard(app, names_of(host), everywhere=not is_loopback(host))
+    return RequestGuard(app, names_of(host), everywhere=not is_loopback(host))
 
 
-def _candidates(steerer: Steerer, question: Question) -> Any:
-    return steerer.candidates(question.wish(), question.place)
+def _candidates(steerer: Steerer, question: CandidatesRequest) -> Any:
+    return steerer.candidates(question.request(), question.place)
 
 
 def describe(steerer: Steerer) -> dict[str, Any]:

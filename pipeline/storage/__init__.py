@@ -1,1 +1,1 @@
-"""Files that are whole or not there: atomic writes, checksummed lines, checkpoints."""
+"""Durable files: atomic writes, checksummed lines, checkpoints."""

@@ -1,5 +1,4 @@
-"""Files that are either whole or not there: atomic writes, hashes, sealed JSON. Shared by checkpoints and replay
-buffer."""
+"""Atomic writes, hashes and sealed JSON: a file is complete or absent. Shared by checkpoints and replay buffer."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _SEAL = "seal_sha256"
 
 
 def _umask() -> int:
-    """It can only be read by setting it, which other threads could notice: once, at import."""
+    """The process's umask. Reading it means setting it, which other threads could notice: done once, at import."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -76,7 +75,7 @@ def _render(content: Mapping[str, Any], seal: str) -> bytes:
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:
-    """JSON bytes of ``content`` with a hash of themselves inside, so that no flipped bit goes unnoticed.
+    """JSON bytes of ``content`` with a hash of themselves inside, so that any flipped bit is detected.
 
     Keys must be strings all the way down; ``ValueError`` names what JSON cannot hold.
     """
@@ -92,16 +91,16 @@ def unseal(path: Path) -> dict[str, Any]:
     """The content of a file of ``sealed`` bytes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not exactly what ``sealed`` wrote.
     """
     data = path.read_bytes()
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON ({error})") from error
+        raise ValueError(f"{path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     content.pop(_SEAL, None)
     if sealed(content) != data:
         raise ValueError(f"{path.name} does not match its own hash: it was changed or damaged after it was written")

@@ -1,7 +1,7 @@
-"""Checkpoints: folders that are whole and hashed, or not there.
+"""Checkpoints: folders that are complete and hashed, or absent.
 
 ``write`` stages in a hidden folder beside the target, hashes every file into ``manifest.json``, syncs and renames, so a
-kill at any moment leaves the earlier checkpoints as they were. Readers trust only what ``verify`` finds in order.
+kill at any moment leaves the earlier checkpoints as they were. Readers trust only what ``verify`` accepts.
 Trees of tensors (optimiser states) are safetensors plus JSON: nothing here can run code when it is read.
 """
 
@@ -37,7 +37,7 @@ def write(folder: Path, *, files: Callable[[Path], None], info: Mapping[str, Any
     """Make the checkpoint ``folder`` (named ``<prefix>-<update:08d>``) from what ``files(staging)`` writes.
 
     ``info`` is JSON data kept in the manifest (``read_info`` gives it back). A folder that was there is replaced.
-    Whatever ``files`` raises comes out, and nothing of the attempt is left.
+    An exception of ``files`` is passed on, and the staging folder is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}.*-*"):
@@ -98,13 +98,12 @@ def _versions() -> dict[str, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything in ``folder`` that is no folder, except hidden files, which desktops and network disks leave
-    behind."""
+    """All files in ``folder``, except hidden ones, which desktops and network disks leave behind."""
     return sorted(p for p in folder.rglob("*") if (p.is_symlink() or not p.is_dir()) and not p.name.startswith("."))
 
 
 def verify(folder: Path, *, hashes: bool = True) -> list[str]:
-    """What is wrong with a checkpoint, one line each; empty when it is exactly what was written.
+    """The problems of a checkpoint, one line each; empty when it is exactly what was written.
 
     Without ``hashes`` only names and sizes are compared, which reads no tensor.
     """
@@ -145,11 +144,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     try:
         return dict(unseal(folder / MANIFEST)["info"])
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {MANIFEST}: it is no checkpoint, or was never finished") from error
+        raise ValueError(f"{folder} has no {MANIFEST}: it is not a checkpoint, or was never finished") from error
 
 
 def checkpoints(root: Path, prefix: str) -> list[Path]:
-    """The folders ``<prefix>-<update>`` in ``root``, newest (highest update) first; whole or not."""
+    """The folders ``<prefix>-<update>`` in ``root``, newest (highest update) first; valid or not."""
     pattern = re.compile(rf"{re.escape(prefix)}-([0-9]{{8,}})")
     there = root.iterdir() if root.is_dir() else ()
     named = [(int(match[1]), path) for path in there if (match := pattern.fullmatch(path.name))]
@@ -157,7 +156,7 @@ def checkpoints(root: Path, prefix: str) -> list[Path]:
 
 
 def newest_valid(root: Path, prefix: str) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint in order, and a line on each newer one that was skipped.
+    """The newest valid checkpoint, and a line on each newer one that was skipped.
 
     ``(root / "improve-00000100", ["improve-00000150: policy.safetensors is missing"])``
     """
@@ -174,7 +173,7 @@ def newest_valid(root: Path, prefix: str) -> tuple[Path | None, list[str]]:
 def prune(root: Path, prefix: str, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
     """Delete all but the ``keep`` newest whole checkpoints and those in ``protect``; returns what was deleted.
 
-    A damaged folder never counts as one of the ``keep``, so the last good state survives (0: none is wanted any more).
+    A damaged folder never counts as one of the ``keep``, so the last good state survives (0: none is needed any more).
     Hashes are not read here.
     """
     kept = 0
@@ -249,7 +248,7 @@ def _store(tensor: torch.Tensor, place: str, tensors: dict[str, torch.Tensor]) -
             "convert it before saving"
         )
     name = str(len(tensors))
-    # A copy of its own: safetensors refuses two names for one storage, and a view would drag its whole storage along.
+    # A separate copy: safetensors refuses two names for one storage, and a view would drag its whole storage along.
     tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return name
 

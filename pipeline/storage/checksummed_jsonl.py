@@ -1,4 +1,4 @@
-"""Files of JSON lines, each with a checksum of itself: what a kill tore or a disk changed is known, and left out."""
+"""Reads and writes JSON lines, each with its own checksum: torn or changed lines are detected and left out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ Record = Mapping[str, Any]
 
 
 def line(record: Record, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON with a checksum of itself as its last key."""
+    """A JSON line with its checksum as the last key."""
     body = json.dumps(record, default=default)
     return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'
 
 
 def parsed(data: bytes, *, unchecked: Callable[[Record], bool]) -> Record | None:
-    """The record of a whole line that is as it was written; ``unchecked`` says of one without a checksum whether it may
-    count."""
+    """The record of a complete, unchanged line, else ``None``; ``unchecked`` decides on a line without a checksum."""
     try:
         record = json.loads(data)
         text = data.decode()
@@ -37,8 +36,8 @@ def parsed(data: bytes, *, unchecked: Callable[[Record], bool]) -> Record | None
 
 
 def read(path: Path) -> tuple[list[Record], list[bytes]]:
-    """(the records of a file, its damaged lines). A file none of whose lines has a checksum is of an older version and
-    taken as it is."""
+    """(the records of a file, its damaged lines). A file without any checksum is of an older version and
+    accepted as it is."""
     data = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     old = not any(_CHECK.encode() in one for one in data)
     pairs = [(one, parsed(one, unchecked=lambda _: old)) for one in data if one.strip()]

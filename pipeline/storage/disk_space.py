@@ -1,4 +1,4 @@
-"""Which disk is full, when something could not be written."""
+"""Names the full disk when a write failed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 SCARCE = 0.02
-"""Share of a disk that counts as nothing left."""
+"""Free share of a disk below which it counts as full."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or the one that a worker handed over in it, says that a disk or a quota is full."""
+    """Whether an error, or a worker's error inside of it, reports a full disk or quota."""
     cause = getattr(error, "cause", None) or error
     return getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
         words in str(cause) for words in ("No space left on device", "os error 28", "Disk quota exceeded")
@@ -20,7 +20,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def full(run_dir: Path) -> str:
-    """``the disk of /runs/first is full (0.1 of 900.0 MiB left): ...``. Looked at are its disk and Ray's."""
+    """``the disk of /runs/first is full (0.1 of 900.0 MiB left): ...``. Checks the run's disk and Ray's."""
     said = []
     for folder in (run_dir, Path(tempfile.gettempdir())):
         usage = shutil.disk_usage(folder)

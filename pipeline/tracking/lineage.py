@@ -1,6 +1,6 @@
-"""Hashes that tie what a stage made to what it was made from: config, base LM, checkpoints, replay buffer, prompts.
+"""Hashes of a stage's inputs and outputs: config, base LM, checkpoints, replay buffer, prompts.
 
-They stand in MLflow as tags and as the digests of data sets, in reports and in exports: the same hash means the same
+They are stored in MLflow as tags and as digests of data sets, in reports and in exports: the same hash means the same
 bytes.
 """
 
@@ -14,14 +14,16 @@ from typing import Any
 
 from configs.schema import DataSource, RunConfig
 from latent_control.pretrained import CONFIG, read_config
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import MANIFEST, REPLAY
+from pipeline.runs.stage_table import settings_of
 from pipeline.storage.atomic import sha256_file, unseal
 from rollout_workers.tasks import Split, Task
 
-RUN_CONFIG = "config.yaml"
-MANIFEST, REPLAY_MANIFEST = "manifest.json", "_manifest.json"
+REPLAY_MANIFEST = "_manifest.json"
 PROMPTS = 64
-"""Of a task, so many prompts go into its digest, with their number: they tell a generator's settings apart. A file goes
-in whole."""
+"""Prompts that enter a task's digest, besides their number: enough to distinguish a generator's settings. A file enters
+whole."""
 
 
 def config_hash(run_dir: Path) -> str:
@@ -48,7 +50,7 @@ def replay_hash(run_dir: Path) -> str:
         ValueError: a manifest is damaged.
     """
     digest, shards = hashlib.sha256(), 0
-    for manifest in sorted((run_dir / "replay").glob(f"run=*/{REPLAY_MANIFEST}")):
+    for manifest in sorted((run_dir / REPLAY).glob(f"run=*/{REPLAY_MANIFEST}")):
         for entry in unseal(manifest)["shards"]:
             digest.update(f"{manifest.parent.name}/{entry['name']}:{entry['sha256']};".encode())
             shards += 1
@@ -89,15 +91,12 @@ def prompts_hash(task: Task, split: Split, options: Mapping[str, object]) -> str
 
 
 def data_sources(config: RunConfig, stage: str) -> tuple[DataSource, ...]:
-    """What an offline stage reads; none for the others."""
-    section: Any = (
-        config.base.train if stage == "base" else getattr(config, {"reclone": "clone"}.get(stage, stage), None)
-    )
-    return tuple(getattr(section, "data", ()))
+    """The data sources of an offline stage; none for other stages."""
+    return tuple(getattr(settings_of(config, stage), "data", ()))
 
 
 def result_tags(run_dir: Path, result: Path, source: Path | None) -> dict[str, str]:
-    """Of a finished stage, by name: the hashes of its result, of what it started from, of base LM and replay buffer."""
+    """Hashes of a finished stage: its result, its source, base LM and replay buffer, by name."""
     tags = {
         "checkpoint": str(result),
         "checkpoint_hash": stage_hash(result),

@@ -1,4 +1,4 @@
-"""What every checkpoint's manifest says of where it came from."""
+"""Provenance in every checkpoint's manifest: config, commit, random state, MLflow run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import RunConfig
-from pipeline.tracking.tracker import git_commit, read_record, without_password
+from pipeline.runs.environment import git_commit
+from pipeline.tracking.uris import read_record, without_password
 
 
 def circumstances(config: RunConfig, run_dir: Path, stage: str, update: int) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from configs.paths import nothing_at
+from pipeline.runs.layout import MLFLOW
+from pipeline.runs.stage_table import ACTIONS, ONLINE
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
 START_SECONDS = 120.0
 CHART = "workflowType=machine_learning&compareRunsMode=CHART"
-OVERLAID = ("improve", "token_level", "actions")
+OVERLAID = (*ONLINE, ACTIONS)
 """Stages whose curves are worth laying over those of other runs."""
 # 0.5 GB and 5 s to start instead of 2 GB and a minute.
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -55,19 +57,19 @@ def find_store(target: str) -> Store:
         raise FileNotFoundError(nothing_at(path))
     if path.is_file():
         return Store(uri=f"sqlite:///{path}")
-    if (path / "mlflow.json").is_file():
-        known = json.loads((path / "mlflow.json").read_text(encoding="utf-8"))
+    if (path / MLFLOW).is_file():
+        known = json.loads((path / MLFLOW).read_text(encoding="utf-8"))
         return Store(uri=known["tracking_uri"], experiment_id=str(known["experiment_id"]), runs=known["runs"])
     if (path / "mlflow.db").is_file():
         return Store(uri=f"sqlite:///{path / 'mlflow.db'}")
     raise ValueError(
-        f"{path} has no mlflow.json (a run with tracking.enabled) and no mlflow.db (a folder of runs); give one of "
+        f"{path} has no {MLFLOW} (a run with tracking.enabled) and no mlflow.db (a folder of runs); give one of "
         "those or a store URI"
     )
 
 
 def choose_port(wanted: int | None) -> int:
-    """``wanted`` if it is free; without a wish 5000 or the next free port.
+    """``wanted`` if it is free; by default 5000 or the next free port.
 
     Raises:
         ValueError: ``wanted`` is taken; the message names a free one.
@@ -99,6 +101,11 @@ def chart_link(experiment_id: str, address: str, tags: Mapping[str, str] | None 
     return f"{link}&searchFilter={quote(wanted)}" if wanted else link
 
 
+def deep_link(experiment_id: str, *, server: str = f"http://{HOST}:{FIRST_PORT}", group: str | None = None) -> str:
+    """Address of the experiment's chart page (MLflow's start page shows none of it), one group's runs only if given."""
+    return chart_link(experiment_id, server, {} if group is None else {"group": group})
+
+
 def compare_link(experiment_id: str, run_ids: Sequence[str], address: str) -> str:
     """Address of MLflow's page that sets runs side by side."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
@@ -119,10 +126,10 @@ def links(address: str, store: Store, experiments: dict[str, str]) -> list[str]:
 
 
 def serve(store: Store, port: int, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. A store that is a server already is only linked to.
+    """Serve until Ctrl-C. For a store that is a server only the links are printed.
 
     Raises:
-        ValueError: the server does not start; with its last words.
+        ValueError: the server does not start; with its last line of output.
     """
     if store.uri.startswith(("http://", "https://")):
         _announce(store.uri, store, say)
@@ -141,7 +148,7 @@ def serve(store: Store, port: int, say: Callable[[str], None]) -> None:
         "--workers",
         "1",
     ]
-    # A session of its own: Ctrl-C reaches us alone, and we end the server with its workers.
+    # A separate session: Ctrl-C reaches this process only, which ends the server with its workers.
     with subprocess.Popen(
         command,
         env=os.environ | LIGHT,
@@ -198,7 +205,7 @@ def _announce(address: str, store: Store, say: Callable[[str], None]) -> None:
 
 
 def _experiments(address: str) -> dict[str, str]:
-    """{id: name} of the newest experiments, asked of the running server."""
+    """{id: name} of the newest experiments, as the running server lists them."""
     request = urllib.request.Request(
         f"{address.rstrip('/')}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 20}).encode(),

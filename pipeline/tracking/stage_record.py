@@ -1,16 +1,19 @@
-"""What MLflow is told about a stage besides its metrics: what it reads, what it makes, and the hashes that tie both
-together."""
+"""Records of a stage in MLflow besides its metrics: inputs, results, and the hashes of both."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from configs.schema import DataSource, RunConfig
 from pipeline.runs.context import StageContext, StageResult
+from pipeline.runs.layout import CONFIG, MANIFEST
+from pipeline.runs.stage_table import EVALUATE, ONLINE, level_of
 from pipeline.tracking.lineage import (
-    RUN_CONFIG,
     config_hash,
     data_sources,
     path_hash,
@@ -19,23 +22,21 @@ from pipeline.tracking.lineage import (
     stage_hash,
     task_source,
 )
-from pipeline.tracking.tracker import Data, Tracker
+from pipeline.tracking.mlflow_store import Data
+from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import Split, build_task
 from rollout_workers.tasks.rewards import reward_hash
 
-RL = ("improve", "token_level")
-
 
 def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None = None) -> dict[str, str]:
-    """What runs can be grouped and found by, known when a stage begins."""
-    improve = config.improve if stage in RL else None
-    level = "" if improve is None else "token" if stage == "token_level" else improve.level
+    """Tags by which runs are grouped and found, known when a stage begins."""
+    improve = config.improve if stage in ONLINE else None
     tags = {
         "algorithm": stage if improve is None else improve.algorithm,
         "seed": str(config.seed),
         "task": config.task.name,
         "base": Path(config.base.model).name,
-        "level": level,
+        "level": level_of(config, stage),
         "mode": "" if improve is None else improve.mode,
         "run_dir": str(run_dir.resolve()),
         "reward_hash": reward_hash(config.task, config.reward),
@@ -46,29 +47,29 @@ def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None
 
 
 def note_inputs(tracker: Tracker, context: StageContext, stage: str) -> None:
-    """The data a stage reads, with digests, and the config."""
-    tracker.artifact(context.run_dir / RUN_CONFIG)
+    """Record the data that a stage reads, with digests, and the config."""
+    tracker.artifact(context.run_dir / CONFIG)
     config = context.config
-    if stage in RL:
+    if stage in ONLINE:
         tracker.dataset(_prompts(context, "train", "training"))
         if config.improve is not None and config.improve.evaluate_every is not None:
             tracker.dataset(_prompts(context, "heldout", "evaluation"))
-    elif stage == "evaluate":
+    elif stage == EVALUATE:
         tracker.dataset(_prompts(context, "heldout", "evaluation"))
     for source in data_sources(config, stage):
         tracker.dataset(_source(context, source))
 
 
 def note_result(tracker: Tracker, context: StageContext, result: StageResult, source: Path | None) -> None:
-    """Hashes of what a stage made and started from as tags; the checkpoint's manifest, or all of it, as artifacts."""
+    """Record hashes of a stage's result and source as tags; the checkpoint's manifest, or all of it, as artifacts."""
     folder = result.checkpoint
     tracker.tag(result_tags(context.run_dir, folder, source))
     whole = context.config.tracking.checkpoints == "files"
-    tracker.artifact(folder if whole else folder / "manifest.json", "checkpoint")
+    tracker.artifact(folder if whole else folder / MANIFEST, "checkpoint")
 
 
 def _prompts(context: StageContext, split: Split, purpose: str) -> Data:
-    # Now, not in the tracker's thread: a task's generator may not like two of them.
+    # Now, not in the tracker's thread: a task's generator may not be thread-safe.
     digest = prompts_hash(context.task, split, context.config.task.options)
     name = f"{context.config.task.name}/{split}"
     return Data(name=name, digest=lambda: digest, kind="code", source=task_source(context.config), context=purpose)
@@ -84,3 +85,21 @@ def _source(context: StageContext, source: DataSource) -> Data:
     path = Path(str(source.path))
     about = json.dumps({"uri": path.resolve().as_uri()})
     return Data(name=f"{source.kind} {path.name}", digest=partial(path_hash, path), kind="local", source=about)
+
+
+@contextmanager
+def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
+    """An MLflow run around a block, honest about how it ended."""
+    config = context.config
+    tracker.start(stage, params=config.model_dump(mode="json"), tags=stage_tags(config, context.run_dir, stage, source))
+    if config.tracking.enabled:
+        note_inputs(tracker, context, stage)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)

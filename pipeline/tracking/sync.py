@@ -1,5 +1,4 @@
-"""``latent-control sync RUN``: brings MLflow to where ``metrics.jsonl`` is, when the store was away while the run
-ended."""
+"""``latent-control sync RUN``: sends to MLflow what it lacks of ``metrics.jsonl``, after the store was away."""
 
 from __future__ import annotations
 
@@ -9,10 +8,13 @@ from pathlib import Path
 from configs.loading import load_config
 from pipeline.runs import status
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, records
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, stage_record
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import EVALUATE
 from pipeline.tracking.lineage import result_tags
 from pipeline.tracking.stage_record import stage_tags
-from pipeline.tracking.tracker import Status, Tracker, without_password
+from pipeline.tracking.tracker import Status, Tracker
+from pipeline.tracking.uris import without_password
 
 PATIENCE = 600.0
 """Seconds to wait for the store to take it all."""
@@ -20,16 +22,16 @@ _RESERVED = ("stage", "step", "time")
 
 
 def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
-    """Send what the store lacks, each step once, and how each stage ended; whether it took everything.
+    """Send the steps that the store lacks, each once, and each stage's status; whether all was stored.
 
     Raises:
-        ValueError: the run is not tracked, or is still at work.
+        ValueError: the run is not tracked, or is still running.
     """
-    config = load_config(run_dir / status.CONFIG, check_paths=False)
+    config = load_config(run_dir / CONFIG, check_paths=False)
     if not config.tracking.enabled:
         raise ValueError(f"{run_dir} is not tracked: tracking.enabled is false in its config")
     if status.overview(run_dir).status == "running":
-        raise ValueError(f"{run_dir} is at work and sends its metrics itself")
+        raise ValueError(f"{run_dir} is running and sends its metrics itself")
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name)
     logged = records(run_dir / METRICS)
     for stage in dict.fromkeys(str(record["stage"]) for record in logged):
@@ -42,9 +44,9 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
                 name: float("nan") if v is None else float(v) for name, v in record.items() if name not in _RESERVED
             }
             tracker.log(values, int(record["step"]), when=float(record["time"]))
-        result = run_dir / "checkpoints" / stage
-        if (result / "manifest.json").is_file():
-            tracker.artifact(result / "manifest.json", "checkpoint")
+        result = run_dir / CHECKPOINTS / stage
+        if (result / MANIFEST).is_file():
+            tracker.artifact(result / MANIFEST, "checkpoint")
             tracker.tag(result_tags(run_dir, result, None))
         sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE)
         say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_password(tracker.uri)}")
@@ -55,7 +57,7 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
 
 
 def _status(run_dir: Path, stage: str) -> Status:
-    done = run_dir / ("evaluation.json" if stage == "evaluate" else f"stages/{stage}.json")
+    done = run_dir / (EVALUATION if stage == EVALUATE else stage_record(stage))
     if done.is_file():
         return "FINISHED"
     ends = [event["kind"] for event in read_events(run_dir) if event["kind"] in ("stopped", "failed")]

@@ -52,7 +52,7 @@ class Sampler(threading.Thread):
 
 
 def gpus() -> dict[str, float]:
-    """Of each NVIDIA GPU, as ``nvidia-smi`` says it; empty where there is none."""
+    """Metrics of each NVIDIA GPU from ``nvidia-smi``; empty where there is none."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={_GPU}", "--format=csv,noheader,nounits"]
@@ -64,7 +64,7 @@ def gpus() -> dict[str, float]:
 
 
 def gpu(number: int, line: str) -> dict[str, float]:
-    """A line of ``nvidia-smi``; what it does not know ("[N/A]") is left out. ``gpu(0, "87, 1024, 4096, 210.5")``."""
+    """Metrics of a line of ``nvidia-smi`` without unknown values ("[N/A]"). ``gpu(0, "87, 1024, 4096, 210.5")``."""
     parts = [part.strip() for part in line.split(",")]
     known = [float(part) if part.replace(".", "", 1).isdecimal() else None for part in parts] + [None] * 4
     busy, used, total, power = known[:4]

@@ -26,7 +26,7 @@ from pipeline.integrity.diagnose import diagnose
 from pipeline.runs import manifest
 from pipeline.runs.events import read_events
 from pipeline.tracking.sync import sync
-from pipeline.tracking.tracker import read_record
+from pipeline.tracking.uris import read_record
 
 ENDLESS = 1_000_000
 REWARD = """

@@ -17,7 +17,8 @@ from pipeline.rl.resume_point import resume_point
 from pipeline.run import resume
 from pipeline.runs import manifest
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, records
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)

@@ -24,10 +24,11 @@ from configs.loading import load_config
 from configs.schema import Task as TaskConfig
 from latent_control.text import encode_plain
 from pipeline.pages.explorer import page
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, RunLog, records
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import RunLog, records
 from pipeline.storage import checkpoints
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt, shortened

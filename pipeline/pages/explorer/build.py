@@ -14,17 +14,28 @@ from configs.schema import Explorer, RunConfig
 from latent_control.pretrained import base_path, read_shape
 from latent_control.text import load_tokenizer
 from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
-from pipeline.pages.explorer.gathered import Gathered, Vocabulary
 from pipeline.pages.explorer.path import walk
-from pipeline.pages.explorer.policies import RUN_CONFIG, load_models, policies_of, read_json
+from pipeline.pages.explorer.policies import load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
-from pipeline.pages.explorer.records import Code, Context, Dataset, Estimate, NGram, Shift, Shown, Summary, Training
+from pipeline.pages.explorer.records import (
+    Code,
+    Context,
+    Dataset,
+    IntervalEstimate,
+    NGram,
+    Shift,
+    Shown,
+    Summary,
+    UsageOverTraining,
+)
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import EVALUATION
 from rollout_workers.tasks import AgentTask, Task, build_task
 
-EVALUATION = "evaluation.json"
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 """Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
 READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
@@ -57,7 +68,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
     shown = corpus.subset(rows)
     for token in np.argsort(-np.bincount(shown.tokens), kind="stable")[: len(np.unique(shown.tokens))]:
         words(token)  # frequent ones get short numbers
-    found = Gathered(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
+    found = Collected(corpus=corpus, shown=shown, rows=rows, found=None, sums=None, walked=None, why=[])
     task, notes = build_task(config.task), list(damage)
     if settings.seconds > 0:
         found = with_model(found, load_models(before, after, config, tokenizer), config, settings, task, words)
@@ -75,8 +86,8 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
 
 
 def with_model(
-    some: Gathered, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary
-) -> Gathered:
+    some: Collected, models: Models, config: RunConfig, settings: Explorer, task: Task, words: Vocabulary
+) -> Collected:
     """What needs the model, inside the time budget."""
     clock, shown = Clock(settings.seconds), some.shown
     found = read(shown, models, clock, READ_SHARE)
@@ -87,7 +98,7 @@ def with_model(
     return replace(some, found=found, sums=sums, walked=walked, why=why)
 
 
-def _bounds(some: Gathered, settings: Explorer) -> list[str]:
+def _bounds(some: Collected, settings: Explorer) -> list[str]:
     """What the time budget cut off."""
     assert some.found is not None and some.sums is not None
     wanted = min(settings.explained, len(some.found.rows))
@@ -106,7 +117,7 @@ def _bounds(some: Gathered, settings: Explorer) -> list[str]:
 
 
 def _dataset(
-    run_dir: Path, task: Task, some: Gathered, words: Vocabulary, stored: int, notes: Sequence[str]
+    run_dir: Path, task: Task, some: Collected, words: Vocabulary, stored: int, notes: Sequence[str]
 ) -> Dataset:
     codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
@@ -147,7 +158,7 @@ def _dataset(
     )
 
 
-def _codes(some: Gathered, words: Vocabulary) -> tuple[tuple[Code, ...], Estimate | None]:
+def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], IntervalEstimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -156,8 +167,8 @@ def _codes(some: Gathered, words: Vocabulary) -> tuple[tuple[Code, ...], Estimat
     advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
     where, (better, worse) = counts.contexts(corpus), counts.ngrams(corpus)
     place = {int(r): i for i, r in enumerate(some.rows)}
-    gains: list[Estimate] | None = None
-    total: Estimate | None = None
+    gains: list[IntervalEstimate] | None = None
+    total: IntervalEstimate | None = None
     if (walked := some.walked) is not None:
         gains = gain.by_code(walked.codes, walked.parts, walked.prompts, walked.sizes, n)
         total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
@@ -199,12 +210,12 @@ def _gram(words: Vocabulary, codes: tuple[int, ...], tokens: Sequence[int], high
     return NGram(codes=codes, tokens=tuple(map(words, tokens)), high=high, low=low, z=z)
 
 
-def _training(corpus: Corpus) -> Training:
+def _training(corpus: Corpus) -> UsageOverTraining:
     place, names = counts.points(corpus.versions)
     at = corpus.choices
     usage = counts.shares(place[corpus.rows[at]], corpus.actions[at], len(names), corpus.num_actions)
     sizes = np.bincount(place)
-    return Training(
+    return UsageOverTraining(
         updates=tuple(names),
         usage=counts.nested(usage),
         perplexity=tuple(np.exp(counts.entropy(usage)).tolist()),
@@ -219,7 +230,7 @@ def _ends(versions: np.ndarray, side: int) -> np.ndarray:
     return there[::side][: max(1, len(there) // TENTH)]
 
 
-def _shown(some: Gathered, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+def _shown(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
     shown, found = some.shown, some.found
     chances = np.full(len(shown.tokens), -1)
     chances[shown.choices] = np.round(100 * np.exp(shown.logp[shown.choices]))

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
+from pipeline.runs.layout import REPLAY
 
 _TOKENS = ("prompt_tokens", "tokens", "generated", "actions", "action_logp")
 _VERDICT = ("reward", "turn_rewards", "success")
@@ -162,7 +163,7 @@ def read_corpus(run_dir: Path, *, num_actions: int, span: int) -> tuple[Corpus, 
     Raises:
         ValueError: there are none of latent actions.
     """
-    if not (run_dir / "replay").is_dir():
+    if not (run_dir / REPLAY).is_dir():
         raise ValueError(
             f"{run_dir} has no replay buffer; the explorer shows rollouts: run improve with replay.enabled: true"
         )

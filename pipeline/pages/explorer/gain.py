@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.pages.explorer.records import Estimate
+from pipeline.pages.explorer.records import IntervalEstimate
 
 Z95 = 1.96
 
@@ -16,7 +16,7 @@ def leave_one_out(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.where(sizes < 2, 0.0, rewards - (sums - rewards) / np.maximum(sizes - 1, 1))
 
 
-def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> Estimate:
+def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> IntervalEstimate:
     """The sum of parts [c] per rollout with its 95 % interval; groups are drawn independently, what is in a group is
     not.
 
@@ -28,12 +28,12 @@ def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> Est
     mean = float(parts.sum()) / total
     spread = np.bincount(groups, parts, minlength=len(rollouts)) - rollouts * mean
     half = Z95 * float(np.sqrt((spread**2).sum())) / total
-    return Estimate(mean=mean, low=mean - half, high=mean + half)
+    return IntervalEstimate(mean=mean, low=mean - half, high=mean + half)
 
 
 def by_code(
     codes: np.ndarray, parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray, num_actions: int
-) -> list[Estimate]:
+) -> list[IntervalEstimate]:
     """``estimate`` for each code: those of all choices add up to the whole."""
     return [estimate(parts[codes == code], groups[codes == code], rollouts) for code in range(num_actions)]
 

@@ -7,17 +7,14 @@ their hashes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.pages.explorer.records import Dataset, as_data
+from pipeline.pages.html import asset, filled, source
 from pipeline.storage.atomic import write_atomic
 
-PAGE = "explorer.html"
 SCRIPTS = ("state.js", "elements.js", "pictures.js", "codes.js", "rollouts.js", "policy.js", "beside.js", "main.js")
 """One after the other they are the page's script."""
 
@@ -26,16 +23,6 @@ def embedded(datasets: Sequence[Dataset]) -> str:
     """``{"runs": [...]}`` as ASCII JSON that can stand inside of a ``script`` element."""
     text = json.dumps({"runs": [as_data(dataset) for dataset in datasets]}, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def asset(name: str) -> str:
-    """A file of ``assets``."""
-    return (files("pipeline.pages.explorer") / "assets" / name).read_text(encoding="utf-8")
-
-
-def source(text: str) -> str:
-    """How a Content-Security-Policy names an inline style or script: by its hash."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page(datasets: Sequence[Dataset]) -> str:
@@ -47,13 +34,6 @@ def page(datasets: Sequence[Dataset]) -> str:
     )
     parts = {"POLICY": rules, "STYLE": style, "SCRIPT": script, "DATA": embedded(datasets)}
     return filled(asset("explorer.html"), parts)
-
-
-def filled(frame: str, parts: Mapping[str, str]) -> str:
-    """``frame`` with the ``parts`` at its marks ``{{NAME}}``."""
-    before, *rest = frame.split("{{")
-    # Cut at the marks of the frame alone: what is put in is never searched for marks.
-    return before + "".join(parts[name] + after for name, _, after in (part.partition("}}") for part in rest))
 
 
 def write_page(datasets: Sequence[Dataset], path: Path) -> Path:

@@ -12,9 +12,10 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import load_policy
-from pipeline.evaluation.cost import PATHS
 from pipeline.pages.explorer.reading import Models
-from pipeline.runs.status import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import CONFIG as RUN_CONFIG
+from pipeline.runs.layout import STAGES, stage_record
+from pipeline.runs.stage_table import IMPROVE, behind
 from pipeline.runs.status import overview
 from pipeline.storage import checkpoints
 
@@ -32,16 +33,16 @@ def policies_of(run_dir: Path, *, hashes: bool = True) -> tuple[Path, Path]:
     config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
     if (reason := _never(run_dir, config)) is not None:
         raise ValueError(reason)
-    if not (run_dir / "stages" / "improve.json").is_file():
+    if not (run_dir / stage_record(IMPROVE)).is_file():
         raise ValueError(_not_yet(run_dir))
-    there = [path for stage in PATHS["improved"][:-1] if (path := run_dir / "stages" / f"{stage}.json").is_file()]
+    there = [path for stage in behind("improved")[:-1] if (path := run_dir / stage_record(stage)).is_file()]
     if not there:
         raise ValueError(
-            f"{run_dir / 'stages'} has no record of what the improve stage started from: the run folder is not whole"
+            f"{run_dir / STAGES} has no record of what the improve stage started from: the run folder is not whole"
         )
     before, after = (
         (run_dir / str(read_json(path).get("checkpoint"))).resolve()
-        for path in (there[-1], run_dir / "stages" / "improve.json")
+        for path in (there[-1], run_dir / stage_record(IMPROVE))
     )
     for folder in (before, after):
         if problems := checkpoints.verify(folder, hashes=hashes):

@@ -1,4 +1,4 @@
-"""What needs the model: both policies at the rollouts' choices, and what codes do to tokens. Bounded by a clock.
+"""Reads the model: both policies at the rollouts' choices, and the effect of codes on tokens, within a time budget.
 
 Axes: C choices, M states, N codes, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What the explorer's page shows, as plain data. Axes: N codes, K keys (positions, kinds of prompts, ...), U points in
+"""Plain data of the explorer's page. Axes: N codes, K keys (positions, kinds of prompts, ...), U points in
 training.
 
 Tokens are numbers of ``Dataset.vocabulary``, rollouts places in ``Dataset.rollouts``. Shares and probabilities are
@@ -17,7 +17,7 @@ DIGITS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """What a code does to one token. ``Shift(token=7, probability=0.9, mixture=0.1, log_shift=2.2)``."""
+    """The effect of a code on one token. ``Shift(token=7, probability=0.9, mixture=0.1, log_shift=2.2)``."""
 
     token: int
     probability: float
@@ -58,8 +58,8 @@ class NGram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its 95 % interval. ``Estimate(mean=0.02, low=0.01, high=0.03)``."""
+class IntervalEstimate:
+    """A number with its 95 % interval. ``IntervalEstimate(mean=0.02, low=0.01, high=0.03)``."""
 
     mean: float
     low: float
@@ -82,7 +82,7 @@ class Code:
     before: float | None = None
     """Mean probability under the policy before RL, over the choices of the page's rollouts."""
     after: float | None = None
-    gain: Estimate | None = None
+    gain: IntervalEstimate | None = None
     """Its part of what RL gained in reward."""
     strength: float | None = None
     """KL(token | code, token | mixture) in nats, mean over the states where it was chosen."""
@@ -95,7 +95,7 @@ class Code:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class UsageOverTraining:
     """Codes over training, U points of neighbouring updates."""
 
     updates: tuple[str, ...]
@@ -176,7 +176,7 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class ExplainedChoice:
     """One choice of a rollout explained."""
 
     position: int
@@ -194,7 +194,7 @@ class Why:
     """A rollout with every choice explained."""
 
     rollout: int
-    steps: tuple[Step, ...]
+    steps: tuple[ExplainedChoice, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ class Summary:
     """Hash of codebook and merge module: codes of runs with another one mean something else."""
     turns: float = 1.0
     """Mean number of responses in a rollout."""
-    gain: Estimate | None = None
+    gain: IntervalEstimate | None = None
     """Sum over the codes."""
     path: tuple[float, ...] = ()
     """Mean reward of the rollouts that the gain is from, from near the policy before RL to near the one after it."""
@@ -238,7 +238,7 @@ class Dataset:
     prompts: tuple[str, ...]
     codes: tuple[Code, ...]
     """N"""
-    training: Training
+    training: UsageOverTraining
     splits: tuple[Split, ...]
     rollouts: tuple[Shown, ...]
     why: tuple[Why, ...] = ()

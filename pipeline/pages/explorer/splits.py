@@ -1,4 +1,4 @@
-"""Codes by some property of where they were chosen: position, turn, task, fields of the prompts' metadata. Axes: C
+"""Codes by a property of the choice: position, turn, task, fields of the prompts' metadata. Axes: C
 choices, K keys."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.evaluation.slices import flat, labels
 from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.collected import Collected
 from pipeline.pages.explorer.corpus import Corpus
-from pipeline.pages.explorer.gathered import Gathered
 from pipeline.pages.explorer.records import Split
 from pipeline.pages.explorer.why import prompt_of
 from rollout_workers.tasks import Task
@@ -20,12 +20,12 @@ FIELDS = 4
 """Most fields of the prompts' metadata that choices are split by."""
 
 
-def splits(some: Gathered, task: Task) -> tuple[Split, ...]:
+def splits(some: Collected, task: Task) -> tuple[Split, ...]:
     """One for each property; position is the first."""
     return tuple(_split(some, name, keys, names) for name, keys, names in _keys(some, task))
 
 
-def _keys(some: Gathered, task: Task) -> list[tuple[str, np.ndarray, list[str]]]:
+def _keys(some: Collected, task: Task) -> list[tuple[str, np.ndarray, list[str]]]:
     """(name, the key of each choice of the page's rollouts [C], names of the keys)."""
     shown, at = some.shown, some.shown.choices
     found = [(POSITION, *counts.bins(shown.places[at]))]
@@ -40,7 +40,7 @@ def _keys(some: Gathered, task: Task) -> list[tuple[str, np.ndarray, list[str]]]
 
 
 def _by_prompt(shown: Corpus, task: Task) -> list[tuple[str, dict[str, str]]]:
-    """(name, prompt id to label): the task, then fields of the metadata that tell prompts apart without naming each."""
+    """(name, prompt id to label): the task, then fields of the metadata that group prompts."""
     texts = dict(zip(shown.prompt_ids, shown.prompt_texts, strict=True))
     prompts = {pid: prompt_of(task, pid, text) for pid, text in texts.items()}
     found = [("task", {pid: pid.rsplit("/", 2)[0] for pid in prompts})]
@@ -57,7 +57,7 @@ def _by_number(label: str) -> tuple[float, str]:
     return (float(first) if first.lstrip("-").replace(".", "", 1).isdecimal() else float("inf"), label)
 
 
-def _split(some: Gathered, name: str, keys: np.ndarray, names: list[str]) -> Split:
+def _split(some: Collected, name: str, keys: np.ndarray, names: list[str]) -> Split:
     shown, found, n = some.shown, some.found, some.shown.num_actions
     codes = shown.actions[shown.choices]
     table = counts.shares(keys, codes, len(names), n)
@@ -77,7 +77,7 @@ def _split(some: Gathered, name: str, keys: np.ndarray, names: list[str]) -> Spl
     )
 
 
-def _gains(some: Gathered, name: str, names: list[str]) -> tuple[tuple[float, ...], ...]:
+def _gains(some: Collected, name: str, names: list[str]) -> tuple[tuple[float, ...], ...]:
     """The gain by position [K, N]; what lies behind the page's own rollouts counts for their last position."""
     walked = some.walked
     if walked is None or name != POSITION:

@@ -1,5 +1,5 @@
-"""Why this output: at each choice the codes' chances, the token each would have produced, and how it would have
-ended."""
+"""Why this output: at each choice the codes' probabilities, the token each would have produced, and counterfactual
+continuations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Clock, Models, token_batch
-from pipeline.pages.explorer.records import Ending, Option, Step, Why, as_data
+from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
 from rollout_workers.tasks import AgentTask, Prompt, Score, Task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
@@ -60,7 +60,8 @@ def to_explain(corpus: Corpus, rows: np.ndarray, count: int) -> list[int]:
 def alternatives(
     tokens: Sequence[int], codes: Sequence[int], before: Sequence[float], after: Sequence[float]
 ) -> list[Alternative]:
-    """The tokens that codes at one choice lead to, with the chance of each before and after RL; the likeliest (of both)
+    """The tokens that codes at one choice lead to, with the probability of each before and after RL; the likeliest (of
+    both)
     first."""
     found = []
     for token in dict.fromkeys(tokens):
@@ -111,7 +112,7 @@ class Explainer:
         # Where a world answers, an ending would have to be played in it.
         endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others, clock)
         steps = [
-            Step(
+            ExplainedChoice(
                 position=int(corpus.positions[t]),
                 options=tuple(self._option(o) for o in list(zip(*c, strict=True))[:OPTIONS]),
                 masses=tuple(

@@ -1,4 +1,4 @@
-"""Writing the explorer's page: by the command ``explain``, and at the end of a run."""
+"""Writes the explorer's page: by the command ``explain``, and at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from configs.loading import load_config
 from configs.schema import Explorer, RunConfig
 from pipeline.pages.explorer.build import beside, explore
-from pipeline.pages.explorer.page import PAGE, write_page
-from pipeline.pages.explorer.policies import RUN_CONFIG
+from pipeline.pages.explorer.page import write_page
 from pipeline.pages.explorer.records import Dataset
 from pipeline.runs.context import StageContext
-from pipeline.tracking.tracker import attach
+from pipeline.runs.layout import CONFIG, EXPLORER
+from pipeline.runs.stage_table import IMPROVE
+from pipeline.tracking.results import attach
 
 
 def explain(
@@ -28,12 +29,12 @@ def explain(
     Raises:
         ValueError: a run has no rollouts of latent actions.
     """
-    config = load_config(run_dir / RUN_CONFIG, [], check_paths=False)
+    config = load_config(run_dir / CONFIG, [], check_paths=False)
     torch.set_num_threads(config.cluster.learner_threads)
     first = explore(run_dir, settings)
     datasets: tuple[Dataset, ...] = (first[0],) if against is None else beside(first, explore(against, settings))
     write_page(datasets, path)
-    return datasets, attach(path, config.tracking, run_dir, "improve")
+    return datasets, attach(path, config.tracking, run_dir, IMPROVE)
 
 
 def wants_page(config: RunConfig) -> bool:
@@ -48,8 +49,8 @@ def write_at_end(context: StageContext) -> None:
         return
     started = time.perf_counter()
     try:
-        explain(context.run_dir, context.run_dir / PAGE)
+        explain(context.run_dir, context.run_dir / EXPLORER)
     except (ValueError, OSError, RuntimeError) as error:  # memory that does not suffice is a RuntimeError
         context.log.message(f"explorer: not written: {error}; latent-control explain {context.run_dir} tries again")
         return
-    context.log.message(f"explorer: {context.run_dir / PAGE} ({time.perf_counter() - started:.0f} s)")
+    context.log.message(f"explorer: {context.run_dir / EXPLORER} ({time.perf_counter() - started:.0f} s)")

@@ -1,1 +1,1 @@
-"""The report of a run: one page with what it found, how, at what cost, and how to do it again."""
+"""The report of a run: one page with results, method, costs and the commands that reproduce it."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
 from pipeline.pages.report import codebook, cost, curves, examples, origin, results
-from pipeline.pages.report.records import Report, Section
+from pipeline.pages.report.records import ReportPage, ReportSection
 from pipeline.pages.report.sources import Sources, read_sources
 
 
-def build(run_dir: Path, beside: Path | None = None) -> Report:
+def build(run_dir: Path, beside: Path | None = None) -> ReportPage:
     """The report of a run, finished or not.
 
     Args:
@@ -32,10 +32,10 @@ def build(run_dir: Path, beside: Path | None = None) -> Report:
         origin.reproduce(sources),
         origin.elsewhere(sources, run_dir if beside is None else beside),
     ]
-    return Report(title=f"Run report: {run_dir.name}", tiles=tiles(sources), sections=sections)
+    return ReportPage(title=f"Run report: {run_dir.name}", tiles=tiles(sources), sections=sections)
 
 
-def learning(sources: Sources) -> Section:
+def learning(sources: Sources) -> ReportSection:
     """The curves."""
     figures = curves.learning_curves(sources)
     lines = [] if figures else ["Nothing has been logged yet."]
@@ -45,7 +45,7 @@ def learning(sources: Sources) -> Section:
             "neighbouring bands "
             "share updates. They are of this one run; other seeds may differ."
         )
-    return Section(name="curves", title="Learning curves", lines=lines, figures=figures)
+    return ReportSection(name="curves", title="Learning curves", lines=lines, figures=figures)
 
 
 def tiles(sources: Sources) -> list[tuple[str, str, str]]:

@@ -14,10 +14,12 @@ from latent_control.pretrained import CONFIG, read_config
 from pipeline.pages.charts.records import Bars, Curve, Lines
 from pipeline.pages.charts.words import number
 from pipeline.pages.report.curves import plain
-from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
-from pipeline.replay.writer import ReplayReader
+from pipeline.replay.reader import ReplayReader
+from pipeline.runs.layout import REPLAY
+from pipeline.runs.stage_table import ACTIONS, LATENT_STAGES
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1
@@ -67,7 +69,7 @@ def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> 
 
 def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
     """Of the rollouts in the replay buffer, of all updates evenly; ``None`` when there are none of latent actions."""
-    if not (run_dir / "replay").is_dir():
+    if not (run_dir / REPLAY).is_dir():
         return None
     stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
     every = max(1, -(-stored // MOST_ROLLOUTS))
@@ -76,12 +78,12 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
     return usage_of(rows, num_actions, span) if rows else None
 
 
-def codebook(sources: Sources) -> Section:
+def codebook(sources: Sources) -> ReportSection:
     """Health by stage and by model, usage at the end of reinforcement learning, and how it got there."""
     title, actions = "Codebook", sources.config.actions
     shape = _shape(sources)
     if shape is None and actions is None:
-        return Section(name="codebook", title=title, lines=["The run has no codes."])
+        return ReportSection(name="codebook", title=title, lines=["The run has no codes."])
     num_actions, span = shape or (actions.num_actions, actions.span)  # type: ignore[union-attr]
     lines = [f"{num_actions} codes" + (f", each for {span} tokens." if span > 1 else ", one for each token.")]
     figures: list[Bars | Lines] = []
@@ -103,7 +105,7 @@ def codebook(sources: Sources) -> Section:
         ("alive_share", "Share of codes alive while they are found"),
         ("nll_codes", "What the codes leave open while they are found"),
     ):
-        steps = sources.steps("actions", metric)
+        steps = sources.steps(ACTIONS, metric)
         if len(steps) > 1:
             curve = plain(metric.replace("_", " "), steps, metric)
             figures.append(
@@ -115,13 +117,13 @@ def codebook(sources: Sources) -> Section:
                     note="On held-out texts",
                 )
             )
-    return Section(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
+    return ReportSection(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
 
 
 def _shape(sources: Sources) -> tuple[int, int] | None:
     """Codes and span of the newest latent checkpoint; the config's actions section may be null, then they come from
     elsewhere."""
-    for stage in ("improve", "improve_offline", "reclone", "finetune", "clone", "actions"):
+    for stage in LATENT_STAGES:
         record = sources.stages.get(stage)
         folder = sources.run_dir / str(record["checkpoint"]) if record else None
         if folder is not None and (folder / CONFIG).is_file():
@@ -158,7 +160,7 @@ def _perplexity_curve(usage: Usage) -> Lines:
 
 def _tables(sources: Sources) -> list[Table]:
     columns: dict[str, Mapping[str, Any]] = {
-        f"after {n}": s["metrics"] for n, s in sources.stages.items() if n not in ("base", "token_level")
+        f"after {n}": s["metrics"] for n, s in sources.stages.items() if n in LATENT_STAGES
     }
     columns |= {shown(name): row for name, row in sources.variants.items()}
     columns = {name: found for name, found in columns.items() if any(found.get(key) is not None for key, _ in HEALTH)}

@@ -1,4 +1,4 @@
-"""What a run took: seconds of each stage, rollouts, tokens, memory, trained parameters."""
+"""Costs of a run: seconds of each stage, rollouts, tokens, memory, trained parameters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.progress import clock
-from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.stage_table import EVALUATE
 
 HEAD = ("stage", "time", "seconds", "updates", "rollouts", "tokens generated", "parameters trained", "peak memory, GiB")
 
@@ -27,12 +28,12 @@ def peak_gib(metrics: Sequence[Mapping[str, Any]], driver: float | None = None) 
     return max([*sums, *([] if driver is None else [driver])], default=None)
 
 
-def cost(sources: Sources) -> Section:
+def cost(sources: Sources) -> ReportSection:
     """A row for each stage that has begun, and their sum; then what each model cost to make."""
     done: Mapping[str, Any] = sources.stages
-    names = list(dict.fromkeys([*done, *(str(r["stage"]) for r in sources.metrics if r.get("stage") != "evaluate")]))
+    names = list(dict.fromkeys([*done, *(str(r["stage"]) for r in sources.metrics if r.get("stage") != EVALUATE)]))
     if not names:
-        return Section(name="cost", title="Cost", lines=["Nothing has been logged yet."])
+        return ReportSection(name="cost", title="Cost", lines=["Nothing has been logged yet."])
     rows = [_row(sources, name, done.get(name, {})) for name in names]
     # What is no stage: the evaluation, and the pages at the end, where the run wrote down how long they took.
     rows += [[name, clock(took), f"{took:.1f}", *["–"] * 5] for name, took in sources.summary.get("took", {}).items()]
@@ -46,7 +47,7 @@ def cost(sources: Sources) -> Section:
         "stages without workers "
         "the driver's peak up to then."
     )
-    return Section(
+    return ReportSection(
         name="cost",
         title="Cost",
         lines=lines,

@@ -11,21 +11,15 @@ import numpy as np
 from pipeline.evaluation.statistics import student, wilson
 from pipeline.pages.charts.records import Curve, Lines
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.stage_table import STAGES
 
 POINTS = 300
 """Most of a curve on the page; those left out are spread evenly."""
 WINDOWS = 15
 """A window is about this part of all updates, at least ``NARROWEST`` of them."""
 NARROWEST = 5
-RL = {"improve": "improve", "token_level": "token level"}
-OFFLINE = {
-    "base": "base LM",
-    "actions": "actions",
-    "clone": "clone",
-    "finetune": "finetune",
-    "reclone": "reclone",
-    "improve_offline": "offline",
-}
+RL = {stage.name: stage.shown or stage.name for stage in reversed(STAGES) if stage.online}
+OFFLINE = {stage.name: stage.shown or stage.name for stage in STAGES if not stage.online}
 HELDOUT = (("heldout_success", "sampled"), ("heldout_greedy", "greedy"))
 BESIDE = (
     ("entropy", "entropy of the policy over the codes, nats"),

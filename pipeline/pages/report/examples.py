@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.gates import final_of
-from pipeline.evaluation.outcomes import OUTCOMES, Outcome
-from pipeline.pages.report.records import Example, Gallery, Section, Table
+from pipeline.evaluation.outcomes import Outcome
+from pipeline.pages.report.records import Example, Gallery, ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.layout import OUTCOMES
 
 REFERENCES = ("base", "cloned")
 Key = tuple[str, str]
@@ -64,12 +65,12 @@ def _order(key: Key) -> tuple[int, str, str]:
     return int(tail) if tail.isdecimal() else 0, *key
 
 
-def examples(sources: Sources) -> Section:
+def examples(sources: Sources) -> ReportSection:
     """Counts in both modes, and examples of greedy responses: in them no luck of sampling plays a part."""
     title = "Gained and lost"
     variants = {o.variant for o in sources.outcomes}
     if not variants:
-        return Section(
+        return ReportSection(
             name="examples",
             title=title,
             lines=[f"There are no stored outcomes ({OUTCOMES}): the run has not been evaluated (yet)."],
@@ -77,7 +78,7 @@ def examples(sources: Sources) -> Section:
     final = final_of(sources.evaluation) if sources.variants else "improved"
     references = [name for name in REFERENCES if name in variants and name != final]
     if final not in variants or not references:
-        return Section(name="examples", title=title, lines=["There is one model only: nothing to compare."])
+        return ReportSection(name="examples", title=title, lines=["There is one model only: nothing to compare."])
     others = [
         name for name in (*references, "finetuned", "offline", "token_level") if name in variants and name != final
     ]
@@ -117,7 +118,7 @@ def examples(sources: Sources) -> Section:
         ),
     ]
     line = f"Greedy responses: {len(gained)} prompts gained, {len(lost)} lost against {names} together."
-    return Section(name="examples", title=title, lines=[line], tables=[counts], galleries=galleries)
+    return ReportSection(name="examples", title=title, lines=[line], tables=[counts], galleries=galleries)
 
 
 def _gallery(title: str, keys: Sequence[Key], answers: Answers, names: Sequence[str], most: int) -> Gallery:

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: environment, hashes, how to do it again, and where else to look."""
+"""Provenance of a run's numbers: environment, hashes, commands that reproduce it, related links."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import dump_config
-from pipeline.pages.report.records import Link, Section, Table
+from pipeline.pages.report.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
-from pipeline.runs.status import CONFIG
+from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
+from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
-from pipeline.tracking.tracker import deep_link, without_password
+from pipeline.tracking.server import deep_link
+from pipeline.tracking.uris import without_password
 
-EXPLORER = "explorer.html"
 
-
-def environment(sources: Sources) -> Section:
+def environment(sources: Sources) -> ReportSection:
     """Versions, machine, commit, seed and hashes."""
     found = dict(sources.environment)
     packages = found.pop("packages", None) or _packages(sources)
@@ -52,10 +52,10 @@ def environment(sources: Sources) -> Section:
         if sources.environment
         else ["The run is of a version that did not write down its machine; versions are those of its checkpoints."]
     )
-    return Section(name="environment", title="Environment", lines=lines, tables=tables)
+    return ReportSection(name="environment", title="Environment", lines=lines, tables=tables)
 
 
-def reproduce(sources: Sources) -> Section:
+def reproduce(sources: Sources) -> ReportSection:
     """Exact commands, and the resolved config to give them."""
     commit = _commit(sources)
     clean = commit.removesuffix("-dirty")
@@ -69,10 +69,10 @@ def reproduce(sources: Sources) -> Section:
         ]
     )
     commands = [("The same run anew, on any machine that has the base LM and the data where the config says", again)]
-    if (sources.run_dir / "ledger").is_dir():
-        stages = [stage for stage in ("token_level", "improve") if (sources.run_dir / "ledger" / stage).exists()]
+    if (sources.run_dir / LEDGER).is_dir():
+        stages = [stage for stage in reversed(ONLINE) if (sources.run_dir / LEDGER / stage).exists()]
         lines = [
-            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != "improve" else "") for stage in stages
+            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
         ]
         if lines:
             commands.append(
@@ -93,7 +93,7 @@ def reproduce(sources: Sources) -> Section:
         "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by "
         "its ledger."
     )
-    return Section(
+    return ReportSection(
         name="reproduce",
         title="How to reproduce",
         lines=[line],
@@ -103,7 +103,7 @@ def reproduce(sources: Sources) -> Section:
     )
 
 
-def elsewhere(sources: Sources, beside: Path) -> Section:
+def elsewhere(sources: Sources, beside: Path) -> ReportSection:
     """Other pages of the run (as files beside the folder ``beside``), and MLflow."""
     links = [
         Link(text=name, target=name if beside == sources.run_dir else (sources.run_dir / name).as_uri(), about=about)
@@ -134,7 +134,7 @@ def elsewhere(sources: Sources, beside: Path) -> Section:
     if tracked:
         ids = json.dumps(tracked["runs"])
         lines.append(f"MLflow run of each stage: {ids}")
-    return Section(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
+    return ReportSection(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
 
 
 def _commit(sources: Sources) -> str:
@@ -152,7 +152,7 @@ def _checkpoints(sources: Sources) -> dict[str, str]:
 def _packages(sources: Sources) -> Mapping[str, str]:
     """Those that the newest checkpoint's manifest names."""
     for stage in reversed(list(sources.stages.values())):
-        manifest = sources.run_dir / stage["checkpoint"] / "manifest.json"
+        manifest = sources.run_dir / stage["checkpoint"] / MANIFEST
         if manifest.is_file():
             found: Mapping[str, str] = json.loads(manifest.read_text(encoding="utf-8")).get("versions", {})
             return found

@@ -7,19 +7,17 @@ from importlib.resources import files
 
 from pipeline.pages.charts import draw
 from pipeline.pages.page import document, figure, rendered
-from pipeline.pages.report.records import Report
-
-PAGE = "report.html"
+from pipeline.pages.report.records import ReportPage
 
 
-def page(report: Report) -> str:
+def page(report: ReportPage) -> str:
     """The whole page."""
     return document(
         report.title, rendered(_asset("report.html"), report=report, figure=figure), style=_asset("report.css")
     )
 
 
-def figures(report: Report) -> dict[str, str]:
+def figures(report: ReportPage) -> dict[str, str]:
     """Every figure as a file of its own: ``{"reward.svg": "<svg ..."}``."""
     return {f"{one.name}.svg": str(draw.svg(one, alone=True)) for section in report.sections for one in section.figures}
 

@@ -49,7 +49,7 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """A part of the page under a heading, in the order of its fields."""
 
     name: str
@@ -68,10 +68,10 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportPage:
     """The whole page."""
 
     title: str
     tiles: Sequence[tuple[str, str, str]]
     """What, its value, and how it is meant: "good", "bad" or ""."""
-    sections: Sequence[Section]
+    sections: Sequence[ReportSection]

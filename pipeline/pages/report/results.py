@@ -1,4 +1,4 @@
-"""What the models of a run can do on held-out prompts, with intervals, and which differences can be seen."""
+"""Held-out results of a run's models, with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.evaluation.gates import final_of
 from pipeline.pages.charts.records import Dot, Dots
 from pipeline.pages.charts.words import between, number
-from pipeline.pages.report.records import Section, Table
+from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.sources import Sources
 
 MODES = ("sampled", "greedy")
@@ -33,7 +33,7 @@ def shown(variant: str) -> str:
     return NAMES.get(variant, variant)
 
 
-def result(sources: Sources) -> Section:
+def result(sources: Sources) -> ReportSection:
     """The table base, cloned, finetuned, improved, token level; paired differences; other measures."""
     rows = sources.variants
     if not rows:
@@ -42,7 +42,7 @@ def result(sources: Sources) -> Section:
             if sources.config.evaluation is not None
             else "The config has no evaluation."
         )
-        return Section(
+        return ReportSection(
             name="result",
             title="Result",
             lines=[f"{why} latent-control evaluate RUN does that for the stages that are done."],
@@ -53,7 +53,7 @@ def result(sources: Sources) -> Section:
     note = f"{evaluation['prompts']} held-out prompts, each played {times} sampled and once greedy; 95 % intervals: "
     note += "Wilson's" if samples == 1 else "Wilson's (greedy), bootstrap over prompts (sampled)"
     tables = [_success(rows, note), *_differences(evaluation), *_measures(rows)]
-    return Section(
+    return ReportSection(
         name="result",
         title="Result",
         lines=[sentence(evaluation, rows), ALONE, *evaluation.get("notes", [])],
@@ -158,11 +158,11 @@ def _measures(rows: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     )
 
 
-def gates(sources: Sources) -> Section:
+def gates(sources: Sources) -> ReportSection:
     """The config's gates with their verdicts."""
     judged = sources.summary.get("gates")
     if not sources.config.gates:
-        return Section(name="gates", title="Gates", lines=["The config has no gates (docs/evaluation.md)."])
+        return ReportSection(name="gates", title="Gates", lines=["The config has no gates (docs/evaluation.md)."])
     if judged is None:
         rows = [[gate, "not judged yet", "–", "–"] for gate in sources.config.gates]
     else:
@@ -177,7 +177,7 @@ def gates(sources: Sources) -> Section:
         if judged["passed"]
         else "A gate failed: the run ended with exit code 3."
     )
-    return Section(
+    return ReportSection(
         name="gates",
         title="Gates",
         lines=[line],

@@ -1,4 +1,4 @@
-"""What a run folder has for its report, read once. Nothing of it is changed."""
+"""Reads the contents of a run folder for its report; changes nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline.evaluation.outcomes import OUTCOMES, Outcome
-from pipeline.replay.writer import read_outcomes
-from pipeline.runs import status as overview
-from pipeline.runs.environment import ENVIRONMENT
+from pipeline.evaluation.outcome_file import read_outcomes
+from pipeline.evaluation.outcomes import Outcome
 from pipeline.runs.events import read_events
-from pipeline.runs.metrics_log import METRICS, records
-from pipeline.tracking.tracker import read_record
+from pipeline.runs.layout import CONFIG, ENVIRONMENT, METRICS, OUTCOMES, SUMMARY, stage_record
+from pipeline.runs.metrics_log import records
+from pipeline.runs.status import overview
+from pipeline.tracking.uris import read_record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """A run, finished or not. What is not there is empty."""
+    """A run, finished or not. Missing parts are empty."""
 
     run_dir: Path
     config: RunConfig
@@ -59,17 +59,16 @@ def read_sources(run_dir: Path) -> Sources:
     Raises:
         ValueError: its config or one of its files is damaged; the message says which.
     """
-    config = load_config(run_dir / overview.CONFIG, [], check_paths=False)
-    summary = _json(run_dir / overview.SUMMARY)
+    config = load_config(run_dir / CONFIG, [], check_paths=False)
+    summary = _json(run_dir / SUMMARY)
     outcomes = read_outcomes(run_dir / OUTCOMES) if (run_dir / OUTCOMES).is_file() else []
     return Sources(
         run_dir=run_dir,
         config=config,
-        status=overview.overview(run_dir).status,
+        status=overview(run_dir).status,
         summary=summary,
         stages={
-            name: record | _json(run_dir / "stages" / f"{name}.json")
-            for name, record in summary.get("stages", {}).items()
+            name: record | _json(run_dir / stage_record(name)) for name, record in summary.get("stages", {}).items()
         },
         metrics=records(run_dir / METRICS),
         outcomes=outcomes,

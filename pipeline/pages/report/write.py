@@ -1,4 +1,4 @@
-"""Writing the report: by the command ``report``, and at the end of a run."""
+"""Writes the report: by the command ``report``, and at the end of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from pathlib import Path
 
 from configs.loading import load_config
 from pipeline.pages.report.build import build
-from pipeline.pages.report.page import PAGE, figures, page
-from pipeline.pages.report.records import Report
+from pipeline.pages.report.page import figures, page
+from pipeline.pages.report.records import ReportPage
 from pipeline.runs.context import StageContext
-from pipeline.runs.status import CONFIG
+from pipeline.runs.layout import CONFIG, REPORT
+from pipeline.runs.stage_table import EVALUATE
 from pipeline.storage.atomic import write_atomic
-from pipeline.tracking.tracker import attach
+from pipeline.tracking.results import attach
 
 FIGURES = "figures"
 """Their folder among the artifacts of the MLflow run."""
 
 
-def report(run_dir: Path, path: Path) -> tuple[Report, str]:
+def report(run_dir: Path, path: Path) -> tuple[ReportPage, str]:
     """Write the report of a run to ``path``; returns it, and "" or why MLflow has no copy of page and figures.
 
     Raises:
@@ -28,7 +29,7 @@ def report(run_dir: Path, path: Path) -> tuple[Report, str]:
     write_atomic(path, page(made).encode())
     pictures = {f"{FIGURES}/{name}": text for name, text in figures(made).items()}
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
-    return made, attach(path, settings, run_dir, "evaluate", texts=pictures)
+    return made, attach(path, settings, run_dir, EVALUATE, texts=pictures)
 
 
 def write_at_end(context: StageContext) -> None:
@@ -36,8 +37,8 @@ def write_at_end(context: StageContext) -> None:
     if not context.config.report.enabled:
         return
     try:
-        report(context.run_dir, context.run_dir / PAGE)
+        report(context.run_dir, context.run_dir / REPORT)
     except (ValueError, OSError, LookupError) as error:  # LookupError: a summary of another version lacks a number
         context.log.message(f"report: not written: {error!r}; latent-control report {context.run_dir} tries again")
         return
-    context.log.message(f"report: {context.run_dir / PAGE}")
+    context.log.message(f"report: {context.run_dir / REPORT}")

@@ -1,4 +1,4 @@
-"""What was gathered of a run, before it becomes the page's dataset."""
+"""The collected records of a run, from which the page's dataset is made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
+class Collected:
     """A run's rollouts and what the model says to those of the page."""
 
     corpus: Corpus

@@ -1,0 +1,12 @@
+"""The error that ends a run, and the first line of any error."""
+
+from __future__ import annotations
+
+
+class RunError(RuntimeError):
+    """An error that ends a run but is not a defect of the code; its message names the remedy for the user."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details: Ray's messages are pages."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,78 @@
+"""Held-out measures of an offline stage, and the guard against a collapsed codebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
+from latent_control.analysis.measures import codebook_measures, marginal_measures, reach_measures
+from latent_control.model import LatentActionLM
+from latent_control.off_policy import RECOMMENDED, off_policy_report
+from learners.offline_training import OfflineStage
+from learners.sharding import gathered
+from pipeline.replay.dataset import logged
+from pipeline.stages.offline_job import OfflineJob
+
+# Measures that run the head for every code see this many positions.
+REACH_POSITIONS = 256
+
+
+def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
+    """Held-out measures of a stage; the costly ones at its end only.
+
+    Raises:
+        ValueError: the codebook has collapsed (stage ``actions``).
+    """
+    with gathered(stage):
+        return measure_whole(job, stage.model, heldout, update)
+
+
+def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], update: int) -> dict[str, float]:
+    """``measure`` of a model whose tensors are all there."""
+    if isinstance(job.settings, ImproveOffline):
+        return measure_rollouts(job.config, model, heldout)
+    found = codebook_measures(model, heldout)
+    final = update == job.settings.updates
+    if isinstance(job.settings, Actions):
+        guard_codebook(job.settings, found, update)
+        found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
+    evaluation = job.config.evaluation
+    if (
+        final
+        and isinstance(job.settings, Clone | Finetune)
+        and evaluation is not None
+        and evaluation.marginal_sequences
+    ):
+        rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
+        found |= marginal_measures(model, heldout[:rows])
+    if final:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
+        found["parameters_trained"] = float(trained)
+    return found
+
+
+def measure_rollouts(config: RunConfig, model: LatentActionLM, heldout: list[Any]) -> dict[str, float]:
+    """What the policy would earn on the held-out prompts, estimated from their rollouts; ``effective`` of them
+    count."""
+    if not heldout or len(heldout[0].prompt_ids) < 2:
+        return {}
+    report = off_policy_report(logged(model, heldout[0], config.rollout), draws=200)
+    return {
+        "estimated_reward": report.estimates[RECOMMENDED].value,
+        "effective": report.effective,
+        "replay_reward": report.behaviour.value,
+    }
+
+
+def guard_codebook(settings: Training, found: dict[str, float], update: int) -> None:
+    """Stop a run whose codebook has collapsed, before it wastes the later stages."""
+    assert isinstance(settings, Actions)
+    if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
+        raise ValueError(
+            f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after "
+            f"{update} updates "
+            f"(actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight (now "
+            f"{settings.usage_weight}), "
+            f"start with a higher actions.temperature (now {settings.temperature}), or ask for fewer codes "
+            "(actions.num_actions)"
+        )
