@@ -25,10 +25,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from latent_control import LatentActionLM
+from latent_control.config import LatentActionConfig
 from latent_control.decoding import generate as decoding
 from latent_control.distributions import action_log_probs
 from latent_control.losses import clipped_surrogate
-from latent_control.model import LatentActionConfig
 
 GROUP = 8
 

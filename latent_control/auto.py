@@ -8,6 +8,7 @@ Importing ``latent_control`` registers it, so no code is taken from a checkpoint
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
+from latent_control.config import LatentActionConfig
 from latent_control.decoding.guide import Allowed, Codes, Watch
-from latent_control.model import LatentActionConfig, LatentActionLM, token_nll
+from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features, Generation
 
 # Of the base's config, what tools ask a model's config for.
@@ -85,7 +87,7 @@ class LatentControlConfig(PreTrainedConfig):
         # a place on the exporting machine
         base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}
         return cls(
-            latent_actions=model.config_dict(),
+            latent_actions=dataclasses.asdict(model.config),
             base_lm=base,
             architectures=["LatentActionForCausalLM"],
             dtype=lm.dtype,

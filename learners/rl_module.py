@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import StateDict
 from torch import nn
 
-from latent_control.model import load_base
+from latent_control.base_lm import load_base
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import Trains, WholeModel, token_policy
 from latent_control.tower import Tower

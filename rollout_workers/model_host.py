@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import Reward as RewardSettings
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
-from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor, base_actor, latent_actor
-from latent_control.model import LatentActionLM, load_base
-from latent_control.pretrained import read_weights, require_tensors, tokenizer_path, weights_hash, world_hash
+from latent_control.base_lm import BaseLM, load_base
+from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.model import LatentActionLM, latent_actor
+from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
+from latent_control.tensor_files import read_weights, require_tensors
 from latent_control.text import load_tokenizer
 from latent_control.token_policy import WholeModel, token_actor, token_policy
 from latent_control.tower import Tower

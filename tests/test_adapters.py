@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import RunConfig
+from latent_control.base_lm import load_base
 from latent_control.bases import adapters
 from latent_control.bases.model_cache import content_hash
-from latent_control.model import load_base
 from pipeline.preflight.check import check
 from pipeline.stages.base_model import resolve_base
 
@@ -257,8 +257,8 @@ def test_a_base_of_which_the_hub_s_cache_holds_the_config_alone_is_downloaded_fi
         return str(base)
 
     said(adapter, base_model_name_or_path="some-one/model")
-    for module in ("adapters", "pretrained"):
-        monkeypatch.setattr(f"latent_control.{module}.local_folder", lambda _: base)
+    for module in ("adapters", "loading"):
+        monkeypatch.setattr(f"latent_control.bases.{module}.local_folder", lambda _: base)
     monkeypatch.setattr(adapters, "snapshot_download", download)
     load = adapters.load_model
     monkeypatch.setattr(adapters, "load_model", lambda _, *rest, **named: load(base, *rest, **named))

@@ -13,9 +13,9 @@ from rl_tools import Config, make_learner, make_runner, sample, update, with_rew
 
 from latent_control import LatentActionLM
 from latent_control.aliases import event_log_prob, pack, same_token, unpack
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
 from latent_control.losses import clipped_surrogate
+from latent_control.model import latent_actor
 
 pytest_plugins = ("rl_fixtures",)
 MakeModel = Callable[..., LatentActionLM]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from latent_control import Generation, LatentActionLM
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.model import latent_actor
 
 PROMPTS = torch.tensor([[0, 0, 1, 5, 9], [1, 7, 8, 9, 11]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from configs.schema import RunConfig
 from latent_control import LatentActionLM
+from latent_control.base_lm import load_base
 from latent_control.bases import loading
 from latent_control.bases.loading import BASE, ENCODER, REWARD_MODEL, judge, load_model
 from latent_control.bases.weight_files import absent_by_number, read_shapes
-from latent_control.model import load_base
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import token_policy

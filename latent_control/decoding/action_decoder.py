@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from latent_control.base_lm import BaseLM
 from latent_control.tower import Tower
-
-if TYPE_CHECKING:
-    from latent_control.model import LatentActionLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +26,6 @@ class Actor:
     """(the base's final state [B, D], actions [B]) -> tokens [B]"""
     span: int = 1
     """Tokens for which an action is held."""
-
-
-def latent_actor(model: LatentActionLM) -> Actor:
-    """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
-    tabulated."""
-    table = model.merge.table(model.codebook)
-
-    def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
-        assert final is not None
-        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
-
-    return Actor(
-        tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
-    )
 
 
 def base_actor(base: BaseLM) -> Actor:

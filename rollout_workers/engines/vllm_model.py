@@ -19,8 +19,8 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
+from latent_control.config import LatentActionConfig
 from latent_control.merge import Merge
-from latent_control.model import LatentActionConfig
 from latent_control.pretrained import WEIGHTS, read_shape
 
 Choose = Callable[[torch.Tensor], torch.Tensor]

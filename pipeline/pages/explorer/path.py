@@ -21,9 +21,9 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import Walker
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
 from latent_control.distributions import rollout_seed
+from latent_control.model import latent_actor
 from latent_control.records import Generation
 from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
