@@ -186,7 +186,7 @@ def owns_tokenizer(folder: Path, marker: Path) -> Path:
 @pytest.fixture(scope="module")
 def home(tiny_base: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of every kind with code that makes the file ``ran``."""
-    from pipeline.serving.deploy import export
+    from pipeline.serving import export
 
     home = tmp_path_factory.mktemp("foreign")
     marker = home / RAN
