@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
 from latent_control.base_lm import BaseLM
-from latent_control.decoding import engine, generate, static_engine
+from latent_control.decoding import generate, prefill, static_engine
 from latent_control.decoding.action_decoder import Actor, base_actor
 from latent_control.decoding.guide import make_guide
 from latent_control.distributions import action_log_probs, uniform_streams
@@ -210,7 +210,7 @@ def decoded_by(way: str) -> Iterator[None]:
     """The lean blocks, the base's own, or tensors of fixed size, moved to the left often."""
     with pytest.MonkeyPatch.context() as patch:
         if way == "transformers":
-            patch.setattr(engine, "lean_blocks", lambda decoder: None)
+            patch.setattr(prefill, "lean_blocks", lambda decoder: None)
         patch.setattr(static_engine, "ROOM", 2)
         yield
 

@@ -16,6 +16,7 @@ from latent_control.decoding import engine
 from latent_control.decoding.action_decoder import base_actor
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.generate import generate, left_pad, special_tokens
+from latent_control.decoding.prefill import PromptQueue
 from latent_control.decoding.slot_memory import SlotMemory
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.token_policy import Trains, token_actor, token_policy
@@ -202,9 +203,9 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(
         return_features=True,
     )
     widths: list[tuple[int, ...]] = []
-    prefill = Engine._base_prompts
+    prefill = PromptQueue.read_base
     monkeypatch.setattr(
-        Engine, "_base_prompts", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1]
+        PromptQueue, "read_base", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1]
     )
     shared = model.generate(
         ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True

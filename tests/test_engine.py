@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import Generation, LatentActionLM
-from latent_control.decoding import engine, static_engine
 from latent_control.decoding import generate as decoding
+from latent_control.decoding import prefill, static_engine
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.generate import generate
 from latent_control.decoding.lean_blocks import lean_blocks
@@ -48,7 +48,7 @@ def same(one: Generation, other: Generation) -> None:
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Decode with the lean blocks, with the base's own, or on tensors of fixed size (often moved to the left)."""
     if request.param == "transformers":
-        monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+        monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     if request.param == "static":
         monkeypatch.setattr(decoding, "Engine", StaticEngine)
         monkeypatch.setattr(static_engine, "ROOM", 2)
@@ -151,7 +151,7 @@ def test_a_replayed_graph_decodes_the_same(model: LatentActionLM) -> None:
 
 
 def test_static_needs_blocks_it_knows(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     with pytest.raises(ValueError, match="static caches need Llama-shaped blocks"):
         generate(model.base, model.actor(), *padded((3,)), max_new_tokens=2, static=True)
 
@@ -298,7 +298,7 @@ def test_lean_blocks_equal_the_bases_own(
     }
     assert lean_blocks(model.base.decoder) is not None
     lean = model.generate(ids, mask, **arguments)
-    monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     same(lean, model.generate(ids, mask, **arguments))
 
 
@@ -339,7 +339,7 @@ def test_weights_changed_in_place_or_converted_are_seen(
     ):
         change()
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "lean_blocks", lambda decoder: None)
+            patch.setattr(prefill, "lean_blocks", lambda decoder: None)
             expected = model.generate(ids, mask, **arguments)
         same(model.generate(ids, mask, **arguments), expected)
         assert not torch.equal(expected.actions, first.actions)

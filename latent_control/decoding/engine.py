@@ -7,29 +7,25 @@ stream, so it is the same whoever its neighbours are.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from transformers import Cache
 
-from latent_control.aliases import event_log_prob, pack, same_token
+from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
 from latent_control.decoding.action_decoder import Actor
 from latent_control.decoding.guide import Guide, Watch
-from latent_control.decoding.lean_blocks import lean_blocks
+from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
-from latent_control.records import Features, Generation
-from latent_control.tower import Tower, position_ids
+from latent_control.records import Generation
+from latent_control.tower import Tower
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
-# Tokens of one prefill pass, padding included; padding may add this share to the real tokens, or anything to a small
-# pass.
-PREFILL_TOKENS, PREFILL_PADDING, SMALL_PASS = 16384, 0.25, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +43,6 @@ class Sampling:
     """Codes the caller forces or allows."""
     watch: Watch | None = None
     """Told of every step; may end rows."""
-
-
-@dataclass(kw_only=True)
-class Prefilled:
-    """Prompts after their base pass, waiting for slots."""
-
-    base_cache: Cache
-    tower_cache: Cache | None
-    mask: torch.Tensor
-    """[b, P]"""
-    states: torch.Tensor
-    """[b, P, D], what the policy reads"""
-    final: torch.Tensor | None
-    """[b, D], the base's final state at the last position"""
-    logits: torch.Tensor
-    """[b, actions], at the last position"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row on its way into a slot."""
-
-    row: int
-    prompts: Prefilled
-    index: int
 
 
 class Engine:
@@ -97,9 +68,10 @@ class Engine:
         refresh: Callable[[], int] | None = None,
     ) -> None:
         self.base, self.actor, self.sampling, self.refresh = base, actor, sampling, refresh
-        self.ids, self.mask, self.repeats = input_ids, attention_mask, repeats
         rows, longest, device = len(limits), int(limits.max()), input_ids.device
-        self.prompt_lengths = attention_mask.sum(1).tolist()
+        self.repeats, self.slots = repeats, min(slots, rows)
+        self.prompts = PromptQueue(base, actor, input_ids, attention_mask, repeats=repeats, slots=self.slots)
+        self.lean_base, self.lean_tower = self.prompts.lean_base, self.prompts.lean_tower
         self.limits = limits.tolist()
         self.longest = longest
         self.uniforms = uniform_streams(seeds, longest).flatten().to(device)
@@ -112,9 +84,6 @@ class Engine:
         self.version = refresh() if refresh else 0
         self.keeps_states = sampling.keep_features or (refresh is not None and actor.tower is not None)
 
-        self.unread = deque(range(len(input_ids)))  # prompts not prefilled yet
-        self.waiting: deque[Entry] = deque()
-        self.slots = min(slots, rows)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         self.position = torch.zeros(self.slots, dtype=torch.long, device=device)
@@ -124,8 +93,6 @@ class Engine:
         self.base_cache: Cache | None = None
         self.tower_cache: Cache | None = None
         self.states: Buffer | None = None
-        self.lean_base = lean_blocks(base.decoder)
-        self.lean_tower = None if actor.tower is None else lean_blocks(actor.tower.decoder)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -156,14 +123,9 @@ class Engine:
 
     def _results(self) -> Generation:
         """What was chosen, gathered from the steps."""
-        cells, *columns = (torch.cat(parts) for parts in zip(*self.chosen, strict=True))
-        actions, tokens, logp, versions = (
-            torch.full((len(self.lengths) * self.longest,), fill, dtype=column.dtype, device=column.device)
-            .index_copy_(0, cells, column)
-            .view(-1, self.longest)
-            for column, fill in zip(columns, (-1, self.sampling.pad_token, 0.0, -1), strict=True)
-        )
-        event_logp, events = self._events() if self.events else (None, None)
+        shape = len(self.lengths), self.longest
+        actions, tokens, logp, versions = spread(self.chosen, (-1, self.sampling.pad_token, 0.0, -1), shape)
+        event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
         return Generation(
             event_logp=event_logp,
             events=events,
@@ -171,19 +133,9 @@ class Engine:
             actions=actions,
             action_logp=logp,
             versions=versions,
-            lengths=torch.tensor(self.lengths, device=self.ids.device),
+            lengths=torch.tensor(self.lengths, device=self.position.device),
             finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
             features=tuple(f for f in self.features if f is not None) if self.sampling.keep_features else None,
-        )
-
-    def _events(self) -> tuple[torch.Tensor, torch.Tensor]:
-        cells, logp, packed = (torch.cat(parts) for parts in zip(*self.events, strict=True))
-        size = len(self.lengths) * self.longest
-        return (
-            torch.zeros(size, device=logp.device).index_copy_(0, cells, logp).view(-1, self.longest),
-            packed.new_zeros(size, packed.shape[1])
-            .index_copy_(0, cells, packed)
-            .view(-1, self.longest, packed.shape[1]),
         )
 
     def _entering(self) -> list[tuple[int, Entry]]:
@@ -194,73 +146,7 @@ class Engine:
         live = self.slots - len(free)
         if live and len(free) < max(1, self.slots * ENTER_SHARE):
             return []
-        pairs: list[tuple[int, Entry]] = []
-        for slot in free:
-            if not self.waiting:
-                self._prefill()
-            if not self.waiting:
-                break
-            pairs.append((slot, self.waiting.popleft()))
-        return pairs
-
-    # -- prompts -----------------------------------------------------------------------------------------------------
-
-    def _prefill(self) -> None:
-        """One slots-full of prompts through the base and the policy, in passes over prompts of similar length."""
-        count = min(len(self.unread), max(1, self.slots // self.repeats))
-        prompts = sorted((self.unread.popleft() for _ in range(count)), key=lambda prompt: self.prompt_lengths[prompt])
-        while prompts:
-            taken = 1
-            total = self.prompt_lengths[prompts[0]]
-            for prompt in prompts[1:]:
-                total += self.prompt_lengths[prompt]
-                padded = (taken + 1) * self.prompt_lengths[prompt]
-                if padded > PREFILL_TOKENS or padded > max(SMALL_PASS, total * (1 + PREFILL_PADDING)):
-                    break
-                taken += 1
-            self._prefill_pass(prompts[:taken])
-            prompts = prompts[taken:]
-
-    def _prefill_pass(self, prompts: list[int]) -> None:
-        width = self.prompt_lengths[prompts[-1]]
-        ids, mask = self.ids[prompts, -width:], self.mask[prompts, -width:]
-        features, cache = self._base_prompts(ids, mask)
-        states = features.read(self.actor.reads)
-        final = None if features.final is None else features.final[:, -1]
-        tower_cache, logits = self._read_prompts(states, mask)
-        done = Prefilled(
-            base_cache=cache, tower_cache=tower_cache, mask=mask, states=states, final=final, logits=logits
-        )
-        self.waiting.extend(
-            Entry(row=prompt * self.repeats + place, prompts=done, index=index)
-            for index, prompt in enumerate(prompts)
-            for place in range(self.repeats)
-        )
-
-    def _base_prompts(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[Features, Cache]:
-        """The base over whole prompts; its final state at the last position only, where nothing reads the others."""
-        cache = self.base.new_cache()
-        if self.lean_base is None:
-            return self.base.features(ids, mask, cache, position_ids(mask)), cache
-        x = self.base.decoder.get_input_embeddings()(ids)
-        final, late = self.lean_base.prefill(
-            x, mask, cache, self.base.late_blocks, last_only=self.actor.reads == "late"
-        )
-        return Features(final=final, late=late), cache
-
-    def _read_prompts(self, states: torch.Tensor, mask: torch.Tensor) -> tuple[Cache | None, torch.Tensor]:
-        """The policy over whole prompts: its cache and the logits at the last position."""
-        if self.actor.tower is None:
-            return None, self.actor.head(states[:, -1])
-        cache = self.actor.tower.new_cache()
-        if self.lean_tower is None:
-            hidden: torch.Tensor | None = self.actor.tower.hidden(states, mask, cache, position_ids(mask))
-        else:
-            hidden, _ = self.lean_tower.prefill(
-                states.to(self.actor.tower.head.weight.dtype), mask, cache, last_only=True
-            )
-        assert hidden is not None
-        return cache, self.actor.head(hidden[:, -1])
+        return [(slot, self.prompts.pop()) for slot in free if self.prompts]
 
     def _enter(
         self, entering: list[tuple[int, Entry]], final: torch.Tensor | None, logits: torch.Tensor | None
@@ -270,8 +156,8 @@ class Engine:
         for _, group in groupby(entering, key=lambda pair: id(pair[1].prompts)):
             pairs = list(group)
             prompts = pairs[0][1].prompts
-            slots = torch.tensor([slot for slot, _ in pairs], device=self.ids.device)
-            rows = torch.tensor([entry.index for _, entry in pairs], device=self.ids.device)
+            slots = torch.tensor([slot for slot, _ in pairs], device=self.position.device)
+            rows = torch.tensor([entry.index for _, entry in pairs], device=self.position.device)
             self._place(prompts, rows, slots)
             all_logits.append(prompts.logits[rows])
             if prompts.final is not None:
@@ -304,7 +190,7 @@ class Engine:
 
     def _filled(self, row: int) -> int:
         """Columns a row has filled: its prompt and every generated token but the last, which has not been fed."""
-        return self.prompt_lengths[row // self.repeats] + self.lengths[row] - 1
+        return self.prompts.lengths[row // self.repeats] + self.lengths[row] - 1
 
     def _advance(self, live: list[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Feed each live row its last token; final states [b, D] and policy logits [b, actions] of the live rows."""
@@ -365,7 +251,9 @@ class Engine:
         tokens = self.actor.emit(final, actions)
         self.chosen.append((cells, actions, tokens, logp, versions))
         if self.sampling.aliases:
-            self.events.append((cells, *self._event(final, log_probs, actions, tokens, self.sampling.aliases)))
+            assert final is not None, "the world model reads the base's final state"
+            event = chosen_event(self.actor.emit, final, log_probs, actions, tokens, self.sampling.aliases)
+            self.events.append((cells, event_log_prob(log_probs, actions, event), pack(event)))
         if slots == list(range(len(slots))):  # rows that enter stand last, whatever their slot
             self.next_tokens[: len(slots)] = tokens
         else:
@@ -380,22 +268,6 @@ class Engine:
             elif self.lengths[row] < self.limits[row]:
                 continue
             self._leave(slot, row)
-
-    def _event(
-        self,
-        final: torch.Tensor | None,
-        log_probs: torch.Tensor,
-        actions: torch.Tensor,
-        tokens: torch.Tensor,
-        count: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and packed codes of what was chosen, up to codes that emit the same token."""
-        assert final is not None, "the world model reads the base's final state"
-        likely, top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1)
-        emitted = self.actor.emit(final.repeat_interleave(top.shape[1], 0), top.flatten()).view(top.shape)
-        emitted = emitted.masked_fill(likely == -torch.inf, -1)  # a code that cannot be chosen belongs to no event
-        event = same_token(top, emitted, actions, tokens, log_probs.shape[1])
-        return event_log_prob(log_probs, actions, event), pack(event)
 
     def _hold(
         self, slots: list[int], rows: list[int], actions: torch.Tensor, logp: torch.Tensor, versions: torch.Tensor
@@ -416,7 +288,7 @@ class Engine:
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""
         live = [slot for slot, row in enumerate(self.rows_in) if row is not None]
-        if self.waiting or self.unread or not live or len(live) > len(self.rows_in) * (1 - SQUEEZE_SHARE):
+        if self.prompts or not live or len(live) > len(self.rows_in) * (1 - SQUEEZE_SHARE):
             return
         gaps = [slot for slot in range(len(live)) if self.rows_in[slot] is None]
         movers = live[len(live) - len(gaps) :]
@@ -434,16 +306,25 @@ class Engine:
         """Make the policy's caches anew from the states it read; the base's caches stay."""
         if self.actor.tower is None:
             return
-        for prompts in {id(entry.prompts): entry.prompts for entry in self.waiting}.values():
-            prompts.tower_cache, prompts.logits = self._read_prompts(prompts.states, prompts.mask)
+        self.prompts.refresh()
         if not self.rows_in:
             return
         assert self.states is not None and self.tower_cache is not None
         rows, columns = len(self.rows_in), slice(self.memory.start, self.memory.end)
         at_once = max(1, PREFILL_TOKENS // (columns.stop - columns.start))
         for part in range(0, rows, at_once):
-            slots = torch.arange(part, min(rows, part + at_once), device=self.ids.device)
+            slots = torch.arange(part, min(rows, part + at_once), device=self.position.device)
             states, mask = self.states.data[slots, columns], self.seen.data[slots, columns, 0].long()
-            cache, _ = self._read_prompts(states, mask)
+            cache, _ = self.prompts.read_policy(states, mask)
             assert cache is not None
             self.memory.place_cache(self.tower_cache, cache, slots - part, slots)
+
+
+def spread(
+    steps: Sequence[tuple[torch.Tensor, ...]], fills: Sequence[float], shape: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """Columns [rows, longest, ...] with ``fills`` in them, from the cells and their values of each step."""
+    cells, *columns = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    for column, fill in zip(columns, fills, strict=True):
+        whole = column.new_full((shape[0] * shape[1], *column.shape[1:]), fill)
+        yield whole.index_copy_(0, cells, column).view(*shape, *column.shape[1:])
