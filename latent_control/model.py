@@ -3,7 +3,6 @@ policy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from latent_control.base_lm import BaseLM
 from latent_control.config import LatentActionConfig, merge_width
 from latent_control.decoding.action_decoder import Actor, base_actor
 from latent_control.decoding.generate import generate
-from latent_control.decoding.guide import Allowed, Codes, Watch, make_guide
+from latent_control.decoding.guide import Allowed, Codes, make_guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.merge import Merge
 from latent_control.notebook_views import count, table
 from latent_control.pretrained import PretrainedMixin
@@ -133,61 +133,32 @@ class LatentActionLM(PretrainedMixin):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        max_new_tokens: int | Sequence[int],
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        stop_token: int | list[int] | None = None,
         level: str = "latent",
-        repeats: int = 1,
-        row_seeds: Sequence[int] | None = None,
-        return_features: bool = False,
         codes: Codes | None = None,
         allowed_codes: Allowed | None = None,
-        watch: Watch | None = None,
+        **params: Any,
     ) -> Generation:
         """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit.
 
         Args:
             input_ids: prompts [B, P], padded on either side as ``attention_mask`` [B, P] says.
-            max_new_tokens: one number, or one per output row.
-            top_k: sample among the k most likely codes.
-            seed: row r draws from a stream made of (seed, r) alone; ``None``: one from torch's global stream.
-            batch_size: rows decoded at once, ``None`` is all; ``row_seeds``: a stream per output row, not ``seed``.
-            stop_token: end token or tokens; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
-            return_features: also return the states that the policy read.
-            repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             codes: force these codes, from the first token on; the policy chooses where they end or say ``None`` (-1).
-            allowed_codes: the policy chooses among these codes only; ``watch``: called at every step, may end rows.
+            allowed_codes: the policy chooses among these codes only.
+            params: fields of ``SamplingParams``: ``max_new_tokens``, ``temperature``, ``top_k``, ``seed``, ``repeats``
+                (rollouts per prompt: outputs have B * repeats rows), ``row_seeds``, ``stop_token``, ``batch_size``,
+                ``return_features``, ``watch``.
 
         Raises:
             ValueError: an argument is out of range.
         """
         if level != "latent" and (codes is not None or allowed_codes is not None):
             raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
-        rows, shape = len(input_ids) * repeats, self.config
+        rows, shape = len(input_ids) * params.get("repeats", 1), self.config
         guide = make_guide(
             codes, allowed_codes, rows=rows, num_actions=shape.num_actions, span=shape.span, device=input_ids.device
         )
-        return generate(
-            self.base,
-            self.actor(level),
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            batch_size=batch_size,
-            stop_token=stop_token,
-            repeats=repeats,
-            row_seeds=row_seeds,
-            return_features=return_features,
-            guide=guide,
-            watch=watch,
-        )
+        return generate(self.base, self.actor(level), SamplingParams(guide=guide, **params), input_ids, attention_mask)
 
     def cast_modules(self, dtype: torch.dtype | None = None) -> LatentActionLM:
         """Put the new modules into ``dtype`` (default: the base's own) for inference; training keeps float32

@@ -20,9 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
 from latent_control.base_lm import BaseLM
-from latent_control.decoding import generate, prefill, static_engine
+from latent_control.decoding import prefill, static_engine
 from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs, uniform_streams
 from latent_control.token_policy import token_actor, token_policy
 
@@ -238,11 +240,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
 
     subject.use(0)
     with decoded_by(case.way):
-        return generate.generate(
-            subject.base,
-            subject.actor,
-            ids,
-            mask,
+        params = SamplingParams(
             max_new_tokens=case.limits,
             temperature=case.temperature,
             top_k=case.top_k,
@@ -251,11 +249,18 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             repeats=case.repeats,
             row_seeds=case.streams,
             return_features=case.keep_features,
-            refresh=refresh if case.changes else None,
-            static=case.way == "static",
             aliases=case.aliases,
             guide=guide,
             watch=watch if case.watched else None,
+        )
+        return generate(
+            subject.base,
+            subject.actor,
+            params,
+            ids,
+            mask,
+            refresh=refresh if case.changes else None,
+            static=case.way == "static",
         )
 
 

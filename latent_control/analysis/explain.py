@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latent_control.decoding.generate import special_tokens
+from latent_control.decoding.sampling_params import special_tokens
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch

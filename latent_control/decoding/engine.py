@@ -8,7 +8,6 @@ stream, so it is the same whoever its neighbours are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -17,8 +16,8 @@ from transformers import Cache
 from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
 from latent_control.decoding.action_decoder import Actor
-from latent_control.decoding.guide import Guide, Watch
-from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue
+from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
+from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.records import Generation
@@ -28,53 +27,32 @@ from latent_control.tower import Tower
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of one call."""
-
-    temperature: float
-    top_k: int | None
-    stop_tokens: tuple[int, ...]
-    pad_token: int
-    keep_features: bool
-    aliases: int | None = None
-    """Codes among which those that emit the chosen one's token are found (``aliases``)."""
-    guide: Guide | None = None
-    """Codes the caller forces or allows."""
-    watch: Watch | None = None
-    """Told of every step; may end rows."""
-
-
 class Engine:
-    """Decodes ``repeats`` rollouts of each prompt [B, P] (left padded) on at most ``slots`` rows at once.
+    """Decodes ``params.repeats`` rollouts of each prompt [B, P] on at most ``params.batch_size`` slots.
 
-    ``limits`` [B * repeats] bounds each row's new tokens, ``seeds`` name each row's random stream. ``refresh`` is asked
-    before every step for the policy's version; when that has changed, the policy's own caches are made anew from the
-    kept states, while the base's stay: its weights do not depend on the policy.
+    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's own caches are
+    made again from the kept states, while the base's stay: its weights do not depend on the policy.
     """
 
     def __init__(
         self,
         base: BaseLM,
         actor: Actor,
-        sampling: Sampling,
+        params: SamplingParams,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        limits: torch.Tensor,
-        seeds: Sequence[int],
+        attention_mask: torch.Tensor | None = None,
         *,
-        repeats: int,
-        slots: int,
         refresh: Callable[[], int] | None = None,
     ) -> None:
-        self.base, self.actor, self.sampling, self.refresh = base, actor, sampling, refresh
-        rows, longest, device = len(limits), int(limits.max()), input_ids.device
-        self.repeats, self.slots = repeats, min(slots, rows)
-        self.prompts = PromptQueue(base, actor, input_ids, attention_mask, repeats=repeats, slots=self.slots)
+        self.base, self.actor, self.params, self.refresh = base, actor, params, refresh
+        rows, device = len(input_ids) * params.repeats, input_ids.device
+        self.limits = params.limits(rows)
+        self.longest, self.slots = max(self.limits), min(params.batch_size or rows, rows)
+        self.uniforms = uniform_streams(params.seeds(rows), self.longest).flatten().to(device)
+        self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
+        ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
+        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
         self.lean_base, self.lean_tower = self.prompts.lean_base, self.prompts.lean_tower
-        self.limits = limits.tolist()
-        self.longest = longest
-        self.uniforms = uniform_streams(seeds, longest).flatten().to(device)
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
@@ -82,7 +60,7 @@ class Engine:
         self.stopped = [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
-        self.keeps_states = sampling.keep_features or (refresh is not None and actor.tower is not None)
+        self.keeps_states = params.return_features or (refresh is not None and actor.tower is not None)
 
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
@@ -124,7 +102,7 @@ class Engine:
     def _results(self) -> Generation:
         """What was chosen, gathered from the steps."""
         shape = len(self.lengths), self.longest
-        actions, tokens, logp, versions = spread(self.chosen, (-1, self.sampling.pad_token, 0.0, -1), shape)
+        actions, tokens, logp, versions = spread(self.chosen, (-1, self.pad_token, 0.0, -1), shape)
         event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
         return Generation(
             event_logp=event_logp,
@@ -135,7 +113,7 @@ class Engine:
             versions=versions,
             lengths=torch.tensor(self.lengths, device=self.position.device),
             finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
-            features=tuple(f for f in self.features if f is not None) if self.sampling.keep_features else None,
+            features=tuple(f for f in self.features if f is not None) if self.params.return_features else None,
         )
 
     def _entering(self) -> list[tuple[int, Entry]]:
@@ -190,7 +168,7 @@ class Engine:
 
     def _filled(self, row: int) -> int:
         """Columns a row has filled: its prompt and every generated token but the last, which has not been fed."""
-        return self.prompts.lengths[row // self.repeats] + self.lengths[row] - 1
+        return self.prompts.lengths[row // self.params.repeats] + self.lengths[row] - 1
 
     def _advance(self, live: list[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Feed each live row its last token; final states [b, D] and policy logits [b, actions] of the live rows."""
@@ -240,30 +218,30 @@ class Engine:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
-        if self.sampling.guide is not None:
-            logits = self.sampling.guide.apply(logits, rows, [self.lengths[row] for row in rows])
-        log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
-        greedy = self.sampling.temperature == 0
+        if self.params.guide is not None:
+            logits = self.params.guide.apply(logits, rows, [self.lengths[row] for row in rows])
+        log_probs = action_log_probs(logits, temperature=self.params.temperature, top_k=self.params.top_k)
+        greedy = self.params.temperature == 0
         actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
         tokens = self.actor.emit(final, actions)
         self.chosen.append((cells, actions, tokens, logp, versions))
-        if self.sampling.aliases:
+        if self.params.aliases:
             assert final is not None, "the world model reads the base's final state"
-            event = chosen_event(self.actor.emit, final, log_probs, actions, tokens, self.sampling.aliases)
+            event = chosen_event(self.actor.emit, final, log_probs, actions, tokens, self.params.aliases)
             self.events.append((cells, event_log_prob(log_probs, actions, event), pack(event)))
         if slots == list(range(len(slots))):  # rows that enter stand last, whatever their slot
             self.next_tokens[: len(slots)] = tokens
         else:
             self.next_tokens[slots] = tokens
         chosen = tokens.tolist()
-        watch = self.sampling.watch
+        watch = self.params.watch
         ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
         for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
-            if end or token in self.sampling.stop_tokens:
+            if end or token in self.stop_tokens:
                 self.stopped[row] = True
             elif self.lengths[row] < self.limits[row]:
                 continue
@@ -280,7 +258,7 @@ class Engine:
         return actions, logp.masked_fill(inside, 0.0), versions
 
     def _leave(self, slot: int, row: int) -> None:
-        if self.sampling.keep_features:
+        if self.params.return_features:
             assert self.states is not None
             self.features[row] = self.states.data[slot, self.memory.end - self._filled(row) : self.memory.end].clone()
         self.rows_in[slot] = None

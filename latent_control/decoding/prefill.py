@@ -20,6 +20,20 @@ from latent_control.tower import position_ids
 PREFILL_TOKENS, PREFILL_PADDING, SMALL_PASS = 16384, 0.25, 512
 
 
+def left_pad(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad_token: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows with all padding moved to the left and common padding cut off."""
+    if attention_mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    if bool((attention_mask.sum(1) == 0).any()):
+        raise ValueError("a row of attention_mask is all zero: every prompt needs at least one token")
+    order = attention_mask.bool().int().argsort(dim=1, stable=True)
+    ids, mask = input_ids.gather(1, order), attention_mask.gather(1, order).long()
+    width = int(mask.sum(1).max())
+    return ids[:, -width:].masked_fill(mask[:, -width:] == 0, pad_token), mask[:, -width:]
+
+
 @dataclass(kw_only=True)
 class Prefilled:
     """Prompts after their base pass, waiting for slots."""

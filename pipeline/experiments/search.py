@@ -15,7 +15,7 @@ import torch
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from latent_control.decoding.generate import special_tokens
+from latent_control.decoding.sampling_params import special_tokens
 from latent_control.distributions import rollout_seed
 from latent_control.pretrained import CONFIG, base_hash, read_shape
 from latent_control.search import (

@@ -22,6 +22,7 @@ import torch
 from configs.schema import RunConfig
 from latent_control.analysis.explain import Walker
 from latent_control.decoding.generate import generate
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import rollout_seed
 from latent_control.model import latent_actor
 from latent_control.records import Generation
@@ -103,15 +104,17 @@ def _piece(
     out = generate(
         model.base,
         replace(latent_actor(model), tower=policy, head=policy.head),
+        SamplingParams(
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=models.temperature,
+            top_k=models.top_k,
+            row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
+            batch_size=config.rollout.batch_size,
+            stop_token=models.tokenizer.eos_token_id,
+            repeats=GROUP,
+        ),
         ids,
         mask,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=models.temperature,
-        top_k=models.top_k,
-        row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
-        batch_size=config.rollout.batch_size,
-        stop_token=models.tokenizer.eos_token_id,
-        repeats=GROUP,
     )
     rewards = _rewards(out, models, config, task, prompts)
     rows = [row for row, reward in enumerate(rewards) if reward is not None]
