@@ -56,18 +56,15 @@ class Engine:
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
-        self.lengths = [0] * rows
-        self.stopped = [False] * rows
+        self.lengths, self.stopped = [0] * rows, [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
         self.keeps_states = params.return_features or (refresh is not None and actor.tower is not None)
-
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
-        self.position = torch.zeros(self.slots, dtype=torch.long, device=device)
-        self.next_tokens = torch.zeros(self.slots, dtype=torch.long, device=device)
-        self.held = torch.zeros(self.slots, dtype=torch.long, device=device)  # the action of the span each slot is in
-        self.held_version = torch.zeros(self.slots, dtype=torch.long, device=device)
+        # per slot; held is the action of the span that it is in
+        vectors = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(4))
+        self.position, self.next_tokens, self.held, self.held_version = vectors
         self.base_cache: Cache | None = None
         self.tower_cache: Cache | None = None
         self.states: Buffer | None = None
@@ -118,11 +115,9 @@ class Engine:
 
     def _entering(self) -> list[tuple[int, Entry]]:
         """(slot, entry) pairs for the free slots, once enough of them are free."""
-        free = [slot for slot, row in enumerate(self.rows_in) if row is None] + list(
-            range(len(self.rows_in), self.slots)
-        )
-        live = self.slots - len(free)
-        if live and len(free) < max(1, self.slots * ENTER_SHARE):
+        free = [slot for slot, row in enumerate(self.rows_in) if row is None]
+        free += range(len(self.rows_in), self.slots)
+        if len(free) < max(1, self.slots * ENTER_SHARE):
             return []
         return [(slot, self.prompts.pop()) for slot in free if self.prompts]
 
@@ -221,8 +216,7 @@ class Engine:
         if self.params.guide is not None:
             logits = self.params.guide.apply(logits, rows, [self.lengths[row] for row in rows])
         log_probs = action_log_probs(logits, temperature=self.params.temperature, top_k=self.params.top_k)
-        greedy = self.params.temperature == 0
-        actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
+        actions = logits.argmax(-1) if self.params.temperature == 0 else sample_actions(log_probs, self.uniforms[cells])
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
@@ -236,8 +230,7 @@ class Engine:
             self.next_tokens[: len(slots)] = tokens
         else:
             self.next_tokens[slots] = tokens
-        chosen = tokens.tolist()
-        watch = self.params.watch
+        chosen, watch = tokens.tolist(), self.params.watch
         ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
         for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
@@ -278,10 +271,8 @@ class Engine:
             self.rows_in[gap] = self.rows_in[mover]
         self.rows_in = self.rows_in[: len(live)]
 
-    # -- a new policy version ----------------------------------------------------------------------------------------
-
     def _refresh_policy(self) -> None:
-        """Make the policy's caches anew from the states it read; the base's caches stay."""
+        """Make the policy's caches again from the states it read; the base's caches stay."""
         if self.actor.tower is None:
             return
         self.prompts.refresh()
