@@ -9,10 +9,9 @@ from torch import nn
 
 from configs.schema import ImproveOffline
 from latent_control.distributions import action_log_probs
-from latent_control.losses import Metrics
+from latent_control.losses import REGRESSION_WEIGHTS, Metrics, weighted_regression
 from latent_control.model import LatentActionLM
 from latent_control.records import RolloutBatch, TokenBatch
-from latent_control.regression import WEIGHTS, weighted_regression
 from latent_control.tower import Tower
 from learners.features import FeatureCache
 from learners.offline_training import OfflineStage, Step
@@ -43,7 +42,9 @@ class ImproveOfflineStage(OfflineStage):
         """Loss of one microbatch."""
         assert isinstance(batch, RolloutBatch)
         mask, states = self.model.spans(batch.response_mask[:, 1:]).starts, self.cache(batch)
-        weights = WEIGHTS[self.settings.method](batch.advantages, self.settings.temperature, self.settings.weight_cap)
+        weights = REGRESSION_WEIGHTS[self.settings.method](
+            batch.advantages, self.settings.temperature, self.settings.weight_cap
+        )
         with torch.no_grad():
             reference = self._log_probs(self.reference, states, mask)
         return weighted_regression(

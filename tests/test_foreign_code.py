@@ -73,7 +73,7 @@ def config_check(**sections):
 
 def reward(folder):
     from rollout_workers.tasks.reward_models import RewardModel
-    from rollout_workers.tasks.scorers import Preference
+    from rollout_workers.tasks.scorer_options import Preference
     RewardModel(Preference(model=folder))
 
 def reward_train(folder):
