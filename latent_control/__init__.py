@@ -2,7 +2,8 @@
 2503.21383)."""
 
 from latent_control.analysis.usage import CodeUsage
-from latent_control.auto import LatentActionForCausalLM, LatentControlConfig, LatentGenerateOutput
+from latent_control.auto import LatentActionForCausalLM, LatentControlConfig
+from latent_control.auto_generation import LatentGenerateOutput
 from latent_control.config import LatentActionConfig
 from latent_control.model import LatentActionLM
 from latent_control.records import Features, Generation
