@@ -11,9 +11,9 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from latent_control.bases.loading import BASE, load_model
+from latent_control.decoder_stack import decoder_blocks, position_ids
 from latent_control.linear import linear
 from latent_control.records import Features
-from latent_control.tower import decoder_blocks, position_ids
 
 
 class PassThrough(nn.Module):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from latent_control.base_lm import BaseLM
 from latent_control.config import LatentActionConfig, merge_width
+from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import Actor, base_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import Allowed, Codes, make_guide
@@ -21,7 +22,6 @@ from latent_control.notebook_views import count, table
 from latent_control.pretrained import PretrainedMixin
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
-from latent_control.tower import Tower
 
 
 class LatentActionLM(PretrainedMixin):
@@ -50,9 +50,11 @@ class LatentActionLM(PretrainedMixin):
             config.merge_layers,
             identity_start=config.head == "residual",
         )
-        self.policy = Tower(self.base.decoder, config.policy_layers, config.num_actions)
+        self.policy = DecoderStack(self.base.decoder, config.policy_layers, config.num_actions)
         self.inverse_dynamics = (
-            Tower(self.base.decoder, config.inverse_dynamics_layers, config.num_actions) if inverse_dynamics else None
+            DecoderStack(self.base.decoder, config.inverse_dynamics_layers, config.num_actions)
+            if inverse_dynamics
+            else None
         )
         self.base_source: str | None = None
         self.to(self.base.lm.device)
@@ -215,7 +217,7 @@ def latent_actor(model: LatentActionLM) -> Actor:
         return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
 
     return Actor(
-        tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
+        stack=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
     )
 
 

@@ -21,9 +21,9 @@ from latent_control.base_lm import BaseLM, load_base
 from latent_control.bases.loading import load_config
 from latent_control.bases.weight_files import read_shapes
 from latent_control.config import LatentActionConfig
+from latent_control.decoder_stack import DecoderStack
 from latent_control.published import read_published
 from latent_control.tensor_files import read_weights, require_tensors
-from latent_control.tower import Tower
 
 CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
 FORMAT = 1
@@ -113,7 +113,7 @@ def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
 
 
-def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
+def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> DecoderStack:
     """The latent policy of a checkpoint alone, without loading the base LM's weights.
 
     Raises:
@@ -124,7 +124,7 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower
     base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
-    policy = Tower(decoder, shape.policy_layers, shape.num_actions)
+    policy = DecoderStack(decoder, shape.policy_layers, shape.num_actions)
     require_tensors(
         folder,
         {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()},
@@ -142,8 +142,8 @@ class PretrainedMixin(nn.Module):
 
     config: LatentActionConfig
     base: BaseLM
-    policy: Tower
-    inverse_dynamics: Tower | None
+    policy: DecoderStack
+    inverse_dynamics: DecoderStack | None
     base_source: str | None
     """Folder or hub id of the base LM."""
 

@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 def read_published(folder: Path, dtype: str | torch.dtype) -> Published:
-    """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], towers and merge layers.
+    """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], stacks and merge layers.
 
     Raises:
         ValueError: it has no safetensors files, or a tensor of the base is missing, unknown or misshapen.

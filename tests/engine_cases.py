@@ -49,7 +49,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
 }
 POLICIES = ("late", "final", "span 2", "span 3", "last_blocks", "added_blocks", "all", "base")
-WITHOUT_TOWER = ("all", "base")
+WITHOUT_STACK = ("all", "base")
 VERSIONS = 4
 # Half a nat apart, a fault is a fault; closer than this, float32 may decide either way.
 TIE = 1e-4
@@ -65,8 +65,8 @@ class Subject:
 
     def use(self, version: int) -> None:
         """Take the weights of a version, in place."""
-        if self.actor.tower is not None:
-            self.actor.tower.load_state_dict(self.versions[version])
+        if self.actor.stack is not None:
+            self.actor.stack.load_state_dict(self.versions[version])
 
     @torch.no_grad()
     def states(self, row: Sequence[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -77,8 +77,8 @@ class Subject:
     @torch.no_grad()
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[T, N] of the version in use."""
-        tower = self.actor.tower
-        return self.actor.head(states if tower is None else tower.hidden(states[None])[0])
+        stack = self.actor.stack
+        return self.actor.head(states if stack is None else stack.hidden(states[None])[0])
 
 
 def make_subject(kind: str, policy: str) -> Subject:
@@ -110,8 +110,8 @@ def make_subject(kind: str, policy: str) -> Subject:
         if base.late_blocks:
             base.drop_late_blocks()
         subject = Subject(base=base, actor=token_actor(base, tokens))
-    if subject.actor.tower is not None:
-        start = {name: p.clone() for name, p in subject.actor.tower.state_dict().items()}
+    if subject.actor.stack is not None:
+        start = {name: p.clone() for name, p in subject.actor.stack.state_dict().items()}
         for version in range(VERSIONS):
             noise = {name: torch.randn(p.shape, generator=generator) * 0.1 * (version > 0) for name, p in start.items()}
             subject.versions.append({name: p + noise[name] for name, p in start.items()})
@@ -197,7 +197,7 @@ def random_case(seed: int) -> Case:
         barred=barred,
         watched=chance(0.25),
         changes=sorted(draw.choice(20, 3, replace=False).tolist())
-        if policy not in WITHOUT_TOWER and chance(0.35)
+        if policy not in WITHOUT_STACK and chance(0.35)
         else [],
     )
 

@@ -119,7 +119,7 @@ def test_equals_the_plain_loop(model: LatentActionLM, side: str, sampling: dict[
 
 
 @pytest.mark.parametrize("reads", [("final", "final"), ("late", "final"), ("final", "late")])
-def test_equals_the_plain_loop_wherever_the_towers_read(
+def test_equals_the_plain_loop_wherever_the_stacks_read(
     make_model: Callable[..., LatentActionLM], reads: tuple[str, str]
 ) -> None:
     model = make_model(policy_reads=reads[0], inverse_dynamics_reads=reads[1])

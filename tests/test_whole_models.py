@@ -455,8 +455,8 @@ def test_a_token_level_policy_needs_all_that_was_trained(tiny_base: Path, tmp_pa
     spec = HostSpec(
         level="token", checkpoint=str(tiny_base), token_blocks=1, policy_file=str(tmp_path / "policy.safetensors")
     )
-    tower = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
-    trained = {name: p.detach() + 1 for name, p in tower.named_parameters() if p.requires_grad}
+    stack = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
+    trained = {name: p.detach() + 1 for name, p in stack.named_parameters() if p.requires_grad}
     save_file(trained, tmp_path / "policy.safetensors")
     policy = load_host(spec, torch.device("cpu"), torch.float32).policy
     assert policy is not None and all(

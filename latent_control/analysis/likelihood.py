@@ -60,7 +60,7 @@ def token_speaker(base: BaseLM, actor: Actor) -> Speaker:
 
     def read(batch: TokenBatch) -> LogProbs:
         state = base.features(batch.input_ids).read(actor.reads)
-        state = state if actor.tower is None else actor.tower.hidden(state)
+        state = state if actor.stack is None else actor.stack.hidden(state)
         chosen = state[:, :-1][batch.response_mask[:, 1:]]
         return lambda rows: torch.log_softmax(actor.head(chosen[rows]).float(), -1)
 

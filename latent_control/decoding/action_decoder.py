@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 
 from latent_control.base_lm import BaseLM
-from latent_control.tower import Tower
+from latent_control.decoder_stack import DecoderStack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
     """How actions are chosen and become tokens; these exist: latent policy, base LM, policy over tokens
-    (``token_level``)."""
+    (``token_policy``)."""
 
-    tower: Tower | None
+    stack: DecoderStack | None
     """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
     reads: str
-    """Which of the base's states tower (or head) reads, "final" or "late"."""
+    """Which of the base's states the stack (or head) reads, "final" or "late"."""
     head: Callable[[torch.Tensor], torch.Tensor]
     """hidden [B, D] -> logits [B, actions]"""
     emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
@@ -30,4 +30,4 @@ class Actor:
 
 def base_actor(base: BaseLM) -> Actor:
     """The bare base LM: an action is a token."""
-    return Actor(tower=None, reads="final", head=base.logits, emit=lambda _, actions: actions)
+    return Actor(stack=None, reads="final", head=base.logits, emit=lambda _, actions: actions)

@@ -15,13 +15,13 @@ from transformers import Cache
 
 from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
+from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import Actor
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.records import Generation
-from latent_control.tower import Tower
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
@@ -52,21 +52,21 @@ class Engine:
         self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
         self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
-        self.lean_base, self.lean_tower = self.prompts.lean_base, self.prompts.lean_tower
+        self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
         self.lengths, self.stopped = [0] * rows, [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
-        self.keeps_states = params.return_features or (refresh is not None and actor.tower is not None)
+        self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         # per slot; held is the action of the span that it is in
         vectors = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(4))
         self.position, self.next_tokens, self.held, self.held_version = vectors
         self.base_cache: Cache | None = None
-        self.tower_cache: Cache | None = None
+        self.stack_cache: Cache | None = None
         self.states: Buffer | None = None
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -145,12 +145,12 @@ class Engine:
         memory.reserve(before=prompts.mask.shape[1], after=0)
         if self.base_cache is None:
             self.base_cache = memory.cache_like(prompts.base_cache)
-            self.tower_cache = None if prompts.tower_cache is None else memory.cache_like(prompts.tower_cache)
+            self.stack_cache = None if prompts.stack_cache is None else memory.cache_like(prompts.stack_cache)
             self.states = memory.buffer_like(prompts.states) if self.keeps_states else None
             self.seen = memory.buffer_like(mask)
         memory.place_cache(self.base_cache, prompts.base_cache, rows, slots)
-        if self.tower_cache is not None and prompts.tower_cache is not None:
-            memory.place_cache(self.tower_cache, prompts.tower_cache, rows, slots)
+        if self.stack_cache is not None and prompts.stack_cache is not None:
+            memory.place_cache(self.stack_cache, prompts.stack_cache, rows, slots)
         if self.states is not None:
             memory.place(self.states, prompts.states[rows], slots)
         self.seen.data[slots] = False
@@ -178,7 +178,7 @@ class Engine:
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
         if self.states is not None:
             self.states.data[:rows, memory.end] = state
-        hidden = state if self.actor.tower is None else self._tower_step(self.actor.tower, state)
+        hidden = state if self.actor.stack is None else self._stack_step(self.actor.stack, state)
         self.position[live] += 1  # not of finished rows, which may stand at the last position there is
         memory.end += 1
         if len(live) < rows:
@@ -196,14 +196,14 @@ class Engine:
         features = self.base.features(tokens[:, None], self._seen().long(), self.base_cache, positions[:, None])
         return tuple(None if x is None else x[:, -1] for x in (features.final, features.late))  # type: ignore[return-value]
 
-    def _tower_step(self, tower: Tower, state: torch.Tensor) -> torch.Tensor:
-        assert self.tower_cache is not None
-        if self.lean_base is not None and self.lean_tower is not None:  # one architecture: the place is the same
-            hidden, _ = self.lean_tower.step(state.to(tower.head.weight.dtype), self.place, self.tower_cache)
+    def _stack_step(self, stack: DecoderStack, state: torch.Tensor) -> torch.Tensor:
+        assert self.stack_cache is not None
+        if self.lean_base is not None and self.lean_stack is not None:  # one architecture: the place is the same
+            hidden, _ = self.lean_stack.step(state.to(stack.head.weight.dtype), self.place, self.stack_cache)
             assert hidden is not None
             return hidden
         positions = self.position[: self.memory.rows, None]
-        return tower.hidden(state[:, None], self._seen().long(), self.tower_cache, positions)[:, -1]
+        return stack.hidden(state[:, None], self._seen().long(), self.stack_cache, positions)[:, -1]
 
     def _seen(self) -> torch.Tensor:
         """[rows, W + 1], True on the row's own columns, the new one included."""
@@ -273,12 +273,12 @@ class Engine:
 
     def _refresh_policy(self) -> None:
         """Make the policy's caches again from the states it read; the base's caches stay."""
-        if self.actor.tower is None:
+        if self.actor.stack is None:
             return
         self.prompts.refresh()
         if not self.rows_in:
             return
-        assert self.states is not None and self.tower_cache is not None
+        assert self.states is not None and self.stack_cache is not None
         rows, columns = len(self.rows_in), slice(self.memory.start, self.memory.end)
         at_once = max(1, PREFILL_TOKENS // (columns.stop - columns.start))
         for part in range(0, rows, at_once):
@@ -286,7 +286,7 @@ class Engine:
             states, mask = self.states.data[slots, columns], self.seen.data[slots, columns, 0].long()
             cache, _ = self.prompts.read_policy(states, mask)
             assert cache is not None
-            self.memory.place_cache(self.tower_cache, cache, slots - part, slots)
+            self.memory.place_cache(self.stack_cache, cache, slots - part, slots)
 
 
 def spread(

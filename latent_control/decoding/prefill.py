@@ -10,10 +10,10 @@ import torch
 from transformers import Cache
 
 from latent_control.base_lm import BaseLM
+from latent_control.decoder_stack import position_ids
 from latent_control.decoding.action_decoder import Actor
 from latent_control.decoding.lean_blocks import lean_blocks
 from latent_control.records import Features
-from latent_control.tower import position_ids
 
 # Tokens of one prefill pass, padding included; padding may add this share to the real tokens, or anything to a small
 # pass.
@@ -39,7 +39,7 @@ class Prefilled:
     """Prompts after their base pass, waiting for slots."""
 
     base_cache: Cache
-    tower_cache: Cache | None
+    stack_cache: Cache | None
     mask: torch.Tensor
     """[b, P]"""
     states: torch.Tensor
@@ -71,7 +71,7 @@ class PromptQueue:
         self.unread = deque(range(len(ids)))  # prompts not prefilled yet
         self.entries: deque[Entry] = deque()
         self.lean_base = lean_blocks(base.decoder)
-        self.lean_tower = None if actor.tower is None else lean_blocks(actor.tower.decoder)
+        self.lean_stack = None if actor.stack is None else lean_blocks(actor.stack.decoder)
 
     def __bool__(self) -> bool:
         """Whether rows are left to enter."""
@@ -105,9 +105,9 @@ class PromptQueue:
         features, cache = self.read_base(ids, mask)
         states = features.read(self.actor.reads)
         final = None if features.final is None else features.final[:, -1]
-        tower_cache, logits = self.read_policy(states, mask)
+        stack_cache, logits = self.read_policy(states, mask)
         done = Prefilled(
-            base_cache=cache, tower_cache=tower_cache, mask=mask, states=states, final=final, logits=logits
+            base_cache=cache, stack_cache=stack_cache, mask=mask, states=states, final=final, logits=logits
         )
         self.entries.extend(
             Entry(row=prompt * self.repeats + place, prompts=done, index=index)
@@ -128,14 +128,14 @@ class PromptQueue:
 
     def read_policy(self, states: torch.Tensor, mask: torch.Tensor) -> tuple[Cache | None, torch.Tensor]:
         """The policy over whole prompts: its cache and the logits at the last position."""
-        if self.actor.tower is None:
+        if self.actor.stack is None:
             return None, self.actor.head(states[:, -1])
-        cache = self.actor.tower.new_cache()
-        if self.lean_tower is None:
-            hidden: torch.Tensor | None = self.actor.tower.hidden(states, mask, cache, position_ids(mask))
+        cache = self.actor.stack.new_cache()
+        if self.lean_stack is None:
+            hidden: torch.Tensor | None = self.actor.stack.hidden(states, mask, cache, position_ids(mask))
         else:
-            hidden, _ = self.lean_tower.prefill(
-                states.to(self.actor.tower.head.weight.dtype), mask, cache, last_only=True
+            hidden, _ = self.lean_stack.prefill(
+                states.to(self.actor.stack.head.weight.dtype), mask, cache, last_only=True
             )
         assert hidden is not None
         return cache, self.actor.head(hidden[:, -1])
@@ -143,4 +143,4 @@ class PromptQueue:
     def refresh(self) -> None:
         """Read the prefilled prompts again with the policy as it is now."""
         for prompts in {id(entry.prompts): entry.prompts for entry in self.entries}.values():
-            prompts.tower_cache, prompts.logits = self.read_policy(prompts.states, prompts.mask)
+            prompts.stack_cache, prompts.logits = self.read_policy(prompts.states, prompts.mask)

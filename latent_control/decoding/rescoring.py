@@ -58,8 +58,8 @@ def rescored_logp(
     ids = torch.tensor([row + [0] * (width - len(row)) for row in whole], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
     hidden = base.features(ids, mask).read(actor.reads)
-    if actor.tower is not None:
-        hidden = actor.tower.hidden(hidden, mask)
+    if actor.stack is not None:
+        hidden = actor.stack.hidden(hidden, mask)
     found = []
     for row, (prompt, chosen) in enumerate(zip(prompts, actions, strict=True)):
         logits = actor.head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(chosen)])

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
+from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.records import Generation
 from latent_control.token_policy import WholeModel
-from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import Host, load_host
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -37,7 +37,7 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: Tower | WholeModel) -> None:
+    def use(self, policy: DecoderStack | WholeModel) -> None:
         """Steer by this very policy: changes of its weights in place need no further call."""
         self.host = self.host.steered_by(policy)
 

@@ -65,7 +65,7 @@ class PolicyBlocks(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take the weights of a ``latent_control.tower.Tower``'s state, in place."""
+        """Take the weights of a ``latent_control.decoder_stack.DecoderStack``'s state, in place."""
         own = dict(self.named_parameters())
         for name, tensor in tensors.items():
             name = name.removeprefix("decoder.")

@@ -103,7 +103,7 @@ def _piece(
     policy = walker.at((piece + 0.5) / PIECES)
     out = generate(
         model.base,
-        replace(latent_actor(model), tower=policy, head=policy.head),
+        replace(latent_actor(model), stack=policy, head=policy.head),
         SamplingParams(
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=models.temperature,
