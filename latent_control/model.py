@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from latent_control.base_lm import BaseLM
 from latent_control.config import LatentActionConfig, merge_width
 from latent_control.decoder_stack import DecoderStack
-from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import Allowed, Codes, make_guide
 from latent_control.decoding.sampling_params import SamplingParams
@@ -123,7 +123,7 @@ class LatentActionLM(PretrainedMixin):
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
-    def actor(self, level: str = "latent") -> Actor:
+    def actor(self, level: str = "latent") -> ActionDecoder:
         """How ``generate`` acts: ``latent``, or ``base`` (the bare LM: token by token, no codes)."""
         if level not in ("latent", "base"):
             raise ValueError(f"level={level!r} must be 'latent' or 'base'")
@@ -207,7 +207,7 @@ class LatentActionLM(PretrainedMixin):
         return table("LatentActionLM", self.summary())
 
 
-def latent_actor(model: LatentActionLM) -> Actor:
+def latent_actor(model: LatentActionLM) -> ActionDecoder:
     """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
     tabulated."""
     table = model.merge.table(model.codebook)
@@ -216,7 +216,7 @@ def latent_actor(model: LatentActionLM) -> Actor:
         assert final is not None
         return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
 
-    return Actor(
+    return ActionDecoder(
         stack=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
     )
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from latent_control.base_lm import BaseLM, final_logits
 from latent_control.decoder_stack import DecoderStack, decoder_blocks
-from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 
 Trains = Literal["last_blocks", "added_blocks", "all"]
 
@@ -113,9 +113,9 @@ def _last_layers(layers: nn.ModuleList) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
-def token_actor(base: BaseLM, policy: DecoderStack | WholeModel) -> Actor:
+def token_actor(base: BaseLM, policy: DecoderStack | WholeModel) -> ActionDecoder:
     """How a policy over tokens acts on what ``base`` supplies: an action is a token."""
     if isinstance(policy, WholeModel):
         return base_actor(policy.base)
     reads = "late" if base.late_blocks else "final"
-    return Actor(stack=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)
+    return ActionDecoder(stack=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)

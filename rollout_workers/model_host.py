@@ -13,7 +13,7 @@ from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoder_stack import DecoderStack
-from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.model import LatentActionLM, latent_actor
 from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
 from latent_control.tensor_files import read_weights, require_tensors
@@ -48,7 +48,7 @@ class Host:
     world_hash: str = ""
     codebook_hash: str = ""
 
-    def actor(self) -> Actor:
+    def actor(self) -> ActionDecoder:
         """How this host acts."""
         if self.model is not None:
             assert isinstance(self.policy, DecoderStack)

@@ -21,7 +21,7 @@ from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
 from latent_control.base_lm import BaseLM
 from latent_control.decoding import prefill, static_engine
-from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
@@ -60,7 +60,7 @@ class Subject:
     """A policy on a base, in several versions that share everything but the policy's weights."""
 
     base: BaseLM
-    actor: Actor
+    actor: ActionDecoder
     versions: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def use(self, version: int) -> None:

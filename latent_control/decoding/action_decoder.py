@@ -12,7 +12,7 @@ from latent_control.decoder_stack import DecoderStack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Actor:
+class ActionDecoder:
     """How actions are chosen and become tokens; these exist: latent policy, base LM, policy over tokens
     (``token_policy``)."""
 
@@ -28,6 +28,6 @@ class Actor:
     """Tokens for which an action is held."""
 
 
-def base_actor(base: BaseLM) -> Actor:
+def base_actor(base: BaseLM) -> ActionDecoder:
     """The bare base LM: an action is a token."""
-    return Actor(stack=None, reads="final", head=base.logits, emit=lambda _, actions: actions)
+    return ActionDecoder(stack=None, reads="final", head=base.logits, emit=lambda _, actions: actions)

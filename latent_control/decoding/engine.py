@@ -16,7 +16,7 @@ from transformers import Cache
 from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import DecoderStack
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
@@ -37,7 +37,7 @@ class Engine:
     def __init__(
         self,
         base: BaseLM,
-        actor: Actor,
+        actor: ActionDecoder,
         params: SamplingParams,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

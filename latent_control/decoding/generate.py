@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.static_engine import StaticEngine
@@ -17,7 +17,7 @@ from latent_control.records import Generation
 @torch.no_grad()
 def generate(
     base: BaseLM,
-    actor: Actor,
+    actor: ActionDecoder,
     params: SamplingParams,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,

@@ -11,7 +11,7 @@ from transformers import Cache
 
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import position_ids
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.lean_blocks import lean_blocks
 from latent_control.records import Features
 
@@ -63,7 +63,7 @@ class PromptQueue:
     """Prompts [B, P] (left padded) and the ``repeats`` rows of each, prefilled for at most ``slots`` rows at a time."""
 
     def __init__(
-        self, base: BaseLM, actor: Actor, ids: torch.Tensor, mask: torch.Tensor, *, repeats: int, slots: int
+        self, base: BaseLM, actor: ActionDecoder, ids: torch.Tensor, mask: torch.Tensor, *, repeats: int, slots: int
     ) -> None:
         self.base, self.actor, self.ids, self.mask = base, actor, ids, mask
         self.repeats, self.slots = repeats, slots

@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import position_ids
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.lean_blocks import lean_blocks
 from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
@@ -74,7 +74,7 @@ class ChunkDecoder:
     def __init__(
         self,
         base: BaseLM,
-        actor: Actor,
+        actor: ActionDecoder,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
