@@ -25,10 +25,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from latent_control import LatentActionLM
+from latent_control.config import LatentActionConfig
 from latent_control.decoding import generate as decoding
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs
 from latent_control.losses import clipped_surrogate
-from latent_control.model import LatentActionConfig
 
 GROUP = 8
 
@@ -140,8 +141,8 @@ def decode(
 
     def generate(new: int) -> None:
         with torch.inference_mode():
-            settings = {"max_new_tokens": new, "repeats": GROUP, "batch_size": rows, "seed": 0, "stop_token": -1}
-            decoding.generate(model.base, model.actor(), prompts, static=static, **settings)
+            params = SamplingParams(max_new_tokens=new, repeats=GROUP, batch_size=rows, seed=0, stop_token=-1)
+            decoding.generate(model.base, model.actor(), params, prompts, static=static)
 
     first = sorted(clock.seconds(lambda: generate(1)))
     steady = [s - first[len(first) // 2] for s in clock.seconds(lambda: generate(load.new + 1))]

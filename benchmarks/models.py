@@ -23,7 +23,7 @@ def base_folder(name: str) -> Path:
 
 
 def latent_model(name: str, **arguments: Any) -> LatentActionLM:
-    """64 random codes that matter: towers read ``late``, two merge blocks. Speed does not depend on training."""
+    """64 random codes that matter: both stacks read ``late``, two merge blocks. Speed does not depend on training."""
     layers = {"policy_layers": POLICY_BLOCKS[name], "inverse_dynamics_layers": POLICY_BLOCKS[name], "merge_layers": 2}
     model = LatentActionLM.from_base(
         base_folder(name), num_actions=64, seed=0, dtype=DTYPE[name], **layers, **arguments

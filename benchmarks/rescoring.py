@@ -26,6 +26,7 @@ from latent_control import Generation, LatentActionLM
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import mismatch_bound, rescored_logp
+from latent_control.decoding.sampling_params import SamplingParams
 
 PROMPTS, GROUP, SLOTS, PROMPT, SHARE, PERPLEXITY = 8, 8, 32, 24, 32, 8.0
 # (model, base's number type, policy's)
@@ -75,12 +76,8 @@ def request(model: LatentActionLM, number: int, lengths: list[int]) -> tuple[tor
         out = generate(
             model.base,
             model.actor(),
+            SamplingParams(max_new_tokens=lengths, batch_size=SLOTS, repeats=GROUP, seed=number, stop_token=-1),
             prompts,
-            max_new_tokens=lengths,
-            batch_size=SLOTS,
-            repeats=GROUP,
-            seed=number,
-            stop_token=-1,
         )
     return prompts, out, time.perf_counter() - started
 

@@ -28,8 +28,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
 from configs.schema import RunConfig
+from latent_control.base_lm import load_base
 from latent_control.losses import clipped_surrogate
-from latent_control.model import load_base
 from learners.collate import collate
 from learners.learner import PolicyLearner, microbatches, position_weights
 from pipeline.rl.algorithm import algorithm_config

@@ -2,8 +2,10 @@
 2503.21383)."""
 
 from latent_control.analysis.usage import CodeUsage
-from latent_control.auto import LatentActionForCausalLM, LatentControlConfig, LatentGenerateOutput
-from latent_control.model import LatentActionConfig, LatentActionLM
+from latent_control.auto import LatentActionForCausalLM, LatentControlConfig
+from latent_control.auto_generation import LatentGenerateOutput
+from latent_control.config import LatentActionConfig
+from latent_control.model import LatentActionLM
 from latent_control.records import Features, Generation
 
 __all__ = [

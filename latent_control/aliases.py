@@ -10,6 +10,8 @@ Axes: M positions, N codes, k compared ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 _BITS = torch.arange(8, dtype=torch.uint8)
@@ -28,6 +30,24 @@ def same_token(
     event = torch.zeros(len(actions), num_actions, dtype=torch.bool, device=actions.device)
     event.scatter_(1, top, (tokens == chosen[:, None]) & among)
     return event.scatter_(1, actions[:, None], True)
+
+
+def chosen_event(
+    emit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    final: torch.Tensor,
+    log_probs: torch.Tensor,
+    actions: torch.Tensor,
+    tokens: torch.Tensor,
+    count: int,
+) -> torch.Tensor:
+    """``same_token`` [M, N] of ``actions`` [M] and their ``tokens`` [M], compared with the ``count`` most likely codes.
+
+    ``emit`` makes tokens from the base's ``final`` states [M, D] and codes.
+    """
+    likely, top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1)
+    emitted = emit(final.repeat_interleave(top.shape[1], 0), top.flatten()).view(top.shape)
+    emitted = emitted.masked_fill(likely == -torch.inf, -1)  # a code that cannot be chosen belongs to no event
+    return same_token(top, emitted, actions, tokens, log_probs.shape[1])
 
 
 def pack(event: torch.Tensor) -> torch.Tensor:

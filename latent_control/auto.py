@@ -7,9 +7,8 @@ Importing ``latent_control`` registers it, so no code is taken from a checkpoint
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +23,20 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import ModelOutput
 
-from latent_control.decoding.guide import Allowed, Codes, Watch
-from latent_control.model import LatentActionConfig, LatentActionLM, token_nll
-from latent_control.records import Features, Generation
+from latent_control.auto_generation import (
+    LatentGenerateOutput,
+    greedy_defaults,
+    new_token_limit,
+    padded_output,
+    settings_in_force,
+    shown_to,
+    stop_strings,
+)
+from latent_control.config import LatentActionConfig
+from latent_control.decoding.guide import Allowed, Codes
+from latent_control.model import LatentActionLM, token_nll
+from latent_control.records import Features
 
 # Of the base's config, what tools ask a model's config for.
 _SHOWN = (
@@ -52,21 +60,9 @@ _HUB = {
     "adapter_kwargs",
     "_from_auto",
 }
-# Settings of ``generate`` that are honoured; what else a caller sets is refused, not ignored.
-_HONOURED = {
-    "max_new_tokens",
-    "max_length",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "num_return_sequences",
-    "return_dict_in_generate",
-}
-_HONOURED |= {"eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "use_cache"}
 # Of a position all codes' next-token logits are made at once: so many positions at a time.
 _POSITIONS = 64
 _IGNORED = -100
-_WITHOUT_EFFECT: dict[str, Any] = {"num_beams": 1, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 class LatentControlConfig(PreTrainedConfig):
@@ -85,27 +81,12 @@ class LatentControlConfig(PreTrainedConfig):
         # a place on the exporting machine
         base = {name: value for name, value in lm.to_dict().items() if name != "_name_or_path"}
         return cls(
-            latent_actions=model.config_dict(),
+            latent_actions=dataclasses.asdict(model.config),
             base_lm=base,
             architectures=["LatentActionForCausalLM"],
             dtype=lm.dtype,
             **shown,
         )
-
-
-@dataclass
-class LatentGenerateOutput(ModelOutput):
-    """What ``generate`` returns when codes are asked for. Axes: R rows, P prompt, T new tokens."""
-
-    sequences: torch.Tensor | None = None
-    """[R, P + T]: prompts and new tokens"""
-    codes: torch.Tensor | None = None
-    """[R, T], the code that produced each new token; -1 after the end"""
-    code_logp: torch.Tensor | None = None
-    """[R, T], log-probability of each code where the policy chose it; 0 where it was forced, inside a span and after
-    the end"""
-    lengths: torch.Tensor | None = None
-    """[R], new tokens"""
 
 
 class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
@@ -132,7 +113,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         latent.inverse_dynamics = None
         latent.cast_modules().policy.float()
         model = cls(LatentControlConfig.of(latent), latent)
-        model.generation_config = greedy_defaults(latent)
+        model.generation_config = greedy_defaults(latent.base.lm)
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -221,30 +202,15 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         """
         features = self.latent.features(input_ids, attention_mask)
         logits = (
-            self._marginal(features, attention_mask) if codes is None else self.latent.world_logits(features, codes)
+            marginal_log_probs(self.latent, features, attention_mask)
+            if codes is None
+            else self.latent.world_logits(features, codes)
         )
         loss = None
         if labels is not None:
             counted = labels[:, 1:] != _IGNORED
             loss = token_nll(logits[:, :-1][counted], labels[:, 1:][counted]).mean()
         return CausalLMOutput(loss=loss, logits=logits)
-
-    def _marginal(self, features: Features, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """[B, T, V] log-probabilities."""
-        if (span := self.latent.config.span) > 1:
-            raise ValueError(
-                f"codes of this model last for {span} tokens: there is no next-token distribution "
-                "without codes; give codes"
-            )
-        policy = self.latent.policy_logits(features, attention_mask).float().log_softmax(-1)
-        final = features.read("final")
-        parts = [
-            torch.logsumexp(pi[..., None] + self.latent.world_logits_of_all(state).float().log_softmax(-1), 1)
-            for state, pi in zip(
-                final.flatten(0, 1).split(_POSITIONS), policy.flatten(0, 1).split(_POSITIONS), strict=True
-            )
-        ]
-        return torch.cat(parts).view(*final.shape[:2], -1)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -282,15 +248,15 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         prompts = inputs if input_ids is None else input_ids
         if prompts is None:
             raise ValueError("generate needs input_ids [B, P]")
-        wanted = self._settings(generation_config, settings)
+        wanted = settings_in_force(self.generation_config, generation_config, settings)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if wanted.stop_strings is not None:
-            criteria.append(_stop_strings(wanted.stop_strings, tokenizer, prompts.shape[1]))
+            criteria.append(stop_strings(wanted.stop_strings, tokenizer, prompts.shape[1]))
         repeated = prompts.repeat_interleave(wanted.num_return_sequences or 1, 0)
         out = self.latent.generate(
             prompts,
             attention_mask,
-            max_new_tokens=_limit(wanted, prompts.shape[1]),
+            max_new_tokens=new_token_limit(wanted, prompts.shape[1]),
             temperature=0.0 if not wanted.do_sample else 1.0 if wanted.temperature is None else wanted.temperature,
             top_k=wanted.top_k or None if wanted.do_sample else None,
             seed=seed,
@@ -298,109 +264,27 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             repeats=wanted.num_return_sequences or 1,
             codes=codes,
             allowed_codes=allowed_codes,
-            watch=_watch(repeated, criteria, streamer, wanted.pad_token_id or 0),
+            watch=shown_to(repeated, criteria, streamer, wanted.pad_token_id or 0),
         )
         if streamer is not None:
             streamer.end()
-        found = _output(repeated, out, wanted.pad_token_id)
+        found = padded_output(repeated, out, wanted.pad_token_id)
         return found if return_codes or wanted.return_dict_in_generate else cast("torch.Tensor", found.sequences)
 
-    def _settings(self, given: GenerationConfig | None, settings: dict[str, Any]) -> GenerationConfig:
-        """The generation config in force; ``ValueError`` for what would be ignored."""
-        given = given or self.generation_config
-        asked = {name: value for name, value in settings.items() if value is not None}
-        asked |= {name: getattr(given, name, None) for name in _WITHOUT_EFFECT if name not in asked}
-        refused = {
-            name: value
-            for name, value in asked.items()
-            if name not in _HONOURED and value is not None and value != _WITHOUT_EFFECT.get(name)
-        }
-        if refused:
-            named = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(refused.items()))
-            raise ValueError(
-                f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k"
-            )
-        wanted = copy.deepcopy(given)
-        for name in ("eos_token_id", "pad_token_id"):
-            if getattr(wanted, name) is None:
-                setattr(wanted, name, getattr(self.generation_config, name))
-        for name, value in asked.items():
-            setattr(wanted, name, value)
-        return wanted
 
-
-def greedy_defaults(latent: LatentActionLM, max_new_tokens: int | None = None) -> GenerationConfig:
-    """Greedy decoding with the base's special tokens; how the base itself likes to be sampled says nothing about
-    codes."""
-    of_base = latent.base.lm.generation_config or latent.base.lm.config
-    tokens = {name: getattr(of_base, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **tokens)
-
-
-def _limit(wanted: GenerationConfig, prompt: int) -> int:
-    """How many new tokens."""
-    if wanted.max_new_tokens is not None:
-        return int(wanted.max_new_tokens)
-    if wanted.max_length is None:
-        raise ValueError("generate needs max_new_tokens: neither the call nor generation_config.json says how many")
-    if wanted.max_length <= prompt:
+def marginal_log_probs(latent: LatentActionLM, features: Features, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Log-probabilities [B, T, V] of the next token, codes summed out; ``ValueError`` where codes last for several."""
+    if (span := latent.config.span) > 1:
         raise ValueError(
-            f"max_length={wanted.max_length} leaves no room after prompts of {prompt} tokens; give max_new_tokens"
+            f"codes of this model last for {span} tokens: there is no next-token distribution without codes; give codes"
         )
-    return int(wanted.max_length) - prompt
-
-
-def _stop_strings(strings: str | list[str], tokenizer: Any, prompt: int) -> Callable[..., torch.Tensor]:
-    """Ends a row whose new text holds one of ``strings``. Reads text, as transformers' own criterion fails on
-    vocabularies of words."""
-    if tokenizer is None:
-        raise ValueError("stop_strings are looked for in text: give tokenizer, too")
-    wanted = [strings] if isinstance(strings, str) else strings
-
-    def ended(sequences: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        texts = tokenizer.batch_decode(sequences[:, prompt:])
-        return torch.tensor([any(string in text for string in wanted) for text in texts], device=sequences.device)
-
-    return ended
-
-
-def _output(prompts: torch.Tensor, out: Generation, pad: int | None) -> LatentGenerateOutput:
-    """Prompts [R, P] with what was generated for them, cut to the longest."""
-    longest = int(out.lengths.max())
-    tokens, codes = out.tokens[:, :longest], out.actions[:, :longest]
-    if pad is not None:
-        tokens = tokens.masked_fill(codes < 0, pad)
-    return LatentGenerateOutput(
-        sequences=torch.cat([prompts, tokens], dim=1),
-        codes=codes,
-        code_logp=out.action_logp[:, :longest],
-        lengths=out.lengths,
-    )
-
-
-def _watch(prompts: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any, pad: int) -> Watch | None:
-    """Shows every step to stopping criteria and a streamer. All rows start together, so they are equally long."""
-    if not criteria and streamer is None:
-        return None
-    sequences = prompts
-    if streamer is not None:
-        if len(prompts) > 1:
-            raise ValueError(f"a streamer shows one sequence, not {len(prompts)}")
-        streamer.put(prompts.cpu())
-
-    def watch(rows: list[int], tokens: list[int], _: list[int]) -> Sequence[bool]:
-        nonlocal sequences
-        column = sequences.new_full((len(sequences), 1), pad)
-        column[rows, 0] = torch.tensor(tokens, device=column.device)
-        sequences = torch.cat([sequences, column], dim=1)
-        if streamer is not None:
-            streamer.put(column[0].cpu())
-        if not criteria:
-            return [False] * len(rows)
-        ended = criteria(sequences, None)
-        return [bool(ended[row]) for row in rows]
-
-    return watch
+    policy = latent.policy_logits(features, attention_mask).float().log_softmax(-1)
+    final = features.read("final")
+    parts = [
+        torch.logsumexp(pi[..., None] + latent.world_logits_of_all(state).float().log_softmax(-1), 1)
+        for state, pi in zip(final.flatten(0, 1).split(_POSITIONS), policy.flatten(0, 1).split(_POSITIONS), strict=True)
+    ]
+    return torch.cat(parts).view(*final.shape[:2], -1)
 
 
 AutoConfig.register(LatentControlConfig.model_type, LatentControlConfig, exist_ok=True)

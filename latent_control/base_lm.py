@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from latent_control.bases.loading import BASE, load_model
+from latent_control.decoder_stack import decoder_blocks, position_ids
 from latent_control.linear import linear
 from latent_control.records import Features
-from latent_control.tower import decoder_blocks, position_ids
 
 
 class PassThrough(nn.Module):
@@ -34,6 +36,24 @@ def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
         logits = logits / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def load_base(
+    base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles,
+    which run code.
+
+    Raises: ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a
+        tokenizer with
+            more tokens than the embedding has rows; said from the files, before a weight is read.
+    """
+    lm = (
+        base
+        if isinstance(base, PreTrainedModel)
+        else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
+    )
+    return lm.eval().requires_grad_(False)
 
 
 class BaseLM(nn.Module):

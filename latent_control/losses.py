@@ -6,6 +6,7 @@ Axes: M loss positions (flattened over rollouts and tokens), N codes, V vocabula
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -155,3 +156,43 @@ def value_loss(values: torch.Tensor, returns: torch.Tensor, weights: torch.Tenso
     """Half the squared error of a critic's values [M] against returns [M], each position counting ``weights`` [M]."""
     loss = 0.5 * (weights * (values.float() - returns) ** 2).sum()
     return loss, {"value_loss": loss.detach(), "value_mean": (weights * values).sum().detach()}
+
+
+def awr(advantages: torch.Tensor, temperature: float, cap: float) -> torch.Tensor:
+    """min(exp(A / temperature), cap), advantages [B] -> weights [B] (advantage-weighted regression, Peng et al., 2019).
+
+    Leaves out its learned value function: the baseline is in ``advantages`` already.
+    """
+    return torch.exp(advantages / temperature).clamp(max=cap)
+
+
+def filtered(advantages: torch.Tensor, temperature: float, cap: float) -> torch.Tensor:
+    """1 where a rollout was better than its baseline, else 0: behaviour cloning of the best; temperature and cap have
+    no part."""
+    return (advantages > 0).float()
+
+
+REGRESSION_WEIGHTS: dict[str, Callable[[torch.Tensor, float, float], torch.Tensor]] = {"awr": awr, "filtered": filtered}
+"""How an advantage becomes a weight of ``weighted_regression``, by method."""
+
+
+def weighted_regression(
+    log_probs: torch.Tensor,
+    *,
+    actions: torch.Tensor,
+    weights: torch.Tensor,
+    reference_log_probs: torch.Tensor,
+    kl_coefficient: float,
+    positions: float,
+) -> tuple[torch.Tensor, Metrics]:
+    """-sum w log pi(a) / positions + kl_coefficient * the mean exact KL(pi || reference); log-probabilities [M, N], the
+    rest [M]."""
+    logp = log_probs.gather(-1, actions[:, None])[:, 0]
+    kl = kl_divergence(log_probs, reference_log_probs)
+    loss = -(weights * logp).sum() / positions + kl_coefficient * kl.sum() / positions
+    metrics = {
+        "action_nll": -logp.sum() / positions,
+        "weight_mean": weights.sum() / positions,
+        "kl_to_reference": kl.sum() / positions,
+    }
+    return loss, {name: value.detach() for name, value in metrics.items()}

@@ -3,11 +3,7 @@ policy."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,119 +11,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from latent_control.base_lm import BaseLM
-from latent_control.bases.loading import BASE, load_model
-from latent_control.decoding.action_decoder import Actor, base_actor, latent_actor
+from latent_control.config import LatentActionConfig, merge_width
+from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.decoding.generate import generate
-from latent_control.decoding.guide import Allowed, Codes, Watch, make_guide
+from latent_control.decoding.guide import Allowed, Codes, make_guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.merge import Merge
 from latent_control.notebook_views import count, table
+from latent_control.pretrained import PretrainedMixin
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
-from latent_control.tower import Tower
-
-Reads = Literal["late", "final"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentActionConfig:
-    """Shape of the modules beside the base LM.
-
-    ``LatentActionConfig(num_actions=64, inverse_dynamics_layers=4, merge_layers=2, policy_layers=8, ...)`` is the
-    paper's.
-    """
-
-    num_actions: int = 64
-    head: Literal["residual", "official"] = "residual"
-    inverse_dynamics_layers: int = 2
-    merge_layers: int = 2
-    policy_layers: int = 2
-    inverse_dynamics_reads: Reads = "late"
-    policy_reads: Reads = "late"
-    merge_size: int | None = None
-    """Inner width of the merge blocks; ``None`` is the base's own MLP width."""
-    span: int = 1
-    """Tokens for which a code is held."""
-    look_ahead: int | None = None
-    """Tokens the inverse dynamics model sees from the beginning of a span on; ``None`` is ``span``."""
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name}={value!r} must be one of {allowed}"
-            for name, value, allowed in self._choices()
-            if value not in allowed
-        ]
-        sizes = ("num_actions", "inverse_dynamics_layers", "merge_layers", "policy_layers", "span")
-        problems += [
-            f"{name}={value!r} must be a positive whole number"
-            for name in sizes
-            if not isinstance(value := getattr(self, name), int) or value < 1
-        ]
-        if self.merge_size is not None and (not isinstance(self.merge_size, int) or self.merge_size < 1):
-            problems.append(
-                f"merge_size={self.merge_size!r} must be a positive whole number, or None for the base's own MLP width"
-            )
-        if self.look_ahead is not None and (not isinstance(self.look_ahead, int) or self.look_ahead < self.span):
-            problems.append(
-                f"look_ahead={self.look_ahead!r} must be at least the span of {self.span} tokens that a "
-                "code explains, or None"
-            )
-        if (
-            self.inverse_dynamics_reads == self.policy_reads == "late"
-            and self.inverse_dynamics_layers != self.policy_layers
-        ):
-            problems.append(
-                f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} "
-                "differ, but both read "
-                "'late', which is one state that many blocks before the base's end: make them equal, or let one read "
-                "'final'"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    def _choices(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        reads = ("late", "final")
-        return [
-            ("head", self.head, ("residual", "official")),
-            ("inverse_dynamics_reads", self.inverse_dynamics_reads, reads),
-            ("policy_reads", self.policy_reads, reads),
-        ]
-
-    @property
-    def late_blocks(self) -> int:
-        """How many blocks before the base's end the ``late`` state is taken; 0 when nothing reads it."""
-        if self.policy_reads == "late":
-            return self.policy_layers
-        return self.inverse_dynamics_layers if self.inverse_dynamics_reads == "late" else 0
-
-
-def load_base(
-    base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles,
-    which run code.
-
-    Raises: ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a
-        tokenizer with
-            more tokens than the embedding has rows; said from the files, before a weight is read.
-    """
-    lm = (
-        base
-        if isinstance(base, PreTrainedModel)
-        else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
-    )
-    return lm.eval().requires_grad_(False)
-
-
-def merge_width(lm: PreTrainedModel) -> int:
-    """The base's MLP width, whatever its config calls it."""
-    config = lm.get_decoder().config
-    for name in ("intermediate_size", "ffn_dim", "n_inner"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    return 4 * int(config.hidden_size)
-
-
-class LatentActionLM(nn.Module):
+class LatentActionLM(PretrainedMixin):
     """A decoder-only LM controlled by ``num_actions`` latent actions.
 
     One method per arrow of the method's figure::
@@ -153,63 +50,14 @@ class LatentActionLM(nn.Module):
             config.merge_layers,
             identity_start=config.head == "residual",
         )
-        self.policy = Tower(self.base.decoder, config.policy_layers, config.num_actions)
+        self.policy = DecoderStack(self.base.decoder, config.policy_layers, config.num_actions)
         self.inverse_dynamics = (
-            Tower(self.base.decoder, config.inverse_dynamics_layers, config.num_actions) if inverse_dynamics else None
+            DecoderStack(self.base.decoder, config.inverse_dynamics_layers, config.num_actions)
+            if inverse_dynamics
+            else None
         )
         self.base_source: str | None = None
         self.to(self.base.lm.device)
-
-    @classmethod
-    def from_base(
-        cls,
-        base: str | Path | PreTrainedModel,
-        *,
-        num_actions: int = 64,
-        head: Literal["residual", "official"] = "residual",
-        inverse_dynamics_layers: int = 2,
-        merge_layers: int = 2,
-        policy_layers: int = 2,
-        inverse_dynamics_reads: Reads = "late",
-        policy_reads: Reads = "late",
-        merge_size: int | None = None,
-        span: int = 1,
-        look_ahead: int | None = None,
-        dtype: str | torch.dtype = "auto",
-        trust_remote_code: bool = False,
-        seed: int | None = None,
-    ) -> LatentActionLM:
-        """New modules beside a frozen base LM (a folder, a hub id or a loaded model).
-
-        Blocks that read ``late`` start as copies of the base's last blocks. ``seed`` makes the new weights reproducible
-        without touching torch's global stream.
-
-        Raises:
-            ValueError: a setting is out of range, or there is no whole causal LM at ``base`` (as ``load_base``).
-        """
-        config = LatentActionConfig(
-            num_actions=num_actions,
-            head=head,
-            inverse_dynamics_layers=inverse_dynamics_layers,
-            merge_layers=merge_layers,
-            policy_layers=policy_layers,
-            inverse_dynamics_reads=inverse_dynamics_reads,
-            policy_reads=policy_reads,
-            merge_size=merge_size,
-            span=span,
-            look_ahead=look_ahead,
-        )
-        lm = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            model = cls(lm, config)
-        model.base_source = lm.name_or_path if isinstance(base, PreTrainedModel) else str(base)
-        if config.policy_reads == "late":
-            model.policy.start_from(model.base.decoder)
-        if config.inverse_dynamics_reads == "late" and model.inverse_dynamics is not None:
-            model.inverse_dynamics.start_from(model.base.decoder)
-        return model
 
     # -- the arrows of the figure ------------------------------------------------------------------------------------
 
@@ -275,7 +123,7 @@ class LatentActionLM(nn.Module):
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
-    def actor(self, level: str = "latent") -> Actor:
+    def actor(self, level: str = "latent") -> ActionDecoder:
         """How ``generate`` acts: ``latent``, or ``base`` (the bare LM: token by token, no codes)."""
         if level not in ("latent", "base"):
             raise ValueError(f"level={level!r} must be 'latent' or 'base'")
@@ -287,94 +135,32 @@ class LatentActionLM(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        max_new_tokens: int | Sequence[int],
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        stop_token: int | list[int] | None = None,
         level: str = "latent",
-        repeats: int = 1,
-        row_seeds: Sequence[int] | None = None,
-        return_features: bool = False,
         codes: Codes | None = None,
         allowed_codes: Allowed | None = None,
-        watch: Watch | None = None,
+        **params: Any,
     ) -> Generation:
         """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit.
 
         Args:
             input_ids: prompts [B, P], padded on either side as ``attention_mask`` [B, P] says.
-            max_new_tokens: one number, or one per output row.
-            top_k: sample among the k most likely codes.
-            seed: row r draws from a stream made of (seed, r) alone; ``None``: one from torch's global stream.
-            batch_size: rows decoded at once, ``None`` is all; ``row_seeds``: a stream per output row, not ``seed``.
-            stop_token: end token or tokens; ``None`` is the base's (all of them), -1 none at all.
             level: ``latent``, or ``base`` for the bare LM.
-            return_features: also return the states that the policy read.
-            repeats: rollouts per prompt, which share its prefill; outputs have B * repeats rows.
             codes: force these codes, from the first token on; the policy chooses where they end or say ``None`` (-1).
-            allowed_codes: the policy chooses among these codes only; ``watch``: called at every step, may end rows.
+            allowed_codes: the policy chooses among these codes only.
+            params: fields of ``SamplingParams``: ``max_new_tokens``, ``temperature``, ``top_k``, ``seed``, ``repeats``
+                (rollouts per prompt: outputs have B * repeats rows), ``row_seeds``, ``stop_token``, ``batch_size``,
+                ``return_features``, ``watch``.
 
         Raises:
             ValueError: an argument is out of range.
         """
         if level != "latent" and (codes is not None or allowed_codes is not None):
             raise ValueError(f"codes and allowed_codes steer latent actions: level={level!r} has none")
-        rows, shape = len(input_ids) * repeats, self.config
+        rows, shape = len(input_ids) * params.get("repeats", 1), self.config
         guide = make_guide(
             codes, allowed_codes, rows=rows, num_actions=shape.num_actions, span=shape.span, device=input_ids.device
         )
-        return generate(
-            self.base,
-            self.actor(level),
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            batch_size=batch_size,
-            stop_token=stop_token,
-            repeats=repeats,
-            row_seeds=row_seeds,
-            return_features=return_features,
-            guide=guide,
-            watch=watch,
-        )
-
-    # -- persistence -------------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: str | Path, *, bundle_base: bool = False, inverse_dynamics: bool = True) -> Path:
-        """Save the new modules (safetensors + JSON); the base by reference with its hash, or bundled.
-
-        ``inverse_dynamics=False`` leaves the inverse dynamics model out (production).
-        """
-        from latent_control.pretrained import save
-
-        return save(self, Path(folder), bundle_base=bundle_base, inverse_dynamics=inverse_dynamics)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        base: str | Path | PreTrainedModel | None = None,
-        dtype: str | torch.dtype = "auto",
-        trust_remote_code: bool = False,
-    ) -> LatentActionLM:
-        """Load what ``save_pretrained`` wrote, or a published CoLA checkpoint (its config has ``num_code``).
-
-        Args:
-            base: where the base LM lies now, when it moved since saving; its hash must agree.
-            dtype: of the base LM; the new modules stay in float32 (see ``cast_modules``).
-
-        Raises:
-            ValueError: no checkpoint in ``folder``, a tensor missing or misshapen, or the base's hash differs.
-        """
-        from latent_control.pretrained import load
-
-        return load(cls, Path(folder), base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        return generate(self.base, self.actor(level), SamplingParams(guide=guide, **params), input_ids, attention_mask)
 
     def cast_modules(self, dtype: torch.dtype | None = None) -> LatentActionLM:
         """Put the new modules into ``dtype`` (default: the base's own) for inference; training keeps float32
@@ -385,10 +171,6 @@ class LatentActionLM(nn.Module):
                 module.to(dtype)
         self.codebook.data = self.codebook.data.to(dtype)
         return self
-
-    def new_modules(self) -> dict[str, torch.Tensor]:
-        """Every tensor beside the base LM, by name."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of each part."""
@@ -424,9 +206,19 @@ class LatentActionLM(nn.Module):
     def _repr_html_(self) -> str:
         return table("LatentActionLM", self.summary())
 
-    def config_dict(self) -> dict[str, Any]:
-        """The shape of the new modules as plain data."""
-        return dataclasses.asdict(self.config)
+
+def latent_actor(model: LatentActionLM) -> ActionDecoder:
+    """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
+    tabulated."""
+    table = model.merge.table(model.codebook)
+
+    def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
+        assert final is not None
+        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
+
+    return ActionDecoder(
+        stack=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
+    )
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""Saving and loading: safetensors and JSON, the base LM by reference with its hash or bundled; published CoLA
-checkpoints."""
+"""Saving and loading: safetensors and JSON, the base LM by reference with its hash or bundled."""
 
 from __future__ import annotations
 
@@ -9,20 +8,22 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from latent_control.base_lm import BaseLM, load_base
 from latent_control.bases.loading import load_config
-from latent_control.bases.weight_files import Shape, read_shapes
-from latent_control.tower import Tower
-
-if TYPE_CHECKING:
-    from latent_control.model import LatentActionConfig, LatentActionLM
+from latent_control.bases.weight_files import read_shapes
+from latent_control.config import LatentActionConfig
+from latent_control.decoder_stack import DecoderStack
+from latent_control.published import read_published
+from latent_control.tensor_files import read_weights, require_tensors
 
 CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
 FORMAT = 1
@@ -46,42 +47,6 @@ def array_hash(arrays: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def world_hash(model: LatentActionLM) -> str:
-    """Hash of what turns a code into a token besides the base: codebook and merge module."""
-    return weights_hash(
-        (name, tensor) for name, tensor in model.new_modules().items() if name.startswith(("codebook", "merge"))
-    )
-
-
-def base_hash(model: LatentActionLM) -> str:
-    """Hash of the base LM's weights."""
-    return weights_hash(model.base.lm.named_parameters())
-
-
-def save(model: LatentActionLM, folder: Path, *, bundle_base: bool, inverse_dynamics: bool) -> Path:
-    """See ``LatentActionLM.save_pretrained``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    keep = {
-        k: v.contiguous()
-        for k, v in model.new_modules().items()
-        if inverse_dynamics or not k.startswith("inverse_dynamics.")
-    }
-    if bundle_base:
-        model.base.lm.save_pretrained(folder / BASE)
-    elif not model.base_source:
-        raise ValueError("the base LM was handed over as a loaded model without a folder: save with bundle_base=True")
-    source = BASE if bundle_base else reference(str(model.base_source), folder)
-    config = {
-        "format": FORMAT,
-        "latent_actions": model.config_dict(),
-        "inverse_dynamics": inverse_dynamics and model.inverse_dynamics is not None,
-        "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(model), "dtype": str(model.base.dtype)},
-    }
-    save_file(keep, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1))
-    return folder
-
-
 def reference(source: str, folder: Path) -> str:
     """How a checkpoint in ``folder`` names its base: a hub id as it is, a neighbour in the same run relatively, else
     absolutely."""
@@ -90,25 +55,6 @@ def reference(source: str, folder: Path) -> str:
         return source
     path, parent = path.resolve(), folder.resolve().parent
     return os.path.relpath(path, folder.resolve()) if path.is_relative_to(parent) else str(path)
-
-
-def load(
-    cls: type[LatentActionLM],
-    folder: Path,
-    *,
-    base: str | Path | PreTrainedModel | None,
-    dtype: str | torch.dtype,
-    trust_remote_code: bool,
-) -> LatentActionLM:
-    """See ``LatentActionLM.from_pretrained``."""
-    if (folder / CONFIG).is_file():
-        return _load_ours(cls, folder, base, dtype, trust_remote_code)
-    published = folder / "config.json"
-    if published.is_file() and "num_code" in json.loads(published.read_text()):
-        return _load_published(cls, folder, dtype)
-    raise ValueError(
-        f"no latent-action checkpoint in {str(folder)!r}: neither {CONFIG} nor a config.json with num_code is there"
-    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -136,24 +82,10 @@ def read_shape(folder: Path) -> LatentActionConfig:
     Raises:
         ValueError: the config is missing, damaged, or has settings this version does not know.
     """
-    from latent_control.model import LatentActionConfig
-
     settings = read_config(folder)["latent_actions"]
     if unknown := settings.keys() - {field.name for field in dataclasses.fields(LatentActionConfig)}:
         raise ValueError(f"{folder / CONFIG} has unknown settings: {', '.join(sorted(unknown))}")
     return LatentActionConfig(**settings)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {path}: {error}; take another checkpoint") from error
 
 
 def base_path(folder: str | Path) -> str:
@@ -181,7 +113,7 @@ def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
 
 
-def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower:
+def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> DecoderStack:
     """The latent policy of a checkpoint alone, without loading the base LM's weights.
 
     Raises:
@@ -192,7 +124,7 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower
     base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
-    policy = Tower(decoder, shape.policy_layers, shape.num_actions)
+    policy = DecoderStack(decoder, shape.policy_layers, shape.num_actions)
     require_tensors(
         folder,
         {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()},
@@ -204,107 +136,152 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Tower
     return policy
 
 
-def _load_ours(
-    cls: type[LatentActionLM],
-    folder: Path,
-    base: str | Path | PreTrainedModel | None,
-    dtype: str | torch.dtype,
-    trust_remote_code: bool,
-) -> LatentActionLM:
-    from latent_control.model import load_base
+class PretrainedMixin(nn.Module):
+    """``from_base``, ``from_pretrained`` and ``save_pretrained`` for ``LatentActionLM``, a base LM and the modules
+    beside it."""
 
-    saved, shape = read_config(folder), read_shape(folder)
-    recorded = saved["base"]
-    source: str | Path | PreTrainedModel = base if base is not None else base_path(folder)
-    if base is None and str(source).startswith((".", "/")) and not Path(str(source)).is_dir():
+    config: LatentActionConfig
+    base: BaseLM
+    policy: DecoderStack
+    inverse_dynamics: DecoderStack | None
+    base_source: str | None
+    """Folder or hub id of the base LM."""
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path | PreTrainedModel,
+        *,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+        seed: int | None = None,
+        **shape: Any,
+    ) -> Self:
+        """New modules beside a frozen base LM (a folder, a hub id or a loaded model).
+
+        Blocks that read ``late`` start as copies of the base's last blocks. ``seed`` makes the new weights reproducible
+        without touching torch's global stream; ``shape`` are fields of ``LatentActionConfig``.
+
+        Raises:
+            ValueError: a setting is out of range, or there is no whole causal LM at ``base`` (as ``load_base``).
+        """
+        config = LatentActionConfig(**shape)
+        lm = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            model = cls(lm, config)
+        model.base_source = lm.name_or_path if isinstance(base, PreTrainedModel) else str(base)
+        if config.policy_reads == "late":
+            model.policy.start_from(model.base.decoder)
+        if config.inverse_dynamics_reads == "late" and model.inverse_dynamics is not None:
+            model.inverse_dynamics.start_from(model.base.decoder)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | Path | PreTrainedModel | None = None,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load what ``save_pretrained`` wrote, or a published CoLA checkpoint (its config has ``num_code``).
+
+        Args:
+            base: where the base LM lies now, when it moved since saving; its hash must agree.
+            dtype: of the base LM; the new modules stay in float32 (see ``cast_modules``).
+
+        Raises:
+            ValueError: no checkpoint in ``folder``, a tensor missing or misshapen, or the base's hash differs.
+        """
+        folder = Path(folder)
+        if (folder / CONFIG).is_file():
+            return cls._load_ours(folder, base, dtype, trust_remote_code)
+        config = folder / "config.json"
+        if config.is_file() and "num_code" in json.loads(config.read_text()):
+            published = read_published(folder, dtype)
+            return cls(published.lm, published.config)._fill(published.modules, folder)
         raise ValueError(
-            f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or "
-            "--base FOLDER)"
+            f"no latent-action checkpoint in {str(folder)!r}: neither {CONFIG} nor a config.json with num_code is there"
         )
-    lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
-    model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
-    # In another precision the bytes differ by intention.
-    if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
-        raise ValueError(
-            f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded "
-            f"{recorded['sha256'][:12]})"
-        )
-    _fill(model, read_weights(folder / WEIGHTS), folder)
-    return model.eval()
 
+    @classmethod
+    def _load_ours(
+        cls,
+        folder: Path,
+        base: str | Path | PreTrainedModel | None,
+        dtype: str | torch.dtype,
+        trust_remote_code: bool,
+    ) -> Self:
+        saved, shape = read_config(folder), read_shape(folder)
+        recorded = saved["base"]
+        source: str | Path | PreTrainedModel = base if base is not None else base_path(folder)
+        if base is None and str(source).startswith((".", "/")) and not Path(str(source)).is_dir():
+            raise ValueError(
+                f"the base LM of {folder} lay at {source}, where it is no longer: say where it is now (base=FOLDER, or "
+                "--base FOLDER)"
+            )
+        lm = load_base(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = cls(lm, shape, inverse_dynamics=saved["inverse_dynamics"])
+        model.base_source = None if isinstance(source, PreTrainedModel) else str(source)
+        # In another precision the bytes differ by intention.
+        if str(lm.dtype) == recorded["dtype"] and (found := base_hash(model)) != recorded["sha256"]:
+            raise ValueError(
+                f"the base LM at {source} is not the one {folder} was trained on (hash {found[:12]}, recorded "
+                f"{recorded['sha256'][:12]})"
+            )
+        return model._fill(read_weights(folder / WEIGHTS), folder)
 
-def _fill(model: LatentActionLM, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Load the new modules' tensors; every one must be there and fit."""
-    wanted, found = ({name: tuple(t.shape) for name, t in some.items()} for some in (model.new_modules(), tensors))
-    require_tensors(folder, wanted, found)
-    model.load_state_dict(tensors, strict=False)
+    def _fill(self, tensors: dict[str, torch.Tensor], folder: Path) -> Self:
+        """Load the new modules' tensors; every one must be there and fit."""
+        wanted, found = ({name: tuple(t.shape) for name, t in some.items()} for some in (self.new_modules(), tensors))
+        require_tensors(folder, wanted, found)
+        self.load_state_dict(tensors, strict=False)
+        return self.eval()
 
+    def save_pretrained(self, folder: str | Path, *, bundle_base: bool = False, inverse_dynamics: bool = True) -> Path:
+        """Save the new modules (safetensors + JSON); the base by reference with its hash, or bundled.
 
-def require_tensors(folder: Path, wanted: dict[str, Shape], found: dict[str, Shape], prefix: str = "") -> None:
-    """``ValueError`` unless ``found`` are the names and shapes of ``wanted``; tensors without ``prefix`` may be there
-    too."""
-    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys() if name.startswith(prefix)]
-    problems += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted.keys() & found.keys() if found[n] != wanted[n]]
-    if problems:
-        raise ValueError(f"{folder} does not fit its own config: " + "; ".join(sorted(problems)[:8]))
-
-
-PUBLISHED_NAMES = (
-    ("model.action_layers.", "inverse_dynamics.decoder.layers."),
-    ("model.action_norm.", "inverse_dynamics.decoder.norm."),
-    ("model.action_head.", "inverse_dynamics.head."),
-    ("model.policy_layers.", "policy.decoder.layers."),
-    ("model.policy_norm.", "policy.decoder.norm."),
-    ("model.policy_head.", "policy.head."),
-    ("model.action_merge_layers.", "merge.blocks."),
-)
-
-
-def _load_published(cls: type[LatentActionLM], folder: Path, dtype: str | torch.dtype) -> LatentActionLM:
-    """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], towers and merge layers."""
-    from latent_control.model import LatentActionConfig
-
-    raw = json.loads((folder / "config.json").read_text())
-    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in read_weights(file).items()}
-    if not tensors:
-        raise ValueError(
-            f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are "
-            "not read)"
-        )
-    codebook = tensors.pop("model.action_code_book.weight", None)
-    ours = {} if codebook is None else {"codebook": codebook.T.contiguous()}
-    for theirs, mine in PUBLISHED_NAMES:
-        ours |= {
-            mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)
+        ``inverse_dynamics=False`` leaves the inverse dynamics model out (production).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep = {
+            k: v.contiguous()
+            for k, v in self.new_modules().items()
+            if inverse_dynamics or not k.startswith("inverse_dynamics.")
         }
-    known = {
-        k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}
-    }
-    base_config = AutoConfig.for_model(known.pop("model_type", "llama"), **known)
-    target = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
-    lm = (
-        AutoModelForCausalLM.from_config(base_config, dtype=target, trust_remote_code=False)
-        .eval()
-        .requires_grad_(False)
+        if bundle_base:
+            self.base.lm.save_pretrained(folder / BASE)
+        elif not self.base_source:
+            raise ValueError(
+                "the base LM was handed over as a loaded model without a folder: save with bundle_base=True"
+            )
+        source = BASE if bundle_base else reference(str(self.base_source), folder)
+        config = {
+            "format": FORMAT,
+            "latent_actions": dataclasses.asdict(self.config),
+            "inverse_dynamics": inverse_dynamics and self.inverse_dynamics is not None,
+            "base": {"path": source, "bundled": bundle_base, "sha256": base_hash(self), "dtype": str(self.base.dtype)},
+        }
+        save_file(keep, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1))
+        return folder
+
+    def new_modules(self) -> dict[str, torch.Tensor]:
+        """Every tensor beside the base LM, by name."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base.")}
+
+
+def world_hash(model: PretrainedMixin) -> str:
+    """Hash of what turns a code into a token besides the base: codebook and merge module."""
+    return weights_hash(
+        (name, tensor) for name, tensor in model.new_modules().items() if name.startswith(("codebook", "merge"))
     )
-    wanted = {name: tuple(t.shape) for name, t in lm.state_dict().items()}
-    if base_config.tie_word_embeddings and "lm_head.weight" not in tensors:
-        wanted.pop("lm_head.weight")
-    # Older versions of Llama saved this buffer, which today's makes itself.
-    held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
-    lm.load_state_dict(held, strict=False)
-    config = LatentActionConfig(
-        num_actions=raw["num_code"],
-        head="official",
-        inverse_dynamics_layers=raw["num_action_layer"],
-        merge_layers=raw["num_dyna_layer"],
-        policy_layers=raw["num_policy_layer"],
-        inverse_dynamics_reads="final",
-        policy_reads="final",
-    )
-    model = cls(lm, config)
-    _fill(model, ours, folder)
-    return model.eval()
+
+
+def base_hash(model: PretrainedMixin) -> str:
+    """Hash of the base LM's weights."""
+    return weights_hash(model.base.lm.named_parameters())

@@ -27,7 +27,7 @@ class Features:
     """[B, T, D], the hidden state ``n`` blocks before the base's end; ``None`` when nothing reads it."""
 
     def read(self, reads: str) -> torch.Tensor:
-        """The state a tower with ``reads`` ("final" or "late") takes, [B, T, D]."""
+        """The state a stack with ``reads`` ("final" or "late") takes, [B, T, D]."""
         state = self.late if reads == "late" else self.final
         assert state is not None, f"features hold no {reads!r} state"
         return state

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from latent_control.base_lm import BaseLM, final_logits
-from latent_control.decoding.action_decoder import Actor, base_actor
-from latent_control.tower import Tower, decoder_blocks
+from latent_control.decoder_stack import DecoderStack, decoder_blocks
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 
 Trains = Literal["last_blocks", "added_blocks", "all"]
 
@@ -58,7 +58,7 @@ class WholeModel(nn.Module):
         return self.base.logits(states)
 
 
-def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, Tower | WholeModel]:
+def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, DecoderStack | WholeModel]:
     """The part of ``lm`` that supplies features and the policy on them; together, exactly ``lm``.
 
     Raises:
@@ -71,51 +71,51 @@ def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[Base
         base = BaseLM(lm)
         return base, _with_head(added_blocks(base, blocks), base)
     base = BaseLM(lm, blocks)
-    tower = Tower(base.decoder, blocks, 1)
-    tower.start_from(base.decoder)
-    return base, _with_head(tower, base)
+    stack = DecoderStack(base.decoder, blocks, 1)
+    stack.start_from(base.decoder)
+    return base, _with_head(stack, base)
 
 
-def _with_head(tower: Tower, base: BaseLM) -> Tower:
-    """``tower`` under the base's own language head, frozen."""
-    tower.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
-    tower.head.requires_grad_(False)
-    return tower
+def _with_head(stack: DecoderStack, base: BaseLM) -> DecoderStack:
+    """``stack`` under the base's own language head, frozen."""
+    stack.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
+    stack.head.requires_grad_(False)
+    return stack
 
 
-def added_blocks(base: BaseLM, blocks: int) -> Tower:
+def added_blocks(base: BaseLM, blocks: int) -> DecoderStack:
     """New blocks on the base's final state that pass it on as it is until trained: nothing leaves their last layers,
     nothing is normed.
 
     Raises: ValueError: the architecture's blocks do not allow that (they norm what they add to, or name their layers
         otherwise).
     """
-    tower = Tower(base.decoder, blocks, 1)
-    name, stack = decoder_blocks(tower.decoder)
-    for parameter in _last_layers(stack):
+    stack = DecoderStack(base.decoder, blocks, 1)
+    name, layers = decoder_blocks(stack.decoder)
+    for parameter in _last_layers(layers):
         nn.init.zeros_(parameter)
-    for child_name, child in list(tower.decoder.named_children()):
+    for child_name, child in list(stack.decoder.named_children()):
         if child_name != name and not isinstance(child, nn.Embedding) and any(True for _ in child.parameters()):
-            setattr(tower.decoder, child_name, nn.Identity())  # the final norm
+            setattr(stack.decoder, child_name, nn.Identity())  # the final norm
     state = torch.linspace(-1, 1, 3 * base.width).view(1, 3, base.width)
     with torch.no_grad():
-        if not torch.equal(tower.hidden(state), state):
+        if not torch.equal(stack.hidden(state), state):
             raise ValueError(
                 f"blocks cannot be added to {type(base.lm).__name__} without changing what it says: set "
                 "improve.token_trains: last_blocks"
             )
-    return tower
+    return stack
 
 
-def _last_layers(stack: nn.ModuleList) -> Iterator[nn.Parameter]:
-    for path, module in stack.named_modules():
+def _last_layers(layers: nn.ModuleList) -> Iterator[nn.Parameter]:
+    for path, module in layers.named_modules():
         if path.rsplit(".", 1)[-1] in OUTPUTS:
             yield from module.parameters()
 
 
-def token_actor(base: BaseLM, policy: Tower | WholeModel) -> Actor:
+def token_actor(base: BaseLM, policy: DecoderStack | WholeModel) -> ActionDecoder:
     """How a policy over tokens acts on what ``base`` supplies: an action is a token."""
     if isinstance(policy, WholeModel):
         return base_actor(policy.base)
     reads = "late" if base.late_blocks else "final"
-    return Actor(tower=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)
+    return ActionDecoder(stack=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)

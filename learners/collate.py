@@ -19,11 +19,11 @@ from configs.schema import Improve
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.aliases import event_log_prob, unpack
 from latent_control.base_lm import BaseLM
+from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
 from latent_control.token_policy import WholeModel
-from latent_control.tower import Tower
 from learners.rl_module import PolicyModule
 
 Batch = dict[str, torch.Tensor]
@@ -158,7 +158,7 @@ class Collate(ConnectorV2):
         span: int,
         sampling: Mapping[str, Any],
         module: PolicyModule,
-        reference: Tower | WholeModel | None,
+        reference: DecoderStack | WholeModel | None,
         average: Callable[[torch.Tensor], torch.Tensor],
         rows_at_once: int = 32,
     ) -> None:
@@ -264,7 +264,7 @@ class Places:
         return _at(self.mask, values[self.taken])
 
 
-def _logits(policy: Tower | WholeModel, part: Batch) -> torch.Tensor:
+def _logits(policy: DecoderStack | WholeModel, part: Batch) -> torch.Tensor:
     """[M, N] at the loss positions only: at token level, all positions would take B x T x V numbers."""
     return policy.head(policy.hidden(part["features"])[part[Columns.LOSS_MASK]])
 

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from configs.schema import ImproveOffline
+from latent_control.decoder_stack import DecoderStack
 from latent_control.distributions import action_log_probs
-from latent_control.losses import Metrics
+from latent_control.losses import REGRESSION_WEIGHTS, Metrics, weighted_regression
 from latent_control.model import LatentActionLM
 from latent_control.records import RolloutBatch, TokenBatch
-from latent_control.regression import WEIGHTS, weighted_regression
-from latent_control.tower import Tower
 from learners.features import FeatureCache
 from learners.offline_training import OfflineStage, Step
 
@@ -43,7 +42,9 @@ class ImproveOfflineStage(OfflineStage):
         """Loss of one microbatch."""
         assert isinstance(batch, RolloutBatch)
         mask, states = self.model.spans(batch.response_mask[:, 1:]).starts, self.cache(batch)
-        weights = WEIGHTS[self.settings.method](batch.advantages, self.settings.temperature, self.settings.weight_cap)
+        weights = REGRESSION_WEIGHTS[self.settings.method](
+            batch.advantages, self.settings.temperature, self.settings.weight_cap
+        )
         with torch.no_grad():
             reference = self._log_probs(self.reference, states, mask)
         return weighted_regression(
@@ -55,5 +56,5 @@ class ImproveOfflineStage(OfflineStage):
             positions=step.positions,
         )
 
-    def _log_probs(self, policy: Tower, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _log_probs(self, policy: DecoderStack, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return action_log_probs(policy.head(policy.hidden(states)[mask]), temperature=self.temperature)

@@ -16,11 +16,10 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from configs.schema import Improve
-from latent_control.base_lm import BaseLM
+from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate, value_loss
-from latent_control.model import load_base
 from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at
 from learners.learning_rate import learning_rate_share

@@ -11,10 +11,10 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import StateDict
 from torch import nn
 
-from latent_control.model import load_base
+from latent_control.base_lm import load_base
+from latent_control.decoder_stack import DecoderStack
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import Trains, WholeModel, token_policy
-from latent_control.tower import Tower
 
 CRITIC = "critic."
 """What the names of the critic's parameters begin with."""
@@ -22,7 +22,7 @@ CRITIC = "critic."
 
 def build_policy(
     *, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool
-) -> Tower | WholeModel:
+) -> DecoderStack | WholeModel:
     """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at
     level "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
     if level == "latent":
@@ -61,7 +61,9 @@ class PolicyModule(TorchRLModule):
         trained = {id(p) for p in self.policy.trainable() if p.requires_grad}
         for parameter in self.policy.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        self.critic = Critic(self.policy.head.in_features) if with_critic and isinstance(self.policy, Tower) else None
+        self.critic = (
+            Critic(self.policy.head.in_features) if with_critic and isinstance(self.policy, DecoderStack) else None
+        )
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that RL changes, by name."""

@@ -1,4 +1,4 @@
-"""Sharding a stage over its workers (FSDP2): base, towers and optimiser state are split instead of copied to each.
+"""Sharding a stage over its workers (FSDP2): base, stacks and optimiser state are split instead of copied to each.
 
 The blocks of each decoder are units of their own, everything else is the root's. Whatever calls into the model outside
 the stage's own ``forward`` must gather the root first.
@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from latent_control.decoder_stack import decoder_blocks
 from latent_control.model import LatentActionLM
-from latent_control.tower import decoder_blocks
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import Reward as RewardSettings
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Task as TaskSettings
-from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor, base_actor, latent_actor
-from latent_control.model import LatentActionLM, load_base
-from latent_control.pretrained import read_weights, require_tensors, tokenizer_path, weights_hash, world_hash
+from latent_control.base_lm import BaseLM, load_base
+from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
+from latent_control.model import LatentActionLM, latent_actor
+from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
+from latent_control.tensor_files import read_weights, require_tensors
 from latent_control.text import load_tokenizer
 from latent_control.token_policy import WholeModel, token_actor, token_policy
-from latent_control.tower import Tower
 from rollout_workers.rollouts import HostSpec
 
 
@@ -42,25 +43,25 @@ class Host:
     base: BaseLM
     model: LatentActionLM | None
     """``None`` at the levels without latent actions."""
-    policy: Tower | WholeModel | None
+    policy: DecoderStack | WholeModel | None
     tokenizer: PreTrainedTokenizerBase
     world_hash: str = ""
     codebook_hash: str = ""
 
-    def actor(self) -> Actor:
+    def actor(self) -> ActionDecoder:
         """How this host acts."""
         if self.model is not None:
-            assert isinstance(self.policy, Tower)
+            assert isinstance(self.policy, DecoderStack)
             self.model.policy = self.policy
             return latent_actor(self.model)
         return base_actor(self.base) if self.policy is None else token_actor(self.base, self.policy)
 
-    def steered_by(self, policy: Tower | WholeModel) -> Host:
+    def steered_by(self, policy: DecoderStack | WholeModel) -> Host:
         """This host with another policy; one that is a whole model replaces the base too."""
         return replace(self, policy=policy, base=policy.base if isinstance(policy, WholeModel) else self.base)
 
 
-def _fill(policy: Tower | WholeModel, path: Path) -> None:
+def _fill(policy: DecoderStack | WholeModel, path: Path) -> None:
     """Load the trained tensors of a token-level policy: all of them, for the others are the base's."""
     tensors, trained = (
         read_weights(path),

@@ -75,7 +75,7 @@ def randomise() -> Callable[[LatentActionLM], LatentActionLM]:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        heads = [tower.head.weight for tower in (model.policy, model.inverse_dynamics) if tower is not None]
+        heads = [stack.head.weight for stack in (model.policy, model.inverse_dynamics) if stack is not None]
         for weight, std in [(w, 0.2) for w in model.merge.parameters()] + [(w, 0.4) for w in heads]:
             torch.nn.init.normal_(weight, std=std, generator=generator)
         return model
@@ -108,5 +108,5 @@ def base(make_base: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model(make_model: Callable[..., LatentActionLM]) -> LatentActionLM:
-    """The usual model (8 codes, both towers ``late``, 2 blocks). Shared in a file: do not change it."""
+    """The usual model (8 codes, both decoder stacks ``late``, 2 blocks). Shared in a file: do not change it."""
     return make_model()

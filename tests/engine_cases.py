@@ -20,9 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
 from latent_control.base_lm import BaseLM
-from latent_control.decoding import engine, generate, static_engine
-from latent_control.decoding.action_decoder import Actor, base_actor
+from latent_control.decoding import prefill, static_engine
+from latent_control.decoding.action_decoder import ActionDecoder, base_actor
+from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs, uniform_streams
 from latent_control.token_policy import token_actor, token_policy
 
@@ -47,7 +49,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
 }
 POLICIES = ("late", "final", "span 2", "span 3", "last_blocks", "added_blocks", "all", "base")
-WITHOUT_TOWER = ("all", "base")
+WITHOUT_STACK = ("all", "base")
 VERSIONS = 4
 # Half a nat apart, a fault is a fault; closer than this, float32 may decide either way.
 TIE = 1e-4
@@ -58,13 +60,13 @@ class Subject:
     """A policy on a base, in several versions that share everything but the policy's weights."""
 
     base: BaseLM
-    actor: Actor
+    actor: ActionDecoder
     versions: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def use(self, version: int) -> None:
         """Take the weights of a version, in place."""
-        if self.actor.tower is not None:
-            self.actor.tower.load_state_dict(self.versions[version])
+        if self.actor.stack is not None:
+            self.actor.stack.load_state_dict(self.versions[version])
 
     @torch.no_grad()
     def states(self, row: Sequence[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -75,8 +77,8 @@ class Subject:
     @torch.no_grad()
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[T, N] of the version in use."""
-        tower = self.actor.tower
-        return self.actor.head(states if tower is None else tower.hidden(states[None])[0])
+        stack = self.actor.stack
+        return self.actor.head(states if stack is None else stack.hidden(states[None])[0])
 
 
 def make_subject(kind: str, policy: str) -> Subject:
@@ -108,8 +110,8 @@ def make_subject(kind: str, policy: str) -> Subject:
         if base.late_blocks:
             base.drop_late_blocks()
         subject = Subject(base=base, actor=token_actor(base, tokens))
-    if subject.actor.tower is not None:
-        start = {name: p.clone() for name, p in subject.actor.tower.state_dict().items()}
+    if subject.actor.stack is not None:
+        start = {name: p.clone() for name, p in subject.actor.stack.state_dict().items()}
         for version in range(VERSIONS):
             noise = {name: torch.randn(p.shape, generator=generator) * 0.1 * (version > 0) for name, p in start.items()}
             subject.versions.append({name: p + noise[name] for name, p in start.items()})
@@ -195,7 +197,7 @@ def random_case(seed: int) -> Case:
         barred=barred,
         watched=chance(0.25),
         changes=sorted(draw.choice(20, 3, replace=False).tolist())
-        if policy not in WITHOUT_TOWER and chance(0.35)
+        if policy not in WITHOUT_STACK and chance(0.35)
         else [],
     )
 
@@ -210,7 +212,7 @@ def decoded_by(way: str) -> Iterator[None]:
     """The lean blocks, the base's own, or tensors of fixed size, moved to the left often."""
     with pytest.MonkeyPatch.context() as patch:
         if way == "transformers":
-            patch.setattr(engine, "lean_blocks", lambda decoder: None)
+            patch.setattr(prefill, "lean_blocks", lambda decoder: None)
         patch.setattr(static_engine, "ROOM", 2)
         yield
 
@@ -238,11 +240,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
 
     subject.use(0)
     with decoded_by(case.way):
-        return generate.generate(
-            subject.base,
-            subject.actor,
-            ids,
-            mask,
+        params = SamplingParams(
             max_new_tokens=case.limits,
             temperature=case.temperature,
             top_k=case.top_k,
@@ -251,11 +249,18 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             repeats=case.repeats,
             row_seeds=case.streams,
             return_features=case.keep_features,
-            refresh=refresh if case.changes else None,
-            static=case.way == "static",
             aliases=case.aliases,
             guide=guide,
             watch=watch if case.watched else None,
+        )
+        return generate(
+            subject.base,
+            subject.actor,
+            params,
+            ids,
+            mask,
+            refresh=refresh if case.changes else None,
+            static=case.way == "static",
         )
 
 

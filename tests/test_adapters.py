@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import RunConfig
+from latent_control.base_lm import load_base
 from latent_control.bases import adapters
 from latent_control.bases.model_cache import content_hash
-from latent_control.model import load_base
 from pipeline.preflight.check import check
 from pipeline.stages.base_model import resolve_base
 

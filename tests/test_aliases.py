@@ -13,9 +13,10 @@ from rl_tools import Config, make_learner, make_runner, sample, update, with_rew
 
 from latent_control import LatentActionLM
 from latent_control.aliases import event_log_prob, pack, same_token, unpack
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.losses import clipped_surrogate
+from latent_control.model import latent_actor
 
 pytest_plugins = ("rl_fixtures",)
 MakeModel = Callable[..., LatentActionLM]
@@ -80,7 +81,10 @@ def test_decoding_finds_the_codes_that_emit_the_same_token(
     model.codebook.data[1] = model.codebook.data[0]  # two codes that always agree
     ids, codes = torch.randint(5, 40, (4, 5), generator=torch.Generator().manual_seed(2)), model.config.num_actions
     out = generate(
-        model.base, latent_actor(model), ids, max_new_tokens=6, seed=4, stop_token=-1, batch_size=3, aliases=count
+        model.base,
+        latent_actor(model),
+        SamplingParams(max_new_tokens=6, seed=4, stop_token=-1, batch_size=3, aliases=count),
+        ids,
     )
     assert out.events is not None and out.event_logp is not None
     shared = 0
@@ -100,7 +104,9 @@ def test_decoding_finds_the_codes_that_emit_the_same_token(
         assert torch.allclose(out.event_logp[row], event_log_prob(log_probs, out.actions[row], wanted), atol=1e-4)
         shared += int((found.sum(1) > 1).sum())
     assert shared > 0
-    plain = generate(model.base, latent_actor(model), ids, max_new_tokens=6, seed=4, stop_token=-1, batch_size=3)
+    plain = generate(
+        model.base, latent_actor(model), SamplingParams(max_new_tokens=6, seed=4, stop_token=-1, batch_size=3), ids
+    )
     assert torch.equal(plain.tokens, out.tokens) and plain.events is None
 
 

@@ -15,7 +15,9 @@ from latent_control.base_lm import BaseLM
 from latent_control.decoding import engine
 from latent_control.decoding.action_decoder import base_actor
 from latent_control.decoding.engine import Engine
-from latent_control.decoding.generate import generate, left_pad, special_tokens
+from latent_control.decoding.generate import generate
+from latent_control.decoding.prefill import PromptQueue, left_pad
+from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import SlotMemory
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.token_policy import Trains, token_actor, token_policy
@@ -117,7 +119,7 @@ def test_equals_the_plain_loop(model: LatentActionLM, side: str, sampling: dict[
 
 
 @pytest.mark.parametrize("reads", [("final", "final"), ("late", "final"), ("final", "late")])
-def test_equals_the_plain_loop_wherever_the_towers_read(
+def test_equals_the_plain_loop_wherever_the_stacks_read(
     make_model: Callable[..., LatentActionLM], reads: tuple[str, str]
 ) -> None:
     model = make_model(policy_reads=reads[0], inverse_dynamics_reads=reads[1])
@@ -202,9 +204,9 @@ def test_repeats_share_the_prefill_and_equal_separate_rows(
         return_features=True,
     )
     widths: list[tuple[int, ...]] = []
-    prefill = Engine._base_prompts
+    prefill = PromptQueue.read_base
     monkeypatch.setattr(
-        Engine, "_base_prompts", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1]
+        PromptQueue, "read_base", lambda self, ids, mask: (widths.append(tuple(ids.shape)), prefill(self, ids, mask))[1]
     )
     shared = model.generate(
         ids, mask, max_new_tokens=limits, row_seeds=streams, stop_token=-1, repeats=3, return_features=True
@@ -391,11 +393,13 @@ def test_base_level_greedy_is_transformers_own_generate(model: LatentActionLM) -
 def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrainedModel], trains: Trains) -> None:
     ids, mask = padded(prompts((6, 3, 8)), "left")
     plain = BaseLM(make_base())
-    expected = generate(plain, base_actor(plain), ids, mask, max_new_tokens=9, seed=5)
+    expected = generate(plain, base_actor(plain), SamplingParams(max_new_tokens=9, seed=5), ids, mask)
     base, policy = token_policy(make_base(), trains, 2)
     if base.late_blocks:
         base.drop_late_blocks()
-    got = generate(base, token_actor(base, policy), ids, mask, max_new_tokens=9, seed=5, return_features=True)
+    got = generate(
+        base, token_actor(base, policy), SamplingParams(max_new_tokens=9, seed=5, return_features=True), ids, mask
+    )
     same(got, expected)
     lengths = mask.sum(1) + got.lengths - 1
     assert [len(states) for states in got.features] == lengths.tolist()

@@ -12,11 +12,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import Generation, LatentActionLM
-from latent_control.decoding import engine, static_engine
 from latent_control.decoding import generate as decoding
+from latent_control.decoding import prefill, static_engine
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.generate import generate
 from latent_control.decoding.lean_blocks import lean_blocks
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.static_engine import StaticEngine
 from latent_control.distributions import action_log_probs, rollout_seed, sample_actions, uniform_streams
 from latent_control.linear import linear
@@ -48,7 +49,7 @@ def same(one: Generation, other: Generation) -> None:
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Decode with the lean blocks, with the base's own, or on tensors of fixed size (often moved to the left)."""
     if request.param == "transformers":
-        monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+        monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     if request.param == "static":
         monkeypatch.setattr(decoding, "Engine", StaticEngine)
         monkeypatch.setattr(static_engine, "ROOM", 2)
@@ -130,30 +131,24 @@ def test_static_steps_read_and_write_the_same_tensors(model: LatentActionLM, mon
     monkeypatch.setattr(StaticEngine, "_compute", watch)
     ids, mask = padded((3, 2, 4, 2, 3, 30, 2, 3))
     limits = [40, 3, 4, 2, 3, 20, 5, 3]
-    arguments: dict[str, Any] = {
-        "max_new_tokens": limits,
-        "row_seeds": range(8),
-        "stop_token": -1,
-        "batch_size": 2,
-        "static": True,
-    }
-    got = generate(model.base, model.actor(), ids, mask, **arguments)
+    params = SamplingParams(max_new_tokens=limits, row_seeds=range(8), stop_token=-1, batch_size=2)
+    got = generate(model.base, model.actor(), params, ids, mask, static=True)
     assert len(places) == 1
-    same(got, generate(model.base, model.actor(), ids, mask, **arguments | {"static": False}))
+    same(got, generate(model.base, model.actor(), params, ids, mask))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
 def test_a_replayed_graph_decodes_the_same(model: LatentActionLM) -> None:
     on_gpu = copy.deepcopy(model).to("cuda")
     ids, mask = (tensor.cuda() for tensor in padded((4, 11, 6, 3, 9, 5, 7)))
-    arguments: dict[str, Any] = {"max_new_tokens": 24, "row_seeds": range(7), "stop_token": -1, "batch_size": 3}
-    same(*(generate(on_gpu.base, on_gpu.actor(), ids, mask, static=way, **arguments) for way in (True, False)))
+    params = SamplingParams(max_new_tokens=24, row_seeds=range(7), stop_token=-1, batch_size=3)
+    same(*(generate(on_gpu.base, on_gpu.actor(), params, ids, mask, static=way) for way in (True, False)))
 
 
 def test_static_needs_blocks_it_knows(model: LatentActionLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     with pytest.raises(ValueError, match="static caches need Llama-shaped blocks"):
-        generate(model.base, model.actor(), *padded((3,)), max_new_tokens=2, static=True)
+        generate(model.base, model.actor(), SamplingParams(max_new_tokens=2), *padded((3,)), static=True)
 
 
 # -- a policy that changes under way -----------------------------------------------------------------------------------
@@ -207,7 +202,12 @@ def test_a_new_policy_goes_on_as_after_a_fresh_prefill(make_model: Callable[...,
             type(model.base), "features", lambda self, x, *a: (base_passes.append(x.shape[1]), features(self, x, *a))[1]
         )
         got = generate(
-            model.base, model.actor(), ids, mask, max_new_tokens=10, row_seeds=[1, 2, 3], stop_token=-1, refresh=refresh
+            model.base,
+            model.actor(),
+            SamplingParams(max_new_tokens=10, row_seeds=[1, 2, 3], stop_token=-1),
+            ids,
+            mask,
+            refresh=refresh,
         )
     assert all(width == 1 for width in base_passes[1:])  # the base never reads a prompt twice
     assert got.versions.tolist() == [[3] * 4 + [7] * 6] * 3
@@ -233,20 +233,13 @@ def test_a_new_policy_also_reads_the_prompts_that_wait(make_model: Callable[...,
             model.policy.load_state_dict(new.policy.state_dict())
         return int(len(calls) >= 3)
 
-    arguments: dict[str, Any] = {
-        "max_new_tokens": [6, 6, 6, 6],
-        "row_seeds": [1, 2, 3, 4],
-        "stop_token": -1,
-        "batch_size": 2,
-    }
-    got = generate(model.base, model.actor(), ids, mask, refresh=refresh, **arguments)
-    expected = generate(model.base, model.actor(), ids, mask, **arguments)
+    params = SamplingParams(max_new_tokens=[6, 6, 6, 6], row_seeds=[1, 2, 3, 4], stop_token=-1, batch_size=2)
+    got = generate(model.base, model.actor(), params, ids, mask, refresh=refresh)
+    expected = generate(model.base, model.actor(), params, ids, mask)
     assert torch.equal(got.actions[2:], expected.actions[2:])
     assert got.versions[2:].tolist() == [[1] * 6] * 2
     model.policy.load_state_dict(old)
-    assert not torch.equal(
-        generate(model.base, model.actor(), ids, mask, **arguments).actions[2:], expected.actions[2:]
-    )
+    assert not torch.equal(generate(model.base, model.actor(), params, ids, mask).actions[2:], expected.actions[2:])
 
 
 # -- lean blocks -------------------------------------------------------------------------------------------------------
@@ -298,7 +291,7 @@ def test_lean_blocks_equal_the_bases_own(
     }
     assert lean_blocks(model.base.decoder) is not None
     lean = model.generate(ids, mask, **arguments)
-    monkeypatch.setattr(engine, "lean_blocks", lambda decoder: None)
+    monkeypatch.setattr(prefill, "lean_blocks", lambda decoder: None)
     same(lean, model.generate(ids, mask, **arguments))
 
 
@@ -339,7 +332,7 @@ def test_weights_changed_in_place_or_converted_are_seen(
     ):
         change()
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "lean_blocks", lambda decoder: None)
+            patch.setattr(prefill, "lean_blocks", lambda decoder: None)
             expected = model.generate(ids, mask, **arguments)
         same(model.generate(ids, mask, **arguments), expected)
         assert not torch.equal(expected.actions, first.actions)

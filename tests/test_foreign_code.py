@@ -73,7 +73,7 @@ def config_check(**sections):
 
 def reward(folder):
     from rollout_workers.tasks.reward_models import RewardModel
-    from rollout_workers.tasks.scorers import Preference
+    from rollout_workers.tasks.scorer_options import Preference
     RewardModel(Preference(model=folder))
 
 def reward_train(folder):
@@ -109,7 +109,7 @@ def auto(folder):
 
 from latent_control import LatentActionLM
 from latent_control.bases.adapters import merged_folder
-from latent_control.model import load_base
+from latent_control.base_lm import load_base
 from latent_control.pretrained import load_policy
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.text import load_tokenizer
@@ -186,7 +186,7 @@ def owns_tokenizer(folder: Path, marker: Path) -> Path:
 @pytest.fixture(scope="module")
 def home(tiny_base: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of every kind with code that makes the file ``ran``."""
-    from pipeline.serving.deploy import export
+    from pipeline.serving import export
 
     home = tmp_path_factory.mktemp("foreign")
     marker = home / RAN
@@ -253,7 +253,7 @@ def test_no_loader_runs_code_of_a_folder_or_asks(home: Path) -> None:
 
 def test_code_that_is_not_needed_is_no_reason_to_refuse(tiny_base: Path, tmp_path: Path) -> None:
     """Many folders on the hub name code for architectures that transformers has since learned."""
-    from latent_control.model import load_base
+    from latent_control.base_lm import load_base
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     config = json.loads((folder / "config.json").read_text())

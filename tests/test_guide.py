@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from latent_control import Generation, LatentActionLM
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.model import latent_actor
 
 PROMPTS = torch.tensor([[0, 0, 1, 5, 9], [1, 7, 8, 9, 11]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -83,12 +84,9 @@ def test_rows_keep_their_guide_when_they_change_slots(model: LatentActionLM) -> 
     static = generate(
         model.base,
         latent_actor(model),
+        SamplingParams(max_new_tokens=limits, temperature=0.0, stop_token=-1, guide=guide),
         PROMPTS,
         MASK,
-        max_new_tokens=limits,
-        temperature=0.0,
-        stop_token=-1,
-        guide=guide,
         static=True,
     )
     assert torch.equal(static.tokens, alone.tokens)

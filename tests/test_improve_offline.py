@@ -16,8 +16,8 @@ from rl_tools import Config, make_runner, sample
 from configs.checks import cross_field_problems
 from configs.schema import DataSource, ImproveOffline, RunConfig
 from latent_control import LatentActionLM
+from latent_control.losses import REGRESSION_WEIGHTS, weighted_regression
 from latent_control.pretrained import world_hash
-from latent_control.regression import WEIGHTS, weighted_regression
 from learners.features import FeatureCache
 from learners.improve_offline import ImproveOfflineStage
 from learners.offline_training import Step
@@ -32,8 +32,10 @@ pytest_plugins = ("rl_fixtures",)
 
 def test_weights_by_hand() -> None:
     gains = torch.tensor([0.3, -0.3, 3.0, 0.0])
-    torch.testing.assert_close(WEIGHTS["awr"](gains, 0.3, 20.0), torch.tensor([math.e, 1 / math.e, 20.0, 1.0]))
-    assert WEIGHTS["filtered"](gains, 0.3, 20.0).tolist() == [1, 0, 1, 0]
+    torch.testing.assert_close(
+        REGRESSION_WEIGHTS["awr"](gains, 0.3, 20.0), torch.tensor([math.e, 1 / math.e, 20.0, 1.0])
+    )
+    assert REGRESSION_WEIGHTS["filtered"](gains, 0.3, 20.0).tolist() == [1, 0, 1, 0]
 
 
 def test_regression_by_hand() -> None:

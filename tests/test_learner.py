@@ -32,9 +32,9 @@ from rl_tools import (
 
 from latent_control import LatentActionLM
 from latent_control.algorithms import ALGORITHMS
+from latent_control.decoder_stack import DecoderStack
 from latent_control.distributions import action_log_probs
 from latent_control.pretrained import array_hash
-from latent_control.tower import Tower
 from learners.collate import Places, collate, group_size
 from learners.learner import PolicyLearner, microbatches, position_weights
 from learners.rl_module import build_policy
@@ -76,11 +76,11 @@ def learner(config: Config, tiny_checkpoint: Path) -> Callable[..., PolicyLearne
 Learners = Callable[..., PolicyLearner]
 
 
-def latent_policy(checkpoint: Path) -> Tower:
+def latent_policy(checkpoint: Path) -> DecoderStack:
     policy = build_policy(
         level="latent", checkpoint=str(checkpoint), token_trains="all", token_blocks=0, trust_remote_code=False
     )
-    assert isinstance(policy, Tower)
+    assert isinstance(policy, DecoderStack)
     return policy
 
 

@@ -1,4 +1,4 @@
-"""The model: identity start, no leakage, towers, merge, persistence, published checkpoints, other architectures
+"""The model: identity start, no leakage, decoder stacks, merge, persistence, published checkpoints, other architectures
 (method.md 7)."""
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import LatentActionConfig, LatentActionLM
 from latent_control.base_lm import BaseLM
+from latent_control.decoder_stack import DecoderStack, decoder_blocks
 from latent_control.merge import Merge
 from latent_control.pretrained import base_hash, base_path, load_policy, with_policy, world_hash
 from latent_control.token_policy import Trains, WholeModel, token_policy
-from latent_control.tower import Tower, decoder_blocks
 
 MakeModel = Callable[..., LatentActionLM]
 MakeBase = Callable[..., PreTrainedModel]
@@ -164,19 +164,19 @@ def test_padding_changes_nothing_whatever_it_holds(model: LatentActionLM, side: 
         torch.testing.assert_close(labels, model.inverse_dynamics_logits(expected)[0], rtol=0, atol=1e-4)
 
 
-# -- towers ------------------------------------------------------------------------------------------------------------
+# -- decoder stacks ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 @torch.no_grad()
-def test_a_late_tower_starts_as_the_bases_last_blocks(make_model: MakeModel, blocks: int) -> None:
+def test_a_late_stack_starts_as_the_bases_last_blocks(make_model: MakeModel, blocks: int) -> None:
     model, ids = make_model(policy_layers=blocks, inverse_dynamics_layers=blocks), tokens(3, 10)
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     features = model.features(ids, mask)
     real = mask.bool()
-    for tower in (model.policy, model.inverse_dynamics):
-        assert torch.equal(tower.hidden(features.late, mask)[real], features.final[real])
+    for stack in (model.policy, model.inverse_dynamics):
+        assert torch.equal(stack.hidden(features.late, mask)[real], features.final[real])
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def test_late_is_the_state_that_enters_the_last_blocks(make_model: MakeModel) ->
 
 
 @torch.no_grad()
-def test_a_final_tower_starts_fresh_and_reproducibly(make_model: MakeModel, make_base: MakeBase) -> None:
+def test_a_final_stack_starts_fresh_and_reproducibly(make_model: MakeModel, make_base: MakeBase) -> None:
     settings: dict[str, Any] = {"policy_reads": "final", "inverse_dynamics_reads": "final", "untrained": True}
     first, second, third = (make_model(seed=seed, **settings).new_modules() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -203,7 +203,7 @@ def test_a_seed_leaves_torchs_global_stream_alone(make_model: MakeModel, make_ba
 
 
 @torch.no_grad()
-def test_a_tower_is_the_same_in_training_mode(make_model: MakeModel) -> None:
+def test_a_stack_is_the_same_in_training_mode(make_model: MakeModel) -> None:
     """Dropout in the learner would break the agreement with the sampler's log-probabilities."""
     config = transformers.GPT2Config(
         vocab_size=48, n_embd=32, n_layer=3, n_head=4, n_positions=64, eos_token_id=2, pad_token_id=0
@@ -354,7 +354,7 @@ def test_all_bad_settings_at_once() -> None:
         LatentActionConfig(num_actions=-3, head="x")
 
 
-def test_towers_of_other_depths_are_fine_when_one_reads_final() -> None:
+def test_stacks_of_other_depths_are_fine_when_one_reads_final() -> None:
     assert LatentActionConfig(policy_layers=1, inverse_dynamics_reads="final").late_blocks == 1
     assert LatentActionConfig(policy_reads="final", inverse_dynamics_layers=3).late_blocks == 3
     assert LatentActionConfig(policy_reads="final", inverse_dynamics_reads="final").late_blocks == 0
@@ -439,7 +439,7 @@ def test_round_trip_of_all_settings(make_model: MakeModel, tmp_path: Path) -> No
     model = make_model(head="official", inverse_dynamics_layers=3, **settings)
     loaded = LatentActionLM.from_pretrained(model.save_pretrained(tmp_path / "all", bundle_base=True))
     assert_same(loaded, model)
-    assert dataclasses.asdict(loaded.config) == model.config_dict()
+    assert dataclasses.asdict(loaded.config) == dataclasses.asdict(model.config)
 
 
 def test_round_trip_without_inverse_dynamics(saved: tuple[LatentActionLM, Path], tmp_path: Path) -> None:
@@ -743,7 +743,7 @@ def any_lm(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @torch.no_grad()
 def test_any_architecture_starts_as_itself(any_lm: PreTrainedModel) -> None:
-    """World model and token-level policy equal the base bit for bit; a late tower equals its last blocks."""
+    """World model and token-level policy equal the base bit for bit; a late stack equals its last blocks."""
     lm, ids = copy.deepcopy(any_lm), tokens(3, 12)
     expected = lm(ids).logits
     model = LatentActionLM.from_base(lm, num_actions=CODES, policy_layers=3, inverse_dynamics_layers=3, seed=1)
@@ -850,7 +850,7 @@ def test_the_published_head_is_for_llama_like_bases() -> None:
         )
 
 
-def test_a_tower_of_no_or_too_many_blocks_is_refused(base: PreTrainedModel) -> None:
+def test_a_stack_of_no_or_too_many_blocks_is_refused(base: PreTrainedModel) -> None:
     for blocks in (0, 5):
         with pytest.raises(ValueError, match=f"{blocks} blocks asked for"):
-            Tower(base.get_decoder(), blocks, 3)
+            DecoderStack(base.get_decoder(), blocks, 3)

@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from latent_control.decoding.action_decoder import latent_actor  # noqa: E402
 from latent_control.distributions import action_log_probs  # noqa: E402
+from latent_control.model import latent_actor  # noqa: E402
 from latent_control.search import ChunkDecoder, SearchSettings, Segment, Tree, best_of_tokens, play_once, search  # noqa: E402
 from latent_control.search.decoder import Job  # noqa: E402
 from latent_control.search.mcts import cache_bytes_bound  # noqa: E402

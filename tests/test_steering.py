@@ -32,7 +32,8 @@ from latent_control import LatentActionLM
 from latent_control.analysis.trace import generate_traced
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
-from pipeline.cli.main import app
+from latent_control.decoding.sampling_params import SamplingParams
+from pipeline.cli.app import app
 from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
@@ -122,7 +123,9 @@ class TestForetold:
                 "stop_token": -1,
                 "guide": guide,
             }
-            wanted = generate(model.base, model.actor(), torch.tensor([prompt]), row_seeds=[11], **arguments)
+            wanted = generate(
+                model.base, model.actor(), SamplingParams(row_seeds=[11], **arguments), torch.tensor([prompt])
+            )
             traced = generate_traced(model, prompt, seed=11, **arguments)
             assert list(traced.tokens) == wanted.tokens[0].tolist() and list(traced.codes) == wanted.actions[0].tolist()
             features = model.features(torch.tensor([[*prompt, *traced.tokens[:-1]]]))

@@ -104,6 +104,6 @@ def test_the_docs_name_every_task_and_verifier() -> None:
     from typing import get_args
 
     from rollout_workers.tasks import TASKS
-    from rollout_workers.tasks.scorers import Verifier
+    from rollout_workers.tasks.scorer_options import Verifier
 
     assert all(f"`{name}`" in DOCS for name in (*TASKS, *get_args(Verifier)))

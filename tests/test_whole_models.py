@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from configs.schema import RunConfig
 from latent_control import LatentActionLM
+from latent_control.base_lm import load_base
 from latent_control.bases import loading
 from latent_control.bases.loading import BASE, ENCODER, REWARD_MODEL, judge, load_model
 from latent_control.bases.weight_files import absent_by_number, read_shapes
-from latent_control.model import load_base
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import token_policy
@@ -472,8 +472,8 @@ def test_a_token_level_policy_needs_all_that_was_trained(tiny_base: Path, tmp_pa
     spec = HostSpec(
         level="token", checkpoint=str(tiny_base), token_blocks=1, policy_file=str(tmp_path / "policy.safetensors")
     )
-    tower = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
-    trained = {name: p.detach() + 1 for name, p in tower.named_parameters() if p.requires_grad}
+    stack = token_policy(load_base(tiny_base), spec.token_trains, spec.token_blocks)[1]
+    trained = {name: p.detach() + 1 for name, p in stack.named_parameters() if p.requires_grad}
     save_file(trained, tmp_path / "policy.safetensors")
     policy = load_host(spec, torch.device("cpu"), torch.float32).policy
     assert policy is not None and all(

@@ -53,7 +53,7 @@ class Nearest(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """What ``Tower`` asks for the type of."""
+        """What ``DecoderStack`` asks for the type of."""
         return self.codebook
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latent_control.decoding.generate import special_tokens
+from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.sampling_params import special_tokens
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
-from latent_control.tower import Tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Choices:
 
 @torch.no_grad()
 def read_choices(
-    model: LatentActionLM, policies: Sequence[Tower], batch: TokenBatch, *, temperature: float, top_k: int | None
+    model: LatentActionLM, policies: Sequence[DecoderStack], batch: TokenBatch, *, temperature: float, top_k: int | None
 ) -> Choices:
     """One base pass over right-padded rows; each of ``policies`` (of the model's own shape) at every choice."""
     features = model.features(batch.input_ids[:, :-1])
@@ -92,12 +92,12 @@ def _world_logits(model: LatentActionLM, final: torch.Tensor, codes: torch.Tenso
 class Walker:
     """Policies on the straight line between two of one shape, through their weights; one copy of them in memory."""
 
-    def __init__(self, model: LatentActionLM, first: Tower, last: Tower) -> None:
+    def __init__(self, model: LatentActionLM, first: DecoderStack, last: DecoderStack) -> None:
         self.model, self.first, self.last = model, first, last
         self._policy = copy.deepcopy(first)
 
     @torch.no_grad()
-    def at(self, share: float) -> Tower:
+    def at(self, share: float) -> DecoderStack:
         """The policy at ``share`` of the way, valid until the next call."""
         for own, a, b in zip(self._policy.parameters(), self.first.parameters(), self.last.parameters(), strict=True):
             own.copy_(torch.lerp(a, b, share))

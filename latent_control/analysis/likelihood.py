@@ -11,7 +11,7 @@ import torch
 
 from latent_control.analysis.measures import spread
 from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.losses import kl_divergence
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
@@ -55,12 +55,12 @@ def latent_speaker(model: LatentActionLM) -> Speaker:
     return read
 
 
-def token_speaker(base: BaseLM, actor: Actor) -> Speaker:
+def token_speaker(base: BaseLM, actor: ActionDecoder) -> Speaker:
     """A model whose actions are tokens: the bare base LM, or a token-level policy on it."""
 
     def read(batch: TokenBatch) -> LogProbs:
         state = base.features(batch.input_ids).read(actor.reads)
-        state = state if actor.tower is None else actor.tower.hidden(state)
+        state = state if actor.stack is None else actor.stack.hidden(state)
         chosen = state[:, :-1][batch.response_mask[:, 1:]]
         return lambda rows: torch.log_softmax(actor.head(chosen[rows]).float(), -1)
 

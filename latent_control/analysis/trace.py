@@ -14,6 +14,7 @@ import torch
 
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import Guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
 
@@ -82,13 +83,15 @@ def generate_traced(
     out = generate(
         model.base,
         replace(actor, emit=emit),
+        SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            row_seeds=[seed],
+            stop_token=stop_token,
+            guide=overheard,
+        ),
         torch.tensor([list(prompt)], device=device),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        row_seeds=[seed],
-        stop_token=stop_token,
-        guide=overheard,
     )
     length = int(out.lengths[0])
     assert len(states) == len(overheard.heard) == length, "every token is made from one state and one choice"

@@ -328,10 +328,10 @@ def _old_buffer(name: str, shape: tuple[int, ...] | None) -> bool:
 
 def _above(model: PreTrainedModel, name: str) -> bool:
     """Whether a tensor belongs to a head, not to the blocks and embeddings below it."""
-    tower = model.base_model
-    if tower is not model:
+    stack = model.base_model
+    if stack is not model:
         return not name.startswith(f"{model.base_model_prefix}.")
-    parts = {child for child, _ in tower.named_children()}
+    parts = {child for child, _ in stack.named_children()}
     return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] not in parts
 
 

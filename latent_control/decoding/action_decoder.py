@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from latent_control.base_lm import BaseLM
-from latent_control.tower import Tower
-
-if TYPE_CHECKING:
-    from latent_control.model import LatentActionLM
+from latent_control.decoder_stack import DecoderStack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Actor:
+class ActionDecoder:
     """How actions are chosen and become tokens; these exist: latent policy, base LM, policy over tokens
-    (``token_level``)."""
+    (``token_policy``)."""
 
-    tower: Tower | None
+    stack: DecoderStack | None
     """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
     reads: str
-    """Which of the base's states tower (or head) reads, "final" or "late"."""
+    """Which of the base's states the stack (or head) reads, "final" or "late"."""
     head: Callable[[torch.Tensor], torch.Tensor]
     """hidden [B, D] -> logits [B, actions]"""
     emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
@@ -32,20 +28,6 @@ class Actor:
     """Tokens for which an action is held."""
 
 
-def latent_actor(model: LatentActionLM) -> Actor:
-    """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
-    tabulated."""
-    table = model.merge.table(model.codebook)
-
-    def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
-        assert final is not None
-        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
-
-    return Actor(
-        tower=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
-    )
-
-
-def base_actor(base: BaseLM) -> Actor:
+def base_actor(base: BaseLM) -> ActionDecoder:
     """The bare base LM: an action is a token."""
-    return Actor(tower=None, reads="final", head=base.logits, emit=lambda _, actions: actions)
+    return ActionDecoder(stack=None, reads="final", head=base.logits, emit=lambda _, actions: actions)

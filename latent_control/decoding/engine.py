@@ -7,125 +7,67 @@ stream, so it is the same whoever its neighbours are.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import torch
 from transformers import Cache
 
-from latent_control.aliases import event_log_prob, pack, same_token
+from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor
-from latent_control.decoding.guide import Guide, Watch
-from latent_control.decoding.lean_blocks import lean_blocks
+from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.action_decoder import ActionDecoder
+from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
+from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
-from latent_control.records import Features, Generation
-from latent_control.tower import Tower, position_ids
+from latent_control.records import Generation
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
-# Tokens of one prefill pass, padding included; padding may add this share to the real tokens, or anything to a small
-# pass.
-PREFILL_TOKENS, PREFILL_PADDING, SMALL_PASS = 16384, 0.25, 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings of one call."""
-
-    temperature: float
-    top_k: int | None
-    stop_tokens: tuple[int, ...]
-    pad_token: int
-    keep_features: bool
-    aliases: int | None = None
-    """Codes among which those that emit the chosen one's token are found (``aliases``)."""
-    guide: Guide | None = None
-    """Codes the caller forces or allows."""
-    watch: Watch | None = None
-    """Told of every step; may end rows."""
-
-
-@dataclass(kw_only=True)
-class Prefilled:
-    """Prompts after their base pass, waiting for slots."""
-
-    base_cache: Cache
-    tower_cache: Cache | None
-    mask: torch.Tensor
-    """[b, P]"""
-    states: torch.Tensor
-    """[b, P, D], what the policy reads"""
-    final: torch.Tensor | None
-    """[b, D], the base's final state at the last position"""
-    logits: torch.Tensor
-    """[b, actions], at the last position"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row on its way into a slot."""
-
-    row: int
-    prompts: Prefilled
-    index: int
 
 
 class Engine:
-    """Decodes ``repeats`` rollouts of each prompt [B, P] (left padded) on at most ``slots`` rows at once.
+    """Decodes ``params.repeats`` rollouts of each prompt [B, P] on at most ``params.batch_size`` slots.
 
-    ``limits`` [B * repeats] bounds each row's new tokens, ``seeds`` name each row's random stream. ``refresh`` is asked
-    before every step for the policy's version; when that has changed, the policy's own caches are made anew from the
-    kept states, while the base's stay: its weights do not depend on the policy.
+    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's own caches are
+    made again from the kept states, while the base's stay: its weights do not depend on the policy.
     """
 
     def __init__(
         self,
         base: BaseLM,
-        actor: Actor,
-        sampling: Sampling,
+        actor: ActionDecoder,
+        params: SamplingParams,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        limits: torch.Tensor,
-        seeds: Sequence[int],
+        attention_mask: torch.Tensor | None = None,
         *,
-        repeats: int,
-        slots: int,
         refresh: Callable[[], int] | None = None,
     ) -> None:
-        self.base, self.actor, self.sampling, self.refresh = base, actor, sampling, refresh
-        self.ids, self.mask, self.repeats = input_ids, attention_mask, repeats
-        rows, longest, device = len(limits), int(limits.max()), input_ids.device
-        self.prompt_lengths = attention_mask.sum(1).tolist()
-        self.limits = limits.tolist()
-        self.longest = longest
-        self.uniforms = uniform_streams(seeds, longest).flatten().to(device)
+        self.base, self.actor, self.params, self.refresh = base, actor, params, refresh
+        rows, device = len(input_ids) * params.repeats, input_ids.device
+        self.limits = params.limits(rows)
+        self.longest, self.slots = max(self.limits), min(params.batch_size or rows, rows)
+        self.uniforms = uniform_streams(params.seeds(rows), self.longest).flatten().to(device)
+        self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
+        ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
+        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
+        self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
-        self.lengths = [0] * rows
-        self.stopped = [False] * rows
+        self.lengths, self.stopped = [0] * rows, [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
-        self.keeps_states = sampling.keep_features or (refresh is not None and actor.tower is not None)
-
-        self.unread = deque(range(len(input_ids)))  # prompts not prefilled yet
-        self.waiting: deque[Entry] = deque()
-        self.slots = min(slots, rows)
+        self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
-        self.position = torch.zeros(self.slots, dtype=torch.long, device=device)
-        self.next_tokens = torch.zeros(self.slots, dtype=torch.long, device=device)
-        self.held = torch.zeros(self.slots, dtype=torch.long, device=device)  # the action of the span each slot is in
-        self.held_version = torch.zeros(self.slots, dtype=torch.long, device=device)
+        # per slot; held is the action of the span that it is in
+        vectors = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(4))
+        self.position, self.next_tokens, self.held, self.held_version = vectors
         self.base_cache: Cache | None = None
-        self.tower_cache: Cache | None = None
+        self.stack_cache: Cache | None = None
         self.states: Buffer | None = None
-        self.lean_base = lean_blocks(base.decoder)
-        self.lean_tower = None if actor.tower is None else lean_blocks(actor.tower.decoder)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -156,14 +98,9 @@ class Engine:
 
     def _results(self) -> Generation:
         """What was chosen, gathered from the steps."""
-        cells, *columns = (torch.cat(parts) for parts in zip(*self.chosen, strict=True))
-        actions, tokens, logp, versions = (
-            torch.full((len(self.lengths) * self.longest,), fill, dtype=column.dtype, device=column.device)
-            .index_copy_(0, cells, column)
-            .view(-1, self.longest)
-            for column, fill in zip(columns, (-1, self.sampling.pad_token, 0.0, -1), strict=True)
-        )
-        event_logp, events = self._events() if self.events else (None, None)
+        shape = len(self.lengths), self.longest
+        actions, tokens, logp, versions = spread(self.chosen, (-1, self.pad_token, 0.0, -1), shape)
+        event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
         return Generation(
             event_logp=event_logp,
             events=events,
@@ -171,96 +108,18 @@ class Engine:
             actions=actions,
             action_logp=logp,
             versions=versions,
-            lengths=torch.tensor(self.lengths, device=self.ids.device),
+            lengths=torch.tensor(self.lengths, device=self.position.device),
             finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
-            features=tuple(f for f in self.features if f is not None) if self.sampling.keep_features else None,
-        )
-
-    def _events(self) -> tuple[torch.Tensor, torch.Tensor]:
-        cells, logp, packed = (torch.cat(parts) for parts in zip(*self.events, strict=True))
-        size = len(self.lengths) * self.longest
-        return (
-            torch.zeros(size, device=logp.device).index_copy_(0, cells, logp).view(-1, self.longest),
-            packed.new_zeros(size, packed.shape[1])
-            .index_copy_(0, cells, packed)
-            .view(-1, self.longest, packed.shape[1]),
+            features=tuple(f for f in self.features if f is not None) if self.params.return_features else None,
         )
 
     def _entering(self) -> list[tuple[int, Entry]]:
         """(slot, entry) pairs for the free slots, once enough of them are free."""
-        free = [slot for slot, row in enumerate(self.rows_in) if row is None] + list(
-            range(len(self.rows_in), self.slots)
-        )
-        live = self.slots - len(free)
-        if live and len(free) < max(1, self.slots * ENTER_SHARE):
+        free = [slot for slot, row in enumerate(self.rows_in) if row is None]
+        free += range(len(self.rows_in), self.slots)
+        if len(free) < max(1, self.slots * ENTER_SHARE):
             return []
-        pairs: list[tuple[int, Entry]] = []
-        for slot in free:
-            if not self.waiting:
-                self._prefill()
-            if not self.waiting:
-                break
-            pairs.append((slot, self.waiting.popleft()))
-        return pairs
-
-    # -- prompts -----------------------------------------------------------------------------------------------------
-
-    def _prefill(self) -> None:
-        """One slots-full of prompts through the base and the policy, in passes over prompts of similar length."""
-        count = min(len(self.unread), max(1, self.slots // self.repeats))
-        prompts = sorted((self.unread.popleft() for _ in range(count)), key=lambda prompt: self.prompt_lengths[prompt])
-        while prompts:
-            taken = 1
-            total = self.prompt_lengths[prompts[0]]
-            for prompt in prompts[1:]:
-                total += self.prompt_lengths[prompt]
-                padded = (taken + 1) * self.prompt_lengths[prompt]
-                if padded > PREFILL_TOKENS or padded > max(SMALL_PASS, total * (1 + PREFILL_PADDING)):
-                    break
-                taken += 1
-            self._prefill_pass(prompts[:taken])
-            prompts = prompts[taken:]
-
-    def _prefill_pass(self, prompts: list[int]) -> None:
-        width = self.prompt_lengths[prompts[-1]]
-        ids, mask = self.ids[prompts, -width:], self.mask[prompts, -width:]
-        features, cache = self._base_prompts(ids, mask)
-        states = features.read(self.actor.reads)
-        final = None if features.final is None else features.final[:, -1]
-        tower_cache, logits = self._read_prompts(states, mask)
-        done = Prefilled(
-            base_cache=cache, tower_cache=tower_cache, mask=mask, states=states, final=final, logits=logits
-        )
-        self.waiting.extend(
-            Entry(row=prompt * self.repeats + place, prompts=done, index=index)
-            for index, prompt in enumerate(prompts)
-            for place in range(self.repeats)
-        )
-
-    def _base_prompts(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[Features, Cache]:
-        """The base over whole prompts; its final state at the last position only, where nothing reads the others."""
-        cache = self.base.new_cache()
-        if self.lean_base is None:
-            return self.base.features(ids, mask, cache, position_ids(mask)), cache
-        x = self.base.decoder.get_input_embeddings()(ids)
-        final, late = self.lean_base.prefill(
-            x, mask, cache, self.base.late_blocks, last_only=self.actor.reads == "late"
-        )
-        return Features(final=final, late=late), cache
-
-    def _read_prompts(self, states: torch.Tensor, mask: torch.Tensor) -> tuple[Cache | None, torch.Tensor]:
-        """The policy over whole prompts: its cache and the logits at the last position."""
-        if self.actor.tower is None:
-            return None, self.actor.head(states[:, -1])
-        cache = self.actor.tower.new_cache()
-        if self.lean_tower is None:
-            hidden: torch.Tensor | None = self.actor.tower.hidden(states, mask, cache, position_ids(mask))
-        else:
-            hidden, _ = self.lean_tower.prefill(
-                states.to(self.actor.tower.head.weight.dtype), mask, cache, last_only=True
-            )
-        assert hidden is not None
-        return cache, self.actor.head(hidden[:, -1])
+        return [(slot, self.prompts.pop()) for slot in free if self.prompts]
 
     def _enter(
         self, entering: list[tuple[int, Entry]], final: torch.Tensor | None, logits: torch.Tensor | None
@@ -270,8 +129,8 @@ class Engine:
         for _, group in groupby(entering, key=lambda pair: id(pair[1].prompts)):
             pairs = list(group)
             prompts = pairs[0][1].prompts
-            slots = torch.tensor([slot for slot, _ in pairs], device=self.ids.device)
-            rows = torch.tensor([entry.index for _, entry in pairs], device=self.ids.device)
+            slots = torch.tensor([slot for slot, _ in pairs], device=self.position.device)
+            rows = torch.tensor([entry.index for _, entry in pairs], device=self.position.device)
             self._place(prompts, rows, slots)
             all_logits.append(prompts.logits[rows])
             if prompts.final is not None:
@@ -286,12 +145,12 @@ class Engine:
         memory.reserve(before=prompts.mask.shape[1], after=0)
         if self.base_cache is None:
             self.base_cache = memory.cache_like(prompts.base_cache)
-            self.tower_cache = None if prompts.tower_cache is None else memory.cache_like(prompts.tower_cache)
+            self.stack_cache = None if prompts.stack_cache is None else memory.cache_like(prompts.stack_cache)
             self.states = memory.buffer_like(prompts.states) if self.keeps_states else None
             self.seen = memory.buffer_like(mask)
         memory.place_cache(self.base_cache, prompts.base_cache, rows, slots)
-        if self.tower_cache is not None and prompts.tower_cache is not None:
-            memory.place_cache(self.tower_cache, prompts.tower_cache, rows, slots)
+        if self.stack_cache is not None and prompts.stack_cache is not None:
+            memory.place_cache(self.stack_cache, prompts.stack_cache, rows, slots)
         if self.states is not None:
             memory.place(self.states, prompts.states[rows], slots)
         self.seen.data[slots] = False
@@ -304,7 +163,7 @@ class Engine:
 
     def _filled(self, row: int) -> int:
         """Columns a row has filled: its prompt and every generated token but the last, which has not been fed."""
-        return self.prompt_lengths[row // self.repeats] + self.lengths[row] - 1
+        return self.prompts.lengths[row // self.params.repeats] + self.lengths[row] - 1
 
     def _advance(self, live: list[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Feed each live row its last token; final states [b, D] and policy logits [b, actions] of the live rows."""
@@ -319,7 +178,7 @@ class Engine:
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
         if self.states is not None:
             self.states.data[:rows, memory.end] = state
-        hidden = state if self.actor.tower is None else self._tower_step(self.actor.tower, state)
+        hidden = state if self.actor.stack is None else self._stack_step(self.actor.stack, state)
         self.position[live] += 1  # not of finished rows, which may stand at the last position there is
         memory.end += 1
         if len(live) < rows:
@@ -337,14 +196,14 @@ class Engine:
         features = self.base.features(tokens[:, None], self._seen().long(), self.base_cache, positions[:, None])
         return tuple(None if x is None else x[:, -1] for x in (features.final, features.late))  # type: ignore[return-value]
 
-    def _tower_step(self, tower: Tower, state: torch.Tensor) -> torch.Tensor:
-        assert self.tower_cache is not None
-        if self.lean_base is not None and self.lean_tower is not None:  # one architecture: the place is the same
-            hidden, _ = self.lean_tower.step(state.to(tower.head.weight.dtype), self.place, self.tower_cache)
+    def _stack_step(self, stack: DecoderStack, state: torch.Tensor) -> torch.Tensor:
+        assert self.stack_cache is not None
+        if self.lean_base is not None and self.lean_stack is not None:  # one architecture: the place is the same
+            hidden, _ = self.lean_stack.step(state.to(stack.head.weight.dtype), self.place, self.stack_cache)
             assert hidden is not None
             return hidden
         positions = self.position[: self.memory.rows, None]
-        return tower.hidden(state[:, None], self._seen().long(), self.tower_cache, positions)[:, -1]
+        return stack.hidden(state[:, None], self._seen().long(), self.stack_cache, positions)[:, -1]
 
     def _seen(self) -> torch.Tensor:
         """[rows, W + 1], True on the row's own columns, the new one included."""
@@ -354,48 +213,32 @@ class Engine:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
-        if self.sampling.guide is not None:
-            logits = self.sampling.guide.apply(logits, rows, [self.lengths[row] for row in rows])
-        log_probs = action_log_probs(logits, temperature=self.sampling.temperature, top_k=self.sampling.top_k)
-        greedy = self.sampling.temperature == 0
-        actions = logits.argmax(-1) if greedy else sample_actions(log_probs, self.uniforms[cells])
+        if self.params.guide is not None:
+            logits = self.params.guide.apply(logits, rows, [self.lengths[row] for row in rows])
+        log_probs = action_log_probs(logits, temperature=self.params.temperature, top_k=self.params.top_k)
+        actions = logits.argmax(-1) if self.params.temperature == 0 else sample_actions(log_probs, self.uniforms[cells])
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:
             actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
         tokens = self.actor.emit(final, actions)
         self.chosen.append((cells, actions, tokens, logp, versions))
-        if self.sampling.aliases:
-            self.events.append((cells, *self._event(final, log_probs, actions, tokens, self.sampling.aliases)))
+        if self.params.aliases:
+            assert final is not None, "the world model reads the base's final state"
+            event = chosen_event(self.actor.emit, final, log_probs, actions, tokens, self.params.aliases)
+            self.events.append((cells, event_log_prob(log_probs, actions, event), pack(event)))
         if slots == list(range(len(slots))):  # rows that enter stand last, whatever their slot
             self.next_tokens[: len(slots)] = tokens
         else:
             self.next_tokens[slots] = tokens
-        chosen = tokens.tolist()
-        watch = self.sampling.watch
+        chosen, watch = tokens.tolist(), self.params.watch
         ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
         for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
-            if end or token in self.sampling.stop_tokens:
+            if end or token in self.stop_tokens:
                 self.stopped[row] = True
             elif self.lengths[row] < self.limits[row]:
                 continue
             self._leave(slot, row)
-
-    def _event(
-        self,
-        final: torch.Tensor | None,
-        log_probs: torch.Tensor,
-        actions: torch.Tensor,
-        tokens: torch.Tensor,
-        count: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and packed codes of what was chosen, up to codes that emit the same token."""
-        assert final is not None, "the world model reads the base's final state"
-        likely, top = log_probs.topk(min(count, log_probs.shape[1]), dim=-1)
-        emitted = self.actor.emit(final.repeat_interleave(top.shape[1], 0), top.flatten()).view(top.shape)
-        emitted = emitted.masked_fill(likely == -torch.inf, -1)  # a code that cannot be chosen belongs to no event
-        event = same_token(top, emitted, actions, tokens, log_probs.shape[1])
-        return event_log_prob(log_probs, actions, event), pack(event)
 
     def _hold(
         self, slots: list[int], rows: list[int], actions: torch.Tensor, logp: torch.Tensor, versions: torch.Tensor
@@ -408,7 +251,7 @@ class Engine:
         return actions, logp.masked_fill(inside, 0.0), versions
 
     def _leave(self, slot: int, row: int) -> None:
-        if self.sampling.keep_features:
+        if self.params.return_features:
             assert self.states is not None
             self.features[row] = self.states.data[slot, self.memory.end - self._filled(row) : self.memory.end].clone()
         self.rows_in[slot] = None
@@ -416,7 +259,7 @@ class Engine:
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""
         live = [slot for slot, row in enumerate(self.rows_in) if row is not None]
-        if self.waiting or self.unread or not live or len(live) > len(self.rows_in) * (1 - SQUEEZE_SHARE):
+        if self.prompts or not live or len(live) > len(self.rows_in) * (1 - SQUEEZE_SHARE):
             return
         gaps = [slot for slot in range(len(live)) if self.rows_in[slot] is None]
         movers = live[len(live) - len(gaps) :]
@@ -428,22 +271,29 @@ class Engine:
             self.rows_in[gap] = self.rows_in[mover]
         self.rows_in = self.rows_in[: len(live)]
 
-    # -- a new policy version ----------------------------------------------------------------------------------------
-
     def _refresh_policy(self) -> None:
-        """Make the policy's caches anew from the states it read; the base's caches stay."""
-        if self.actor.tower is None:
+        """Make the policy's caches again from the states it read; the base's caches stay."""
+        if self.actor.stack is None:
             return
-        for prompts in {id(entry.prompts): entry.prompts for entry in self.waiting}.values():
-            prompts.tower_cache, prompts.logits = self._read_prompts(prompts.states, prompts.mask)
+        self.prompts.refresh()
         if not self.rows_in:
             return
-        assert self.states is not None and self.tower_cache is not None
+        assert self.states is not None and self.stack_cache is not None
         rows, columns = len(self.rows_in), slice(self.memory.start, self.memory.end)
         at_once = max(1, PREFILL_TOKENS // (columns.stop - columns.start))
         for part in range(0, rows, at_once):
-            slots = torch.arange(part, min(rows, part + at_once), device=self.ids.device)
+            slots = torch.arange(part, min(rows, part + at_once), device=self.position.device)
             states, mask = self.states.data[slots, columns], self.seen.data[slots, columns, 0].long()
-            cache, _ = self._read_prompts(states, mask)
+            cache, _ = self.prompts.read_policy(states, mask)
             assert cache is not None
-            self.memory.place_cache(self.tower_cache, cache, slots - part, slots)
+            self.memory.place_cache(self.stack_cache, cache, slots - part, slots)
+
+
+def spread(
+    steps: Sequence[tuple[torch.Tensor, ...]], fills: Sequence[float], shape: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """Columns [rows, longest, ...] with ``fills`` in them, from the cells and their values of each step."""
+    cells, *columns = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    for column, fill in zip(columns, fills, strict=True):
+        whole = column.new_full((shape[0] * shape[1], *column.shape[1:]), fill)
+        yield whole.index_copy_(0, cells, column).view(*shape, *column.shape[1:])

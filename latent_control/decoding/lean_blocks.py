@@ -19,9 +19,9 @@ from torch import nn
 from transformers import Cache
 from transformers.activations import SiLUActivation
 
+from latent_control.decoder_stack import position_ids
 from latent_control.decoding.slot_memory import SlotLayer
 from latent_control.linear import linear
-from latent_control.tower import position_ids
 
 # Blocks: x + Attention(RMSNorm(x)), x + Down(act(Gate RMSNorm(x)) * Up RMSNorm(x)), rotary positions, causal over
 # everything.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.distributions import action_log_probs
 
 MISMATCH = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -39,7 +39,7 @@ def choices(generated: np.ndarray, length: int, span: int) -> np.ndarray:
 @torch.no_grad()
 def rescored_logp(
     base: BaseLM,
-    actor: Actor,
+    actor: ActionDecoder,
     prompts: Sequence[Sequence[int]],
     tokens: Sequence[Sequence[int]],
     actions: Sequence[Sequence[int]],
@@ -58,8 +58,8 @@ def rescored_logp(
     ids = torch.tensor([row + [0] * (width - len(row)) for row in whole], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
     hidden = base.features(ids, mask).read(actor.reads)
-    if actor.tower is not None:
-        hidden = actor.tower.hidden(hidden, mask)
+    if actor.stack is not None:
+        hidden = actor.stack.hidden(hidden, mask)
     found = []
     for row, (prompt, chosen) in enumerate(zip(prompts, actions, strict=True)):
         logits = actor.head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(chosen)])

@@ -69,12 +69,12 @@ class StaticEngine(Engine):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        if self.lean_base is None or (self.actor.tower is not None and self.lean_tower is None):
+        if self.lean_base is None or (self.actor.stack is not None and self.lean_stack is None):
             found = type(self.base.decoder).__name__
             raise ValueError(
                 f"static caches need Llama-shaped blocks; {found} has others: set rollout.static_cache: false"
             )
-        self.memory = StaticMemory(self.slots, self.ids.shape[1], self.longest, self.ids.device)
+        self.memory = StaticMemory(self.slots, self.prompts.ids.shape[1], self.longest, self.position.device)
         self.graph = Graph(self._compute)
 
     def _compute(self) -> Outputs:
@@ -85,7 +85,7 @@ class StaticEngine(Engine):
         final, late = self.lean_base.step(x, self.place, self.base_cache, self.base.late_blocks)
         state = late if self.actor.reads == "late" else final
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
-        hidden = state if self.actor.tower is None else self._tower_step(self.actor.tower, state)
+        hidden = state if self.actor.stack is None else self._stack_step(self.actor.stack, state)
         return final, state, self.actor.head(hidden)
 
     def _advance(self, live: list[int]) -> tuple[torch.Tensor | None, torch.Tensor]:

@@ -15,13 +15,13 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from latent_control.base_lm import BaseLM
-from latent_control.decoding.action_decoder import Actor
+from latent_control.decoder_stack import position_ids
+from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.lean_blocks import lean_blocks
 from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.search.q_head import QHead, best_supported, supported
 from latent_control.search.segments import Layers, Path, Segment, width
-from latent_control.tower import position_ids
 
 # Rows that have finished are computed along until they are this share.
 SQUEEZE_SHARE = 0.25
@@ -74,7 +74,7 @@ class ChunkDecoder:
     def __init__(
         self,
         base: BaseLM,
-        actor: Actor,
+        actor: ActionDecoder,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -86,7 +86,7 @@ class ChunkDecoder:
         self.temperature, self.top_k = temperature, top_k
         self.stop_tokens, self.max_rows = frozenset(stop_tokens), max_rows
         self.lean_base = lean_blocks(base.decoder)
-        self.lean_policy = None if actor.tower is None else lean_blocks(actor.tower.decoder)
+        self.lean_policy = None if actor.stack is None else lean_blocks(actor.stack.decoder)
         self.generated = 0
         """Tokens so far, the end tokens included, prompts not."""
 
@@ -105,9 +105,9 @@ class ChunkDecoder:
         base_cache, policy_cache, positions = self.base.new_cache(), None, position_ids(mask)
         features = self.base.features(ids, mask, base_cache, positions)
         hidden = states = features.read(self.actor.reads)
-        if self.actor.tower is not None:
-            policy_cache = self.actor.tower.new_cache()
-            hidden = self.actor.tower.hidden(hidden, mask, policy_cache, positions)
+        if self.actor.stack is not None:
+            policy_cache = self.actor.stack.new_cache()
+            hidden = self.actor.stack.hidden(hidden, mask, policy_cache, positions)
         logits = self.actor.head(hidden[:, -1])
         return [
             Segment(
@@ -194,7 +194,7 @@ class ChunkDecoder:
             memory=memory,
             base_cache=_filled(memory, [[segment.base for segment in path] for path in paths]),
             policy_cache=None
-            if self.actor.tower is None
+            if self.actor.stack is None
             else _filled(memory, [[segment.policy for segment in path] for path in paths]),
             seen=seen,
             positions=torch.tensor(widths, device=logits.device),
@@ -210,7 +210,7 @@ class ChunkDecoder:
 
         ``live``: places of the rows that go on; a finished one may stand at the last position there is.
         """
-        memory, tower = rows.memory, self.actor.tower
+        memory, stack = rows.memory, self.actor.stack
         rows.seen[:, memory.end] = True
         seen = rows.seen[:, memory.start : memory.end + 1]
         if self.lean_base is not None:
@@ -224,12 +224,12 @@ class ChunkDecoder:
         hidden = late if self.actor.reads == "late" else final
         assert hidden is not None, f"the base supplies no {self.actor.reads!r} state"
         rows.state = hidden
-        if tower is not None and place is not None and self.lean_policy is not None:
-            stepped, _ = self.lean_policy.step(hidden.to(tower.head.weight.dtype), place, rows.policy_cache)  # type: ignore[arg-type]
+        if stack is not None and place is not None and self.lean_policy is not None:
+            stepped, _ = self.lean_policy.step(hidden.to(stack.head.weight.dtype), place, rows.policy_cache)  # type: ignore[arg-type]
             assert stepped is not None
             hidden = stepped
-        elif tower is not None:
-            hidden = tower.hidden(hidden[:, None], seen.long(), rows.policy_cache, rows.positions[:, None])[:, -1]
+        elif stack is not None:
+            hidden = stack.hidden(hidden[:, None], seen.long(), rows.policy_cache, rows.positions[:, None])[:, -1]
         rows.logits, rows.final = self.actor.head(hidden), final
         rows.positions[live] += 1
         memory.end += 1

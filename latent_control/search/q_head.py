@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latent_control.losses import Metrics
-from latent_control.pretrained import read_weights
+from latent_control.tensor_files import read_weights
 
 SHAPE, WEIGHTS = "q_head.json", "q_head.safetensors"
 FORMAT = 1

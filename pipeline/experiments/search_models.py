@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.schema import RunConfig
-from latent_control.decoding.generate import special_tokens
+from latent_control.decoding.sampling_params import special_tokens
 from latent_control.pretrained import base_hash
 from latent_control.search import ChunkDecoder
 from latent_control.search.q_head import QHead, QShape, load_q_head, read_q_shape

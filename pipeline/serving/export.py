@@ -16,7 +16,8 @@ from transformers import GenerationConfig
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from latent_control.auto import LatentControlConfig, greedy_defaults
+from latent_control.auto import LatentControlConfig
+from latent_control.auto_generation import greedy_defaults
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.pretrained import CONFIG as LATENT
@@ -117,7 +118,9 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     def files(staging: Path) -> None:
         latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
         LatentControlConfig.of(latent).save_pretrained(staging)
-        greedy_defaults(latent, None if config is None else config.rollout.max_new_tokens).save_pretrained(staging)
+        greedy_defaults(latent.base.lm, None if config is None else config.rollout.max_new_tokens).save_pretrained(
+            staging
+        )
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")

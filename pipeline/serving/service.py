@@ -16,6 +16,7 @@ import torch
 from latent_control.auto import LatentActionForCausalLM
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
 from pipeline.serving.protocol import (
@@ -201,11 +202,7 @@ class Service:
         def watch(numbers: list[int], tokens: list[int], chosen: list[int]) -> list[bool]:
             return [rows[number].push(token, code) for number, token, code in zip(numbers, tokens, chosen, strict=True)]
 
-        out = generate(
-            self.latent.base,
-            self.latent.actor(),
-            torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device),
-            torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device),
+        params = SamplingParams(
             max_new_tokens=[ask.max_tokens for ask in asks],
             temperature=asks[0].temperature,
             top_k=asks[0].top_k,
@@ -213,6 +210,13 @@ class Service:
             row_seeds=[ask.seed for ask in asks],
             guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
             watch=watch if any(row.stream is not None for row in rows) else None,
+        )
+        out = generate(
+            self.latent.base,
+            self.latent.actor(),
+            params,
+            torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device),
+            torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device),
         )
         return [self._answer(row, out, index) for index, row in enumerate(rows)]
 

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
 from configs.schema import Improve, RunConfig
-from latent_control.model import LatentActionConfig
+from latent_control.config import LatentActionConfig
 from latent_control.pretrained import base_path, read_config, with_policy
 from pipeline.cluster.connect import connected
 from pipeline.replay.actor import ReplayActor

@@ -14,9 +14,9 @@ import torch
 from configs.schema import DataSource, RunConfig
 from latent_control.analysis.likelihood import Speaker, latent_speaker, text_measures, token_speaker
 from latent_control.analysis.measures import codebook_measures, reach_measures
-from latent_control.base_lm import BaseLM
+from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.action_decoder import base_actor
-from latent_control.model import LatentActionLM, load_base
+from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
 from latent_control.text import load_tokenizer
 from latent_control.token_policy import token_actor

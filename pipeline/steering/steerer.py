@@ -12,8 +12,8 @@ import torch
 
 from latent_control.analysis.explain import tokens_of_all
 from latent_control.analysis.trace import Traced, generate_traced
-from latent_control.decoding.generate import special_tokens
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.sampling_params import special_tokens
 from pipeline.serving.protocol import RefusedRequest, decode
 from pipeline.steering.loading import Loaded
 from pipeline.steering.records import AnswerVerdict, Candidates, CodeCandidate, Mass, SteeringAnswer, Token

@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Rollout as RolloutSettings
+from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import choices, rescored_logp
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.records import Generation
 from latent_control.token_policy import WholeModel
-from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import Host, load_host
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -36,7 +37,7 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: Tower | WholeModel) -> None:
+    def use(self, policy: DecoderStack | WholeModel) -> None:
         """Steer by this very policy: changes of its weights in place need no further call."""
         self.host = self.host.steered_by(policy)
 
@@ -45,23 +46,26 @@ class LocalEngine:
         device, width = self.host.base.lm.device, max(map(len, job.prompts))
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in job.prompts], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in job.prompts], device=device)
+        params = SamplingParams(
+            max_new_tokens=job.max_new_tokens,
+            temperature=job.temperature,
+            top_k=job.top_k,
+            batch_size=self.settings.batch_size,
+            stop_token=self.tokenizer.eos_token_id,
+            repeats=job.repeats,
+            row_seeds=job.seeds,
+            return_features=job.keep_features,
+            aliases=job.aliases,
+        )
         with torch.inference_mode():
             return generate(
                 self.host.base,
                 self.host.actor(),
+                params,
                 ids,
                 mask,
-                max_new_tokens=job.max_new_tokens,
-                temperature=job.temperature,
-                top_k=job.top_k,
-                batch_size=self.settings.batch_size,
-                stop_token=self.tokenizer.eos_token_id,
-                repeats=job.repeats,
-                row_seeds=job.seeds,
-                return_features=job.keep_features,
                 refresh=job.refresh,
                 static=self.settings.static_cache,
-                aliases=job.aliases,
             )
 
     def rescore(self, rollouts: Sequence[Rollout], *, temperature: float, top_k: int | None) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from latent_control.decoder_stack import DecoderStack
 from latent_control.records import Generation
-from latent_control.tower import Tower
 from rollout_workers.rollouts import Rollout
 
 
@@ -51,7 +51,7 @@ class RolloutEngine(Protocol):
     ships_features: bool
     """Whether ``keep_features`` is possible; without it the learner recomputes them."""
 
-    def use(self, policy: Tower) -> None:
+    def use(self, policy: DecoderStack) -> None:
         """Steer by ``policy`` as it is now; called again whenever its weights have changed."""
         ...
 

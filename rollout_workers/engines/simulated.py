@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import load_config
+from latent_control.decoder_stack import DecoderStack
 from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
-from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.rollouts import HostSpec
 
@@ -96,7 +96,7 @@ class SimulatedEngine:
             dtype=dtype,
         )
 
-    def use(self, policy: Tower) -> None:
+    def use(self, policy: DecoderStack) -> None:
         """Nothing is steered."""
 
     def generate(self, job: DecodeJob) -> Generation:

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
+from latent_control.decoder_stack import DecoderStack
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
-from latent_control.tower import Tower
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.rollouts import HostSpec
 
@@ -145,7 +145,7 @@ class VllmEngine:
             codebook_hash=weights_hash([("codebook", tensors["codebook"])]),
         )
 
-    def use(self, policy: Tower) -> None:
+    def use(self, policy: DecoderStack) -> None:
         """Copy the weights; what vLLM has cached of prompts was made by the old ones."""
         self.model.policy.load(policy.state_dict())
         self.llm.reset_prefix_cache()

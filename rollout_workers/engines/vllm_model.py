@@ -19,8 +19,8 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
+from latent_control.config import LatentActionConfig
 from latent_control.merge import Merge
-from latent_control.model import LatentActionConfig
 from latent_control.pretrained import WEIGHTS, read_shape
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -65,7 +65,7 @@ class PolicyBlocks(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take the weights of a ``latent_control.tower.Tower``'s state, in place."""
+        """Take the weights of a ``latent_control.decoder_stack.DecoderStack``'s state, in place."""
         own = dict(self.named_parameters())
         for name, tensor in tensors.items():
             name = name.removeprefix("decoder.")

@@ -24,7 +24,8 @@ from rollout_workers.tasks.protocol import (
     split_of,
 )
 from rollout_workers.tasks.row_files import EXTRA, near, read_options
-from rollout_workers.tasks.scorers import Limits, confinement
+from rollout_workers.tasks.scorer_options import Limits
+from rollout_workers.tasks.scorers import confinement
 
 LENGTHS: Mapping[str, int] = {"train": 19_000, "heldout": 1_000}
 """word_ladder refuses more than 20,000 items; a few generators build all theirs when they are made."""

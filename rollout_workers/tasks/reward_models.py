@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from latent_control import preference
 from rollout_workers.tasks.protocol import Failure
-from rollout_workers.tasks.scorers import Preference
+from rollout_workers.tasks.scorer_options import Preference
 
 TRIES = 3
 """The actors go with the worker that started them; another worker then starts them anew."""

@@ -11,7 +11,7 @@ from configs.schema import PathStr
 from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows
 from rollout_workers.tasks.protocol import Split, split_of
 from rollout_workers.tasks.row_files import Row, read_file, read_options
-from rollout_workers.tasks.scorers import Verifier
+from rollout_workers.tasks.scorer_options import Verifier
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator: ``48/2 = <<48/2=24>>24``."""

@@ -8,78 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-
-from configs.schema import PathStr, Section
 from rollout_workers.tasks import verifiers
 from rollout_workers.tasks.forks import Confinement, forks
 from rollout_workers.tasks.protocol import Failure, Score
 from rollout_workers.tasks.row_files import EXTRA, Row, near
 from rollout_workers.tasks.sandbox import Function, Isolation
+from rollout_workers.tasks.scorer_options import Limits, Preference, Python, Verifier
 
 if TYPE_CHECKING:
     from rollout_workers.tasks.reward_models import RewardModels
 
-Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference"]
 LARGEST = 1e16
 """A part of a score that is larger is no number to learn from: squares of its advantages leave float32."""
-NO_ANSWER = ("python", "preference")
-"""Verifiers whose rows need no answer."""
-
-
-class Limits(Section):
-    """Of the process that judges (``regex``, ``math``, ``python``, reasoning-gym)."""
-
-    seconds: PositiveFloat = 5.0
-    """For one response; longer is the failure ``reward_timeout``."""
-    megabytes: Annotated[int, Field(ge=64)] = 2048
-    """Of address space; more is the failure ``reward_memory`` or ``reward_crash``."""
-    parallel: PositiveInt | None = None
-    """Responses judged at once by ``math`` and reasoning-gym; ``null``: as many as the worker may use CPUs."""
-    allow_unconfined: bool = False
-    """Run verifiers that evaluate responses where their isolation does not stand (SECURITY.md), instead of an error."""
-
-
-class Python(Section):
-    """A reward function of one's own, ``def reward(row, response)``."""
-
-    path: PathStr
-    """The file; in a config, relative to it."""
-    function: str = "reward"
-    parts: tuple[str, ...] = ()
-    """Names of the further parts that it returns in its mapping."""
-    success_at: float = 1.0
-    """A response succeeds with at least this reward, unless the function returns ``success`` itself."""
-    network: bool = False
-    """It may open connections, as to a judge; else trying is the failure ``reward_refused``."""
-    processes: bool = False
-    """It may start other processes, as tests of code do; else trying is the failure ``reward_refused``."""
-
-
-class Preference(Section):
-    """A reward model: a transformers sequence classifier with one output (``latent-control reward train`` makes
-    one)."""
-
-    model: PathStr
-    """Its folder, or hub id."""
-    success_at: float = 0.0
-    """A response succeeds with at least this score."""
-    squash: bool = False
-    """The reward is the sigmoid of the score."""
-    actors: PositiveInt = 1
-    """Ray actors that host it, shared by all rollout workers."""
-    cpus_per_actor: NonNegativeFloat = 1.0
-    gpus_per_actor: NonNegativeFloat = 0.0
-    batch_size: PositiveInt = 32
-    """Texts scored at once."""
-    max_length: PositiveInt | None = None
-    """Tokens of prompt and response, the last ones; ``null``: as it was trained, else 1024."""
-    chat: bool | None = None
-    """Wrap prompt and response in the model's chat template; ``null``: as it was trained, else not."""
-    timeout_seconds: PositiveFloat = 600.0
-    """A batch that takes longer fails."""
 
 
 class Scorer(Protocol):

@@ -21,9 +21,10 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import Walker
-from latent_control.decoding.action_decoder import latent_actor
 from latent_control.decoding.generate import generate
+from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import rollout_seed
+from latent_control.model import latent_actor
 from latent_control.records import Generation
 from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
@@ -102,16 +103,18 @@ def _piece(
     policy = walker.at((piece + 0.5) / PIECES)
     out = generate(
         model.base,
-        replace(latent_actor(model), tower=policy, head=policy.head),
+        replace(latent_actor(model), stack=policy, head=policy.head),
+        SamplingParams(
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=models.temperature,
+            top_k=models.top_k,
+            row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
+            batch_size=config.rollout.batch_size,
+            stop_token=models.tokenizer.eos_token_id,
+            repeats=GROUP,
+        ),
         ids,
         mask,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=models.temperature,
-        top_k=models.top_k,
-        row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
-        batch_size=config.rollout.batch_size,
-        stop_token=models.tokenizer.eos_token_id,
-        repeats=GROUP,
     )
     rewards = _rewards(out, models, config, task, prompts)
     rows = [row for row, reward in enumerate(rewards) if reward is not None]

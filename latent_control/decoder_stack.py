@@ -38,7 +38,7 @@ def _shorten(config: PreTrainedConfig, blocks: int) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == depth and (name == "layer_types" or name.endswith("_layers")):
             setattr(config, name, getattr(config, name)[-blocks:])
-        # The sampler's and the learner's log-probabilities must agree, whatever mode a tower is in.
+        # The sampler's and the learner's log-probabilities must agree, whatever mode a stack is in.
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     if hasattr(config, "embedding_multiplier"):  # Granite scales whatever it is fed
@@ -46,7 +46,7 @@ def _shorten(config: PreTrainedConfig, blocks: int) -> None:
     config.num_hidden_layers = blocks
 
 
-class Tower(nn.Module):
+class DecoderStack(nn.Module):
     """``n`` causal decoder blocks + the architecture's final norm + a bias-free linear layer D -> outputs.
 
     The blocks are the base's own class built from the base's own config, fed with hidden states in place of embeddings.
