@@ -17,7 +17,7 @@ from latent_control.decoding.engine import Engine
 from latent_control.pretrained import array_hash
 from latent_control.token_policy import Trains
 from learners.learner import PolicyLearner
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from pipeline.stages.improve import TOKEN_READS
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest

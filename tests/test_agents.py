@@ -33,7 +33,7 @@ from pipeline.data.batches import training_batches
 from pipeline.preflight.check import check
 from pipeline.replay import writer as replay
 from pipeline.replay.dataset import read_rollouts, rollout_batches
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner

@@ -34,6 +34,7 @@ RLLIB = {
     "learners/learner.py",
     "learners/collate.py",
     "pipeline/rl/algorithm.py",
+    "pipeline/rl/config.py",
     "pipeline/stages/play.py",  # EnvRunnerGroup
 }
 # preflight reads the column names of a text file, tasks their rows; rollouts pass through replay.py alone.

@@ -20,7 +20,7 @@ from pipeline.cli import compare as cli_evidence
 from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page
 from pipeline.replay.writer import ReplayReader, ReplayWriter
-from pipeline.rl.algorithm import mean_parts
+from pipeline.rl.rollout_metrics import mean_parts
 from rollout_workers.rollouts import Rollout, RolloutSummary
 from rollout_workers.tasks import Prompt
 from rollout_workers.tasks.countdown import Countdown

@@ -25,7 +25,7 @@ from pipeline.rl import worker_group
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.autoscale import CONTROL, Demand, next_demand, read_request, write_request
 from pipeline.rl.rollout_pool import RolloutPool
-from pipeline.rl.worker_group import Crew, Scaler
+from pipeline.rl.worker_group import Scaler, WorkerGroup
 from pipeline.stages.improve import update_metrics
 
 pytest_plugins = ("rl_fixtures",)
@@ -192,7 +192,7 @@ class FakeGroup:
         return {"CPU": 0.5}
 
 
-Made = tuple[Crew, FakeGroup, list[str], SimpleNamespace]
+Made = tuple[WorkerGroup, FakeGroup, list[str], SimpleNamespace]
 
 
 @pytest.fixture
@@ -200,45 +200,45 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     group, said, clock = FakeGroup(2), [], SimpleNamespace(now=0.0)
     monkeypatch.setattr(worker_group, "ray", group)
     monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    crew = Crew(group, RolloutPool(group, timeout=60.0))
+    crew = WorkerGroup(group, RolloutPool(group, timeout=60.0))
     crew.say = said.append
     return crew, group, said, clock
 
 
 def test_a_new_worker_joins_once_it_is_up(made: Made) -> None:
     crew, group, said, _ = made
-    crew.want(4)
-    crew.welcome()
+    crew.scale_to(4)
+    crew.admit()
     assert crew.up == [1, 2] and crew.size == 4 and said == ["rollout workers: 2 -> 4"]
     group.answers[1].ready = True
-    crew.welcome()
+    crew.admit()
     assert crew.up == [1, 2, 3] and group.handles[3].index == 4 and crew.size == 4
-    crew.want(4)
+    crew.scale_to(4)
     assert len(said) == 1
 
 
 def test_no_room_is_said_once_and_room_that_appears_is_used(made: Made) -> None:
     crew, group, said, clock = made
-    crew.want(3)
+    crew.scale_to(3)
     for clock.now in (1.0, 70.0, 80.0):
-        crew.welcome()
+        crew.admit()
     no_room = (
         "1 new rollout workers have not started yet, the run goes on with 2; each needs 1 CPUs and 0 GPUs, free "
         "are 0.5 and 0"
     )
     assert said[1:] == [no_room]
     group.answers[0].ready = True
-    crew.welcome()
+    crew.admit()
     assert crew.up == [1, 2, 3]
 
 
 def test_one_that_cannot_start_is_named_and_one_whose_node_went_is_awaited(made: Made) -> None:
     crew, group, said, _ = made
-    crew.want(4)
+    crew.scale_to(4)
     for ref, failed in zip(group.answers, (True, False), strict=True):
         ref.error, ref.ready = ActorDiedError(), True
         ref.error._actor_init_failed = failed
-    crew.welcome()
+    crew.admit()
     assert len(said) == 2 and "could not start, the run goes on with 2" in said[1]
     assert list(crew.joining) == group.answers[2:] and crew.size == 3
 
@@ -246,14 +246,14 @@ def test_one_that_cannot_start_is_named_and_one_whose_node_went_is_awaited(made:
 def test_who_goes_first(made: Made) -> None:
     """One that is not there yet, then one that is down, then the youngest."""
     crew, group, _, _ = made
-    crew.want(4)
+    crew.scale_to(4)
     group.answers[0].ready = True
-    crew.welcome()
+    crew.admit()
     group.down = {1}
     for workers in (3, 2, 1):
-        crew.want(workers)
+        crew.scale_to(workers)
     assert group.killed == [4, 1, 3] and crew.up == [2]
-    crew.want(2)
+    crew.scale_to(2)
     assert next(iter(crew.joining.values())).index == 5, "no two workers ever have the same number"
 
 
@@ -271,7 +271,7 @@ def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> No
     scaler.before_update()
     assert crew.size == 3
     group.answers[0].ready = True
-    crew.welcome()
+    crew.admit()
     write_request(tmp_path, 1)
     scaler.after_update(busy)
     scaler.before_update()
@@ -290,11 +290,11 @@ def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> No
 
 
 def settled(algorithm: LatentRL, workers: int) -> None:
-    algorithm.crew.want(workers)
-    if algorithm.crew.joining:
-        ray.wait(list(algorithm.crew.joining), num_returns=len(algorithm.crew.joining), timeout=300)
-    algorithm.crew.welcome()
-    assert len(algorithm.crew.up) == workers
+    algorithm.worker_group.scale_to(workers)
+    if algorithm.worker_group.joining:
+        ray.wait(list(algorithm.worker_group.joining), num_returns=len(algorithm.worker_group.joining), timeout=300)
+    algorithm.worker_group.admit()
+    assert len(algorithm.worker_group.up) == workers
 
 
 def test_results_do_not_depend_on_the_number_of_workers(algorithm: Callable[..., LatentRL], config: Config) -> None:
@@ -320,13 +320,13 @@ def test_a_worker_without_room_does_not_hold_up_the_run(
     limited = algorithm(config(rollout={"num_workers": 1, "cpus_per_worker": 4}))
     said: list[str] = []
     write_request(tmp_path, 2)
-    scaler = Scaler(limited.run_config, tmp_path, limited.crew, said.append)
+    scaler = Scaler(limited.run_config, tmp_path, limited.worker_group, said.append)
     scaler.before_update()
-    assert update_metrics(limited.train())["rollout_workers"] == 1 and limited.crew.size == 2
-    limited.crew.asked -= 100
+    assert update_metrics(limited.train())["rollout_workers"] == 1 and limited.worker_group.size == 2
+    limited.worker_group.asked -= 100
     scaler.before_update()
     assert "1 new rollout workers have not started yet, the run goes on with 1; each needs 4 CPUs" in said[-1]
     write_request(tmp_path, 1)
     scaler.before_update()
-    assert limited.crew.size == 1
+    assert limited.worker_group.size == 1
     limited.train()

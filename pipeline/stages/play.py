@@ -29,7 +29,7 @@ from pipeline.evaluation.outcomes import Outcome, grouped, outcomes_of, success_
 from pipeline.evaluation.slices import field_problems, labels, sliced
 from pipeline.evaluation.statistics import bootstrap_means, interval, paired_difference, pass_at_k, wilson
 from pipeline.replay.writer import write_outcomes
-from pipeline.rl.algorithm import workers_config
+from pipeline.rl.config import workers_config
 from pipeline.rl.heldout import heldout_requests
 from pipeline.rl.rollout_pool import RolloutPool, this_node
 from pipeline.stages.base_model import resolve_base
