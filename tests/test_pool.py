@@ -397,14 +397,14 @@ def test_busy_seconds_are_those_with_work_in_hand(make_pool: Make, monkeypatch: 
     cluster.finish(1)
     pool.poll()
     clock.now = 10.0  # workers 1 and 3 are still at it
-    assert pool.busy_seconds() == 3 * 2.0 + 2 * 3.0
+    assert pool.watch.busy_seconds() == 3 * 2.0 + 2 * 3.0
     cluster.kill(1)
     pool.poll()  # its request goes to worker 2, which had nothing
     clock.now = 11.0
-    assert [len(q) for q in cluster.queues.values()] == [0, 1, 1] and pool.busy_seconds() == 2.0
+    assert [len(q) for q in cluster.queues.values()] == [0, 1, 1] and pool.watch.busy_seconds() == 2.0
     pool.forget()
     clock.now = 20.0
-    assert pool.busy_seconds() == 0.0 and pool.stamps() == {}
+    assert pool.watch.busy_seconds() == 0.0 and pool.stamps() == {}
 
 
 def test_requests_are_stamped_when_a_worker_gets_them_and_again_when_it_is_lost(make_pool: Make) -> None:

@@ -146,7 +146,7 @@ class LatentRL(Algorithm):
         return results
 
     def _report_silent_learners(self, text: str) -> None:
-        self.pool.say(text, "learner_silent", update=self.policy.version + 1)
+        self.pool.watch.say(text, "learner_silent", update=self.policy.version + 1)
 
     def play_heldout(self) -> dict[str, float]:
         """The current policy's results on held-out prompts; see ``pipeline.rl.heldout``."""

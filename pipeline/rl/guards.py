@@ -60,7 +60,7 @@ class Guards:
         for name, reason in {reason.partition(":")[0]: reason for reason in reasons}.items():
             if name not in self._failure_kinds:
                 self._failure_kinds.add(name)
-                self.pool.say(f"a verifier could not judge a rollout: {reason}", "verifier_failed", update=update)
+                self.pool.watch.say(f"a verifier could not judge a rollout: {reason}", "verifier_failed", update=update)
         self._failing = self._failing + 1 if failures > self.improve.max_failed_share * rollouts else 0
         if self._failing >= FAILING_UPDATES:
             raise Trouble(
@@ -79,8 +79,9 @@ class Guards:
         self.skipped += broken
         if self.skipped > self.improve.max_skipped_updates:
             raise FloatingPointError(
-                f"update {self.published.current.version + 1} was broken ({BROKEN}), as were {self.skipped - 1} before; the "
-                "weights were left as they are and the rollouts lie in quarantine/. Look at rewards and "
+                f"update {self.published.current.version + 1} was broken ({BROKEN}), "
+                f"as were {self.skipped - 1} before; "
+                "the weights were left as they are and the rollouts lie in quarantine/. Look at rewards and "
                 "log-probabilities there, lower improve.learning_rate, or raise "
                 f"improve.max_skipped_updates={self.improve.max_skipped_updates}"
             )

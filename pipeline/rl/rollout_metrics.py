@@ -87,7 +87,7 @@ class IdleTime:
 
     def restart(self) -> None:
         """Count from now on."""
-        self.pool.busy_seconds()
+        self.pool.watch.busy_seconds()
         self._since = time.perf_counter()
 
     def shares(self, seconds_updating: float) -> dict[str, float]:
@@ -95,7 +95,7 @@ class IdleTime:
         sample."""
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
-        busy, workers = self.pool.busy_seconds(), len(self.pool.workers.actor_ids())
+        busy, workers = self.pool.watch.busy_seconds(), len(self.pool.workers.actor_ids())
         return {
             "idle_learner": max(0.0, 1 - seconds_updating / elapsed),
             "idle_workers": max(0.0, 1 - busy / (elapsed * workers)),

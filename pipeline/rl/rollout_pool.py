@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from configs.schema import Cluster, RunConfig
 from pipeline.rl.worker_health import Health, WorkerWatch
 from pipeline.runs import interrupts
-from pipeline.runs.events import Say, Trouble, first_line
+from pipeline.runs.events import Trouble, first_line
 from rollout_workers.rollouts import RolloutRequest, RolloutSummary
 
 # A request that has cost this many workers their life is at fault itself.
@@ -66,6 +66,18 @@ def this_node() -> str:
     return node
 
 
+def is_lost(finished: FinishedRequest, node: str) -> bool:
+    """Whether the rollouts went with their node; fetching them to ``node`` also keeps them, whatever happens from now
+    on."""
+    if node in ("", finished.summary.node):
+        return False
+    try:
+        ray.get(finished.rollouts)
+    except ObjectLostError:
+        return True
+    return False
+
+
 class RolloutPool:
     """Requests in, answers out, over an RLlib ``EnvRunnerGroup``.
 
@@ -98,15 +110,6 @@ class RolloutPool:
         """Lost since the last ``take_lost``."""
         self._handed: Counter[int] = Counter()
 
-    @property
-    def say(self) -> Say:
-        """Where events are reported (``report_to``)."""
-        return self.watch.say
-
-    def report_to(self, say: Say) -> None:
-        """Report every loss and restart of a worker to ``say``."""
-        self.watch.report_to(say)
-
     def keep_policies(self) -> None:
         """Sample every request with the policy it names, not with the newest one."""
         self.stamp = lambda request: request
@@ -138,7 +141,7 @@ class RolloutPool:
             while (chosen := choose()) is None:
                 interrupts.check()  # here nothing is half done; in ``poll`` a learner may be at work
                 self.poll(0.1)
-            lost = [i for i in chosen if self._is_lost(self.finished[i])]
+            lost = [i for i in chosen if is_lost(self.finished[i], self.node)]
             if not lost:
                 for i in chosen:
                     del self._handed[i]
@@ -166,10 +169,6 @@ class RolloutPool:
         handed_out = [call.request for call in self.running.values()] + [one.request for one in self.finished.values()]
         waiting: dict[int, int | None] = {request.request_id: None for request in self.waiting}
         return waiting | {request.request_id: request.policy.version for request in handed_out if request.policy}
-
-    def busy_seconds(self) -> float:
-        """Seconds since the last call that workers had work in their hands, summed over the workers."""
-        return self.watch.busy_seconds()
 
     def forget(self) -> None:
         """Drop all requests; what a worker is at is finished and thrown away."""
@@ -201,12 +200,7 @@ class RolloutPool:
         """A worker that has not answered in time is killed, and counts as one that died."""
         for worker in self.watch.silent():
             requests = [call.request.request_id for call in self.running.values() if call.worker == worker]
-            self.watch.restart(worker)
-            why = (
-                f"it has not answered for {self.watch.timeout:g} s, with requests {requests} in its hands; raise "
-                "cluster.worker_timeout_seconds"
-            )
-            self._lose(worker, TimeoutError(f"{why} if that is not long enough"))
+            self._lose(worker, self.watch.end_silent(worker, requests))
 
     def _dispatch(self) -> None:
         """Everybody gets one request before anybody gets two."""
@@ -257,8 +251,7 @@ class RolloutPool:
         if self.losses[blamed.request_id] >= MOST_LOSSES:
             raise Trouble(
                 f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker "
-                f"{MOST_LOSSES} times; "
-                f"last: {first_line(error)}"
+                f"{MOST_LOSSES} times; last: {first_line(error)}"
             ) from error
         self._requeue(requests)
         self.watch.died(worker, first_line(error))
@@ -278,14 +271,3 @@ class RolloutPool:
     def _requeue(self, requests: Iterable[RolloutRequest]) -> None:
         """Put requests back to their place in the queue."""
         self.waiting = deque(sorted([*requests, *self.waiting], key=lambda request: request.request_id))
-
-    def _is_lost(self, finished: FinishedRequest) -> bool:
-        """Whether the rollouts went with their node; fetching them to this one also keeps them, whatever happens from
-        now on."""
-        if self.node in ("", finished.summary.node):
-            return False
-        try:
-            ray.get(finished.rollouts)
-        except ObjectLostError:
-            return True
-        return False

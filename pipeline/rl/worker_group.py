@@ -48,7 +48,7 @@ class WorkerGroup:
     def report_to(self, say: Say) -> None:
         """Report changes of the group, and losses of its workers, to ``say``."""
         self.say = say
-        self.pool.report_to(say)
+        self.pool.watch.report_to(say)
 
     def scale_to(self, workers: int) -> None:
         """Start or stop workers until ``workers`` are up or on their way; returns at once."""
@@ -90,7 +90,7 @@ class WorkerGroup:
 
     def _start(self) -> None:
         self.started += 1
-        # As its add_workers does, which would put it among the others at once, and number it again after some have gone.
+        # Not by its add_workers, which adds it before it is up, and gives it the number of one that has gone.
         actor = self.group._make_worker(
             env_creator=self.group._env_creator,
             validate_env=None,

@@ -130,6 +130,14 @@ class WorkerWatch:
         now = time.monotonic()
         return [one for one, load in self.loads.items() if load and now - self._heard[one] > self.timeout]
 
+    def end_silent(self, worker: int, requests: Sequence[int]) -> TimeoutError:
+        """Restart a silent worker with these requests in its hands; returns why."""
+        self.restart(worker)
+        return TimeoutError(
+            f"it has not answered for {self.timeout:g} s, with requests {requests} in its hands; raise "
+            "cluster.worker_timeout_seconds if that is not long enough"
+        )
+
     def restart(self, worker: int) -> None:
         """Kill a worker; RLlib starts it again."""
         ray.kill(self.workers.actors()[worker], no_restart=False)
