@@ -22,6 +22,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from rl_tools import Config, EvenTask, host_of, rllib_config, slow_down
 
+from configs.schema import RunConfig
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.pretrained import array_hash
 from learners.collate import Collate
@@ -49,10 +50,16 @@ def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator
     algorithm.stop()
 
 
+def use(algorithm: LatentRL, config: RunConfig) -> None:
+    """Another config on the same workers and learner."""
+    algorithm.use(config)
+    algorithm.learner_group._learner.improve = config.improve
+
+
 @pytest.fixture
 def fresh(shared: LatentRL, config: Config) -> LatentRL:
     """``shared`` as it was built."""
-    shared.use(config())
+    use(shared, config())
     shared.restore_learner(shared.start)
     return shared
 
@@ -179,7 +186,7 @@ def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undi
 @pytest.fixture(scope="module")
 def undisturbed(shared: LatentRL, config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
     """Rewards of three updates from version 0, and the weights after them."""
-    shared.use(config())
+    use(shared, config())
     shared.restore_learner(shared.start)
     return [m["reward"] for m in train(shared, 3)], shared.weights
 
@@ -199,7 +206,7 @@ def test_same_config_and_seed_same_run(algorithm: Algorithms, config: Config, un
 
 
 def test_another_seed_is_another_run(fresh: LatentRL, config: Config, undisturbed: Undisturbed) -> None:
-    fresh.use(config(seed=1))
+    use(fresh, config(seed=1))
     assert [m["reward"] for m in train(fresh, 2)] != undisturbed[0][:2]
 
 
@@ -240,7 +247,7 @@ def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> N
 def test_asynchronous_updates_stay_within_the_staleness(
     fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch, max_staleness: int
 ) -> None:
-    fresh.use(config(improve={"mode": "async", "max_staleness": max_staleness}))
+    use(fresh, config(improve={"mode": "async", "max_staleness": max_staleness}))
     with consumed(fresh, monkeypatch) as given:
         metrics = train(fresh, 8)
     assert [version for version, _, _ in given] == list(range(8))
@@ -263,7 +270,7 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
 ) -> None:
     """The second request of every update is held back as long as the bound allows, so consumption is out of order at
     the stop."""
-    fresh.use(config(improve={"mode": "async", "max_staleness": 2}))
+    use(fresh, config(improve={"mode": "async", "max_staleness": 2}))
     original = RolloutPool._collect
 
     def hold_back(self: RolloutPool, ready: list[ray.ObjectRef]) -> None:
@@ -292,7 +299,7 @@ def test_rollouts_in_flight_go_on_with_new_policies(
 ) -> None:
     """Each action carries its version, and its log-probability is that of its own version's weights over the whole
     prefix."""
-    fresh.use(config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True}))
+    use(fresh, config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True}))
     fresh.restore_learner(fresh.start)
     weights = {}
     original = LatentRL.publish
@@ -404,8 +411,9 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A bound that no log-probability can keep; the second broken update is one too many."""
-    fresh.use(
-        fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})})
+    use(
+        fresh,
+        fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})}),
     )
     ledger, kept = Ledger(tmp_path, "improve"), {}
     ledger.begin(0)
@@ -449,7 +457,7 @@ def test_token_level_trains_the_last_block_only(algorithm: Algorithms, config: C
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
     """Even words are rewarded; less than half of them are even by chance."""
-    fresh.use(config(improve={"mode": mode, "max_staleness": 1}))
+    use(fresh, config(improve={"mode": mode, "max_staleness": 1}))
     rewards = [m["reward"] for m in train(fresh, 30)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.25
 
