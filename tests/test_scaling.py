@@ -200,90 +200,90 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     group, said, clock = FakeGroup(2), [], SimpleNamespace(now=0.0)
     monkeypatch.setattr(worker_group, "ray", group)
     monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    crew = WorkerGroup(group, RolloutPool(group, timeout=60.0))
-    crew.say = said.append
-    return crew, group, said, clock
+    scalable = WorkerGroup(group, RolloutPool(group, timeout=60.0))
+    scalable.say = said.append
+    return scalable, group, said, clock
 
 
 def test_a_new_worker_joins_once_it_is_up(made: Made) -> None:
-    crew, group, said, _ = made
-    crew.scale_to(4)
-    crew.admit()
-    assert crew.up == [1, 2] and crew.size == 4 and said == ["rollout workers: 2 -> 4"]
+    scalable, group, said, _ = made
+    scalable.scale_to(4)
+    scalable.admit()
+    assert scalable.up == [1, 2] and scalable.size == 4 and said == ["rollout workers: 2 -> 4"]
     group.answers[1].ready = True
-    crew.admit()
-    assert crew.up == [1, 2, 3] and group.handles[3].index == 4 and crew.size == 4
-    crew.scale_to(4)
+    scalable.admit()
+    assert scalable.up == [1, 2, 3] and group.handles[3].index == 4 and scalable.size == 4
+    scalable.scale_to(4)
     assert len(said) == 1
 
 
 def test_no_room_is_said_once_and_room_that_appears_is_used(made: Made) -> None:
-    crew, group, said, clock = made
-    crew.scale_to(3)
+    scalable, group, said, clock = made
+    scalable.scale_to(3)
     for clock.now in (1.0, 70.0, 80.0):
-        crew.admit()
+        scalable.admit()
     no_room = (
         "1 new rollout workers have not started yet, the run goes on with 2; each needs 1 CPUs and 0 GPUs, free "
         "are 0.5 and 0"
     )
     assert said[1:] == [no_room]
     group.answers[0].ready = True
-    crew.admit()
-    assert crew.up == [1, 2, 3]
+    scalable.admit()
+    assert scalable.up == [1, 2, 3]
 
 
 def test_one_that_cannot_start_is_named_and_one_whose_node_went_is_awaited(made: Made) -> None:
-    crew, group, said, _ = made
-    crew.scale_to(4)
+    scalable, group, said, _ = made
+    scalable.scale_to(4)
     for ref, failed in zip(group.answers, (True, False), strict=True):
         ref.error, ref.ready = ActorDiedError(), True
         ref.error._actor_init_failed = failed
-    crew.admit()
+    scalable.admit()
     assert len(said) == 2 and "could not start, the run goes on with 2" in said[1]
-    assert list(crew.joining) == group.answers[2:] and crew.size == 3
+    assert list(scalable.joining) == group.answers[2:] and scalable.size == 3
 
 
 def test_who_goes_first(made: Made) -> None:
     """One that is not there yet, then one that is down, then the youngest."""
-    crew, group, _, _ = made
-    crew.scale_to(4)
+    scalable, group, _, _ = made
+    scalable.scale_to(4)
     group.answers[0].ready = True
-    crew.admit()
+    scalable.admit()
     group.down = {1}
     for workers in (3, 2, 1):
-        crew.scale_to(workers)
-    assert group.killed == [4, 1, 3] and crew.up == [2]
-    crew.scale_to(2)
-    assert next(iter(crew.joining.values())).index == 5, "no two workers ever have the same number"
+        scalable.scale_to(workers)
+    assert group.killed == [4, 1, 3] and scalable.up == [2]
+    scalable.scale_to(2)
+    assert next(iter(scalable.joining.values())).index == 5, "no two workers ever have the same number"
 
 
 def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> None:
-    crew, group, said, _ = made
+    scalable, group, said, _ = made
     config = RunConfig(base={"model": "x"}, rollout={"num_workers": 2}, cluster={"autoscale": {"patience": 1}})
-    scaler = Scaler(config, tmp_path, crew, said.append)
+    scaler = Scaler(config, tmp_path, scalable, said.append)
     busy = {"idle_learner": 0.9, "idle_workers": 0.0}
     scaler.before_update()
     assert said == []
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 3
+    assert scalable.size == 3
     scaler.after_update(busy)  # one is on its way: it may be enough
     scaler.before_update()
-    assert crew.size == 3
+    assert scalable.size == 3
     group.answers[0].ready = True
-    crew.admit()
+    scalable.admit()
     write_request(tmp_path, 1)
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 1
+    assert scalable.size == 1
     (tmp_path / CONTROL).write_text("{")
     for _ in range(2):
         scaler.before_update()
-    assert len([text for text in said if "no JSON" in text]) == 1 and crew.size == 1
+    assert len([text for text in said if "no JSON" in text]) == 1 and scalable.size == 1
     write_request(tmp_path, None)
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 2, "left to itself it goes on from where it is"
+    assert scalable.size == 2, "left to itself it goes on from where it is"
 
 
 # -- on real Ray -------------------------------------------------------------------------------------------------------

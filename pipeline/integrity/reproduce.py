@@ -54,7 +54,7 @@ class _Taken:
 
 
 def repeat(run_dir: Path, stage: str, *, stored: bool, say: Callable[[str], None]) -> Repeated:
-    """Repeat ``stage`` as far as its ledger goes, sampling anew or (``stored``) from the replay buffer; writes nothing
+    """Repeat ``stage`` as far as its ledger goes, sampling again or (``stored``) from the replay buffer; writes nothing
     into the run.
 
     Raises:

@@ -160,7 +160,7 @@ class AsyncStream(RequestStream):
         return sorted([*self.unasked, *super().unfinished()])
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """As always; prompts that were in flight come first, so that none is lost or doubled."""
+        """Continue; prompts that were in flight come first, so that none is lost or doubled."""
         super().restore(state)
         self.unasked = deque(state["unasked"])
 
