@@ -25,7 +25,8 @@ from models import endless
 from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
-from pipeline.rl.algorithm import LatentRL, algorithm_config
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.config import algorithm_config
 from pipeline.stages.improve import update_metrics
 from rollout_workers.rollouts import HostSpec
 
@@ -66,9 +67,9 @@ def training(checkpoint: Path, new_tokens: int) -> Iterator[LatentRL]:
 
 def run(algorithm: LatentRL, config: RunConfig, updates: int) -> list[dict[str, float]]:
     """Metrics of so many updates in this mode, after two that do not count."""
-    algorithm.restore_learner(algorithm.learner_state())  # forgets what another mode has asked for
-    algorithm.run_config, algorithm.board = config, None
-    algorithm.publish(algorithm.policy.version)
+    state = algorithm.learner_state()
+    algorithm.use(config)
+    algorithm.restore_learner(state)  # forgets what another mode has asked for
     return [update_metrics(algorithm.train()) for _ in range(updates + 2)][2:]
 
 

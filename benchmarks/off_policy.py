@@ -44,7 +44,7 @@ from learners.learner import PolicyLearner
 from learners.offline_training import Hooks, make_optimizer, train
 from pipeline.replay.dataset import StoredRollouts, logged, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 

@@ -43,7 +43,7 @@ from ray.experimental import get_object_locations
 from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from rollout_workers.rollouts import HostSpec, RolloutRequest
 
 ACTIONS, GROUP, PROMPTS, TOKENS, ANSWERS = 64, 8, 2, 48, 16

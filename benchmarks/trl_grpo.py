@@ -31,7 +31,9 @@ from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
 from pipeline.replay.actor import ReplayActor
-from pipeline.rl.algorithm import LatentRL, algorithm_config
+from pipeline.rl.accounting import Records
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.config import algorithm_config
 from pipeline.stages.improve import update_metrics
 from rollout_workers.rollouts import HostSpec
 
@@ -72,7 +74,8 @@ def our_side(case: Case, work: Path, metrics: list[dict[str, float]]) -> Iterato
         algorithm: LatentRL = algorithm_config(
             config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=LEARNING_RATE
         ).build_algo()
-        algorithm.replay = ray.remote(num_cpus=0)(ReplayActor).remote(str(work / case.name), 4096, "a")
+        replay = ray.remote(num_cpus=0)(ReplayActor).remote(str(work / case.name), 4096, "a")
+        algorithm.attach(Records(replay=replay))
 
         def train(updates: int) -> float:
             started = time.perf_counter()

@@ -32,7 +32,7 @@ from latent_control.base_lm import load_base
 from latent_control.losses import clipped_surrogate
 from learners.collate import collate
 from learners.learner import PolicyLearner, microbatches, position_weights
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.rollouts import HostSpec, Rollout, RolloutRequest
 

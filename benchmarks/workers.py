@@ -19,7 +19,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
-from pipeline.rl.algorithm import workers_config
+from pipeline.rl.config import workers_config
 from pipeline.rl.rollout_pool import RolloutPool
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec, RolloutRequest

@@ -86,6 +86,10 @@ class Player:
                 self._see(engine, episodes[number], outcomes[number], job.max_new_tokens)
         return [self._finished(episode, job.max_new_tokens) for episode in episodes]
 
+    def close(self) -> None:
+        """End the environments' processes."""
+        self.worlds.close()
+
     def _begin(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[_Episode]:
         openings = self.worlds.begin([prompt.metadata for prompt in prompts])
         episodes = []

@@ -17,9 +17,10 @@ from latent_control.decoding.engine import Engine
 from latent_control.pretrained import array_hash
 from latent_control.token_policy import Trains
 from learners.learner import PolicyLearner
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from pipeline.stages.improve import TOKEN_READS
 from rollout_workers.env_runner import LMEnvRunner
+from rollout_workers.response_player import player_for
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 from rollout_workers.tasks import Failure, Prompt, Score, Split
 from rollout_workers.tasks.countdown import Countdown
@@ -57,6 +58,7 @@ class EvenRunner(LMEnvRunner):
         """As always, with the other verifier."""
         super().make_env()
         self.task = EvenTask()
+        self.player = player_for(self.settings, self.task)
 
 
 def slow_down(_: LMEnvRunner, seconds: float) -> None:

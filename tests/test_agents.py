@@ -35,7 +35,7 @@ from pipeline.replay.dataset import read_rollouts, rollout_batches
 from pipeline.replay.reader import ReplayReader
 from pipeline.replay.schema import MANIFEST
 from pipeline.replay.writer import ReplayWriter
-from pipeline.rl.algorithm import algorithm_config
+from pipeline.rl.config import algorithm_config
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner

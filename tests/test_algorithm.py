@@ -22,13 +22,15 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from rl_tools import Config, EvenTask, host_of, rllib_config, slow_down
 
+from configs.schema import RunConfig
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.pretrained import array_hash
 from learners.collate import Collate
+from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import Ledger, read
 from pipeline.rl.prompt_order import prompt_indices
-from pipeline.rl.rollout_pool import Answer, PartLost, RolloutPool
+from pipeline.rl.rollout_pool import FinishedRequest, PartLost, RolloutPool
 from pipeline.stages.improve import replay_actor, update_metrics
 from pipeline.storage import checkpoints
 from rollout_workers.rollouts import Rollout
@@ -52,10 +54,16 @@ def shared(ray_session: None, config: Config, tiny_checkpoint: Path) -> Iterator
     algorithm.stop()
 
 
+def use(algorithm: LatentRL, config: RunConfig) -> None:
+    """Another config on the same workers and learner."""
+    algorithm.use(config)
+    algorithm.learner_group._learner.improve = config.improve
+
+
 @pytest.fixture
 def fresh(shared: LatentRL, config: Config) -> LatentRL:
     """``shared`` as it was built."""
-    shared.run_config, shared.replay, shared.board, shared.ledger, shared.quarantine = config(), None, None, None, None
+    use(shared, config())
     shared.restore_learner(shared.start)
     return shared
 
@@ -63,16 +71,16 @@ def fresh(shared: LatentRL, config: Config) -> LatentRL:
 @contextmanager
 def consumed(
     algorithm: LatentRL, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[tuple[int, list[Answer], list[Rollout]]]]:
+) -> Iterator[list[tuple[int, list[FinishedRequest], list[Rollout]]]]:
     """What each update is given: (version before it, answers, their rollouts out of the object store)."""
-    found: list[tuple[int, list[Answer], list[Rollout]]] = []
-    original = LatentRL._consume
+    found: list[tuple[int, list[FinishedRequest], list[Rollout]]] = []
+    original = LatentRL._update
 
-    def spy(self: LatentRL, answers: list[Answer]) -> None:
+    def spy(self: LatentRL, answers: list[FinishedRequest]) -> Any:
         found.append((self.policy.version, answers, [r for a in answers for r in ray.get(a.rollouts)]))
-        original(self, answers)
+        return original(self, answers)
 
-    monkeypatch.setattr(LatentRL, "_consume", spy)
+    monkeypatch.setattr(LatentRL, "_update", spy)
     yield found
 
 
@@ -164,9 +172,7 @@ def test_failed_verdicts_are_counted_and_masked(fresh: LatentRL, monkeypatch: py
 def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undisturbed: Undisturbed) -> None:
     """Same rewards and weights to the last bit as without; the same policy gets the same result however often it
     plays."""
-    fresh.run_config = fresh.run_config.model_copy(
-        update={"improve": fresh.improve.model_copy(update={"evaluate_prompts": 6})}
-    )
+    fresh.use(fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"evaluate_prompts": 6})}))
     rewards, plays = [], [fresh.play_heldout(), fresh.play_heldout()]
     for _ in range(3):
         rewards += [m["reward"] for m in train(fresh, 1)]
@@ -184,7 +190,7 @@ def test_playing_heldout_prompts_leaves_training_as_it_was(fresh: LatentRL, undi
 @pytest.fixture(scope="module")
 def undisturbed(shared: LatentRL, config: Config) -> tuple[list[float], dict[str, np.ndarray]]:
     """Rewards of three updates from version 0, and the weights after them."""
-    shared.run_config, shared.replay, shared.board, shared.ledger, shared.quarantine = config(), None, None, None, None
+    use(shared, config())
     shared.restore_learner(shared.start)
     return [m["reward"] for m in train(shared, 3)], shared.weights
 
@@ -204,7 +210,7 @@ def test_same_config_and_seed_same_run(algorithm: Algorithms, config: Config, un
 
 
 def test_another_seed_is_another_run(fresh: LatentRL, config: Config, undisturbed: Undisturbed) -> None:
-    fresh.run_config = config(seed=1)
+    use(fresh, config(seed=1))
     assert [m["reward"] for m in train(fresh, 2)] != undisturbed[0][:2]
 
 
@@ -224,17 +230,17 @@ def test_continues_from_its_state_as_if_never_stopped(
 
 
 def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> None:
-    asked = fresh.requests_of(0)[0]
+    asked = fresh.stream.requests_of(0)[0]
     for broken, policy, error, message in (
         (replace(asked, prompt_indices=(10**9,), seeds=(0,)), fresh.policy, IndexError, "out of range"),
         (asked, replace(fresh.policy, version=7, weights_hash="0" * 64), ValueError, "announced was 000000000000"),
     ):
-        right, fresh.policy = fresh.policy, policy
+        right, fresh.published.current = fresh.policy, policy
         fresh.pool.submit([broken])
         with pytest.raises(error, match=message):
             fresh.pool.take([broken.request_id])
         fresh.pool.forget()
-        fresh.policy = right
+        fresh.published.current = right
     assert len(train(fresh, 1)) == 1, "the workers live on"
 
 
@@ -245,7 +251,7 @@ def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> N
 def test_asynchronous_updates_stay_within_the_staleness(
     fresh: LatentRL, config: Config, monkeypatch: pytest.MonkeyPatch, max_staleness: int
 ) -> None:
-    fresh.run_config = config(improve={"mode": "async", "max_staleness": max_staleness})
+    use(fresh, config(improve={"mode": "async", "max_staleness": max_staleness}))
     with consumed(fresh, monkeypatch) as given:
         metrics = train(fresh, 8)
     assert [version for version, _, _ in given] == list(range(8))
@@ -268,7 +274,7 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
 ) -> None:
     """The second request of every update is held back as long as the bound allows, so consumption is out of order at
     the stop."""
-    fresh.run_config = config(improve={"mode": "async", "max_staleness": 2})
+    use(fresh, config(improve={"mode": "async", "max_staleness": 2}))
     original = RolloutPool._collect
 
     def hold_back(self: RolloutPool, ready: list[ray.ObjectRef]) -> None:
@@ -288,7 +294,7 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
     prompts = [r.prompt_id for _, _, rollouts in given for r in rollouts[::4]]
     wanted = [f"countdown/train/{i}" for u in range(9) for i in prompt_indices(u, 4, size=1_000_000, seed=0)]
     unasked = [wanted[p] for p in fresh.learner_state()["unasked"]]
-    assert sorted(prompts + unasked) == sorted(wanted[: fresh.next_position]) and len(prompts) == 24
+    assert sorted(prompts + unasked) == sorted(wanted[: fresh.stream.next_position]) and len(prompts) == 24
     assert [max(v - r.policy_version for r in rollouts) <= 2 for v, _, rollouts in given] == [True] * 6
 
 
@@ -297,7 +303,7 @@ def test_rollouts_in_flight_go_on_with_new_policies(
 ) -> None:
     """Each action carries its version, and its log-probability is that of its own version's weights over the whole
     prefix."""
-    fresh.run_config = config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True})
+    use(fresh, config(improve={"mode": "async", "max_staleness": 1, "refresh_in_flight": True}))
     fresh.restore_learner(fresh.start)
     weights = {}
     original = LatentRL.publish
@@ -409,12 +415,13 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     fresh: LatentRL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A bound that no log-probability can keep; the second broken update is one too many."""
-    fresh.run_config = fresh.run_config.model_copy(
-        update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})}
+    use(
+        fresh,
+        fresh.run_config.model_copy(update={"improve": fresh.improve.model_copy(update={"max_skipped_updates": 1})}),
     )
-    fresh.ledger, kept = Ledger(tmp_path, "improve"), {}
-    fresh.ledger.begin(0)
-    fresh.quarantine = kept.__setitem__
+    ledger, kept = Ledger(tmp_path, "improve"), {}
+    ledger.begin(0)
+    fresh.attach(Records(ledger=ledger, quarantine=kept.__setitem__))
     before = fresh.weights
     learner = fresh.learner_group._learner
     rules = learner.improve
@@ -430,7 +437,7 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     finally:
         learner.improve = rules
     assert list(kept) == [2, 3] and same(fresh.weights, before)
-    fresh.flush_ledger()
+    fresh.flush()
     found = read(tmp_path, "improve")
     rollouts = [r for a in found.attempts if a.update == 2 for r in a.rollouts]
     assert {a.outcome for a in found.attempts if a.update == 1} == {"trained"} and rollouts == [
@@ -454,7 +461,7 @@ def test_token_level_trains_the_last_block_only(algorithm: Algorithms, config: C
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
     """Even words are rewarded; less than half of them are even by chance."""
-    fresh.run_config = config(improve={"mode": mode, "max_staleness": 1})
+    use(fresh, config(improve={"mode": mode, "max_staleness": 1}))
     rewards = [m["reward"] for m in train(fresh, 30)]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.25
 
@@ -469,7 +476,7 @@ def test_a_worker_killed_while_sampling_costs_nothing(
     from pipeline.runs.metrics_log import RunLog
 
     context = StageContext(config=fresh.run_config, run_dir=tmp_path, log=RunLog(tmp_path, quiet=True), task=EvenTask())
-    fresh.replay = replay_actor(context, "improve")
+    fresh.attach(Records(replay=replay_actor(context, "improve")))
     original, killed = RolloutPool._send, []
 
     def send_then_kill(self: RolloutPool, worker: int, request: Any) -> None:
@@ -481,20 +488,20 @@ def test_a_worker_killed_while_sampling_costs_nothing(
     monkeypatch.setattr(RolloutPool, "_send", send_then_kill)
     with consumed(fresh, monkeypatch) as given:
         metrics = train(fresh, 3)
-    fresh.flush_replay()
+    fresh.flush()
     assert killed and [m["reward"] for m in metrics] == undisturbed[0]
     assert same(fresh.weights, undisturbed[1]), "the same updates, bit for bit"
     assert [(v, {r.policy_version for r in rs}, len(rs)) for v, _, rs in given] == [(v, {v}, 16) for v in range(3)]
     stored = pd.read_parquet(tmp_path / "replay")
     assert sorted(stored.rollout_id) == sorted({r.rollout_id for _, _, rs in given for r in rs}) and len(stored) == 48
-    fresh.replay = None
+    fresh.attach(Records())
     wait_until_healthy(fresh)
 
 
 def test_rollouts_outlive_the_worker_that_made_them(fresh: LatentRL) -> None:
     """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere
     warning."""
-    requests = fresh.requests_of(0)
+    requests = fresh.stream.requests_of(0)
     fresh.pool.submit(requests)
     answers = fresh.pool.take([r.request_id for r in requests])
     workers = {a.summary.worker for a in answers}

@@ -64,6 +64,7 @@ RLLIB = {
     "learners/learner.py",
     "learners/collate.py",
     "pipeline/rl/algorithm.py",
+    "pipeline/rl/config.py",
     "pipeline/stages/play.py",  # EnvRunnerGroup
 }
 PARQUET = {

@@ -15,10 +15,14 @@ from ray.exceptions import ActorDiedError, ObjectLostError
 
 from configs.schema import Cluster, Improve, RunConfig
 from latent_control.distributions import rollout_seed
-from pipeline.rl import rollout_pool
-from pipeline.rl.algorithm import LatentRL
+from pipeline.rl import rollout_pool, worker_health
+from pipeline.rl.accounting import Accounting
+from pipeline.rl.guards import check_hashes
 from pipeline.rl.prompt_order import prompt_indices
-from pipeline.rl.rollout_pool import Answer, RolloutPool
+from pipeline.rl.published_policies import PublishedPolicies
+from pipeline.rl.request_stream import STREAMS, RequestMaker
+from pipeline.rl.rollout_metrics import rollout_metrics
+from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
 from pipeline.rl.worker_health import Health
 from rollout_workers.rollouts import PolicyVersion, RolloutRequest, RolloutSummary
 
@@ -171,15 +175,25 @@ def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RolloutPoo
     def make(workers: int = 2, *, timeout: float = 60.0, **settings: Any) -> tuple[RolloutPool, FakeCluster]:
         cluster = FakeCluster(workers, **settings)
         monkeypatch.setattr(rollout_pool, "ray", cluster)
+        monkeypatch.setattr(worker_health, "ray", cluster)
         return RolloutPool(cluster, timeout=timeout), cluster
 
     return make
 
 
+def set_clock(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, sleep: Callable[[float], None] = lambda _: None
+) -> None:
+    """Let pool and workers' watch read ``clock.now``."""
+    fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    for module in (rollout_pool, worker_health):
+        monkeypatch.setattr(module, "time", fake)
+
+
 Make = Callable[..., tuple[RolloutPool, FakeCluster]]
 
 
-def check(answers: list[Answer], numbers: list[int]) -> None:
+def check(answers: list[FinishedRequest], numbers: list[int]) -> None:
     assert [a.summary.request_id for a in answers] == numbers == [a.request.request_id for a in answers]
     assert [a.rollouts.value for a in answers] == [[f"rollout {n}"] for n in numbers]
 
@@ -188,10 +202,11 @@ def check(answers: list[Answer], numbers: list[int]) -> None:
 def test_answers_come_in_the_order_asked_for_whoever_finishes_first(make_pool: Make, seed: int) -> None:
     pool, cluster = make_pool(3, seed=seed)
     pool.submit(map(request, range(10)))
-    check(pool.take([7, 2, 9]), [7, 2, 9])
-    check(pool.take([0, 1, 3, 4, 5, 6, 8]), [0, 1, 3, 4, 5, 6, 8])
-    assert set(cluster.sampled.values()) == {1} and not pool.answers and not pool.running
-    assert len(pool.metrics) == 10
+    first, rest = pool.take([7, 2, 9]), pool.take([0, 1, 3, 4, 5, 6, 8])
+    check(first, [7, 2, 9])
+    check(rest, [0, 1, 3, 4, 5, 6, 8])
+    assert set(cluster.sampled.values()) == {1} and not pool.finished and not pool.running
+    assert [a.metrics for a in first + rest] == [{"worker": a.summary.worker} for a in first + rest]
 
 
 def test_a_worker_holds_two_requests_at_most_and_each_gets_one_first(make_pool: Make) -> None:
@@ -209,7 +224,7 @@ def test_lost_workers_cost_nothing(make_pool: Make, seed: int, monkeypatch: pyte
     pool.submit(map(request, range(12)))
     check(pool.take(range(12)), list(range(12)))
     assert cluster.deaths > 0
-    assert not pool.running and not pool.waiting and not pool.answers and not pool.losses
+    assert not pool.running and not pool.waiting and not pool.finished and not pool.losses
 
 
 def test_requests_of_a_lost_worker_go_to_the_head_of_the_queue_in_their_order(make_pool: Make) -> None:
@@ -228,7 +243,7 @@ def test_requests_of_a_removed_worker_go_back_to_their_place(make_pool: Make) ->
     assert pool.release(1).number == 1
     assert [r.request_id for r in pool.waiting] == [0, 2, 4, 5] and not pool.losses, "it is nobody's fault"
     check(pool.take(range(6)), list(range(6)))
-    assert set(cluster.sampled.values()) == {1} and not pool.running and set(pool._loads) == {2}
+    assert set(cluster.sampled.values()) == {1} and not pool.running and set(pool.watch.loads) == {2}
 
 
 def test_rollouts_lost_with_their_node_are_sampled_again(make_pool: Make) -> None:
@@ -242,11 +257,11 @@ def test_rollouts_lost_with_their_node_are_sampled_again(make_pool: Make) -> Non
 
     cluster.answer, pool.node = answer, "here"  # type: ignore[method-assign]
     pool.submit(map(request, range(4)))
-    while len(pool.answers) < 4:
+    while len(pool.finished) < 4:
         pool.poll()
-    gone = {i for i, found in pool.answers.items() if found.summary.worker == 1}
+    gone = {i for i, found in pool.finished.items() if found.summary.worker == 1}
     for i in gone:
-        pool.answers[i].rollouts.error = ObjectLostError("00", "", "")
+        pool.finished[i].rollouts.error = ObjectLostError("00", "", "")
     nodes[1] = "here"
     check(pool.take(range(4)), [0, 1, 2, 3])
     assert gone and cluster.sampled == {i: 2 if i in gone else 1 for i in range(4)}
@@ -297,9 +312,9 @@ def test_a_silent_worker_is_restarted_and_its_requests_are_handed_out_again(
 ) -> None:
     pool, cluster = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    set_clock(monkeypatch, clock)
     said: list[tuple[str, str]] = []
-    pool.say = lambda text, kind="", **facts: said.append((kind, text))
+    pool.watch.say = lambda text, kind="", **facts: said.append((kind, text))
     pool.submit(map(request, range(3)))  # worker 1 has 0 and 2, worker 2 has 1
 
     def one_hangs(c: FakeCluster) -> None:
@@ -317,9 +332,9 @@ def test_a_silent_worker_is_restarted_and_its_requests_are_handed_out_again(
 
 def test_workers_that_die_again_and_again_are_let_go_and_the_last_ends_the_run(make_pool: Make) -> None:
     pool, cluster = make_pool(2)
-    pool.health = Health(Cluster(max_restarts_in_a_row=1, restart_seconds=0.001))
+    pool.watch.health = Health(Cluster(max_restarts_in_a_row=1, restart_seconds=0.001))
     said: list[str] = []
-    pool.say = lambda text, kind="", **facts: said.append(kind)
+    pool.watch.say = lambda text, kind="", **facts: said.append(kind)
     cluster.act = lambda c: c.kill(1) if c.queues.get(1) else c.finish(2) if c.queues[2] else None
     pool.submit(map(request, range(4)))
     check(pool.take(range(4)), [0, 1, 2, 3])
@@ -332,12 +347,17 @@ def test_workers_that_die_again_and_again_are_let_go_and_the_last_ends_the_run(m
 
 def test_memory_recycles_a_worker_once_its_hands_are_empty(make_pool: Make) -> None:
     pool, cluster = make_pool(2)
-    pool.health = Health(Cluster(worker_memory_gib=2.0))
+    pool.watch.health = Health(Cluster(worker_memory_gib=2.0))
     cluster.gib[1] = 2.5
     pool.submit(map(request, range(8)))
     check(pool.take(range(8)), list(range(8)))
     pool.poll()
-    assert cluster.killed == [1] * len(cluster.killed) and cluster.killed and not pool.lost and not pool.health.deaths
+    assert (
+        cluster.killed == [1] * len(cluster.killed)
+        and cluster.killed
+        and not pool.lost
+        and not pool.watch.health.deaths
+    )
 
 
 def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +368,7 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
     def sleep(_: float) -> None:
         clock.now += 1.0
 
-    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    set_clock(monkeypatch, clock, sleep)
     pool.restore = lambda: None
     cluster.act = lambda c: (c.kill(1), c.kill(2))
     pool.submit(map(request, range(3)))
@@ -359,7 +379,7 @@ def test_workers_that_never_come_back_are_an_error_too(make_pool: Make, monkeypa
 def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, _ = make_pool(2, timeout=5.0)
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    set_clock(monkeypatch, clock)
     clock.now = 100.0  # the learner worked, nobody was asked
     pool.submit([request(0)])
     check(pool.take([0]), [0])
@@ -367,7 +387,7 @@ def test_waiting_after_a_long_update_is_no_silence(make_pool: Make, monkeypatch:
 
 def test_busy_seconds_are_those_with_work_in_hand(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(rollout_pool, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    set_clock(monkeypatch, clock)
     pool, cluster = make_pool(3)
     cluster.act = lambda _: None
     clock.now = 5.0  # nobody has anything
@@ -377,14 +397,14 @@ def test_busy_seconds_are_those_with_work_in_hand(make_pool: Make, monkeypatch: 
     cluster.finish(1)
     pool.poll()
     clock.now = 10.0  # workers 1 and 3 are still at it
-    assert pool.busy_seconds() == 3 * 2.0 + 2 * 3.0
+    assert pool.watch.busy_seconds() == 3 * 2.0 + 2 * 3.0
     cluster.kill(1)
     pool.poll()  # its request goes to worker 2, which had nothing
     clock.now = 11.0
-    assert [len(q) for q in cluster.queues.values()] == [0, 1, 1] and pool.busy_seconds() == 2.0
+    assert [len(q) for q in cluster.queues.values()] == [0, 1, 1] and pool.watch.busy_seconds() == 2.0
     pool.forget()
     clock.now = 20.0
-    assert pool.busy_seconds() == 0.0 and pool.stamps() == {}
+    assert pool.watch.busy_seconds() == 0.0 and pool.stamps() == {}
 
 
 def test_requests_are_stamped_when_a_worker_gets_them_and_again_when_it_is_lost(make_pool: Make) -> None:
@@ -412,42 +432,49 @@ def test_requests_are_stamped_when_a_worker_gets_them_and_again_when_it_is_lost(
 # -- the asynchronous window -------------------------------------------------------------------------------------------
 
 
-class Window(LatentRL):
-    """``LatentRL``'s own loop over a pool, without RLlib: an update is only counted."""
+class Window:
+    """The asynchronous stream over a pool, without RLlib: an update is only counted."""
 
     def __init__(
         self, pool: RolloutPool, *, state: dict[str, Any] | None = None, workers: int = 2, **improve: Any
     ) -> None:
         settings = Improve(mode="async", prompts_per_update=4, **improve)
-        self.run_config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
-        self.ships_features = self.latent = True
-        self.prompt_count, self.pool, self.board, self.dropped = 1000, pool, None, 0
-        self.ledger, self.replay, self.quarantine, self.skipped, self.script = None, None, None, 0, None
-        self.open, self.published, self.unasked = {}, {}, deque((state or {}).get("unasked", ()))
-        self.next_position = (state or {}).get("next_position", 0)
-        self.consumed: list[tuple[int, list[Answer]]] = []
+        config = RunConfig(base={"model": "x"}, improve=settings, rollout={"num_workers": workers})
+        self.published = PublishedPolicies()
+        self.accounting = Accounting(pool, self.published)
+        make = RequestMaker(
+            config=config, prompt_count=1000, ships_features=True, latent=True, published=self.published
+        )
+        self.stream = STREAMS["async"](make, pool, self.accounting)
+        self.consumed: list[tuple[int, list[FinishedRequest]]] = []
         self.logged: dict[str, list[float]] = defaultdict(list)
-        pool.stamp = self._stamped
+        pool.stamp = self.published.stamp
+        if state is not None:
+            self.stream.restore(state)
         self.publish((state or {}).get("version", 0))
 
-    def publish(self, version: int) -> None:
-        self.policy = PolicyVersion(version=version, weights_hash=f"hash {version}", weights=None)
-        self.published[version] = self.policy.weights_hash
+    @property
+    def policy(self) -> PolicyVersion:
+        return self.published.current
 
-    def _consume(self, answers: Any) -> None:
-        self._check_hashes(answers)
-        self._log_staleness(answers)
-        self.consumed.append((self.policy.version, answers))
-        self._keep(answers, broken=False)
+    def publish(self, version: int) -> None:
+        self.published.add(PolicyVersion(version=version, weights_hash=f"hash {version}", weights=None))
+
+    def training_step(self) -> None:
+        """``LatentRL``'s, without a learner."""
+        batch = self.stream.next_batch()
+        check_hashes(batch, self.published.hashes)
+        staleness = rollout_metrics(batch, version=self.policy.version, num_actions=2)
+        for name, value in (self.stream.metrics | staleness).items():
+            self.logged[name].append(value)
+        self.consumed.append((self.policy.version, batch))
+        self.accounting.record(batch)
         self.publish(self.policy.version + 1)
 
     def state(self) -> dict[str, Any]:
         """``learner_state`` without a learner."""
-        unasked = sorted([*self.unasked, *(p for positions in self.open.values() for p in positions)])
-        return {"version": self.policy.version, "unasked": unasked, "next_position": self.next_position}
-
-    def _log(self, name: str, value: float) -> None:
-        self.logged[name].append(value)
+        position = self.stream.next_position
+        return {"version": self.policy.version, "unasked": self.stream.unfinished(), "next_position": position}
 
     def prompts(self) -> list[tuple[int, int]]:
         """(seed, prompt) of everything consumed."""
@@ -479,7 +506,7 @@ def test_no_rollout_is_staler_than_allowed_and_no_prompt_lost_whatever_the_worke
             updates += 1
             for _ in range(chance.randrange(3)):
                 pool.poll()  # the learner is slow: workers run ahead
-            assert len(pool.stamps()) <= (max_staleness + 1) * window._equal_parts()
+            assert len(pool.stamps()) <= (max_staleness + 1) * window.stream.per_update
         consumed += window.prompts()
         state = window.state()
         assert max(window.logged["staleness_max"]) <= max_staleness and min(window.logged["staleness_mean"]) >= 0
@@ -521,8 +548,8 @@ def test_a_rollout_of_unpublished_or_older_weights_is_never_trained_on(
     make_pool: Make, version: int, weights: str
 ) -> None:
     pool, cluster = make_pool(1)
-    window = Window(pool, max_staleness=0, state={"version": 1})
-    window.published[0] = "hash 0"
+    window = Window(pool, max_staleness=0, state={"version": 1, "unasked": [], "next_position": 0})
+    window.published.hashes[0] = "hash 0"
     honest = cluster.answer
 
     def liar(worker: int, asked: RolloutRequest) -> Any:

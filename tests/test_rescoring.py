@@ -19,6 +19,7 @@ from latent_control.decoding.rescoring import choices, mismatch_bound, rescored_
 from latent_control.pretrained import array_hash
 from pipeline.rl.algorithm import LatentRL
 from pipeline.stages.improve import update_metrics
+from rollout_workers.rollout_record import rescored
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)
@@ -115,7 +116,7 @@ def test_only_what_the_policy_in_use_chose_is_scored_again(config: Config, tiny_
         replace(r, action_versions=np.array([-1] * (len(r) - 2) + [0] * 2, np.int32), policy_version=-1)
         for r in rollouts
     ]
-    scored = [r for r in runner._rescored(mixed, request) if r.rescored_logp is not None]
+    scored = [r for r in rescored(runner.engine, request, mixed, 0) if r.rescored_logp is not None]
     assert len(scored) == 2
     for r in scored:
         assert np.isnan(r.rescored_logp[:-2]).all() and not np.isnan(r.rescored_logp[-2:]).any()

@@ -20,7 +20,7 @@ from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page
 from pipeline.replay.reader import ReplayReader
 from pipeline.replay.writer import ReplayWriter
-from pipeline.rl.algorithm import mean_parts
+from pipeline.rl.rollout_metrics import mean_parts
 from rollout_workers.rollouts import Rollout, RolloutSummary
 from rollout_workers.tasks import Prompt
 from rollout_workers.tasks.countdown import Countdown

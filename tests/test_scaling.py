@@ -26,7 +26,7 @@ from pipeline.rl import worker_group
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.autoscale import Demand, next_demand
 from pipeline.rl.rollout_pool import RolloutPool
-from pipeline.rl.worker_group import Crew, Scaler
+from pipeline.rl.worker_group import Scaler, WorkerGroup
 from pipeline.runs.control import read_request, write_request
 from pipeline.runs.layout import CONTROL
 from pipeline.stages.improve import update_metrics
@@ -194,7 +194,7 @@ class FakeGroup:
         return {"CPU": 0.5}
 
 
-Made = tuple[Crew, FakeGroup, list[str], SimpleNamespace]
+Made = tuple[WorkerGroup, FakeGroup, list[str], SimpleNamespace]
 
 
 @pytest.fixture
@@ -202,101 +202,101 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     group, said, clock = FakeGroup(2), [], SimpleNamespace(now=0.0)
     monkeypatch.setattr(worker_group, "ray", group)
     monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    crew = Crew(group, RolloutPool(group, timeout=60.0))
-    crew.say = said.append
-    return crew, group, said, clock
+    scalable = WorkerGroup(group, RolloutPool(group, timeout=60.0))
+    scalable.say = said.append
+    return scalable, group, said, clock
 
 
 def test_a_new_worker_joins_once_it_is_up(made: Made) -> None:
-    crew, group, said, _ = made
-    crew.want(4)
-    crew.welcome()
-    assert crew.up == [1, 2] and crew.size == 4 and said == ["rollout workers: 2 -> 4"]
+    scalable, group, said, _ = made
+    scalable.scale_to(4)
+    scalable.admit()
+    assert scalable.up == [1, 2] and scalable.size == 4 and said == ["rollout workers: 2 -> 4"]
     group.answers[1].ready = True
-    crew.welcome()
-    assert crew.up == [1, 2, 3] and group.handles[3].index == 4 and crew.size == 4
-    crew.want(4)
+    scalable.admit()
+    assert scalable.up == [1, 2, 3] and group.handles[3].index == 4 and scalable.size == 4
+    scalable.scale_to(4)
     assert len(said) == 1
 
 
 def test_no_room_is_said_once_and_room_that_appears_is_used(made: Made) -> None:
-    crew, group, said, clock = made
-    crew.want(3)
+    scalable, group, said, clock = made
+    scalable.scale_to(3)
     for clock.now in (1.0, 70.0, 80.0):
-        crew.welcome()
+        scalable.admit()
     no_room = (
         "1 new rollout workers have not started yet, the run goes on with 2; each needs 1 CPUs and 0 GPUs, free "
         "are 0.5 and 0"
     )
     assert said[1:] == [no_room]
     group.answers[0].ready = True
-    crew.welcome()
-    assert crew.up == [1, 2, 3]
+    scalable.admit()
+    assert scalable.up == [1, 2, 3]
 
 
 def test_one_that_cannot_start_is_named_and_one_whose_node_went_is_awaited(made: Made) -> None:
-    crew, group, said, _ = made
-    crew.want(4)
+    scalable, group, said, _ = made
+    scalable.scale_to(4)
     for ref, failed in zip(group.answers, (True, False), strict=True):
         ref.error, ref.ready = ActorDiedError(), True
         ref.error._actor_init_failed = failed
-    crew.welcome()
+    scalable.admit()
     assert len(said) == 2 and "could not start, the run goes on with 2" in said[1]
-    assert list(crew.joining) == group.answers[2:] and crew.size == 3
+    assert list(scalable.joining) == group.answers[2:] and scalable.size == 3
 
 
 def test_who_goes_first(made: Made) -> None:
     """One that is not there yet, then one that is down, then the youngest."""
-    crew, group, _, _ = made
-    crew.want(4)
+    scalable, group, _, _ = made
+    scalable.scale_to(4)
     group.answers[0].ready = True
-    crew.welcome()
+    scalable.admit()
     group.down = {1}
     for workers in (3, 2, 1):
-        crew.want(workers)
-    assert group.killed == [4, 1, 3] and crew.up == [2]
-    crew.want(2)
-    assert next(iter(crew.joining.values())).index == 5, "no two workers ever have the same number"
+        scalable.scale_to(workers)
+    assert group.killed == [4, 1, 3] and scalable.up == [2]
+    scalable.scale_to(2)
+    assert next(iter(scalable.joining.values())).index == 5, "no two workers ever have the same number"
 
 
 def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> None:
-    crew, group, said, _ = made
+    scalable, group, said, _ = made
     config = RunConfig(base={"model": "x"}, rollout={"num_workers": 2}, cluster={"autoscale": {"patience": 1}})
-    scaler = Scaler(config, tmp_path, crew, said.append)
+    scaler = Scaler(config, tmp_path, scalable, said.append)
     busy = {"idle_learner": 0.9, "idle_workers": 0.0}
     scaler.before_update()
     assert said == []
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 3
+    assert scalable.size == 3
     scaler.after_update(busy)  # one is on its way: it may be enough
     scaler.before_update()
-    assert crew.size == 3
+    assert scalable.size == 3
     group.answers[0].ready = True
-    crew.welcome()
+    scalable.admit()
     write_request(tmp_path, 1)
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 1
+    assert scalable.size == 1
     (tmp_path / CONTROL).write_text("{")
     for _ in range(2):
         scaler.before_update()
-    assert len([text for text in said if "no JSON" in text]) == 1 and crew.size == 1
+    assert len([text for text in said if "no JSON" in text]) == 1 and scalable.size == 1
     write_request(tmp_path, None)
     scaler.after_update(busy)
     scaler.before_update()
-    assert crew.size == 2, "left to itself it goes on from where it is"
+    assert scalable.size == 2, "left to itself it goes on from where it is"
 
 
 # -- on real Ray -------------------------------------------------------------------------------------------------------
 
 
 def settled(algorithm: LatentRL, workers: int) -> None:
-    algorithm.crew.want(workers)
-    if algorithm.crew.joining:
-        ray.wait(list(algorithm.crew.joining), num_returns=len(algorithm.crew.joining), timeout=300)
-    algorithm.crew.welcome()
-    assert len(algorithm.crew.up) == workers
+    algorithm.worker_group.scale_to(workers)
+    if algorithm.worker_group.joining:
+        ray.wait(list(algorithm.worker_group.joining), num_returns=len(algorithm.worker_group.joining), timeout=300)
+    algorithm.worker_group.admit()
+    assert len(algorithm.worker_group.up) == workers
 
 
 def test_results_do_not_depend_on_the_number_of_workers(algorithm: Callable[..., LatentRL], config: Config) -> None:
@@ -322,13 +322,13 @@ def test_a_worker_without_room_does_not_hold_up_the_run(
     limited = algorithm(config(rollout={"num_workers": 1, "cpus_per_worker": 4}))
     said: list[str] = []
     write_request(tmp_path, 2)
-    scaler = Scaler(limited.run_config, tmp_path, limited.crew, said.append)
+    scaler = Scaler(limited.run_config, tmp_path, limited.worker_group, said.append)
     scaler.before_update()
-    assert update_metrics(limited.train())["rollout_workers"] == 1 and limited.crew.size == 2
-    limited.crew.asked -= 100
+    assert update_metrics(limited.train())["rollout_workers"] == 1 and limited.worker_group.size == 2
+    limited.worker_group.asked -= 100
     scaler.before_update()
     assert "1 new rollout workers have not started yet, the run goes on with 1; each needs 4 CPUs" in said[-1]
     write_request(tmp_path, 1)
     scaler.before_update()
-    assert limited.crew.size == 1
+    assert limited.worker_group.size == 1
     limited.train()

@@ -96,7 +96,7 @@ def test_a_worker_on_vllm_trains(ray_session: None, tmp_path: Path) -> None:
     """A real actor, live updates, and a learner that finds the log-probabilities the worker recorded."""
     from rl_tools import rl_config
 
-    from pipeline.rl.algorithm import algorithm_config
+    from pipeline.rl.config import algorithm_config
     from pipeline.stages.improve import update_metrics
 
     host = HostSpec(level="latent", checkpoint=str(checkpoint(tmp_path / "latent")))

@@ -24,7 +24,9 @@ from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import Attempt, Recorded
-from pipeline.rl.rollout_pool import Answer
+from pipeline.rl.published_policies import PublishedPolicies
+from pipeline.rl.request_stream import RequestStream
+from pipeline.rl.rollout_pool import FinishedRequest
 from pipeline.runs import interrupts
 from pipeline.runs.environment import calm_libraries
 from pipeline.runs.layout import CONFIG, QUARANTINE, REPLAY
@@ -74,8 +76,11 @@ def repeat(run_dir: Path, stage: str, *, stored: bool, say: Callable[[str], None
         algorithm = build(config, start)
         try:
             taken = _by_update(recorded)
-            script = _from_buffer(algorithm, taken, run_dir) if stored else _sampled_again(algorithm, taken)
-            return _compare(algorithm, script, recorded.policies, max(taken), say)
+            stream, published = algorithm.stream, algorithm.published
+            algorithm.follow(
+                _from_buffer(stream, published, taken, run_dir) if stored else _sampled_again(stream, taken)
+            )
+            return _compare(algorithm, recorded.policies, max(taken), say)
         finally:
             algorithm.stop()
 
@@ -118,20 +123,21 @@ def _by_update(recorded: Recorded) -> dict[int, list[_Taken]]:
     }
 
 
-def _sampled_again(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]]) -> Iterator[list[Answer]]:
-    """Each update's answers; all that a policy is to sample is asked for while it is the newest."""
-    algorithm.pool.stamp = lambda request: request
+def _sampled_again(stream: RequestStream, taken: Mapping[int, Sequence[_Taken]]) -> Iterator[list[FinishedRequest]]:
+    """Each update's batch; all that a policy is to sample is asked for while it is the newest."""
     by_version: dict[int, list[_Taken]] = defaultdict(list)
     for update in sorted(taken):
         for one in taken[update]:
             by_version[one.version].append(one)
     for update in range(1, max(taken) + 1):
-        algorithm.pool.submit([algorithm.request(one.positions) for one in by_version[update - 1]])
-        yield algorithm.pool.take(one.positions[0] for one in taken[update])
+        stream.pool.submit([stream.request(one.positions) for one in by_version[update - 1]])
+        yield stream.pool.take(one.positions[0] for one in taken[update])
 
 
-def _from_buffer(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]], run_dir: Path) -> Iterator[list[Answer]]:
-    """Each update's answers out of the replay buffer, or of the quarantine."""
+def _from_buffer(
+    stream: RequestStream, published: PublishedPolicies, taken: Mapping[int, Sequence[_Taken]], run_dir: Path
+) -> Iterator[list[FinishedRequest]]:
+    """Each update's batch out of the replay buffer, or of the quarantine."""
     rows = {
         row["rollout_id"]: row
         for folder in (REPLAY, QUARANTINE)
@@ -139,7 +145,7 @@ def _from_buffer(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]], run
         for row in ReplayReader(run_dir / folder, shuffle=False).rows()
     }
     for update in range(1, max(taken) + 1):
-        answers = []
+        batch = []
         for one in taken[update]:
             missing = [rollout for rollout in one.rollouts if rollout not in rows]
             if missing:
@@ -148,10 +154,10 @@ def _from_buffer(algorithm: LatentRL, taken: Mapping[int, Sequence[_Taken]], run
                     f"latent-control audit {run_dir}"
                 )
             rollouts = [_rollout(rows[rollout]) for rollout in one.rollouts]
-            asked = replace(algorithm.policy, version=one.version, weights_hash=algorithm.published[one.version])
-            request = replace(algorithm.request(one.positions), policy=asked)
-            answers.append(Answer(request=request, rollouts=ray.put(rollouts), summary=_summary(one, rollouts)))
-        yield answers
+            asked = replace(published.current, version=one.version, weights_hash=published.hashes[one.version])
+            request = replace(stream.request(one.positions), policy=asked)
+            batch.append(FinishedRequest(request=request, rollouts=ray.put(rollouts), summary=_summary(one, rollouts)))
+        yield batch
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:
@@ -177,14 +183,12 @@ def _summary(one: _Taken, rollouts: Sequence[Rollout]) -> RolloutSummary:
 
 def _compare(
     algorithm: LatentRL,
-    script: Iterator[list[Answer]],
     policies: Mapping[int, str],
     updates: int,
     say: Callable[[str], None],
 ) -> Repeated:
     if algorithm.policy.weights_hash != policies.get(0, algorithm.policy.weights_hash):
         raise ValueError("the stage's starting point is another one now: was an earlier stage run again?")
-    algorithm.script = script
     for update in range(1, updates + 1):
         interrupts.check()
         algorithm.train()

@@ -1,4 +1,4 @@
-"""More or fewer rollout workers while a run goes on."""
+"""The rollout workers of a run, whose number may change while it goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOIN_PATIENCE = 60.0
 """Seconds after which a worker that has not started is worth a word."""
 
 
-class Crew:
+class WorkerGroup:
     """The workers of an RLlib ``EnvRunnerGroup`` and those on their way to it.
 
     A new worker joins the group once it is up, so nobody ever waits for one that finds no room; should room appear, it
@@ -32,7 +32,7 @@ class Crew:
         self.joining: dict[ray.ObjectRef, Any] = {}
         """Handles by the answer to their first call."""
         self.say: Say = lambda text, kind="", **facts: print(text)
-        self.hired: int = group.num_remote_env_runners()
+        self.started: int = group.num_remote_env_runners()
         self.asked, self.complained = 0.0, True
 
     @property
@@ -46,17 +46,22 @@ class Crew:
         """Workers up or on their way."""
         return len(self.up) + len(self.joining)
 
-    def want(self, workers: int) -> None:
+    def report_to(self, say: Say) -> None:
+        """Report changes of the group, and losses of its workers, to ``say``."""
+        self.say = say
+        self.pool.watch.report_to(say)
+
+    def scale_to(self, workers: int) -> None:
         """Start or stop workers until ``workers`` are up or on their way; returns at once."""
         if workers == self.size:
             return
         self.say(f"rollout workers: {self.size} -> {workers}")
         while self.size < workers:
-            self._hire()
+            self._start()
         while self.size > workers:
-            self._dismiss()
+            self._stop_one()
 
-    def welcome(self) -> None:
+    def admit(self) -> None:
         """Let those that are up join; say which cannot start, and, once, that some find no room."""
         if not self.joining:
             return
@@ -78,26 +83,26 @@ class Crew:
                 f"{len(self.up)}; {self._room()}"
             )
 
-    def dissolve(self) -> None:
+    def stop(self) -> None:
         """Stop those that have not joined; the others are the group's."""
         for actor in self.joining.values():
             ray.kill(actor)
         self.joining.clear()
 
-    def _hire(self) -> None:
-        self.hired += 1
-        # As its add_workers does, which would put it among the others at once, and number it anew after some have gone.
+    def _start(self) -> None:
+        self.started += 1
+        # Not by its add_workers, which adds it before it is up, and gives it the number of one that has gone.
         actor = self.group._make_worker(
             env_creator=self.group._env_creator,
             validate_env=None,
-            worker_index=self.hired,
-            num_workers=self.hired,
+            worker_index=self.started,
+            num_workers=self.started,
             config=self.group._remote_config_obj_ref,
         )
         self.joining[actor.ping.remote()] = actor
         self.asked, self.complained = time.monotonic(), False
 
-    def _dismiss(self) -> None:
+    def _stop_one(self) -> None:
         """The one least missed: not there yet, else down, else the youngest."""
         if self.joining:
             ray.kill(self.joining.popitem()[1])
@@ -115,11 +120,11 @@ class Crew:
 class Scaler:
     """Between two updates: brings the number of workers to what was asked for, or to what autoscaling thinks right."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, crew: Crew, say: Say) -> None:
-        self.settings, self.run_dir, self.crew, self.say = config.cluster.autoscale, run_dir, crew, say
+    def __init__(self, config: RunConfig, run_dir: Path, workers: WorkerGroup, say: Say) -> None:
+        self.settings, self.run_dir, self.workers, self.say = config.cluster.autoscale, run_dir, workers, say
         self.demand = Demand(workers=config.rollout.num_workers)
         self.applied, self.problem = self.demand.workers, ""
-        crew.say = crew.pool.say = say
+        workers.report_to(say)
 
     def before_update(self) -> None:
         """Look at the control file, start and stop workers."""
@@ -127,12 +132,12 @@ class Scaler:
             self.demand = Demand(workers=asked)
         if self.demand.workers != self.applied:  # once: a worker that cannot start must not be started at every update
             self.applied = self.demand.workers
-            self.crew.want(self.applied)
-        self.crew.welcome()
+            self.workers.scale_to(self.applied)
+        self.workers.admit()
 
     def after_update(self, metrics: Mapping[str, float]) -> None:
         """Take in how an update went; workers on their way may still change that."""
-        if self.settings is not None and not self.crew.joining and self._asked() is None:
+        if self.settings is not None and not self.workers.joining and self._asked() is None:
             self.demand = next_demand(self.demand, metrics["idle_learner"], metrics["idle_workers"], self.settings)
 
     def _asked(self) -> int | None:

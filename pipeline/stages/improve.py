@@ -23,7 +23,10 @@ from latent_control.pretrained import base_path, read_config, with_policy
 from pipeline.cluster.connect import connected
 from pipeline.replay.actor import ReplayActor
 from pipeline.replay.writer import ReplayWriter
-from pipeline.rl.algorithm import BROKEN, LatentRL, algorithm_config
+from pipeline.rl.accounting import Records
+from pipeline.rl.algorithm import LatentRL
+from pipeline.rl.config import algorithm_config
+from pipeline.rl.guards import BROKEN
 from pipeline.rl.ledger import Ledger
 from pipeline.rl.resume_point import resume_point
 from pipeline.rl.rollout_pool import PartLost, this_node
@@ -199,11 +202,10 @@ def _loop(
         algorithm.restore_learner(state)
         if (found / METRICS).is_file():
             context.log.restore(found / METRICS)
-    if context.config.replay.enabled:
-        algorithm.replay = replay_actor(context, stage)
-    algorithm.quarantine = partial(quarantine, context, stage)
-    algorithm.ledger = Ledger(context.run_dir, stage)
-    if wrong := algorithm.ledger.begin(algorithm.policy.version, skipped):
+    ledger = Ledger(context.run_dir, stage)
+    replay = replay_actor(context, stage) if context.config.replay.enabled else None
+    algorithm.attach(Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, context, stage)))
+    if wrong := ledger.begin(algorithm.policy.version, skipped):
         context.log.message(f"{stage}: the ledger's {wrong}; begun anew", "ledger_mended", stage=stage)
     context.log.truncate(stage, algorithm.policy.version)
     context.log.begin(stage, improve.updates)
@@ -214,8 +216,7 @@ def _loop(
         if algorithm.policy.version > 0:
             _save(context, stage, algorithm.policy.version, algorithm, rewards)
         raise
-    algorithm.flush_replay()
-    algorithm.flush_ledger()
+    algorithm.flush()
     return rewards
 
 
@@ -229,7 +230,7 @@ def _updates(
     watchdog: Watchdog,
 ) -> None:
     """The updates that are left; each appends its mean reward. ``Stopped`` comes out between two of them."""
-    scaler = Scaler(context.config, context.run_dir, algorithm.crew, context.log.message)
+    scaler = Scaler(context.config, context.run_dir, algorithm.worker_group, context.log.message)
     for update in range(algorithm.policy.version + 1, improve.updates + 1):
         watchdog.pat()
         scaler.before_update()
@@ -300,8 +301,7 @@ def update_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
-    algorithm.flush_replay()
-    algorithm.flush_ledger()
+    algorithm.flush()
     state = {**algorithm.learner_state(), "rewards": rewards}
     folder = context.checkpoints / f"{stage}-{update:08d}"
     info = {"stage": stage, "update": update} | standing(context, stage, algorithm)
@@ -322,8 +322,8 @@ def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str
     found = circumstances(context.config, context.run_dir, stage, algorithm.policy.version)
     return found | {
         "policy": {"version": algorithm.policy.version, "weights_hash": algorithm.policy.weights_hash},
-        "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.unfinished())},
-        "random": found["random"] | {"next_position": algorithm.next_position},
+        "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.stream.unfinished())},
+        "random": found["random"] | {"next_position": algorithm.stream.next_position},
     }
 
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.diversity import (
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import grouped, outcomes_of
 from pipeline.evaluation.results import Cosines, Played, differences, slices_of, solved_responses, variant_numbers
-from pipeline.rl.algorithm import workers_config
+from pipeline.rl.config import workers_config
 from pipeline.rl.heldout import heldout_requests
 from pipeline.rl.rollout_pool import RolloutPool, this_node
 from pipeline.runs.layout import TOKEN_INFO, TOKEN_POLICY

@@ -1,0 +1,222 @@
+"""Where the batch of an update comes from: sampled now, sampled ahead, or recorded. One verb, ``next_batch``."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+from configs.schema import Improve, RunConfig
+from latent_control.algorithms import ALGORITHMS
+from latent_control.distributions import rollout_seed
+from pipeline.rl import staleness
+from pipeline.rl.accounting import Accounting
+from pipeline.rl.prompt_order import chunk_count, chunks, equal_chunk_count, prompt_at
+from pipeline.rl.published_policies import PublishedPolicies
+from pipeline.rl.rollout_metrics import action_ages
+from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
+from rollout_workers.rollouts import RolloutRequest
+
+T = TypeVar("T")
+
+SERVE_EVERY = 0.01
+"""Seconds between two looks at the workers while the learner works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestMaker:
+    """Makes the requests for positions of the run's stream of prompts."""
+
+    config: RunConfig
+    prompt_count: int
+    """Training prompts of the task."""
+    ships_features: bool
+    latent: bool
+    """Whether the policy chooses codes (level "latent")."""
+    published: PublishedPolicies
+
+    @property
+    def improve(self) -> Improve:
+        """The config's section about RL."""
+        assert self.config.improve is not None
+        return self.config.improve
+
+    def __call__(self, positions: Sequence[int]) -> RolloutRequest:
+        run, improve = self.config, self.improve
+        places = [prompt_at(p, improve.prompts_per_update, size=self.prompt_count, seed=run.seed) for p in positions]
+        return RolloutRequest(
+            request_id=positions[0],
+            split="train",
+            prompt_indices=tuple(index for _, index in places),
+            seeds=tuple(rollout_seed(run.seed, update) >> 1 for update, _ in places),
+            group_size=improve.group_size,
+            policy=self.published.current,
+            temperature=run.rollout.temperature,
+            top_k=run.rollout.top_k,
+            ship_features=self.ships_features,
+            aliases=improve.aliases if self.latent else None,
+            greedy_baseline=ALGORITHMS[improve.algorithm].greedy,
+            board=self.published.board,
+        )
+
+
+class RequestStream(ABC):
+    """What each update trains on, and which prompts come next."""
+
+    def __init__(self, make: RequestMaker, pool: RolloutPool, accounting: Accounting) -> None:
+        self.make, self.pool, self.accounting = make, pool, accounting
+        self.improve, self.published = make.improve, make.published
+        self.next_position = 0
+        """The first position of the stream of prompts that nobody has asked for."""
+        self.metrics: dict[str, float] = {}
+        """What the last ``next_batch`` measured."""
+
+    @abstractmethod
+    def next_batch(self) -> list[FinishedRequest]:
+        """Wait for what the next update trains on; raises what ``RolloutPool.take_when`` raises."""
+
+    def while_serving(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, during which workers get what this stream has for them."""
+        return work()
+
+    def request(self, positions: Sequence[int]) -> RolloutRequest:
+        """The request for the prompts at these positions, which are open from now on."""
+        self.accounting.open[positions[0]] = tuple(positions)
+        return self.make(positions)
+
+    def unfinished(self) -> list[int]:
+        """Positions asked for, or to be asked for next, and not trained on."""
+        return sorted(chain(*self.accounting.open.values()))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's ``unasked`` and ``next_position``; what is in flight is forgotten."""
+        self.pool.forget()
+        self.accounting.open.clear()
+        self.next_position = state["next_position"]
+
+
+class SyncStream(RequestStream):
+    """Samples a batch with the current policy while the learner waits. An update's prompts follow from its number."""
+
+    def next_batch(self) -> list[FinishedRequest]:
+        """Sample the whole batch now."""
+        requests = self.requests_of(self.published.current.version)
+        started = time.perf_counter()
+        self.pool.submit(requests)
+        batch = self.pool.take(request.request_id for request in requests)
+        self.metrics = {"seconds_sampling": time.perf_counter() - started}
+        return batch
+
+    def requests_of(self, update: int) -> list[RolloutRequest]:
+        """The requests of an update."""
+        run, count = self.make.config, self.improve.prompts_per_update
+        parts = chunk_count(count, self.pool.most_workers(run), run.cluster.num_learners)
+        return [self.request(part) for part in chunks(range(update * count, (update + 1) * count), parts)]
+
+
+class AsyncStream(RequestStream):
+    """Asks ahead as far as the staleness allows, and takes whatever is finished and may be taken
+    (``pipeline.rl.staleness``)."""
+
+    def __init__(self, make: RequestMaker, pool: RolloutPool, accounting: Accounting) -> None:
+        super().__init__(make, pool, accounting)
+        run = make.config
+        self.per_update = equal_chunk_count(self.improve.prompts_per_update, run.most_workers, run.cluster.num_learners)
+        """Requests per update, all of one size."""
+        self.unasked: deque[int] = deque()
+        """Positions to be asked for before ``next_position``."""
+        self.dropped = 0
+
+    def next_batch(self) -> list[FinishedRequest]:
+        """Wait for enough requests that may be trained on now."""
+        self._ask_ahead()
+        started, self.dropped = time.perf_counter(), 0
+        batch = self.pool.take_when(self._choose)
+        self.metrics = {
+            "seconds_waiting": time.perf_counter() - started,
+            "requests_ready": len(self.pool.finished),
+            "stale_dropped": self.dropped,
+        }
+        ages = action_ages(batch, self.published.current.version)
+        for age in range(max(self.improve.max_staleness, *ages) + 1):
+            self.metrics[f"staleness_{age}"] = ages[age] / ages.total()
+        return batch
+
+    def while_serving(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in a thread; meanwhile this one hands the workers what they ask for."""
+        with ThreadPoolExecutor(1) as thread:
+            future = thread.submit(work)
+            while not wait([future], timeout=SERVE_EVERY).done:
+                self.pool.poll()
+        return future.result()
+
+    def unfinished(self) -> list[int]:
+        """Positions asked for, or to be asked for next, and not trained on."""
+        return sorted([*self.unasked, *super().unfinished()])
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue; prompts that were in flight come first, so that none is lost or doubled."""
+        super().restore(state)
+        self.unasked = deque(state["unasked"])
+
+    def _ask_ahead(self) -> None:
+        """Open as many requests as the staleness has room for."""
+        size = self.improve.prompts_per_update // self.per_update
+        room = staleness.room(self.pool.stamps(), per_update=self.per_update, max_staleness=self.improve.max_staleness)
+        for _ in range(room):
+            while len(self.unasked) < size:
+                self.unasked.append(self.next_position)
+                self.next_position += 1
+            self.pool.submit([self.request([self.unasked.popleft() for _ in range(size)])])
+
+    def _choose(self) -> list[int] | None:
+        """The requests that the next update trains on; ``None``: wait."""
+        if self.improve.stale == "drop":
+            self._drop_stale()
+        return staleness.next_batch(
+            self.pool.stamps(),
+            self.pool.finished,
+            version=self.published.current.version,
+            per_update=self.per_update,
+            max_staleness=self.improve.max_staleness if self.improve.stale == "wait" else None,
+        )
+
+    def _drop_stale(self) -> None:
+        """Throw away what is too stale by now and ask for it again."""
+        expired = staleness.expired(
+            self.pool.stamps(),
+            self.pool.finished,
+            version=self.published.current.version,
+            max_staleness=self.improve.max_staleness,
+        )
+        dropped = [self.pool.finished.pop(i) for i in expired]
+        self.dropped += len(dropped)
+        why = "the policy had moved on too far"
+        self.accounting.note([row for one in dropped for row in self.accounting.entries(one, "stale", why)])
+        self.pool.submit([one.request for one in dropped])
+
+
+class RecordedStream(RequestStream):
+    """Repeats recorded batches in place of ``stream``, which still serves the workers
+    (``pipeline.integrity.reproduce``)."""
+
+    def __init__(self, stream: RequestStream, batches: Iterator[list[FinishedRequest]]) -> None:
+        super().__init__(stream.make, stream.pool, stream.accounting)
+        self.stream, self.batches = stream, batches
+
+    def next_batch(self) -> list[FinishedRequest]:
+        """The next recorded batch."""
+        return next(self.batches)
+
+    def while_serving(self, work: Callable[[], T]) -> T:
+        """As the stream it stands for."""
+        return self.stream.while_serving(work)
+
+
+STREAMS: dict[str, type[RequestStream]] = {"sync": SyncStream, "async": AsyncStream}
+"""By ``improve.mode``."""

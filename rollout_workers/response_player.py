@@ -1,0 +1,79 @@
+"""Plays tasks of one response per prompt: one batched decode, then the verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rollout_workers.engines import DecodeJob, RolloutEngine
+from rollout_workers.environments.client import Worlds
+from rollout_workers.episode_player import Played, Player
+from rollout_workers.generated_row import row_of
+from rollout_workers.model_host import WorkerSettings
+from rollout_workers.tasks import AgentTask, Prompt, Task
+from rollout_workers.tasks.encoding import decode_response, encode_prompt
+from rollout_workers.tasks.rewards import Response, judge_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponsePlayer:
+    """What the responses of a worker share."""
+
+    task: Task
+    settings: WorkerSettings
+
+    def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
+        """``job.repeats`` responses to each prompt, judged, prompts outer; ``job.prompts`` is not read.
+
+        Raises:
+            ValueError: a prompt is longer than ``task.max_prompt_tokens``.
+        """
+        encoded = [self._encode(engine, prompt) for prompt in prompts]
+        generation = engine.generate(replace(job, prompts=tuple(encoded)))
+        places = [place for place in range(len(prompts)) for _ in range(job.repeats)]
+        rows = [row_of(generation, number) for number in range(len(places))]
+        texts = [decode_response(engine.tokenizer, row.tokens.tolist()) for row in rows]
+        limit = self.settings.rollout.max_new_tokens
+        responses = [
+            Response(text=text, new_tokens=len(row), limit=limit, stopped=row.finish_reason == "stop")
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        verdicts = judge_all(self.task, self.settings.reward, [prompts[place] for place in places], responses)
+        return [
+            Played(prompt=prompts[place], prompt_ids=encoded[place], row=row, text=text, verdict=verdict)
+            for place, row, text, verdict in zip(places, rows, texts, verdicts, strict=True)
+        ]
+
+    def _encode(self, engine: RolloutEngine, prompt: Prompt) -> tuple[int, ...]:
+        ids = encode_prompt(engine.tokenizer, prompt, chat=self.settings.task.chat)
+        if len(ids) > self.settings.task.max_prompt_tokens:
+            raise ValueError(
+                f"prompt {prompt.id} has {len(ids)} tokens, more than "
+                f"task.max_prompt_tokens={self.settings.task.max_prompt_tokens}: raise it or shorten the prompt"
+            )
+        return tuple(ids)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer:
+    """What plays the prompts of ``task``; episodes of an environment run in child processes of this worker."""
+    if not isinstance(task, AgentTask):
+        return ResponsePlayer(task=task, settings=settings)
+    turns, about = settings.rollout.turns, settings.task
+    worlds = Worlds(
+        about.name,
+        task.options,
+        processes=turns.processes,
+        step_seconds=turns.step_timeout_seconds,
+        reset_seconds=turns.reset_timeout_seconds,
+    )
+    return Player(
+        task=task,
+        worlds=worlds,
+        limits=turns,
+        reward=settings.reward,
+        chat=about.chat,
+        max_prompt_tokens=about.max_prompt_tokens,
+    )
