@@ -66,7 +66,7 @@ EXAMPLES = {
     "submit": ("CONFIG --address URL --run-dir DIR", "cluster.md"),
     "scale": ("RUN_DIR --rollout-workers N", "cluster.md"),
     "sync": ("RUN_DIR", "tracking.md"),
-    "replay": ("RUN_DIR", "trust.md"),
+    "reproduce": ("RUN_DIR", "trust.md"),
 }
 
 

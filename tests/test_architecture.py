@@ -303,7 +303,6 @@ def test_no_handler_catches_everything():
 # A checkpoint's manifest is no file of the run folder; init writes a config for the user; the last two are templates.
 NAMED_ELSEWHERE = {
     ("pipeline/storage/checkpoints.py", "manifest.json"),
-    ("pipeline/cli/tasks.py", "config.yaml"),
     ("pipeline/pages/explorer/page.py", "explorer.html"),
     ("pipeline/pages/report/page.py", "report.html"),
 }
@@ -328,7 +327,6 @@ def test_names_of_run_files_are_literals_in_the_layout_alone():
 # Files that use a stage's name for what is called alike: a section of the config, a variant of the evaluation, a
 # command, RLlib's key of our metrics. "base" and "actions" also name a level and a column, and are not looked for.
 NAMED_LIKE_A_STAGE = {
-    "pipeline/cli/app.py": {"evaluate", "improve"},
     "pipeline/cli/panels.py": {"evaluate"},
     "pipeline/cli/runs.py": {"improve"},
     "pipeline/console/progress.py": {"evaluate"},
@@ -339,6 +337,7 @@ NAMED_LIKE_A_STAGE = {
     "pipeline/pages/report/results.py": {"token_level"},
     "pipeline/preflight/init_config.py": {"clone", "improve"},
     "pipeline/rl/algorithm.py": {"improve"},
+    "pipeline/rl/config.py": {"improve"},
     "pipeline/stages/improve.py": {"improve"},
 }
 

@@ -138,7 +138,7 @@ def test_cost_adds_up(report: ReportPage) -> None:
 
 def test_how_to_do_it_again_names_the_commit_and_its_changes(report: ReportPage) -> None:
     again = section(report, "reproduce")
-    assert "git checkout abc\n" in again.commands[0][1] and "latent-control replay" in again.commands[1][1]
+    assert "git checkout abc\n" in again.commands[0][1] and "latent-control reproduce" in again.commands[1][1]
     assert "changed since commit abc" in again.warnings[0]
     assert [link.target for link in section(report, "links").links] == ["explorer.html"]
 

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.cli.options import GATES
 from pipeline.runs.layout import EXPLORER, REPORT, SUMMARY
+from pipeline.runs.stage_table import EVALUATE, IMPROVE
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -72,10 +73,10 @@ def plan(config: RunConfig) -> Iterator[str]:
 def _stage_line(config: RunConfig, stage: str) -> str:
     from configs.checks import offline_sections
 
-    if stage == "evaluate":
+    if stage == EVALUATE:
         assert config.evaluation is not None
         return f"{config.evaluation.prompts} held-out prompts of {config.task.name}"
-    if stage == "improve":
+    if stage == IMPROVE:
         assert config.improve is not None
         i = config.improve
         return (

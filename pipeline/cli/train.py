@@ -11,7 +11,7 @@ from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJsonLines, ConfigFile, Overrides, Quiet, RunFolder
 from pipeline.cli.output import finish
 from pipeline.cli.session import checked, existing, exit_on_error, new_folder, run_output
-from pipeline.runs.layout import CONFIG
+from pipeline.runs.layout import CONFIG, MANIFEST
 
 
 @app.command()
@@ -51,7 +51,7 @@ def resume(
         with exit_on_error(USAGE, output=output):
             existing(folder)
             # The config is restored from the manifest.
-            if not (folder / CONFIG).is_file() and not (folder / "manifest.json").is_file():
+            if not (folder / CONFIG).is_file() and not (folder / MANIFEST).is_file():
                 raise ValueError(
                     f"{folder} is not a run folder: it has no {CONFIG}; start one with latent-control run CONFIG "
                     f"--run-dir {folder}"

@@ -1,4 +1,4 @@
-"""``latent-control replay RUN``: a stage of reinforcement learning once more, in the order that its ledger recorded,
+"""``latent-control reproduce RUN``: a stage of reinforcement learning once more, in the order that its ledger recorded,
 hash by hash.
 
 An asynchronous run depends on which worker answered when. The ledger has it: what each update took, in which order, and

@@ -72,7 +72,7 @@ def reproduce(sources: Sources) -> ReportSection:
     if (sources.run_dir / LEDGER).is_dir():
         stages = [stage for stage in reversed(ONLINE) if (sources.run_dir / LEDGER / stage).exists()]
         lines = [
-            f"latent-control replay {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
+            f"latent-control reproduce {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
         ]
         if lines:
             commands.append(
