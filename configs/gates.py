@@ -133,8 +133,9 @@ def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
     elif variant not in made:
         yield f"{gate.text}: this config makes no variant {variant}; it makes {', '.join(made)}"
     if gate.measure.startswith("pass_at_") and gate.measure not in known:
-        k = gate.measure.removeprefix("pass_at_")
-        yield f"{gate.text}: {gate.measure} needs {k} in evaluation.pass_at, which is {list(config.evaluation.pass_at)}"  # type: ignore[union-attr]
+        assert config.evaluation is not None
+        asked, k = list(config.evaluation.pass_at), gate.measure.removeprefix("pass_at_")
+        yield f"{gate.text}: {gate.measure} needs {k} in evaluation.pass_at, which is {asked}"
     elif gate.measure not in known:
         yield f"{gate.text}: unknown measure {gate.measure}; {_near(gate.measure, tuple(known))}"
     elif known[gate.measure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ def load_base(
     return lm.eval().requires_grad_(False)
 
 
+def _positions(config: Any) -> tuple[int, int]:
+    """(positions that there are, those up to which a row's rotary frequencies are its own)"""
+    sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    positions = next((size for size in sizes if isinstance(size, int)), sys.maxsize)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    steady = sys.maxsize
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type", part.get("type")) in ("dynamic", "longrope"):
+            original = part.get("original_max_position_embeddings")
+            steady = min(steady, original or getattr(config, "original_max_position_embeddings", None) or positions)
+    return positions, steady
+
+
 class BaseLM(nn.Module):
     """Any decoder-only ``transformers`` LM, reached through ``get_decoder`` and ``get_output_embeddings``.
 
@@ -69,6 +83,7 @@ class BaseLM(nn.Module):
         self.late_only = False
         self._late: torch.Tensor | None = None
         self._tuples = False
+        self.positions, self.steady_positions = _positions(self.decoder.config)
         blocks = decoder_blocks(self.decoder)[1]
         if late_blocks >= len(blocks):
             raise ValueError(
@@ -127,6 +142,19 @@ class BaseLM(nn.Module):
         """An empty key-value cache."""
         return DynamicCache(config=self.decoder.config)
 
+    def require_steady(self, length: int) -> None:
+        """``ValueError`` where rows of ``length`` tokens would change how shorter ones in their batch are read.
+
+        Such bases choose their rotary frequencies by the longest row of a batch, while what is cached keeps the old
+        ones: a row would depend on its company.
+        """
+        if length > self.steady_positions:
+            kind = "rotary positions that change with the longest row of a batch (dynamic or longrope)"
+            raise ValueError(
+                f"rows of {length} tokens, but {type(self.lm).__name__} has {kind} beyond {self.steady_positions}: "
+                "keep prompts and responses within that (task.max_prompt_tokens, rollout.max_new_tokens, max_length)"
+            )
+
     def features(
         self,
         input_ids: torch.Tensor,
@@ -134,7 +162,12 @@ class BaseLM(nn.Module):
         cache: Cache | None = None,
         positions: torch.Tensor | None = None,
     ) -> Features:
-        """Features of ``input_ids`` [B, T]; gradients flow only when a base parameter asks for them."""
+        """Features of ``input_ids`` [B, T]; gradients flow only when a base parameter asks for them.
+
+        Raises:
+            ValueError: rows are longer than ``require_steady`` allows.
+        """
+        self.require_steady(input_ids.shape[1])
         trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.lm.parameters())
         if positions is None:
             positions = position_ids(attention_mask)

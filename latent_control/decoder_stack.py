@@ -110,7 +110,9 @@ class DecoderStack(nn.Module):
             "use_cache": cache is not None,
         }
         arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
-        return self.decoder(inputs_embeds=states.to(self.head.weight.dtype), **arguments).last_hidden_state
+        # A copy: some blocks scale what they are fed in place (CTRL), and others read these states too.
+        states = states.to(self.head.weight.dtype, copy=True)
+        return self.decoder(inputs_embeds=states, **arguments).last_hidden_state
 
     def forward(
         self,

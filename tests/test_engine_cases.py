@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from engine_cases import Case, Subjects, check, judged, random_case, run
+from engine_cases import SHAPE as SMALL
+from engine_cases import Case, Subject, Subjects, check, judged, random_case, run
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from latent_control import Generation
+from latent_control import Generation, LatentActionLM
 
 FIRST = 1_000_000
 """Another range of seeds shows other cases."""
@@ -102,3 +107,90 @@ def test_the_check_finds_what_is_wrong(subjects: Subjects, spoilt: str) -> None:
     key = {"token": "tokens", "action": "actions", "logp": "action_logp"}.get(spoilt, spoilt)
     faults = check(case, subject, Generation(**changed[key])).faults  # type: ignore[arg-type]
     assert faults and all(f"row {row}," in fault for fault in faults)
+
+
+# -- bases with limits of their own ------------------------------------------------------------------------------------
+
+
+def special_base(kind: str, **settings: Any) -> Subject:
+    """A policy that reads the final state of a tiny random base of this kind."""
+    torch.manual_seed(5)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval().requires_grad_(False)
+    shape: dict[str, Any] = {"policy_layers": 1, "inverse_dynamics_layers": 1, "policy_reads": "final"}
+    model = LatentActionLM.from_base(lm, num_actions=8, seed=1, **shape).eval()
+    for weight, std in [(w, 0.3) for w in model.merge.parameters()] + [(model.policy.head.weight, 0.6)]:
+        torch.nn.init.normal_(weight, std=std, generator=torch.Generator().manual_seed(3))
+    only = {name: p.clone() for name, p in model.policy.state_dict().items()}
+    return Subject(base=model.base, actor=model.actor(), versions=[only])
+
+
+def case_of(prompts: list[int], limits: list[int], slots: int) -> Case:
+    """Prompts of these lengths, plainly sampled."""
+    draw = torch.Generator().manual_seed(0)
+    return replace(
+        random_case(0),
+        kind="llama",
+        policy="final",
+        way="transformers",
+        prompts=[torch.randint(3, 48, (length,), generator=draw).tolist() for length in prompts],
+        repeats=1,
+        slots=slots,
+        limits=limits,
+        streams=list(range(len(prompts))),
+        stops=[-1],
+        temperature=1.0,
+        top_k=None,
+        aliases=None,
+        keep_features=False,
+        codes=None,
+        allowed=None,
+        barred={},
+        watched=False,
+        changes=[],
+    )
+
+
+NEO = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]], "vocab_size": 48}
+CTRL = {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48, "vocab_size": 48, "n_positions": 64}
+PHI = SMALL | {
+    "original_max_position_embeddings": 24,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 24,
+    },
+}
+DYNAMIC = SMALL | {
+    "max_position_embeddings": 24,
+    "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+}
+
+
+def test_masks_of_a_fixed_width_hold_rows_that_reach_the_last_position() -> None:
+    """Prompts of 86, 3 and 46 tokens: columns in use outgrew the longest live row, and with it GPT-Neo's mask."""
+    subject = special_base("gpt_neo", max_position_embeddings=96, bos_token_id=1, eos_token_id=2, **NEO)
+    case = case_of([86, 3, 46], [10, 60, 50], slots=2)
+    assert not check(case, subject, run(case, subject)).faults
+
+
+def test_blocks_that_change_what_they_are_fed_leave_the_base_s_states() -> None:
+    """CTRL scales its input in place."""
+    subject = special_base("ctrl", **CTRL)
+    case = case_of([5, 9, 3], [8, 4, 9], slots=2)
+    assert not check(case, subject, run(case, subject)).faults
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("phi3", PHI), ("llama", DYNAMIC)], ids=["longrope", "dynamic"])
+def test_rotary_positions_that_follow_the_longest_row_are_refused_where_they_would_change(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    subject = special_base(kind, **settings)
+    within = case_of([5, 12, 3], [8, 12, 9], slots=2)
+    assert not check(within, subject, run(within, subject)).faults
+    beyond = case_of([5, 20, 3], [8, 5, 9], slots=2)
+    with pytest.raises(ValueError, match=r"rows of 25 tokens, but \w+ForCausalLM has rotary positions that change"):
+        run(beyond, subject)
+    with pytest.raises(ValueError, match=r"rows of 30 tokens"):
+        subject.base.features(torch.ones(1, 30, dtype=torch.long))

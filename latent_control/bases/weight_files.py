@@ -54,7 +54,8 @@ def read_shapes(path: Path) -> dict[str, Shape]:
         raise ValueError(problem)
     try:
         with safe_open(path, framework="np") as tensors:  # maps the file: nothing but the header is read
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            names = list(tensors.keys())
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({_why(path) or error}); {_AGAIN}") from error
 

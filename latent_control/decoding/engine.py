@@ -46,23 +46,22 @@ class Engine:
     ) -> None:
         self.base, self.actor, self.params, self.refresh = base, actor, params, refresh
         rows, device = len(input_ids) * params.repeats, input_ids.device
-        self.limits = params.limits(rows)
+        self.limits, self.lengths, self.stopped = params.limits(rows), [0] * rows, [False] * rows
         self.longest, self.slots = max(self.limits), min(params.batch_size or rows, rows)
         self.uniforms = uniform_streams(params.seeds(rows), self.longest).flatten().to(device)
         self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
         self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
+        base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
-        self.lengths, self.stopped = [0] * rows, [False] * rows
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
         self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
-        # per slot; held is the action of the span that it is in
         vectors = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(4))
         self.position, self.next_tokens, self.held, self.held_version = vectors
         self.base_cache: Cache | None = None
@@ -169,7 +168,8 @@ class Engine:
         """Feed each live row its last token; final states [b, D] and policy logits [b, actions] of the live rows."""
         memory, rows = self.memory, len(self.rows_in)
         memory.rows = rows
-        if memory.end == memory.capacity:  # columns that only rows since finished had filled need not be kept
+        # Columns that only rows since finished had filled need not be kept; some bases have masks of a fixed width.
+        if memory.end == memory.capacity or memory.end - memory.start >= self.base.positions:
             memory.start = memory.end - max(self._filled(row) for row in self.rows_in if row is not None)
             memory.reserve(before=0, after=1)
         self.seen.data[:rows, memory.end] = True
@@ -194,7 +194,7 @@ class Engine:
             self.place = self.lean_base.place(positions, self._seen(), x)
             return self.lean_base.step(x, self.place, self.base_cache, self.base.late_blocks)
         features = self.base.features(tokens[:, None], self._seen().long(), self.base_cache, positions[:, None])
-        return tuple(None if x is None else x[:, -1] for x in (features.final, features.late))  # type: ignore[return-value]
+        return _last(features.final), _last(features.late)
 
     def _stack_step(self, stack: DecoderStack, state: torch.Tensor) -> torch.Tensor:
         assert self.stack_cache is not None
@@ -297,3 +297,8 @@ def spread(
     for column, fill in zip(columns, fills, strict=True):
         whole = column.new_full((shape[0] * shape[1], *column.shape[1:]), fill)
         yield whole.index_copy_(0, cells, column).view(*shape, *column.shape[1:])
+
+
+def _last(states: torch.Tensor | None) -> torch.Tensor | None:
+    """[B, D] at the last position of [B, T, D]."""
+    return None if states is None else states[:, -1]

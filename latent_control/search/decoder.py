@@ -225,7 +225,8 @@ class ChunkDecoder:
         assert hidden is not None, f"the base supplies no {self.actor.reads!r} state"
         rows.state = hidden
         if stack is not None and place is not None and self.lean_policy is not None:
-            stepped, _ = self.lean_policy.step(hidden.to(stack.head.weight.dtype), place, rows.policy_cache)  # type: ignore[arg-type]
+            assert rows.policy_cache is not None
+            stepped, _ = self.lean_policy.step(hidden.to(stack.head.weight.dtype), place, rows.policy_cache)
             assert stepped is not None
             hidden = stepped
         elif stack is not None:

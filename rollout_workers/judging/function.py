@@ -99,7 +99,8 @@ class Watch:
         """For the rest of the process's life: Python takes no hook away."""
         sys.addaudithook(self._hook)
         if "fork_exec" in self._events:  # what subprocess and multiprocessing call raises no event of its own
-            _posixsubprocess.fork_exec = subprocess._fork_exec = partial(self._hook, "fork_exec")  # type: ignore[assignment, attr-defined]
+            for module, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
+                setattr(module, name, partial(self._hook, "fork_exec"))
 
     def _hook(self, event: str, arguments: Any, *_: object) -> None:
         kind = self._events.get(event)

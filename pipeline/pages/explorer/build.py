@@ -287,7 +287,7 @@ def beside(
     codes = [corpus.actions[corpus.choices] for corpus in (corpus_a, corpus_b)]
     tokens = [np.array([number[text] for text in texts]) for texts in (texts_a, texts_b)]
     table = counts.overlap(codes[0], tokens[0], codes[1], tokens[1], (corpus_a.num_actions, corpus_b.num_actions))
-    return tuple(replace(own, similar=_nearest(part)) for own, part in ((a, table), (b, table.T)))  # type: ignore[return-value]
+    return replace(a, similar=_nearest(table)), replace(b, similar=_nearest(table.T))
 
 
 def _nearest(table: np.ndarray) -> tuple[tuple[int, float], ...]:
