@@ -10,6 +10,7 @@ import pytest
 from configs.loading import dump_config
 from configs.schema import RunConfig
 from pipeline.experiments import pilot, tune_codes
+from pipeline.experiments.codebook_score import CodesTrial
 from pipeline.experiments.compare import read_run
 from pipeline.experiments.sweep import measured
 from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
@@ -76,6 +77,6 @@ def test_pilot_passes_over_a_changed_line(tmp_path: Path) -> None:
 def test_tune_codes_passes_over_a_changed_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_codes, "run", lambda config, folder, display: run_folder(folder))
     config = RunConfig(base={"model": "x"}, actions={}, clone={}, improve={})
-    trial = tune_codes.Trial(settings=SETTINGS, measures={}, score=0.3, updates=1, cloned=True)
+    trial = CodesTrial(settings=SETTINGS, measures={}, score=0.3, updates=1, cloned=True)
     (played,) = tune_codes.decide(config, [trial], tmp_path, updates=3, deadline=0.0, say=lambda text: None)
     assert played.reward is not None and played.reward["mean"] == pytest.approx(0.3)

@@ -21,14 +21,13 @@ from typer.testing import CliRunner
 from configs.checks import cross_field_problems
 from configs.schema import Autoscale, RunConfig
 from pipeline.cli.main import app
-from pipeline.cli.options import RUN_CONFIG
 from pipeline.rl import worker_group
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.autoscale import Demand, next_demand
 from pipeline.rl.rollout_pool import RolloutPool
 from pipeline.rl.worker_group import Scaler, WorkerGroup
 from pipeline.runs.control import read_request, write_request
-from pipeline.runs.layout import CONTROL
+from pipeline.runs.layout import CONFIG, CONTROL
 from pipeline.stages.improve import update_metrics
 
 pytest_plugins = ("rl_fixtures",)
@@ -121,7 +120,7 @@ def test_scale_command_asks_running_runs_only(tmp_path: Path) -> None:
         return done.exit_code, done.output
 
     assert scale("--rollout-workers", "3")[0] == 2, "no run there"
-    (tmp_path / RUN_CONFIG).write_text("")
+    (tmp_path / CONFIG).write_text("")
     assert scale("--rollout-workers", "0")[0] == 2 == scale()[0] == scale("--auto", "--rollout-workers", "1")[0]
     assert read_request(tmp_path) is None
     assert scale("--rollout-workers", "3")[0] == 0 and read_request(tmp_path) == 3
@@ -281,7 +280,7 @@ def test_scaler_obeys_the_file_else_the_shares(made: Made, tmp_path: Path) -> No
     (tmp_path / CONTROL).write_text("{")
     for _ in range(2):
         scaler.before_update()
-    assert len([text for text in said if "no JSON" in text]) == 1 and scalable.size == 1
+    assert len([text for text in said if "JSON" in text]) == 1 and scalable.size == 1
     write_request(tmp_path, None)
     scaler.after_update(busy)
     scaler.before_update()
