@@ -191,3 +191,15 @@ def test_the_process_ends_with_its_owner(folder: Path) -> None:
     del isolation
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid["reward"]), 0)
+
+
+def test_modules_in_the_folder_of_temporary_files_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative PYTHONPATH is that of the worker, not of the folder that the child works in."""
+    (tmp_path / "types.py").write_text("raise SystemExit(7)")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", "", "nowhere"]))
+    (tmp_path / "reward.py").write_text("def reward(row, response):\n    return 0.5")
+    function = Function(path=str(tmp_path / "reward.py"), name="reward", seconds=5.0, megabytes=1024)
+    assert Isolation(function).call([{}], ["x"]) == [{"reward": 0.5}]

@@ -32,6 +32,15 @@ main()
 """
 
 
+def _environment() -> dict[str, str]:
+    """What is passed on. Relative places of modules are this process's: the child works in a folder that anybody may
+    write to."""
+    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+    if places := [os.path.abspath(place) for place in kept.get("PYTHONPATH", "").split(os.pathsep) if place]:
+        kept["PYTHONPATH"] = os.pathsep.join(places)
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 class Ended(Exception):
     """The process is gone, or had to go: the kind of failure, and why."""
 
@@ -46,8 +55,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
-            env={name: os.environ[name] for name in PASSED if name in os.environ}
-            | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=_environment(),
             start_new_session=True,
         )
         self._finish: Callable[[], object] = weakref.finalize(self, _end, self._process)
