@@ -87,8 +87,7 @@ def _finetune(config: RunConfig) -> Iterator[str]:
     if config.finetune is not None and config.finetune.codes == "inverse_dynamics" and config.clone is None:
         yield (
             "finetune.codes: inverse_dynamics clones the policy again with clone's settings, but there is no clone "
-            "section; "
-            "add clone, or set finetune.codes: policy"
+            "section; add clone, or set finetune.codes: policy"
         )
 
 
@@ -393,6 +392,5 @@ def _autoscale(config: RunConfig) -> Iterator[str]:
     if scale.workers_idle <= most:
         yield (
             f"cluster.autoscale.workers_idle: {scale.workers_idle} beside learner_idle = {scale.learner_idle} would "
-            "add and remove "
-            f"the same worker for ever; set more than {most:.2f}"
+            f"add and remove the same worker for ever; set more than {most:.2f}"
         )

@@ -59,9 +59,8 @@ class LatentActionConfig:
         ):
             problems.append(
                 f"inverse_dynamics_layers={self.inverse_dynamics_layers} and policy_layers={self.policy_layers} "
-                "differ, but both read "
-                "'late', which is one state that many blocks before the base's end: make them equal, or let one read "
-                "'final'"
+                "differ, but both read 'late', which is one state that many blocks before the base's end: make them "
+                "equal, or let one read 'final'"
             )
         if problems:
             raise ValueError("; ".join(problems))

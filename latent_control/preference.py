@@ -58,8 +58,7 @@ def require_reward_model(model: str) -> None:
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
         raise ValueError(
             f"{model} is {', '.join(kinds) or config.model_type} with {config.num_labels} outputs, not a sequence "
-            "classifier with one; "
-            "train one with latent-control reward train"
+            "classifier with one; train one with latent-control reward train"
         )
     require_whole(model, REWARD_MODEL, trust_remote_code=False, key=None)
 

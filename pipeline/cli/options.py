@@ -13,8 +13,7 @@ FAILED, USAGE, GATES, INTERRUPTED = 1, 2, 3, 130
 DEBUG = "LATENT_CONTROL_DEBUG"
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 3 done, but a gate of "
-    "the config failed; "
-    "130 interrupted (0 after SIGTERM: the state is saved)."
+    "the config failed; 130 interrupted (0 after SIGTERM: the state is saved)."
 )
 ConfigFile = Annotated[
     Path,

@@ -174,8 +174,7 @@ def _slice_lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
             if (gap := gaps["sampled"]) is not None:
                 yield (
                     f"slice_gap of {name} by {field}: {gap['gap']:.3f} ({gap['low']:.3f} to {gap['high']:.3f}; by "
-                    "chance below "
-                    f"{gap['by_chance']:.3f}), best {gap['largest']}, worst {gap['smallest']}"
+                    f"chance below {gap['by_chance']:.3f}), best {gap['largest']}, worst {gap['smallest']}"
                 )
 
 

@@ -81,8 +81,7 @@ class Encoder:
         if start >= self.max_length:
             raise ValueError(
                 f"{place}: its prompt has {start} tokens and max_length is {self.max_length}, so nothing of its "
-                "response "
-                f"is left to train on; set the stage's max_length to more than {start}"
+                f"response is left to train on; set the stage's max_length to more than {start}"
             )
         return TokenRow(ids[: self.max_length], start, None if spoken is None else spoken[: self.max_length])
 

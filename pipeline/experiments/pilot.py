@@ -117,9 +117,8 @@ def planned_updates(pace: Pace, minutes: float) -> dict[str, int]:
         each = ", ".join(f"{name} {pace.update[name]:.2f} s" for name in FULL)
         raise ValueError(
             f"--minutes {minutes:g}: nothing useful fits; measured here: {each} an update, {pace.fixed:.0f} s for "
-            "loading and evaluation, "
-            f"{pace.probe:.0f} s of measuring; give --minutes {needed:.1f} or more, a smaller --base or a smaller "
-            "--max-new-tokens"
+            f"loading and evaluation, {pace.probe:.0f} s of measuring; give --minutes {needed:.1f} or more, a smaller "
+            "--base or a smaller --max-new-tokens"
         )
     return {name: int(share * count) for name, count in FULL.items()}
 

@@ -42,8 +42,7 @@ from rollout_workers.tasks.rewards import judge
 
 PEEKS = (
     "the value is the task's own verifier: best-of-n is then pass@n, and both rows choose by the truth. They say how "
-    "well each explores, "
-    "not what is gained where no verifier is at hand"
+    "well each explores, not what is gained where no verifier is at hand"
 )
 BLIND = "the value is the Q head: no row sees the verifier, which only counts the successes"
 

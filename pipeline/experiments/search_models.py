@@ -36,8 +36,7 @@ def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
         if wanted != found:
             raise ValueError(
                 f"the Q head in {folder} was trained with another {what} (hash {found[:12]}, the checkpoint's is "
-                f"{wanted[:12]}): "
-                "train one on a run with the same actions stage"
+                f"{wanted[:12]}): train one on a run with the same actions stage"
             )
     wanted, found = (
         _reads(host.model.config.policy_reads, host.model.config.late_blocks),

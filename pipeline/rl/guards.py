@@ -65,9 +65,8 @@ class Guards:
         if self._failing >= FAILING_UPDATES:
             raise RunError(
                 f"verifiers could not judge {failures} of {rollouts} rollouts ({reasons.most_common(1)[0][0]}), and "
-                "too many in the "
-                f"{FAILING_UPDATES - 1} updates before: repair the reward or the data (latent-control task check), "
-                f"or raise improve.max_failed_share={self.improve.max_failed_share:g}"
+                f"too many in the {FAILING_UPDATES - 1} updates before: repair the reward or the data (latent-control "
+                f"task check), or raise improve.max_failed_share={self.improve.max_failed_share:g}"
             )
 
     def count_skipped(self, broken: bool) -> None:
@@ -79,9 +78,8 @@ class Guards:
         self.skipped += broken
         if self.skipped > self.improve.max_skipped_updates:
             raise FloatingPointError(
-                f"update {self.published.current.version + 1} was broken ({BROKEN}), "
-                f"as were {self.skipped - 1} before; "
-                "the weights were left as they are and the rollouts lie in quarantine/. Look at rewards and "
+                f"update {self.published.current.version + 1} was broken ({BROKEN}), as were {self.skipped - 1} "
+                "before; the weights were left as they are and the rollouts lie in quarantine/. Look at rewards and "
                 "log-probabilities there, lower improve.learning_rate, or raise "
                 f"improve.max_skipped_updates={self.improve.max_skipped_updates}"
             )

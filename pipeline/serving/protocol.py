@@ -224,8 +224,7 @@ def _require_fit(prompt: Sequence[int], wanted: int, limits: ModelLimits) -> Non
     if limits.positions is not None and len(prompt) + wanted > limits.positions:
         raise RefusedRequest(
             f"a prompt of {len(prompt)} tokens and max_tokens={wanted} are more than the model's {limits.positions} "
-            "positions: "
-            "shorten one of them",
+            "positions: shorten one of them",
             param="max_tokens",
         )
 

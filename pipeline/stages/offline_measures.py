@@ -70,9 +70,7 @@ def guard_codebook(settings: Training, found: dict[str, float], update: int) -> 
     if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
         raise ValueError(
             f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after "
-            f"{update} updates "
-            f"(actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight (now "
-            f"{settings.usage_weight}), "
-            f"start with a higher actions.temperature (now {settings.temperature}), or ask for fewer codes "
-            "(actions.num_actions)"
+            f"{update} updates (actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight "
+            f"(now {settings.usage_weight}), start with a higher actions.temperature (now {settings.temperature}), or "
+            "ask for fewer codes (actions.num_actions)"
         )

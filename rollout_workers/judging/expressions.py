@@ -45,9 +45,8 @@ _NODES: tuple[type[ast.AST], ...] = (
     ),
 )
 _BUILTINS = (
-    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range "
-    "reversed round set sorted "
-    "str sum tuple zip"
+    "abs all any bool complex dict divmod enumerate filter float frozenset int len list map max min pow range reversed "
+    "round set sorted str sum tuple zip"
 )
 _SYMPY = (
     *("S", "sympify", "sqrt", "cbrt", "root", "real_root", "expand", "simplify", "factor", "diff", "integrate"),

@@ -40,25 +40,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # Of the parent of the forks, and of each fork. What is on neither list is answered with EPERM.
 ALLOWED = (
     "read readv pread64 write close fstat newfstatat stat lstat statx lseek mmap munmap mremap mprotect madvise brk "
-    "rt_sigaction "
-    "rt_sigprocmask rt_sigreturn sigaltstack futex clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday "
-    "time getpid gettid "
-    "getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname times sched_yield "
-    "sched_getaffinity getcpu exit "
-    "exit_group restart_syscall poll ppoll select pselect6 access faccessat faccessat2 readlink readlinkat getcwd "
-    "getdents getdents64 rseq "
-    "set_robust_list membarrier getpriority prctl seccomp prlimit64 setrlimit pipe pipe2 wait4 waitid kill"
+    "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack futex clock_gettime clock_getres clock_nanosleep nanosleep "
+    "gettimeofday time getpid gettid getppid getuid geteuid getgid getegid getrandom getrusage getrlimit sysinfo uname "
+    "times sched_yield sched_getaffinity getcpu exit exit_group restart_syscall poll ppoll select pselect6 access "
+    "faccessat faccessat2 readlink readlinkat getcwd getdents getdents64 rseq set_robust_list membarrier getpriority "
+    "prctl seccomp prlimit64 setrlimit pipe pipe2 wait4 waitid kill"
 )
 DEADLY = (
     "execve execveat socket socketpair connect bind listen accept accept4 sendto sendmsg ptrace process_vm_readv "
     "process_vm_writev pidfd_open pidfd_getfd pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo mount umount2 "
     "pivot_root chroot unshare setns bpf keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register "
-    "perf_event_open "
-    "userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename renameat "
-    "renameat2 mkdir mkdirat "
-    "rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown lchown fchownat mknod "
-    "mknodat setsid "
-    "setpgid memfd_create shmget shmat msgget semget mq_open"
+    "perf_event_open userfaultfd init_module finit_module kexec_load open_by_handle_at creat unlink unlinkat rename "
+    "renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat truncate ftruncate chmod fchmod fchmodat "
+    "chown fchown lchown fchownat mknod mknodat setsid setpgid memfd_create shmget shmat msgget semget mq_open"
 )
 """The process ends: nothing that judges a text has a use for them."""
 FORBIDDEN_IN_FORKS = ("clone", "fork", "vfork", "kill", "tkill", "tgkill")

@@ -105,10 +105,9 @@ class Forks:
             self.close()
             raise ValueError(
                 f"{name} evaluates what the model writes, and its isolation does not stand here: no filter of "
-                f"{said['unconfined']}. On "
-                "Linux install libseccomp (apt-get install libseccomp2); see `latent-control doctor` and SECURITY.md. "
-                "To run it without, "
-                "on a machine where the model's code may do anything, set task.options.limits.allow_unconfined: true"
+                f"{said['unconfined']}. On Linux install libseccomp (apt-get install libseccomp2); see `latent-control "
+                "doctor` and SECURITY.md. To run it without, on a machine where the model's code may do anything, set "
+                "task.options.limits.allow_unconfined: true"
             )
 
     def _verdicts(self, said: Mapping[str, Any]) -> list[float | Failure]:

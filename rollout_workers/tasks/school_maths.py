@@ -59,8 +59,7 @@ def build_math500(options: Mapping[str, object]) -> Rows:
     if (settings.train is None) == (settings.heldout_share is None):
         raise ValueError(
             "task.options of math500: it is a test set, so say what to train on: either train (a file of other "
-            "problems) "
-            "or heldout_share (train on the rest of it)"
+            "problems) or heldout_share (train on the rest of it)"
         )
 
     def rows(path: str, split: str) -> list[Row]:

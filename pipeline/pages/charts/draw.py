@@ -18,9 +18,8 @@ _TEXT = Markup('<text x="{}" y="{}" class="{}">{}</text>')
 _LINE = Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>')
 _FRAME = Markup(
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{broad}" height="{high}" '
-    'class="chart" role="img" '
-    'aria-labelledby="{name}-title {name}-words">'
-    '<title id="{name}-title">{title}</title><desc id="{name}-words">{words}</desc>{style}{body}</svg>'
+    'class="chart" role="img" aria-labelledby="{name}-title {name}-words"><title '
+    'id="{name}-title">{title}</title><desc id="{name}-words">{words}</desc>{style}{body}</svg>'
 )
 # Across the file alone there is no page to lend it a background.
 _ALONE = Markup('<style>{}</style><rect width="{}" height="{}" class="paper"/>')

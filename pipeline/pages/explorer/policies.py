@@ -57,9 +57,8 @@ def _never(run_dir: Path, config: RunConfig) -> str | None:
     if config.improve is None and config.improve_offline is not None:
         where = ", ".join(str(source.path) for source in config.improve_offline.data)
         return (
-            f"{run_dir} was improved offline only, from the rollouts of {where}, and sampled none of its own: "
-            f"{ABOUT}; explain that run, "
-            f"and compare the two with latent-control compare"
+            f"{run_dir} was improved offline only, from the rollouts of {where}, and sampled none of its own: {ABOUT}; "
+            "explain that run, and compare the two with latent-control compare"
         )
     if config.improve is None:
         return f"{run_dir} has no stage improve in its config: {ABOUT}; add the section improve and run again"

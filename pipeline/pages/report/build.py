@@ -42,8 +42,7 @@ def learning(sources: Sources) -> ReportSection:
     if any(figure.name == "reward" for figure in figures):
         lines.append(
             "Bands are over the updates' means within the window: what the policy gains inside of it widens them, and "
-            "neighbouring bands "
-            "share updates. They are of this one run; other seeds may differ."
+            "neighbouring bands share updates. They are of this one run; other seeds may differ."
         )
     return ReportSection(name="curves", title="Learning curves", lines=lines, figures=figures)
 

@@ -93,8 +93,7 @@ def codebook(sources: Sources) -> ReportSection:
         end = perplexity(usage.last)
         lines.append(
             f"At the end of reinforcement learning {alive} codes are alive (used more than {ALIVE_SHARE:g} / "
-            f"{num_actions} of the time) "
-            f"and perplexity, the effective number of codes in use, is {end:.1f}."
+            f"{num_actions} of the time) and perplexity, the effective number of codes in use, is {end:.1f}."
         )
         figures += [_usage_bars(usage, num_actions), _perplexity_curve(usage)]
     else:

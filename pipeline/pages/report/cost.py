@@ -44,8 +44,7 @@ def cost(sources: Sources) -> ReportSection:
     ]
     note = (
         "Tokens: generated ones only. Memory: driver and rollout workers, the largest worker counting for each; for "
-        "stages without workers "
-        "the driver's peak up to then."
+        "stages without workers the driver's peak up to then."
     )
     return ReportSection(
         name="cost",
