@@ -188,7 +188,8 @@ class PolicyLearner(TorchLearner):
 
         A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
         update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
-        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 1 if so.
+        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 0, or the number that
+        ``_fault`` gave.
         """
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
@@ -207,7 +208,7 @@ class PolicyLearner(TorchLearner):
             with contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync():
                 loss_sum += self._backward(part)
         gradients = {ref: p.grad for ref, p in self._params.items() if p.grad is not None}
-        self._broken = max(self._broken, float(self._is_broken(gradients)))
+        self._broken = self._broken or float(self._fault(gradients))
         if not self._broken:
             self._set_learning_rate()
             self.apply_gradients(self.postprocess_gradients(gradients))
@@ -233,19 +234,23 @@ class PolicyLearner(TorchLearner):
             count = count / self.config.num_learners
         return count
 
-    def _is_broken(self, gradients: dict[Any, torch.Tensor]) -> bool:
-        """Whether a step must not be taken; the same on every learner, or some would wait for others for ever."""
+    def _fault(self, gradients: dict[Any, torch.Tensor]) -> int:
+        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for others for ever.
+
+        1: loss or gradient is not finite; 2: workers did not find their log-probabilities again; 3: worker and learner
+        differ in them.
+        """
         # After the all-reduce every learner holds the same gradient.
         if not torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
-            return True
+            return 1
         bound = self.improve.max_logp_mismatch or self._mismatch_bound
         if not self._sums["rescored_gap"] <= bound:
-            return True
+            return 2
         # Before its first step the learner holds the policy that sampled; under async rules it may be a newer one.
         if self.improve.mode == "async" or self._steps_taken:
-            return False
+            return 0
         gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
-        return not bool(gap <= bound)
+        return 0 if gap <= bound else 3
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

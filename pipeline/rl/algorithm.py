@@ -113,8 +113,8 @@ class LatentRL(Algorithm):
         results = self.stream.while_serving(partial(self._update, batch))
         seconds_updating = time.perf_counter() - started
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        broken = bool(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))
-        self.accounting.record(batch, skipped=BROKEN if broken else "")
+        broken = BROKEN[round(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))]
+        self.accounting.record(batch, skipped=broken)
         self.guards.count_skipped(broken)
         started = time.perf_counter()
         self.publish(self.policy.version + 1)

@@ -13,9 +13,12 @@ from pipeline.runs.errors import RunError
 FAILING_UPDATES = 3
 
 BROKEN = (
-    "loss, gradient or log-probabilities are not finite, or are not those of the tokens written (logp_gap, "
-    "rescored_gap)"
+    "",
+    "its loss or gradient is not finite: look at the rewards",
+    "its log-probabilities are not those of the tokens written: rescored_gap is beyond improve.max_logp_mismatch",
+    "worker and learner differ in its log-probabilities: logp_gap is beyond improve.max_logp_mismatch",
 )
+"""Why an update is skipped, by the learner's ``update_broken``."""
 
 
 def check_hashes(batch: Sequence[FinishedRequest], published: Mapping[int, str]) -> None:
@@ -69,16 +72,16 @@ class Guards:
                 f"task check), or raise improve.max_failed_share={self.improve.max_failed_share:g}"
             )
 
-    def count_skipped(self, broken: bool) -> None:
-        """Count an update that was skipped.
+    def count_skipped(self, reason: str) -> None:
+        """Count an update that was skipped, where there is a ``reason``.
 
         Raises:
             FloatingPointError: more than ``improve.max_skipped_updates`` were.
         """
-        self.skipped += broken
+        self.skipped += bool(reason)
         if self.skipped > self.improve.max_skipped_updates:
             raise FloatingPointError(
-                f"update {self.published.current.version + 1} was broken ({BROKEN}), as were {self.skipped - 1} "
+                f"update {self.published.current.version + 1} was broken ({reason}), as were {self.skipped - 1} "
                 "before; the weights were left as they are and the rollouts lie in quarantine/. Look at rewards and "
                 "log-probabilities there, lower improve.learning_rate, or raise "
                 f"improve.max_skipped_updates={self.improve.max_skipped_updates}"
