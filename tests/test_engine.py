@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_cases import SHAPE as SMALL
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control import Generation, LatentActionLM
@@ -244,19 +245,6 @@ def test_a_new_policy_also_reads_the_prompts_that_wait(make_model: Callable[...,
 
 # -- lean blocks -------------------------------------------------------------------------------------------------------
 
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": False},
     "llama-scaled": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},

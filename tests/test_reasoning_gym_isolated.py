@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from configs.schema import Task as TaskConfig
+from rollout_workers.judging.gym import ERRORS
 from rollout_workers.judging.typed import decode, encode
 from rollout_workers.tasks import Failure, Score, build_task, score_all
 from rollout_workers.tasks.forks import Confinement, Forks, forks
@@ -134,16 +135,7 @@ def respellings(answer: str) -> list[str]:
 def in_process(dataset: Any, answer: str, entry: Any) -> float | str:
     try:
         return float(dataset.score_answer(answer, entry))
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        AssertionError,
-        SyntaxError,
-        RecursionError,
-    ):
+    except ERRORS:
         return "verifier_error"
 
 

@@ -113,8 +113,8 @@ class Watch:
 def _bounds() -> tuple[object, ...]:
     """What one call may set and the next one feels: resource limits and timers."""
     kinds = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
-    timers = [signal.getitimer(timer)[1] > 0 or signal.getitimer(timer)[0] > 0 for timer in (0, 1, 2)]
-    return (*map(resource.getrlimit, kinds), *timers)
+    timers = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+    return (*map(resource.getrlimit, kinds), *(any(signal.getitimer(timer)) for timer in timers))
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
