@@ -137,6 +137,16 @@ def test_replay(tmp_path: Path) -> None:
         assert {name.split()[0] for name in sides["seconds"]} == {"write", "stream"}
 
 
+def test_rescoring(tmp_path: Path) -> None:
+    for found in run("rescoring", tmp_path, "--models", "tiny")["measured"].values():
+        assert max(found["sound"]) < 1e-4 and min(found["mixed_up"]) > 0.02
+
+
+def test_verifiers(tmp_path: Path) -> None:
+    found = run("verifiers", tmp_path)["rows"]
+    assert {row["responses"] for row in found} == {"arithmetic", "mixed", "sentences"}
+
+
 def test_decode(tmp_path: Path) -> None:
     measured = run("decode", tmp_path, "--models", "tiny")["measured"]
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())
