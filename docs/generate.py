@@ -1,6 +1,6 @@
 """Writes the pages that are made from the code: ``docs/commands.md`` and ``docs/reference.md``.
 
-``python docs/generate.py`` writes them; ``tests/test_docs.py`` compares them with what the code says.
+``python docs/generate.py`` writes them; ``tests/docs/test_docs.py`` compares them with what the code says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ same. Values in brackets are optional, `...` may be repeated, `section.key=value
 completion: [terminal.md](terminal.md).
 """
 
-# Command -> how it is typed most often, and the page that explains it. tests/test_docs_run.py runs these lines.
+# Command -> how it is typed most often, and the page that explains it. tests/docs/test_docs_run.py runs these lines.
 EXAMPLES = {
     "run": ("CONFIG [section.key=value ...] [--run-dir DIR]", "runs.md"),
     "resume": ("RUN_DIR", "trust.md"),

@@ -425,3 +425,15 @@ def test_the_lock_pins_what_the_project_asks_for():
     wanted = project["dependencies"] + [d for extra in extras for d in extra]
     canonical = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
     assert not {re.split(r"[\[<>=~ ]", d)[0].lower() for d in wanted} - canonical
+
+
+def test_tests_mirror_the_packages():
+    """A folder of tests is a folder of code, or one of those that stand for none."""
+    besides = {"chaos", "foreign", "oracles", "support", "fixtures", "docs", "benchmarks"}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [
+        f"tests/{folder}"
+        for folder in folders
+        if folder.parts[:1] and folder.parts[0] not in besides and not (ROOT / folder).is_dir()
+    ] == []
+    assert [path.name for path in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]

@@ -3,7 +3,7 @@ input.
 
 ``transformers`` asks there as soon as ``trust_remote_code`` is left unset, and takes whatever happens to lie in the
 pipe for the answer. So every loader of this project says it, ``False`` where no setting applies
-(``tests/test_foreign_code.py`` reads the calls).
+(``tests/latent_control/bases/test_foreign_code.py`` reads the calls).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """ALFWorld (Shridhar et al., 2021), text mode, for those who have its data (``alfworld-download``). It is not here:
-tried on households of its form, on its own engine and expert (``tests/test_alfworld.py``)."""
+``tests/rollout_workers/environments/test_alfworld.py`` tries it on households of its form, on its own engine and expert."""
 
 from __future__ import annotations
 

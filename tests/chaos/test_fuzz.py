@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_replay import fill
+from replay_rows import fill
 from transformers import AutoTokenizer
 
 from configs.loading import load_config
