@@ -125,12 +125,8 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Decod
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
     policy = DecoderStack(decoder, shape.policy_layers, shape.num_actions)
-    require_tensors(
-        folder,
-        {f"policy.{name}": tuple(t.shape) for name, t in policy.state_dict().items()},
-        read_shapes(folder / WEIGHTS),
-        "policy.",
-    )
+    wanted = {f"policy.{name}": tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    require_tensors(folder, wanted, read_shapes(folder / WEIGHTS), "policy.")
     with safe_open(folder / WEIGHTS, framework="pt") as tensors:
         policy.load_state_dict({name: tensors.get_tensor(f"policy.{name}") for name in policy.state_dict()})
     return policy

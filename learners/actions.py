@@ -53,9 +53,8 @@ class ActionsStage(OfflineStage):
         features = self.model.features(batch.input_ids)
         spans = self.model.spans(mask)
         logits = spans.labels(self.model.inverse_dynamics_logits(features))[mask]
-        codes, soft = straight_through_codes(
-            logits[spans.first], gumbel_temperature(self.settings, step.update), step.generator
-        )
+        temperature = gumbel_temperature(self.settings, step.update)
+        codes, soft = straight_through_codes(logits[spans.first], temperature, step.generator)
         world = self.model.world_logits_from_codes(
             features.read("final")[:, :-1][mask], (codes @ self.model.codebook)[spans.number]
         )

@@ -150,14 +150,9 @@ class LeanBlock:
         queries, keys, values = (projected.transpose(1, 2) for projected in self._project(x, rotation))
         if last_only:
             x, queries, mask = x[:, -1:], queries[:, :, -1:], None if mask is None else mask[:, :, -1:]
+        causal, grouped = mask is None and not last_only, self.heads != self.kv_heads
         mixed = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and not last_only,
-            scale=self.scaling,
-            enable_gqa=self.heads != self.kv_heads,
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=grouped
         )
         return self._finish(x, mixed.transpose(1, 2).flatten(2)), keys, values
 

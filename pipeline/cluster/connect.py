@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -73,12 +74,12 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
         yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
-    local = address == "local"
-    cpus = max(os.cpu_count() or 1, int(cpus_wanted + 0.999)) if local else None
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
     ray.init(
         address=address,
-        num_cpus=cpus,
-        include_dashboard=False if local else None,
+        **own,
         runtime_env={"env_vars": worker_environment()},
         logging_level="ERROR",
         log_to_driver=False,

@@ -64,9 +64,8 @@ def at(address: str) -> Iterator[JobSubmissionClient]:
             ) from error
         yield client
     finally:
-        if before is None:
-            del os.environ["RAY_API_SERVER_ADDRESS"]
-        else:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
+        if before is not None:
             os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 

@@ -38,10 +38,8 @@ def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
                 f"the Q head in {folder} was trained with another {what} (hash {found[:12]}, the checkpoint's is "
                 f"{wanted[:12]}): train one on a run with the same actions stage"
             )
-    wanted, found = (
-        _reads(host.model.config.policy_reads, host.model.config.late_blocks),
-        _reads(shape.reads, shape.late_blocks),
-    )
+    wanted = _reads(host.model.config.policy_reads, host.model.config.late_blocks)
+    found = _reads(shape.reads, shape.late_blocks)
     if wanted != found:
         raise ValueError(
             f"the Q head in {folder} reads another state of the base ({found}) than the policy "

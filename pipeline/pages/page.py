@@ -66,17 +66,8 @@ def page(
 ) -> str:
     """A simple page. ``tables``: ``{"title", "head", "rows"}``; ``charts``: from ``chart``; every text is escaped."""
     shown = [Markup(chart) for chart in charts]  # made here, escaped when they were
-    return document(
-        title,
-        rendered(
-            asset("page.html", "pipeline.pages"),
-            title=printable(title),
-            lines=lines,
-            tables=tables,
-            charts=shown,
-            flags=flags,
-        ),
-    )
+    parts = {"lines": lines, "tables": tables, "charts": shown, "flags": flags}
+    return document(title, rendered(asset("page.html", "pipeline.pages"), title=printable(title), **parts))
 
 
 def figure(drawn: Figure) -> Markup:

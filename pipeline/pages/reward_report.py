@@ -78,11 +78,8 @@ def report(run_dir: Path) -> dict[str, Any]:
     if not levels:
         raise ValueError(f"{run_dir}/replay holds no judged rollouts")
     weights = load_config(run_dir / CONFIG, [], check_paths=False).reward.weights
-    return {
-        "run": str(run_dir),
-        "weights": weights,
-        "levels": {name: level_report(rows, weights) for name, rows in sorted(levels.items())},
-    }
+    reports = {name: level_report(rows, weights) for name, rows in sorted(levels.items())}
+    return {"run": str(run_dir), "weights": weights, "levels": reports}
 
 
 def level_report(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float] | None) -> dict[str, Any]:

@@ -157,18 +157,15 @@ def _isolation() -> Finding:
     )
     standing: list[str] = json.loads(tried.stdout) if tried.returncode == 0 else []
     found = f"of verifiers: {', '.join(standing) or 'none'}"
-    missing = [
-        name for name in ("network", "files", "system calls") if not any(wall.startswith(name) for wall in standing)
-    ]
+    walls = ("network", "files", "system calls")
+    missing = [name for name in walls if not any(wall.startswith(name) for wall in standing)]
     if not missing:
         return Finding(name="isolation", state="ok", found=found)
     remedy = "SECURITY.md has the consequences"
     if "system calls" in missing:
         how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
-        remedy = (
-            f"reasoning-gym and math are refused here: {how}, or set task.options.limits.allow_unconfined: true; "
-            f"{remedy}"
-        )
+        allow = "set task.options.limits.allow_unconfined: true"
+        remedy = f"reasoning-gym and math are refused here: {how}, or {allow}; {remedy}"
     return Finding(name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy)
 
 

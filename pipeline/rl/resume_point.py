@@ -48,10 +48,8 @@ def whole_until(run_dir: Path, stage: str, *, stored: bool) -> tuple[float, str]
         for attempt in recorded.attempts:
             missing = [rollout for rollout in attempt.rollouts if rollout not in there]
             if attempt.outcome == "trained" and attempt.update <= last and missing:
-                last, why = (
-                    attempt.update - 1,
-                    f"the replay buffer lacks rollouts of update {attempt.update}, e.g. {missing[0]}",
-                )
+                last = attempt.update - 1
+                why = f"the replay buffer lacks rollouts of update {attempt.update}, e.g. {missing[0]}"
     return last, why
 
 

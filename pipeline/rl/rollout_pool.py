@@ -235,11 +235,7 @@ class RolloutPool:
             self.losses.pop(call.request.request_id, None)
             self.watch.health.answered(call.worker, summary.gib)
             self.finished[call.request.request_id] = FinishedRequest(
-                request=call.request,
-                rollouts=call.rollouts,
-                summary=summary,
-                attempt=call.attempt,
-                metrics=metrics,
+                request=call.request, rollouts=call.rollouts, summary=summary, attempt=call.attempt, metrics=metrics
             )
 
     def _lose(self, worker: int, error: Exception) -> None:

@@ -78,10 +78,8 @@ class WorkerGroup:
                 self.pool.workers.add_actors([actor])
         if self.joining and not self.complained and time.monotonic() - self.asked > JOIN_PATIENCE:
             self.complained = True
-            self.say(
-                f"{len(self.joining)} new rollout workers have not started yet, the run goes on with "
-                f"{len(self.up)}; {self._room()}"
-            )
+            waiting = f"{len(self.joining)} new rollout workers have not started yet"
+            self.say(f"{waiting}, the run goes on with {len(self.up)}; {self._room()}")
 
     def stop(self) -> None:
         """Stop those that have not joined; the others are the group's."""

@@ -1,5 +1,6 @@
-"""ALFWorld (Shridhar et al., 2021), text mode, for those who have its data (``alfworld-download``). It is not here:
-``tests/rollout_workers/environments/test_alfworld.py`` tries it on households of its form, on its own engine and expert."""
+"""ALFWorld (Shridhar et al., 2021), text mode, for those who have its data (``alfworld-download``).
+
+The package holds none; ``tests/rollout_workers/environments/test_alfworld.py`` tries households of its form."""
 
 from __future__ import annotations
 

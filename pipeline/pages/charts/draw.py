@@ -150,12 +150,8 @@ def _bars(figure: Bars) -> tuple[list[Markup], int]:
     width = (RIGHT - LEFT) / len(figure.heights)
     parts = list(_grid(up))
     for place, (_, height) in enumerate(figure.heights):
-        box = (
-            round(LEFT + place * width, 1),
-            up.at(height),
-            round(max(0.4, width * 0.85), 1),
-            round(_HEIGHT - up.at(height), 1),
-        )
+        top = up.at(height)
+        box = round(LEFT + place * width, 1), top, round(max(0.4, width * 0.85), 1), round(_HEIGHT - top, 1)
         parts.append(Markup('<rect x="{}" y="{}" width="{}" height="{}" class="column c0"/>').format(*box))
     for place, (_, level) in enumerate(figure.levels):
         parts.append(_LINE.format(LEFT, up.at(level), RIGHT, up.at(level), f"curve c{(place + 1) % COLOURS}"))

@@ -90,9 +90,8 @@ def contexts(corpus: Corpus) -> dict[int, list[tuple[tuple[int, ...], int, int, 
         code, which = divmod(int(pairs[place]), len(seen))
         if len(found[code]) < CONTEXTS:
             *earlier, token = (int(t) for t in keys[first[which]])
-            told = tuple(t for t in earlier if t >= 0)
-            share = float(counts[place] / seen[which])
-            found[code].append((told, token, int(counts[place]), share, int(corpus.rows[at[example[place]]])))
+            known, share = tuple(t for t in earlier if t >= 0), float(counts[place] / seen[which])
+            found[code].append((known, token, int(counts[place]), share, int(corpus.rows[at[example[place]]])))
     return dict(found)
 
 

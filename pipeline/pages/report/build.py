@@ -28,9 +28,7 @@ def build(run_dir: Path, beside: Path | None = None) -> ReportPage:
         codebook.codebook(sources),
         examples.examples(sources),
         cost.cost(sources),
-        origin.environment(sources),
-        origin.reproduce(sources),
-        origin.elsewhere(sources, run_dir if beside is None else beside),
+        *(origin.environment(sources), origin.reproduce(sources), origin.elsewhere(sources, beside or run_dir)),
     ]
     return ReportPage(title=f"Run report: {run_dir.name}", tiles=tiles(sources), sections=sections)
 

@@ -57,10 +57,9 @@ def cost(sources: Sources) -> ReportSection:
 def _row(sources: Sources, name: str, record: Mapping[str, Any]) -> list[str]:
     mine = [r for r in sources.metrics if r.get("stage") == name]
     metrics: Mapping[str, Any] = record.get("metrics", {})
-    if record:
-        seconds = float(record["seconds"])
-    else:  # not finished: between its lines, each start's pauses included
-        seconds = float(mine[-1]["time"]) - float(mine[0]["time"]) if mine and "time" in mine[0] else 0.0
+    # Of a stage that is not finished: between its lines, each start's pauses included.
+    between = float(mine[-1]["time"]) - float(mine[0]["time"]) if mine and "time" in mine[0] else 0.0
+    seconds = float(record.get("seconds", between))
     rollouts = sum(float(r.get("rollouts") or 0) for r in mine)
     tokens = float(metrics.get("tokens") or sum(float(r.get("tokens") or 0) for r in mine))
     trained = metrics.get("parameters_trained")
