@@ -9,7 +9,6 @@ that time, and judged by its own metrics ``driver_gib`` and ``worker_gib``: resi
 
 from __future__ import annotations
 
-import json
 import signal
 import statistics
 import subprocess
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, arguments, report, table
+
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
 
 SHORT = ("actions.updates=60", "clone.updates=60", "evaluation=null", "explorer.enabled=false", "tracking.enabled=true")
 WINDOW = 50
@@ -77,8 +79,7 @@ def main() -> None:
                 process.send_signal(signal.SIGTERM)
         if process.returncode != 0:
             sys.exit(f"the run ended with {process.returncode}")
-        records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [record for record in records if record["stage"] == "improve"]
+        metrics = [record for record in records(run_dir / METRICS) if record["stage"] == "improve"]
     if len(metrics) < last:
         sys.exit(f"only {len(metrics)} updates in {options.minutes:g} minutes: give it more")
     found = rows(metrics, first, last)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.runs.layout import METRICS, SUMMARY
+from pipeline.runs.metrics_log import records
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "results"
 sys.path.insert(0, str(ROOT))  # for studies that use the packages themselves
@@ -88,8 +91,7 @@ def improved(out: Path, name: str, seed: int, clone: Path, *overrides: str) -> C
 
 def curve(run_dir: Path) -> Curve:
     """What a finished run's reinforcement learning looked like."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [record for record in records if record["stage"] == "improve"]
+    steps = [record for record in records(run_dir / METRICS) if record["stage"] == "improve"]
     seconds = [s["seconds_sampling"] + s["seconds_updating"] + s["seconds_publishing"] for s in steps]
     return Curve(
         rewards=[s["reward"] for s in steps],
@@ -97,7 +99,7 @@ def curve(run_dir: Path) -> Curve:
         sampling=[s["seconds_sampling"] for s in steps],
         updating=[s["seconds_updating"] for s in steps],
         format=[s["reward/format"] for s in steps if "reward/format" in s],
-        summary=json.loads((run_dir / "summary.json").read_text()),
+        summary=json.loads((run_dir / SUMMARY).read_text()),
     )
 
 

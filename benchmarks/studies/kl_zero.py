@@ -17,6 +17,9 @@ from typing import Any
 from common import cloned, improved, row, side_by_side, write
 from latent_vs_token import SIDES, overrides
 
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import series
+
 USUAL, TIMES, EVERY, PROMPTS, SEEDS = 150, 3, 50, 256, (0, 1, 2)
 PLAYED = ("latent", "last_blocks", "all")
 
@@ -30,8 +33,7 @@ def play(out: Path, side: str, seed: int, settings: list[str]) -> list[float]:
         "evaluation=null",
     ]
     improved(out, f"kl-zero-{side}", seed, cloned(out, seed), *settings, "improve.kl_coefficient=0", *long)
-    lines = (out / f"kl-zero-{side}-{seed}" / "metrics.jsonl").read_text().splitlines()
-    found = [r["heldout_success"] for r in map(json.loads, lines) if r["stage"] == "improve" and "heldout_success" in r]
+    found = series(out / f"kl-zero-{side}-{seed}" / METRICS, "improve", "heldout_success")
     print(f"{side}, seed {seed}: {' '.join(f'{value:.3f}' for value in found)}", flush=True)
     return found
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -44,28 +44,12 @@ from rollout_workers.rollouts import HostSpec, Rollout
 
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
-    *(
-        "policy_loss",
-        "steps_taken",
-        "entropy",
-        "clip_share",
-        "ratio_mean",
-        "logp_gap",
-        "rescored_gap",
-        "kl_to_reference",
-    ),
-    *(
-        "importance_mean",
-        "importance_capped_share",
-        "value_loss",
-        "value_mean",
-        "gradients_default_optimizer_global_norm",
-    ),
+    *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "rescored_gap"),
+    *("kl_to_reference", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
+    "gradients_default_optimizer_global_norm",
 )
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
 RECENT = 10  # updates whose mean reward the summary reports
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,25 +96,169 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
     """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and
     nothing else.
 
-    When a part of it dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is built anew
-    from the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest.
-
     Raises:
-        RunError: that was not enough, or workers, verifiers or numbers fail too often.
+        RunError: parts of it were lost too often, or workers, verifiers or numbers fail too often.
     """
     improve = context.config.improve
     assert improve is not None
     start = starting_point(context.config, improve, source, level)
-    with connected(context.config):
-        torch.set_num_threads(context.config.cluster.learner_threads)
-        rewards, weights = _rebuilding(context, stage, partial(_train, context, stage, source, start, improve))
-    metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
-    metrics |= {
-        "tokens": total(context.log.path, stage, "tokens"),
-        "parameters_trained": float(sum(w.size for w in weights.values())),
-    }
-    _finish(context, stage, source, start, weights, metrics)
-    return StageResult(checkpoint=context.result(stage), metrics=metrics)
+    return ImproveStage(context=context, stage=stage, source=source, start=start, improve=improve).run()
+
+
+@dataclass(kw_only=True)
+class ImproveStage:
+    """One improve stage, from its start or its newest checkpoint to its result."""
+
+    context: StageContext
+    stage: str
+    source: Path
+    """The checkpoint that RL starts from."""
+    start: Start
+    improve: Improve
+    rewards: list[float] = field(default_factory=list)
+    """The mean reward of each update so far."""
+
+    def run(self) -> StageResult:
+        """All updates that are left; then the result is written.
+
+        When a part dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is rebuilt from
+        the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest. An error of data, reward
+        or code comes out as it is.
+        """
+        with connected(self.context.config):
+            torch.set_num_threads(self.context.config.cluster.learner_threads)
+            weights = self._until_done()
+        return self._finish(weights)
+
+    def _until_done(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        rebuilt = 0
+        while True:
+            try:
+                return self._train()
+            except LOSSES as error:
+                rebuilt += 1
+                self._rest(error, rebuilt)
+
+    def _rest(self, error: Exception, number: int) -> None:
+        """Wait before rebuild ``number``; ``RunError`` when there were too many."""
+        most, lost = self.context.config.cluster.max_rebuilds, first_line(error)
+        if number > most:
+            text = f"{self.stage} lost a part of itself once more than cluster.max_rebuilds={most}: {lost}"
+            raise RunError(f"{text}; look at the cluster's nodes and memory, or raise it") from error
+        rest = min(LONGEST_REST, float(2**number))
+        text = f"{self.stage}: {lost}; rebuilt from the newest checkpoint in {rest:g} s ({number} of {most} times)"
+        self.context.log.message(text, "rebuilt", stage=self.stage, number=number, reason=type(error).__name__)
+        rested = time.monotonic() + rest
+        while time.monotonic() < rested:
+            interrupts.check()
+            time.sleep(0.1)
+
+    def _train(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Workers and learner, from their making to their end; the policy's weights at the last update."""
+        algorithm = build(self.context.config, self.start)
+        try:
+            self._restore(algorithm)
+            self.context.log.begin(self.stage, self.improve.updates)
+            try:
+                self._updates(algorithm)
+            except interrupts.Stopped:
+                if algorithm.policy.version > 0:
+                    self._save(algorithm, algorithm.policy.version)
+                raise
+            algorithm.flush()
+            return algorithm.weights
+        finally:
+            algorithm.stop()
+
+    def _restore(self, algorithm: LatentRL) -> None:
+        """Go back to the newest valid checkpoint, log and ledger with it."""
+        log, stage = self.context.log, self.stage
+        found, skipped = resume_point(self.context.run_dir, stage, stored=self.context.config.replay.enabled)
+        for reason in skipped:
+            log.message(f"skipped checkpoint {reason}", "checkpoint_skipped", stage=stage)
+        self.rewards = []
+        if found is not None:
+            state = checkpoints.load_tree(found, "learner")
+            self.rewards = state.pop("rewards")
+            algorithm.restore_learner(state)
+            if (found / METRICS).is_file():
+                log.restore(found / METRICS)
+        ledger = Ledger(self.context.run_dir, stage)
+        replay = replay_actor(self.context, stage) if self.context.config.replay.enabled else None
+        algorithm.attach(Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, self.context, stage)))
+        if wrong := ledger.begin(algorithm.policy.version, skipped):
+            log.message(f"{stage}: the ledger's {wrong}; begun again", "ledger_mended", stage=stage)
+        log.truncate(stage, algorithm.policy.version)
+
+    def _updates(self, algorithm: LatentRL) -> None:
+        """The updates that are left. ``Stopped`` comes out between two of them."""
+        scaler = Scaler(self.context.config, self.context.run_dir, algorithm.worker_group, self.context.log.message)
+        with Watchdog(self.context.run_dir, self.context.config.cluster.stall_seconds) as watchdog:
+            for update in range(algorithm.policy.version + 1, self.improve.updates + 1):
+                watchdog.pat()
+                scaler.before_update()
+                metrics = update_metrics(algorithm.train())
+                scaler.after_update(metrics)
+                self.rewards.append(metrics["reward"])
+                try:
+                    metrics |= self._heldout(algorithm, update)
+                finally:  # the update is done, whatever comes between its evaluation and the end of it
+                    self.context.log.log(self.stage, update, metrics)
+                if update % self.improve.checkpoint_every == 0 and update < self.improve.updates:
+                    self._save(algorithm, update)
+
+    def _heldout(self, algorithm: LatentRL, update: int) -> dict[str, float]:
+        """Success on held-out prompts where one is due; the best policy so far is kept if that is wanted."""
+        every = self.improve.evaluate_every
+        if every is None or (update % every and update != self.improve.updates):
+            return {}
+        metrics = algorithm.play_heldout()
+        if self.improve.keep_best:
+            self._keep_if_best(update, metrics["heldout_success"], algorithm.weights)
+        return metrics
+
+    def _keep_if_best(self, update: int, success: float, weights: Mapping[str, Any]) -> None:
+        """Keep these weights as ``checkpoints/<stage>_best``, a result like the stage's own, if they did better than
+        those kept, also by an earlier start."""
+        folder = self.context.result(f"{self.stage}_best")
+        if not checkpoints.verify(folder) and checkpoints.read_info(folder)["heldout_success"] >= success:
+            return
+        info = {"stage": self.stage, "update": update, "heldout_success": success}
+        info |= circumstances(self.context.config, self.context.run_dir, self.stage, update)
+        checkpoints.write(folder, files=partial(_result_files, self.source, self.start, weights), info=info)
+
+    def _save(self, algorithm: LatentRL, update: int) -> None:
+        algorithm.flush()
+        state = {**algorithm.learner_state(), "rewards": self.rewards}
+        info = {"stage": self.stage, "update": update} | standing(self.context, self.stage, algorithm)
+
+        def files(staging: Path) -> None:
+            checkpoints.save_tree(staging, "learner", state)
+            self.context.log.snapshot(staging / METRICS)
+
+        checkpoints.write(self.context.checkpoints / f"{self.stage}-{update:08d}", files=files, info=info)
+        checkpoints.prune(self.context.checkpoints, self.stage, keep=self.improve.keep_checkpoints)
+
+    def _finish(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> StageResult:
+        """Write the result: the source checkpoint with the new policy, or the token-level policy by itself."""
+        rewards, context, stage = self.rewards, self.context, self.stage
+        metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+        metrics |= {
+            "tokens": total(context.log.path, stage, "tokens"),
+            "parameters_trained": float(sum(w.size for w in weights.values())),
+        }
+        info = {"stage": stage, "metrics": metrics}
+        info |= circumstances(context.config, context.run_dir, stage, self.improve.updates)
+        checkpoints.write(
+            context.result(stage), files=partial(_result_files, self.source, self.start, weights), info=info
+        )
+        checkpoints.prune(context.checkpoints, stage, keep=0)
+        return StageResult(checkpoint=context.result(stage), metrics=metrics)
+
+
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
 
 
 def build(config: RunConfig, start: Start) -> LatentRL:
@@ -147,127 +275,6 @@ def build(config: RunConfig, start: Start) -> LatentRL:
     with interrupts.at_once():
         algorithm: LatentRL = rllib.build_algo()
     return algorithm
-
-
-def _rebuilding(context: StageContext, stage: str, work: Callable[[], T]) -> T:
-    """``work()``, again after a loss of infrastructure; an error of data, reward or code comes out as it is."""
-    most = context.config.cluster.max_rebuilds
-    for number in range(1, most + 2):
-        try:
-            return work()
-        except LOSSES as error:
-            if number > most:
-                text = f"{stage} lost a part of itself once more than cluster.max_rebuilds={most}: {first_line(error)}"
-                raise RunError(f"{text}; look at the cluster's nodes and memory, or raise it") from error
-            rest = min(LONGEST_REST, float(2**number))
-            text = (
-                f"{stage}: {first_line(error)}; built anew from the newest checkpoint in {rest:g} s ({number} of "
-                f"{most} times)"
-            )
-            context.log.message(text, "rebuilt", stage=stage, number=number, reason=type(error).__name__)
-            rested = time.monotonic() + rest
-            while time.monotonic() < rested:
-                interrupts.check()
-                time.sleep(0.1)
-    raise AssertionError
-
-
-def _train(
-    context: StageContext, stage: str, source: Path, start: Start, improve: Improve
-) -> tuple[list[float], Mapping[str, np.ndarray[Any, Any]]]:
-    """Workers and learner, from their making to their end: (mean reward of each update, the policy's weights)."""
-    algorithm = build(context.config, start)
-    try:
-        return _loop(context, stage, source, start, algorithm, improve), algorithm.weights
-    finally:
-        algorithm.stop()
-
-
-def mean(values: list[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def _loop(
-    context: StageContext, stage: str, source: Path, start: Start, algorithm: LatentRL, improve: Improve
-) -> list[float]:
-    """Updates from wherever the newest valid checkpoint stands; returns each update's mean reward."""
-    found, skipped = resume_point(context.run_dir, stage, stored=context.config.replay.enabled)
-    for reason in skipped:
-        context.log.message(f"skipped checkpoint {reason}", "checkpoint_skipped", stage=stage)
-    rewards: list[float] = []
-    if found is not None:
-        state = checkpoints.load_tree(found, "learner")
-        rewards = state.pop("rewards")
-        algorithm.restore_learner(state)
-        if (found / METRICS).is_file():
-            context.log.restore(found / METRICS)
-    ledger = Ledger(context.run_dir, stage)
-    replay = replay_actor(context, stage) if context.config.replay.enabled else None
-    algorithm.attach(Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, context, stage)))
-    if wrong := ledger.begin(algorithm.policy.version, skipped):
-        context.log.message(f"{stage}: the ledger's {wrong}; begun anew", "ledger_mended", stage=stage)
-    context.log.truncate(stage, algorithm.policy.version)
-    context.log.begin(stage, improve.updates)
-    try:
-        with Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
-            _updates(context, stage, algorithm, improve, rewards, Best(context, stage, source, start), watchdog)
-    except interrupts.Stopped:
-        if algorithm.policy.version > 0:
-            _save(context, stage, algorithm.policy.version, algorithm, rewards)
-        raise
-    algorithm.flush()
-    return rewards
-
-
-def _updates(
-    context: StageContext,
-    stage: str,
-    algorithm: LatentRL,
-    improve: Improve,
-    rewards: list[float],
-    best: Best,
-    watchdog: Watchdog,
-) -> None:
-    """The updates that are left; each appends its mean reward. ``Stopped`` comes out between two of them."""
-    scaler = Scaler(context.config, context.run_dir, algorithm.worker_group, context.log.message)
-    for update in range(algorithm.policy.version + 1, improve.updates + 1):
-        watchdog.pat()
-        scaler.before_update()
-        metrics = update_metrics(algorithm.train())
-        scaler.after_update(metrics)
-        rewards.append(metrics["reward"])
-        try:
-            if improve.evaluate_every is not None and (
-                update % improve.evaluate_every == 0 or update == improve.updates
-            ):
-                metrics |= algorithm.play_heldout()
-                if improve.keep_best:
-                    best.offer(update, metrics["heldout_success"], algorithm.weights)
-        finally:  # the update is done, whatever comes between its play and the end of it
-            context.log.log(stage, update, metrics)
-        if update % improve.checkpoint_every == 0 and update < improve.updates:
-            _save(context, stage, update, algorithm, rewards)
-
-
-@dataclass(frozen=True)
-class Best:
-    """Keeps the policy with the highest success on held-out prompts as ``checkpoints/<stage>_best``, a result like the
-    stage's own."""
-
-    context: StageContext
-    stage: str
-    source: Path
-    start: Start
-
-    def offer(self, update: int, success: float, weights: Mapping[str, Any]) -> None:
-        """Keep these weights if they did better than those kept, also by an earlier start."""
-        folder = self.context.result(f"{self.stage}_best")
-        if not checkpoints.verify(folder) and checkpoints.read_info(folder)["heldout_success"] >= success:
-            return
-        info = {"stage": self.stage, "update": update, "heldout_success": success}
-        info |= circumstances(self.context.config, self.context.run_dir, self.stage, update)
-        checkpoints.write(folder, files=partial(_result_files, self.source, self.start, weights), info=info)
 
 
 def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:
@@ -300,22 +307,6 @@ def update_metrics(result: dict[str, Any]) -> dict[str, float]:
     return metrics | {"seconds_update_total": float(result["time_this_iter_s"])}
 
 
-def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, rewards: list[float]) -> None:
-    algorithm.flush()
-    state = {**algorithm.learner_state(), "rewards": rewards}
-    folder = context.checkpoints / f"{stage}-{update:08d}"
-    info = {"stage": stage, "update": update} | standing(context, stage, algorithm)
-
-    def files(staging: Path) -> None:
-        checkpoints.save_tree(staging, "learner", state)
-        context.log.snapshot(staging / METRICS)
-
-    checkpoints.write(folder, files=files, info=info)
-    checkpoints.prune(
-        context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2
-    )
-
-
 def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
     """What a checkpoint's manifest says of where it came from, and of where policy, ledger and stream of prompts
     stand."""
@@ -325,17 +316,6 @@ def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str
         "ledger": {"last_update": algorithm.policy.version, "open_positions": len(algorithm.stream.unfinished())},
         "random": found["random"] | {"next_position": algorithm.stream.next_position},
     }
-
-
-def _finish(
-    context: StageContext, stage: str, source: Path, start: Start, weights: Mapping[str, Any], metrics: dict[str, float]
-) -> None:
-    """Write the stage's result: the source checkpoint with the new policy, or the token-level policy by itself."""
-    info = {"stage": stage, "metrics": metrics}
-    updates = context.config.improve.updates if context.config.improve else 0
-    info |= circumstances(context.config, context.run_dir, stage, updates)
-    checkpoints.write(context.result(stage), files=partial(_result_files, source, start, weights), info=info)
-    checkpoints.prune(context.checkpoints, stage, keep=0)
 
 
 def _result_files(source: Path, start: Start, weights: Mapping[str, Any], folder: Path) -> None:
