@@ -147,9 +147,11 @@ class Actions(Training):
 
     num_actions: Annotated[int, Field(ge=2, le=32767)] = 64
     head: Literal["residual", "official"] = "residual"
-    inverse_dynamics_layers: PositiveInt = 2
+    inverse_dynamics_layers: PositiveInt | None = None
+    """Blocks of the inverse dynamics model; ``null`` is 2, or 1 where the base LM has 1."""
     merge_layers: PositiveInt = 2
-    policy_layers: PositiveInt = 2
+    policy_layers: PositiveInt | None = None
+    """Blocks of the latent policy; ``null`` is 2, or 1 where the base LM has 1."""
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.utils import logging
 
 from latent_control.bases.foreign_code import BASE_KEY, code_refused
+from latent_control.bases.support import require_supported
 from latent_control.bases.weight_files import (
     Incomplete,
     WeightFiles,
@@ -237,8 +238,15 @@ def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightF
         gaps = absent_by_number(files.shapes)
         which = f"tensors that are joined when loading do not fit each other; missing: {first_names(gaps) or 'none'}"
         return Verdict([f"{folder / files.listed}: {which}; copy the folder again, or save it again"], None, None)
-    except (ImportError, NotImplementedError, AttributeError, TypeError, KeyError, IndexError) as error:
+    except ImportError as error:
+        raise ValueError(f"no {kind.what} at {str(folder)!r}: {' '.join(str(error).split())}") from error
+    except (NotImplementedError, AttributeError, TypeError, KeyError, IndexError) as error:
         return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
+    if kind is BASE:
+        try:
+            require_supported(model)
+        except ValueError as error:
+            return Verdict([f"{folder}: {error}"], None, None)
     return Verdict(
         [*_doubled(model, files, folder), *_faults(model, kind, info, files, str(folder))],
         None,

@@ -127,14 +127,12 @@ def shape_problems(config: RunConfig, model: PreTrainedConfig) -> Iterator[str]:
     if heads and not getattr(text, "head_dim", None) and width % heads:
         yield f"base.model: hidden_size {width} does not divide into {heads} attention heads"
     for name, blocks, late in _block_counts(config):
-        limit = depth - 1 if late else depth
-        if blocks > limit:
-            why = f"reading late, at most {limit} of them" if late else f"at most {limit}"
-            yield f"{name}: {blocks} blocks, but the base LM has {depth}; {why}"
+        if late and blocks is not None and blocks > depth:
+            yield f"{name}: {blocks} blocks that read late, but the base LM has {depth}; set at most {depth}"
 
 
-def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
-    """Key, number of blocks, and whether one more must remain below them."""
+def _block_counts(config: RunConfig) -> Iterator[tuple[str, int | None, bool]]:
+    """Key, number of blocks, and whether they must be the base's last ones."""
     actions, improve = config.actions, config.improve
     if actions is not None:
         yield (
