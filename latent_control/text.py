@@ -99,9 +99,24 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
     )
 
 
-def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of generated ``ids``, up to the first end token and without special tokens or outer spaces."""
+def plain_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token rows as they are, outer spaces included."""
+    if tokenizer.is_fast:  # all at once: 0.7 ms for 128 rows, one by one 14
+        backend = cast("PreTrainedTokenizerFast", tokenizer).backend_tokenizer
+        return cast("list[str]", backend.decode_batch([list(row) for row in rows], skip_special_tokens=True))
+    settings: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return [cast("str", tokenizer.decode(list(row), **settings)) for row in rows]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the strings ``stop``."""
+    return text[: min((place for string in stop if (place := text.find(string)) >= 0), default=len(text))]
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Text of generated ``ids``, up to the first end token or string of ``stop``, without special tokens or outer
+    spaces."""
     end, kept = end_token(tokenizer), list(ids)
     if end in kept:
         kept = kept[: kept.index(end)]
-    return cast("str", tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    return before_stop(plain_texts(tokenizer, [kept])[0], stop).strip()

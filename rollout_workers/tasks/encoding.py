@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from latent_control.text import decode_text, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt
+from rollout_workers.tasks.sampled_ids import usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: b
 def encode_demonstration(
     tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool
 ) -> tuple[list[int], int]:
-    """Ids of prompt, response and end token, and the index at which the response starts."""
+    """Ids of prompt, response and end token, and the index at which the response starts; those that were sampled, where
+    the demonstration has them (a truncated one has no end token)."""
+    if demo.ids is not None and usable(demo.ids, tokenizer):
+        return [*demo.ids.prompt, *demo.ids.response], len(demo.ids.prompt)
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
     space = "" if chat or demo.prompt.text[-1:].isspace() else " "
@@ -71,6 +75,6 @@ def shortened(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
     return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most], skip_special_tokens=True))
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of generated ``ids`` (``decode_text``)."""
-    return decode_text(tokenizer, ids)
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Text of generated ``ids`` before an end token or a string of ``stop`` (``decode_text``)."""
+    return decode_text(tokenizer, ids, stop)
