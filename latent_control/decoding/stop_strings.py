@@ -2,7 +2,7 @@
 
 A row ends with the first token after which the text of its new tokens holds one of the strings. That token may hold
 more than the string's end (``"stopper"`` after ``"non"`` ends a row at ``"stop"``); it is kept among the tokens and
-codes, so a loss covers it, while the text is cut before the string (``before_stop``). The prompt does
+codes, so a loss covers it, while the text is cut before the string (``spoken_text``). The prompt does
 not count: a string that begins in it is not found. An end token ends a row as well, whichever comes first.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_control.decoding.guide import Watch
-from latent_control.text import plain_texts
+from latent_control.text import spoken_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class StopStrings:
         """Which of ``rows`` end with their new ``tokens``; a row depends on its own tokens alone."""
         for row, token in zip(rows, tokens, strict=True):
             self.windows[row].append(token)
-        texts = plain_texts(self.tokenizer, [self.windows[row] for row in rows])
+        texts = spoken_texts(self.tokenizer, [self.windows[row] for row in rows])
         for row, text in zip(rows, texts, strict=True):
             if len(self.windows[row]) >= WINDOW + self.longest:
                 self._shorten(row, text)
@@ -46,7 +46,7 @@ class StopStrings:
     def _shorten(self, row: int, text: str) -> None:
         """Forget the older half of a window where the rest says all that a string can still begin in."""
         later = self.windows[row][len(self.windows[row]) // 2 :]
-        tail = plain_texts(self.tokenizer, [later])[0].lstrip("\ufffd")
+        tail = spoken_texts(self.tokenizer, [later])[0].lstrip("\ufffd")
         if len(tail) >= self.longest + MARGIN and text.endswith(tail):
             self.windows[row] = later
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from latent_control.text import decode_text, encode_plain, encode_text, end_token
+from latent_control.text import after_turn, decode_text, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt
 from rollout_workers.tasks.sampled_ids import usable
 
@@ -29,27 +29,20 @@ def encode_demonstration(
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
     space = "" if chat or demo.prompt.text[-1:].isspace() else " "
     response = encode_plain(tokenizer, space + demo.response, add_special_tokens=False)
-    return [*prompt_ids, *response, end_token(tokenizer)], len(prompt_ids)
+    return [*prompt_ids, *response, end_token(tokenizer, chat=chat)], len(prompt_ids)
 
 
 def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:
     """Ids between a response and the next one: ``text`` on a new line, or as the next user message of the chat
     template.
 
-    ``closed``: the response ended with the end token; else that comes first, as it does in gold paths. ``text`` must
+    ``closed``: the response ended with an end token; else one comes first, as it does in gold paths. ``text`` must
     not be blank.
     """
-    end = [] if closed else [end_token(tokenizer)]
+    end = [] if closed else [end_token(tokenizer, chat=chat)]
     if not chat:
         return [*end, *encode_plain(tokenizer, "\n" + text, add_special_tokens=False)]
-    place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
-    messages = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": place},
-        {"role": "user", "content": text},
-    ]
-    whole = cast("str", tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    between = whole.partition(place)[2].removeprefix(str(tokenizer.eos_token))
+    _, between = after_turn(tokenizer, {"role": "user", "content": text})
     return [*end, *encode_plain(tokenizer, between, add_special_tokens=False)]
 
 
@@ -63,7 +56,7 @@ def encode_episode(
     space = "" if chat else " "
     for observation, response in demo.later:
         seen = encode_observation(tokenizer, observation, chat=chat, closed=True)
-        said = [*encode_plain(tokenizer, space + response, add_special_tokens=False), end_token(tokenizer)]
+        said = [*encode_plain(tokenizer, space + response, add_special_tokens=False), end_token(tokenizer, chat=chat)]
         ids += [*seen, *said]
         spoken += [False] * len(seen) + [True] * len(said)
     return ids, spoken
@@ -72,7 +65,7 @@ def encode_episode(
 def shortened(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
     """``text``, or what its first ``most`` tokens say."""
     ids = encode_plain(tokenizer, text, add_special_tokens=False)
-    return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most], skip_special_tokens=True))
+    return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most]))
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
