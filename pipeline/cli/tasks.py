@@ -108,6 +108,7 @@ def sample(
         if file.exists():
             raise ValueError(f"{file} exists already; remove it, or give another name with -o")
         from configs.loading import load_config
+        from configs.schema import Improve
 
         # The file to be made may be one that the config names.
         settings = load_config(config, overrides or [], check_paths=False)
@@ -115,10 +116,14 @@ def sample(
         from pipeline.experiments import sample_base
 
         found = sample_base.sample(settings, file, samples, print_error)
+    for line in found.words():
+        print_error(line)
     typer.echo(
-        f"{file}: {found['rows']:g} rows from {found['prompts']:g} prompts; the base LM's success is "
-        f"{found['success']:.3f}"
+        f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success:.3f}"
     )
+    if found.failed > (settings.improve or Improve()).max_failed_share * found.responses:
+        print_error("error: improve would stop for that: mend the verifier; the rows can be used all the same")
+        raise typer.Exit(FAILED)
 
 
 def _tokens(model: str, text: str) -> int:

@@ -29,6 +29,7 @@ from rollout_workers.tasks.protocol import (
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
 from rollout_workers.tasks.row_values import Item, answers_of, asked, inner, required, spellings
+from rollout_workers.tasks.sampled_ids import sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, answer_problem, build_scorer
 
@@ -129,7 +130,8 @@ class Rows:
         neither."""
         prompts, items = self.prompts(split), self._items[split]
         return LazySequence(
-            len(prompts), lambda i: Demonstration(prompt=prompts[i], response=_response(items[i], prompts[i].id))
+            len(prompts),
+            lambda i: Demonstration(prompt=prompts[i], response=_response(items[i], prompts[i].id), ids=items[i].ids),
         )
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
@@ -232,13 +234,14 @@ def _item(row: Row, place: str, options: RowsOptions) -> Item:
         for one in () if needless else answers:
             if problem := answer_problem(options.verifier, one):
                 raise ValueError(f"{place}: {options.answer!r} {problem}")
-    response = None
+    response, ids = None, sampled_ids(row, place)
     if options.response is not None:
         found["response"] = required(row, options.response, place, "response")
         response = "".join(answers_of(found["response"])[:1])
         if not response:
             raise _unusable(place, "response", options.response, found["response"])
-    return Item(prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns)
+        ids = None  # those of the answer
+    return Item(prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns, ids=ids)
 
 
 def _unusable(place: str, option: str, key: str, value: object) -> ValueError:

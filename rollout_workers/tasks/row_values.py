@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from rollout_workers.tasks.row_files import Row
+from rollout_workers.tasks.sampled_ids import SampledIds
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 ASSISTANT = "assistant"
@@ -30,6 +31,8 @@ class Item:
     """The user's own, whole and typed."""
     turns: tuple[Turn, ...] = ()
     """The conversation that the prompt is, where it is one."""
+    ids: SampledIds | None = None
+    """Of prompt and answer, in a file of ``latent-control sample``."""
 
 
 def value_at(row: Row, key: str) -> object:

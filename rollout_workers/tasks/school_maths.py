@@ -97,9 +97,7 @@ def _read(path: Path, read: Callable[[Row], dict[str, str]]) -> Iterator[Item]:
             ) from error
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        yield Item(
-            prompt=ours["prompt"], answers=(ours["answer"],), response=ours["response"], row={**row, **ours}
-        )
+        yield Item(prompt=ours["prompt"], answers=(ours["answer"],), response=ours["response"], row={**row, **ours})
 
 
 def _gsm8k(row: Row, worked: bool) -> dict[str, str]:
