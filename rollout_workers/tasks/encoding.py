@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from latent_control.text import after_turn, decode_text, encode_plain, encode_text, end_token
+from latent_control.text import after_turn, decode_text, encode_messages, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt
 from rollout_workers.tasks.sampled_ids import usable
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
-    """Ids of the prompt, ready to be continued (``encode_text``)."""
+    """Ids of the prompt, ready to be continued (``encode_text``, ``encode_messages``)."""
+    if chat and prompt.turns:
+        return encode_messages(tokenizer, [{"role": role, "content": content} for role, content in prompt.turns])
     return encode_text(tokenizer, prompt.text, chat=chat)
 
 

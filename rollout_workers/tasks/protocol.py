@@ -40,6 +40,8 @@ class Prompt:
     """What the model is given, few-shot examples included."""
     metadata: Mapping[str, object]
     """What the verifier needs; the model never sees it."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of each message where the prompt is a conversation; a chat template is given these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
