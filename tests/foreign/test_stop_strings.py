@@ -82,10 +82,10 @@ def test_rows_end_where_those_of_transformers_do(base: Path) -> None:
     begin in the prompt, so prompts end with what no string holds."""
     tokenizer, lm = TOKENIZERS["byte level"], LlamaForCausalLM.from_pretrained(base).eval()
     draw = random.Random(0)
-    prompts = [[draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(1, 9))] + [tokenizer.encode("|")[0]] for _ in range(24)]
+    prompts = [[draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(1, 9))] + [tokenizer.encode("|")[0]] for _ in range(12)]
     free = [row for row, _ in decoded(base, prompts, [])]
     ended = overhang = 0
-    for length in (1, 2, 4):
+    for length in (1, 3):
         # Strings that the rows do say, cut anywhere: inside tokens and across them.
         texts = [text for row in free for text in tokenizer.decode(row[6:]).split("\ufffd") if len(text) > length]
         strings = [text[1 : 1 + length] for text in draw.sample(texts, 3)]
@@ -104,7 +104,7 @@ def test_rows_end_where_those_of_transformers_do(base: Path) -> None:
             assert row == whole[: len(row)]
             ended += by_string and row[-1] != 2
             overhang += by_string and not any(text.endswith(string) for string in strings)
-    assert ended > 20 and overhang > 3  # the test tests something
+    assert ended > 8 and overhang > 1  # the test tests something
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
