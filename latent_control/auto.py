@@ -37,6 +37,7 @@ from latent_control.config import LatentActionConfig
 from latent_control.decoding.guide import Allowed, Codes
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features
+from latent_control.text import config_ends, name_ends, saved_ends
 
 # Of the base's config, what tools ask a model's config for.
 _SHOWN = (
@@ -159,7 +160,9 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls.wrap(latent)
         model.config.name_or_path = model.name_or_path = str(folder)
         if (folder / "generation_config.json").is_file():
+            of_base = config_ends(model.generation_config)
             model.generation_config = GenerationConfig.from_pretrained(folder)
+            name_ends(model.generation_config, [*of_base, *saved_ends(folder)])
         device = device_map.get("", None) if isinstance(device_map, dict) else device_map
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from configs.schema import RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import tokenizer_path
-from latent_control.text import encode_text, load_tokenizer, whole_characters
+from latent_control.text import encode_text, end_tokens, load_tokenizer
 from pipeline.serving import export
 from pipeline.serving.protocol import ModelLimits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
@@ -58,7 +58,7 @@ class Loaded:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, as the rollouts had them."""
-        return encode_text(self.tokenizer, whole_characters(text), chat=self.chat)
+        return encode_text(self.tokenizer, text, chat=self.chat)
 
     def prompt(self, text: str) -> Prompt | None:
         """The held-out prompt with this very text."""
@@ -71,7 +71,7 @@ class Loaded:
             text=decode_response(self.tokenizer, tokens),
             new_tokens=len(tokens),
             limit=self.config.rollout.max_new_tokens,
-            stopped=bool(tokens) and tokens[-1] == self.tokenizer.eos_token_id,
+            stopped=bool(tokens) and tokens[-1] in end_tokens(self.tokenizer),
         )
         return judge(self.task, self.config.reward, prompt, response)
 

@@ -12,6 +12,7 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
+from latent_control.text import end_tokens
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Clock, Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
@@ -154,22 +155,17 @@ class Explainer:
         What was played one by one when the time ran out is all there is, at least the first choice's.
         """
         corpus, model, start = self.corpus, self.models.model, int(self.corpus.offsets[row])
-        prompt, stop = corpus.prompt_tokens[row].tolist(), self.models.tokenizer.eos_token_id
-        limit = self.config.rollout.max_new_tokens
+        prompt, limit = corpus.prompt_tokens[row].tolist(), self.config.rollout.max_new_tokens
         kept = [corpus.tokens[start:t].tolist() for t, _ in asked]
         if model.base.dtype == torch.float32:
             limits = [max(1, limit - len(tokens)) for tokens in kept]
-            endings = play_on(
-                model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits, stop_token=stop
-            )
+            endings = play_on(model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits)
             return list(zip(kept, endings, strict=True))
         played: list[tuple[list[int], list[int]]] = []
         for t, code in asked:
             if len(played) > 1 + ALTERNATIVES and clock.over(1.0):
                 break
-            whole = replay(
-                model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1), stop_token=stop
-            )
+            whole = replay(model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1))
             played.append((whole[: t - start], whole[t - start :]))
         return played
 
@@ -179,7 +175,7 @@ class Explainer:
         score: object = None
         if prompt is not None:
             text = decode_response(self.models.tokenizer, whole)
-            stopped = whole[-1] == self.models.tokenizer.eos_token_id
+            stopped = whole[-1] in end_tokens(self.models.tokenizer)
             response = Response(text=text, new_tokens=len(whole), limit=limit, stopped=stopped)
             score = judge(self.task, self.config.reward, prompt, response)
         judged = score if isinstance(score, Score) else None
