@@ -104,7 +104,9 @@ class Sampled:
         if self.endless:
             quoted = ", ".join(f"{text[-QUOTED:]!r}" for text in list(self.endless.values())[:NAMED])
             more = ", ..." if len(self.endless) > NAMED else ""
-            said.append(f"no response with text ended for {len(self.endless)} of {self.prompts} prompts: {quoted}{more}")
+            said.append(
+                f"no response with text ended for {len(self.endless)} of {self.prompts} prompts: {quoted}{more}"
+            )
         return said
 
 

@@ -118,9 +118,8 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     def files(staging: Path) -> None:
         latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
         LatentControlConfig.of(latent).save_pretrained(staging)
-        greedy_defaults(latent.base.lm, None if config is None else config.rollout.max_new_tokens).save_pretrained(
-            staging
-        )
+        limits = () if config is None else (config.rollout.max_new_tokens, config.rollout.stop)
+        greedy_defaults(latent.base.lm, *limits).save_pretrained(staging)
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")

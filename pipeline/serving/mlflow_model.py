@@ -36,7 +36,8 @@ class LatentModel(mlflow.pyfunc.PythonModel):
         signature."""
         import pandas
 
-        from latent_control.text import config_ends, encode_text, left_padded, spoken_text
+        from latent_control.decoding.stop_strings import ended
+        from latent_control.text import encode_text, left_padded, spoken_text
 
         settings = dict(params or {})
         prompts = list(model_input["prompt"])
@@ -60,16 +61,16 @@ class LatentModel(mlflow.pyfunc.PythonModel):
             codes=codes,
             allowed_codes=allowed or None,
             return_codes=True,
+            tokenizer=self.tokenizer,
         )
         lengths = out.lengths.tolist()
-        new, ends = out.sequences[:, ids.shape[1] :].tolist(), config_ends(self.model.generation_config)
+        stop = self.model.generation_config.stop_strings or []
+        new = [row[:n] for row, n in zip(out.sequences[:, ids.shape[1] :].tolist(), lengths, strict=True)]
         return pandas.DataFrame(
             {
-                "text": [spoken_text(self.tokenizer, row[:n]) for row, n in zip(new, lengths, strict=True)],
+                "text": [spoken_text(self.tokenizer, row, stop) for row in new],
                 "codes": [row[:n].tolist() for row, n in zip(out.codes, lengths, strict=True)],
-                "finish_reason": [
-                    "stop" if row[n - 1] in ends else "length" for row, n in zip(new, lengths, strict=True)
-                ],
+                "finish_reason": ["stop" if ended(self.tokenizer, stop, row) else "length" for row in new],
             }
         )
 

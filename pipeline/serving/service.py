@@ -81,6 +81,8 @@ class Service:
         self.latent = model.latent
         self.tokenizer = load_tokenizer(folder, key=None)
         self.ends = list(config_ends(model.generation_config))
+        stop = model.generation_config.stop_strings or ()
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampled, config = model.generation_config.do_sample, self.latent.config
         self.limits = ModelLimits(
             model=name,
@@ -143,8 +145,10 @@ class Service:
         ]
 
     def _row(self, ask: DecodeRequest, heard: Callable[[str, DecodedRow], None] | None = None) -> DecodingRow:
-        watched = bool(ask.stop) or heard is not None
-        return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, ask.stop) if watched else None, heard=heard)
+        """A row that ends at the request's own strings and at the model's."""
+        stop = (*self.stop, *ask.stop)
+        watched = bool(stop) or heard is not None
+        return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, stop) if watched else None, heard=heard)
 
     async def _events(self, asks: Sequence[DecodeRequest], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
         """Server-sent events, as tokens come."""

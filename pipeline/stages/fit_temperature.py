@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from configs.schema import RunConfig
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
 from latent_control.text import left_padded
@@ -42,11 +43,12 @@ def rewards_at(model: LatentActionLM, config: RunConfig, tokenizer: Any, tempera
         "row_seeds": seeds,
     }
     settings |= {"batch_size": config.rollout.batch_size, "repeats": GROUP}
+    settings["watch"] = stop_watch(tokenizer, config.rollout.stop)
     out = model.generate(*left_padded(encoded, model.codebook.device), max_new_tokens=limit, **settings)
     found: list[list[float]] = [[] for _ in prompts]
     for row in range(len(seeds)):
         length = int(out.lengths[row])
-        text = decode_response(tokenizer, out.tokens[row, :length].tolist())
+        text = decode_response(tokenizer, out.tokens[row, :length].tolist(), config.rollout.stop)
         stopped = out.finish_reasons[row] == "stop"
         verdict = judge(
             task,

@@ -13,6 +13,7 @@ import torch
 from latent_control.analysis.explain import tokens_of_all
 from latent_control.analysis.trace import Traced, generate_traced
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.text import spoken_text
 from pipeline.serving.protocol import RefusedRequest
 from pipeline.steering.loading import Loaded
@@ -100,12 +101,13 @@ class Steerer:
                     top_k=ask.top_k,
                     row_seeds=[ask.seed],
                     level="base",
+                    watch=stop_watch(self.loaded.tokenizer, self.loaded.stop),
                 )
                 return out.tokens[0, : int(out.lengths[0])].tolist(), out.finish_reasons[0]
 
             tokens, reason = self._memory.get(key, make)
             return SteeringAnswer(
-                text=spoken_text(self.loaded.tokenizer, tokens),
+                text=spoken_text(self.loaded.tokenizer, tokens, self.loaded.stop),
                 tokens=tuple(Token(id=token, text=self.word(token)) for token in tokens),
                 finish_reason=reason,
                 verdict=self.verdict(self.loaded.prompt(request.prompt), tokens),
@@ -149,6 +151,7 @@ class Steerer:
                 temperature=ask.temperature,
                 top_k=ask.top_k,
                 seed=ask.seed,
+                watch=stop_watch(loaded.tokenizer, loaded.stop),
             )
 
         return self._memory.get(f"steered {request.key()}", make)
@@ -169,7 +172,7 @@ class Steerer:
             forced = place < len(request.codes) and request.codes[place] is not None
             tokens.append(Token(id=token, text=self.word(token), code=code, chance=chance, forced=forced))
         return SteeringAnswer(
-            text=spoken_text(self.loaded.tokenizer, traced.tokens),
+            text=spoken_text(self.loaded.tokenizer, traced.tokens, self.loaded.stop),
             tokens=tuple(tokens),
             finish_reason=traced.finish_reason,
             verdict=self.verdict(self.loaded.prompt(request.prompt), traced.tokens),

@@ -48,7 +48,9 @@ def test_a_file_of_examples_and_the_template_around_each(rows: Path, tmp_path: P
     held = build_task(TaskConfig(name="jsonl", options={"path": str(rows)})).prompts("heldout")[0].text
     shots = [{"prompt": "7 + 7 =", "answer": 14, "why": "Twice seven is 14"}, {"prompt": held, "answer": 0, "why": "x"}]
     named = written(tmp_path / "shots.jsonl", shots)
-    rows.write_text("".join(json.dumps({**json.loads(line), "why": "so"}) + "\n" for line in rows.read_text().splitlines()))
+    rows.write_text(
+        "".join(json.dumps({**json.loads(line), "why": "so"}) + "\n" for line in rows.read_text().splitlines())
+    )
     options = {"path": str(rows), "shots_path": str(named), "template": "Q: {prompt}\nA:", "response": "why"}
     task = build_task(TaskConfig(name="jsonl", options=options, shots=2))
     head = f"Q: 7 + 7 =\nA: Twice seven is 14\n\nQ: {held}\nA: x\n\nQ: "
@@ -59,7 +61,10 @@ def test_a_file_of_examples_and_the_template_around_each(rows: Path, tmp_path: P
 
 def test_conversations_show_examples_as_turns(tmp_path: Path) -> None:
     def row(n: int) -> dict[str, Any]:
-        return {"prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": f"{n}+1"}], "answer": n + 1}
+        return {
+            "prompt": [{"role": "system", "content": "Add."}, {"role": "user", "content": f"{n}+1"}],
+            "answer": n + 1,
+        }
 
     path = written(tmp_path / "rows.jsonl", [row(n) for n in range(30)])
     task = build_task(TaskConfig(name="jsonl", options={"path": str(path)}, chat=True, shots=1))

@@ -82,7 +82,10 @@ def test_rows_end_where_those_of_transformers_do(base: Path) -> None:
     begin in the prompt, so prompts end with what no string holds."""
     tokenizer, lm = TOKENIZERS["byte level"], LlamaForCausalLM.from_pretrained(base).eval()
     draw = random.Random(0)
-    prompts = [[draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(1, 9))] + [tokenizer.encode("|")[0]] for _ in range(12)]
+    prompts = [
+        [draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(1, 9))] + [tokenizer.encode("|")[0]]
+        for _ in range(12)
+    ]
     free = [row for row, _ in decoded(base, prompts, [])]
     ended = overhang = 0
     for length in (1, 3):
@@ -132,10 +135,16 @@ def test_the_text_ends_before_the_string_and_the_tokens_with_it() -> None:
     tokenizer = TOKENIZERS["byte level"]
     ids = tokenizer.encode(" 42\n\nQuestion: next")
     kept = stopped_length(tokenizer, ["\n\nQ"], ids)
-    assert kept is not None and "\n\nQ" in tokenizer.decode(ids[:kept]) and "\n\nQ" not in tokenizer.decode(ids[: kept - 1])
+    assert (
+        kept is not None
+        and "\n\nQ" in tokenizer.decode(ids[:kept])
+        and "\n\nQ" not in tokenizer.decode(ids[: kept - 1])
+    )
     assert decode_text(tokenizer, ids[:kept], ["\n\nQ"]) == "42"
     assert decode_text(tokenizer, ids[:kept], ["Que", "\n"]) == "42"  # the first in the text, whatever its place here
-    assert decode_text(tokenizer, [*tokenizer.encode("4"), 2, *tokenizer.encode("\n9")], ["\n"]) == "4"  # end token first
+    assert (
+        decode_text(tokenizer, [*tokenizer.encode("4"), 2, *tokenizer.encode("\n9")], ["\n"]) == "4"
+    )  # end token first
 
 
 def test_special_tokens_can_end_a_response() -> None:

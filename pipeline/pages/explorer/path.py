@@ -22,6 +22,7 @@ from configs.schema import RunConfig
 from latent_control.analysis.explain import Walker
 from latent_control.decoding.generate import generate
 from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import rollout_seed
 from latent_control.model import latent_actor
 from latent_control.records import Generation
@@ -108,6 +109,7 @@ def _piece(
             row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
             batch_size=config.rollout.batch_size,
             repeats=GROUP,
+            watch=stop_watch(models.tokenizer, config.rollout.stop),
         ),
         *left_padded(encoded, model.codebook.device),
     )
@@ -134,7 +136,7 @@ def _rewards(
     found: list[float | None] = []
     for row in range(len(out.tokens)):
         length = int(out.lengths[row])
-        text = decode_response(models.tokenizer, out.tokens[row, :length].tolist())
+        text = decode_response(models.tokenizer, out.tokens[row, :length].tolist(), config.rollout.stop)
         stopped = out.finish_reasons[row] == "stop"
         response = Response(text=text, new_tokens=length, limit=config.rollout.max_new_tokens, stopped=stopped)
         verdict = judge(task, config.reward, prompts[row // GROUP], response)
