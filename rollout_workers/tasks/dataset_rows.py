@@ -30,7 +30,7 @@ from rollout_workers.tasks.protocol import (
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
-from rollout_workers.tasks.sampled_ids import sampled_ids
+from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, answer_problem, build_scorer
 
@@ -146,6 +146,10 @@ class Rows:
             len(prompts),
             lambda i: Demonstration(prompt=prompts[i], response=_response(items[i], prompts[i].id), ids=items[i].ids),
         )
+
+    def sampled(self) -> list[SampledIds]:
+        """The token ids of the rows that ``latent-control sample`` wrote."""
+        return [item.ids for items in self._items.values() for item in items if item.ids is not None]
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The scorer's verdict; the part ``answered`` is 1 for any text that is not blank."""
