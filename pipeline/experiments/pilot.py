@@ -199,10 +199,8 @@ def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None])
     found = sample(settings, folder / SAMPLES, count, lambda text: None)
     for line in found.words():
         say(f"pilot: {line}")
-    say(
-        "pilot: its success is "
-        f"{found.success:.3f}" + ("" if found.success else "; where it never succeeds, neither side can learn")
-    )
+    hopeless = "" if found.success else "; where it never succeeds, neither side can learn"
+    say(f"pilot: its success is {found.success_text}{hopeless}")
     if found.failed == found.responses:
         raise ValueError("the verifier judged no response of the base LM, so nothing can be compared: mend it first")
     data = [samples_source(SAMPLES, chat=settings.task.chat)]

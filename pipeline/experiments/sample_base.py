@@ -72,6 +72,11 @@ class Sampled:
         judged = self.responses - self.failed
         return self.solved / judged if judged else math.nan
 
+    @property
+    def success_text(self) -> str:
+        """``success`` in words."""
+        return "not known" if math.isnan(self.success) else f"{self.success:.3f}"
+
     def add(self, rollouts: Sequence[Rollout], tokenizer: str) -> None:
         """Take in all responses to some prompts; ``tokenizer`` is the fingerprint of the one whose ids they have."""
         self.responses += len(rollouts)
@@ -150,7 +155,7 @@ def sample(config: RunConfig, out: Path, samples: int, say: Callable[[str], None
         for request in requests:
             (answer,) = pool.take([request.request_id])
             found.add(ray.get(answer.rollouts), tokenizer)
-            say(f"sampled {found.responses}/{prompts * samples} responses, success {found.success:.3f}")
+            say(f"sampled {found.responses}/{prompts * samples} responses, success {found.success_text}")
     if not found.rows:
         raise ValueError(
             f"none of {found.responses} responses has any text: the base LM ends at once; set task.chat for a chat "
