@@ -95,8 +95,8 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
     """(place, row) of each row of a file, or of each file of a folder; all rows of this house are read here.
 
     By the file's suffix: .csv and .tsv (all values are texts), .json (an array, an object that holds one, or lines),
-    .parquet (only ``columns``, where it has them); any other is JSON lines. ``.gz`` may follow. Values are as in the file: whole
-    numbers of any size, decimals and dates stay what they are.
+    .parquet (only ``columns``, where it has them); any other is JSON lines. ``.gz`` may follow. Values are as in the
+    file: whole numbers of any size, decimals and dates stay what they are.
 
     Raises:
         ValueError: names file, line or row, value and remedy.
