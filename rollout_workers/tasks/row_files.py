@@ -157,9 +157,10 @@ def _document(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     found = _parsed(text, str(path), "file")
     rows = found if isinstance(found, list) else _listed(found)
     if rows is None:
+        shown = ", ".join(map(repr, found)) if isinstance(found, dict) else repr(found)
         raise ValueError(
-            f"{path}: one object with {', '.join(map(repr, found))[:80] if isinstance(found, dict) else found!r:.80}, "
-            "not rows; write an array of objects, or one object a line (pandas: orient='records')"
+            f"{path}: one object with {shown:.80}, not rows; write an array of objects, or one object a line (pandas: "
+            "orient='records')"
         )
     for count, row in enumerate(rows, 1):
         yield f"{path}, row {count}", _row(row, f"{path}, row {count}", "row")
