@@ -95,8 +95,8 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
     """(place, row) of each row of a file, or of each file of a folder; all rows of this house are read here.
 
     By the file's suffix: .csv and .tsv (all values are texts), .json (an array, an object that holds one, or lines),
-    .parquet (only ``columns``, where it has them); any other is JSON lines. ``.gz`` may follow. Values are as in the file: whole
-    numbers of any size, decimals and dates stay what they are.
+    .parquet (only ``columns``, where it has them); any other is JSON lines. ``.gz`` may follow. Values are as in the
+    file: whole numbers of any size, decimals and dates stay what they are.
 
     Raises:
         ValueError: names file, line or row, value and remedy.
@@ -157,9 +157,10 @@ def _document(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     found = _parsed(text, str(path), "file")
     rows = found if isinstance(found, list) else _listed(found)
     if rows is None:
+        shown = ", ".join(map(repr, found)) if isinstance(found, dict) else repr(found)
         raise ValueError(
-            f"{path}: one object with {', '.join(map(repr, found))[:80] if isinstance(found, dict) else found!r:.80}, "
-            "not rows; write an array of objects, or one object a line (pandas: orient='records')"
+            f"{path}: one object with {shown:.80}, not rows; write an array of objects, or one object a line (pandas: "
+            "orient='records')"
         )
     for count, row in enumerate(rows, 1):
         yield f"{path}, row {count}", _row(row, f"{path}, row {count}", "row")

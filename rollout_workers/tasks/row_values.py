@@ -20,7 +20,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """A row as the task sees it. ``Item(prompt="2 + 2?", answers=("4",), response=None, row={"q": "2 + 2?", "a": 4})``"""
+    """A row as the task sees it. ``Item(prompt="2 + 2?", answers=("4",), response=None, row={"q": "2 + 2?"})``"""
 
     prompt: str
     answers: tuple[str, ...]
