@@ -62,11 +62,6 @@ class Encoder:
     chat: bool
     max_length: int
 
-    @property
-    def pad(self) -> int:
-        """The padding token; masked everywhere."""
-        return int(self.tokenizer.pad_token_id or 0)
-
     def demonstration(self, demo: Demonstration) -> TokenRow:
         """Prompt, response and end token (and further turns), cut to ``max_length``."""
         place = f"demonstration {demo.prompt.id}"

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +36,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from configs.loading import dump_config
 from configs.schema import Rollout, RunConfig
 from latent_control import LatentActionForCausalLM, LatentActionLM
 from latent_control.text import encode_text, end_token, end_tokens, load_tokenizer
@@ -44,7 +49,7 @@ from rollout_workers.engines import DecodeJob
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.simulated import SimulatedEngine
 from rollout_workers.rollouts import HostSpec
-from rollout_workers.tasks.encoding import decode_response, encode_demonstration, encode_observation, encode_prompt
+from rollout_workers.tasks.encoding import decode_response, encode_observation, encode_prompt
 from rollout_workers.tasks.protocol import Demonstration, Prompt
 
 VOCABULARY, NEW, PAD, BOS, EOS, USER, ASSISTANT = 48, 9, 0, 1, 2, 3, 4
@@ -90,7 +95,7 @@ def words(names: dict[int, str], *, closes: bool = False, starts: bool = True, *
     """A tokenizer with one token a word; ``names`` are special."""
     vocabulary = {name: number for number, name in enumerate(WORDS)}
     vocabulary = {names.get(number, name): number for name, number in vocabulary.items()}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names[EOS]))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names.get(VOCABULARY - 1, WORDS[-1])))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     single = f"{'<s> ' if starts else ''}$A{' </s>' if closes else ''}"
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -282,3 +287,179 @@ def test_all_encode_a_prompt_alike(
     body = {"messages": [{"role": "user", "content": PROMPT}]} if it.chat else {"prompt": PROMPT}
     reply = ask(service, "/v1/chat/completions" if it.chat else "/v1/completions", max_tokens=NEW, **body)
     assert reply["choices"][0]["token_ids"] == it.said
+
+
+def test_the_openai_client_gets_the_same(make: Callable[..., Subject]) -> None:
+    openai = pytest.importorskip("openai", reason="the package openai is not installed")
+    it = make("mistral", "template")
+    with listening(Service(exported(it), "it")) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        messages = [{"role": "user", "content": PROMPT}]
+        answer = client.chat.completions.create(model="it", messages=messages, max_tokens=NEW)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (it.text, "stop")
+        assert answer.choices[0].token_ids == it.said
+        parts = client.chat.completions.create(model="it", messages=messages, max_tokens=NEW, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == it.text
+
+
+@contextmanager
+def listening(service: Service) -> Iterator[str]:
+    """The service behind HTTP, one request at a time; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status, kind, text = asyncio.run(answer(self.path, body))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    async def answer(path: str, body: bytes) -> tuple[int, str, bytes]:
+        async def decode(row: DecodingRow) -> Any:
+            return service.decode([row])[0]
+
+        reply = await service.respond("POST", path, body, decode)
+        if isinstance(reply.body, dict):
+            return reply.status, "application/json", json.dumps(reply.body).encode()
+        return reply.status, "text/event-stream", "".join([event async for event in reply.body]).encode()
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_registered_model_stops_there_in_mlflow_s_own_loader(make: Callable[..., Subject], tmp_path: Path) -> None:
+    """S6: no pad token; T1: only the tokenizer knows the end token."""
+    import mlflow
+    import pandas
+
+    from pipeline.serving.registry import register
+
+    it = make("llama", "tokenizer", pad=False)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = register(exported(it), "it", store=store, experiment="it").uri
+    mlflow.set_tracking_uri(store)
+    model = mlflow.pyfunc.load_model(uri)
+    rows = pandas.DataFrame({"prompt": [PROMPT, "w9"]})
+    found = model.predict(rows, params={"max_tokens": NEW})
+    assert (found["text"][0], found["finish_reason"][0]) == (it.text, "stop")
+
+
+TEMPLATES = {
+    # what the family's template puts, for [user, assistant] and [user, assistant, user]; then the right end token
+    "gemma": (
+        "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+    ),
+    "llama 3": (
+        "{% for m in messages %}<|header|>{{ m.role }}<|/header|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|header|>assistant<|/header|>\n\n{% endif %}",
+        "<|eot_id|>",
+    ),
+    "llama 2": (
+        "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} "
+        "</s>{% endif %}{% endfor %}",
+        "</s>",
+    ),
+    "glm": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "<|user|>",
+    ),
+    "harmony": (
+        "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
+        "{{ '<|return|>' if loop.last and m.role == 'assistant' and not add_generation_prompt else '<|end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        "<|return|>",
+    ),
+    "plain": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        None,
+    ),
+    "one that raises": ("{{ raise_exception('no chats here') }}", None),
+    "one that is broken": ("{% for m in messages %}", None),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_ends_with_what_its_template_puts_after_the_assistant_s_turn(name: str) -> None:
+    template, end = TEMPLATES[name]
+    names = {"<bos>", "<|header|>", "<|/header|>", "<|user|>", "<|assistant|>", "<|start|>", "<|message|>", "<|end|>"}
+    names |= {"<start_of_turn>", "<end_of_turn>", "<|eot_id|>", "<|return|>", "<think>"}
+    numbers = {PAD: "<pad>", BOS: "<s>", EOS: "</s>"} | dict(enumerate(sorted(names), 3))
+    tokenizer = words(numbers, eos_token="</s>", bos_token="<s>")
+    tokenizer.chat_template = template
+    ids = {name: number for number, name in numbers.items()}
+    assert set(end_tokens(tokenizer)) == {EOS, ids[end or "</s>"]}
+    assert end_token(tokenizer, chat=True) == ids[end or "</s>"]
+    assert end_token(tokenizer, chat=False) == EOS
+    if not name.startswith("one"):
+        # The turn is closed once, by the response itself or for it.
+        between = [encode_observation(tokenizer, "w40", chat=True, closed=closed) for closed in (True, False)]
+        assert between[1] == [ids[end or "</s>"], *between[0]] and 40 in between[0]
+        assert not {ids[token] for token in ("<end_of_turn>", "<|eot_id|>", "<|return|>", "</s>")} & {between[0][0]}
+
+
+def test_special_tokens_are_text_but_for_end_start_and_pad(make: Callable[..., Subject]) -> None:
+    """T2: a reward that looks for the tags finds them."""
+    names = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", 3: "<think>", 4: "</think>", 5: "<answer>", 6: "</answer>"}
+    tokenizer = words(names, eos_token="</s>", bos_token="<s>", pad_token="<pad>")
+    said = [BOS, 3, 17, 4, 5, 14, 6, EOS, PAD, 9]
+    assert decode_response(tokenizer, said) == "<think> w17 </think> <answer> w14 </answer>"
+    it = make("llama", "generation_config")
+    spec = HostSpec(level="base", checkpoint=str(it.folder))
+    engine = SimulatedEngine.load(spec, Rollout(engine_options={"tokens_per_second": 1e9, "mean_tokens": 3.0}))
+    seeds = tuple(range(32))
+    out = engine.generate(DecodeJob(prompts=((BOS, 9),), repeats=32, seeds=seeds, max_new_tokens=4))
+    for row, reason in enumerate(out.finish_reasons):
+        tokens = out.tokens[row, : int(out.lengths[row])].tolist()
+        assert (tokens[-1] in (EOS, it.said[-1])) == (reason == "stop")
+        assert not {EOS, it.said[-1]} & set(tokens[:-1])
+
+
+def test_a_text_that_ends_with_the_end_token_by_its_writer_keeps_it() -> None:
+    """Only what the tokenizer itself puts behind texts is taken off."""
+    names = {PAD: "<pad>", BOS: "<s>", EOS: "</s>"}
+    for closes in (False, True):
+        tokenizer = words(names, closes=closes, eos_token="</s>", bos_token="<s>")
+        assert encode_text(tokenizer, "w9 </s>", chat=False) == [BOS, 9, EOS]
+        assert encode_text(tokenizer, "", chat=False) == [BOS]
+
+
+def test_a_base_with_code_of_its_own_is_not_exported(
+    make: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    it = make("llama", "tokenizer")
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(it.folder, base)
+    (base / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    own = {"auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnLM"}, "model_type": "own"}
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | own))
+    model = LatentActionLM.from_base(base, trust_remote_code=True, num_actions=4, **LAYERS)
+    model.save_pretrained(run / "checkpoints" / "clone")
+    config = RunConfig(base={"model": str(base), "trust_remote_code": True})
+    (run / "config.yaml").write_text(dump_config(config))
+    source = Source(checkpoint=run / "checkpoints" / "clone", run_dir=run)
+    with pytest.raises(ValueError, match=r"needs Python code of its own .* not exported; use the policy in Python"):
+        export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
