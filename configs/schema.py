@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+StopString = Annotated[str, Field(min_length=1)]
 Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
@@ -35,7 +36,8 @@ class Task(Section):
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
-    """Solved examples put before each question (reasoning-gym tasks)."""
+    """Solved examples put before each question: of reasoning-gym tasks, and of rows (docs/tasks.md), where they are the
+    first rows to train on or those of ``task.options.shots_path``, which are asked no more."""
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512
@@ -357,6 +359,9 @@ class Rollout(Section):
     temperature: PositiveFloat = 1.0
     top_k: PositiveInt | None = None
     """Sample among the k most likely codes."""
+    stop: tuple[StopString, ...] = ()
+    """Strings that end a response, beside the end token, e.g. ``["\\n\\n", "Question:"]``: its text ends before the
+    first of them, its tokens with the one that completes it (docs/tasks.md)."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
     turns: Turns = Turns()
