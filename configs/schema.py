@@ -80,8 +80,9 @@ class Training(Section):
     """Sequences per update over all workers and accumulation steps."""
     microbatch_size: PositiveInt | None = None
     """Sequences per forward pass; ``null`` is the whole batch. Smaller needs less memory, same result."""
-    max_length: PositiveInt = 256
-    """Longer sequences are cut to this many tokens."""
+    max_length: PositiveInt | None = None
+    """Longer sequences are cut to this many tokens; ``null``: to ``task.max_prompt_tokens`` +
+    ``rollout.max_new_tokens``, or 256 where all data are texts."""
     learning_rate: PositiveFloat = 1e-3
     min_learning_rate_share: Share = 0.1
     """The cosine schedule ends at this share of ``learning_rate``."""
@@ -125,6 +126,8 @@ class Architecture(Section):
 class BaseTraining(Training):
     """Training of a small base LM from scratch on the task's demonstrations."""
 
+    max_length: PositiveInt = 256
+    """Longer sequences are cut to this many tokens."""
     architecture: Architecture = Architecture()
     solved_updates: NonNegativeInt = 0
     """The first updates read only demonstrations that solve their problem: the model learns to solve sooner. The rest

@@ -63,7 +63,7 @@ def load_base(
     return lm.eval().requires_grad_(False)
 
 
-def _positions(config: Any) -> tuple[int, int]:
+def positions_of(config: Any) -> tuple[int, int]:
     """(positions that there are, those up to which a row's rotary frequencies are its own)"""
     sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     positions = next((size for size in sizes if isinstance(size, int)), sys.maxsize)
@@ -92,7 +92,7 @@ class BaseLM(nn.Module):
         self.late_only = False
         self._late: torch.Tensor | None = None
         self._tuples = False
-        self.positions, self.steady_positions = _positions(self.decoder.config)
+        self.positions, self.steady_positions = positions_of(self.decoder.config)
         blocks = decoder_blocks(self.decoder)[1]
         if late_blocks > len(blocks):
             raise ValueError(

@@ -173,7 +173,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) ->
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Ids of a conversation, ready for the assistant's turn; ``ValueError`` without a chat template."""
+    """Ids of a conversation, ready for the assistant's turn; ``ValueError`` without a chat template, and with its own
+    words where it fails."""
     if not tokenizer.chat_template:
         raise ValueError(
             f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false"
@@ -182,12 +183,15 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
         {name: whole_characters(value) if isinstance(value, str) else value for name, value in message.items()}
         for message in messages
     ]
-    return list(
-        cast(
-            "list[int]",
-            tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False),
-        )
-    )
+    try:
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses this conversation: {said}; change the messages, "
+            "mend the template, or set task.chat to false"
+        ) from error
+    return list(cast("list[int]", ids))
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:

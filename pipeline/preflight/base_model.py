@@ -50,7 +50,10 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
             raise
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():
-                raise ValueError(f"{folder} is not a language model with a tokenizer: {first_line(error)}") from error
+                raise ValueError(
+                    f"{folder} is not a language model with a tokenizer: {first_line(error)} Copy the whole folder "
+                    "again: config.json, the weights, tokenizer.json and tokenizer_config.json"
+                ) from error
             if not local_only:
                 raise Unreachable(
                     f"{config.base.model} is neither a folder, nor cached, nor available from the hub: "

@@ -31,8 +31,10 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 except ValueError as error:
                     missing = str(source.task.options.get("path", ""))
                     made = missing.endswith(SAMPLES) and not Path(missing).exists()
-                    yield f"{name}.data[{index}].task: {error}" + (
-                        ", made by latent-control sample CONFIG" if made else ""
+                    place, said = f"{name}.data[{index}].task", str(error)
+                    said = said.replace("task.options", f"{place}.options")
+                    yield f"{place}.options.path: {said}, made by latent-control sample CONFIG" if made else (
+                        f"{place}: {said}"
                     )
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)

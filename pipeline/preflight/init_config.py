@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import Actions
 from configs.schema import Task as TaskConfig
 from configs.yaml_text import write
 from latent_control.text import encode_plain
@@ -174,8 +173,6 @@ def config_of(found: Found, tokenizer: PreTrainedTokenizerBase, *, base: str, ou
     room = tokens + max(4, tokens // 4)
     codes = len({token for ids in answers for token in ids}) + 1  # and the end
     stage: dict[str, Any] = {"batch_size": 64, "learning_rate": 1e-3}
-    if asked_tokens + room > Actions.model_fields["max_length"].default:
-        stage["max_length"] = asked_tokens + room
     stage["data"] = [samples_source(samples_of(out).name, chat=found.task.chat)]
     task: dict[str, Any] = {
         "name": found.task.name,

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
     """Ids of the prompt, ready to be continued (``encode_text``, ``encode_messages``)."""
-    if chat and prompt.turns:
-        return encode_messages(tokenizer, [{"role": role, "content": content} for role, content in prompt.turns])
-    return encode_text(tokenizer, prompt.text, chat=chat)
+    return encode_messages(tokenizer, messages_of(prompt)) if chat else encode_text(tokenizer, prompt.text, chat=False)
+
+
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    """What a chat template is given: the prompt's turns, or its text as a user's."""
+    return [{"role": role, "content": content} for role, content in prompt.turns or (("user", prompt.text),)]
 
 
 def encode_demonstration(
