@@ -71,6 +71,7 @@ OWN: dict[str, dict[str, Any]] = {
     "kimi_linear": {"layer_types": RECURRENT},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"head_dim": 4},
     "llama4_text": {"moe_layers": [1, 3], "interleave_moe_layer_step": 2},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "moshi": {"sliding_window": 64, "audio_vocab_size": 16},  # its blocks attend beyond the window that its cache keeps
@@ -203,13 +204,12 @@ def tried(family: str, folder: Path) -> Family:
         return Family(family, "not tried", f"transformers: {type(error).__name__}: {first_line(error)}")
     try:
         lm.save_pretrained(folder)
-        verdict = judge(folder, BASE, trust_remote_code=False)
-        said = verdict.problems[0] if verdict.problems else verdict.unjudged
+        said = of_files(folder)
         try:
             model = LatentActionLM.from_base(folder, num_actions=5, seed=1)
         except ValueError as error:
-            same = verdict.problems and str(error) == "; ".join(verdict.problems)
-            return Family(family, "refused" if same else "wrong", first_line(error).removeprefix(f"{folder}: "))
+            why = first_line(error).replace(f"{folder}: ", "").replace(f" at '{folder}'", "")
+            return Family(family, "refused" if str(error) == said else "wrong", why)
         if said is not None:
             return Family(family, "wrong", f"loads, though its files are said to be: {first_line(ValueError(said))}")
         gaps = conformance(lm, model)
@@ -217,6 +217,15 @@ def tried(family: str, folder: Path) -> Family:
         return Family(family, "wrong", f"{type(error).__name__}: {first_line(error)}")
     wide = ", ".join(f"{name} {gap:.2g}" for name, gap in gaps.items() if gap > TOLERANCE)
     return Family(family, "wrong" if wide else "works", wide, gaps)
+
+
+def of_files(folder: Path) -> str | None:
+    """What ``config check`` says of a saved model."""
+    try:
+        verdict = judge(folder, BASE, trust_remote_code=False)
+    except ValueError as error:
+        return str(error)
+    return "; ".join(verdict.problems) or verdict.unjudged
 
 
 def first_line(error: Exception) -> str:

@@ -50,12 +50,17 @@ def _deterministic(config: PreTrainedConfig) -> None:
 
 def _shorten(config: PreTrainedConfig, depths: Sequence[int]) -> None:
     """Make a base's config that of the blocks that lie at ``depths`` of it."""
-    before = config.num_hidden_layers
-    for name, value in config.to_dict().items():
+    before, said = config.num_hidden_layers, config.to_dict()
+    apart = {int(depth): own for depth, own in (said.pop("per_layer_config", None) or {}).items()}
+    if apart:
+        config.per_layer_config = None
+    for name, value in said.items():
         named = name.endswith(("_types", "_type", "_layers", "_pattern"))
         if isinstance(value, list) and len(value) == before and named:
             setattr(config, name, [getattr(config, name)[depth] for depth in depths])
     config.num_hidden_layers = len(depths)
+    if apart:
+        config.per_layer_config = {number: apart[depth] for number, depth in enumerate(depths) if depth in apart}
 
 
 def _nature(block: nn.Module) -> list[object]:

@@ -233,7 +233,10 @@ def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightF
             model, info = on_meta(kind, config, files)
         embedding = model.get_input_embeddings()
     except (ValueError, ArithmeticError, StrictDataclassError) as error:
-        raise ValueError(f"no {kind.what} at {str(folder)!r}: {error}") from error
+        said = str(error)
+        if said.startswith("Unrecognized configuration class"):  # a list of all others follows
+            said = f"transformers has none for model_type {config.model_type!r}; take another model"
+        raise ValueError(f"no {kind.what} at {str(folder)!r}: {said}") from error
     except RuntimeError as error:  # tensors that go into one, such as a layer's experts, do not fit each other
         if "conversion" not in str(error):
             return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)

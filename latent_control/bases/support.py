@@ -32,7 +32,7 @@ def require_supported(lm: PreTrainedModel) -> None:
 def _reasons(lm: PreTrainedModel) -> Iterator[str]:
     decoder = decoder_of(lm)
     config: Any = decoder.config
-    if lm.config.is_encoder_decoder or hasattr(config, "decoder_layers"):
+    if lm.config.is_encoder_decoder or any(hasattr(config, name) for name in ("decoder_layers", "num_decoder_layers")):
         yield "it is an encoder-decoder, or the decoder of one"
     yield from _cache_reasons(config)
     arguments = signature(decoder.forward).parameters
