@@ -10,6 +10,9 @@ from configs.schema import Base, DataSource, RunConfig, Training
 # Accelerate's own ways to split a model; ours is ``shard``, whose checkpoints any number of workers can read.
 SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelism_config"}
 
+TEXT_TOKENS = 256
+"""Of a piece of text, where ``max_length`` is not set."""
+
 
 def cross_field_problems(config: RunConfig) -> list[str]:
     """One message, with the remedy, for each contradiction between fields."""
@@ -52,6 +55,17 @@ def offline_sections(config: RunConfig) -> Iterator[tuple[str, Training]]:
     )
     every: tuple[tuple[str, Training | None], ...] = (*named, ("improve_offline", config.improve_offline))
     return ((name, section) for name, section in every if section is not None)
+
+
+def row_length(config: RunConfig, section: Training) -> int:
+    """Tokens to which a stage cuts its rows: ``max_length``, else what prompt and response may have together (of texts
+    256)."""
+    if section.max_length is not None:
+        return section.max_length
+    if section.data and all(source.kind == "text" for source in section.data):
+        return TEXT_TOKENS
+    prompts = [config.task, *(source.task for source in section.data if source.task is not None)]
+    return max(task.max_prompt_tokens for task in prompts) + config.rollout.max_new_tokens
 
 
 def _stages(config: RunConfig) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+StopString = Annotated[str, Field(min_length=1)]
 Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
@@ -35,7 +36,8 @@ class Task(Section):
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
-    """Solved examples put before each question (reasoning-gym tasks)."""
+    """Solved examples put before each question: of reasoning-gym tasks, and of rows (docs/tasks.md), where they are the
+    first rows to train on or those of ``task.options.shots_path``, which are asked no more."""
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512
@@ -78,8 +80,9 @@ class Training(Section):
     """Sequences per update over all workers and accumulation steps."""
     microbatch_size: PositiveInt | None = None
     """Sequences per forward pass; ``null`` is the whole batch. Smaller needs less memory, same result."""
-    max_length: PositiveInt = 256
-    """Longer sequences are cut to this many tokens."""
+    max_length: PositiveInt | None = None
+    """Longer sequences are cut to this many tokens; ``null``: to ``task.max_prompt_tokens`` +
+    ``rollout.max_new_tokens``, or 256 where all data are texts."""
     learning_rate: PositiveFloat = 1e-3
     min_learning_rate_share: Share = 0.1
     """The cosine schedule ends at this share of ``learning_rate``."""
@@ -123,6 +126,8 @@ class Architecture(Section):
 class BaseTraining(Training):
     """Training of a small base LM from scratch on the task's demonstrations."""
 
+    max_length: PositiveInt = 256
+    """Longer sequences are cut to this many tokens."""
     architecture: Architecture = Architecture()
     solved_updates: NonNegativeInt = 0
     """The first updates read only demonstrations that solve their problem: the model learns to solve sooner. The rest
@@ -147,9 +152,11 @@ class Actions(Training):
 
     num_actions: Annotated[int, Field(ge=2, le=32767)] = 64
     head: Literal["residual", "official"] = "residual"
-    inverse_dynamics_layers: PositiveInt = 2
+    inverse_dynamics_layers: PositiveInt | None = None
+    """Blocks of the inverse dynamics model; ``null`` is 2, or 1 where the base LM has 1."""
     merge_layers: PositiveInt = 2
-    policy_layers: PositiveInt = 2
+    policy_layers: PositiveInt | None = None
+    """Blocks of the latent policy; ``null`` is 2, or 1 where the base LM has 1."""
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""
@@ -355,6 +362,9 @@ class Rollout(Section):
     temperature: PositiveFloat = 1.0
     top_k: PositiveInt | None = None
     """Sample among the k most likely codes."""
+    stop: tuple[StopString, ...] = ()
+    """Strings that end a response, beside the end token, e.g. ``["\\n\\n", "Question:"]``: its text ends before the
+    first of them, its tokens with the one that completes it (docs/tasks.md)."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
     turns: Turns = Turns()

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from latent_control.bases.loading import BASE, load_model
-from latent_control.decoder_stack import decoder_blocks, position_ids
+from latent_control.bases.support import require_supported
+from latent_control.decoder_stack import decoder_blocks, decoder_of, position_ids
 from latent_control.linear import linear
 from latent_control.records import Features
+from latent_control.text import config_ends, name_ends, saved_ends
 
 
 class PassThrough(nn.Module):
@@ -43,21 +45,25 @@ def load_base(
     base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles,
-    which run code.
+    which run code. Its generation config names all end tokens: its own, the config's and the tokenizer's (of a model
+    that was loaded by the caller, the first two).
 
-    Raises: ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a
-        tokenizer with
-            more tokens than the embedding has rows; said from the files, before a weight is read.
+    Raises: ValueError: the folder does not exist or holds no causal LM, or one that latent actions cannot be put on
+        (``bases/support.py``), or not all of its tensors and no others, or a tokenizer with more tokens than the
+        embedding has rows; said from the files, before a weight is read.
     """
-    lm = (
-        base
-        if isinstance(base, PreTrainedModel)
-        else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
-    )
+    if isinstance(base, PreTrainedModel):
+        lm, ends = base, config_ends(base.config)
+    else:
+        lm = load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
+        ends = saved_ends(base, trust_remote_code=trust_remote_code)
+    if lm.generation_config is not None:
+        name_ends(lm.generation_config, ends)
+    require_supported(lm)
     return lm.eval().requires_grad_(False)
 
 
-def _positions(config: Any) -> tuple[int, int]:
+def positions_of(config: Any) -> tuple[int, int]:
     """(positions that there are, those up to which a row's rotary frequencies are its own)"""
     sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     positions = next((size for size in sizes if isinstance(size, int)), sys.maxsize)
@@ -74,6 +80,9 @@ class BaseLM(nn.Module):
     """Any decoder-only ``transformers`` LM, reached through ``get_decoder`` and ``get_output_embeddings``.
 
     ``late_blocks`` > 0 also captures the hidden state that enters the last ``late_blocks`` blocks.
+
+    Raises:
+        ValueError: ``lm`` has fewer blocks.
     """
 
     def __init__(self, lm: PreTrainedModel, late_blocks: int = 0) -> None:
@@ -83,22 +92,16 @@ class BaseLM(nn.Module):
         self.late_only = False
         self._late: torch.Tensor | None = None
         self._tuples = False
-        self.positions, self.steady_positions = _positions(self.decoder.config)
+        self.positions, self.steady_positions = positions_of(self.decoder.config)
         blocks = decoder_blocks(self.decoder)[1]
-        if late_blocks >= len(blocks):
+        if late_blocks > len(blocks):
             raise ValueError(
                 f"{late_blocks} late blocks asked for, but the base LM has {len(blocks)} blocks: choose at most "
-                f"{len(blocks) - 1}"
-            )
-        head = lm.get_output_embeddings()
-        if head is None or head.weight.shape[1] != self.width:
-            found = "none" if head is None else f"one of width {head.weight.shape[1]}"
-            raise ValueError(
-                f"{type(lm).__name__} is not supported: it needs a language head as wide as its blocks "
-                f"({self.width}), but has {found}"
+                f"{len(blocks)}"
             )
         if late_blocks:
             blocks[-late_blocks].register_forward_pre_hook(self._capture_late, with_kwargs=True)
+        if 0 < late_blocks < len(blocks):
             blocks[-late_blocks - 1].register_forward_hook(self._see_output)
 
     def _capture_late(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,7 +118,7 @@ class BaseLM(nn.Module):
     @property
     def decoder(self) -> PreTrainedModel:
         """The stack of blocks without the language head."""
-        return self.lm.get_decoder()
+        return decoder_of(self.lm)
 
     @property
     def width(self) -> int:
@@ -128,9 +131,12 @@ class BaseLM(nn.Module):
         return self.lm.dtype
 
     def drop_late_blocks(self) -> None:
-        """Free the last ``late_blocks`` blocks: from now on only ``late`` is supplied, at less cost."""
+        """Free the last ``late_blocks`` blocks: from now on only ``late`` is supplied, at less cost. All blocks stay
+        where ``late`` is what enters the first one."""
         assert self.late_blocks, "nothing reads the late state"
         blocks = decoder_blocks(self.decoder)[1]
+        if self.late_blocks == len(blocks):
+            return
         for index in range(len(blocks) - self.late_blocks, len(blocks)):
             hooks = blocks[index]._forward_pre_hooks, blocks[index]._forward_pre_hooks_with_kwargs
             blocks[index] = PassThrough(self._like_output)

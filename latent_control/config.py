@@ -7,6 +7,8 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from latent_control.decoder_stack import decoder_of
+
 Reads = Literal["late", "final"]
 
 
@@ -83,7 +85,7 @@ class LatentActionConfig:
 
 def merge_width(lm: PreTrainedModel) -> int:
     """The base's MLP width, whatever its config calls it."""
-    config = lm.get_decoder().config
+    config = decoder_of(lm).config
     for name in ("intermediate_size", "ffn_dim", "n_inner"):
         if getattr(config, name, None):
             return int(getattr(config, name))

@@ -4,6 +4,8 @@ policy."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,10 +23,7 @@ def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, child in decoder.named_children():
         if isinstance(child, nn.ModuleList) and len(child) == depth:
             return name, child
-    raise ValueError(
-        f"{type(decoder).__name__} has no list of {depth} decoder blocks; only decoder-only language "
-        "models are supported"
-    )
+    raise ValueError(f"{type(decoder).__name__} has no list of {depth} decoder blocks that are run one after another")
 
 
 def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -32,38 +31,90 @@ def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _shorten(config: PreTrainedConfig, blocks: int) -> None:
-    """Make a base's config that of its last ``blocks`` blocks, fed with hidden states, without randomness."""
-    depth = config.num_hidden_layers
+def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
+    """The stack of blocks of ``lm`` without its language head."""
+    found = lm.get_decoder()
+    if isinstance(found, PreTrainedModel) and found is not lm:
+        return found
+    # Some answer with themselves (Llama 4) or with their head (ModernBERT).
+    return next((child for child in lm.children() if isinstance(child, PreTrainedModel)), lm)
+
+
+def _deterministic(config: PreTrainedConfig) -> None:
+    """No dropout and no noise on routers: the sampler's and the learner's log-probabilities must agree, whatever mode a
+    stack is in."""
     for name, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == depth and (name == "layer_types" or name.endswith("_layers")):
-            setattr(config, name, getattr(config, name)[-blocks:])
-        # The sampler's and the learner's log-probabilities must agree, whatever mode a stack is in.
-        if "drop" in name and isinstance(value, float):
+        if ("drop" in name or "jitter" in name or "noise" in name) and isinstance(value, float):
             setattr(config, name, 0.0)
-    if hasattr(config, "embedding_multiplier"):  # Granite scales whatever it is fed
-        config.embedding_multiplier = 1.0
-    config.num_hidden_layers = blocks
+
+
+def _shorten(config: PreTrainedConfig, depths: Sequence[int]) -> None:
+    """Make a base's config that of the blocks that lie at ``depths`` of it."""
+    before, said = config.num_hidden_layers, config.to_dict()
+    apart = {int(depth): own for depth, own in (said.pop("per_layer_config", None) or {}).items()}
+    if apart:
+        config.per_layer_config = None
+    for name, value in said.items():
+        named = name.endswith(("_types", "_type", "_layers", "_pattern"))
+        if isinstance(value, list) and len(value) == before and named:
+            setattr(config, name, [getattr(config, name)[depth] for depth in depths])
+    config.num_hidden_layers = len(depths)
+    if apart:
+        config.per_layer_config = {number: apart[depth] for number, depth in enumerate(depths) if depth in apart}
+
+
+def _nature(block: nn.Module) -> list[object]:
+    """What a block is but for its weights and its number: classes, shapes and settings of its modules."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
+    settings = [
+        {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, int | float | str | None) and key not in ("layer_idx", "training") and key[0] != "_"
+        }
+        for module in block.modules()
+    ]
+    return [type(block), shapes, [type(module) for module in block.modules()], settings]
 
 
 class DecoderStack(nn.Module):
     """``n`` causal decoder blocks + the architecture's final norm + a bias-free linear layer D -> outputs.
 
-    The blocks are the base's own class built from the base's own config, fed with hidden states in place of embeddings.
+    The blocks are the base's own classes built from the base's own config as its last ones (its first one again where
+    there are more), fed with hidden states in place of embeddings.
     """
 
     def __init__(self, decoder: PreTrainedModel, blocks: int, outputs: int) -> None:
         super().__init__()
+        if blocks < 1:
+            raise ValueError(f"{blocks} blocks asked for: choose at least 1")
         config = copy.deepcopy(decoder.config)
-        depth = config.num_hidden_layers
-        if not 1 <= blocks <= depth:
-            raise ValueError(f"{blocks} blocks asked for, but the base LM has {depth}: choose 1 to {depth}")
-        _shorten(config, blocks)
-        config.vocab_size, config.pad_token_id = 1, None
+        depths = [max(0, config.num_hidden_layers - blocks + number) for number in range(blocks)]
+        config.vocab_size, config.pad_token_id = 1, None if config.pad_token_id is None else 0
+        _deterministic(config)
+        whole = copy.deepcopy(config)
+        _shorten(config, depths)
         self.decoder = type(decoder)(config)
+        self._build_at_depths(decoder, whole, depths)
         self._remove_embeddings()
         self.head = nn.Linear(config.hidden_size, outputs, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+        self._fed: torch.Tensor | None = None
+        # Whatever an architecture does to embeddings before its first block (scale, norm, add positions) is not for us.
+        decoder_blocks(self.decoder)[1][0].register_forward_pre_hook(self._feed, with_kwargs=True)
+
+    def _build_at_depths(self, decoder: PreTrainedModel, config: PreTrainedConfig, depths: Sequence[int]) -> None:
+        """Build blocks again that the base has otherwise at ``depths``: a mixture of experts, another scale."""
+        own, theirs = decoder_blocks(self.decoder)[1], decoder_blocks(decoder)[1]
+        for number, depth in enumerate(depths):
+            kind = type(theirs[depth])
+            if _nature(own[number]) == _nature(theirs[depth]) or "layer_idx" not in signature(kind).parameters:
+                continue
+            own[number] = kind(config, layer_idx=depth)
+            for module in own[number].modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx += number - depth  # its place in the cache
+        self.decoder.init_weights()  # of what is new; the rest has been
 
     def _remove_embeddings(self) -> None:
         """Drop token embeddings; positions learned by the base are already in its hidden states, so those become frozen
@@ -76,6 +127,12 @@ class DecoderStack(nn.Module):
                 nn.init.zeros_(module.weight).requires_grad_(False)
             elif name == "word_embeddings_layernorm":  # Bloom's blocks start after it
                 setattr(self.decoder, name, nn.Identity())
+
+    def _feed(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        assert self._fed is not None, "blocks are called through hidden"
+        if args:
+            return (self._fed, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": self._fed}
 
     def start_from(self, decoder: PreTrainedModel) -> None:
         """Copy the weights of ``decoder``'s last blocks and final norm."""
@@ -110,9 +167,13 @@ class DecoderStack(nn.Module):
             "use_cache": cache is not None,
         }
         arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
-        # A copy: some blocks scale what they are fed in place (CTRL), and others read these states too.
-        states = states.to(self.head.weight.dtype, copy=True)
-        return self.decoder(inputs_embeds=states, **arguments).last_hidden_state
+        states = states.to(self.head.weight.dtype)
+        self._fed = states
+        try:
+            # What is embedded is not read; some architectures change it in place (CTRL).
+            return self.decoder(inputs_embeds=torch.zeros_like(states), **arguments).last_hidden_state
+        finally:
+            self._fed = None
 
     def forward(
         self,

@@ -189,7 +189,7 @@ class LatentActionLM(PretrainedMixin):
         blocks = {"policy": self.config.policy_layers, "merge": self.config.merge_layers}
         if self.inverse_dynamics is not None:
             blocks["inverse_dynamics"] = self.config.inverse_dynamics_layers
-        shape = f"{type(base).__name__}, {base.get_decoder().config.num_hidden_layers} blocks, width {self.base.width}"
+        shape = f"{type(base).__name__}, {self.base.decoder.config.num_hidden_layers} blocks, width {self.base.width}"
         return [
             ("base LM", f"{self.base_source or 'bundled'}: {shape}, {count(sizes['base'])} parameters, frozen"),
             ("codes", f"{self.config.num_actions}, each for {self.config.span} token{'s' * (self.config.span > 1)}"),

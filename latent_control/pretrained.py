@@ -21,12 +21,13 @@ from latent_control.base_lm import BaseLM, load_base
 from latent_control.bases.loading import load_config
 from latent_control.bases.weight_files import read_shapes
 from latent_control.config import LatentActionConfig
-from latent_control.decoder_stack import DecoderStack
+from latent_control.decoder_stack import DecoderStack, decoder_blocks, decoder_of
 from latent_control.published import read_published
 from latent_control.tensor_files import read_weights, require_tensors
 
 CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
 FORMAT = 1
+BLOCKS = ("inverse_dynamics_layers", "policy_layers")
 
 
 def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -123,8 +124,8 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Decod
     shape = read_shape(folder)
     base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code).get_decoder()
-    policy = DecoderStack(decoder, shape.policy_layers, shape.num_actions)
+        lm = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code)
+    policy = DecoderStack(decoder_of(lm), shape.policy_layers, shape.num_actions)
     wanted = {f"policy.{name}": tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     require_tensors(folder, wanted, read_shapes(folder / WEIGHTS), "policy.")
     with safe_open(folder / WEIGHTS, framework="pt") as tensors:
@@ -156,13 +157,19 @@ class PretrainedMixin(nn.Module):
         """New modules beside a frozen base LM (a folder, a hub id or a loaded model).
 
         Blocks that read ``late`` start as copies of the base's last blocks. ``seed`` makes the new weights reproducible
-        without touching torch's global stream; ``shape`` are fields of ``LatentActionConfig``.
+        without touching torch's global stream; ``shape`` are fields of ``LatentActionConfig``, of which ``None`` means
+        the default: 2 blocks for inverse dynamics model and policy, or 1 where the base has 1. Nothing is drawn at
+        random in its passes: no dropout, no noise of routers.
 
         Raises:
             ValueError: a setting is out of range, or there is no whole causal LM at ``base`` (as ``load_base``).
         """
-        config = LatentActionConfig(**shape)
+        given = {name: value for name, value in shape.items() if value is not None}
+        config = LatentActionConfig(**given)
         lm = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
+        depth = len(decoder_blocks(decoder_of(lm))[1])
+        fitting = {name: min(depth, getattr(config, name)) for name in BLOCKS if name not in given}
+        config = dataclasses.replace(config, **fitting)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -172,7 +179,7 @@ class PretrainedMixin(nn.Module):
             model.policy.start_from(model.base.decoder)
         if config.inverse_dynamics_reads == "late" and model.inverse_dynamics is not None:
             model.inverse_dynamics.start_from(model.base.decoder)
-        return model
+        return model.eval()
 
     @classmethod
     def from_pretrained(

@@ -162,21 +162,20 @@ def response_loss(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
 
 
-def _check(config: BaseTraining, task: WordTask) -> None:
-    problems = []
+def unsuitable(config: BaseTraining, task: object, name: str) -> Iterator[str]:
+    """Settings and tasks that this stage does not take."""
     if config.num_workers != 1:
-        problems.append(
-            f"base.train.num_workers is {config.num_workers}; the base stage trains in one process: set it to 1"
-        )
+        yield f"base.train.num_workers: {config.num_workers}, but the base LM is trained in one process; set 1"
     if config.microbatch_size is not None:
-        problems.append(
-            f"base.train.microbatch_size is {config.microbatch_size}; the base stage has no accumulation: "
-            "set it to null"
+        yield (
+            f"base.train.microbatch_size: {config.microbatch_size}, but nothing is accumulated in training a base LM; "
+            "set null"
         )
     if not hasattr(task, "words"):
-        problems.append(f"task {task.name!r} has no fixed vocabulary; the base stage can train on 'countdown' only")
-    if problems:
-        raise ValueError("; ".join(problems))
+        yield (
+            f"base.train: needs a task with a fixed vocabulary, which {name!r} has not; set task.name: countdown, or "
+            "leave base.train out and name a trained model in base.model"
+        )
 
 
 @contextmanager
@@ -197,7 +196,8 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
     ``log(step, metrics)`` gets ``loss`` (and ``learning_rate``) every 20 updates and ``heldout_loss`` at evaluations,
     in nats per response token. Raises ``ValueError`` for settings that this stage does not have.
     """
-    _check(config, task)
+    if problems := list(unsuitable(config, task, task.name)):
+        raise ValueError("; ".join(problems))
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = word_tokenizer(task.words, max(CONTEXT_TOKENS, config.max_length))

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.schema import Reward, Turns
 from latent_control.distributions import rollout_seed
+from latent_control.text import end_tokens
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Lost, Worlds
 from rollout_workers.environments.protocol import Step
@@ -58,6 +59,8 @@ class Player:
     reward: Reward
     chat: bool
     max_prompt_tokens: int
+    stop: tuple[str, ...] = ()
+    """``rollout.stop``"""
 
     def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read.
@@ -107,7 +110,7 @@ class Player:
     def _act(self, engine: RolloutEngine, episode: _Episode, row: Row) -> None:
         episode.turns.append(row)
         episode.ids += row.tokens.tolist()
-        episode.texts.append(decode_response(engine.tokenizer, row.tokens.tolist()))
+        episode.texts.append(decode_response(engine.tokenizer, row.tokens.tolist(), self.stop))
 
     def _see(self, engine: RolloutEngine, episode: _Episode, outcome: Step | Lost, room: int) -> None:
         """Take in what came of the last action: the episode ends, or the observation is what the next one follows."""
@@ -116,7 +119,7 @@ class Player:
             return
         episode.steps.append(outcome)
         text = shortened(engine.tokenizer, outcome.observation, self.limits.max_observation_tokens) + MARK
-        closed = episode.turns[-1].finish_reason == "stop"
+        closed = episode.ids[-1] in end_tokens(engine.tokenizer)
         seen = encode_observation(engine.tokenizer, text, chat=self.chat, closed=closed)
         if outcome.terminated:
             episode.end = "terminated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,8 @@ import typer
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson, ConfigFile, Overrides
 from pipeline.cli.output import plan, print_json, print_problems
-from pipeline.cli.session import examine, exit_on_error
+from pipeline.cli.session import examined, exit_on_error
+from pipeline.storage.disk_space import folder_problems
 
 config_app = typer.Typer(no_args_is_help=True, help="Check, show or describe a config.")
 app.add_typer(config_app, name="config")
@@ -19,16 +21,17 @@ app.add_typer(config_app, name="config")
 def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Dry run: report every problem that can be found before work starts. Exit code 2 if there is one."""
     with exit_on_error(USAGE):
-        settings, errors, warnings = examine(config, overrides or [])
+        settings, (errors, warnings, notes) = examined(config, overrides or [])
+        errors += folder_problems(Path("runs"), "--run-dir")
     if as_json:
-        print_json({"ok": not errors, "errors": errors, "warnings": warnings})
+        print_json({"ok": not errors, "errors": errors, "warnings": warnings, "notes": notes})
     else:
         print_problems(config, errors, warnings)
     if errors or settings is None:
         raise typer.Exit(USAGE)
     if not as_json:
         typer.echo("ok")
-        for line in plan(settings):
+        for line in [*plan(settings), *(f"  {note}" for note in notes)]:
             typer.echo(line)
 
 

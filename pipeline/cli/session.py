@@ -20,24 +20,31 @@ from pipeline.runs.layout import CONFIG
 if TYPE_CHECKING:
     from configs.schema import RunConfig
     from pipeline.console.displays import Display
+    from pipeline.preflight.problems import Findings
 
 
 def examine(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:
     """The config, or None, with all errors and warnings: those of loading it and those of the preflight together."""
+    config, found = examined(path, overrides)
+    return config, found.errors, found.warnings
+
+
+def examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, Findings]:
+    """``examine``, with what was looked at."""
     from configs.loading import ConfigErrors, load_config
     from pipeline.preflight.check import check
+    from pipeline.preflight.problems import Findings
 
     try:
         config = load_config(path, overrides)
     except ConfigErrors as problems:
-        errors, warnings = list(problems.messages), list[str]()
+        errors, found = list(problems.messages), Findings([], [], [])
         if problems.partial is not None:
-            more, warnings = check(problems.partial)
+            found = check(problems.partial)
             # The default in place of a wrong value is not the user's.
-            errors += [m for m in more if m not in errors and not any(name in m for name in problems.dropped)]
-        return None, errors, warnings
-    errors, warnings = check(config)
-    return config, errors, warnings
+            errors += [m for m in found.errors if m not in errors and not any(name in m for name in problems.dropped)]
+        return None, found._replace(errors=errors)
+    return config, check(config)
 
 
 def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:

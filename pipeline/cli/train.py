@@ -12,6 +12,7 @@ from pipeline.cli.options import FAILED, USAGE, AsJsonLines, ConfigFile, Overrid
 from pipeline.cli.output import finish
 from pipeline.cli.session import checked, existing, exit_on_error, new_folder, run_output
 from pipeline.runs.layout import CONFIG, MANIFEST
+from pipeline.storage.disk_space import folder_problems
 
 
 @app.command()
@@ -64,7 +65,7 @@ def resume(
 
 def _occupied(folder: Path) -> list[str]:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return []
+        return list(folder_problems(folder, "--run-dir"))
     if not folder.is_dir():
         return [f"--run-dir: {folder} is a file; give a folder"]
     return [

@@ -55,3 +55,9 @@ def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:
     if config.improve is not None and improve:
         sections["improve"] = config.improve.model_copy(update=improve)
     return config.model_copy(update=sections)
+
+
+def depth_of(settings: Settings) -> str:
+    """Blocks of inverse dynamics model and policy: ``2``, ``2/4``, or ``default``."""
+    layers = {str(settings[name] or "default") for name in ("inverse_dynamics_layers", "policy_layers")}
+    return "/".join(sorted(layers))

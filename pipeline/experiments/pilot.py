@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from configs.loading import load_config
+from configs.schema import Actions, Clone, DataSource, Evaluation, Improve, RunConfig
 from configs.yaml_text import write
 from pipeline.experiments.compare import compare, write_page
 from pipeline.experiments.sample_base import sample
@@ -51,6 +52,16 @@ class PilotData:
     prompt: str = "prompt"
     answer: str = "answer"
     verifier: str = "exact"
+    """A name, or a function of one's own: ``rewards.py`` or ``rewards.py:judge``."""
+
+    def options(self) -> dict[str, Any]:
+        """``task.options`` of the rows."""
+        file, _, function = self.verifier.partition(":")
+        judging: dict[str, Any] = {"verifier": self.verifier}
+        if file.endswith(".py"):
+            own = {"path": str(Path(file).absolute()), "function": function or "reward"}
+            judging = {"verifier": "python", "python": own}
+        return {"path": str(self.path), "prompt": self.prompt, "answer": self.answer, **judging}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,6 @@ class Pace:
 def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
     """The config of a pilot without numbers of updates."""
     offline = {"batch_size": 16, "learning_rate": 1e-3}
-    options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}
     improve = {
         "algorithm": "grpo",
         "token_baseline": True,
@@ -79,13 +89,36 @@ def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, hel
     return {
         "seed": 0,
         "base": {"model": base},
-        "task": {"name": "jsonl", "options": options, "chat": chat},
+        "task": {"name": "rows", "options": rows.options(), "chat": chat},
         "actions": {"num_actions": 64, **offline, "min_alive_share": 0.0},
         "clone": offline,
         "improve": improve | {"token_learning_rate": 1e-4},
         "rollout": {"num_workers": 2, "max_new_tokens": max_new_tokens},
         "evaluation": {"prompts": heldout, "marginal_sequences": 0},
     }
+
+
+def template_of(config: RunConfig) -> dict[str, Any]:
+    """A user's own config as a pilot: its base LM, task, reward, rollouts and settings of the stages, both sides; no
+    other stage, and codes of its own.
+
+    Raises:
+        ValueError: it reuses codes, trains its base LM, or says that there is only one side.
+    """
+    named = {"base.train": config.base.train, "actions.init": config.actions and config.actions.init}
+    if given := [name for name, value in named.items() if value is not None]:
+        raise ValueError(f"{given[0]}: a pilot finds its own codes on a base LM as it is; leave {given[0]} out")
+    if config.improve is not None and config.improve.level == "token":
+        raise ValueError("improve.level: a pilot has both sides, this says token; leave improve.level out")
+    found = config.model_dump(mode="json") | {"finetune": None, "improve_offline": None, "gates": []}
+    for name, section in ((ACTIONS, Actions()), (CLONE, Clone()), (IMPROVE, Improve()), ("evaluation", Evaluation())):
+        found[name] = found[name] or section.model_dump(mode="json")
+    for name in (ACTIONS, CLONE):
+        found[name]["data"] = [DataSource().model_dump(mode="json")]  # until the base LM has answered
+    found["improve"]["token_baseline"] = True
+    # Few updates may leave many codes unused; that is for a run to mind.
+    found["actions"]["min_alive_share"] = 0.0
+    return found
 
 
 def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, Any]:
@@ -164,10 +197,12 @@ def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None])
     count = max(1, RESPONSES // prompts)
     say(f"pilot: the base LM answers {prompts} training prompts, {count} times each")
     found = sample(settings, folder / SAMPLES, count, lambda text: None)
-    say(
-        "pilot: its success is "
-        f"{found['success']:.3f}" + ("" if found["success"] else "; where it never succeeds, neither side can learn")
-    )
+    for line in found.words():
+        say(f"pilot: {line}")
+    hopeless = "" if found.success else "; where it never succeeds, neither side can learn"
+    say(f"pilot: its success is {found.success_text}{hopeless}")
+    if found.failed == found.responses:
+        raise ValueError("the verifier judged no response of the base LM, so nothing can be compared: mend it first")
     data = [samples_source(SAMPLES, chat=settings.task.chat)]
     return {**config} | {name: {**config[name], "data": data} for name in (ACTIONS, CLONE)}
 

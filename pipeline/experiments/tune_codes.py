@@ -24,7 +24,7 @@ from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.console.displays import Display
 from pipeline.evaluation.statistics import bootstrap_means, interval
-from pipeline.experiments.codebook_score import CodesTrial, Settings, score, tuned
+from pipeline.experiments.codebook_score import CodesTrial, Settings, depth_of, score, tuned
 from pipeline.run import run
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import METRICS
@@ -171,11 +171,9 @@ def _progress(say: Callable[[str], None]) -> Any:
 
 def named(settings: Settings) -> str:
     """A short name: ``64 codes, span 1, temperature 2, 2 layers``."""
-    layers = {settings["inverse_dynamics_layers"], settings["policy_layers"]}
-    depth = "/".join(map(str, sorted(layers)))
     return (
         f"{settings['num_actions']} codes, span {settings['span']}, temperature {settings['temperature']:g}, "
-        f"{depth} layers"
+        f"{depth_of(settings)} layers"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.experiments.codebook_score import depth_of
 from pipeline.pages.page import document, rendered
 from pipeline.storage.atomic import write_atomic
 
@@ -49,7 +50,7 @@ def _row(trial: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         str(settings["num_actions"]),
         str(settings["span"]),
         f"{settings['temperature']:g}",
-        "/".join(map(str, sorted({settings["inverse_dynamics_layers"], settings["policy_layers"]}))),
+        depth_of(settings),
         f"{trial['score']:.3f}" if math.isfinite(trial["score"]) else "",
         shown("nll_codes"),
         lost,

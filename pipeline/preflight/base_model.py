@@ -50,7 +50,10 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
             raise
         except (OSError, ValueError, KeyError) as error:
             if Path(folder).is_dir():
-                raise ValueError(f"{folder} is not a language model with a tokenizer: {first_line(error)}") from error
+                raise ValueError(
+                    f"{folder} is not a language model with a tokenizer: {first_line(error)} Copy the whole folder "
+                    "again: config.json, the weights, tokenizer.json and tokenizer_config.json"
+                ) from error
             if not local_only:
                 raise Unreachable(
                     f"{config.base.model} is neither a folder, nor cached, nor available from the hub: "
@@ -63,8 +66,8 @@ def _base_folders(model: str) -> tuple[str, str]:
     """Folders of config and tokenizer; the config of an adapted base is its base's."""
     from latent_control.bases import adapters, smollm2
 
-    if adapters.is_adapter(model):
-        return adapters.adapted_base(model), adapters.tokenizer_source(model)
+    if adapter := adapters.adapter_folder(model):
+        return adapters.adapted_base(adapter), adapters.tokenizer_source(adapter)
     folder = str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
     return folder, folder
 
@@ -91,8 +94,8 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
 
     model, trust = config.base.model, config.base.trust_remote_code
     try:
-        if adapters.is_adapter(model):
-            problems, unjudged = adapters.adapter_problems(model, trust_remote_code=trust)
+        if adapter := adapters.adapter_folder(model):
+            problems, unjudged = adapters.adapter_problems(adapter, trust_remote_code=trust)
         else:
             problems, unjudged, _ = judge(_base_folders(model)[0], BASE, trust_remote_code=trust)
     except ValueError as error:
@@ -127,14 +130,12 @@ def shape_problems(config: RunConfig, model: PreTrainedConfig) -> Iterator[str]:
     if heads and not getattr(text, "head_dim", None) and width % heads:
         yield f"base.model: hidden_size {width} does not divide into {heads} attention heads"
     for name, blocks, late in _block_counts(config):
-        limit = depth - 1 if late else depth
-        if blocks > limit:
-            why = f"reading late, at most {limit} of them" if late else f"at most {limit}"
-            yield f"{name}: {blocks} blocks, but the base LM has {depth}; {why}"
+        if late and blocks is not None and blocks > depth:
+            yield f"{name}: {blocks} blocks that read late, but the base LM has {depth}; set at most {depth}"
 
 
-def _block_counts(config: RunConfig) -> Iterator[tuple[str, int, bool]]:
-    """Key, number of blocks, and whether one more must remain below them."""
+def _block_counts(config: RunConfig) -> Iterator[tuple[str, int | None, bool]]:
+    """Key, number of blocks, and whether they must be the base's last ones."""
     actions, improve = config.actions, config.improve
     if actions is not None:
         yield (

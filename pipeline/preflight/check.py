@@ -15,13 +15,12 @@ from configs.paths import missing_paths
 from configs.schema import RunConfig
 from configs.task_options import preferences
 from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer, file_problems, shape_problems
-from pipeline.preflight.data_sources import source_problems
+from pipeline.preflight.data_sources import sampled_problems, source_problems
 from pipeline.preflight.problems import Findings, placed
+from pipeline.preflight.prompts import Prompts
 from pipeline.preflight.resources import local_problems
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
     from rollout_workers.tasks import AgentTask, Task
 
 
@@ -34,9 +33,14 @@ def check(config: RunConfig) -> Findings:
     errors += local_problems(config)
     errors += tracking_problems(config)
     task = _task(config, errors)
-    if config.base.train is None and not any(e.startswith("base.model:") for e in errors):
-        _with_base(config, task, errors, warnings)
-    return Findings(errors=list(dict.fromkeys(errors)), warnings=warnings)
+    found = Findings(errors=errors, warnings=warnings, notes=[])
+    if config.base.train is not None and task is not None:
+        from learners.base_training import unsuitable
+
+        errors += unsuitable(config.base.train, task, config.task.name)
+    elif config.base.train is None and not any(e.startswith("base.model:") for e in errors):
+        _with_base(config, task, found)
+    return Findings(*(list(dict.fromkeys(lines)) for lines in found))
 
 
 def _task(config: RunConfig, errors: list[str]) -> Task | None:
@@ -61,8 +65,9 @@ def _task(config: RunConfig, errors: list[str]) -> Task | None:
     return task
 
 
-def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings: list[str]) -> None:
+def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
     """The checks that need the base LM's config and tokenizer."""
+    errors, warnings, _ = found
     try:
         model, tokenizer = base_config_and_tokenizer(config)
     except Unreachable as error:
@@ -76,43 +81,27 @@ def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings
     errors += misshaped
     if not any(error.startswith("base.model:") for error in misshaped):
         errors += file_problems(config, warnings)
-    if task is not None:
-        errors += _one_prompt(config, task, model, tokenizer)
+    errors += sampled_problems(config, model, tokenizer, warnings)
+    if not any(error.startswith("base.model:") for error in misshaped):
+        _texts(config, task, Prompts(config, model, tokenizer), found)
 
 
-def _one_prompt(
-    config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[str]:
-    """Encodes prompts and scores one answer."""
+def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findings) -> None:
+    """Encodes prompts and rows, and scores one answer."""
+    from latent_control.text import encode_plain
     from rollout_workers.tasks import AgentTask
-    from rollout_workers.tasks.encoding import decode_response, encode_prompt
+    from rollout_workers.tasks.encoding import decode_response
 
+    before = len(found.errors)
     if isinstance(task, AgentTask):
-        yield from _one_episode(config, task, model)
-        return
-    prompts = task.prompts("heldout")
-    try:
-        lengths = [
-            len(encode_prompt(tokenizer, prompts[i], chat=config.task.chat)) for i in range(min(8, len(prompts)))
-        ]
-        answer = decode_response(tokenizer, tokenizer("1", add_special_tokens=False)["input_ids"])
-    except ValueError as error:
-        yield placed("task", error)
-        return
-    longest, limit = max(lengths), config.task.max_prompt_tokens
-    if longest > limit:
-        yield (
-            f"task.max_prompt_tokens: {limit}, but a prompt of {task.name} has {longest} tokens; set {longest}, or "
-            "fewer task.shots"
-        )
-    window, wanted = getattr(model.get_text_config(), "max_position_embeddings", None), config.rollout.max_new_tokens
-    if window and longest + wanted > window:
-        room = max(0, window - longest)
-        yield (
-            f"rollout.max_new_tokens: {wanted} after a prompt of {longest} tokens passes the window of {window}; "
-            f"set at most {room}"
-        )
-    yield from _one_answer(config, task, answer)
+        found.errors.extend(_one_episode(config, task, prompts.positions))
+    elif task is not None and config.task.chat:
+        found.errors.extend(prompts.template_problems(task))
+    if len(found.errors) == before:
+        found.errors.extend(prompts.problems(task, found))
+    if task is not None and not isinstance(task, AgentTask):
+        one = decode_response(prompts.tokenizer, encode_plain(prompts.tokenizer, "1", add_special_tokens=False))
+        found.errors.extend(_one_answer(config, task, one))
 
 
 def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
@@ -135,12 +124,12 @@ def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
         yield f"task: the verifier of {task.name} cannot judge an answer: {score.kind}: {score.message}"
 
 
-def _one_episode(config: RunConfig, task: AgentTask, model: PreTrainedConfig) -> Iterator[str]:
+def _one_episode(config: RunConfig, task: AgentTask, window: int) -> Iterator[str]:
     """Starts an episode, and compares the longest possible one with the base LM's window."""
     from rollout_workers.tasks import Failure
 
-    window, wanted = getattr(model.get_text_config(), "max_position_embeddings", None), config.rollout.turns.max_tokens
-    if window and wanted > window:
+    wanted = config.rollout.turns.max_tokens
+    if wanted > window:
         yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
     if config.clone is not None and config.clone.fit_temperature:
         yield f"clone.fit_temperature: samples single responses, but {task.name} has several turns; leave it out"

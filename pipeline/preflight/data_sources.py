@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.checks import offline_sections
 from configs.schema import DataSource, RunConfig
 from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
-TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 SAMPLES = "-samples.jsonl"
 """End of the name of a file that ``latent-control sample`` makes."""
 
@@ -30,13 +31,43 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                 except ValueError as error:
                     missing = str(source.task.options.get("path", ""))
                     made = missing.endswith(SAMPLES) and not Path(missing).exists()
-                    yield f"{name}.data[{index}].task: {error}" + (
-                        ", made by latent-control sample CONFIG" if made else ""
+                    place, said = f"{name}.data[{index}].task", str(error)
+                    said = said.replace("task.options", f"{place}.options")
+                    yield f"{place}.options.path: {said}, made by latent-control sample CONFIG" if made else (
+                        f"{place}: {said}"
                     )
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:
                     yield f"{name}.data[{index}].path: {problem}"
+
+
+def sampled_problems(
+    config: RunConfig, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, warnings: list[str]
+) -> Iterator[str]:
+    """Rows of ``latent-control sample`` with token ids that the base LM lacks; a warning where they are another
+    tokenizer's."""
+    from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.dataset_rows import Rows
+    from rollout_workers.tasks.sampled_ids import fingerprint, foreign
+
+    size = model.get_text_config().vocab_size
+    for name, section in offline_sections(config):
+        for index, source in enumerate(section.data):
+            try:
+                task = None if source.task is None else build_task(source.task)
+            except ValueError:  # source_problems says why
+                continue
+            rows = task.sampled() if isinstance(task, Rows) else []
+            own = [ids for ids in rows if ids.tokenizer == fingerprint(tokenizer)]
+            if len(own) < len(rows):
+                theirs = next(ids.tokenizer for ids in rows if ids.tokenizer != fingerprint(tokenizer))
+                warnings.append(f"{name}.data[{index}]: {foreign(theirs, config.base.model)}")
+            if (largest := max((max(*ids.prompt, *ids.response) for ids in own), default=0)) >= size:
+                yield (
+                    f"{name}.data[{index}]: a row has the token id {largest}, but the base LM's are 0 to {size - 1}; "
+                    "make the file again by latent-control sample CONFIG"
+                )
 
 
 def _replay_problem(folder: Path) -> str | None:
@@ -47,41 +78,14 @@ def _replay_problem(folder: Path) -> str | None:
 
 
 def _text_problem(source: DataSource) -> str | None:
+    """Every file must be readable, and its first text be there."""
+    from pipeline.data.text_files import read_texts, text_files
+
     assert source.path is not None
-    path = Path(source.path)
-    files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        return f"{path} holds no {', '.join(TEXT_SUFFIXES)} file"
-    if files[0].suffix not in TEXT_SUFFIXES:
-        return f"{path} is not a {', '.join(TEXT_SUFFIXES)} file"
-    empty = next((p for p in files if p.stat().st_size == 0), None)
-    if empty is not None:
-        return f"{empty} is empty"
-    unreadable = next((p for p in files if not os.access(p, os.R_OK)), None)
-    return f"{unreadable} is not readable" if unreadable is not None else _column_problem(files[0], source.column)
-
-
-def _column_problem(path: Path, column: str) -> str | None:
-    """A first row without the column."""
-    if path.suffix == ".txt":
-        return None
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            first = next((line for line in lines if line.strip()), "")
-        try:
-            row = json.loads(first)
-        except json.JSONDecodeError as error:
-            return f"the first line of {path} is not a JSON object: {error}"
-        names = list(row) if isinstance(row, dict) else []
-    else:
-        import pyarrow.parquet
-
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-        except (OSError, ValueError) as error:
-            return f"{path} is not a readable Parquet file: {first_line(error)}"
-    return (
-        None
-        if column in names
-        else f"{path} has no column {column!r} (it has {', '.join(map(str, names)) or 'none'}); set column"
-    )
+    try:
+        for path in text_files(Path(source.path)):
+            if next(iter(read_texts(path, source.column)), None) is None:
+                return f"{path} is empty"
+    except (OSError, ValueError) as error:
+        return first_line(error)
+    return None

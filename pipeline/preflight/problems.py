@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 
 class Findings(NamedTuple):
-    """What ``check`` found, e.g. ``Findings(errors=["rollout.num_workers: ..."], warnings=[])``; unpacks as a pair."""
+    """What ``check`` found, e.g. ``Findings(errors=["rollout.num_workers: ..."], warnings=[], notes=["prompts ..."])``."""
 
     errors: list[str]
     """Each prevents the run."""
     warnings: list[str]
     """What this machine cannot check, and what deserves attention."""
+    notes: list[str]
+    """What was looked at, and one prompt as the model sees it; for ``config check`` to print."""
 
 
 def placed(place: str, error: ValueError) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from configs.checks import row_length
 from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import world_hash
@@ -128,7 +129,7 @@ def streams(
         "task": build_task(config.task),
         "tokenizer": tokenizer,
         "chat": config.task.chat,
-        "max_length": settings.max_length,
+        "max_length": row_length(config, settings),
         "seed": config.seed,
     }
     batches = training_batches(settings.data, batch_size=settings.batch_size, **reading, **dealt)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import ray
 import torch
 
+from configs.checks import TEXT_TOKENS, row_length
 from configs.schema import DataSource, RunConfig
 from latent_control.analysis.likelihood import Speaker, latent_speaker, text_measures, token_speaker
 from latent_control.analysis.measures import codebook_measures, reach_measures
@@ -64,7 +65,7 @@ def texts(config: RunConfig, host: HostSpec) -> list[TokenBatch]:
         tokenizer=load_tokenizer(host.checkpoint, trust_remote_code=host.trust_remote_code),
         chat=config.task.chat,
         batch_size=BATCH,
-        max_length=stages[0].max_length if stages else 256,
+        max_length=row_length(config, stages[0]) if stages else TEXT_TOKENS,
         seed=config.seed,
         count=config.evaluation.marginal_sequences,
     )

@@ -5,10 +5,27 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+LEAST = 256 * 2**20
+"""Bytes without which no run is started."""
 SCARCE = 0.02
 """Free share of a disk below which it counts as full."""
+
+
+def folder_problems(folder: Path, option: str) -> Iterator[str]:
+    """Why a run cannot write to ``folder``, which need not be there yet, or to the folder of temporary files."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    for place, remedy in ((there, f"give another folder ({option})"), (Path(tempfile.gettempdir()), "set TMPDIR")):
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            yield f"{option}: {place} cannot be written ({(error.strerror or str(error)).lower()}); {remedy}"
+            continue
+        if (free := shutil.disk_usage(place).free) < LEAST:
+            yield f"{option}: {free / 2**20:,.0f} MiB are free on the disk of {place}; make room, or {remedy}"
 
 
 def is_full(error: BaseException) -> bool:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
 from rollout_workers.judging.outcome import LONGEST, Outcome, Stopped
+from rollout_workers.judging.typed import decode
 
 _LOCAL = socket.AF_UNIX
 _HIGH = 200
@@ -191,7 +192,7 @@ class Worker:
             signal.alarm(int(2 * self.settings.seconds) + 2)
             self.watch.met = ""
             with Outcome() as call:
-                value = plain(function(asked["row"], asked["response"]))
+                value = plain(function(decode(asked["row"]), asked["response"]))
             sys.setrecursionlimit(max(limit, 1000))
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from rollout_workers.lazy_sequence import LazySequence
+from rollout_workers.tasks.sampled_ids import SampledIds
 
 __all__ = [
     "Demonstration",
@@ -18,6 +19,7 @@ __all__ = [
     "ScoresBatches",
     "Split",
     "Task",
+    "after_prompt",
     "require_split",
     "score_all",
     "split_of",
@@ -39,6 +41,8 @@ class Prompt:
     """What the model is given, few-shot examples included."""
     metadata: Mapping[str, object]
     """What the verifier needs; the model never sees it."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of each message where the prompt is a conversation; a chat template is given these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,8 @@ class Demonstration:
     response: str
     later: tuple[tuple[str, str], ...] = ()
     """(observation, response) of each further turn; none where one response is all."""
+    ids: SampledIds | None = None
+    """The tokens that prompt and response are, end token included, where they were sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +119,11 @@ def split_of(key: str, heldout_share: float) -> Split:
     """The split that a problem belongs to, by a hash of the problem itself: no problem can be in both."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "heldout" if draw < heldout_share else "train"
+
+
+def after_prompt(text: str) -> str:
+    """What stands between a prompt and the response that completes it: a space, as in running text."""
+    return "" if text[-1:].isspace() else " "
 
 
 def require_split(split: str) -> None:

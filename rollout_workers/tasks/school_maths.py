@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from configs.schema import PathStr
-from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows
-from rollout_workers.tasks.protocol import Split, split_of
+from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows, split_items
 from rollout_workers.tasks.row_files import Row, read_file, read_options
+from rollout_workers.tasks.row_values import Item
 from rollout_workers.tasks.scorer_options import Verifier
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -47,7 +47,7 @@ def build_gsm8k(options: Mapping[str, object]) -> Rows:
     """The test file's rows are held out."""
     settings = read_options(Gsm8kOptions, options, "gsm8k")
 
-    def rows(split: str) -> list[Row]:
+    def rows(split: str) -> list[Item]:
         return list(_read(_split_file(Path(settings.path), split), lambda row: _gsm8k(row, settings.worked)))
 
     return Rows("gsm8k", rows("train"), rows("test"), settings)
@@ -62,17 +62,14 @@ def build_math500(options: Mapping[str, object]) -> Rows:
             "problems) or heldout_share (train on the rest of it)"
         )
 
-    def rows(path: str, split: str) -> list[Row]:
+    def rows(path: str, split: str) -> list[Item]:
         return list(_read(_split_file(Path(path), split), lambda row: _math(row, settings.worked)))
 
     held = rows(settings.path, "test")
     if settings.train is not None:
         return Rows("math500", rows(settings.train, "train"), held, settings)
     assert settings.heldout_share is not None
-    falls: dict[Split, list[Row]] = {"train": [], "heldout": []}
-    for row in held:
-        falls[split_of(str(row["prompt"]), settings.heldout_share)].append(row)
-    return Rows("math500", falls["train"], falls["heldout"], settings)
+    return Rows("math500", *split_items(held, settings.heldout_share), settings)
 
 
 def _split_file(path: Path, split: str) -> Path:
@@ -90,19 +87,20 @@ def _split_file(path: Path, split: str) -> Path:
     return found[0]
 
 
-def _read(path: Path, read: Callable[[Row], Row]) -> Iterator[Row]:
+def _read(path: Path, read: Callable[[Row], dict[str, str]]) -> Iterator[Item]:
     for place, row in read_file(path):
         try:
-            yield read(row)
+            ours = read(row)
         except KeyError as error:
             raise ValueError(
                 f"{place}: no key {error}; is this another data set? It has {', '.join(map(repr, row))}"
             ) from error
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
+        yield Item(prompt=ours["prompt"], answers=(ours["answer"],), response=ours["response"], row={**row, **ours})
 
 
-def _gsm8k(row: Row, worked: bool) -> Row:
+def _gsm8k(row: Row, worked: bool) -> dict[str, str]:
     solution, marked, answer = str(row["answer"]).rpartition("####")
     if not marked:
         raise ValueError(f"the answer {str(row['answer'])[:60]!r} has no '####'; is this another data set?")
@@ -111,11 +109,10 @@ def _gsm8k(row: Row, worked: bool) -> Row:
     return {"prompt": str(row["question"]), "answer": answer, "response": text if worked else answer}
 
 
-def _math(row: Row, worked: bool) -> Row:
+def _math(row: Row, worked: bool) -> dict[str, str]:
     solution = str(row["solution"])
     answer = str(row["answer"]) if "answer" in row else last_boxed(solution)
-    more: Row = {key: row[key] for key in ("subject", "type", "level") if key in row}
-    return {"prompt": str(row["problem"]), "answer": answer, "response": solution if worked else answer, **more}
+    return {"prompt": str(row["problem"]), "answer": answer, "response": solution if worked else answer}
 
 
 def last_boxed(text: str) -> str:

@@ -361,10 +361,8 @@ def test_stacks_of_other_depths_are_fine_when_one_reads_final() -> None:
 
 
 def test_settings_that_do_not_fit_the_base(make_base: MakeBase, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"4 late blocks .* 4 blocks: choose at most 3"):
-        LatentActionLM.from_base(make_base(), policy_layers=4, inverse_dynamics_layers=4)
-    with pytest.raises(ValueError, match=r"5 blocks asked for.*choose 1 to 4"):
-        LatentActionLM.from_base(make_base(), policy_layers=5, policy_reads="final")
+    with pytest.raises(ValueError, match=r"5 late blocks .* 4 blocks: choose at most 4"):
+        LatentActionLM.from_base(make_base(), policy_layers=5, inverse_dynamics_layers=5)
     with pytest.raises(ValueError, match=r"no causal language model at .*nowhere"):
         LatentActionLM.from_base(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="level='tokens'"):
@@ -850,7 +848,6 @@ def test_the_published_head_is_for_llama_like_bases() -> None:
         )
 
 
-def test_a_stack_of_no_or_too_many_blocks_is_refused(base: PreTrainedModel) -> None:
-    for blocks in (0, 5):
-        with pytest.raises(ValueError, match=f"{blocks} blocks asked for"):
-            DecoderStack(base.get_decoder(), blocks, 3)
+def test_a_stack_of_no_blocks_is_refused(base: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="0 blocks asked for"):
+        DecoderStack(base.get_decoder(), 0, 3)

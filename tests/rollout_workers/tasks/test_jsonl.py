@@ -56,7 +56,7 @@ def test_rows_fall_to_splits_by_their_prompt_and_demonstrate_their_answer(tmp_pa
 @pytest.mark.parametrize(
     ("line", "options", "message"),
     [
-        ("{", {}, "line 2: no JSON"),
+        ("{", {}, "line 2: not JSON"),
         ("[1]", {}, "line 2: a JSON object is wanted"),
         ('{"prompt": "b", "anwser": "1"}', {}, "line 2: no key 'answer'; did you mean 'anwser'"),
         ('{"prompt": "b", "answer": null}', {}, "line 2: 'answer' is None"),

@@ -1,0 +1,209 @@
+"""Any base LM works or is refused by name with the reason, from its files and when loaded alike.
+
+Oracles: transformers' own ``generate`` and full passes; the published code's outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from base_families import FAMILIES, TOLERANCE, conformance, tiny_model, tried  # noqa: E402
+
+from latent_control import LatentActionLM  # noqa: E402
+from latent_control.bases.loading import BASE, judge  # noqa: E402
+
+PARITY = ROOT / "tests" / "fixtures" / "official_parity"
+WORK = ("deepseek_v3", "phimoe", "ctrl")
+REFUSED = {
+    "qwen3_next": "recurrent or convolutional state",
+    "gemma3n_text": "reads the token ids again",
+    "openai-gpt": "not called with past_key_values",
+    "bart": "encoder-decoder",
+    "modernbert-decoder": r"more to the last states than one language head \(lm_head.dense.weight\)",
+}
+
+
+@pytest.mark.parametrize("family", WORK)
+def test_a_family_decodes_as_transformers_does(family: str, tmp_path: Path) -> None:
+    """Mixtures of experts after dense blocks, noise on routers, scaled embeddings."""
+    found = tried(family, tmp_path)
+    assert (found.result, found.why) == ("works", "")
+    assert len(found.gaps) == 7
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_is_refused_with_the_reason(family: str, tmp_path: Path) -> None:
+    lm = tiny_model(family)
+    lm.save_pretrained(tmp_path)
+    (problem,) = judge(tmp_path, BASE, trust_remote_code=False).problems
+    with pytest.raises(ValueError, match=rf"{type(lm).__name__} is not supported: .*{REFUSED[family]}.*; take a "):
+        LatentActionLM.from_base(tmp_path)
+    with pytest.raises(ValueError) as of_a_loaded_one:
+        LatentActionLM.from_base(lm)
+    # AutoModelForCausalLM makes a decoder of an encoder-decoder: the class is another one.
+    assert problem.partition(": ")[2].partition(" ")[2] == str(of_a_loaded_one.value).partition(" ")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_or_is_refused(family: str, tmp_path: Path) -> None:
+    found = tried(family, tmp_path)
+    if found.result == "not tried":
+        pytest.skip(found.why)
+    assert found.result in ("works", "refused"), found.why
+
+
+def test_the_page_lists_every_family() -> None:
+    """docs/base-models.md is of the transformers installed here."""
+    page = (ROOT / "docs" / "base-models.md").read_text()
+    listed = {name.strip(" .|") for line in page.splitlines() for name in line.partition("): ")[2].split(",")}
+    listed |= {name.strip() for line in page.splitlines() for name in line.strip("|").split("|")[0].split(",")}
+    assert set(FAMILIES) <= listed
+
+
+@torch.no_grad()
+def test_a_new_model_draws_nothing_at_random_in_its_passes() -> None:
+    """PhiMoE's routers add noise in training: neither after from_base nor in a stack that trains."""
+    lm = tiny_model("phimoe").train()
+    model = LatentActionLM.from_base(lm, num_actions=5, seed=1)
+    assert not any(module.training for module in model.modules())
+    ids = torch.arange(3, 15)[None]
+    states = model.features(ids).late
+    assert states is not None
+    model.policy.train()
+    assert torch.equal(model.policy(states), model.policy(states))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_defaults_fit_a_base_of_few_blocks(blocks: int) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=blocks, num_attention_heads=4,
+        initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        lm = transformers.LlamaForCausalLM(config).eval()
+    model = LatentActionLM.from_base(lm, num_actions=5, seed=1)
+    assert (model.config.policy_layers, model.config.inverse_dynamics_layers) == (blocks, blocks)
+    assert max(conformance(lm, model).values()) < TOLERANCE
+    model.base.drop_late_blocks()  # nothing lies below them, so they stay
+    assert model.features(torch.arange(3, 15)[None]).final is not None
+
+
+def published(folder: Path, base: int, action: int, policy: int, merge: int) -> Path:
+    """The published fixture with other numbers of blocks, each a scaled copy of one that is there."""
+    saved = json.loads((PARITY / "config.json").read_text())
+    counts = {"num_action_layer": action, "num_policy_layer": policy, "num_dyna_layer": merge}
+    (folder / "config.json").write_text(json.dumps(saved | {"num_hidden_layers": base} | counts))
+    tensors = load_file(PARITY / "model.safetensors")
+    stacks = {"layers": base, "action_layers": action, "policy_layers": policy, "action_merge_layers": merge}
+    for stack, count in stacks.items():
+        prefix = f"model.{stack}."
+        old = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        there = 1 + max(int(name.partition(".")[0]) for name in old)
+        for number in range(count):
+            for name, tensor in old.items():
+                source, _, rest = name.partition(".")
+                if int(source) == number % there:
+                    tensors[f"{prefix}{number}.{rest}"] = tensor * (1 + number // there)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+class Reference:
+    """The published code's formulas written out: blocks of transformers' Llama over hidden states, norm, head."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tensors = load_file(folder / "model.safetensors")
+        known = json.loads((folder / "config.json").read_text())
+        self.counts = known
+        fields = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+        self.config = transformers.LlamaConfig(
+            **{name: known[name] for name in (*fields, "rms_norm_eps", "head_dim", "max_position_embeddings")},
+            attn_implementation="eager",
+        )
+
+    def stack(self, blocks: str, norm: str, count: int, states: torch.Tensor) -> torch.Tensor:
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+        length = states.shape[1]
+        mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+        places = LlamaRotaryEmbedding(self.config)(states, torch.arange(length)[None])
+        for number in range(count):
+            block = LlamaDecoderLayer(self.config, number).eval()
+            prefix = f"model.{blocks}.{number}."
+            block.load_state_dict(
+                {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+            )
+            out = block(states, attention_mask=mask, position_embeddings=places)
+            states = out[0] if isinstance(out, tuple) else out
+        return self.norm(norm, states)
+
+    def norm(self, name: str, states: torch.Tensor) -> torch.Tensor:
+        weight = self.tensors[f"model.{name}.weight"]
+        return nn.functional.rms_norm(states, weight.shape, weight, self.config.rms_norm_eps)
+
+    def run(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.stack(
+            "layers", "norm", self.counts["num_hidden_layers"], self.tensors["model.embed_tokens.weight"][ids]
+        )
+        action = self.stack("action_layers", "action_norm", self.counts["num_action_layer"], hidden)
+        policy = self.stack("policy_layers", "policy_norm", self.counts["num_policy_layer"], hidden)
+        codes = (action @ self.tensors["model.action_head.weight"].T).argmax(-1)
+        taken = torch.cat([codes[:, 1:], codes[:, -1:]], 1)
+        vectors, state = self.tensors["model.action_code_book.weight"].T[taken], hidden
+        for number in range(self.counts["num_dyna_layer"]):
+            gate, up, down = (
+                self.tensors[f"model.action_merge_layers.{number}.{name}_proj.weight"]
+                for name in ("gate", "up", "down")
+            )
+            both = torch.cat([state, vectors], -1)
+            state = state + (nn.functional.silu(both @ gate.T) * (both @ up.T)) @ down.T
+        merged = self.norm("norm", state) - hidden
+        return {
+            "hidden": hidden,
+            "policy_logits": policy @ self.tensors["model.policy_head.weight"].T,
+            "idm_action_at_position": codes,
+            "idm_world_logits": merged @ self.tensors["lm_head.weight"].T,
+        }
+
+
+@pytest.mark.parametrize(("base", "action", "policy", "merge"), [(2, 1, 2, 1), (1, 3, 2, 2), (1, 1, 4, 1)])
+@torch.no_grad()
+def test_a_published_checkpoint_with_stacks_deeper_than_its_base(
+    base: int, action: int, policy: int, merge: int, tmp_path: Path
+) -> None:
+    folder = published(tmp_path, base, action, policy, merge)
+    ids = load_file(PARITY / "expected.safetensors")["input_ids"]
+    wanted = Reference(folder).run(ids)
+    model = LatentActionLM.from_pretrained(folder)
+    features = model.features(ids)
+    assert features.final is not None
+    torch.testing.assert_close(features.final, wanted["hidden"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.policy_logits(features), wanted["policy_logits"], rtol=0, atol=1e-4)
+    codes = model.inverse_dynamics_logits(features).argmax(-1)
+    assert torch.equal(codes, wanted["idm_action_at_position"])
+    actions = torch.cat([model.label_actions(ids), codes[:, -1:]], 1)
+    torch.testing.assert_close(model.world_logits(features, actions), wanted["idm_world_logits"], rtol=0, atol=1e-4)
+    out = model.generate(ids[:, :4], max_new_tokens=12, temperature=0.0, stop_token=-1)
+    whole = torch.cat([ids[:, :4], out.tokens], 1)
+    assert torch.equal(Reference(folder).run(whole)["policy_logits"].argmax(-1)[:, 3:-1], out.actions)
+    assert torch.equal(LatentActionLM.from_pretrained(model.save_pretrained(tmp_path / "ours", bundle_base=True))
+                       .policy_logits(features), model.policy_logits(features))  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_written_out_formulas_are_the_published_codes() -> None:
+    expected = load_file(PARITY / "expected.safetensors")
+    for name, found in Reference(PARITY).run(expected["input_ids"]).items():
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-4)
