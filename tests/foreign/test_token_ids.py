@@ -135,7 +135,7 @@ def test_ends_at_once_are_left_out_and_counted_and_the_rest_is_taken(base: Path,
     found, rollouts = sampled(config)
     blank = sum(not r.text for r in rollouts)
     assert 0 < blank == found.blank and len(found.ended) + len(found.truncated) + blank == len(rollouts)
-    assert any(line.startswith(f"{blank} of {len(rollouts)} responses ended at once") for line in found.words())
+    assert any(line.startswith(f"{blank} of {len(rollouts)} responses have no text") for line in found.words())
     (tmp_path / "samples.jsonl").write_text("".join(found.rows))
     data = [samples_source(str(tmp_path / "samples.jsonl"), chat=False)]
     settings = config.model_dump(mode="json")
@@ -183,6 +183,9 @@ def test_ids_of_another_tokenizer_are_not_read_and_it_is_said(
     demo = build_task(source.task).demonstrations("train")[0]
     ids, start = encode_demonstration(tokenizer_of(), demo, chat=False)
     assert ids[start:] == [*tokenizer_of().encode(f" {demo.response}"), END]
+    assert demo.ids is not None
+    cut = replace(demo, ids=replace(demo.ids, truncated=True))
+    assert encode_demonstration(tokenizer_of(), cut, chat=False) == (ids[:-1], start)
     assert "another tokenizer (fingerprint 0123456789abcdef)" in caplog.text
     settings = config.model_dump(mode="json") | {"actions": {"data": [source.model_dump()], **LAYERS}, "clone": {}}
     errors, warnings = check(RunConfig.model_validate(settings))
