@@ -13,6 +13,8 @@ from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
     from rollout_workers.tasks import Split
 
 NOTHING_TO_TRAIN_ON = "nothing to train on"
@@ -54,6 +56,34 @@ def _task_problem(settings: TaskConfig) -> str | None:
     except ValueError as error:
         return f"{NOTHING_TO_TRAIN_ON}: {error}"
     return None
+
+
+def sampled_problems(
+    config: RunConfig, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, warnings: list[str]
+) -> Iterator[str]:
+    """Rows of ``latent-control sample`` with token ids that the base LM lacks; a warning where they are another
+    tokenizer's."""
+    from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.dataset_rows import Rows
+    from rollout_workers.tasks.sampled_ids import fingerprint, foreign
+
+    size = model.get_text_config().vocab_size
+    for name, section in offline_sections(config):
+        for index, source in enumerate(section.data):
+            try:
+                task = None if source.task is None else build_task(source.task)
+            except ValueError:  # source_problems says why
+                continue
+            rows = task.sampled() if isinstance(task, Rows) else []
+            own = [ids for ids in rows if ids.tokenizer == fingerprint(tokenizer)]
+            if len(own) < len(rows):
+                theirs = next(ids.tokenizer for ids in rows if ids.tokenizer != fingerprint(tokenizer))
+                warnings.append(f"{name}.data[{index}]: {foreign(theirs, config.base.model)}")
+            if (largest := max((max(*ids.prompt, *ids.response) for ids in own), default=0)) >= size:
+                yield (
+                    f"{name}.data[{index}]: a row has the token id {largest}, but the base LM's are 0 to {size - 1}; "
+                    "make the file again by latent-control sample CONFIG"
+                )
 
 
 def _replay_problem(folder: Path) -> str | None:
