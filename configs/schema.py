@@ -173,7 +173,8 @@ class Actions(Training):
     anneal_share: Share = 0.2
     """Share of the updates over which the temperature falls to its final value."""
     min_alive_share: Share = 0.25
-    """Stop the run when fewer than this share of the codes is alive after ``anneal_share`` of the updates."""
+    """Stop the run when fewer than this share of the codes (of the different tokens in the data, if those are fewer),
+    or but one, is alive after ``anneal_share`` of the updates; 0: never."""
 
 
 class Clone(Training):
