@@ -73,7 +73,7 @@ class SimulatedEngine:
         self.options, self.tokenizer, self.level = options, tokenizer, level
         self.num_actions, self.width, self.dtype = num_actions, width, dtype
         self.ends = end_tokens(tokenizer)
-        self.words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *self.ends])
+        self.words = np.setdiff1d(np.arange(len(tokenizer)), self.ends)
         """An end token amid a response would end its text."""
         self.world_hash = self.codebook_hash = SIMULATED
 
