@@ -13,8 +13,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from configs.loading import dump_config
 from configs.schema import DataSource, RunConfig
+from pipeline.cli.main import app
 from pipeline.data.sources import Encoder, heldout_rows, training_feed
 from pipeline.experiments.sample_base import Sampled
 from pipeline.preflight.check import check
@@ -142,6 +145,13 @@ def test_ends_at_once_are_left_out_and_counted_and_the_rest_is_taken(base: Path,
     settings |= {"actions": {"data": data, **LAYERS}, "clone": {"data": data}, "improve": {}}
     errors, warnings = check(RunConfig.model_validate(settings))
     assert not errors and not any("sampled" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "a"])
+def test_a_file_that_run_would_not_read_is_not_written(base: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(config_of(base, tmp_path)))
+    done = CliRunner().invoke(app, ["sample", str(tmp_path / "c.yaml"), "-o", str(tmp_path / name)])
+    assert done.exit_code == 2 and f"{name} would not be read" in done.output and "end it with .jsonl" in done.output
 
 
 LAYERS = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
