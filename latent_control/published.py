@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.config import LatentActionConfig
 from latent_control.tensor_files import read_weights, require_tensors
+from latent_control.text import name_ends, saved_ends
 
 PUBLISHED_NAMES = (
     ("model.action_layers.", "inverse_dynamics.decoder.layers."),
@@ -68,6 +69,7 @@ def read_published(folder: Path, dtype: str | torch.dtype) -> Published:
     held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
     lm.load_state_dict(held, strict=False)
+    name_ends(lm.generation_config, saved_ends(folder))
     config = LatentActionConfig(
         num_actions=raw["num_code"],
         head="official",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from latent_control.bases.foreign_code import BASE_KEY, code_refused
@@ -40,19 +41,18 @@ def load_tokenizer(
     Raises:
         OSError, ValueError: there is no tokenizer, or it needs code of its own.
     """
-    folder = Path(source)
-    if ends := _ends_of_model(source, trust_remote_code, bool(settings.get("local_files_only"))):
-        settings[_MODEL_ENDS] = list(ends)
+    folder, loader, runs = Path(source), AutoTokenizer, trust_remote_code
     if (folder / "tokenizer.json").exists() and (problem := file_problem(folder / "tokenizer.json")):
         raise ValueError(problem)
     with code_refused(source, key=key):
         if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
             said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             if said.get("tokenizer_class") in OF_ITS_OWN and "auto_map" not in said:
-                own = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False, **settings)
-                return cast("PreTrainedTokenizerBase", own)
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code, **settings)
-        return cast("PreTrainedTokenizerBase", tokenizer)
+                loader, runs = PreTrainedTokenizerFast, False
+        tokenizer = loader.from_pretrained(str(source), trust_remote_code=runs, **settings)
+    if ends := _ends_of_model(source, trust_remote_code, bool(settings.get("local_files_only"))):
+        tokenizer.init_kwargs[_MODEL_ENDS] = list(ends)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def config_ends(*configs: Any) -> tuple[int, ...]:
@@ -195,10 +195,18 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as one batch: ids and mask [B, P], padded on the left by zeros, which nothing reads."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    """Prompts as one batch, ready to be continued: as ``padded``, on the left."""
+    return padded(rows, device, side="left")
+
+
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu", *, side: str = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [B, T], padded by zeros, which the mask hides: tokenizers need no pad token."""
+    ids = [torch.tensor(list(row), dtype=torch.long) for row in rows]
+    both = (pad_sequence(some, True, padding_side=side) for some in (ids, [torch.ones_like(row) for row in ids]))
+    found, mask = (tensor.to(device) for tensor in both)
+    return found, mask
 
 
 def spoken_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -277,6 +277,27 @@ def test_nothing_is_evaluated():
     assert not [place for place, call in calls() if call in ("eval", "exec", "compile", "__import__", "os.system")]
 
 
+# Who may read a tokenizer's own end token or render a chat. What ends a response, and how a prompt becomes ids, is
+# decided in latent_control/text.py.
+END_TOKENS = {
+    "latent_control/text.py",
+    "latent_control/preference.py",  # reward models read whole texts, and pad with it where there is no pad token
+    "latent_control/auto.py",  # generate's argument
+    "learners/base_training.py",  # makes the tokenizer
+}
+
+
+def test_end_tokens_and_chats_have_one_owner():
+    names = {"eos_token", "eos_token_id", "apply_chat_template", "all_special_ids"}
+    found = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in names
+    }
+    assert found == END_TOKENS
+
+
 def calls() -> Iterator[tuple[str, str]]:
     """Place and dotted name of each call in our packages."""
     for path in MODULES:

@@ -18,6 +18,7 @@ from latent_control.decoding.sampling_params import special_tokens
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
+from latent_control.text import padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class Walker:
         Returns:
             (row, place among its generated tokens) of each choice, [C, 2], and the differences [C].
         """
-        ids, _ = _padded(rows, 0, self.model.codebook.device)
+        ids, _ = padded(rows, self.model.codebook.device)
         response, codes = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
         starts = [len(row) - len(own) for row, own in zip(rows, actions, strict=True)]
         for r, (start, own) in enumerate(zip(starts, actions, strict=True)):
@@ -156,7 +157,7 @@ def play_on(
 
     ``limits``: most new tokens of each row, at least 1.
     """
-    ends, pad = special_tokens(model.base.lm, stop_token)
+    ends, _ = special_tokens(model.base.lm, stop_token)
     endings: list[list[int]] = [[] for _ in prefixes]
 
     def live() -> list[int]:
@@ -166,12 +167,12 @@ def play_on(
 
     for _ in range(model.config.span):
         for rows in _pieces(live(), batch_size):
-            final = _last_states(model, [[*prefixes[r], *endings[r]] for r in rows], pad)
+            final = _last_states(model, [[*prefixes[r], *endings[r]] for r in rows])
             forced = torch.tensor([[codes[r]] for r in rows], device=final.device)
             for r, token in zip(rows, tokens_of_codes(model, final, forced)[0][:, 0].tolist(), strict=True):
                 endings[r].append(token)
     if rows := live():
-        ids, mask = _padded([[*prefixes[r], *endings[r]] for r in rows], pad, model.codebook.device)
+        ids, mask = padded([[*prefixes[r], *endings[r]] for r in rows], model.codebook.device)
         left = [limits[r] - len(endings[r]) for r in rows]
         out = model.generate(
             ids, mask, max_new_tokens=left, temperature=0.0, stop_token=stop_token, batch_size=batch_size
@@ -182,9 +183,7 @@ def play_on(
 
 
 @torch.no_grad()
-def replay(
-    model: LatentActionLM, prompt: Sequence[int], codes: Sequence[int], limit: int, *, stop_token: int | None = None
-) -> list[int]:
+def replay(model: LatentActionLM, prompt: Sequence[int], codes: Sequence[int], limit: int) -> list[int]:
     """The tokens after ``prompt`` when ``codes`` are forced and the policy chooses greedily after them; at most
     ``limit``.
 
@@ -192,7 +191,7 @@ def replay(
     prefix that is read at once rounds otherwise, only this writes the same.
     """
     ids = torch.tensor([list(prompt)], device=model.codebook.device)
-    out = model.generate(ids, max_new_tokens=limit, temperature=0.0, codes=list(codes), stop_token=stop_token)
+    out = model.generate(ids, max_new_tokens=limit, temperature=0.0, codes=list(codes))
     tokens: list[int] = out.tokens[0, : int(out.lengths[0])].tolist()
     return tokens
 
@@ -201,15 +200,8 @@ def _pieces(rows: list[int], size: int) -> list[list[int]]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and mask [B, T]."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-
-
-def _last_states(model: LatentActionLM, rows: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def _last_states(model: LatentActionLM, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """The base's final state [B, D] at the end of each row; padding on the right never reaches it."""
-    ids, mask = _padded(rows, pad, model.codebook.device)
+    ids, mask = padded(rows, model.codebook.device)
     final = model.features(ids).read("final")
     return final[torch.arange(len(rows), device=final.device), mask.sum(1) - 1]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 
+from latent_control.bases import smollm2
 from latent_control.bases.loading import (
     BASE,
     judge,
@@ -105,6 +106,14 @@ def adapted_base(adapter: str | Path) -> str:
         raise ValueError(f"{folder} is a PEFT adapter, but the package 'peft' is not installed; {INSTALL}")
     beside = folder / name
     return str(beside.resolve()) if not Path(name).is_absolute() and (beside / "config.json").is_file() else name
+
+
+def sources_of(model: str) -> tuple[str, str]:
+    """Where config and tokenizer of ``base.model`` lie, before anything is merged: folders or hub ids."""
+    if adapter := adapter_folder(model):
+        return adapted_base(adapter), tokenizer_source(adapter)
+    folder = str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
+    return folder, folder
 
 
 def tokenizer_source(adapter: str | Path) -> str:

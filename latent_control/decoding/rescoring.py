@@ -14,6 +14,7 @@ import torch
 from latent_control.base_lm import BaseLM
 from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.distributions import action_log_probs
+from latent_control.text import padded
 
 MISMATCH = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Bound of the mean difference between stored and recomputed log-probabilities in nats, by the number type that
@@ -54,9 +55,7 @@ def rescored_logp(
     tokens, all but the first of a span) hold the log-probability that theirs would have had.
     """
     device, whole = base.lm.device, [[*prompt, *written[:-1]] for prompt, written in zip(prompts, tokens, strict=True)]
-    width = max(map(len, whole))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in whole], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
+    ids, mask = padded(whole, device)
     hidden = base.features(ids, mask).read(actor.reads)
     if actor.stack is not None:
         hidden = actor.stack.hidden(hidden, mask)

@@ -53,7 +53,9 @@ class StopStrings:
 
 def stop_watch(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], *others: Watch | None) -> Watch | None:
     """What ends rows at ``strings`` or where one of ``others`` says so; ``None``: nothing does."""
-    watches = [*([StopStrings(tokenizer, strings)] if strings else []), *(other for other in others if other)]
+    watches = [other for other in others if other is not None]
+    if strings:
+        watches.append(StopStrings(tokenizer, strings))
     if len(watches) < 2:
         return watches[0] if watches else None
 

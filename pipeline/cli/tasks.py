@@ -111,6 +111,8 @@ def sample(
 
     file = (out or samples_of(config)).absolute()
     with exit_on_error(USAGE):
+        if file.suffix not in (".jsonl", ".ndjson"):
+            raise ValueError(f"-o: {file.name} would not be read as the JSON lines that it holds; end it with .jsonl")
         if file.exists():
             raise ValueError(f"{file} exists already; remove it, or give another name with -o")
         from configs.loading import load_config

@@ -26,7 +26,7 @@ from pipeline.preflight.init_config import samples_source
 from pipeline.run import run
 from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import records
-from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE, TOKEN_LEVEL
+from pipeline.runs.stage_table import ACTIONS, CLONE, FINETUNE, IMPROVE, IMPROVE_OFFLINE, TOKEN_LEVEL
 from pipeline.storage.atomic import write_atomic
 from rollout_workers.tasks import build_task
 
@@ -110,20 +110,21 @@ def template_of(config: RunConfig) -> dict[str, Any]:
         raise ValueError(f"{given[0]}: a pilot finds its own codes on a base LM as it is; leave {given[0]} out")
     if config.improve is not None and config.improve.level == "token":
         raise ValueError("improve.level: a pilot has both sides, this says token; leave improve.level out")
-    found = config.model_dump(mode="json") | {"finetune": None, "improve_offline": None, "gates": []}
+    found = config.model_dump(mode="json") | {FINETUNE: None, IMPROVE_OFFLINE: None, "gates": []}
     for name, section in ((ACTIONS, Actions()), (CLONE, Clone()), (IMPROVE, Improve()), ("evaluation", Evaluation())):
         found[name] = found[name] or section.model_dump(mode="json")
     for name in (ACTIONS, CLONE):
         found[name]["data"] = [DataSource().model_dump(mode="json")]  # until the base LM has answered
-    found["improve"]["token_baseline"] = True
-    # Few updates may leave many codes unused; that is for a run to mind.
-    found["actions"]["min_alive_share"] = 0.0
+    found[IMPROVE]["token_baseline"] = True
+    found[ACTIONS]["min_alive_share"] = 0.0  # few updates may leave many codes unused; that is for a run to mind
     return found
 
 
 def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, Any]:
     """``config`` with its numbers of updates; both sides of ``improve`` take as many."""
-    return {**config} | {name: {**config[name], "updates": updates[name]} for name in (ACTIONS, CLONE, IMPROVE)}
+    found = {**config} | {name: {**config[name], "updates": updates[name]} for name in (ACTIONS, CLONE, IMPROVE)}
+    found[IMPROVE]["warmup_updates"] = min(found[IMPROVE].get("warmup_updates", 0), updates[IMPROVE])
+    return found
 
 
 def measure(run_dir: Path, seconds: float) -> Pace:

@@ -47,7 +47,7 @@ class Sampled:
     responses: int = 0
     solved: int = 0
     blank: int = 0
-    """Without text: ended at once."""
+    """Without text, mostly ended at once."""
     ended: list[str] = field(default_factory=list)
     """A line of JSON each."""
     truncated: list[str] = field(default_factory=list)
@@ -96,9 +96,11 @@ class Sampled:
     def words(self) -> list[str]:
         """What became of the responses that were not judged, or are no rows."""
         every, setting = f"of {self.responses} responses", self.rollout
-        said = [f"{count} {every} could not be judged: {message}" for message, count in self.failures.most_common()]
+        said = [
+            f"{count} {every} could not be judged: {message!r:.300}" for message, count in self.failures.most_common()
+        ]
         if self.blank:
-            said.append(f"{self.blank} {every} ended at once, without text: left out")
+            said.append(f"{self.blank} {every} have no text (the base LM ended at once): left out")
         if self.truncated:
             fate = "left out" if self.ended else "kept, marked as truncated: codes learn no end from them"
             said.append(

@@ -29,11 +29,12 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
         Unreachable: a hub id that is not cached, and the hub does not answer.
         ValueError: the files are not a language model.
     """
+    from latent_control.bases.adapters import sources_of
     from latent_control.bases.foreign_code import NeedsCode
     from latent_control.bases.loading import load_config
     from latent_control.text import load_tokenizer
 
-    folder, tokenizer_folder = _base_folders(config.base.model)
+    folder, tokenizer_folder = sources_of(config.base.model)
     trust = config.base.trust_remote_code
     for local_only in (True, False):
         if not local_only and not _hub_answers():
@@ -62,16 +63,6 @@ def base_config_and_tokenizer(config: RunConfig) -> tuple[PreTrainedConfig, PreT
     raise AssertionError("one of the two tries returns or raises")
 
 
-def _base_folders(model: str) -> tuple[str, str]:
-    """Folders of config and tokenizer; the config of an adapted base is its base's."""
-    from latent_control.bases import adapters, smollm2
-
-    if adapter := adapters.adapter_folder(model):
-        return adapters.adapted_base(adapter), adapters.tokenizer_source(adapter)
-    folder = str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
-    return folder, folder
-
-
 def _hub_answers() -> bool:
     """One request with a short timeout: transformers would retry for half a minute."""
     from huggingface_hub import constants
@@ -97,7 +88,7 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
         if adapter := adapters.adapter_folder(model):
             problems, unjudged = adapters.adapter_problems(adapter, trust_remote_code=trust)
         else:
-            problems, unjudged, _ = judge(_base_folders(model)[0], BASE, trust_remote_code=trust)
+            problems, unjudged, _ = judge(adapters.sources_of(model)[0], BASE, trust_remote_code=trust)
     except ValueError as error:
         yield placed("base.model", error)
         return

@@ -148,11 +148,12 @@ class Run:
         Raises:
             ValueError: no stage is done.
         """
+        from latent_control.bases.adapters import sources_of
         from latent_control.pretrained import tokenizer_path
         from latent_control.text import load_tokenizer
 
         stage = next((name for name in LATENT_STAGES if name in self.checkpoints), None)
-        source = self.config.base.model if stage is None else tokenizer_path(self.checkpoints[stage])
+        source = sources_of(self.config.base.model)[1] if stage is None else tokenizer_path(self.checkpoints[stage])
         return load_tokenizer(source, trust_remote_code=self.config.base.trust_remote_code)
 
     def rows(self) -> list[tuple[str, str]]:

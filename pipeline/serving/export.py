@@ -117,9 +117,9 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
     if any(is_foreign(part) for part in (latent.base.lm, latent.base.lm.config, tokenizer)):
         raise ValueError(
-            f"the base LM {latent.base_source} needs Python code of its own ({BASE_KEY}: true), which neither the service "
-            "nor MLflow's model runs, so it is not exported; use the policy in Python (open_run(RUN).model()), or train "
-            "one on a base whose architecture transformers knows"
+            f"the base LM {latent.base_source} needs Python code of its own ({BASE_KEY}: true), which neither the "
+            "service nor MLflow's model runs, so it is not exported; use the policy in Python (open_run(RUN).model()), "
+            "or train one on a base whose architecture transformers knows"
         )
     about = provenance(source, latent, config)
 

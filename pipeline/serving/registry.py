@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import latent_control
@@ -38,8 +39,8 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     """Log the export ``folder`` as a new version of model ``name`` in ``store`` (a tracking URI), and point ``alias``
     at it.
 
-    Raises: ValueError: the export's weights are not as they were written, its base LM is a folder outside of it, or the
-        store refuses.
+    Raises: ValueError: the export's weights are not as they were written, its base LM is a folder outside of it, it
+        cannot answer a prompt, or the store refuses.
     """
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}): export it again")
@@ -52,6 +53,11 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from pipeline.serving.mlflow_model import LatentModel
+
+    answering = LatentModel()  # what does not answer here would not where it is loaded
+    answering.load_context(SimpleNamespace(artifacts={"export": str(folder)}))
+    answering.predict(None, {"prompt": ["1"]}, {"max_tokens": 1})
     try:
         with _pointed_at(mlflow, store):
             place = MlflowStore(store, experiment, folder)

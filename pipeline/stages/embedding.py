@@ -10,7 +10,7 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.bases.loading import ENCODER, load_model
-from latent_control.text import load_tokenizer
+from latent_control.text import load_tokenizer, padded
 
 BATCH, LONGEST = 64, 512
 
@@ -54,10 +54,3 @@ def embed(texts: Sequence[str], model: str, gpu: bool = False) -> np.ndarray:
         states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         vectors[places] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
     return vectors
-
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, attention mask), both [B, T], right padded with 0, which the mask hides."""
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)

@@ -76,7 +76,7 @@ class SimulatedEngine:
         self.options, self.tokenizer, self.level = options, tokenizer, level
         self.num_actions, self.width, self.dtype, self.stop = num_actions, width, dtype, stop
         self.ends = end_tokens(tokenizer)
-        self.words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *self.ends])
+        self.words = np.setdiff1d(np.arange(len(tokenizer)), self.ends)
         """An end token amid a response would end its text."""
         self.world_hash = self.codebook_hash = SIMULATED
 

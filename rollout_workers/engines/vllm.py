@@ -178,6 +178,7 @@ class VllmEngine:
             "ignore_eos": True,
             "detokenize": bool(self.stop),
             "stop": list(self.stop),
+            "skip_special_tokens": False,
         }
         prompts = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts for _ in range(job.repeats)]
         settings = [

@@ -27,14 +27,15 @@ def encode_demonstration(
     tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool
 ) -> tuple[list[int], int]:
     """Ids of prompt, response and end token, and the index at which the response starts; those that were sampled, where
-    the demonstration has them (a truncated one has no end token)."""
+    the demonstration has them. A truncated one has no end token."""
     if demo.ids is not None and usable(demo.ids, tokenizer):
         return [*demo.ids.prompt, *demo.ids.response], len(demo.ids.prompt)
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
     space = "" if chat else after_prompt(demo.prompt.text)
     response = encode_plain(tokenizer, space + demo.response, add_special_tokens=False)
-    return [*prompt_ids, *response, end_token(tokenizer, chat=chat)], len(prompt_ids)
+    end = [] if demo.ids is not None and demo.ids.truncated else [end_token(tokenizer, chat=chat)]
+    return [*prompt_ids, *response, *end], len(prompt_ids)
 
 
 def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:

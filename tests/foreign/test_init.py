@@ -75,22 +75,75 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], int | None]] = {
     "document.json": (lambda p: p.write_text(json.dumps({"data": named("query", "completion")})) and p, None),
     "rows.csv": (comma, None),
     "rows.tsv": (lambda p: comma(p, "\t"), None),
-    "rows.jsonl.gz": (lambda p: p.write_bytes(gzip.compress(lines(p, named("input", "label")).read_bytes())) and p, None),
+    "rows.jsonl.gz": (
+        lambda p: p.write_bytes(gzip.compress(lines(p, named("input", "label")).read_bytes())) and p,
+        None,
+    ),
     "rows.parquet": (lambda p: pq.write_table(pa.Table.from_pylist(named("text", "label")), p) or p, None),
     "one split": (lambda p: shards(p, ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]), None),
     "plain shards": (lambda p: shards(p, ["a/0.parquet", "a/1.parquet", "b/0.parquet", "b/1.parquet"]), None),
-    "hub layout": (lambda p: shards(p, ["data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "data/validation-0.parquet"]), 10),
+    "hub layout": (
+        lambda p: shards(
+            p, ["data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "data/validation-0.parquet"]
+        ),
+        10,
+    ),
     "folders of splits": (lambda p: shards(p, ["train/0.parquet", "dev/0.parquet"]), 20),
     "saved": (saved, None),
     "saved splits": (lambda p: saved(p, "train", "test"), 20),
-    "messages.jsonl": (lambda p: lines(p, [{"messages": talk(a, b)} for a, b in zip(PROMPTS, ANSWERS, strict=True)]), None),
-    "prompt messages.jsonl": (lambda p: lines(p, [{"prompt": talk(a, b)[:1], "reward_model": {"ground_truth": b}} for a, b in zip(PROMPTS, ANSWERS, strict=True)]), None),
-    "prompt completion.jsonl": (lambda p: lines(p, [{"prompt": talk(a, b)[:1], "completion": talk(a, b)[1:]} for a, b in zip(PROMPTS, ANSWERS, strict=True)]), None),
-    "nested.jsonl": (lambda p: lines(p, [{"question": a, "answer": {"value": b, "aliases": [b]}, "extra": {"answer": b}} for a, b in zip(PROMPTS, ANSWERS, strict=True)]), None),
-    "several.jsonl": (lambda p: lines(p, [{"question": a, "answers": [b, b + " !"]} for a, b in zip(PROMPTS, ANSWERS, strict=True)]), None),
-    "squad.json": (lambda p: p.write_text(json.dumps([{"question": a, "answers": {"text": [b], "answer_start": [0]}} for a, b in zip(PROMPTS, ANSWERS, strict=True)])) and p, None),
-    "own columns.jsonl": (lambda p: lines(p, [{**row, "response": ["a"], "latent_control": 1} for row in named("prompt", "answer")]), None),
-}  # fmt: skip
+    "messages.jsonl": (
+        lambda p: lines(p, [{"messages": talk(a, b)} for a, b in zip(PROMPTS, ANSWERS, strict=True)]),
+        None,
+    ),
+    "prompt messages.jsonl": (
+        lambda p: lines(
+            p,
+            [
+                {"prompt": talk(a, b)[:1], "reward_model": {"ground_truth": b}}
+                for a, b in zip(PROMPTS, ANSWERS, strict=True)
+            ],
+        ),
+        None,
+    ),
+    "prompt completion.jsonl": (
+        lambda p: lines(
+            p, [{"prompt": talk(a, b)[:1], "completion": talk(a, b)[1:]} for a, b in zip(PROMPTS, ANSWERS, strict=True)]
+        ),
+        None,
+    ),
+    "nested.jsonl": (
+        lambda p: lines(
+            p,
+            [
+                {"question": a, "answer": {"value": b, "aliases": [b]}, "extra": {"answer": b}}
+                for a, b in zip(PROMPTS, ANSWERS, strict=True)
+            ],
+        ),
+        None,
+    ),
+    "several.jsonl": (
+        lambda p: lines(p, [{"question": a, "answers": [b, b + " !"]} for a, b in zip(PROMPTS, ANSWERS, strict=True)]),
+        None,
+    ),
+    "squad.json": (
+        lambda p: (
+            p.write_text(
+                json.dumps(
+                    [
+                        {"question": a, "answers": {"text": [b], "answer_start": [0]}}
+                        for a, b in zip(PROMPTS, ANSWERS, strict=True)
+                    ]
+                )
+            )
+            and p
+        ),
+        None,
+    ),
+    "own columns.jsonl": (
+        lambda p: lines(p, [{**row, "response": ["a"], "latent_control": 1} for row in named("prompt", "answer")]),
+        None,
+    ),
+}
 
 
 def init(rows: Path, *arguments: str) -> tuple[int, str, Path]:
@@ -151,17 +204,45 @@ def test_codes_and_lengths_follow_the_rows(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], str]] = {
-    "null answer": ([{"prompt": p, "answer": None if i == 7 else "1"} for i, p in enumerate(PROMPTS)], (), "line 8: 'answer' is None, not a text or number; mend or remove the row"),
-    "empty answer": ([{"prompt": p, "answer": "" if i == 5 else "1"} for i, p in enumerate(PROMPTS)], (), "line 6: 'answer' is ''"),
-    "no key": ([{"frage": p, "antwort": "1"} for p in PROMPTS], (), "which key holds the prompt? Rows have frage, antwort; name it with --prompt-key KEY"),
-    "mapping": ([{"prompt": p, "answer": {"a": 1, "b": 2}} for p in PROMPTS], (), "which key holds the answer? Rows have prompt, answer, answer.a, answer.b; name it with --answer-key"),
-    "talks": ([{"messages": [{"role": "system", "content": "Be brief."}, *talk(p, "1")]} for p in PROMPTS], (), "'messages' holds conversations of several turns; add --chat"),
+    "null answer": (
+        [{"prompt": p, "answer": None if i == 7 else "1"} for i, p in enumerate(PROMPTS)],
+        (),
+        "line 8: 'answer' is None, not a text or number; mend or remove the row",
+    ),
+    "empty answer": (
+        [{"prompt": p, "answer": "" if i == 5 else "1"} for i, p in enumerate(PROMPTS)],
+        (),
+        "line 6: 'answer' is ''",
+    ),
+    "no key": (
+        [{"frage": p, "antwort": "1"} for p in PROMPTS],
+        (),
+        "which key holds the prompt? Rows have frage, antwort; name it with --prompt-key KEY",
+    ),
+    "mapping": (
+        [{"prompt": p, "answer": {"a": 1, "b": 2}} for p in PROMPTS],
+        (),
+        "which key holds the answer? Rows have prompt, answer, answer.a, answer.b; name it with --answer-key",
+    ),
+    "talks": (
+        [{"messages": [{"role": "system", "content": "Be brief."}, *talk(p, "1")]} for p in PROMPTS],
+        (),
+        "'messages' holds conversations of several turns; add --chat",
+    ),
     "no template": ([{"messages": talk(p, "1")} for p in PROMPTS], ("--chat",), "has no chat template"),
     "unanswered": ([{"messages": talk(p, "1")[:1]} for p in PROMPTS], (), "which key holds the answer?"),
     "few": ([{"prompt": p, "answer": "1"} for p in PROMPTS[:4]], (), "has 4 rows; give at least 20"),
-    "key": ([{"prompt": p, "answer": "1"} for p in PROMPTS], ("--answer-key", "anser"), "--answer-key anser: not every row has it; did you mean 'answer'?"),
-    "one prompt": ([{"prompt": "1", "answer": "1"} for _ in PROMPTS], (), "no row falls to the train split; add rows with other prompts"),
-}  # fmt: skip
+    "key": (
+        [{"prompt": p, "answer": "1"} for p in PROMPTS],
+        ("--answer-key", "anser"),
+        "--answer-key anser: not every row has it; did you mean 'answer'?",
+    ),
+    "one prompt": (
+        [{"prompt": "1", "answer": "1"} for _ in PROMPTS],
+        (),
+        "no row falls to the train split; add rows with other prompts",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -179,3 +260,44 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"PK\x03\x04\xff\xfe")
         code, said, _ = init(tmp_path / name)
         assert code == 2 and words in said, said
+
+
+CHECKED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str | None]] = {
+    "well": (named("prompt", "answer"), {}, None),
+    "null": ([*named("prompt", "answer"), {"prompt": "1", "answer": None}], {}, "line 41: 'answer' is None"),
+    "other key": (named("prompt", "solution"), {}, "line 1: no key 'answer'"),
+    "no number": (
+        [*named("prompt", "answer")[:9], {"prompt": "1", "answer": "x"}],
+        {"verifier": "number"},
+        "line 10: 'answer' is 'x'",
+    ),
+    "one prompt": ([{"prompt": "1", "answer": "1"}] * 9, {}, "no row falls to the train split"),
+    "template": (named("prompt", "answer"), {"template": "Q"}, "without {prompt}"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_task_check_and_config_check_agree(tmp_path: Path, name: str) -> None:
+    rows, options, words = CHECKED[name]
+    lines(tmp_path / "rows.jsonl", rows)
+    task = {"name": "rows", "options": {"path": "rows.jsonl", **options}}
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"base": {"model": str(BASE)}, "task": task, "actions": {}, "evaluation": None}))
+    task_check, config_check = (CliRunner().invoke(app, [kind, "check", str(config)]) for kind in ("task", "config"))
+    assert (task_check.exit_code, config_check.exit_code) == ((0, 0) if words is None else (2, 2))
+    if words is not None:
+        assert words in task_check.output and words in config_check.output
+        assert config_check.output.count(words) == 1
+
+
+def test_config_check_finds_rows_without_a_text_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def reward(row, response):\n    return 1\n")
+    rows = [{"prompt": p, "answer": "1" if i else None, "worked": "1"} for i, p in enumerate(PROMPTS)]
+    options = {"path": "rows.jsonl", "verifier": "python", "python": {"path": "reward.py"}}
+    lines(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "c.yaml").write_text(
+        json.dumps({"base": {"model": str(BASE)}, "task": {"name": "rows", "options": options}, "actions": {}})
+    )
+    (error,) = check(load_config(tmp_path / "c.yaml")).errors
+    assert error.startswith("actions.data[0].task: nothing to train on: ") and "set task.options.response" in error
+    assert check(load_config(tmp_path / "c.yaml", ["task.options.response=worked"])).errors == []

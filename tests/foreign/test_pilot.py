@@ -23,7 +23,7 @@ task:
 reward: {{weights: {{success: 1.0, length: 0.1}}}}
 actions: {{num_actions: 8, data: [{{kind: task, task: {{name: jsonl, options: {{path: not-there-samples.jsonl}}}}}}]}}
 clone: {{}}
-improve: {{algorithm: rloo, group_size: 3, token_learning_rate: 0.002}}
+improve: {{warmup_updates: 9, algorithm: rloo, group_size: 3, token_learning_rate: 0.002}}
 rollout: {{max_new_tokens: 9, stop: ["29"]}}
 gates: ["success >= 0.9"]
 """

@@ -94,9 +94,15 @@ def test_json_values_are_exact(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[str | bytes, str]] = {
-    "twice.jsonl": ('{"a": 1}\n{"a": 1, "a": 2}\n', r"twice.jsonl, line 2: not JSON \(key 'a' stands there twice\): .*mend"),
+    "twice.jsonl": (
+        '{"a": 1}\n{"a": 1, "a": 2}\n',
+        r"twice.jsonl, line 2: not JSON \(key 'a' stands there twice\): .*mend",
+    ),
     "nested twice.jsonl": ('{"a": {"b": 1, "b": 2}}\n', r"line 1: not JSON \(key 'b' stands there twice\)"),
-    "long.jsonl": ('{"a": ' + "9" * 5000 + "}\n", r"long.jsonl, line 1: .*whole number of 5000 digits; write it as a text"),
+    "long.jsonl": (
+        '{"a": ' + "9" * 5000 + "}\n",
+        r"long.jsonl, line 1: .*whole number of 5000 digits; write it as a text",
+    ),
     "half.jsonl": ('{"a": "\\ud800"}\n', r"half.jsonl, line 1: not JSON .*surrogates.*mend or remove the line"),
     "deep.jsonl": ('{"a": ' + "[" * 100_000 + "}\n", r"deep.jsonl, line 1: not JSON"),
     "cut.jsonl": ('{"a": 1}\n\n{"a": ', r"cut.jsonl, line 3: not JSON .*'\{\"a\":'; mend or remove the line"),
@@ -111,7 +117,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         '{"q": {"0": "x"},\n "a": {"0": "y"}}',
         r"columns.json: one object with 'q', 'a', not rows; write an array .*orient='records'",
     ),
-    "long line.csv": ("a,b\n1,2\n\n1,2,3\n", r"long line.csv, line 4: 3 fields, but the header has 2: .*'3'.*mend or remove"),
+    "long line.csv": (
+        "a,b\n1,2\n\n1,2,3\n",
+        r"long line.csv, line 4: 3 fields, but the header has 2: .*'3'.*mend or remove",
+    ),
     "short.csv": ("a,b\n1\n", r"short.csv, line 2: 1 fields, but the header has 2"),
     "after lines.csv": ('a,b\n"x\ny",2\n1\n', r"after lines.csv, line 4: 1 fields"),
     "header.csv": ("a,a\n1,2\n", r"header.csv, line 1: the header \['a', 'a'\] needs one name for each column"),
@@ -121,7 +130,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "no.jsonl.gz": (b'{"a": 1}\n', r"no.jsonl.gz is no whole .gz file: .*write it again, or remove it"),
     "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"cut.jsonl.gz is no whole .gz file"),
     "bad.parquet.gz": (gzip.compress(b"PAR1half"), r"bad.parquet.gz is not a readable Parquet file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -13,8 +13,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from configs.loading import dump_config
 from configs.schema import DataSource, RunConfig
+from pipeline.cli.main import app
 from pipeline.data.sources import Encoder, heldout_rows, training_feed
 from pipeline.experiments.sample_base import Sampled
 from pipeline.preflight.check import check
@@ -135,13 +138,20 @@ def test_ends_at_once_are_left_out_and_counted_and_the_rest_is_taken(base: Path,
     found, rollouts = sampled(config)
     blank = sum(not r.text for r in rollouts)
     assert 0 < blank == found.blank and len(found.ended) + len(found.truncated) + blank == len(rollouts)
-    assert any(line.startswith(f"{blank} of {len(rollouts)} responses ended at once") for line in found.words())
+    assert any(line.startswith(f"{blank} of {len(rollouts)} responses have no text") for line in found.words())
     (tmp_path / "samples.jsonl").write_text("".join(found.rows))
     data = [samples_source(str(tmp_path / "samples.jsonl"), chat=False)]
     settings = config.model_dump(mode="json")
     settings |= {"actions": {"data": data, **LAYERS}, "clone": {"data": data}, "improve": {}}
     errors, warnings = check(RunConfig.model_validate(settings))
     assert not errors and not any("sampled" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "a"])
+def test_a_file_that_run_would_not_read_is_not_written(base: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(config_of(base, tmp_path)))
+    done = CliRunner().invoke(app, ["sample", str(tmp_path / "c.yaml"), "-o", str(tmp_path / name)])
+    assert done.exit_code == 2 and f"{name} would not be read" in done.output and "end it with .jsonl" in done.output
 
 
 LAYERS = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
@@ -183,6 +193,9 @@ def test_ids_of_another_tokenizer_are_not_read_and_it_is_said(
     demo = build_task(source.task).demonstrations("train")[0]
     ids, start = encode_demonstration(tokenizer_of(), demo, chat=False)
     assert ids[start:] == [*tokenizer_of().encode(f" {demo.response}"), END]
+    assert demo.ids is not None
+    cut = replace(demo, ids=replace(demo.ids, truncated=True))
+    assert encode_demonstration(tokenizer_of(), cut, chat=False) == (ids[:-1], start)
     assert "another tokenizer (fingerprint 0123456789abcdef)" in caplog.text
     settings = config.model_dump(mode="json") | {"actions": {"data": [source.model_dump()], **LAYERS}, "clone": {}}
     errors, warnings = check(RunConfig.model_validate(settings))

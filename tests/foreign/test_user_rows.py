@@ -60,7 +60,7 @@ def test_the_option_still_names_the_text_to_train_on(tmp_path: Path) -> None:
     assert {demo.response for demo in every_demonstration(task)} == {"2 and 2 is 4"}
     prompt = task.prompts("train")[0]
     assert prompt.metadata["response"] == "no" and task.score(prompt, "4").success
-    with pytest.raises(ValueError, match="line 1: 'response' is \\['no'\\]|no key 'wrked'; did you mean 'worked'"):
+    with pytest.raises(ValueError, match=r"line 1: no key 'wrked'; did you mean 'worked'"):
         built(rows, response="wrked")
 
 
@@ -180,14 +180,26 @@ def test_a_reward_sees_values_as_in_the_parquet(tmp_path: Path) -> None:
         (pa.array([1e-7] * 9), "exact", ["0.0000001", "1e-07"], ["0"], "0.0000001"),
         (pa.array([Decimal("4.00")] * 9), "exact", ["4", "4.00"], ["4.0"], "4"),
         (pa.array([Decimal("4.00")] * 9), "number", ["it is 4"], ["it is 400"], "4"),
-        (pa.array([Decimal("12345678901234567890123456789012345678")] * 9), "exact", ["12345678901234567890123456789012345678"], ["12345678901234567890123456789012345679"], "12345678901234567890123456789012345678"),
+        (
+            pa.array([Decimal("12345678901234567890123456789012345678")] * 9),
+            "exact",
+            ["12345678901234567890123456789012345678"],
+            ["12345678901234567890123456789012345679"],
+            "12345678901234567890123456789012345678",
+        ),
         (pa.array([datetime.date(2024, 5, 1)] * 9), "exact", ["2024-05-01"], ["2024-05-02"], "2024-05-01"),
         (pa.array(["yes"] * 9).dictionary_encode(), "exact", ["Yes"], ["no"], "yes"),
         (pa.array([True] * 9), "exact", ["true", "True"], ["false", "1"], "true"),
-        (pa.array([["Paris", "City of Light"]] * 9), "contains", ["it is Paris", "the city of light"], ["Lyon"], "Paris"),
+        (
+            pa.array([["Paris", "City of Light"]] * 9),
+            "contains",
+            ["it is Paris", "the city of light"],
+            ["Lyon"],
+            "Paris",
+        ),
         (pa.array([[1.0, 2.0]] * 9), "number", ["1", "2"], ["3", "12"], "1"),
     ],
-)  # fmt: skip
+)
 def test_answers_of_any_type(
     tmp_path: Path, answers: pa.Array, verifier: str, right: list[str], wrong: list[str], trained: str
 ) -> None:
@@ -260,7 +272,7 @@ def test_conversations_are_prompt_and_answer(tmp_path: Path, spelled: str) -> No
 
 def test_a_conversation_without_an_answer_is_named(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "2?"}]
-    with pytest.raises(ValueError, match="line 1: 'm' is .*not a text or number"):
+    with pytest.raises(ValueError, match=r"line 1: 'm' is .*not a text or number"):
         built(rows_file(tmp_path, {"m": talk}), prompt="m", answer="m")
     task = built(rows_file(tmp_path, {"m": talk, "answer": "4"}, {"m": [*talk, *talk], "answer": "4"}), prompt="m")
     assert {len(p.turns) for split in ("train", "heldout") for p in task.prompts(split)} == {1, 2}
