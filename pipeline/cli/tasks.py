@@ -124,14 +124,13 @@ def sample(
 def _tokens(model: str, text: str) -> int:
     """Tokens of ``text`` for the base LM at ``model``, its end token included."""
     from configs.schema import Base, RunConfig
-    from latent_control.text import encode_text
     from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer
 
     try:
         _, tokenizer = base_config_and_tokenizer(RunConfig(base=Base(model=model)))
     except Unreachable as error:
         raise ValueError(f"--base: {error}") from error
-    return len(encode_text(tokenizer, text, chat=False)) + 1
+    return len(tokenizer(text)["input_ids"]) + 1
 
 
 def _task(target: str, overrides: list[str]) -> Task:
