@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import Any
 
 from configs.yaml_text import write
 from pipeline.preflight.data_sources import SAMPLES
+from rollout_workers.judging.numerals import number_of
 from rollout_workers.tasks.row_files import near, read_file
 
 ENOUGH = 10_000
@@ -54,7 +54,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None) -> Fo
         rows=len(rows),
         prompt=prompt_key,
         answer=answer_key,
-        verifier="number" if all(map(_is_number, answers)) else "exact",
+        verifier="number" if all(number_of(text) is not None for text in answers) else "exact",
         longest=max(answers, key=len),
         slices=tuple(
             key
@@ -75,13 +75,6 @@ def _key(kind: str, given: str | None, known: Sequence[str], keys: Sequence[str]
             f"which key holds the {kind}? Rows have {', '.join(keys) or 'no common key'}; name it with --{kind}-key KEY"
         )
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text.replace(",", "")))
-    except ValueError:
-        return False
 
 
 def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) -> dict[str, Any]:

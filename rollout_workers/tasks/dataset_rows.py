@@ -29,7 +29,8 @@ from rollout_workers.tasks.protocol import (
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
-from rollout_workers.tasks.scorers import Scorer, answer_problem, build_scorer
+from rollout_workers.tasks.scorers import Scorer, build_scorer
+from rollout_workers.tasks.verifiers import answer_problem
 
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
