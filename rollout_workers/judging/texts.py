@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import partial
 
 LONGEST = 20_000
 """Characters of a response that are read, the last ones: the answer stands at the end."""
@@ -54,8 +55,13 @@ def plain(text: str) -> str:
         return text
     text = re.sub("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
     for runs, sign in ((_POWERS, "^"), (_INDICES, "_")):
-        text = runs.sub(lambda run, sign=sign: sign + unicodedata.normalize("NFKC", run[0]), text)  # type: ignore[misc]
+        text = runs.sub(partial(_raised, sign), text)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", _bounded(text)).translate(_characters))
+
+
+def _raised(sign: str, run: re.Match[str]) -> str:
+    shown = unicodedata.normalize("NFKC", run[0]).translate(_characters)
+    return sign + (shown if len(shown) == 1 else f"{{{shown}}}")
 
 
 def _bounded(text: str) -> str:
