@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from configs.schema import PathStr
+from rollout_workers.judging.numerals import last_number
+from rollout_workers.judging.texts import last_box
 from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows
 from rollout_workers.tasks.protocol import Split, split_of
+from rollout_workers.tasks.published import split_files
 from rollout_workers.tasks.row_files import Row, read_file, read_options
 from rollout_workers.tasks.scorer_options import Verifier
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator: ``48/2 = <<48/2=24>>24``."""
-SUFFIXES = (".jsonl", ".parquet")
 
 
 class Gsm8kOptions(Judging):
@@ -48,7 +50,7 @@ def build_gsm8k(options: Mapping[str, object]) -> Rows:
     settings = read_options(Gsm8kOptions, options, "gsm8k")
 
     def rows(split: str) -> list[Row]:
-        return list(_read(_split_file(Path(settings.path), split), lambda row: _gsm8k(row, settings.worked)))
+        return list(_read(settings.path, split, lambda row: _gsm8k(row, settings.worked)))
 
     return Rows("gsm8k", rows("train"), rows("test"), settings)
 
@@ -63,7 +65,7 @@ def build_math500(options: Mapping[str, object]) -> Rows:
         )
 
     def rows(path: str, split: str) -> list[Row]:
-        return list(_read(_split_file(Path(path), split), lambda row: _math(row, settings.worked)))
+        return list(_read(path, split, lambda row: _math(row, settings.worked)))
 
     held = rows(settings.path, "test")
     if settings.train is not None:
@@ -75,23 +77,8 @@ def build_math500(options: Mapping[str, object]) -> Rows:
     return Rows("math500", falls["train"], falls["heldout"], settings)
 
 
-def _split_file(path: Path, split: str) -> Path:
-    """The file itself, or the one in the folder that is named after the split (``test.jsonl``,
-    ``test-00000-of-00001.parquet``)."""
-    if path.is_file():
-        return path
-    found = [f for f in sorted(path.rglob("*")) if f.suffix in SUFFIXES and re.fullmatch(rf"{split}(-\d.*)?", f.stem)]
-    # GSM8K's other configuration, in a folder beside the main one
-    found = [f for f in found if "socratic" not in f.parts]
-    if not found:
-        raise ValueError(
-            f"task.options.path: {path} holds no {split}.jsonl or {split}-*.parquet; give the folder of a local copy"
-        )
-    return found[0]
-
-
-def _read(path: Path, read: Callable[[Row], Row]) -> Iterator[Row]:
-    for place, row in read_file(path):
+def _read(path: str, split: str, read: Callable[[Row], Row]) -> Iterator[Row]:
+    for place, row in (placed for file in split_files(Path(path), split) for placed in read_file(file)):
         try:
             yield read(row)
         except KeyError as error:
@@ -107,23 +94,17 @@ def _gsm8k(row: Row, worked: bool) -> Row:
     if not marked:
         raise ValueError(f"the answer {str(row['answer'])[:60]!r} has no '####'; is this another data set?")
     answer = answer.strip().replace(",", "")
+    if not last_number(answer):
+        raise ValueError(f"the answer after '####' is {answer[:60]!r}, not a number; mend or remove the row")
     text = f"{_CALCULATOR.sub('', solution).strip()}\n#### {answer}"
     return {"prompt": str(row["question"]), "answer": answer, "response": text if worked else answer}
 
 
 def _math(row: Row, worked: bool) -> Row:
     solution = str(row["solution"])
-    answer = str(row["answer"]) if "answer" in row else last_boxed(solution)
+    answer = row.get("answer") or last_box(solution)
+    if answer is None or not str(answer).strip():
+        raise ValueError(f"the solution has no \\boxed{{...}} with an answer: {solution[-60:]!r}; mend or remove the row")
+    answer = str(answer).strip()
     more: Row = {key: row[key] for key in ("subject", "type", "level") if key in row}
     return {"prompt": str(row["problem"]), "answer": answer, "response": solution if worked else answer, **more}
-
-
-def last_boxed(text: str) -> str:
-    r"""The content of the last ``\boxed{...}``, whose braces may nest; ``ValueError`` when there is none."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for place in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start + 7 : place]
-    raise ValueError(f"the solution has no \\boxed{{...}}: {text[-60:]!r}")
