@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+StopString = Annotated[str, Field(min_length=1)]
 Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
@@ -171,7 +172,8 @@ class Actions(Training):
     anneal_share: Share = 0.2
     """Share of the updates over which the temperature falls to its final value."""
     min_alive_share: Share = 0.25
-    """Stop the run when fewer than this share of the codes is alive after ``anneal_share`` of the updates."""
+    """Stop the run when fewer than this share of the codes (of the different tokens in the data, if those are fewer),
+    or but one, is alive after ``anneal_share`` of the updates; 0: never."""
 
 
 class Clone(Training):
@@ -355,6 +357,9 @@ class Rollout(Section):
     temperature: PositiveFloat = 1.0
     top_k: PositiveInt | None = None
     """Sample among the k most likely codes."""
+    stop: tuple[StopString, ...] = ()
+    """Strings that end a response, beside the end token, e.g. ``["\\n\\n", "Question:"]``: its text ends before the
+    first of them, its tokens with the one that completes it (docs/tasks.md)."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
     turns: Turns = Turns()

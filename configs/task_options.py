@@ -10,6 +10,7 @@ from typing import Any
 
 _JUDGING = (("python", "path"), ("preference", "model"))
 TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
+    "rows": ((None, "path"), (None, "heldout_path"), *_JUDGING),
     "jsonl": ((None, "path"), (None, "heldout_path"), *_JUDGING),
     "parquet": ((None, "path"), (None, "heldout_path"), *_JUDGING),
     "dataset": ((None, "path"), *_JUDGING),

@@ -58,6 +58,8 @@ class Player:
     reward: Reward
     chat: bool
     max_prompt_tokens: int
+    stop: tuple[str, ...] = ()
+    """``rollout.stop``"""
 
     def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read.
@@ -107,7 +109,7 @@ class Player:
     def _act(self, engine: RolloutEngine, episode: _Episode, row: Row) -> None:
         episode.turns.append(row)
         episode.ids += row.tokens.tolist()
-        episode.texts.append(decode_response(engine.tokenizer, row.tokens.tolist()))
+        episode.texts.append(decode_response(engine.tokenizer, row.tokens.tolist(), self.stop))
 
     def _see(self, engine: RolloutEngine, episode: _Episode, outcome: Step | Lost, room: int) -> None:
         """Take in what came of the last action: the episode ends, or the observation is what the next one follows."""

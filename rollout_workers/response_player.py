@@ -28,14 +28,13 @@ class ResponsePlayer:
         Raises:
             ValueError: a prompt is longer than ``task.max_prompt_tokens``.
         """
-        encoded = [self._encode(engine, prompt) for prompt in prompts]
+        rollout, encoded = self.settings.rollout, [self._encode(engine, prompt) for prompt in prompts]
         generation = engine.generate(replace(job, prompts=tuple(encoded)))
         places = [place for place in range(len(prompts)) for _ in range(job.repeats)]
         rows = [row_of(generation, number) for number in range(len(places))]
-        texts = [decode_response(engine.tokenizer, row.tokens.tolist()) for row in rows]
-        limit = self.settings.rollout.max_new_tokens
+        texts = [decode_response(engine.tokenizer, row.tokens.tolist(), rollout.stop) for row in rows]
         responses = [
-            Response(text=text, new_tokens=len(row), limit=limit, stopped=row.finish_reason == "stop")
+            Response(text=text, new_tokens=len(row), limit=rollout.max_new_tokens, stopped=row.finish_reason == "stop")
             for row, text in zip(rows, texts, strict=True)
         ]
         verdicts = judge_all(self.task, self.settings.reward, [prompts[place] for place in places], responses)
@@ -73,6 +72,7 @@ def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer:
         task=task,
         worlds=worlds,
         limits=turns,
+        stop=settings.rollout.stop,
         reward=settings.reward,
         chat=about.chat,
         max_prompt_tokens=about.max_prompt_tokens,

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from latent_control import Generation, LatentActionLM
 from latent_control.aliases import unpack
@@ -25,6 +26,7 @@ from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import action_log_probs, uniform_streams
 from latent_control.token_policy import token_actor, token_policy
 
@@ -51,6 +53,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 POLICIES = ("late", "final", "span 2", "span 3", "last_blocks", "added_blocks", "all", "base")
 WITHOUT_STACK = ("all", "base")
 VERSIONS = 4
+PIECES = [a + b + c for a in "xyz" for b in ("", "x", "y", "z") for c in ("", "y", "xy", "zz")]
+"""What each token writes, several of them alike: strings are met inside of tokens and across them."""
 # Half a nat apart, a fault is a fault; closer than this, float32 may decide either way.
 TIE = 1e-4
 
@@ -79,6 +83,17 @@ class Subject:
         """[T, N] of the version in use."""
         stack = self.actor.stack
         return self.actor.head(states if stack is None else stack.hidden(states[None])[0])
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Writes ``PIECES``, one after the other."""
+    backend = Tokenizer(models.WordLevel({f"{n}:{piece}": n for n, piece in enumerate(PIECES)}, unk_token="0:x"))
+    numbers = [decoders.Replace(f"{n}:", "") for n in reversed(range(VOCABULARY))]  # 17:yx writes yx
+    backend.decoder = decoders.Sequence([*numbers, decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+TOKENIZER = make_tokenizer()
 
 
 def make_subject(kind: str, policy: str) -> Subject:
@@ -133,6 +148,7 @@ class Case:
     limits: list[int]
     streams: list[int]
     stops: list[int]
+    stop_strings: list[str]
     temperature: float
     top_k: int | None
     aliases: int | None
@@ -199,6 +215,9 @@ def random_case(seed: int) -> Case:
         changes=sorted(draw.choice(20, 3, replace=False).tolist())
         if policy not in WITHOUT_STACK and chance(0.35)
         else [],
+        stop_strings=["".join(draw.choice(list("xyz"), draw.integers(1, 6))) for _ in range(draw.integers(1, 3))]
+        if chance(0.4)
+        else [],
     )
 
 
@@ -251,7 +270,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             return_features=case.keep_features,
             aliases=case.aliases,
             guide=guide,
-            watch=watch if case.watched else None,
+            watch=stop_watch(TOKENIZER, case.stop_strings, watch if case.watched else None),
         )
         return generate(
             subject.base,
@@ -322,7 +341,9 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
             fault(place, f"token {tokens[place]}, its action emits {emitted[place]}")
         if case.aliases is not None and not held:
             _check_event(case, subject, out, (row, place), log_probs[place], final, fault)
-        ends = tokens[place] in case.stops or (case.watched and ends_here(row, tokens[place], action))
+        text = "".join(PIECES[token] for token in tokens[: place + 1])
+        ends = tokens[place] in case.stops or any(string in text for string in case.stop_strings)
+        ends = ends or (case.watched and ends_here(row, tokens[place], action))
         if ends != (place == length - 1 and out.finish_reasons[row] == "stop"):
             fault(place, f"ends here: {ends}, but it has {length} tokens and ended by {out.finish_reasons[row]}")
     if out.finish_reasons[row] == "length" and length != case.limits[row]:

@@ -74,8 +74,6 @@ PARQUET = {
     "pipeline/replay/shards.py",
     "pipeline/replay/writer.py",
     "pipeline/rl/ledger.py",
-    "pipeline/data/text_files.py",
-    "pipeline/preflight/data_sources.py",
     "pipeline/storage/parquet_fields.py",
     "rollout_workers/tasks/row_files.py",
 }

@@ -284,10 +284,10 @@ class TestPreflight:
     @pytest.mark.parametrize(
         ("name", "content", "wanted"),
         [
-            ("a.jsonl", '{"body": "x"}\n', "has no column 'text' (it has body)"),
-            ("a.jsonl", "not json\n", "is not a JSON object"),
+            ("a.jsonl", '{"body": "x"}\n', "line 1: no key 'text'; it has 'body'"),
+            ("a.jsonl", "not json\n", "line 1: not JSON"),
             ("a.txt", "", "is empty"),
-            ("a.docx", "x", "is not a .jsonl, .parquet, .txt file"),
+            ("a.docx", "x", "is or holds no .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt file"),
             ("a.parquet", "x", "is not a readable Parquet file"),
         ],
     )

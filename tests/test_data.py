@@ -269,12 +269,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no JSON": (
         "a.jsonl",
         lambda p: p.write_text('{"text": "w1"}\n{"text": \n'),
-        r"a.jsonl, line 2: not JSON .*fix or remove",
+        r"a.jsonl, line 2: not JSON .*mend or remove",
     ),
     "no object": (
         "a.jsonl",
         lambda p: p.write_text('["w1"]\n'),
-        r"a.jsonl, line 1: expected a JSON object, not '\[\"w1\"\]'",
+        r"a.jsonl, row 1: a JSON object is wanted, not 'w1'",
     ),
     "other key": (
         "a.jsonl",
@@ -298,16 +298,16 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "other column": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"body": ["x"]}), p),
-        r"a.parquet: no column 'text'; it has 'body'; set column",
+        r"a.parquet, row 1: no key 'text'; it has 'body'; set column",
     ),
     "null": (
         "a.parquet",
         lambda p: pq.write_table(pa.table({"text": ["w1", None]}), p),
-        r"a.parquet, row 1: 'text' "
+        r"a.parquet, row 2: 'text' "
         r"is None",
     ),
-    "torn Parquet": ("a.parquet", lambda p: p.write_bytes(b"PAR1half"), r"a.parquet: not a readable Parquet file"),
-    "no text file": ("a.csv", lambda p: p.write_text("x"), r"a.csv is or holds no .jsonl, .parquet, .txt file"),
+    "torn Parquet": ("a.parquet", lambda p: p.write_bytes(b"PAR1half"), r"a.parquet is not a readable Parquet file"),
+    "no text file": ("a.docx", lambda p: p.write_text("x"), r"a.docx is or holds no .jsonl, .* .txt file"),
     "not there": ("a.jsonl", lambda p: None, r"a.jsonl does not exist"),
 }
 

@@ -69,6 +69,7 @@ def test_more_rows_than_slots_and_lengths_that_differ(subjects: Subjects) -> Non
         limits=limits,
         streams=list(range(48)),
         stops=[-1],
+        stop_strings=[],
         keep_features=True,
         codes=None,
         allowed=None,

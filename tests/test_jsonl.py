@@ -10,8 +10,8 @@ import pytest
 
 from configs.loading import load_config
 from configs.schema import Task as TaskConfig
-from rollout_workers.tasks import build_task
 from rollout_workers.judging.pattern import pattern
+from rollout_workers.tasks import build_task
 from rollout_workers.tasks.verifiers import VERIFIERS
 
 
@@ -54,7 +54,7 @@ def test_rows_fall_to_splits_by_their_prompt_and_demonstrate_their_answer(tmp_pa
 @pytest.mark.parametrize(
     ("line", "options", "message"),
     [
-        ("{", {}, "line 2: no JSON"),
+        ("{", {}, "line 2: not JSON"),
         ("[1]", {}, "line 2: a JSON object is wanted"),
         ('{"prompt": "b", "anwser": "1"}', {}, "line 2: no key 'answer'; did you mean 'anwser'"),
         ('{"prompt": "b", "answer": null}', {}, "line 2: 'answer' is None"),

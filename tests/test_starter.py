@@ -34,17 +34,13 @@ def test_keys_verifier_and_slices_are_read_off_the_rows(tmp_path: Path) -> None:
     found = init_config.look(
         rows_file(tmp_path / "rows.jsonl", level=["easy", "hard"], source=["one"], note=[str(i) for i in range(40)])
     )
-    assert (found.rows, found.prompt, found.answer, found.verifier, found.slices) == (
-        40,
-        "problem",
-        "answer",
-        "exact",
-        ("level",),
-    )
-    assert all(len(found.longest) >= len(Countdown().demonstrations("train")[i].response) for i in range(40))
+    assert (found.rows, found.slices, found.unused) == (40, ("level",), ("level", "source", "note"))
+    wanted = {"prompt": "problem", "answer": "answer", "verifier": "exact"}
+    assert wanted.items() <= found.task.options.items()
+    assert list(found.answers) == [Countdown().demonstrations("train")[i].response for i in range(40)]
     numbers = tmp_path / "numbers.jsonl"
     numbers.write_text("".join(f'{{"question": "1 + {i}", "answer": "1,{i:03d}.5"}}\n' for i in range(20)))
-    assert init_config.look(numbers).verifier == "number"
+    assert init_config.look(numbers).task.options["verifier"] == "number"
 
 
 def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> None:
@@ -58,8 +54,8 @@ def test_the_config_passes_its_check_and_fits_the_answers(tmp_path: Path) -> Non
     assert len(errors) == 2 and all(error.endswith("made by latent-control sample CONFIG") for error in errors)
     (tmp_path / "mine-samples.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace("problem", "prompt"))
     assert not check(config).errors
-    # <s>, 11 words and </s>, and a quarter on top
-    assert config.rollout.max_new_tokens == 13 + 4
+    # 11 words and </s>, and a quarter on top
+    assert config.rollout.max_new_tokens == 12 + 4
     assert config.evaluation is not None and config.evaluation.slices == ("level",)
     assert "path: rows.jsonl" in (tmp_path / "mine.yaml").read_text()
     again = CliRunner().invoke(
@@ -77,7 +73,7 @@ def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
         init_config.look(path)
     with pytest.raises(ValueError, match="--prompt-key frag: not every row has it; did you mean 'frage'"):
         init_config.look(path, "frag")
-    assert init_config.look(path, "frage", "antwort").prompt == "frage"
+    assert init_config.look(path, "frage", "antwort").task.options["prompt"] == "frage"
     path.write_text('{"prompt": "1", "answer": "2"}\n')
     with pytest.raises(ValueError, match="has 1 rows; give at least 20"):
         init_config.look(path)

@@ -53,7 +53,7 @@ def test_parquet_reads_what_jsonl_reads(tmp_path: Path) -> None:
 
 def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("no")
-    with pytest.raises(ValueError, match="is no readable Parquet file"):
+    with pytest.raises(ValueError, match="is not a readable Parquet file"):
         built("parquet", path=str(tmp_path / "rows.parquet"))
 
 

@@ -4,6 +4,7 @@ code."""
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
     ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
     """
     from configs.loading import ConfigErrors
-    from pipeline.runs.errors import RunError
+    from pipeline.runs.errors import NeedsNewRun, RunError
 
     try:
         yield
@@ -121,7 +122,12 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
         if output is not None:
             output.errors += messages
         if resumable is not None and (resumable / CONFIG).is_file():
-            print_error(f"after the remedy, continue with: latent-control resume {resumable}")
+            again = f"latent-control run {shlex.quote(str(resumable / CONFIG))}"
+            print_error(
+                f"with the remedy, start a new run: {again} {cause.override}"
+                if isinstance(cause, NeedsNewRun)
+                else f"after the remedy, continue with: latent-control resume {resumable}"
+            )
         raise typer.Exit(code) from None
 
 

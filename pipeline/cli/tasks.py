@@ -16,6 +16,8 @@ from pipeline.cli.session import exit_on_error
 from pipeline.runs.layout import CONFIG
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from configs.schema import Task
 
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
@@ -59,7 +61,10 @@ def task_check(
 @app.command()
 def init(
     rows: Annotated[
-        Path, typer.Argument(metavar="ROWS", help="A .jsonl or .parquet file with a prompt and an answer in each row.")
+        Path,
+        typer.Argument(
+            metavar="ROWS", help="A file of rows (.jsonl, .json, .csv, .parquet ...), a folder, a data set."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="CONFIG", help="The config to write.")] = Path(CONFIG),
     base: Annotated[
@@ -80,13 +85,14 @@ def init(
             raise ValueError(f"{out} exists already; give another name with -o")
         from pipeline.preflight import init_config
 
-        found = init_config.look(rows.absolute(), prompt_key, answer_key)
+        found = init_config.look(rows.absolute(), prompt_key, answer_key, chat=chat)
         model = str(Path(base).absolute()) if Path(base).is_dir() else base
-        tokens = _tokens(model, found.longest)
-        config = init_config.config_of(found, base=model, chat=chat, tokens=tokens, out=out.absolute())
+        config = init_config.config_of(found, _tokenizer(model), base=model, out=out.absolute())
         out.write_text(init_config.text_of(found, config), encoding="utf-8")
+    options = found.task.options
     typer.echo(
-        f"{out}: {found.rows} rows, prompt {found.prompt!r}, answer {found.answer!r} judged by {found.verifier!r}"
+        f"{out}: {found.rows} rows, prompt {options['prompt']!r}, answer {options['answer']!r} judged by "
+        f"{options['verifier']!r}" + (f"; not shown to the model: {', '.join(found.unused)}" if found.unused else "")
     )
     typer.echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
 
@@ -108,6 +114,7 @@ def sample(
         if file.exists():
             raise ValueError(f"{file} exists already; remove it, or give another name with -o")
         from configs.loading import load_config
+        from configs.schema import Improve
 
         # The file to be made may be one that the config names.
         settings = load_config(config, overrides or [], check_paths=False)
@@ -115,22 +122,25 @@ def sample(
         from pipeline.experiments import sample_base
 
         found = sample_base.sample(settings, file, samples, print_error)
+    for line in found.words():
+        print_error(line)
     typer.echo(
-        f"{file}: {found['rows']:g} rows from {found['prompts']:g} prompts; the base LM's success is "
-        f"{found['success']:.3f}"
+        f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success:.3f}"
     )
+    if found.failed > (settings.improve or Improve()).max_failed_share * found.responses:
+        print_error("error: improve would stop for that: mend the verifier; the rows can be used all the same")
+        raise typer.Exit(FAILED)
 
 
-def _tokens(model: str, text: str) -> int:
-    """Tokens of ``text`` for the base LM at ``model``, its end token included."""
+def _tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Of the base LM at ``model``."""
     from configs.schema import Base, RunConfig
     from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer
 
     try:
-        _, tokenizer = base_config_and_tokenizer(RunConfig(base=Base(model=model)))
+        return base_config_and_tokenizer(RunConfig(base=Base(model=model)))[1]
     except Unreachable as error:
         raise ValueError(f"--base: {error}") from error
-    return len(tokenizer(text)["input_ids"]) + 1
 
 
 def _task(target: str, overrides: list[str]) -> Task:

@@ -72,7 +72,7 @@ def _answers(path: Path, variant: str) -> Answers:
     if not any(found.values()):
         raise ValueError(
             f"{path} has no variant {variant!r}; it has {', '.join(sorted({r.variant for r in rows}))}: "
-            "choose with --variant"
+            "choose with --variant-a or --variant-b"
         )
     return {mode: {key: float(np.mean(values)) for key, values in some.items()} for mode, some in found.items()}
 

@@ -166,7 +166,7 @@ def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None])
     found = sample(settings, folder / SAMPLES, count, lambda text: None)
     say(
         "pilot: its success is "
-        f"{found['success']:.3f}" + ("" if found["success"] else "; where it never succeeds, neither side can learn")
+        f"{found.success:.3f}" + ("" if found.success else "; where it never succeeds, neither side can learn")
     )
     data = [samples_source(SAMPLES, chat=settings.task.chat)]
     return {**config} | {name: {**config[name], "data": data} for name in (ACTIONS, CLONE)}

@@ -53,7 +53,7 @@ class SweepTrial:
 
 
 def parse_range(text: str) -> tuple[str, list[Any]]:
-    """``"improve.learning_rate=1e-4,5e-4"`` or ``"actions.layers=[[2, 2], [4, 4]]"`` -> (key, values).
+    """``"improve.learning_rate=1e-4,5e-4"`` or ``"rollout.stop=[[A, B], [C]]"`` -> (key, values).
 
     Raises:
         ValueError: no key, or fewer than one value.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from configs.schema import DataSource, RunConfig
 from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
-TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 SAMPLES = "-samples.jsonl"
 """End of the name of a file that ``latent-control sample`` makes."""
 
@@ -47,41 +44,14 @@ def _replay_problem(folder: Path) -> str | None:
 
 
 def _text_problem(source: DataSource) -> str | None:
+    """Every file must be readable, and its first text be there."""
+    from pipeline.data.text_files import read_texts, text_files
+
     assert source.path is not None
-    path = Path(source.path)
-    files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES) if path.is_dir() else [path]
-    if not files:
-        return f"{path} holds no {', '.join(TEXT_SUFFIXES)} file"
-    if files[0].suffix not in TEXT_SUFFIXES:
-        return f"{path} is not a {', '.join(TEXT_SUFFIXES)} file"
-    empty = next((p for p in files if p.stat().st_size == 0), None)
-    if empty is not None:
-        return f"{empty} is empty"
-    unreadable = next((p for p in files if not os.access(p, os.R_OK)), None)
-    return f"{unreadable} is not readable" if unreadable is not None else _column_problem(files[0], source.column)
-
-
-def _column_problem(path: Path, column: str) -> str | None:
-    """A first row without the column."""
-    if path.suffix == ".txt":
-        return None
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            first = next((line for line in lines if line.strip()), "")
-        try:
-            row = json.loads(first)
-        except json.JSONDecodeError as error:
-            return f"the first line of {path} is not a JSON object: {error}"
-        names = list(row) if isinstance(row, dict) else []
-    else:
-        import pyarrow.parquet
-
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-        except (OSError, ValueError) as error:
-            return f"{path} is not a readable Parquet file: {first_line(error)}"
-    return (
-        None
-        if column in names
-        else f"{path} has no column {column!r} (it has {', '.join(map(str, names)) or 'none'}); set column"
-    )
+    try:
+        for path in text_files(Path(source.path)):
+            if next(iter(read_texts(path, source.column)), None) is None:
+                return f"{path} is empty"
+    except (OSError, ValueError) as error:
+        return first_line(error)
+    return None

@@ -2,74 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from configs.schema import Actions
+from configs.schema import Task as TaskConfig
 from configs.yaml_text import write
+from latent_control.text import encode_plain
 from pipeline.preflight.data_sources import SAMPLES
 from rollout_workers.judging.numerals import number_of
-from rollout_workers.tasks.row_files import near, read_file
+from rollout_workers.tasks import Prompt, build_task
+from rollout_workers.tasks.dataset_rows import Rows
+from rollout_workers.tasks.encoding import encode_prompt
+from rollout_workers.tasks.row_files import (
+    Row,
+    dataset_splits,
+    near,
+    read_dataset,
+    read_file,
+    saved_dataset,
+    split_files,
+)
+from rollout_workers.tasks.row_values import answers_of, asked, conversation, spellings, value_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENOUGH = 10_000
-"""Rows that are read."""
-PROMPTS = ("prompt", "question", "problem", "input", "instruction", "query", "text")
-ANSWERS = ("answer", "solution", "target", "output", "response", "completion", "label")
+"""Rows of which lengths, tokens and slices are taken."""
+PROMPTS = ("prompt", "question", "problem", "instruction", "input", "query", "text", "messages", "conversations")
+ANSWERS = ("answer", "answers", "solution", "target", "output", "response", "completion", "label", "ground_truth")
 FEWEST = 20
 """With fewer, the held-out fifth is too small for a result."""
+HELDOUT = ("test", "validation", "valid", "dev")
+"""Names of splits that are held out."""
+FEWEST_CODES, MOST_CODES = 4, 64
+_SHARE = {"heldout_share": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """``Found(path=Path("rows.jsonl"), rows=200, prompt="question", answer="answer", verifier="number", longest="39",
-    slices=())``"""
+    """``Found(path=Path("rows.jsonl"), rows=200, heldout=40, task=TaskConfig(name="rows", options={...}),
+    answers=("4", "39"), prompts=(Prompt(...),), slices=())``"""
 
     path: Path
     rows: int
-    prompt: str
-    answer: str
-    verifier: str
-    longest: str
-    """The answer with the most characters."""
+    heldout: int
+    """Held-out prompts."""
+    task: TaskConfig
+    answers: tuple[str, ...]
+    """Of up to ``ENOUGH`` rows."""
+    prompts: tuple[Prompt, ...]
     slices: tuple[str, ...]
     """Other keys with few different values, by which success is reported."""
+    unused: tuple[str, ...]
+    """Keys that are neither prompt nor answer."""
 
 
-def look(path: Path, prompt: str | None = None, answer: str | None = None) -> Found:
-    """The keys, verifier and slices that fit the rows of a ``.jsonl`` or ``.parquet`` file.
+def look(path: Path, prompt: str | None = None, answer: str | None = None, *, chat: bool = False) -> Found:
+    """The keys, verifier and slices that fit the rows at ``path``: a file, a folder of files, or a saved data set.
 
     Raises:
         ValueError: no such file, a broken row, too few rows, or no key for the prompt or the answer; names the keys.
     """
-    rows = [row for _, row in islice(read_file(path), ENOUGH)]
+    name, options, read = _source(path)
+    rows = [row for _, row in islice(read(), ENOUGH)]
     if len(rows) < FEWEST:
         raise ValueError(f"{path} has {len(rows)} rows; give at least {FEWEST}: a fifth of them is held out")
-    keys = [key for key in rows[0] if all(row.get(key) is not None for row in rows)]
-    prompt_key, answer_key = _key("prompt", prompt, PROMPTS, keys), _key("answer", answer, ANSWERS, keys)
-    answers = [str(row[answer_key]) for row in rows]
+    prompt_key = _key("prompt", prompt, PROMPTS, rows, lambda value: bool(asked(value) or spellings(value)))
+    told = [key for key in ANSWERS if key != prompt_key]
+    if any(map(conversation, _values(rows, prompt_key))):
+        told.append(_last(prompt_key))  # its last turn
+    answer_key = _key("answer", answer, told, rows, lambda value: bool(answers_of(value)))
+    if not chat and any(len(asked(value)) > 1 for value in _values(rows, prompt_key)):
+        raise ValueError(f"{path}: {prompt_key!r} holds conversations of several turns; add --chat")
+    texts = [text for value in _values(rows, answer_key) for text in answers_of(value)]
+    verifier = "number" if texts and all(number_of(text) is not None for text in texts) else "exact"
+    task = TaskConfig(
+        name=name, chat=chat, options={**options, "prompt": prompt_key, "answer": answer_key, "verifier": verifier}
+    )
+    built = build_task(task)  # every row is looked at
+    assert isinstance(built, Rows), name
+    train, heldout = built.prompts("train"), built.prompts("heldout")
+    prompts = tuple(split[i] for split in (train, heldout) for i in range(min(ENOUGH, len(split))))
+    others = tuple(key for key in rows[0] if key not in (prompt_key.split(".")[0], answer_key.split(".")[0]))
     return Found(
         path=path,
-        rows=len(rows),
-        prompt=prompt_key,
-        answer=answer_key,
-        verifier="number" if all(number_of(text) is not None for text in answers) else "exact",
-        longest=max(answers, key=len),
-        slices=tuple(
-            key
-            for key in keys
-            if key not in (prompt_key, answer_key) and 2 <= len({str(row[key]) for row in rows}) <= 8
-        ),
+        rows=len(train) + len(heldout),
+        heldout=len(heldout),
+        task=task,
+        answers=tuple(texts),
+        prompts=prompts,
+        slices=tuple(key for key in others if 2 <= len({str(row.get(key)) for row in rows}) <= 8),
+        unused=others,
     )
 
 
-def _key(kind: str, given: str | None, known: Sequence[str], keys: Sequence[str]) -> str:
+def _source(path: Path) -> tuple[str, dict[str, Any], Callable[[], Iterator[tuple[str, Row]]]]:
+    """Name of the task, its options and its rows to train on: splits of a data set, or of a folder, stay apart."""
+    if path.is_dir():
+        splits = list(dataset_splits(str(path))) if saved_dataset(path) else []
+        known = splits or [name for name in ("train", *HELDOUT) if split_files(path, name)]
+        if known:
+            split = "train" if "train" in known else known[0]
+            held = next((name for name in HELDOUT if name in known and name != split), None)
+            apart = {"heldout_split": held} if held else _SHARE
+            options = {"path": str(path), "split": split, **apart}
+            return "dataset", options, lambda: read_dataset(str(path), None, split)
+    return "rows", {"path": str(path), **_SHARE}, lambda: read_file(path)
+
+
+def _key(
+    kind: str, given: str | None, known: Sequence[str], rows: Sequence[Row], usable: Callable[[object], bool]
+) -> str:
+    """``given``, or the known key, or dotted key that ends in one, that most rows have a usable value at."""
+
+    def there(key: str) -> bool:
+        found = sum(usable(value) for value in _values(rows, key))
+        return 2 * found >= len(rows)
+
+    keys = list(dict.fromkeys(key for row in rows[:FEWEST] for key in _keys(row)))
     if given is not None:
-        if given not in keys:
+        if not there(given):
             raise ValueError(f"--{kind}-key {given}: not every row has it; {near(given, keys)}")
         return given
-    found = next((name for name in known if name in keys), None)
+    named = sorted((known.index(_last(key)), key.count("."), key) for key in keys if _last(key) in known)
+    found = next((key for *_, key in named if there(key)), None)
     if found is None:
         raise ValueError(
             f"which key holds the {kind}? Rows have {', '.join(keys) or 'no common key'}; name it with --{kind}-key KEY"
@@ -77,32 +138,60 @@ def _key(kind: str, given: str | None, known: Sequence[str], keys: Sequence[str]
     return found
 
 
-def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) -> dict[str, Any]:
-    """The config: quickstart's recipe on these rows, codes learned from the base LM's own responses (``latent-control
-    sample``).
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
-    ``tokens``: of the longest answer. The files' paths are relative to the config ``out`` where they lie beside it.
+
+def _keys(value: Row, prefix: str = "") -> Iterator[str]:
+    """The keys of a row, dotted those of mappings in it."""
+    for key, child in value.items():
+        yield f"{prefix}{key}"
+        if isinstance(child, dict):
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _values(rows: Sequence[Row], key: str) -> Iterator[object]:
+    for row in rows:
+        try:
+            yield value_at(row, key)
+        except KeyError:
+            yield None
+
+
+def config_of(found: Found, tokenizer: PreTrainedTokenizerBase, *, base: str, out: Path) -> dict[str, Any]:
+    """The config: quickstart's recipe on these rows, codes learned from the base LM's own responses (``latent-control
+    sample``). As many codes as the answers have different tokens, and lengths that hold the longest.
+
+    The files' paths are relative to the config ``out`` where they lie beside it.
+
+    Raises:
+        ValueError: a conversation needs a chat template that the tokenizer does not have.
     """
     path = found.path.relative_to(out.parent) if found.path.is_relative_to(out.parent) else found.path
-    stage = {"batch_size": 64, "learning_rate": 1e-3, "data": [samples_source(samples_of(out).name, chat=chat)]}
-    evaluation: dict[str, Any] = {"prompts": min(512, max(8, found.rows // 5))}
+    answers = [encode_plain(tokenizer, text, add_special_tokens=False) for text in dict.fromkeys(found.answers)]
+    tokens = max(map(len, answers)) + 1
+    asked_tokens = max(len(encode_prompt(tokenizer, prompt, chat=found.task.chat)) for prompt in found.prompts)
+    room = tokens + max(4, tokens // 4)
+    codes = len({token for ids in answers for token in ids}) + 1  # and the end
+    stage: dict[str, Any] = {"batch_size": 64, "learning_rate": 1e-3}
+    if asked_tokens + room > Actions.model_fields["max_length"].default:
+        stage["max_length"] = asked_tokens + room
+    stage["data"] = [samples_source(samples_of(out).name, chat=found.task.chat)]
+    task: dict[str, Any] = {
+        "name": found.task.name,
+        "options": found.task.options | {"path": str(path)},
+        "chat": found.task.chat,
+    }
+    if asked_tokens > found.task.max_prompt_tokens:
+        task["max_prompt_tokens"] = asked_tokens
+    evaluation: dict[str, Any] = {"prompts": min(512, found.heldout)}
     if found.slices:
         evaluation["slices"] = list(found.slices)
     return {
         "seed": 0,
         "base": {"model": base},
-        "task": {
-            "name": found.path.suffix.removeprefix("."),
-            "options": {
-                "path": str(path),
-                "prompt": found.prompt,
-                "answer": found.answer,
-                "verifier": found.verifier,
-                "heldout_share": 0.2,
-            },
-            "chat": chat,
-        },
-        "actions": {"num_actions": 64, "updates": 600, **stage},
+        "task": task,
+        "actions": {"num_actions": min(MOST_CODES, max(FEWEST_CODES, codes)), "updates": 600, **stage},
         "clone": {"updates": 500, **stage},
         "improve": {
             "algorithm": "grpo",
@@ -112,7 +201,7 @@ def config_of(found: Found, *, base: str, chat: bool, tokens: int, out: Path) ->
             "group_size": 8,
             "learning_rate": 5e-4,
         },
-        "rollout": {"num_workers": 2, "max_new_tokens": tokens + max(4, tokens // 4)},
+        "rollout": {"num_workers": 2, "max_new_tokens": room},
         "evaluation": evaluation,
     }
 
@@ -131,8 +220,9 @@ def samples_of(config: Path) -> Path:
 def text_of(found: Found, config: Mapping[str, Any]) -> str:
     """The config as a YAML file."""
     return (
-        f"# Written by latent-control init for {found.path.name}: {found.rows} rows, a fifth of the prompts held out.\n"
+        f"# Written by latent-control init for {found.path.name}: {found.rows} rows, {found.heldout} held out.\n"
         "# Codes are learned from the base LM's own responses: latent-control sample THIS_FILE makes them.\n"
-        f"# Answers are judged by the verifier {found.verifier!r}; others, and rewards of your own: docs/tasks.md.\n"
+        f"# Answers are judged by the verifier {found.task.options['verifier']!r}; others, and rewards of your own: "
+        "docs/tasks.md.\n"
         f"{write(dict(config))}"
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
 from latent_control.analysis.measures import codebook_measures, marginal_measures, reach_measures
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import RECOMMENDED, off_policy_report
+from latent_control.records import TokenBatch
 from learners.offline_training import OfflineStage
 from learners.sharding import gathered
 from pipeline.replay.dataset import logged
+from pipeline.runs.errors import NeedsNewRun
 from pipeline.stages.offline_job import OfflineJob
 
 # Measures that run the head for every code see this many positions.
@@ -34,7 +39,7 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     found = codebook_measures(model, heldout)
     final = update == job.settings.updates
     if isinstance(job.settings, Actions):
-        guard_codebook(job.settings, found, update)
+        guard_codebook(job.settings, found, update, tokens_in_use(heldout))
         found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
     evaluation = job.config.evaluation
     if (
@@ -64,13 +69,24 @@ def measure_rollouts(config: RunConfig, model: LatentActionLM, heldout: list[Any
     }
 
 
-def guard_codebook(settings: Training, found: dict[str, float], update: int) -> None:
-    """Stop a run whose codebook has collapsed, before it wastes the later stages."""
+def tokens_in_use(batches: Sequence[TokenBatch]) -> int:
+    """Different tokens of the responses."""
+    return len(torch.cat([batch.input_ids[:, 1:][batch.response_mask[:, 1:]] for batch in batches]).unique())
+
+
+def guard_codebook(settings: Training, found: dict[str, float], update: int, tokens: int) -> None:
+    """Stop a run whose codebook has collapsed, before it wastes the later stages: of the codes that ``tokens`` tokens
+    in use can keep alive, one each, too few are, or but one."""
     assert isinstance(settings, Actions)
-    if update >= settings.anneal_share * settings.updates and found["alive_share"] < settings.min_alive_share:
-        raise ValueError(
-            f"the codebook has collapsed: {found['alive_codes']:.0f} of {settings.num_actions} codes are alive after "
-            f"{update} updates (actions.min_alive_share is {settings.min_alive_share}). Raise actions.usage_weight "
-            f"(now {settings.usage_weight}), start with a higher actions.temperature (now {settings.temperature}), or "
-            "ask for fewer codes (actions.num_actions)"
-        )
+    useful, alive = min(settings.num_actions, tokens), found["alive_codes"]
+    least = min(useful, max(2, settings.min_alive_share * useful)) if settings.min_alive_share else 0
+    if update < settings.anneal_share * settings.updates or alive >= least:
+        return
+    weight, fewer = max(0.05, 4 * settings.usage_weight), max(2, useful)
+    raise NeedsNewRun(
+        f"the codebook has collapsed: {alive:.0f} of {settings.num_actions} codes are alive after {update} updates, "
+        f"where the data use {tokens} different tokens (actions.min_alive_share is {settings.min_alive_share}). Raise "
+        f"actions.usage_weight (now {settings.usage_weight}), start with a higher actions.temperature (now "
+        f"{settings.temperature}), or ask for fewer codes (actions.num_actions)",
+        f"actions.usage_weight={weight:g} actions.num_actions={fewer}",
+    )

@@ -13,6 +13,7 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.records import Generation
 from latent_control.token_policy import WholeModel
 from rollout_workers.engines.protocol import DecodeJob
@@ -56,6 +57,7 @@ class LocalEngine:
             row_seeds=job.seeds,
             return_features=job.keep_features,
             aliases=job.aliases,
+            watch=stop_watch(self.tokenizer, self.settings.stop),
         )
         with torch.inference_mode():
             return generate(

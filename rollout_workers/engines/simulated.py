@@ -8,6 +8,7 @@ records say ``simulated``.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import load_config
 from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.stop_strings import stopped_length
 from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
 from latent_control.text import load_tokenizer
@@ -68,10 +70,11 @@ class SimulatedEngine:
         num_actions: int | None,
         width: int,
         dtype: torch.dtype,
+        stop: Sequence[str] = (),
     ) -> None:
         """``num_actions`` is ``None`` where an action is a token; ``width`` and ``dtype`` are the features'."""
         self.options, self.tokenizer, self.level = options, tokenizer, level
-        self.num_actions, self.width, self.dtype = num_actions, width, dtype
+        self.num_actions, self.width, self.dtype, self.stop = num_actions, width, dtype, stop
         self.words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         """A special token amid a response would end its text."""
         self.world_hash = self.codebook_hash = SIMULATED
@@ -94,6 +97,7 @@ class SimulatedEngine:
             num_actions=read_shape(Path(spec.checkpoint)).num_actions if latent else None,
             width=config.get_text_config().hidden_size,
             dtype=dtype,
+            stop=settings.stop,
         )
 
     def use(self, policy: DecoderStack) -> None:
@@ -135,6 +139,8 @@ class SimulatedEngine:
         tokens = stream.choice(self.words, size=min(length, limit))
         if stops and self.tokenizer.eos_token_id is not None:
             tokens[-1] = self.tokenizer.eos_token_id
+        if (kept := stopped_length(self.tokenizer, self.stop, tokens.tolist())) is not None:
+            tokens, stops = tokens[:kept], True
         actions = tokens if self.num_actions is None else stream.integers(self.num_actions, size=len(tokens))
         return tokens, actions, "stop" if stops else "length"
 

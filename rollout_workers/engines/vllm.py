@@ -18,6 +18,7 @@ from configs.schema import Rollout as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
 from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.stop_strings import stopped_length
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
@@ -93,8 +94,16 @@ class VllmEngine:
     ships_features = False
     level = "latent"
 
-    def __init__(self, llm: Any, tokenizer: PreTrainedTokenizerBase, *, world_hash: str, codebook_hash: str) -> None:
-        self.llm, self.tokenizer = llm, tokenizer
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        world_hash: str,
+        codebook_hash: str,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.llm, self.tokenizer, self.stop = llm, tokenizer, stop
         self.world_hash, self.codebook_hash = world_hash, codebook_hash
         runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self.model, self.chooser = runner.model, Chooser(runner)
@@ -143,6 +152,7 @@ class VllmEngine:
             load_tokenizer(base, trust_remote_code=spec.trust_remote_code),
             world_hash=weights_hash(world),
             codebook_hash=weights_hash([("codebook", tensors["codebook"])]),
+            stop=settings.stop,
         )
 
     def use(self, policy: DecoderStack) -> None:
@@ -167,7 +177,8 @@ class VllmEngine:
             "temperature": 0.0,
             "stop_token_ids": [] if stop is None else [stop],
             "ignore_eos": True,
-            "detokenize": False,
+            "detokenize": bool(self.stop),
+            "stop": list(self.stop),
         }
         prompts = [{"prompt_token_ids": list(prompt)} for prompt in job.prompts for _ in range(job.repeats)]
         settings = [
@@ -175,16 +186,19 @@ class VllmEngine:
         ]
         answers = [output.outputs[0] for output in self.llm.generate(prompts, settings, use_tqdm=False)]
         self.chooser.job = None
-        lengths = torch.tensor([len(answer.token_ids) for answer in answers])
+        # vLLM's own text may hold a string a token later: what it waits for is a whole character.
+        kept = [stopped_length(self.tokenizer, self.stop, answer.token_ids) for answer in answers]
+        lengths = torch.tensor([n or len(answer.token_ids) for n, answer in zip(kept, answers, strict=True)])
         live = torch.arange(job.max_new_tokens) < lengths[:, None]
         tokens = torch.full(live.shape, self.tokenizer.pad_token_id or 0)
-        tokens[live] = torch.tensor([token for answer in answers for token in answer.token_ids])
+        rows = zip(answers, lengths.tolist(), strict=True)
+        tokens[live] = torch.tensor([token for answer, length in rows for token in answer.token_ids[:length]])
         return Generation(
             tokens=tokens,
             actions=self.chooser.actions.where(live, torch.tensor(-1)),
             action_logp=self.chooser.logp * live,
             lengths=lengths,
-            finish_reasons=tuple(answer.finish_reason for answer in answers),
+            finish_reasons=tuple("stop" if n else one.finish_reason for n, one in zip(kept, answers, strict=True)),
             versions=torch.where(live, 0, -1),
         )
 

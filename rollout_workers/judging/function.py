@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
 from rollout_workers.judging.outcome import LONGEST, Outcome, Stopped
+from rollout_workers.judging.typed import decode
 
 _LOCAL = socket.AF_UNIX
 _HIGH = 200
@@ -120,8 +121,11 @@ def _bounds() -> tuple[object, ...]:
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of the file; neighbours of the file can be imported. ``TypeError`` for what cannot be called
-    with row and response."""
+    """The function ``name`` of the file; neighbours of the file can be imported.
+
+    Raises:
+        TypeError: it cannot be called with row and response, or is async.
+    """
     sys.path.append(str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("reward", path)
     assert spec is not None and spec.loader is not None, path
@@ -200,7 +204,7 @@ class Worker:
             signal.alarm(int(2 * self.settings.seconds) + 2)
             self.watch.met = ""
             with Outcome() as call:
-                value = plain(function(asked["row"], asked["response"]))
+                value = plain(function(decode(asked["row"]), asked["response"]))
             sys.setrecursionlimit(max(limit, 1000))
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back

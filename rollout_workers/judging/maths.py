@@ -10,16 +10,14 @@ from typing import Any
 from rollout_workers.judging.expressions import Guard
 from rollout_workers.judging.numerals import number_of
 from rollout_workers.judging.outcome import Stopped
-from rollout_workers.judging.texts import LONGEST, folded, last_box, plain
+from rollout_workers.judging.texts import LONGEST, last_box, plain
 
 _guard = Guard()
 _FORMULA = re.compile(r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SAYS = re.compile(r"(?i:####|\banswer(?: is)? ?:| answer is\b)")
 _CHOICE = re.compile(r"\W{0,3}([A-H])\b(?!\s*[-+*/=^(])")
-_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|and)\b)[A-Za-z]{3,}")
-_PROSE = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)[A-Za-z]{2,} "
-)
+_NO_WORD = r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)"
+_WORD, _PROSE = re.compile(_NO_WORD + "[A-Za-z]{3,}"), re.compile(_NO_WORD + "[A-Za-z]{2,} ")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]*)\}")
 _BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|[\s$~]|\*\*")
 _ROOT = re.compile(r"√\s?(\d+|\w|\([^()]*\))")

@@ -9,6 +9,7 @@ Signs of percent and of currencies, and units, are no part of the number: ``50 %
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -29,7 +30,8 @@ _NUMBER = re.compile(
       | (?P<dots> [1-9][0-9]{{0,2}} (?: (?: \.[0-9]{{3}} ){{2,}}+ (?: ,[0-9]++ )? | \.[0-9]{{3}},[0-9]++ ) )
         (?! [0-9] | [.,][0-9] )
       | (?P<digits>
-            [1-9][0-9]{{0,2}} (?P<by> [ ,_'] ) [0-9]{{3}} (?![0-9]) (?: (?P=by) [0-9]{{3}} (?![0-9]) )*+ (?! (?P=by)[0-9] )
+            [1-9][0-9]{{0,2}} (?P<by> [ ,_'] ) [0-9]{{3}} (?![0-9]) (?: (?P=by) [0-9]{{3}} (?![0-9]) )*+
+            (?! (?P=by)[0-9] )
           | [1-9][0-9]? (?: ,[0-9]{{2}} (?![0-9]) ){{1,9}} ,[0-9]{{3}} (?! [0-9] | ,[0-9] )
           | [0-9]++
           | (?<!\.) (?= \.[0-9] )
@@ -45,6 +47,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_CURRENCY = re.compile("[ $\u00a2-\u00a5\u20a0-\u20c0]*")
 _FRACTION = re.compile(r"(\d?) ?\\[cdt]?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 _TYPESET = ((r"{,}", ","), (r"\!", ""), (r"\,", " "), ("\\ ", " "), (r"\%", "%"))
 
@@ -58,18 +61,15 @@ def numbers(text: str) -> Iterator[tuple[Fraction, ...]]:
 
 def last_number(text: str) -> tuple[Fraction, ...]:
     """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number."""
-    last: tuple[Fraction, ...] = ()
-    for last in numbers(text):
-        pass
-    return last
+    return next(iter(deque(numbers(text), maxlen=1)), ())
 
 
 def number_of(text: str) -> Fraction | None:
-    """The number that the text is, and nothing beside but a currency, a percent sign or a full stop; a row of digits with
-    a leading 0 (``007``) is a name."""
+    """The number that the text is, with nothing beside it but a currency, a percent sign or a full stop; digits with a
+    leading 0 (``007``) are a name."""
     bare = _untypeset(text[:LONGEST]).strip().strip("$").removesuffix(".").strip().removesuffix("%").strip()
     found = _NUMBER.match(bare)
-    if found is None or re.match("[-+]?0[0-9]", bare) or bare[found.end() :].strip(" $\u00a2-\u00a5\u20a0-\u20c0"):
+    if found is None or re.match("[-+]?0[0-9]", bare) or not _CURRENCY.fullmatch(bare, found.end()):
         return None
     return next(iter(_readings(found)), None)
 

@@ -20,7 +20,7 @@ _SPACELESS = (
     "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aad\u1b00-\u1b7f\u3005-\u3007\u3040-\u30ff"
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-"""Thai, Lao, Tibetan, Burmese, Khmer, Javanese, kana, Han; and Hangul, whose particles follow a word without a space."""
+"""Thai, Lao, Tibetan, Burmese, Khmer, Javanese, kana, Han; and Hangul, whose particles follow without a space."""
 _JOINED = re.compile(rf"[^\W{_SPACELESS}]")
 _POWERS = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207e]+")
 _INDICES = re.compile("[\u2080-\u208e]+")
@@ -29,8 +29,8 @@ _UNBRACED = re.compile(r"\$|\\[)\]]|\n|[,;:]?\s(?=[^\W\d_]{2})")
 
 
 class _Characters(dict[int, str]):
-    """For ``str.translate``: digits of every script as 0 to 9; wide, narrow and compatible forms as the plain ones; what
-    has no width as nothing."""
+    """For ``str.translate``: digits of every script as 0 to 9, wide and compatible forms as the plain ones, what has no
+    width as nothing."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -50,7 +50,7 @@ _characters = _Characters()
 
 
 def plain(text: str) -> str:
-    """The text in one form: ``x² = ４٢`` is ``x^2 = 42``, ``2½`` is ``2 1/2``, ``−7`` is ``-7``; case and blanks stay."""
+    """The text in one form: ``x² = ４٢`` is ``x^2 = 42``, ``2½`` is ``2 1/2``, ``−7`` is ``-7``; case stays."""
     if text.isascii():
         return text
     text = re.sub("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
@@ -89,8 +89,7 @@ def joined(left: str, right: str) -> bool:
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last ``\boxed{...}``, ``\fbox{...}`` or ``\boxed 2`` holds, whose braces may nest; ``None`` where there is
-    no whole one.
+    r"""What the last whole ``\boxed{...}``, ``\fbox{...}`` or ``\boxed 2`` holds, whose braces may nest.
 
     Without a brace it ends with the formula or the line, as in MATH's own reader, or before a word.
     """

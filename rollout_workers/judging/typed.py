@@ -18,8 +18,12 @@ _TEXTS: dict[str, Callable[[str], Any]] = {"Fraction": Fraction, "Decimal": Deci
 _MANY: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-def encode(value: Any) -> Any:
-    """As JSON: ``(1, 2)`` is ``{"tuple": [1, 2]}``. ``ValueError`` names a type that is none of the plain ones."""
+def encode(value: Any, other: Callable[[Any], str] | None = None) -> Any:
+    """As JSON: ``(1, 2)`` is ``{"tuple": [1, 2]}``.
+
+    Args:
+        other: writes what is none of the plain types; without it ``ValueError`` names such a type.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -29,19 +33,24 @@ def encode(value: Any) -> Any:
     if isinstance(value, float):
         return {"float": float(value).hex()}
     if type(value) is list:
-        return [encode(child) for child in value]
+        return [encode(child, other) for child in value]
     if type(value) is dict:
-        return {"dict": [[encode(key), encode(child)] for key, child in value.items()]}
+        return {"dict": [[encode(key, other), encode(child, other)] for key, child in value.items()]}
     if type(value).__name__ in _MANY and type(value) is _MANY[type(value).__name__]:
-        return {type(value).__name__: [encode(child) for child in value]}
-    if type(value).__name__ in _DATES and type(value) is _DATES[type(value).__name__]:
-        return {type(value).__name__: value.isoformat()}
+        return {type(value).__name__: [encode(child, other) for child in value]}
+    for name, kind in _DATES.items():
+        if isinstance(value, kind):  # pandas' timestamps too
+            return {name: value.isoformat()}
+    if isinstance(value, datetime.timedelta):
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
     if type(value) in _TEXTS.values():
         return {type(value).__name__: str(value)}
     if isinstance(value, complex):
         return {"complex": [value.real.hex(), value.imag.hex()]}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
+    if other is not None:
+        return other(value)
     raise ValueError(f"{type(value).__module__}.{type(value).__name__} cannot be handed to a verifier: {value!r:.80}")
 
 
@@ -58,6 +67,8 @@ def decode(value: Any) -> Any:
         return _MANY[kind](decode(child) for child in held)
     if kind in _DATES:
         return _DATES[kind].fromisoformat(held)
+    if kind == "timedelta":
+        return datetime.timedelta(*held)
     if kind == "complex":
         return complex(*(float.fromhex(part) for part in held))
     known: dict[str, Callable[[str], Any]] = {

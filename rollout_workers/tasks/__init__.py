@@ -22,6 +22,10 @@ TASKS: Mapping[str, tuple[Callable[[Mapping[str, object]], Task], str]] = {
         lambda options: Countdown(countdown_options(options)),
         "countdown has no few-shot examples; set task.shots to 0",
     ),
+    "rows": (
+        lambda options: build_rows("rows", options),
+        "rows has no few-shot examples; put them into the prompts",
+    ),
     "jsonl": (
         lambda options: build_rows("jsonl", options),
         "jsonl has no few-shot examples; put them into the prompts",

@@ -1,5 +1,5 @@
-"""Rows of one's own as a task: ``jsonl`` and ``parquet`` files, or a Hugging Face ``dataset``, with a prompt in each
-row.
+"""Rows of one's own as a task: files (``rows``; ``jsonl`` and ``parquet`` are the same), or a Hugging Face
+``dataset``, with a prompt in each row.
 
 Whether a row is held out is decided by a hash of its prompt, so a prompt that occurs twice is never in both splits; or
 the held-out rows come from a file or split of their own, and then rows to train on with one of their prompts are left
@@ -8,8 +8,8 @@ out.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +28,14 @@ from rollout_workers.tasks.protocol import (
     split_of,
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
+from rollout_workers.tasks.row_values import Item, answers_of, asked, inner, required, spellings
+from rollout_workers.tasks.sampled_ids import sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, build_scorer
 from rollout_workers.tasks.verifiers import answer_problem
 
+BETWEEN = "\n\n"
+"""Stands between the turns of a conversation that is shown, or given to a base LM without chat template."""
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -57,18 +61,20 @@ class Judging(Section):
 
 
 class RowsOptions(Judging):
-    """``task.options`` of ``jsonl`` and ``parquet``."""
+    """``task.options`` of ``rows``, ``jsonl`` and ``parquet``."""
 
     path: PathStr
-    """The file; in a config, relative to it."""
+    """A file, or a folder of files (``read_file`` names the kinds); in a config, relative to it."""
     heldout_path: PathStr | None = None
-    """A file with the held-out rows; ``null``: a share of the prompts in ``path``."""
+    """The same for the held-out rows; ``null``: a share of the prompts in ``path``."""
     prompt: str = "prompt"
-    """Key of the prompt."""
+    """Key of the prompt, a text or a list of messages; ``question.text`` and ``inputs.0`` lead into mappings and
+    lists."""
     answer: str = "answer"
-    """Key of the answer, a text or a number; verifiers ``python`` and ``preference`` do without."""
+    """Key of the answer: a text, a number, a truth value, a date, a list of answers that are all right, or a list of
+    messages that ends with the assistant's; verifiers ``python`` and ``preference`` do without."""
     response: str | None = None
-    """Key of the text to train on; ``null``: the answer."""
+    """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2
     """Share of the prompts that is held out."""
 
@@ -98,32 +104,36 @@ class DatasetOptions(RowsOptions):
 class Rows:
     """The task; see the module's docstring."""
 
-    def __init__(self, name: str, train: Sequence[Row], heldout: Sequence[Row], judging: Judging) -> None:
+    def __init__(self, name: str, train: Sequence[Item], heldout: Sequence[Item], judging: Judging) -> None:
         self.name = name
         self.scorer = judging.scorer()
         self.parts = (*self.scorer.parts, "answered")
-        self._template = judging.template
-        known = {row["prompt"] for row in heldout}
-        self._rows: dict[Split, list[Row]] = {
-            "train": [row for row in train if row["prompt"] not in known],
+        self._judging = judging
+        known = {item.prompt for item in heldout}
+        self._items: dict[Split, list[Item]] = {
+            "train": [item for item in train if item.prompt not in known],
             "heldout": list(heldout),
         }
-        for split, rows in self._rows.items():
-            if not rows:
+        for split, items in self._items.items():
+            if not items:
                 raise ValueError(
-                    f"{name}: no row falls to the {split} split; add rows, or change task.options.heldout_share"
+                    f"{name}: no row falls to the {split} split; add rows with other prompts, or change "
+                    "task.options.heldout_share"
                 )
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """The rows of the split, in their order."""
+        """The rows of the split, in their order; the metadata of each is the user's row."""
         require_split(split)
-        return LazySequence(len(self._rows[split]), lambda index: self._prompt(split, index))
+        return LazySequence(len(self._items[split]), lambda index: self._prompt(split, index))
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:
-        """The responses as they stand in the rows, else the answers; ``ValueError`` when indexed where there is
+        """The texts of ``task.options.response``, else the answers; ``ValueError`` when indexed where there is
         neither."""
-        prompts = self.prompts(split)
-        return LazySequence(len(prompts), lambda i: Demonstration(prompt=prompts[i], response=_response(prompts[i])))
+        prompts, items = self.prompts(split), self._items[split]
+        return LazySequence(
+            len(prompts),
+            lambda i: Demonstration(prompt=prompts[i], response=_response(items[i], prompts[i].id), ids=items[i].ids),
+        )
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The scorer's verdict; the part ``answered`` is 1 for any text that is not blank."""
@@ -131,8 +141,7 @@ class Rows:
 
     def score_batch(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
         """As ``score``, for many at once."""
-        rows = [dict(prompt.metadata) for prompt in prompts]
-        verdicts = self.scorer.score(rows, texts)
+        verdicts = self._verdicts(prompts, texts)
         return [
             verdict
             if isinstance(verdict, Failure)
@@ -140,64 +149,108 @@ class Rows:
             for verdict, text in zip(verdicts, texts, strict=True)
         ]
 
+    def _verdicts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score | Failure]:
+        """A reward function gets the user's row; other scorers the prompt and, one after the other, each right
+        answer."""
+        if self._judging.verifier == "python":
+            return self.scorer.score([dict(prompt.metadata) for prompt in prompts], texts)
+        items = [self._item(prompt) for prompt in prompts]
+        asked = [(i, answer) for i, item in enumerate(items) for answer in item.answers or ("",)]
+        found = self.scorer.score(
+            [{"prompt": items[i].prompt, "answer": answer} for i, answer in asked], [texts[i] for i, _ in asked]
+        )
+        best: dict[int, Score | Failure] = {}
+        for (i, _), verdict in zip(asked, found, strict=True):
+            if i not in best or (isinstance(verdict, Score) and verdict.success):
+                best[i] = verdict
+        return [best[i] for i in range(len(items))]
+
+    def _item(self, prompt: Prompt) -> Item:
+        split, index = prompt.id.split("/")[-2:]
+        return self._items["heldout" if split == "heldout" else "train"][int(index)]
+
     def _prompt(self, split: Split, index: int) -> Prompt:
-        row = self._rows[split][index]
+        item, template = self._items[split][index], self._judging.template
+        turns = item.turns
+        if turns:
+            turns = (*turns[:-1], (turns[-1][0], template.replace("{prompt}", turns[-1][1])))
         return Prompt(
-            id=f"{self.name}/{split}/{index}", text=self._template.replace("{prompt}", str(row["prompt"])), metadata=row
+            id=f"{self.name}/{split}/{index}",
+            text=BETWEEN.join(content for _, content in turns) or template.replace("{prompt}", item.prompt),
+            turns=turns,
+            metadata=item.row,
         )
 
 
-def _response(prompt: Prompt) -> str:
-    text = prompt.metadata.get("response", prompt.metadata.get("answer"))
-    if text is None:
-        raise ValueError(
-            f"{prompt.id} has neither answer nor response: set task.options.response, or train on other data"
-        )
-    return str(text)
+def _response(item: Item, name: str) -> str:
+    if item.response is None and not item.answers:
+        raise ValueError(f"{name} has neither answer nor response: set task.options.response, or train on other data")
+    return item.response if item.response is not None else item.answers[0]
 
 
 def build_rows(name: str, options: Mapping[str, object]) -> Rows:
-    """``jsonl``, ``parquet`` or ``dataset``; ``ValueError`` names what is wrong, and where."""
+    """Rows of files or of a ``dataset``; ``ValueError`` names what is wrong, and where."""
     kind = DatasetOptions if name == "dataset" else RowsOptions
     if "path" not in options:
         raise ValueError(
             f"task.options.path of {name} is missing; e.g. task.options: "
-            f"{{path: data.{'jsonl' if name == 'jsonl' else name}}}"
+            f"{{path: data.{name if name in ('parquet', 'dataset') else 'jsonl'}}}"
         )
     settings = read_options(kind, options, name)
     every, held = settings.sources()
-    train = list(_mapped(every, settings))
+    items = [_item(row, place, settings) for place, row in every]
     if held is not None:
-        return Rows(name, train, list(_mapped(held, settings)), settings)
-    falls: dict[Split, list[Row]] = {"train": [], "heldout": []}
-    for row in train:
-        falls[split_of(str(row["prompt"]), settings.heldout_share)].append(row)
-    return Rows(name, falls["train"], falls["heldout"], settings)
+        return Rows(name, items, [_item(row, place, settings) for place, row in held], settings)
+    return Rows(name, *split_items(items, settings.heldout_share), settings)
 
 
-def _mapped(rows: Iterable[tuple[str, Row]], options: RowsOptions) -> Iterator[Row]:
-    """Rows with the keys ``prompt``, ``answer`` and ``response`` and whatever else they have; ``ValueError`` names
-    place, key, remedy."""
-    for place, row in rows:
-        found: Row = {"prompt": _value(row, options.prompt, place, "prompt")}
-        if options.answer in row or options.verifier not in NO_ANSWER:
-            answer = found["answer"] = _value(row, options.answer, place, "answer")
-            if problem := answer_problem(options.verifier, answer):
+def split_items(items: Sequence[Item], heldout_share: float) -> tuple[list[Item], list[Item]]:
+    """(train, held-out) by a hash of the prompt. Of two prompts or more one at least falls to each side, however small
+    the share."""
+    ranked = sorted({item.prompt for item in items}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    held = {prompt for prompt in ranked if split_of(prompt, heldout_share) == "heldout"} or set(ranked[:1])
+    if len(held) == len(ranked) > 1:
+        held.remove(ranked[-1])
+    return [item for item in items if item.prompt not in held], [item for item in items if item.prompt in held]
+
+
+def _item(row: Row, place: str, options: RowsOptions) -> Item:
+    """What the options read off a row; ``ValueError`` names place, key, value and remedy.
+
+    The names of the options lead to their values too, where the user has no column of that name.
+    """
+    prompt = required(row, options.prompt, place, "prompt")
+    turns = asked(prompt)
+    text = BETWEEN.join(content for _, content in turns) or "".join(spellings(prompt)[:1])
+    if not text.strip():
+        raise _unusable(place, "prompt", options.prompt, prompt)
+    found = {"prompt": prompt}
+    answers: tuple[str, ...] = ()
+    needless = options.verifier in NO_ANSWER
+    if not needless or "answer" in options.model_fields_set or options.answer in row:
+        answer = found["answer"] = required(row, options.answer, place, "answer")
+        answers = answers_of(answer)
+        if not answers and not needless:
+            raise _unusable(place, "answer", options.answer, answer)
+        for one in () if needless else answers:
+            if problem := answer_problem(options.verifier, one):
                 raise ValueError(f"{place}: {options.answer!r} {problem}")
-        if options.response is not None:
-            found["response"] = _value(row, options.response, place, "response")
-        yield {k: v for k, v in row.items() if k not in (options.prompt, options.answer, options.response)} | found
+    response, ids = None, sampled_ids(row, place)
+    if options.response is not None:
+        found["response"] = required(row, options.response, place, "response")
+        response = "".join(answers_of(found["response"])[:1])
+        if not response:
+            raise _unusable(place, "response", options.response, found["response"])
+        ids = None  # those of the answer
+    return Item(
+        prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns, ids=ids, place=place
+    )
 
 
-def _value(row: Mapping[str, object], key: str, place: str, option: str) -> str:
-    if key not in row:
-        near = difflib.get_close_matches(key, list(row), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"{place}: no key {key!r}; {hint}set task.options.{option} to one of "
-            f"{', '.join(map(repr, row)) or 'its keys'}"
-        )
-    value = row[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ValueError(f"{place}: {key!r} is {value!r:.60}, not a text or number; mend or remove the row")
-    return str(value)
+def _unusable(place: str, option: str, key: str, value: object) -> ValueError:
+    inside = (
+        f"set task.options.{option} to a key inside it, e.g. {key}{inner(value)}"
+        if isinstance(value, Mapping) and value
+        else "mend or remove the row"
+    )
+    return ValueError(f"{place}: {key!r} is {value!r:.60}, not a text or number; {inside}")

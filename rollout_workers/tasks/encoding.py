@@ -5,47 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from latent_control.text import decode_text, encode_plain, encode_text, end_token
+from latent_control.text import after_turn, decode_text, encode_messages, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt
+from rollout_workers.tasks.sampled_ids import usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
-    """Ids of the prompt, ready to be continued (``encode_text``)."""
+    """Ids of the prompt, ready to be continued (``encode_text``, ``encode_messages``)."""
+    if chat and prompt.turns:
+        return encode_messages(tokenizer, [{"role": role, "content": content} for role, content in prompt.turns])
     return encode_text(tokenizer, prompt.text, chat=chat)
 
 
 def encode_demonstration(
     tokenizer: PreTrainedTokenizerBase, demo: Demonstration, *, chat: bool
 ) -> tuple[list[int], int]:
-    """Ids of prompt, response and end token, and the index at which the response starts."""
+    """Ids of prompt, response and end token, and the index at which the response starts; those that were sampled, where
+    the demonstration has them (a truncated one has no end token)."""
+    if demo.ids is not None and usable(demo.ids, tokenizer):
+        return [*demo.ids.prompt, *demo.ids.response], len(demo.ids.prompt)
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
     space = "" if chat or demo.prompt.text[-1:].isspace() else " "
     response = encode_plain(tokenizer, space + demo.response, add_special_tokens=False)
-    return [*prompt_ids, *response, end_token(tokenizer)], len(prompt_ids)
+    return [*prompt_ids, *response, end_token(tokenizer, chat=chat)], len(prompt_ids)
 
 
 def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:
     """Ids between a response and the next one: ``text`` on a new line, or as the next user message of the chat
     template.
 
-    ``closed``: the response ended with the end token; else that comes first, as it does in gold paths. ``text`` must
+    ``closed``: the response ended with an end token; else one comes first, as it does in gold paths. ``text`` must
     not be blank.
     """
-    end = [] if closed else [end_token(tokenizer)]
+    end = [] if closed else [end_token(tokenizer, chat=chat)]
     if not chat:
         return [*end, *encode_plain(tokenizer, "\n" + text, add_special_tokens=False)]
-    place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
-    messages = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": place},
-        {"role": "user", "content": text},
-    ]
-    whole = cast("str", tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    between = whole.partition(place)[2].removeprefix(str(tokenizer.eos_token))
+    _, between = after_turn(tokenizer, {"role": "user", "content": text})
     return [*end, *encode_plain(tokenizer, between, add_special_tokens=False)]
 
 
@@ -59,7 +58,7 @@ def encode_episode(
     space = "" if chat else " "
     for observation, response in demo.later:
         seen = encode_observation(tokenizer, observation, chat=chat, closed=True)
-        said = [*encode_plain(tokenizer, space + response, add_special_tokens=False), end_token(tokenizer)]
+        said = [*encode_plain(tokenizer, space + response, add_special_tokens=False), end_token(tokenizer, chat=chat)]
         ids += [*seen, *said]
         spoken += [False] * len(seen) + [True] * len(said)
     return ids, spoken
@@ -68,9 +67,9 @@ def encode_episode(
 def shortened(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
     """``text``, or what its first ``most`` tokens say."""
     ids = encode_plain(tokenizer, text, add_special_tokens=False)
-    return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most], skip_special_tokens=True))
+    return text if len(ids) <= most else cast("str", tokenizer.decode(ids[:most]))
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of generated ``ids`` (``decode_text``)."""
-    return decode_text(tokenizer, ids)
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Text of generated ``ids`` before an end token or a string of ``stop`` (``decode_text``)."""
+    return decode_text(tokenizer, ids, stop)

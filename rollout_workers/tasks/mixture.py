@@ -84,10 +84,7 @@ class Mixture:
         found: dict[int, Score | Failure] = {}
         for label, task in self._tasks.items():
             places = [i for i, prompt in enumerate(prompts) if prompt.metadata[MEMBER] == label]
-            own = [
-                replace(prompts[i], metadata={k: v for k, v in prompts[i].metadata.items() if k != MEMBER})
-                for i in places
-            ]
+            own = [self._own(prompts[i].id) for i in places]
             found |= zip(places, score_all(task, own, [texts[i] for i in places]), strict=True)
         nothing = dict.fromkeys(self.parts, 0.0)
         verdicts = (found[i] for i in range(len(prompts)))
@@ -97,6 +94,13 @@ class Mixture:
         k, place = self._place(index)
         prompt = every[k][place % len(every[k])]
         return replace(prompt, id=f"{self.name}/{split}/{index}", metadata={**prompt.metadata, MEMBER: self._labels[k]})
+
+    def _own(self, name: str) -> Prompt:
+        """The member's own prompt behind the mixture's prompt of that id."""
+        split: Split = "heldout" if name.split("/")[-2] == "heldout" else "train"
+        k, place = self._place(int(name.rpartition("/")[2]))
+        prompts = list(self._tasks.values())[k].prompts(split)
+        return prompts[place % len(prompts)]
 
     def _place(self, index: int) -> tuple[int, int]:
         """Which task prompt ``index`` comes from, and its place in that task."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from rollout_workers.lazy_sequence import LazySequence
+from rollout_workers.tasks.sampled_ids import SampledIds
 
 __all__ = [
     "Demonstration",
@@ -39,6 +40,8 @@ class Prompt:
     """What the model is given, few-shot examples included."""
     metadata: Mapping[str, object]
     """What the verifier needs; the model never sees it."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of each message where the prompt is a conversation; a chat template is given these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,8 @@ class Demonstration:
     response: str
     later: tuple[tuple[str, str], ...] = ()
     """(observation, response) of each further turn; none where one response is all."""
+    ids: SampledIds | None = None
+    """The tokens that prompt and response are, end token included, where they were sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rollout_workers.judging.typed import encode
 from rollout_workers.tasks.child import LOADING_SECONDS, Child, Ended, readable
 from rollout_workers.tasks.protocol import Failure
 
@@ -62,7 +63,7 @@ class Isolation:
     def _call(self, row: Mapping[str, object], response: str) -> dict[str, float] | Failure:
         child, name = self._start(), secrets.token_hex(8)
         try:
-            child.send({"id": name, "row": dict(row), "response": response})
+            child.send({"id": name, "row": encode(dict(row), str), "response": response})
             said = self._answer(child, name, self.function.seconds)
         except Ended as ended:
             self.close()

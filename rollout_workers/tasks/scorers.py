@@ -47,7 +47,7 @@ class Verified:
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """1 when the verifier finds the row's answer in the text, else 0."""
-        return [_verdict(self._verify(row["answer"], text)) for row, text in zip(rows, texts, strict=True)]
+        return [_verdict(self._verify(str(row["answer"]), text)) for row, text in zip(rows, texts, strict=True)]
 
 
 def _verdict(success: bool) -> Score:
@@ -171,7 +171,9 @@ def _defined(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield from (((alias.asname or alias.name), child) for alias in child.names)
         elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             yield child.id, child
-        elif not (isinstance(child, ast.Lambda | ast.comprehension) or (isinstance(child, ast.AnnAssign) and not child.value)):
+        elif not (
+            isinstance(child, ast.Lambda | ast.comprehension) or (isinstance(child, ast.AnnAssign) and not child.value)
+        ):
             yield from _defined(child)
 
 

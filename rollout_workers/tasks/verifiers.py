@@ -12,20 +12,17 @@ from rollout_workers.judging.texts import LONGEST, folded, joined, last_box
 _CLOSE = Fraction(1, 10**6)
 
 
-def exact(answer: object, text: str) -> bool:
-    """Whether both are the same but for blanks, case and the form in which Unicode writes them; of an answer that is no
-    text but a number (4.0), whether the text is that number."""
-    if not isinstance(answer, str | bool) and (value := number_of(str(answer))) is not None:
-        return number_of(text) == value
-    return folded(str(answer)) == folded(text)
+def exact(answer: str, text: str) -> bool:
+    """Whether both are the same but for blanks, case and the form in which Unicode writes them."""
+    return folded(answer) == folded(text)
 
 
-def contains(answer: object, text: str) -> bool:
+def contains(answer: str, text: str) -> bool:
     """Whether the text has the answer in it as whole words, compared as ``exact`` does; of an answer that is a number,
     whether one of the text's numbers equals it."""
-    if (value := number_of(str(answer))) is not None:
+    if (value := number_of(answer)) is not None:
         return any(value in readings for readings in numbers(text))
-    wanted, found = folded(str(answer)), folded(text)
+    wanted, found = folded(answer), folded(text)
     place = found.find(wanted)
     while place >= 0:
         end = place + len(wanted)
@@ -35,13 +32,13 @@ def contains(answer: object, text: str) -> bool:
     return False
 
 
-def number(answer: object, text: str) -> bool:
+def number(answer: str, text: str) -> bool:
     """Whether the last number in ``text``, or in its last box, is the last one in ``answer``.
 
     Whole numbers must be the same; others to one part in a million, and no further apart than a millionth where one of
     the two is whole.
     """
-    wanted = next(iter(_marked(str(answer))), None)
+    wanted = next(iter(_marked(answer)), None)
     return wanted is not None and any(_close(wanted, found) for found in _marked(text))
 
 
@@ -57,7 +54,7 @@ def _close(wanted: Fraction, found: Fraction) -> bool:
     return abs(wanted - found) <= _CLOSE * room
 
 
-VERIFIERS: Mapping[str, Callable[[object, str], bool]] = {"exact": exact, "number": number, "contains": contains}
+VERIFIERS: Mapping[str, Callable[[str, str], bool]] = {"exact": exact, "number": number, "contains": contains}
 
 
 def answer_problem(verifier: str, answer: str) -> str | None:
