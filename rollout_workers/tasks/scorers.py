@@ -138,8 +138,8 @@ class Own:
 
 
 def require_function(path: Path, name: str) -> None:
-    """``ValueError`` unless the file defines the function, at its top level or within an ``if``, ``try`` or ``with``; it
-    is read, not run: what only running tells is said by the process that loads it."""
+    """``ValueError`` unless the file defines the function, be it within an ``if``, ``try`` or ``with``; it is read, not
+    run: what only running tells is said by the process that loads it."""
     if not path.is_file():
         raise ValueError(
             f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)"
@@ -171,10 +171,8 @@ def _defined(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield from (((alias.asname or alias.name), child) for alias in child.names)
         elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             yield child.id, child
-        elif not (
-            isinstance(child, ast.Lambda | ast.comprehension) or (isinstance(child, ast.AnnAssign) and not child.value)
-        ):
-            yield from _defined(child)
+        elif not isinstance(child, ast.Lambda | ast.comprehension) and getattr(child, "value", child) is not None:
+            yield from _defined(child)  # not of an annotation without a value
 
 
 class Preferred:
