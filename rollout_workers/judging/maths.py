@@ -12,6 +12,8 @@ from rollout_workers.judging.numerals import number_of
 from rollout_workers.judging.outcome import Stopped
 from rollout_workers.judging.texts import LONGEST, last_box, plain
 
+LONGEST_FORMULA = 500
+"""Characters of a last line that is read as a formula without being marked as one."""
 _guard = Guard()
 _FORMULA = re.compile(r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SAYS = re.compile(r"(?i:####|\banswer(?: is)? ?:| answer is\b)")
@@ -61,7 +63,9 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
             raise Stopped("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))
 
-    judged({"answer": "\\frac{1}{2}"}, "$0.5$")
+    # What first calls import and compile is here for all forks.
+    for text in ("$0.5$", "\\boxed{x^2}", "It is 0.5 or so", "[1, 2] = \\sqrt{x}"):
+        judged({"answer": "\\frac{1}{2}"}, text)
     return judge
 
 
@@ -105,14 +109,15 @@ def _read(text: str) -> list[Any]:
     import sympy
     from math_verify import parse
 
-    last, marked = final(text), bool(_FORMULA.search(text) or "\\boxed" in text)
-    found = [] if marked and last_box(text) is None else parse(f"${last}$", parsing_timeout=None)
-    if (value := number_of(last)) is not None and "%" not in last:
-        number = sympy.Rational(value.numerator, value.denominator)
-        if text.count("\\boxed") > 1:
-            found += parse(text, parsing_timeout=None)
-        exact = value.denominator == 1 or "/" in last or "frac" in last
-        return [number if exact else number.evalf(15), *(found if "," in last or "\\boxed" in text else [])]
-    if marked or _PROSE.search(last):
+    last, boxed = final(text), "\\boxed" in text
+    prose = bool(_PROSE.search(last)) or len(last) > LONGEST_FORMULA
+    formula = not prose and (last_box(text) is not None or not _FORMULA.search(text))
+    found = parse(f"${last}$", parsing_timeout=None) if formula else []
+    value = None if "%" in last else number_of(last)
+    if prose or not formula or (boxed and (value is None or text.count("\\boxed") > 1)):
         found += parse(text, parsing_timeout=None)
-    return found
+    if value is None:
+        return found
+    number = sympy.Rational(value.numerator, value.denominator)
+    exact = value.denominator == 1 or "/" in last or "frac" in last
+    return [number if exact else number.evalf(15), *(found if "," in last or boxed else [])]

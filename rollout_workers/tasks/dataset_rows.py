@@ -9,8 +9,9 @@ out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -120,6 +121,15 @@ class Rows:
                     f"{name}: no row falls to the {split} split; add rows with other prompts, or change "
                     "task.options.heldout_share"
                 )
+
+    @property
+    def verifier(self) -> Verifier:
+        """What judges."""
+        return self._judging.verifier
+
+    def items(self) -> Iterator[Item]:
+        """Those of both splits."""
+        return chain(*self._items.values())
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """The rows of the split, in their order; the metadata of each is the user's row."""
