@@ -47,7 +47,7 @@ def _play(task: Rows, most: int, errors: list[str], warnings: list[str]) -> None
     remedy = "mend the function" if own else "mend or remove the row, or set task.options.verifier: exact"
     found = []
     for (item, answer), verdict in zip(played, verdicts, strict=True):
-        where = f"task: {item.place or item.prompt[:40]!r}: the answer {answer[:60]!r}"
+        where = f"task: {item.place}: the answer {answer[:60]!r}"
         if isinstance(verdict, Failure):
             found.append(f"{where} cannot be judged by the verifier {task.verifier}: {verdict.message}; {remedy}")
         elif not (verdict.success or own):

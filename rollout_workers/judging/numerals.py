@@ -48,7 +48,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _CURRENCY = re.compile("[ $\u00a2-\u00a5\u20a0-\u20c0]*")
-_FRACTION = re.compile(r"(\d?) ?\\[cdt]?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
+_FRACTION = re.compile(r"(?:(\d) ?)?\\[cdt]?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 _TYPESET = ((r"{,}", ","), (r"\!", ""), (r"\,", " "), ("\\ ", " "), (r"\%", "%"))
 
 
@@ -79,7 +79,7 @@ def _untypeset(text: str) -> str:
     text = plain(text)
     for typeset, written in _TYPESET:
         text = text.replace(typeset, written)
-    return _FRACTION.sub(lambda f: f"{f[1]}{' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
+    return _FRACTION.sub(lambda f: f"{f[1] + ' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
 
 
 def _readings(found: re.Match[str]) -> tuple[Fraction, ...]:

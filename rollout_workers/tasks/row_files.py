@@ -174,6 +174,8 @@ def _listed(value: object) -> list[Any] | None:
 def _document(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     found = _parsed(text, str(path), "file")
     rows = found if isinstance(found, list) else _listed(found)
+    if isinstance(found, dict) and found and not any(isinstance(value, dict | list) for value in found.values()):
+        rows = [found]  # a file for each row, as MATH is published
     if rows is None:
         shown = ", ".join(map(repr, found)) if isinstance(found, dict) else repr(found)
         raise ValueError(
