@@ -18,7 +18,7 @@ from pipeline.runs.layout import CONFIG
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from configs.schema import Task
+    from configs.schema import RunConfig, Task
 
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
 app.add_typer(task_app, name="task")
@@ -35,11 +35,11 @@ def task_check(
     as_json: AsJson = False,
 ) -> None:
     """Score gold, foreign, scrambled and odd answers: timing, determinism, score ranges. Exit code 1 if there is a
-    problem."""
+    problem, 2 if ``config check`` would refuse the task."""
     with exit_on_error(USAGE), redirect_stdout(sys.stderr):
         from pipeline.preflight import task_check as checking
 
-        result = checking.check(_task(target, overrides or []), count, seed)
+        result = checking.check(*_task(target, overrides or []), count=count, seed=seed)
     if as_json:
         print_json(result)
     else:
@@ -50,12 +50,13 @@ def task_check(
             f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s"
         )
         print_table("answers to held-out prompts", checking.HEAD, checking.table(result))
-        for kind in ("warnings", "problems"):
+        for kind in ("warnings", "problems", "errors"):
             for line in result[kind]:
                 typer.echo(f"{kind[:-1]}: {line}")
-        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} problems")
-    if result["problems"]:
-        raise typer.Exit(FAILED)
+        wrong = len(result["problems"]) + len(result["errors"])
+        typer.echo(f"{wrong} problems" if wrong else "ok")
+    if result["errors"] or result["problems"]:
+        raise typer.Exit(USAGE if result["errors"] else FAILED)
 
 
 @app.command()
@@ -145,10 +146,12 @@ def _tokenizer(model: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"--base: {error}") from error
 
 
-def _task(target: str, overrides: list[str]) -> Task:
-    """The task of a config file, or the one of that name; overrides are ``task.options.key=value`` for both."""
+def _task(target: str, overrides: list[str]) -> tuple[Task, RunConfig | None]:
+    """The task of a config file, and that, or the task of that name; overrides are ``task.options.key=value`` for
+    both."""
     from configs.loading import load_config, load_task
 
     if target.endswith((".yaml", ".yml")):
-        return load_config(target, overrides, check_paths=False).task
-    return load_task(target, overrides, Path.cwd())
+        run = load_config(target, overrides, check_paths=False)
+        return run.task, run
+    return load_task(target, overrides, Path.cwd()), None

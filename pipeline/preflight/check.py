@@ -32,7 +32,7 @@ def check(config: RunConfig) -> Findings:
     errors += _engine(config)
     errors += local_problems(config)
     errors += tracking_problems(config)
-    task = _task(config, errors)
+    task = check_task(config, errors, warnings)
     found = Findings(errors=errors, warnings=warnings, notes=[])
     if config.base.train is not None and task is not None:
         from learners.base_training import unsuitable
@@ -43,7 +43,9 @@ def check(config: RunConfig) -> Findings:
     return Findings(*(list(dict.fromkeys(lines)) for lines in found))
 
 
-def _task(config: RunConfig, errors: list[str]) -> Task | None:
+def check_task(config: RunConfig, errors: list[str], warnings: list[str]) -> Task | None:
+    """The task of the config, where it can be built; what is wrong with it, its rows' own answers included."""
+    from pipeline.preflight.answers import check_answers
     from rollout_workers.tasks import build_task
     from rollout_workers.tasks.rewards import unknown_parts
 
@@ -52,6 +54,8 @@ def _task(config: RunConfig, errors: list[str]) -> Task | None:
         if not len(task.prompts("train")) or not len(task.prompts("heldout")):
             errors.append(f"task: {config.task.name} with these options has no prompts; widen task.options")
         errors += unknown_parts(task, config.reward)
+        for lines, found in zip((errors, warnings), check_answers(task), strict=True):
+            lines += found
     except ValueError as error:
         errors.append(placed("task", error))
         return None

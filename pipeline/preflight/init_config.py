@@ -12,6 +12,7 @@ from configs.schema import Task as TaskConfig
 from configs.yaml_text import write
 from latent_control.text import encode_plain
 from pipeline.preflight.data_sources import SAMPLES
+from rollout_workers.judging.numerals import number_of
 from rollout_workers.tasks import Prompt, build_task
 from rollout_workers.tasks.dataset_rows import Rows
 from rollout_workers.tasks.encoding import encode_prompt
@@ -25,7 +26,6 @@ from rollout_workers.tasks.row_files import (
     split_files,
 )
 from rollout_workers.tasks.row_values import answers_of, asked, conversation, spellings, value_at
-from rollout_workers.tasks.verifiers import NUMBER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
     if not chat and any(len(asked(value)) > 1 for value in _values(rows, prompt_key)):
         raise ValueError(f"{path}: {prompt_key!r} holds conversations of several turns; add --chat")
     texts = [text for value in _values(rows, answer_key) for text in answers_of(value)]
-    verifier = "number" if texts and all(NUMBER.fullmatch(text.strip()) for text in texts) else "exact"
+    verifier = "number" if texts and all(number_of(text) is not None for text in texts) else "exact"
     task = TaskConfig(
         name=name, chat=chat, options={**options, "prompt": prompt_key, "answer": answer_key, "verifier": verifier}
     )

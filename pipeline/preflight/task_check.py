@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from configs.schema import RunConfig
 from configs.schema import Task as TaskConfig
+from pipeline.preflight.answers import check_answers
+from pipeline.preflight.check import check_task
 from rollout_workers.tasks import Failure, Prompt, Score, Split, Task, build_task, score_all
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -35,8 +38,9 @@ TOLERANCE = 1e-3
 HEAD = ("answers", "number", "reward min", "mean", "max", "success", "failed", "ms each", "slowest")
 
 
-def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
-    """Report on a task from ``count`` held-out prompts; ``problems`` are faults, ``warnings`` deserve attention.
+def check(config: TaskConfig, run: RunConfig | None = None, *, count: int, seed: int) -> dict[str, Any]:
+    """Report on a task from ``count`` held-out prompts; ``errors`` are what ``config check`` says of it (of ``run``,
+    whose task it is, or of its rows alone), ``problems`` are faults, ``warnings`` deserve attention.
 
     Raises:
         ValueError: the task cannot be built.
@@ -46,7 +50,12 @@ def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     twin = build_task(config)
     problems: list[str] = []
+    errors: list[str] = []
     warnings: list[str] = []
+    if run is None:
+        errors, warnings = check_answers(task)
+    else:
+        check_task(run, errors, warnings)
     splits = {split: _split(task, twin, split, problems) for split in SPLITS}
     shared = set(splits["train"].pop("texts")) & set(splits["heldout"].pop("texts"))
     if shared:
@@ -64,6 +73,7 @@ def check(config: TaskConfig, count: int, seed: int) -> dict[str, Any]:
         warnings.append(f"the reward function prints, which is not shown: {printed[:80]!r}")
     parts = list(task.parts)
     return {"task": task.name, "parts": parts, "build_seconds": seconds, "splits": splits, "rows": rows} | {
+        "errors": errors,
         "problems": problems,
         "warnings": warnings,
     }

@@ -9,8 +9,10 @@ of the request that is open.
 from __future__ import annotations
 
 import _posixsubprocess
+import contextlib
 import fcntl
 import importlib.util
+import inspect
 import numbers
 import os
 import resource
@@ -119,7 +121,11 @@ def _bounds() -> tuple[object, ...]:
 
 
 def load(path: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of the file; neighbours of the file can be imported."""
+    """The function ``name`` of the file; neighbours of the file can be imported.
+
+    Raises:
+        TypeError: it cannot be called with row and response, or is async.
+    """
     sys.path.append(str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("reward", path)
     assert spec is not None and spec.loader is not None, path
@@ -127,6 +133,12 @@ def load(path: str, name: str) -> Callable[..., Any]:
     sys.modules["reward"] = module
     spec.loader.exec_module(module)
     function: Callable[..., Any] = getattr(module, name)
+    if not callable(function):
+        raise TypeError(f"{name} is {_shown(function)}, which cannot be called")
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        raise TypeError(f"{name} is async; write def {name}(row, response), which may call asyncio.run")
+    with contextlib.suppress(ValueError):  # C code does not say what it takes
+        inspect.signature(function).bind({}, "")
     return function
 
 

@@ -2,42 +2,122 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from rollout_workers.judging.expressions import Guard
+from rollout_workers.judging.numerals import number_of
 from rollout_workers.judging.outcome import Stopped
+from rollout_workers.judging.texts import LONGEST, last_box, plain
 
-LONGEST = 20_000
-"""Characters of a response that are parsed, the last ones: the answer stands at the end."""
+LONGEST_FORMULA = 500
+"""Characters of a last line that is read as a formula without being marked as one."""
 _guard = Guard()
+_FORMULA = re.compile(r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SAYS = re.compile(r"(?i:####|\banswer(?: is)? ?:| answer is\b)")
+_CHOICE = re.compile(r"\W{0,3}([A-H])\b(?!\s*[-+*/=^(])")
+_NO_WORD = r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)"
+_WORD, _PROSE = re.compile(_NO_WORD + "[A-Za-z]{3,}"), re.compile(_NO_WORD + "[A-Za-z]{2,} ")
+_STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]*)\}")
+_BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|[\s$~]|\*\*")
+_ROOT = re.compile(r"√\s?(\d+|\w|\([^()]*\))")
+_REPEATING = re.compile(r"(\d{1,30})\.(\d{0,30})\\overline\s?\{?(\d{1,30})\}?")
+_SIGNS = str.maketrans(
+    {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "÷": r"\div "}
+    | {"·": r"\cdot ", "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm "}
+)
 
 
 def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
-    """Whether the response's last answer (boxed, LaTeX or plain) equals the row's, as 1 or 0; it has no settings."""
-    from math_verify import parse, verify
+    """Whether the response's last answer (boxed, LaTeX or plain) equals the row's, as 1 or 0; it has no settings.
+
+    Both are read by the same function. What equals the answer letter by letter is right, mathematics or not; an answer
+    of words is compared so alone, for as a product of letters ``east`` would be ``seat``.
+    """
+    from math_verify import verify
 
     assert not settings, settings
     _guard.install("sympy.parsing.sympy_parser")
-
-    @lru_cache(maxsize=4096)
-    def gold(answer: str) -> Any:
-        # Bare LaTeX such as \frac{1}{2} needs its dollars.
-        return parse(answer if "$" in answer or "\\boxed" in answer else f"${answer}$", parsing_timeout=None)
+    gold = lru_cache(maxsize=4096)(_read)
 
     def judge(row: Any, response: str) -> float:
         _guard.close()
         return judged(row, response)
 
     def judged(row: Any, response: str) -> float:
-        known = gold(str(row["answer"]))
+        answer, text = _plain(str(row["answer"])), _plain(response[-LONGEST:])
+        wanted = _letters(final(answer))
+        if not wanted or wanted.count("{") != wanted.count("}"):
+            raise Stopped("verifier_error", f"the answer {answer[:60]!r} is blank, or its braces do not match")
+        choice = _CHOICE.match(_SAYS.split(text)[-1]) if len(wanted) == 1 and _SAYS.search(text) else None
+        if wanted in (_letters(text), _letters(final(text)), choice and choice[1]):
+            return 1.0
+        if not re.search(r"[\d\\]", wanted) and _WORD.search(wanted):
+            return 0.0
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.
-        right = verify(known, parse(response[-LONGEST:], parsing_timeout=None), timeout_seconds=None)
+        right = verify(gold(answer), _read(text), timeout_seconds=None)
         if _guard.refused:
             raise Stopped("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))
 
-    judged({"answer": "\\frac{1}{2}"}, "$0.5$")
+    # What first calls import and compile is here for all forks.
+    for text in ("$0.5$", "\\boxed{x^2}", "It is 0.5 or so", "[1, 2] = \\sqrt{x}"):
+        judged({"answer": "\\frac{1}{2}"}, text)
     return judge
+
+
+def _plain(text: str) -> str:
+    """One form of what Unicode and LaTeX write in several ways: ``√2``, ``\fbox``, ``0.\\overline{3}``."""
+    text = _ROOT.sub(r"\\sqrt{\1}", plain(text.strip())).translate(_SIGNS)
+    return _REPEATING.sub(_fraction, text.replace(r"\fbox", r"\boxed").replace(r"\framebox", r"\boxed"))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    whole, once, again = found.groups()
+    below = (10 ** len(again) - 1) * 10 ** len(once)
+    return rf"\frac{{{int(whole + once + again) - int(whole + once)}}}{{{below}}}"
+
+
+def final(text: str) -> str:
+    """The answer that a text ends with: what its last box holds, else what follows ``answer is`` or ``####``, else its
+    last line; of these the formula where there is one."""
+    if (box := last_box(text)) is not None:
+        return box.strip()
+    lines = (_SAYS.split(text)[-1].strip() or text).splitlines()
+    line = (lines[0] if _SAYS.search(text) else lines[-1]).strip(" *:") if lines else ""
+    formulas = [next(filter(None, found.groups())) for found in _FORMULA.finditer(line)]
+    return formulas[0].strip() if len(formulas) == 1 else line.removesuffix(".")
+
+
+def _letters(text: str) -> str:
+    """What is compared letter by letter: without blanks, sizes and fonts; words without case; a choice without its
+    brackets."""
+    while (shown := _STYLE.sub(r"\1", text)) != text:
+        text = shown
+    words = _WORD.search(text) and "\\" not in text
+    bare = _BLANKS.sub("", text).removesuffix(".").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    bare = re.sub(r"^\(([A-Za-z])\)$", r"\1", bare)
+    return bare.casefold() if words else bare
+
+
+def _read(text: str) -> list[Any]:
+    """The expressions that a text may mean: a number by our own rule (but for percentages), else what math-verify
+    reads."""
+    import sympy
+    from math_verify import parse
+
+    last, boxed = final(text), "\\boxed" in text
+    prose = bool(_PROSE.search(last)) or len(last) > LONGEST_FORMULA
+    formula = not prose and (last_box(text) is not None or not _FORMULA.search(text))
+    found = parse(f"${last}$", parsing_timeout=None) if formula else []
+    value = None if "%" in last else number_of(last)
+    if prose or not formula or (boxed and (value is None or text.count("\\boxed") > 1)):
+        found += parse(text, parsing_timeout=None)
+    if value is None:
+        return found
+    number = sympy.Rational(value.numerator, value.denominator)
+    exact = value.denominator == 1 or "/" in last or "frac" in last
+    return [number if exact else number.evalf(15), *(found if "," in last or boxed else [])]

@@ -9,8 +9,9 @@ out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,8 @@ from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_o
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
-from rollout_workers.tasks.scorers import Scorer, answer_problem, build_scorer
+from rollout_workers.tasks.scorers import Scorer, build_scorer
+from rollout_workers.tasks.verifiers import answer_problem
 
 BETWEEN = "\n\n"
 """Stands between the turns of a conversation that is shown, or given to a base LM without chat template."""
@@ -132,6 +134,15 @@ class Rows:
                     f"{name}: no row falls to the {split} split; add rows with other prompts, or change "
                     "task.options.heldout_share"
                 )
+
+    @property
+    def verifier(self) -> Verifier:
+        """What judges."""
+        return self._judging.verifier
+
+    def items(self) -> Iterator[Item]:
+        """Those of both splits."""
+        return chain(*self._items.values())
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """The rows of the split, in their order; the metadata of each is the user's row."""
@@ -288,7 +299,9 @@ def _item(row: Row, place: str, options: RowsOptions) -> Item:
         if not response:
             raise _unusable(place, "response", options.response, found["response"])
         ids = None  # those of the answer
-    return Item(prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns, ids=ids)
+    return Item(
+        prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns, ids=ids, place=place
+    )
 
 
 def _unusable(place: str, option: str, key: str, value: object) -> ValueError:

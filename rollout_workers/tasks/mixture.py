@@ -8,7 +8,7 @@ that ends, so nothing in it occurs twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import gcd, lcm
@@ -58,6 +58,11 @@ class Mixture:
         self._tasks = dict(zip(self._labels, tasks, strict=True))
         self._cycle = cycle(weights)
         self.parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
+
+    @property
+    def tasks(self) -> Collection[Task]:
+        """Its members."""
+        return self._tasks.values()
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Prompts of all tasks, mixed; one knows its task by ``mixture_task`` in its metadata."""

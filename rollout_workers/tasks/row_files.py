@@ -75,7 +75,23 @@ def row_files(path: Path) -> list[Path]:
             f"{path} {f'holds no {WANTED} file' if path.is_dir() else 'does not exist or is no file'}; set "
             f"task.options.path to a {WANTED} file or a folder of them"
         )
+    require_shards(found)
     return found
+
+
+def require_shards(files: Sequence[Path]) -> None:
+    """``ValueError`` names the shards that files such as ``train-00000-of-00005.parquet`` lack."""
+    series: dict[tuple[Path, str, str], set[int]] = {}
+    for file in files:
+        if shard := re.fullmatch(r"(.*?)(\d{2,})-of-(\d{2,}).*", file.name):
+            series.setdefault((file.parent, shard[1], shard[3]), set()).add(int(shard[2]))
+    for (folder, name, of), numbers in series.items():
+        missing = [f"{name}{n:0{len(of)}}-of-{of}" for n in range(int(of)) if n not in numbers]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                f"{folder} lacks {', '.join(missing[:3])}{more} of {int(of)} shards; copy them, and give the folder"
+            )
 
 
 def suffix(path: Path) -> str:
@@ -88,7 +104,9 @@ def split_files(folder: Path, split: str) -> list[Path]:
     ``test-00000-of-00001.parquet``)."""
     named = re.compile(rf"{re.escape(split)}([-_.].*)?")
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and suffix(f) in SUFFIXES]
-    return [f for f in files if any(named.fullmatch(part) for part in f.relative_to(folder).parts)]
+    found = [f for f in files if any(named.fullmatch(part) for part in f.relative_to(folder).parts)]
+    require_shards(found)
+    return found
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Row]]:
@@ -156,6 +174,8 @@ def _listed(value: object) -> list[Any] | None:
 def _document(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     found = _parsed(text, str(path), "file")
     rows = found if isinstance(found, list) else _listed(found)
+    if isinstance(found, dict) and found and not any(isinstance(value, dict | list) for value in found.values()):
+        rows = [found]  # a file for each row, as MATH is published
     if rows is None:
         shown = ", ".join(map(repr, found)) if isinstance(found, dict) else repr(found)
         raise ValueError(

@@ -33,6 +33,8 @@ class Item:
     """The conversation that the prompt is, where it is one."""
     ids: SampledIds | None = None
     """Of prompt and answer, in a file of ``latent-control sample``."""
+    place: str = ""
+    """File and line, for messages."""
 
 
 def value_at(row: Row, key: str) -> object:

@@ -8,14 +8,27 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from configs.schema import PathStr
+from rollout_workers.judging.numerals import last_number
+from rollout_workers.judging.texts import last_box
 from rollout_workers.tasks.dataset_rows import Judging, OpenShare, Rows, split_items
-from rollout_workers.tasks.row_files import Row, read_file, read_options
+from rollout_workers.tasks.row_files import Row, read_file, read_options, require_shards, split_files, suffix
 from rollout_workers.tasks.row_values import Item
 from rollout_workers.tasks.scorer_options import Verifier
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator: ``48/2 = <<48/2=24>>24``."""
-SUFFIXES = (".jsonl", ".parquet")
+SUBJECTS = frozenset(
+    [
+        "algebra",
+        "counting_and_probability",
+        "geometry",
+        "intermediate_algebra",
+        "number_theory",
+        "prealgebra",
+        "precalculus",
+    ]
+)
+"""Folders of MATH, each with its own files."""
 
 
 class Gsm8kOptions(Judging):
@@ -48,7 +61,7 @@ def build_gsm8k(options: Mapping[str, object]) -> Rows:
     settings = read_options(Gsm8kOptions, options, "gsm8k")
 
     def rows(split: str) -> list[Item]:
-        return list(_read(_split_file(Path(settings.path), split), lambda row: _gsm8k(row, settings.worked)))
+        return list(_read(settings.path, split, lambda row: _gsm8k(row, settings.worked)))
 
     return Rows("gsm8k", rows("train"), rows("test"), settings)
 
@@ -63,7 +76,7 @@ def build_math500(options: Mapping[str, object]) -> Rows:
         )
 
     def rows(path: str, split: str) -> list[Item]:
-        return list(_read(_split_file(Path(path), split), lambda row: _math(row, settings.worked)))
+        return list(_read(path, split, lambda row: _math(row, settings.worked)))
 
     held = rows(settings.path, "test")
     if settings.train is not None:
@@ -72,23 +85,36 @@ def build_math500(options: Mapping[str, object]) -> Rows:
     return Rows("math500", *split_items(held, settings.heldout_share), settings)
 
 
-def _split_file(path: Path, split: str) -> Path:
-    """The file itself, or the one in the folder that is named after the split (``test.jsonl``,
-    ``test-00000-of-00001.parquet``)."""
+def _files(path: Path, split: str) -> list[Path]:
+    """The file itself, or all files of the split in the folder.
+
+    Raises:
+        ValueError: there is none; a shard, or a subject of MATH, is missing; the split is there more than once.
+    """
     if path.is_file():
-        return path
-    found = [f for f in sorted(path.rglob("*")) if f.suffix in SUFFIXES and re.fullmatch(rf"{split}(-\d.*)?", f.stem)]
+        require_shards([path])
+        return [path]
     # GSM8K's other configuration, in a folder beside the main one
-    found = [f for f in found if "socratic" not in f.parts]
+    found = [f for f in split_files(path, split) if not any("socratic" in part for part in f.relative_to(path).parts)]
     if not found:
         raise ValueError(
             f"task.options.path: {path} holds no {split}.jsonl or {split}-*.parquet; give the folder of a local copy"
         )
-    return found[0]
+    subjects = {part for f in found for part in f.relative_to(path).parts if part in SUBJECTS}
+    if subjects and (missing := sorted(SUBJECTS - subjects)):
+        raise ValueError(
+            f"task.options: {path} lacks {', '.join(missing)} of MATH's {len(SUBJECTS)} subjects for {split}; copy it "
+            "whole, or give the folder of one subject"
+        )
+    if len({suffix(f) for f in found}) > 1 or len({f.parent for f in found}) > max(1, len(subjects)):
+        raise ValueError(
+            f"task.options: {path} holds {split} more than once ({found[0]}, {found[-1]}); give the folder of one copy"
+        )
+    return found
 
 
-def _read(path: Path, read: Callable[[Row], dict[str, str]]) -> Iterator[Item]:
-    for place, row in read_file(path):
+def _read(path: str, split: str, read: Callable[[Row], dict[str, str]]) -> Iterator[Item]:
+    for place, row in (placed for file in _files(Path(path), split) for placed in read_file(file)):
         try:
             ours = read(row)
         except KeyError as error:
@@ -97,7 +123,13 @@ def _read(path: Path, read: Callable[[Row], dict[str, str]]) -> Iterator[Item]:
             ) from error
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        yield Item(prompt=ours["prompt"], answers=(ours["answer"],), response=ours["response"], row={**row, **ours})
+        yield Item(
+            prompt=ours["prompt"],
+            answers=(ours["answer"],),
+            response=ours["response"],
+            row={**row, **ours},
+            place=place,
+        )
 
 
 def _gsm8k(row: Row, worked: bool) -> dict[str, str]:
@@ -105,22 +137,17 @@ def _gsm8k(row: Row, worked: bool) -> dict[str, str]:
     if not marked:
         raise ValueError(f"the answer {str(row['answer'])[:60]!r} has no '####'; is this another data set?")
     answer = answer.strip().replace(",", "")
+    if not last_number(answer):
+        raise ValueError(f"the answer after '####' is {answer[:60]!r}, not a number; mend or remove the row")
     text = f"{_CALCULATOR.sub('', solution).strip()}\n#### {answer}"
     return {"prompt": str(row["question"]), "answer": answer, "response": text if worked else answer}
 
 
 def _math(row: Row, worked: bool) -> dict[str, str]:
     solution = str(row["solution"])
-    answer = str(row["answer"]) if "answer" in row else last_boxed(solution)
+    answer = str(row["answer"] if "answer" in row else last_box(solution) or "").strip()
+    if not answer:
+        raise ValueError(
+            f"the solution has no \\boxed{{...}} with an answer: {solution[-60:]!r}; mend or remove the row"
+        )
     return {"prompt": str(row["problem"]), "answer": answer, "response": solution if worked else answer}
-
-
-def last_boxed(text: str) -> str:
-    r"""The content of the last ``\boxed{...}``, whose braces may nest; ``ValueError`` when there is none."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for place in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start + 7 : place]
-    raise ValueError(f"the solution has no \\boxed{{...}}: {text[-60:]!r}")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ast
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rollout_workers.tasks import verifiers
+from rollout_workers.judging import pattern
 from rollout_workers.tasks.forks import Confinement, forks
 from rollout_workers.tasks.protocol import Failure, Score
 from rollout_workers.tasks.row_files import EXTRA, Row, near
 from rollout_workers.tasks.sandbox import Function, Isolation
 from rollout_workers.tasks.scorer_options import Limits, Preference, Python, Verifier
+from rollout_workers.tasks.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from rollout_workers.tasks.reward_models import RewardModels
@@ -43,7 +43,7 @@ class Verified:
     parts = ("success",)
 
     def __init__(self, name: str) -> None:
-        self._verify = verifiers.VERIFIERS[name]
+        self._verify = VERIFIERS[name]
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """1 when the verifier finds the row's answer in the text, else 0."""
@@ -61,7 +61,7 @@ class Regex:
 
     def __init__(self, limits: Limits) -> None:
         self.isolation = Isolation(
-            Function(path=verifiers.__file__, name="regex_reward", seconds=limits.seconds, megabytes=limits.megabytes)
+            Function(path=pattern.__file__, name="pattern", seconds=limits.seconds, megabytes=limits.megabytes)
         )
 
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
@@ -138,20 +138,41 @@ class Own:
 
 
 def require_function(path: Path, name: str) -> None:
-    """``ValueError`` unless the file defines the function; it is read, not run."""
+    """``ValueError`` unless the file defines the function, be it within an ``if``, ``try`` or ``with``; it is read, not
+    run: what only running tells is said by the process that loads it."""
     if not path.is_file():
         raise ValueError(
             f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)"
         )
     try:
-        body = ast.parse(path.read_bytes()).body
-    except (SyntaxError, ValueError) as error:
+        found = list(_defined(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise ValueError(f"task.options.python.path: {path} is no Python: {error}") from error
-    names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-    if name not in names and not any(
-        isinstance(node, ast.Assign | ast.ImportFrom) and name in ast.unparse(node) for node in body
-    ):
-        raise ValueError(f"task.options.python.function: {path} defines no {name!r}; {near(name, names)}")
+    kinds = {type(node) for known, node in found if known == name}
+    wrong = {ast.AsyncFunctionDef: f"async def {name}", ast.ClassDef: f"class {name}", ast.Import: f"the module {name}"}
+    if kinds and kinds <= wrong.keys():
+        raise ValueError(
+            f"task.options.python.function: {path} defines {wrong[kinds.pop()]}; write def {name}(row, response), or "
+            "assign what is called so (an async function by asyncio.run, a class by its instance)"
+        )
+    if not kinds and "*" not in (known for known, _ in found):
+        raise ValueError(
+            f"task.options.python.function: {path} defines no {name!r}; "
+            f"{near(name, [known for known, node in found if isinstance(node, ast.FunctionDef)])}"
+        )
+
+
+def _defined(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """(name, where) of all that a module's own statements define, ``*`` for what cannot be known."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield child.name, child
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield from (((alias.asname or alias.name), child) for alias in child.names)
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id, child
+        elif not isinstance(child, ast.Lambda | ast.comprehension) and getattr(child, "value", child) is not None:
+            yield from _defined(child)  # not of an annotation without a value
 
 
 class Preferred:
@@ -202,15 +223,3 @@ def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, pref
     if verifier in ("regex", "math"):
         return Regex(limits) if verifier == "regex" else Maths(limits)
     return Verified(verifier)
-
-
-def answer_problem(verifier: Verifier, answer: str) -> str | None:
-    """Why ``verifier`` cannot use this answer, or ``None``."""
-    if verifier == "number" and verifiers.last_number(answer) is None:
-        return f"is {answer[:60]!r} without a number; mend it, or set task.options.verifier: exact"
-    if verifier == "regex":
-        try:
-            re.compile(answer)
-        except re.error as error:
-            return f"is no regular expression ({error}): {answer[:60]!r}; mend it, or set verifier: exact"
-    return None

@@ -58,7 +58,7 @@ class Moody(Countdown):
 
 def test_a_task_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_check, "build_task", lambda _: Moody())
-    problems = task_check.check(TaskConfig(), 4, 0)["problems"]
+    problems = task_check.check(TaskConfig(), count=4, seed=0)["problems"]
     assert any("prompts are in both splits" in p for p in problems)
     assert any("not deterministic: 4 of 4 gold answers" in p for p in problems)
     assert any("parts of a score and of the task differ by format" in p for p in problems)
@@ -71,7 +71,7 @@ def test_a_reward_that_fails_on_gold_answers_is_wrong_and_printing_is_said(tmp_p
     )
     options = f"task.options={{path: {tmp_path}/rows.jsonl, verifier: python, python: {{path: {tmp_path}/reward.py}}}}"
     code, result = checked("jsonl", options, "--prompts", "4")
-    assert code == 1 and len(result["problems"]) == 1
+    assert code == 2 and len(result["problems"]) == 1 and "ZeroDivisionError" in result["errors"][0]
     assert "4 gold answers could not be judged, e.g. reward_error: ZeroDivisionError" in result["problems"][0]
     assert any("prints, which is not shown: 'here" in warning for warning in result["warnings"])
 

@@ -10,8 +10,9 @@ import pytest
 
 from configs.loading import load_config
 from configs.schema import Task as TaskConfig
+from rollout_workers.judging.pattern import pattern
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.verifiers import VERIFIERS, last_number, pattern
+from rollout_workers.tasks.verifiers import VERIFIERS
 
 
 @pytest.mark.parametrize(
@@ -29,11 +30,8 @@ from rollout_workers.tasks.verifiers import VERIFIERS, last_number, pattern
     ],
 )
 def test_verifiers(verifier: str, answer: str, text: str, right: bool) -> None:
-    assert {**VERIFIERS, "regex": pattern}[verifier](answer, text) is right
-
-
-def test_last_number() -> None:
-    assert last_number("-3 and 1,000,000.25") == 1_000_000.25 and last_number("x") is None
+    found = pattern({"answer": answer}, text) if verifier == "regex" else VERIFIERS[verifier](answer, text)
+    assert found is right
 
 
 def task(path: Path, **options: Any) -> Any:

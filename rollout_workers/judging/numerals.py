@@ -1,0 +1,117 @@
+r"""What a number is, for everything here that asks: verifiers, ``init``, checks of rows, readers of data sets.
+
+Digits of every script; a sign (not the dash in ``10-4``); ``1,000``, ``1 000``, ``1_000``, ``1'000``, ``12,34,567``,
+``1.234.567`` and ``1.234,5``; ``.5``; ``1e-3``, ``3 x 10^{-3}``, ``2^10``; ``1/2``, ``2 1/2``, ``\frac{1}{2}``.
+A comma that no grouping explains is a decimal comma, or parts a list: ``2,3`` reads as 2.3, and as 2 and 3.
+Signs of percent and of currencies, and units, are no part of the number: ``50 %`` is 50.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+
+from rollout_workers.judging.texts import LONGEST, plain
+
+LARGEST = 10_000
+"""Digits, before or behind the point, of a number that is read."""
+_LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u058f"
+"""Digits behind these belong to a name: ``x2``, ``CO2``."""
+_NUMBER = re.compile(
+    rf"""
+    (?<![{_LETTER}0-9^]) (?<![{_LETTER}]_) (?<!\^-) (?<![\^_]\{{) (?<!\^\{{-)
+    (?P<listed> (?<=[0-9],) )? (?P<over> (?<=/) | (?<=/[ ]) )?
+    (?P<sign> (?<![{_LETTER}0-9)\]}}]) [-+] )? (?: \\?[$\u00a2-\u00a5\u20a0-\u20c0] [ ]? (?P<inner> [-+] )? )?
+    (?:
+        (?P<whole> [0-9]{{1,9}}+ ) [ ] (?P<part> [0-9]{{1,9}}+ / [0-9]{{1,9}}+ ) (?! [ ]?/ | [.,][0-9] )
+      | (?P<dots> [1-9][0-9]{{0,2}} (?: (?: \.[0-9]{{3}} ){{2,}}+ (?: ,[0-9]++ )? | \.[0-9]{{3}},[0-9]++ ) )
+        (?! [0-9] | [.,][0-9] )
+      | (?P<digits>
+            [1-9][0-9]{{0,2}} (?P<by> [ ,_'] ) [0-9]{{3}} (?![0-9]) (?: (?P=by) [0-9]{{3}} (?![0-9]) )*+
+            (?! (?P=by)[0-9] )
+          | [1-9][0-9]? (?: ,[0-9]{{2}} (?![0-9]) ){{1,9}} ,[0-9]{{3}} (?! [0-9] | ,[0-9] )
+          | [0-9]++
+          | (?<!\.) (?= \.[0-9] )
+        )
+        (?: (?P<point> \.[0-9]++ ) | (?P<comma> (?(listed) (?!) | ,[0-9]++ (?! [.,][0-9] ) ) ) )?
+        (?: [eE] (?P<exponent> [-+]?[0-9]{{1,9}}+ ) (?![{_LETTER}])
+          | [ ]? (?: [\u00d7xX*\u00b7\u22c5] | \\times | \\cdot ) [ ]? 10 [ ]? (?: \^|\*\* ) [ ]?
+            [{{(]? (?P<ten> [-+]?[0-9]{{1,9}}+ ) [)}}]?
+          | [ ]? (?: \^|\*\* ) [ ]? [{{(]? (?P<power> [-+]?[0-9]{{1,9}}+ ) [)}}]?
+          | (?(over) (?!) | [ ]?/[ ]? (?P<under> [0-9]++ (?: \.[0-9]++ )? ) (?! [ ]?/ | ,[0-9] ) )
+        )?
+    )
+    """,
+    re.VERBOSE,
+)
+_CURRENCY = re.compile("[ $\u00a2-\u00a5\u20a0-\u20c0]*")
+_FRACTION = re.compile(r"(?:(\d) ?)?\\[cdt]?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
+_TYPESET = ((r"{,}", ","), (r"\!", ""), (r"\,", " "), ("\\ ", " "), (r"\%", "%"))
+
+
+def numbers(text: str) -> Iterator[tuple[Fraction, ...]]:
+    """Each number in the last ``LONGEST`` characters, exact, by all its readings, the likeliest first; none where it is
+    too large to be read, or divided by 0."""
+    for found in _NUMBER.finditer(_untypeset(text[-LONGEST:])):
+        yield _readings(found)
+
+
+def last_number(text: str) -> tuple[Fraction, ...]:
+    """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number."""
+    return next(iter(deque(numbers(text), maxlen=1)), ())
+
+
+def number_of(text: str) -> Fraction | None:
+    """The number that the text is, with nothing beside it but a currency, a percent sign or a full stop; digits with a
+    leading 0 (``007``) are a name."""
+    bare = _untypeset(text[:LONGEST]).strip().strip("$").removesuffix(".").strip().removesuffix("%").strip()
+    found = _NUMBER.match(bare)
+    if found is None or re.match("[-+]?0[0-9]", bare) or not _CURRENCY.fullmatch(bare, found.end()):
+        return None
+    return next(iter(_readings(found)), None)
+
+
+def _untypeset(text: str) -> str:
+    """Plain, LaTeX's blanks and fractions written out."""
+    text = plain(text)
+    for typeset, written in _TYPESET:
+        text = text.replace(typeset, written)
+    return _FRACTION.sub(lambda f: f"{f[1] + ' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
+
+
+def _readings(found: re.Match[str]) -> tuple[Fraction, ...]:
+    sign = -1 if "-" in (found["sign"], found["inner"]) else 1
+    try:
+        if found["whole"]:
+            return (sign * (int(found["whole"]) + Fraction(found["part"])),)
+        if found["dots"]:
+            return (sign * _fraction(found["dots"].replace(".", "").replace(",", ".")),)
+        digits = re.sub("[ ,_']", "", found["digits"]) or "0"
+        value = _fraction(digits + (found["point"] or (found["comma"] or "").replace(",", ".")))
+        if found["exponent"] or found["ten"]:
+            value *= _power(Fraction(10), int(found["exponent"] or found["ten"]))
+        elif found["power"]:
+            value = _power(value, int(found["power"]))
+        elif found["under"]:
+            value /= _fraction(found["under"])
+        if not found["comma"] or found["by"]:
+            return (sign * value,)
+        return sign * value, sign * _fraction(digits), _fraction(found["comma"][1:])
+    except (ZeroDivisionError, OverflowError):
+        return ()
+
+
+def _fraction(digits: str) -> Fraction:
+    if len(digits) > LARGEST:
+        raise OverflowError
+    return Fraction(Decimal(digits))
+
+
+def _power(base: Fraction, exponent: int) -> Fraction:
+    size = max(abs(base.numerator).bit_length(), base.denominator.bit_length())
+    if size * abs(exponent) > 4 * LARGEST:
+        raise OverflowError
+    return base**exponent
