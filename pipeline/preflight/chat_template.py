@@ -18,19 +18,25 @@ MEMORY = 2**30
 """Bytes that rendering one conversation may take."""
 CHARACTERS = 4_000_000
 """What a conversation may become."""
+BOUND = "takes more than"
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 """Names that transformers gives every template, beside the special tokens."""
 
 
-def template_problem(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str | None:
+def template_problem(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, chat: bool
+) -> str | None:
     """Why the tokenizer's chat template cannot be used for a conversation like ``messages``, in the template's own
-    words; ``None`` where it can."""
+    words; ``None`` where it can. Without ``chat`` it is only asked for what ends a response, so it may fail but not
+    take for ever."""
     if not tokenizer.chat_template:
         return None  # encoding says so
     whose = f"the chat template of {tokenizer.name_or_path}"
     remedy = "mend chat_template in its tokenizer_config.json (or chat_template.jinja), or set task.chat: false"
-    if (said := _rendered(tokenizer, messages)) is not None:
-        return f"{whose} {said}; {remedy}"
+    if (said := _rendered(tokenizer, messages)) is not None and (chat or said.startswith(BOUND)):
+        return f"{whose} {said}; {remedy if chat else 'mend or remove it'}"
+    if not chat:
+        return None
     if unknown := sorted(_printed_unknowns(str(tokenizer.chat_template)) - set(tokenizer.special_tokens_map)):
         return f"{whose} writes {unknown[0]!r}, a name that nothing gives it; {remedy}"
     return None
@@ -45,11 +51,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str
     theirs.close()
     try:
         if not ours.poll(SECONDS):
-            return f"takes more than {SECONDS} s for one conversation"
+            return f"{BOUND} {SECONDS} s for one conversation"
         said: str | None = ours.recv()
         return said
     except EOFError:
-        return f"takes more than {MEMORY >> 20} MiB of memory for one conversation"
+        return f"{BOUND} {MEMORY >> 20} MiB of memory for one conversation"
     finally:
         child.kill()
         child.join()
@@ -69,7 +75,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, 
     if not str(text).strip():
         out.send("gives nothing for a conversation")
     elif len(text) > CHARACTERS:
-        out.send(f"makes {len(text):,} characters of one conversation")
+        out.send(f"{BOUND} {CHARACTERS:,} characters for one conversation")
     else:
         out.send(None)
 

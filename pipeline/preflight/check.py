@@ -96,14 +96,13 @@ def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findin
     from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response
 
-    before = len(found.errors)
+    if task is not None and (broken := list(prompts.template_problems(task))):
+        found.errors.extend(broken)
+        return
+    found.errors.extend(prompts.problems(task, found))
     if isinstance(task, AgentTask):
         found.errors.extend(_one_episode(config, task, prompts.positions))
-    elif task is not None and config.task.chat:
-        found.errors.extend(prompts.template_problems(task))
-    if len(found.errors) == before:
-        found.errors.extend(prompts.problems(task, found))
-    if task is not None and not isinstance(task, AgentTask):
+    elif task is not None:
         one = decode_response(prompts.tokenizer, encode_plain(prompts.tokenizer, "1", add_special_tokens=False))
         found.errors.extend(_one_answer(config, task, one))
         try:

@@ -136,8 +136,9 @@ class Prompts:
         """Of the chat template, for the first prompt."""
         from rollout_workers.tasks.encoding import messages_of
 
-        if problem := template_problem(self.tokenizer, messages_of(task.prompts("heldout")[0])):
-            yield f"task.chat: {problem}"
+        chat, prompt = self.config.task.chat, task.prompts("heldout")[0]
+        if problem := template_problem(self.tokenizer, messages_of(prompt), chat=chat):
+            yield f"{'task.chat' if chat else 'base.model'}: {problem}"
 
     def problems(self, task: Task | None, findings: Findings) -> Iterator[str]:
         """Of the task's prompts (an environment's are its episodes) and of every row that a stage trains on."""
