@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from latent_control.auto_generation import (
     LatentGenerateOutput,
+    decoding_of,
     greedy_defaults,
     new_token_limit,
     padded_output,
@@ -231,8 +232,10 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor | LatentGenerateOutput:
         """Prompts [B, P] with their continuations, [B * num_return_sequences, P + T], as ``transformers`` returns them.
 
-        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is always its
-        code's most likely one.
+        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is its code's most
+        likely one; with ``decode="token"`` (an argument, or in the generation config) it is the most likely one, or one
+        sampled by ``temperature``, of the mixture over the ``mixture_codes`` likeliest codes, and ``codes`` are those
+        most responsible for the tokens.
 
         Args:
             stopping_criteria: called with all sequences [R, P + t] after every token, without scores.
@@ -264,6 +267,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             repeats=wanted.num_return_sequences or 1,
             codes=codes,
             allowed_codes=allowed_codes,
+            **decoding_of(wanted),
             watch=shown_to(repeated, criteria, streamer, wanted.pad_token_id or 0),
         )
         if streamer is not None:

@@ -302,8 +302,7 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
 
     prompt, length = case.prompts[row // case.repeats], int(out.lengths[row])
     tokens, actions = out.tokens[row].tolist(), out.actions[row].tolist()
-    whole = [*prompt, *tokens[:length]]
-    final, states = subject.states(whole[:-1])
+    final, states = subject.states([*prompt, *tokens[:length]][:-1])
     start, span = len(prompt) - 1, subject.actor.span
     final, read = None if final is None else final[start:], states
     log_probs = _log_probs(case, subject, read, out.versions[row, :length].tolist(), row, start)
@@ -329,14 +328,8 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
             if not gap < TIE:
                 fault(place, f"log-probability {stored}, teacher-forced {float(log_probs[place, action])}")
         if case.decode == "token":
-            choice = mixture_choice(case, subject, log_probs, final, tokens, place, float(uniforms[place]))
-            if choice is not None:
-                expected, near, codes = choice
-                verdict.ties += tokens[place] != expected
-                if tokens[place] not in near:
-                    fault(place, f"token {tokens[place]}, the mixture's is {expected}")
-                if not held and action not in codes:
-                    fault(place, f"code {action}, responsible are {codes}")
+            where = (place, float(uniforms[place]))
+            verdict.ties += _check_mixture(case, subject, log_probs, final, (tokens, actions), where, fault)
         elif tokens[place] != emitted[place]:
             fault(place, f"token {tokens[place]}, its action emits {emitted[place]}")
         if case.aliases is not None and not held:
@@ -372,6 +365,28 @@ def _log_probs(
         if case.allowed:
             logits[place, [code for code in range(logits.shape[1]) if code not in may]] = float("-inf")
     return action_log_probs(logits, temperature=case.temperature if case.decode == "code" else 1.0, top_k=case.top_k)
+
+
+def _check_mixture(
+    case: Case,
+    subject: Subject,
+    log_probs: torch.Tensor,
+    final: torch.Tensor | None,
+    written: tuple[list[int], list[int]],
+    where: tuple[int, float],
+    fault: Callable[[int, str], None],
+) -> bool:
+    """Token and code at a place (with its uniform) against the mixture; whether rounding made the token."""
+    (tokens, actions), (place, uniform) = written, where
+    choice = mixture_choice(case, subject, log_probs, final, tokens, place, uniform)
+    if choice is None:
+        return False
+    expected, near, codes = choice
+    if tokens[place] not in near:
+        fault(place, f"token {tokens[place]}, the mixture's is {expected}")
+    if place % subject.actor.span == 0 and actions[place] not in codes:
+        fault(place, f"code {actions[place]}, responsible are {codes}")
+    return tokens[place] != expected
 
 
 @torch.no_grad()

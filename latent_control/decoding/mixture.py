@@ -1,4 +1,4 @@
-"""Decoding by token: the next token is chosen from the mixture over codes, sum_a pi(a) p(x | a), not by way of one code.
+"""Decoding by token: the next token is chosen from the mixture over codes, sum_a pi(a) p(x | a), not by way of a code.
 
 Inside a span the code is not chosen again: its probabilities there are those given the span's tokens so far (Bayes'
 rule), and the code that is recorded is that of the span's first token.
@@ -18,7 +18,7 @@ from latent_control.decoding.slot_memory import SpanMemory
 from latent_control.distributions import action_log_probs, sample_actions
 
 NUMBERS_AT_ONCE = 2**25
-"""Token logits that are held at once (128 MiB in float32): rows, and of large codebooks codes, are computed in parts."""
+"""Token logits held at once (128 MiB in float32): rows, and of large codebooks codes, are computed in parts."""
 
 
 class MixtureDecoder:
@@ -89,6 +89,6 @@ class MixtureDecoder:
 
 
 def likeliest(log_probs: torch.Tensor, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` most likely codes of [b, N], at a tie the lower numbers, and their log-probabilities: [b, k] each."""
+    """The ``count`` most likely codes of [b, N], lower numbers at a tie, and their log-probabilities: [b, k] each."""
     weights, codes = log_probs.sort(dim=-1, descending=True, stable=True)
     return codes[:, :count], weights[:, :count]

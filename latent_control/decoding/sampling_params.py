@@ -68,15 +68,14 @@ class SamplingParams:
                 f"temperature={self.temperature}, top_k={self.top_k}, batch_size={self.batch_size}: need "
                 "temperature >= 0, top_k >= 1, batch_size >= 1"
             )
-        if self.decode not in ("code", "token") or (self.mixture_codes is not None and self.mixture_codes < 1):
+        count = 1 if self.mixture_codes is None else self.mixture_codes
+        if self.decode not in ("code", "token") or type(count) is not int or count < 1:
             raise ValueError(
-                f"decode={self.decode!r}, mixture_codes={self.mixture_codes}: need decode 'code' or 'token', "
-                "mixture_codes >= 1"
+                f"decode={self.decode!r}, mixture_codes={self.mixture_codes!r}: need decode 'code' or 'token', and "
+                "mixture_codes a whole number from 1 (None: all)"
             )
         if self.decode == "token" and (self.top_k is not None or self.aliases is not None):
-            name, why = (
-                ("top_k", "sampled") if self.top_k is not None else ("aliases", "compared with others")
-            )
+            name, why = ("top_k", "sampled") if self.top_k is not None else ("aliases", "compared with others")
             raise ValueError(
                 f"{name}={getattr(self, name)} has no meaning beside decode='token', where no code is {why}: leave it "
                 "out (mixture_codes says how many codes are summed over)"

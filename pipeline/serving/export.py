@@ -15,7 +15,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from configs.loading import load_config
-from configs.schema import RunConfig
+from configs.schema import Decoding, RunConfig
 from latent_control.auto import LatentControlConfig
 from latent_control.auto_generation import greedy_defaults
 from latent_control.model import LatentActionLM
@@ -118,9 +118,10 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     def files(staging: Path) -> None:
         latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
         LatentControlConfig.of(latent).save_pretrained(staging)
-        greedy_defaults(latent.base.lm, None if config is None else config.rollout.max_new_tokens).save_pretrained(
-            staging
-        )
+        limit = None if config is None else config.rollout.max_new_tokens
+        decoding = Decoding() if config is None else config.decoding
+        chosen = {"decode": decoding.decode, "mixture_codes": decoding.mixture_codes or latent.config.num_actions}
+        greedy_defaults(latent.base.lm, limit, **chosen).save_pretrained(staging)
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")

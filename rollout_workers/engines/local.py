@@ -56,6 +56,8 @@ class LocalEngine:
             row_seeds=job.seeds,
             return_features=job.keep_features,
             aliases=job.aliases,
+            decode=job.decode,
+            mixture_codes=job.mixture_codes,
         )
         with torch.inference_mode():
             return generate(
