@@ -219,7 +219,7 @@ class Engine:
         if self.params.guide is not None:
             logits = self.params.guide.apply(logits, rows, places)
         log_probs = action_log_probs(logits, temperature=self.params.code_temperature, top_k=self.params.top_k)
-        uniforms = self.uniforms[cells]
+        uniforms, tokens = self.uniforms[cells], None
         if self.mixture is not None:
             actions, tokens = self.mixture.choose(slots, places, final, log_probs, uniforms)
         else:
@@ -228,8 +228,7 @@ class Engine:
         if self.actor.span > 1:  # inside a span no choice is made, so its log-probability is 0
             actions, versions = self.held.carry(slots, places, actions, versions)
             logp = logp.masked_fill(self.held.inside(places), 0.0)
-        if self.mixture is None:
-            tokens = self.actor.emit(final, actions)
+        tokens = self.actor.emit(final, actions) if tokens is None else tokens
         self.chosen.append((cells, actions, tokens, logp, versions))
         if self.params.aliases:
             assert final is not None, "the world model reads the base's final state"

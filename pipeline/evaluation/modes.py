@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Mode = Literal["sampled", "greedy", "greedy_token"]
 """A latent policy decodes greedily in two ways: by code ("greedy") and by token; other models have one, "greedy"."""
-MODES: dict[Mode, str] = {"sampled": "sampled", "greedy": "greedy", "greedy_token": "greedy by token"}
+MODES: dict[str, str] = {"sampled": "sampled", "greedy": "greedy", "greedy_token": "greedy by token"}
 """The modes and how they are read."""
 
 
@@ -16,8 +16,9 @@ def greedy_words(evaluation: Mapping[str, Any]) -> list[str]:
     if not any(isinstance(row, Mapping) and "greedy_token" in row for row in evaluation.values()):
         return []
     count = evaluation.get("mixture_codes")
+    summed = "all" if count is None else f"the {count} likeliest"
     return [
-        "greedy of a latent policy: the token of its most likely code (by code, what gates call greedy); by token: the "
-        f"most likely token of the mixture over {'all' if count is None else f'the {count} likeliest'} codes, its "
-        "seconds per token over those by code; other models have one greedy"
+        "greedy, of a latent policy: by code, the token of its most likely code; other models have one greedy",
+        f"greedy by token: the most likely token of the mixture over {summed} codes; seconds: per token, over those "
+        "by code",
     ]

@@ -136,7 +136,9 @@ def compare(
     ]
     missing = [run.folder for side in sides for run in side if run.answers is None]
     notes = [f"{folder} has no {OUTCOMES}; make it with: latent-control evaluate {folder}" for folder in missing]
-    success = None if missing else {mode: difference(*sides, mode) for mode in MODES if _measured(sides, mode)}
+    success = (
+        None if missing else {mode: difference(sides[0], sides[1], mode) for mode in MODES if _measured(sides, mode)}
+    )
     costs = [{name: _mean([run.costs[name] for run in side]) for name in COSTS} for side in sides]
     ratios = {name: x / y if x and y else None for name in COSTS for x, y in [(costs[0][name], costs[1][name])]}
     result: dict[str, Any] = {
