@@ -3,10 +3,10 @@ trained policies, what each k finds.
 
     python benchmarks/decode_by_token.py [--models tiny smollm2] [--runs RUN ...] [--repeats 5] [--quick] [--out DIR]
 
-All sides in one process and one torch thread: ``batch`` rows at once, prompts of 24 tokens, 32 new ones, no end token,
-64 codes, two merge blocks; a side's rate over that of ``by code`` in the same round. With ``--runs``, per policy of
-each run: success on the held-out prompts by code and by k, and the share of responses that are those of the sum over
-all codes, token for token.
+All sides in one process and one torch thread: prompts of 24 tokens; 64 rows of 32 new ones (tiny) or 8 of 16
+(SmolLM2), no end token, 64 codes, two merge blocks; a side's rate over that of ``by code`` in the same round. With
+``--runs``, per policy of each run: success on the held-out prompts by code and by k, and the share of responses that
+are those of the sum over all codes, token for token.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from models import latent_model
 
 from latent_control import LatentActionLM
 
-PROMPT, NEW = 24, 32
+PROMPT, SIZES = 24, {"tiny": (64, 32), "smollm2": (8, 16)}
 SIDES: dict[str, dict[str, Any]] = {"by code": {}} | {
-    f"k = {count or 'all'}": {"decode": "token", "mixture_codes": count} for count in (2, 4, 8, 16, 32, None)
+    f"k = {count or 'all'}": {"decode": "token", "mixture_codes": count} for count in (2, 4, 8, 16, None)
 }
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lines, measured = [], {}
     for name in options.models:
-        batch, new = (2, 3) if options.quick else (64 if name == "tiny" else 16, NEW)
+        batch, new = (2, 3) if options.quick else SIZES[name]
         row, rates = speed(name, batch, new, options.repeats)
         lines.append(row)
         measured[row["case"]] = rates

@@ -376,7 +376,7 @@ class Decoding(Section):
     decode: Decode = "code"
     """``code``: the most likely code (or a sampled one), and the world model's most likely token given it; ``token``:
     the most likely token (or a sampled one) of the mixture over codes."""
-    mixture_codes: PositiveInt | None = 8
+    mixture_codes: PositiveInt | None = 16
     """The k likeliest codes that the mixture sums over; ``null``: all. Each costs a pass of merge module and language
     head: ``latent-control evaluate`` prints what it came to, docs/evaluation.md has a table."""
 

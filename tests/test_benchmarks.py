@@ -154,7 +154,7 @@ def test_decode(tmp_path: Path) -> None:
 
 def test_decode_by_token(tmp_path: Path) -> None:
     (rates,) = run("decode_by_token", tmp_path, "--models", "tiny")["measured"].values()
-    assert list(rates) == ["by code", "k = 2", "k = 4", "k = 8", "k = 16", "k = 32", "k = all"]
+    assert list(rates) == ["by code", "k = 2", "k = 4", "k = 8", "k = 16", "k = all"]
     assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
 
 

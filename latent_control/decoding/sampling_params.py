@@ -13,7 +13,7 @@ from latent_control.decoding.guide import Guide, Watch
 from latent_control.distributions import rollout_seed
 
 Decode: TypeAlias = Literal["code", "token"]
-MIXTURE_CODES = 8
+MIXTURE_CODES = 16
 """Codes of the mixture where nobody says how many (``benchmarks/decode_by_token.py``)."""
 
 
