@@ -141,8 +141,8 @@ def result_table(result: dict[str, Any]) -> str:
     times = "once" if samples == 1 else f"{samples} times"
     parts = (_by_token(rows), _gains(result.get("differences", {})), _more(rows), _slice_lines(rows))
     lines = [*aligned(table), *(line for part in parts for line in part)]
-    lines += [f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"]
-    return "\n".join([*lines, *greedy_words(result)])
+    played = f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"
+    return "\n".join([*lines, "; ".join([played, *greedy_words(result)])])
 
 
 def _by_token(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -17,8 +17,4 @@ def greedy_words(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     count = evaluation.get("mixture_codes")
     summed = "all" if count is None else f"the {count} likeliest"
-    return [
-        "greedy, of a latent policy: by code, the token of its most likely code; other models have one greedy",
-        f"greedy by token: the most likely token of the mixture over {summed} codes; seconds: per token, over those "
-        "by code",
-    ]
+    return [f"latent policies by code and by token (mixture over {summed} codes; seconds per token relative to by code)"]
