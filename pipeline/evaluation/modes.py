@@ -17,4 +17,6 @@ def greedy_words(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     count = evaluation.get("mixture_codes")
     summed = "all" if count is None else f"the {count} likeliest"
-    return [f"latent policies by code and by token (mixture over {summed} codes; seconds per token relative to by code)"]
+    return [
+        f"latent policies by code and by token (mixture over {summed} codes; seconds per token relative to by code)"
+    ]

@@ -57,7 +57,12 @@ def result(sources: Sources) -> ReportSection:
     return ReportSection(
         name="result",
         title="Result",
-        lines=[sentence(evaluation, rows), ALONE, *(f"Greedy: {words}." for words in greedy_words(evaluation)), *evaluation.get("notes", [])],
+        lines=[
+            sentence(evaluation, rows),
+            ALONE,
+            *(f"Greedy: {words}." for words in greedy_words(evaluation)),
+            *evaluation.get("notes", []),
+        ],
         figures=[dots(rows, note)],
         tables=tables,
     )
