@@ -5,8 +5,9 @@ trained policies, what each k finds.
 
 All sides in one process and one torch thread: prompts of 4 tokens; 32 rows of 16 new ones (tiny) or 4 of 8
 (SmolLM2), no end token, 64 codes, two merge blocks; a side's rate over that of ``by code`` in the same round. Seconds
-are the processor's, which other processes disturb less than the wall's. With ``--runs``, per policy of each run: success on the held-out prompts by code and by k, and the share of responses that
-are those of the sum over all codes, token for token.
+are the processor's, which other processes disturb less than the wall's. With ``--runs``, per policy of each run:
+success on the held-out prompts by code and by k, and the share of responses that are those of the sum over all codes,
+token for token.
 """
 
 from __future__ import annotations
