@@ -27,8 +27,10 @@ FORM = re.compile(
 EXAMPLE = "e.g. success >= 0.6 or improved.greedy >= 0.5"
 VARIANTS = ("base", "cloned", "finetuned", "offline", "improved", "token_level")
 PLAYED = ("success", "sampled", "greedy", "tokens", "failures")
-"""Measures of any evaluation: success@1 sampled (two names), greedy; generated tokens per sampled response; verifier
-failures."""
+"""Measures of any evaluation: success@1 sampled (two names), greedy (of a latent policy: by code); generated tokens per
+sampled response; verifier failures."""
+BY_TOKEN = "greedy_token"
+"""Success@1 of a latent policy, greedy by token."""
 DIVERSE = (
     "distinct_1",
     "distinct_2",
@@ -41,6 +43,7 @@ SEMANTIC = ("semantic_diversity", "semantic_diversity_successful")
 ON_TEXT = ("nll", "nll_rise", "base_nll", "base_nll_rise", "kl_to_base")
 OF_CODES = ("nll_codes", "code_perplexity", "alive_codes", "alive_share", "coverage", "distinct_tokens")
 SLICED = ("slice_gap", "slice_gap_greedy")
+SLICED_BY_TOKEN = "slice_gap_greedy_token"
 COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
 
 
@@ -101,9 +104,9 @@ def measures(config: RunConfig) -> dict[str, str]:
     assert evaluation is not None
     several = "" if evaluation.samples_per_prompt > 1 else "evaluation.samples_per_prompt of 2 or more"
     text = "" if evaluation.marginal_sequences else "evaluation.marginal_sequences of 1 or more"
-    groups = [(PLAYED, ""), (COSTS, ""), (DIVERSE, several), (ON_TEXT, text), (OF_CODES, text)]
+    groups = [((*PLAYED, BY_TOKEN), ""), (COSTS, ""), (DIVERSE, several), (ON_TEXT, text), (OF_CODES, text)]
     groups += [(SEMANTIC, several or ("" if evaluation.embedder else "evaluation.embedder"))]
-    groups += [(SLICED, "" if evaluation.slices else "evaluation.slices, e.g. [target]")]
+    groups += [((*SLICED, SLICED_BY_TOKEN), "" if evaluation.slices else "evaluation.slices, e.g. [target]")]
     groups += [(tuple(f"pass_at_{k}" for k in evaluation.pass_at), "")]
     return {name: lacks for names, lacks in groups for name in names}
 
@@ -140,11 +143,12 @@ def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
         yield f"{gate.text}: unknown measure {gate.measure}; {_near(gate.measure, tuple(known))}"
     elif known[gate.measure]:
         yield f"{gate.text}: {gate.measure} needs {known[gate.measure]}"
-    elif gate.measure in OF_CODES and _has_no_codes(config, variant):
+    elif gate.measure in (*OF_CODES, BY_TOKEN, SLICED_BY_TOKEN) and has_no_codes(config, variant):
         yield f"{gate.text}: {variant} has no latent actions, so no {gate.measure}; name another variant"
 
 
-def _has_no_codes(config: RunConfig, variant: str) -> bool:
+def has_no_codes(config: RunConfig, variant: str) -> bool:
+    """Whether a variant chooses tokens itself, so that there is one greedy decoding of it."""
     at_token_level = variant == "improved" and config.improve is not None and config.improve.level == "token"
     return variant in ("base", "token_level") or at_token_level
 

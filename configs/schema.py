@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
+Decode = Literal["code", "token"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
 
@@ -329,7 +330,8 @@ class Improve(Section):
     """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``);
     ``null``: never."""
     evaluate_prompts: PositiveInt = 128
-    """Held-out prompts of such a play, each once sampled and once greedy: the first ones of the final evaluation."""
+    """Held-out prompts of such a play, each once sampled and once greedy (by code): the first ones of the final
+    evaluation."""
 
 
 class Turns(Section):
@@ -376,6 +378,18 @@ class Rollout(Section):
     gpus_per_worker: NonNegativeFloat = 0.0
     """Fractions share a GPU."""
     torch_threads: PositiveInt = 1
+
+
+class Decoding(Section):
+    """How a latent policy's tokens are chosen after training: evaluation reports both ways, export, service and MLflow
+    model start from this one (docs/evaluation.md, greedy by code and by token). Training and steering go by code."""
+
+    decode: Decode = "code"
+    """``code``: the most likely code (or a sampled one), and the world model's most likely token given it; ``token``:
+    the most likely token (or a sampled one) of the mixture over codes."""
+    mixture_codes: PositiveInt | None = 16
+    """The k likeliest codes that the mixture sums over; ``null``: all. Each costs a pass of merge module and language
+    head: ``latent-control evaluate`` prints what it came to, docs/evaluation.md has a table."""
 
 
 class Replay(Section):
@@ -455,7 +469,8 @@ class Evaluation(Section):
     """The last stage (docs/evaluation.md)."""
 
     prompts: PositiveInt = 512
-    """Held-out prompts, each played ``samples_per_prompt`` times sampled and once greedy."""
+    """Held-out prompts, each played ``samples_per_prompt`` times sampled and once greedy (a latent policy once by code
+    and once by token)."""
     samples_per_prompt: PositiveInt = 1
     """Sampled responses to each prompt; 2 or more give pass@k and diversity."""
     pass_at: tuple[PositiveInt, ...] = ()
@@ -515,6 +530,7 @@ class RunConfig(Section):
     """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy
     >= 0.5"]``; when one fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
     rollout: Rollout = Rollout()
+    decoding: Decoding = Decoding()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
     explorer: Explorer = Explorer()

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from latent_control.auto_generation import (
     LatentGenerateOutput,
+    decoding_of,
     greedy_defaults,
     new_token_limit,
     padded_output,
@@ -234,8 +235,10 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor | LatentGenerateOutput:
         """Prompts [B, P] with their continuations, [B * num_return_sequences, P + T], as ``transformers`` returns them.
 
-        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is always its
-        code's most likely one.
+        Greedy by default; ``do_sample=True`` samples codes by ``temperature`` and ``top_k``. A token is its code's most
+        likely one; with ``decode="token"`` (an argument, or in the generation config) it is the most likely one, or one
+        sampled by ``temperature``, of the mixture over the ``mixture_codes`` likeliest codes, and ``codes`` are those
+        most responsible for the tokens.
 
         Args:
             stopping_criteria: called with all sequences [R, P + t] after every token, without scores.
@@ -266,6 +269,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             repeats=wanted.num_return_sequences or 1,
             codes=codes,
             allowed_codes=allowed_codes,
+            **decoding_of(wanted),
             watch=string_watch(wanted.stop_strings, tokenizer, self.name_or_path, shown),
         )
         if streamer is not None:

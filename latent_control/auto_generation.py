@@ -28,6 +28,7 @@ _HONOURED = {
     "num_return_sequences",
     "return_dict_in_generate",
 }
+_HONOURED |= {"decode", "mixture_codes"}  # ours, fields of SamplingParams
 _HONOURED |= {"eos_token_id", "pad_token_id", "bos_token_id", "stop_strings", "use_cache"}
 _WITHOUT_EFFECT: dict[str, Any] = {"num_beams": 1, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -66,11 +67,12 @@ def settings_in_force(
     if refused:
         named = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(refused.items()))
         raise ValueError(
-            f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k"
+            f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k, "
+            "tokens by decode and mixture_codes"
         )
     wanted = copy.deepcopy(given)
-    for name in ("eos_token_id", "pad_token_id", "stop_strings"):
-        if getattr(wanted, name) is None:
+    for name in ("eos_token_id", "pad_token_id", "stop_strings", "decode", "mixture_codes"):
+        if getattr(wanted, name, None) is None and hasattr(own, name):
             setattr(wanted, name, getattr(own, name))
     for name, value in asked.items():
         setattr(wanted, name, value)
@@ -78,13 +80,24 @@ def settings_in_force(
 
 
 def greedy_defaults(
-    lm: PreTrainedModel, max_new_tokens: int | None = None, stop: Sequence[str] = ()
+    lm: PreTrainedModel, max_new_tokens: int | None = None, stop: Sequence[str] = (), **decoding: Any
 ) -> GenerationConfig:
-    """Greedy decoding with the special tokens of the base LM, whose own sampling settings say nothing about codes, to
-    one of the strings ``stop``."""
+    """Greedy decoding with the special tokens of the base LM, whose own sampling settings say nothing about codes.
+
+    Args:
+        stop: strings that end a response.
+        decoding: ``decode`` and ``mixture_codes``, where they are chosen.
+    """
     of_base = lm.generation_config or lm.config
     tokens = {name: getattr(of_base, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, stop_strings=list(stop) or None, **tokens)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, stop_strings=list(stop) or None, **tokens, **decoding
+    )
+
+
+def decoding_of(wanted: GenerationConfig) -> dict[str, Any]:
+    """``decode`` and ``mixture_codes`` of ``SamplingParams``, as far as a generation config says them."""
+    return {name: getattr(wanted, name) for name in ("decode", "mixture_codes") if hasattr(wanted, name)}
 
 
 def new_token_limit(wanted: GenerationConfig, prompt: int) -> int:

@@ -140,7 +140,8 @@ class LatentActionLM(PretrainedMixin):
         allowed_codes: Allowed | None = None,
         **params: Any,
     ) -> Generation:
-        """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit.
+        """Sample codes (``temperature`` 0: take the most likely), emit their tokens, until the end token or the limit;
+        with ``decode="token"`` choose tokens from the mixture over codes.
 
         Args:
             input_ids: prompts [B, P], padded on either side as ``attention_mask`` [B, P] says.
@@ -149,7 +150,7 @@ class LatentActionLM(PretrainedMixin):
             allowed_codes: the policy chooses among these codes only.
             params: fields of ``SamplingParams``: ``max_new_tokens``, ``temperature``, ``top_k``, ``seed``, ``repeats``
                 (rollouts per prompt: outputs have B * repeats rows), ``row_seeds``, ``stop_token``, ``batch_size``,
-                ``return_features``, ``watch``.
+                ``return_features``, ``watch``, ``decode``, ``mixture_codes``.
 
         Raises:
             ValueError: an argument is out of range.
@@ -212,12 +213,20 @@ def latent_actor(model: LatentActionLM) -> ActionDecoder:
     tabulated."""
     table = model.merge.table(model.codebook)
 
+    def world_logits(final: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table))
+
     def emit(final: torch.Tensor | None, actions: torch.Tensor) -> torch.Tensor:
         assert final is not None
-        return model.head(final, model.merge.lookup(final.to(model.codebook.dtype), actions, table)).argmax(-1)
+        return world_logits(final, actions).argmax(-1)
 
     return ActionDecoder(
-        stack=model.policy, reads=model.config.policy_reads, head=model.policy.head, emit=emit, span=model.config.span
+        stack=model.policy,
+        reads=model.config.policy_reads,
+        head=model.policy.head,
+        emit=emit,
+        world_logits=world_logits,
+        span=model.config.span,
     )
 
 

@@ -85,10 +85,11 @@ class Generation:
     """[B, T] int64, padded with the pad token"""
     actions: torch.Tensor
     """[B, T] int64, the code that produced each token (the token itself at token level); -1 after the end. A code that
-    lasts for several tokens stands at each of them"""
+    lasts for several tokens stands at each of them. Decoded by token: the code most responsible for the token (in a
+    span: for its first one), which nobody sampled"""
     action_logp: torch.Tensor
-    """[B, T] float32, log-probability of each action under the distribution it was sampled from; 0 inside a span and
-    after the end"""
+    """[B, T] float32, log-probability of each action under the distribution it was sampled from (decoded by token:
+    the policy's); 0 inside a span and after the end"""
     lengths: torch.Tensor
     """[B] int64"""
     finish_reasons: tuple[str, ...]

@@ -42,6 +42,7 @@ class Rollout(Protocol):
     event_logp: np.ndarray | None
     events: np.ndarray | None
     features: np.ndarray | None
+    decode: str
     generated: np.ndarray
     turn_rewards: np.ndarray
     rescored_logp: np.ndarray | None
@@ -65,9 +66,14 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that
     chose one is.
 
+    Raises:
+        ValueError: a rollout was decoded by token.
+
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
     rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
     """
+    if any(r.decode == "token" for r in rollouts):
+        raise ValueError("rollouts decoded by token have no sampled codes to train on: sample them with decode='code'")
     lengths = [len(r.prompt_tokens) + len(r) - 1 for r in rollouts]
     shape = (len(rollouts), max(lengths))
     tokens, actions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

@@ -153,6 +153,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             top_k=request.top_k,
             keep_features=request.ship_features,
             aliases=request.aliases,
+            decode=request.decode,
+            mixture_codes=request.mixture_codes,
             refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
         )
         played = self.player.play(engine, prompts, job)
@@ -176,7 +178,8 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         metrics."""
         started = time.perf_counter()
         rollouts = self.sample(request=request)
-        if request.policy is not None and request.temperature > 0 and self.engine is not None:
+        sampled = request.temperature > 0 and request.decode == "code"
+        if request.policy is not None and sampled and self.engine is not None:
             rollouts = rescored(self.engine, request, rollouts, self.policy_version)
         tokens = sum(rollout.new_tokens for rollout in rollouts)
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")

@@ -82,6 +82,7 @@ def rollout_of(
         generated=row.generated,
         turn_rewards=played.turn_rewards,
         baseline=baseline,
+        decode=request.decode,
         event_logp=row.event_logp,
         events=row.events,
         features=row.features,

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from configs.schema import Decode
+
 Level = Literal["latent", "token", "base"]
 
 
@@ -66,6 +68,11 @@ class RolloutRequest:
     temperature: float = 1.0
     """0 is greedy."""
     top_k: int | None = None
+    decode: Decode = "code"
+    """"token" chooses tokens from the mixture over codes; nobody sampled a code then, so there is nothing to train
+    on."""
+    mixture_codes: int | None = None
+    """Likeliest codes in that mixture; ``None``: all"""
     ship_features: bool = False
     aliases: int | None = None
     """Codes compared to find those that would have emitted the same token; ``None``: none."""
@@ -74,6 +81,13 @@ class RolloutRequest:
     board: Any = None
     """Actor handle of a ``PolicyBoard``: rollouts in flight go on with newer policies as they are published; ``None``:
     they don't."""
+
+    def __post_init__(self) -> None:
+        if self.decode == "token" and self.split == "train":
+            raise ValueError(
+                "decode='token' samples no codes, which training needs the log-probabilities of: sample training "
+                "rollouts with decode='code'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +148,8 @@ class Rollout:
     rollouts."""
     baseline: float | None = None
     """Reward of the prompt's greedy rollout, where one was asked for and judged."""
+    decode: Decode = "code"
+    """As in the request: of "token" ``actions`` are the codes most responsible for the tokens, not a choice."""
     features: np.ndarray | None = None
     """[P + T - 1, D], the state the policy reads."""
 

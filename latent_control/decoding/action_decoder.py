@@ -24,6 +24,9 @@ class ActionDecoder:
     """hidden [B, D] -> logits [B, actions]"""
     emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
     """(the base's final state [B, D], actions [B]) -> tokens [B]"""
+    world_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """(final states [..., D], codes [...], broadcast) -> logits [..., V] of the next token; ``None``: an action is a
+    token"""
     span: int = 1
     """Tokens for which an action is held."""
 

@@ -17,9 +17,10 @@ from latent_control.aliases import chosen_event, event_log_prob, pack
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder
+from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
-from latent_control.decoding.slot_memory import Buffer, SlotMemory
+from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.records import Generation
 
@@ -62,8 +63,9 @@ class Engine:
         self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
-        vectors = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(4))
-        self.position, self.next_tokens, self.held, self.held_version = vectors
+        self.position, self.next_tokens = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(2))
+        self.held = SpanMemory(actor.span, self.slots, device)  # actions, versions
+        self.mixture = MixtureDecoder(base, actor, params, self.slots) if params.decode == "token" else None
         self.base_cache: Cache | None = None
         self.stack_cache: Cache | None = None
         self.states: Buffer | None = None
@@ -212,15 +214,21 @@ class Engine:
     def _choose(self, slots: list[int], final: torch.Tensor | None, logits: torch.Tensor) -> None:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
+        places = [self.lengths[row] for row in rows]
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
         if self.params.guide is not None:
-            logits = self.params.guide.apply(logits, rows, [self.lengths[row] for row in rows])
-        log_probs = action_log_probs(logits, temperature=self.params.temperature, top_k=self.params.top_k)
-        actions = logits.argmax(-1) if self.params.temperature == 0 else sample_actions(log_probs, self.uniforms[cells])
+            logits = self.params.guide.apply(logits, rows, places)
+        log_probs = action_log_probs(logits, temperature=self.params.code_temperature, top_k=self.params.top_k)
+        uniforms, tokens = self.uniforms[cells], None
+        if self.mixture is not None:
+            actions, tokens = self.mixture.choose(slots, places, final, log_probs, uniforms)
+        else:
+            actions = logits.argmax(-1) if self.params.temperature == 0 else sample_actions(log_probs, uniforms)
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
-        if self.actor.span > 1:
-            actions, logp, versions = self._hold(slots, rows, actions, logp, versions)
-        tokens = self.actor.emit(final, actions)
+        if self.actor.span > 1:  # inside a span no choice is made, so its log-probability is 0
+            actions, versions = self.held.carry(slots, places, actions, versions)
+            logp = logp.masked_fill(self.held.inside(places), 0.0)
+        tokens = self.actor.emit(final, actions) if tokens is None else tokens
         self.chosen.append((cells, actions, tokens, logp, versions))
         if self.params.aliases:
             assert final is not None, "the world model reads the base's final state"
@@ -240,16 +248,6 @@ class Engine:
                 continue
             self._leave(slot, row)
 
-    def _hold(
-        self, slots: list[int], rows: list[int], actions: torch.Tensor, logp: torch.Tensor, versions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inside a span the action stays what it was; no choice is made, so its log-probability is 0."""
-        inside = torch.tensor([self.lengths[row] % self.actor.span != 0 for row in rows], device=actions.device)
-        actions = torch.where(inside, self.held[slots], actions)
-        versions = torch.where(inside, self.held_version[slots], versions)
-        self.held[slots], self.held_version[slots] = actions, versions
-        return actions, logp.masked_fill(inside, 0.0), versions
-
     def _leave(self, slot: int, row: int) -> None:
         if self.params.return_features:
             assert self.states is not None
@@ -265,8 +263,10 @@ class Engine:
         movers = live[len(live) - len(gaps) :]
         if gaps:
             self.memory.move(movers, gaps)
-            for vector in (self.position, self.next_tokens, self.held, self.held_version):
+            for vector in (self.position, self.next_tokens):
                 vector[gaps] = vector[movers]
+            for held in (self.held, *([] if self.mixture is None else [self.mixture.held])):
+                held.move(movers, gaps)
         for gap, mover in zip(gaps, movers, strict=True):
             self.rows_in[gap] = self.rows_in[mover]
         self.rows_in = self.rows_in[: len(live)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
@@ -12,19 +13,23 @@ from latent_control.decoding.guide import Guide, Watch
 from latent_control.distributions import rollout_seed
 from latent_control.text import config_ends
 
+Decode: TypeAlias = Literal["code", "token"]
+MIXTURE_CODES = 16
+"""Codes of the mixture where nobody says how many (``benchmarks/decode_by_token.py``)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """``SamplingParams(max_new_tokens=64, temperature=0.7, seed=0)``
 
     Raises:
-        ValueError: ``temperature``, ``top_k`` or ``batch_size`` is out of range.
+        ValueError: a setting is out of range, or means nothing beside ``decode="token"``.
     """
 
     max_new_tokens: int | Sequence[int]
     """One number, or one for each output row."""
     temperature: float = 1.0
-    """0: take the most likely action."""
+    """0: take the most likely action (token, where ``decode`` is "token")."""
     top_k: int | None = None
     """Sample among the k most likely actions."""
     seed: int | None = None
@@ -41,6 +46,14 @@ class SamplingParams:
     """Also return the states that the policy read."""
     aliases: int | None = None
     """Number of most likely codes to search for those that emit the chosen one's token (``Generation.events``)."""
+    decode: Decode = "code"
+    """"code": the policy's code (the most likely or a sampled one) and the world model's most likely token given it.
+    "token": the most likely token of the mixture sum_a pi(a) p(x | a), or one sampled from it, the temperature being
+    the mixture's. Then ``Generation.actions`` are the codes most responsible for the tokens, which nobody sampled:
+    such rows are no training data."""
+    mixture_codes: int | None = MIXTURE_CODES
+    """The k likeliest codes that the mixture sums over; ``None``: all. Each costs a pass of merge module and language
+    head."""
     guide: Guide | None = None
     """Codes that are forced or allowed."""
     watch: Watch | None = None
@@ -56,6 +69,23 @@ class SamplingParams:
                 f"temperature={self.temperature}, top_k={self.top_k}, batch_size={self.batch_size}: need "
                 "temperature >= 0, top_k >= 1, batch_size >= 1"
             )
+        count = 1 if self.mixture_codes is None else self.mixture_codes
+        if self.decode not in ("code", "token") or type(count) is not int or count < 1:
+            raise ValueError(
+                f"decode={self.decode!r}, mixture_codes={self.mixture_codes!r}: need decode 'code' or 'token', and "
+                "mixture_codes a whole number from 1 (None: all)"
+            )
+        if self.decode == "token" and (self.top_k is not None or self.aliases is not None):
+            name, why = ("top_k", "sampled") if self.top_k is not None else ("aliases", "compared with others")
+            raise ValueError(
+                f"{name}={getattr(self, name)} has no meaning beside decode='token', where no code is {why}: leave it "
+                "out (mixture_codes says how many codes are summed over)"
+            )
+
+    @property
+    def code_temperature(self) -> float:
+        """Of the policy's distribution over codes: a mixture takes it as it is."""
+        return self.temperature if self.decode == "code" else 1.0
 
     def limits(self, rows: int) -> list[int]:
         """New tokens of each row at most; ``ValueError`` unless there is a positive number for each."""

@@ -7,6 +7,7 @@ biases need no special care). Rows that enter later simply start later; whatever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -124,3 +125,36 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Without a limit of its own."""
         return -1
+
+
+class SpanMemory:
+    """What a span of tokens carries on from its beginning: a value of each kind for every slot [slots, ...]."""
+
+    def __init__(self, span: int, slots: int, device: torch.device) -> None:
+        self.span, self.slots, self.device = span, slots, device
+        self.kept: tuple[torch.Tensor, ...] = ()
+
+    def inside(self, places: Sequence[int]) -> torch.Tensor:
+        """[b] bool: rows of so many tokens do not begin a span."""
+        return torch.tensor([place % self.span != 0 for place in places], device=self.device)
+
+    def carry(self, slots: list[int], places: Sequence[int], *new: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``new`` [b, ...] where a span begins, what was kept inside it; that is kept for the next token."""
+        if not self.kept:
+            self.kept = tuple(x.new_zeros(self.slots, *x.shape[1:]) for x in new)
+        inside = self.inside(places)
+        now = tuple(
+            torch.where(inside.view(-1, *[1] * (x.ndim - 1)), kept[slots], x)
+            for kept, x in zip(self.kept, new, strict=True)
+        )
+        self.put(slots, *now)
+        return now
+
+    def put(self, slots: list[int], *values: torch.Tensor) -> None:
+        """Keep ``values`` [b, ...] for ``slots``."""
+        for kept, value in zip(self.kept, values, strict=True):
+            kept[slots] = value
+
+    def move(self, slots: list[int], to: list[int]) -> None:
+        """Rows change their slots."""
+        self.put(to, *(kept[slots] for kept in self.kept))

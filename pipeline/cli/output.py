@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.cli.options import GATES
+from pipeline.evaluation.modes import MODES, greedy_words
 from pipeline.runs.layout import EXPLORER, REPORT, SUMMARY
 from pipeline.runs.stage_table import EVALUATE, IMPROVE
 
@@ -138,8 +139,19 @@ def result_table(result: dict[str, Any]) -> str:
     ]
     samples = result.get("samples_per_prompt", 1)
     times = "once" if samples == 1 else f"{samples} times"
-    lines = [*aligned(table), *_gains(result.get("differences", {})), *_more(rows), *_slice_lines(rows)]
-    return "\n".join([*lines, f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"])
+    parts = (_by_token(rows), _gains(result.get("differences", {})), _more(rows), _slice_lines(rows))
+    lines = [*aligned(table), *(line for part in parts for line in part)]
+    played = f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"
+    return "\n".join([*lines, "; ".join([played, *greedy_words(result)])])
+
+
+def _by_token(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Latent policies, greedy by token: a table of its own, 80 columns have room for no more."""
+    measured = {name: row for name, row in rows.items() if "greedy_token" in row}
+    head = ["greedy by token", "success", "95 % interval", "seconds"]
+    cost = {n: f"{r['greedy_token_cost']:.2f} x" if r.get("greedy_token_cost") else "" for n, r in measured.items()}
+    body = [[name, *_success(row, "greedy_token"), cost[name]] for name, row in measured.items()]
+    return aligned([head, *body]) if body else []
 
 
 # Shown below the table, where measured: name in the evaluation, format.
@@ -214,7 +226,7 @@ def _gains(differences: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     modes = list(dict.fromkeys(mode for passes in differences.values() for mode in passes))
     lines: list[str] = []
     for pair in (modes[i : i + 2] for i in range(0, len(modes), 2)):
-        head = ["gain", *(cell for mode in pair for cell in (mode, "95 % interval"))]
+        head = ["gain", *(cell for mode in pair for cell in (MODES.get(mode, mode), "95 % interval"))]
         rows = [[name, *(c for mode in pair for c in _gain(gains.get(mode)))] for name, gains in differences.items()]
         lines += aligned([head, *rows])
     return lines

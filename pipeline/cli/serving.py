@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -128,6 +128,14 @@ def serve(
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
     address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: start one.")] = "local",
+    decode: Annotated[
+        Literal["code", "token"] | None,
+        typer.Option(
+            "--decode",
+            help="Where a request does not say: by code, or by token from the mixture over the likeliest codes (each "
+            "costs a pass of the language head); default: the export's.",
+        ),
+    ] = None,
     base: BaseFolder = None,
 ) -> None:
     """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
@@ -148,6 +156,7 @@ def serve(
                 threads=threads,
                 gpus=gpus,
                 address=address,
+                decode=decode,
                 base=base,
             )
             deploy.require_port(settings)

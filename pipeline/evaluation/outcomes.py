@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from pipeline.evaluation.modes import Mode
 from rollout_workers.rollouts import Rollout
-
-Mode = Literal["sampled", "greedy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from pipeline.evaluation.diversity import (
     per_prompt_pairs,
     solutions,
 )
+from pipeline.evaluation.modes import Mode
 from pipeline.evaluation.outcomes import Outcome, grouped, success_matrix
 from pipeline.evaluation.slices import field_problems, labels, sliced
 from pipeline.evaluation.statistics import bootstrap_means, interval, paired_difference, pass_at_k, wilson
@@ -32,12 +33,22 @@ class Played:
 
     sampled: list[Outcome]
     greedy: list[Outcome]
+    greedy_token: list[Outcome] | None = None
+    """By token; ``None``: the model has no codes, and one way to be greedy."""
+    token_cost: float | None = None
+    """Seconds per token by token, over those by code."""
+
+    @property
+    def passes(self) -> dict[Mode, list[Outcome]]:
+        """The responses by mode."""
+        found: dict[Mode, list[Outcome]] = {"sampled": self.sampled, "greedy": self.greedy}
+        return found if self.greedy_token is None else found | {"greedy_token": self.greedy_token}
 
     def successes(self, samples: int) -> dict[str, np.ndarray]:
         """Success of each prompt, [P], by mode; sampled: the mean over its samples."""
         return {
-            "sampled": success_matrix(self.sampled, samples).mean(1),
-            "greedy": success_matrix(self.greedy, 1)[:, 0],
+            mode: success_matrix(rows, samples if mode == "sampled" else 1).mean(1)
+            for mode, rows in self.passes.items()
         }
 
 
@@ -61,7 +72,9 @@ def variant_numbers(
     """The row of one variant."""
     samples, outcomes = settings.samples_per_prompt, played.successes(settings.samples_per_prompt)
     numbers: dict[str, Any] = {}
-    for mode, rows in (("sampled", played.sampled), ("greedy", played.greedy)):
+    if played.token_cost is not None:
+        numbers["greedy_token_cost"] = played.token_cost
+    for mode, rows in played.passes.items():
         rate = outcomes[mode]
         one_each = len(rows) == len(rate)
         numbers[mode] = float(rate.mean())
@@ -102,8 +115,9 @@ def solved_responses(played: Played, samples: int) -> list[list[str]]:
 def differences(
     played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int
 ) -> dict[str, Any]:
-    """Paired differences of success (sampled, greedy) and of diversity at equal success: improved against each other
-    variant, offline against each earlier one."""
+    """Paired differences of success (by mode) and of diversity at equal success: improved against each other variant,
+    offline against each earlier one. What is greedy by token is compared with the one greedy of models without
+    codes."""
     pairs = [("improved", other) for other in played if other != "improved"]
     pairs += [("offline", other) for other in played if other not in ("offline", "improved", TOKEN_LEVEL)]
     successes = {name: variant.successes(samples) for name, variant in played.items()}
@@ -111,7 +125,8 @@ def differences(
     found = {}
     for better, worse in (pair for pair in pairs if pair[0] in played):
         passes = {
-            mode: paired_difference(rates, successes[worse][mode], seed) for mode, rates in successes[better].items()
+            mode: paired_difference(rates, successes[worse].get(mode, successes[worse]["greedy"]), seed)
+            for mode, rates in successes[better].items()
         }
         equal = at_equal_success(varied[better], varied[worse], seed) if samples > 1 else {}
         found[f"{better} - {worse}"] = passes | equal

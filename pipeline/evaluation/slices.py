@@ -75,7 +75,7 @@ def sliced(
     """Success slice by slice.
 
     Args:
-        outcomes: success of each prompt, [P], by mode ("sampled", "greedy").
+        outcomes: success of each prompt, [P], by mode ("sampled", "greedy", ...).
         by: the slice of each prompt, [P], by field.
 
     Returns: ``{"slices": {field: {slice: {"prompts", "sampled", "sampled_interval", ...}}}, "slice_gaps": {field:
@@ -90,7 +90,8 @@ def sliced(
         "slices": {field: _slices(outcomes, names) for field, names in by.items()},
         "slice_gaps": gaps,
     }
-    for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
+    for mode in outcomes:
+        suffix = "" if mode == "sampled" else f"_{mode}"
         found = [gap for modes in gaps.values() if (gap := modes[mode]) is not None]
         if found:
             worst = max(found, key=lambda gap: gap["gap"])

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from configs.gates import has_no_codes
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
+from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
@@ -27,7 +29,6 @@ from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, level_of
 from pipeline.tracking.uris import flatten
 
-MODES = ("sampled", "greedy")
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
 Answers = dict[str, dict[tuple[str, str], float]]
 """Mode -> (prompt id, prompt) -> mean success over the samples."""
@@ -52,6 +53,8 @@ def read_run(folder: Path, variant: str) -> Finished:
     config = load_config(folder / CONFIG, [], check_paths=False)
     curve = _curve(folder, config, variant)
     answers = _answers(folder / OUTCOMES, variant) if (folder / OUTCOMES).is_file() else None
+    if answers is not None and has_no_codes(config, variant):
+        answers["greedy_token"] = answers["greedy"]  # it has one way to be greedy
     return Finished(
         folder=folder,
         config=config,
@@ -133,7 +136,9 @@ def compare(
     ]
     missing = [run.folder for side in sides for run in side if run.answers is None]
     notes = [f"{folder} has no {OUTCOMES}; make it with: latent-control evaluate {folder}" for folder in missing]
-    success = None if missing else {mode: difference(sides[0], sides[1], mode) for mode in MODES}
+    success = (
+        None if missing else {mode: difference(sides[0], sides[1], mode) for mode in MODES if _measured(sides, mode)}
+    )
     costs = [{name: _mean([run.costs[name] for run in side]) for name in COSTS} for side in sides]
     ratios = {name: x / y if x and y else None for name in COSTS for x, y in [(costs[0][name], costs[1][name])]}
     result: dict[str, Any] = {
@@ -149,6 +154,11 @@ def compare(
         "notes": notes,
     }
     return result | {"verdict": verdict(result)}
+
+
+def _measured(sides: Sequence[Sequence[Finished]], mode: str) -> bool:
+    """Whether each run has this mode: one evaluated by an older version was not decoded by token."""
+    return all(run.answers[mode] for side in sides for run in side if run.answers is not None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -223,7 +233,14 @@ CONFIG_HEAD = ("config key", "A", "B")
 def tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Success, cost and config as ``{"title", "head", "rows"}``."""
     success = [
-        [mode, f"{d['a']:.3f}", f"{d['b']:.3f}", f"{d['mean']:+.3f}", f"{d['low']:+.3f} to {d['high']:+.3f}", _unit(d)]
+        [
+            MODES[mode],
+            f"{d['a']:.3f}",
+            f"{d['b']:.3f}",
+            f"{d['mean']:+.3f}",
+            f"{d['low']:+.3f} to {d['high']:+.3f}",
+            _unit(d),
+        ]
         for mode, d in (result["success"] or {}).items()
     ]
     costs = result["costs"]

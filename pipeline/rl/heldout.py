@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from configs.schema import RunConfig
+from configs.schema import Decode, RunConfig
 from latent_control.distributions import rollout_seed
 from pipeline.rl.guards import check_hashes
 from pipeline.rl.prompt_order import chunks
@@ -21,6 +21,7 @@ def heldout_requests(
     *,
     samples: int,
     temperature: float,
+    decode: Decode = "code",
     host: HostSpec | None = None,
     first_id: int = 0,
 ) -> list[RolloutRequest]:
@@ -39,15 +40,17 @@ def heldout_requests(
             group_size=samples,
             host=host,
             temperature=temperature,
-            top_k=config.rollout.top_k,
+            top_k=config.rollout.top_k if decode == "code" else None,
+            decode=decode,
+            mixture_codes=config.decoding.mixture_codes,
         )
         for place, part in enumerate(chunks(range(prompts), pieces))
     ]
 
 
 def play_heldout(config: RunConfig, pool: RolloutPool, published: PublishedPolicies) -> dict[str, float]:
-    """Held-out prompts played with the policy as published, sampled and greedy, beside training: it touches no random
-    stream, no prompt, no replay buffer and no metric of training.
+    """Held-out prompts played with the policy as published, sampled and greedy (by code), beside training: this touches
+    no random stream, no prompt, no replay buffer and no metric of training.
 
     Returns:
         ``heldout_success`` and ``heldout_reward`` (sampled), ``heldout_greedy`` (success), and what it took.

@@ -12,6 +12,7 @@ from configs.loading import load_config
 from configs.paths import nothing_at
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
+from pipeline.evaluation.modes import MODES
 from pipeline.runs.layout import CONFIG, METRICS, REPLAY, SUMMARY
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import LATENT_STAGES
@@ -165,7 +166,7 @@ class Run:
             else found.status
         )
         results = [
-            (name, f"success {row['sampled']:.3f} sampled, {row['greedy']:.3f} greedy")
+            (name, f"success {', '.join(f'{row[m]:.3f} {MODES[m]}' for m in MODES if m in row)}")
             for name, row in self.evaluation.items()
             if isinstance(row, dict) and "greedy" in row
         ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
 from pipeline.serving.export import is_export, weight_problems
@@ -43,6 +44,8 @@ class ServingSettings:
     """Of one replica"""
     address: str = "local"
     """Of the Ray cluster"""
+    decode: Decode | None = None
+    """Where a request does not say; ``None``: as the export says"""
     base: str | None = None
 
 
@@ -101,7 +104,11 @@ def application(settings: ServingSettings) -> Any:
 
             torch.set_num_threads(settings.threads)
             self.service = Service(
-                settings.folder, settings.name, device="cuda" if settings.gpus else "cpu", base=settings.base
+                settings.folder,
+                settings.name,
+                device="cuda" if settings.gpus else "cpu",
+                base=settings.base,
+                decode=settings.decode,
             )
 
         @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)

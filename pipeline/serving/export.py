@@ -15,7 +15,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from configs.loading import load_config
-from configs.schema import RunConfig
+from configs.schema import Decoding, RunConfig
 from latent_control.auto import LatentControlConfig
 from latent_control.auto_generation import greedy_defaults
 from latent_control.bases.foreign_code import BASE_KEY, is_foreign
@@ -127,7 +127,9 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
         latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
         LatentControlConfig.of(latent).save_pretrained(staging)
         limits = () if config is None else (config.rollout.max_new_tokens, config.rollout.stop)
-        greedy_defaults(latent.base.lm, *limits).save_pretrained(staging)
+        decoding = Decoding() if config is None else config.decoding
+        chosen = {"decode": decoding.decode, "mixture_codes": decoding.mixture_codes or latent.config.num_actions}
+        greedy_defaults(latent.base.lm, *limits, **chosen).save_pretrained(staging)
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")

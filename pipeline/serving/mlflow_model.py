@@ -57,6 +57,7 @@ class LatentModel(mlflow.pyfunc.PythonModel):
             max_new_tokens=settings.get("max_tokens", 0) or None,
             do_sample=temperature > 0,
             temperature=temperature or None,
+            decode=settings.get("decode") or None,
             seed=settings["seed"] if settings.get("seed", -1) >= 0 else None,
             codes=codes,
             allowed_codes=allowed or None,

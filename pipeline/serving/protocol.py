@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from configs.schema import Decode
 from latent_control.decoding.guide import is_one_row, make_guide
 from latent_control.distributions import rollout_seed
 from latent_control.text import spoken_text
@@ -57,6 +58,8 @@ class Request(BaseModel):
     """0 takes the most likely codes."""
     top_k: StrictInt | None = Field(None, ge=1)
     """Sample among so many most likely codes."""
+    decode: Decode | None = None
+    """"code": by way of a code; "token": from the mixture over codes; left out: as the server does"""
     n: StrictInt = Field(1, ge=1, le=MOST_ROWS)
     seed: StrictInt | None = Field(None, ge=0)
     stop: StrictStr | list[StrictStr] | None = None
@@ -104,6 +107,8 @@ class ModelLimits:
     vocabulary: int
     temperature: float = 0.0
     """Where a request says none"""
+    decode: Decode = "code"
+    """Where a request says none"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,7 @@ class DecodeRequest:
     max_tokens: int
     temperature: float
     top_k: int | None
+    decode: Decode
     seed: int
     stop: tuple[str, ...] = ()
     codes: tuple[int | None, ...] | None = None
@@ -199,6 +205,13 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
         raise RefusedRequest(
             str(error), param="codes" if str(error).startswith("codes") else "allowed_codes"
         ) from error
+    by = request.decode or limits.decode
+    if by == "token" and request.top_k is not None:
+        raise RefusedRequest(
+            f"top_k={request.top_k} has no meaning with decode=token, where no code is sampled: leave it out, or send "
+            "decode=code",
+            param="top_k",
+        )
     start = secrets.randbits(31) if request.seed is None else request.seed
     return [
         DecodeRequest(
@@ -206,6 +219,7 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
             max_tokens=wanted,
             temperature=limits.temperature if request.temperature is None else request.temperature,
             top_k=request.top_k,
+            decode=by,
             seed=rollout_seed(start, row),
             stop=stop,
             codes=None if codes is None or codes[row] is None else tuple(codes[row]),

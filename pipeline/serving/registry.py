@@ -116,8 +116,8 @@ def _log(mlflow: Any, folder: Path, name: str, experiment_id: str) -> str:
 
 
 def signature() -> Any:
-    """Columns in and out, and the parameters with their defaults (0 tokens: the export's own default; seed -1:
-    none)."""
+    """Columns in and out, and the parameters with their defaults (0 tokens, decode "": the export's own default;
+    seed -1: none)."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -136,6 +136,7 @@ def signature() -> Any:
                 ParamSpec("max_tokens", DataType.long, 0),
                 ParamSpec("temperature", DataType.double, 0.0),
                 ParamSpec("seed", DataType.long, -1),
+                ParamSpec("decode", DataType.string, ""),
                 ParamSpec("allowed_codes", DataType.long, [], shape=(-1,)),
             ]
         ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_control.auto import LatentActionForCausalLM
+from latent_control.auto_generation import decoding_of
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
@@ -74,7 +75,16 @@ class Reply:
 class Service:
     """A loaded export."""
 
-    def __init__(self, folder: Path, name: str, *, device: str | None = None, base: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        device: str | None = None,
+        base: str | None = None,
+        decode: str | None = None,
+    ) -> None:
+        """``decode``: where a request does not say; ``None``: the export's own."""
         model = LatentActionForCausalLM.from_pretrained(
             folder, base=base, device_map=device or "auto", trust_remote_code=False
         )
@@ -84,6 +94,8 @@ class Service:
         stop = model.generation_config.stop_strings or ()
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampled, config = model.generation_config.do_sample, self.latent.config
+        self.decoding = decoding_of(model.generation_config) | ({} if decode is None else {"decode": decode})
+        SamplingParams(max_new_tokens=1, **self.decoding)  # the export's file may have been edited: refused here
         self.limits = ModelLimits(
             model=name,
             num_actions=config.num_actions,
@@ -92,6 +104,7 @@ class Service:
             max_tokens=model.generation_config.max_new_tokens,
             vocabulary=self.latent.base.lm.get_input_embeddings().weight.shape[0],
             temperature=(model.generation_config.temperature or 1.0) if sampled else 0.0,
+            decode=self.decoding.get("decode", "code"),
         )
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -190,7 +203,7 @@ class Service:
         return [answers[place] for place in range(len(rows))]
 
     def _decode_alike(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
-        """Rows of one temperature and top-k."""
+        """Rows of one temperature, top-k and way of decoding."""
         asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
         codes, allowed = [ask.codes for ask in asks], [ask.allowed for ask in asks]
         guide = make_guide(
@@ -204,6 +217,7 @@ class Service:
             max_new_tokens=[ask.max_tokens for ask in asks],
             temperature=asks[0].temperature,
             top_k=asks[0].top_k,
+            **self.decoding | {"decode": asks[0].decode},
             stop_token=self.ends,
             row_seeds=[ask.seed for ask in asks],
             guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
@@ -229,5 +243,5 @@ class Service:
         )
 
 
-def _kind(ask: DecodeRequest) -> tuple[float, int]:
-    return ask.temperature, ask.top_k or 0
+def _kind(ask: DecodeRequest) -> tuple[float, int, str]:
+    return ask.temperature, ask.top_k or 0, ask.decode

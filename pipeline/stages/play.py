@@ -1,4 +1,5 @@
-"""Evaluates the base LM and each stage's result on the same held-out prompts, sampled and greedy."""
+"""Evaluates the base LM and each stage's result on the same held-out prompts, sampled and greedy; a latent
+policy greedily by code and by token."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import numpy as np
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from configs.schema import Evaluation, RunConfig
+from configs.schema import Decode, Evaluation, RunConfig
 from latent_control.pretrained import CONFIG, base_path
 from pipeline.cluster.connect import connected
 from pipeline.evaluation.diversity import (
     prompt_cosines,
 )
+from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import grouped, outcomes_of
 from pipeline.evaluation.results import Cosines, Played, differences, slices_of, solved_responses, variant_numbers
@@ -113,8 +116,11 @@ def evaluate(
     for note in notes:
         say(note)
     if outcomes_file is not None:
-        write_outcomes(outcomes_file, [o for variant in played.values() for o in (*variant.sampled, *variant.greedy)])
+        write_outcomes(
+            outcomes_file, [o for variant in played.values() for rows in variant.passes.values() for o in rows]
+        )
     result: dict[str, Any] = {"prompts": prompts, "samples_per_prompt": settings.samples_per_prompt}
+    result["mixture_codes"] = config.decoding.mixture_codes
     for name, variant in played.items():
         result[name] = variant_numbers(variant, settings, config.seed, cosines.get(name), slices) | texts.get(name, {})
     result["differences"] = differences(played, settings.samples_per_prompt, cosines, config.seed)
@@ -127,20 +133,23 @@ def evaluate(
 def _play_all(
     config: RunConfig, settings: Evaluation, hosts: Mapping[str, HostSpec], prompts: int, say: Callable[[str], None]
 ) -> dict[str, Played]:
-    """Both passes of every variant, on separate workers."""
+    """All passes of every variant, on separate workers."""
     played: dict[str, Played] = {}
     with players(config) as pool:
         for name, host in hosts.items():
-            sampled = _play(pool, config, host, prompts, settings.samples_per_prompt, config.rollout.temperature)
-            greedy = _play(pool, config, host, prompts, 1, 0.0)
+            play = partial(_play, pool, config, host, prompts)
+            sampled, _ = play(settings.samples_per_prompt, config.rollout.temperature)
+            greedy, seconds = play(1, 0.0)
+            by_token, token_seconds = play(1, 0.0, "token") if host.level == "latent" else (None, 0.0)
             played[name] = Played(
                 sampled=outcomes_of(name, "sampled", sampled, settings.samples_per_prompt),
                 greedy=outcomes_of(name, "greedy", greedy, 1),
+                greedy_token=None if by_token is None else outcomes_of(name, "greedy_token", by_token, 1),
+                token_cost=token_seconds / seconds if token_seconds else None,
             )
-            rates = {
-                mode: values.mean() for mode, values in played[name].successes(settings.samples_per_prompt).items()
-            }
-            say(f"{name}: sampled {rates['sampled']:.3f}, greedy {rates['greedy']:.3f}")
+            rates = played[name].successes(settings.samples_per_prompt).items()
+            said = (f"{MODES[mode]} {values.mean():.3f}" for mode, values in rates)
+            say(f"{name}: {', '.join(said)}")
     return played
 
 
@@ -159,13 +168,24 @@ def players(config: RunConfig) -> Iterator[RolloutPool]:
 
 
 def _play(
-    pool: RolloutPool, config: RunConfig, host: HostSpec, prompts: int, samples: int, temperature: float
-) -> list[Rollout]:
-    """One pass over the first held-out prompts: ``samples`` rollouts of each, in order."""
+    pool: RolloutPool,
+    config: RunConfig,
+    host: HostSpec,
+    prompts: int,
+    samples: int,
+    temperature: float,
+    decode: Decode = "code",
+) -> tuple[list[Rollout], float]:
+    """One pass over the first held-out prompts: ``samples`` rollouts of each, in order, and the workers' seconds per
+    token."""
     pieces = max(config.rollout.num_workers, math.ceil(prompts * samples / ROLLOUTS_PER_REQUEST))
-    requests = heldout_requests(config, prompts, pieces, samples=samples, temperature=temperature, host=host)
+    requests = heldout_requests(
+        config, prompts, pieces, samples=samples, temperature=temperature, decode=decode, host=host
+    )
     pool.submit(requests)
-    return [rollout for answer in pool.take(r.request_id for r in requests) for rollout in ray.get(answer.rollouts)]
+    finished = pool.take(r.request_id for r in requests)
+    seconds, tokens = (sum(getattr(f.summary, name) for f in finished) for name in ("seconds", "tokens"))
+    return [rollout for one in finished for rollout in ray.get(one.rollouts)], seconds / max(1, tokens)
 
 
 def _cosines(config: RunConfig, played: Mapping[str, Played], samples: int) -> dict[str, Cosines]:

@@ -55,6 +55,8 @@ class LocalEngine:
             return_features=job.keep_features,
             aliases=job.aliases,
             watch=stop_watch(self.tokenizer, self.settings.stop),
+            decode=job.decode,
+            mixture_codes=job.mixture_codes,
         )
         with torch.inference_mode():
             return generate(

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from configs.schema import Decode
 from latent_control.decoder_stack import DecoderStack
 from latent_control.records import Generation
 from rollout_workers.rollouts import Rollout
@@ -30,6 +31,9 @@ class DecodeJob:
     temperature: float = 1.0
     """0 is greedy."""
     top_k: int | None = None
+    decode: Decode = "code"
+    """"token": from the mixture over codes (engine ``local``)."""
+    mixture_codes: int | None = None
     keep_features: bool = False
     """Also return the states the policy read, where the engine can (``ships_features``)."""
     aliases: int | None = None

@@ -168,8 +168,8 @@ class VllmEngine:
         """``generate`` with a limit of new tokens per row, each at most ``job.max_new_tokens``."""
         from vllm import SamplingParams
 
-        assert not job.keep_features and job.refresh is None, (
-            "engine vllm neither ships features nor follows policies in flight"
+        assert not job.keep_features and job.refresh is None and job.decode == "code", (
+            "engine vllm neither ships features nor follows policies in flight nor decodes by token"
         )
         self.chooser.begin(job)
         fixed = {

@@ -152,6 +152,12 @@ def test_decode(tmp_path: Path) -> None:
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())
 
 
+def test_decode_by_token(tmp_path: Path) -> None:
+    (rates,) = run("decode_by_token", tmp_path, "--models", "tiny")["measured"].values()
+    assert list(rates) == ["by code", "k = 2", "k = 4", "k = 8", "k = 16", "k = all"]
+    assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
+
+
 def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     content = run("gpu", tmp_path, "--device", "cpu")
     assert content["limits"]["bytes_per_second"] > 1e8 and content["limits"]["flop_per_second"] > 1e8

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Subject:
 
     base: BaseLM
     actor: ActionDecoder
+    model: LatentActionLM | None = None
     versions: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def use(self, version: int) -> None:
@@ -116,7 +117,7 @@ def make_subject(kind: str, policy: str) -> Subject:
         assert model.policy is not None
         for weight, std in [(w, 0.3) for w in model.merge.parameters()] + [(model.policy.head.weight, 0.6)]:
             torch.nn.init.normal_(weight, std=std, generator=generator)
-        subject = Subject(base=model.base, actor=model.actor())
+        subject = Subject(base=model.base, actor=model.actor(), model=model)
     elif policy == "base":
         base = BaseLM(lm)
         subject = Subject(base=base, actor=base_actor(base))
@@ -159,6 +160,8 @@ class Case:
     watched: bool
     changes: list[int]
     """Decoding steps before which the policy becomes the next version."""
+    decode: str = "code"
+    mixture_codes: int | None = None
 
 
 def random_case(seed: int) -> Case:
@@ -193,7 +196,7 @@ def random_case(seed: int) -> Case:
                 int(place) * span: [int(draw.integers(CODES))]
                 for place in draw.choice(4, draw.integers(1, 3), replace=False)
             }
-    return Case(
+    case = Case(
         seed=seed,
         kind=kind,
         policy=policy,
@@ -219,6 +222,10 @@ def random_case(seed: int) -> Case:
         if chance(0.4)
         else [],
     )
+    if latent and chance(0.3):
+        codes_summed = int(draw.integers(1, CODES + 1)) if chance(0.7) else None
+        case = replace(case, decode="token", mixture_codes=codes_summed, top_k=None, aliases=None)
+    return case
 
 
 def ends_here(row: int, token: int, code: int) -> bool:
@@ -269,6 +276,8 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             row_seeds=case.streams,
             return_features=case.keep_features,
             aliases=case.aliases,
+            decode=case.decode,
+            mixture_codes=case.mixture_codes,
             guide=guide,
             watch=stop_watch(TOKENIZER, case.stop_strings, watch if case.watched else None),
         )
@@ -312,8 +321,7 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
 
     prompt, length = case.prompts[row // case.repeats], int(out.lengths[row])
     tokens, actions = out.tokens[row].tolist(), out.actions[row].tolist()
-    whole = [*prompt, *tokens[:length]]
-    final, states = subject.states(whole[:-1])
+    final, states = subject.states([*prompt, *tokens[:length]][:-1])
     start, span = len(prompt) - 1, subject.actor.span
     final, read = None if final is None else final[start:], states
     log_probs = _log_probs(case, subject, read, out.versions[row, :length].tolist(), row, start)
@@ -329,15 +337,19 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
                 )
         else:
             verdict.choices += 1
-            expected, near = _drawn(case, log_probs[place], float(uniforms[place]))
-            if action not in near:
-                fault(place, f"action {action}, alone it is {expected}")
-            verdict.ties += action != expected
+            if case.decode == "code":
+                expected, near = _drawn(case.temperature, log_probs[place], float(uniforms[place]))
+                if action not in near:
+                    fault(place, f"action {action}, alone it is {expected}")
+                verdict.ties += action != expected
             gap = abs(stored - float(log_probs[place, action]))
             verdict.gap = max(verdict.gap, gap)
             if not gap < TIE:
                 fault(place, f"log-probability {stored}, teacher-forced {float(log_probs[place, action])}")
-        if tokens[place] != emitted[place]:
+        if case.decode == "token":
+            where = (place, float(uniforms[place]))
+            verdict.ties += _check_mixture(case, subject, log_probs, final, (tokens, actions), where, fault)
+        elif tokens[place] != emitted[place]:
             fault(place, f"token {tokens[place]}, its action emits {emitted[place]}")
         if case.aliases is not None and not held:
             _check_event(case, subject, out, (row, place), log_probs[place], final, fault)
@@ -373,12 +385,66 @@ def _log_probs(
         may = {forced} if forced != -1 else may
         if case.allowed:
             logits[place, [code for code in range(logits.shape[1]) if code not in may]] = float("-inf")
-    return action_log_probs(logits, temperature=case.temperature, top_k=case.top_k)
+    return action_log_probs(logits, temperature=case.temperature if case.decode == "code" else 1.0, top_k=case.top_k)
 
 
-def _drawn(case: Case, log_probs: torch.Tensor, uniform: float) -> tuple[int, set[int]]:
+def _check_mixture(
+    case: Case,
+    subject: Subject,
+    log_probs: torch.Tensor,
+    final: torch.Tensor | None,
+    written: tuple[list[int], list[int]],
+    where: tuple[int, float],
+    fault: Callable[[int, str], None],
+) -> bool:
+    """Token and code at a place (with its uniform) against the mixture; whether rounding made the token."""
+    (tokens, actions), (place, uniform) = written, where
+    choice = mixture_choice(case, subject, log_probs, final, tokens, place, uniform)
+    if choice is None:
+        return False
+    expected, near, codes = choice
+    if tokens[place] not in near:
+        fault(place, f"token {tokens[place]}, the mixture's is {expected}")
+    if place % subject.actor.span == 0 and actions[place] not in codes:
+        fault(place, f"code {actions[place]}, responsible are {codes}")
+    return tokens[place] != expected
+
+
+@torch.no_grad()
+def mixture_choice(
+    case: Case,
+    subject: Subject,
+    log_probs: torch.Tensor,
+    final: torch.Tensor | None,
+    tokens: list[int],
+    place: int,
+    uniform: float,
+) -> tuple[int, set[int], set[int]] | None:
+    """(the mixture's token, every token that rounding may have made of it, every code that may be the most responsible
+    for the token written), in float64 from sum_a pi(a) p(x_1 | a) .. p(x | a) over the span so far; ``None`` where
+    rounding decides which codes are summed over."""
+    assert subject.model is not None and final is not None
+    start, count = place - place % subject.actor.span, log_probs.shape[1]
+    order = sorted(range(count), key=lambda code: (-float(log_probs[start, code]), code))
+    kept = order[: case.mixture_codes]
+    if len(kept) < count:
+        last, first_out = (float(log_probs[start, code]) for code in (kept[-1], order[len(kept)]))
+        if abs(last - first_out) < TIE:
+            return None
+    states = final[start : place + 1, None].expand(-1, count, -1)
+    world = subject.model.world_logits_from_codes(states, subject.model.codebook).double().log_softmax(-1)  # [s, N, V]
+    joint = log_probs[start].double()[:, None] + world[-1]
+    for step, token in enumerate(tokens[start:place]):
+        joint = joint + world[step, :, token, None]
+    mixed = joint[kept].logsumexp(0).log_softmax(0)
+    expected, near = _drawn(case.temperature, mixed / (case.temperature or 1.0), uniform)
+    shares = joint[kept, tokens[place]].softmax(0)
+    return expected, near, {kept[i] for i in (shares > shares.max() - TIE).nonzero().flatten().tolist()}
+
+
+def _drawn(temperature: float, log_probs: torch.Tensor, uniform: float) -> tuple[int, set[int]]:
     """(the action, every action that rounding may have made of it)"""
-    if case.temperature == 0:
+    if temperature == 0:
         best = log_probs.max()
         return int(log_probs.argmax()), {int(code) for code in (log_probs > best - TIE).nonzero()}
     cumulative = log_probs.double().exp().cumsum(-1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.evaluation.gates import final_of
+from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.pages.report.records import Example, Gallery, ReportSection, Table
 from pipeline.pages.report.results import shown
@@ -66,7 +67,7 @@ def _order(key: Key) -> tuple[int, str, str]:
 
 
 def examples(sources: Sources) -> ReportSection:
-    """Counts in both modes, and examples of greedy responses: in them no luck of sampling plays a part."""
+    """Counts in each mode, and examples of greedy responses: in them no luck of sampling plays a part."""
     title = "Gained and lost"
     variants = {o.variant for o in sources.outcomes}
     if not variants:
@@ -83,12 +84,18 @@ def examples(sources: Sources) -> ReportSection:
         name for name in (*references, "finetuned", "offline", "token_level") if name in variants and name != final
     ]
     rows = []
-    for mode in ("greedy", "sampled"):
+    for mode in ("greedy", "greedy_token", "sampled"):
         answers = answers_of(sources.outcomes, mode)
-        for name in dict.fromkeys(others):
+        for name in (name for name in dict.fromkeys(others) if {name, final} <= answers.keys()):
             c = change(answers[name], answers[final])
             rows.append(
-                [f"{shown(name)} → {shown(final)}, {mode}", str(c.gained), str(c.lost), str(c.both), str(c.neither)]
+                [
+                    f"{shown(name)} → {shown(final)}, {MODES[mode]}",
+                    str(c.gained),
+                    str(c.lost),
+                    str(c.both),
+                    str(c.neither),
+                ]
             )
     note = "Prompts by who solves them; sampled: the first sample, so that a part of what is gained and lost is luck."
     counts = Table(

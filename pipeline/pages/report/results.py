@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.gates import final_of
+from pipeline.evaluation.modes import MODES, greedy_words
 from pipeline.pages.charts.records import Dot, Dots
 from pipeline.pages.charts.words import between, number
 from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.sources import Sources
 
-MODES = ("sampled", "greedy")
 NAMES = {"token_level": "token level", "offline": "offline RL"}
 MEASURES = (
     ("nll", "NLL of demonstrations, nats per token"),
@@ -21,6 +21,7 @@ MEASURES = (
     ("distinct_2", "distinct-2"),
     ("differing_pairs_successful", "differing pairs among solutions"),
     ("semantic_diversity", "semantic diversity"),
+    ("greedy_token_cost", "seconds per token by token over by code"),
     ("sampled_failures", "responses that the verifier could not judge"),
 )
 ALONE = (
@@ -56,7 +57,12 @@ def result(sources: Sources) -> ReportSection:
     return ReportSection(
         name="result",
         title="Result",
-        lines=[sentence(evaluation, rows), ALONE, *evaluation.get("notes", [])],
+        lines=[
+            sentence(evaluation, rows),
+            ALONE,
+            *(f"Greedy: {words}." for words in greedy_words(evaluation)),
+            *evaluation.get("notes", []),
+        ],
         figures=[dots(rows, note)],
         tables=tables,
     )
@@ -67,9 +73,10 @@ def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
     others."""
     final = final_of(evaluation)
     row = rows[final]
+    by_token = f" ({number(row['greedy_token'])} by token)" if "greedy_token" in row else ""
     text = (
         f"{shown(final).capitalize()} solves {number(row['sampled'])} of the held-out prompts sampled, "
-        f"{number(row['greedy'])} greedy."
+        f"{number(row['greedy'])} greedy{by_token}."
     )
     for name, passes in evaluation.get("differences", {}).items():
         better, _, worse = name.partition(" - ")
@@ -84,7 +91,7 @@ def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
 
 def _said(mode: str, found: Mapping[str, float]) -> str:
     seen = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no difference can be seen"
-    return f"{mode} {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {seen}"
+    return f"{MODES[mode]} {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {seen}"
 
 
 def dots(rows: Mapping[str, Mapping[str, Any]], note: str) -> Dots:
@@ -92,7 +99,11 @@ def dots(rows: Mapping[str, Mapping[str, Any]], note: str) -> Dots:
     made = [
         (
             shown(name),
-            [Dot(kind=m, value=row[m], low=row[f"{m}_interval"][0], high=row[f"{m}_interval"][1]) for m in MODES],
+            [
+                Dot(kind=MODES[m], value=row[m], low=row[f"{m}_interval"][0], high=row[f"{m}_interval"][1])
+                for m in MODES
+                if m in row
+            ],
         )
         for name, row in rows.items()
     ]
@@ -104,13 +115,14 @@ def _success(rows: Mapping[str, Mapping[str, Any]], note: str) -> Table:
         {k for row in rows.values() for k in row if k.startswith("pass_at_") and not k.endswith("_interval")},
         key=lambda k: int(k[8:]),
     )
-    head = ["model", "sampled", "95 % interval", "greedy", "95 % interval", "tokens"]
+    modes = [mode for mode in MODES if any(mode in row for row in rows.values())]
+    head = ["model", *(cell for mode in modes for cell in (MODES[mode], "95 % interval")), "tokens"]
     head += [cell for name in passes for cell in (name.replace("pass_at_", "pass@"), "95 % interval")]
     body = []
     for name, row in rows.items():
         cells = [shown(name)]
-        for measure in MODES:
-            cells += [number(row[measure]), between(*row[f"{measure}_interval"])]
+        for measure in modes:
+            cells += [number(row[measure]), between(*row[f"{measure}_interval"])] if measure in row else ["–", "–"]
         cells.append(f"{row['sampled_tokens']:.1f}")
         for measure in passes:
             cells += [number(row[measure]), between(*row[f"{measure}_interval"])] if measure in row else ["–", "–"]
@@ -133,7 +145,8 @@ def _differences(evaluation: Mapping[str, Any]) -> list[Table]:
             d = passes.get(measure)
             cells += ["–", "–"] if d is None else [f"{d['mean']:+.3f}", f"{d['low']:+.3f} to {d['high']:+.3f}"]
         rows.append(cells)
-    head = ["difference", *(cell for measure in measures for cell in (measure.replace("_", " "), "95 % interval"))]
+    names = [MODES.get(measure, measure.replace("_", " ")) for measure in measures]
+    head = ["difference", *(cell for name in names for cell in (name, "95 % interval"))]
     return [
         Table(
             title="Paired differences",
