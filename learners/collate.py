@@ -131,7 +131,7 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
 def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
     """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has
     the whole reward."""
-    moved = np.zeros(mask.shape, np.float32)
+    moved = np.zeros(mask.shape)
     for row, (r, chosen) in enumerate(zip(rollouts, mask.numpy(), strict=True)):
         places = np.flatnonzero(chosen)
         if not len(places) or not len(r.turn_rewards):
@@ -139,7 +139,7 @@ def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tens
         turn = np.cumsum(np.diff(r.generated.astype(np.int8), prepend=0) == 1)[places - (len(r.prompt_tokens) - 1)] - 1
         ends = places[np.append(np.flatnonzero(np.diff(turn)), len(turn) - 1)]
         moved[row, ends] = r.turn_rewards
-        moved[row, ends[-1]] -= r.turn_rewards.sum()
+        moved[row, ends[-1]] -= r.turn_rewards.sum(dtype=np.float64)
     return torch.from_numpy(moved)
 
 
@@ -188,7 +188,7 @@ class Collate(ConnectorV2):
 
     def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch, places: Places) -> Outcomes:
         def of_rollouts(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, device=self.device)
+            return torch.tensor(values, dtype=torch.float64, device=self.device)
 
         kl = batch.get("penalty_kl")
         penalties = None if kl is None else -self.improve.kl_coefficient * places.gather(kl)
@@ -257,7 +257,7 @@ class Places:
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """[B, T] -> [B, A], 0 where a row has no more actions."""
-        return torch.zeros(self.taken.shape, device=values.device).masked_scatter(self.taken, values[self.mask])
+        return values.new_zeros(self.taken.shape).masked_scatter(self.taken, values[self.mask])
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """[B, A] -> [B, T], 0 elsewhere."""

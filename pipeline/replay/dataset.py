@@ -16,6 +16,7 @@ from latent_control.analysis.measures import rollout_logp
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import Logged
 from latent_control.records import RolloutBatch
+from pipeline.evaluation.statistics import centred
 from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks.protocol import split_of
 
@@ -186,11 +187,9 @@ def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSet
 
 
 def advantages(rollouts: StoredRollouts, baseline: str) -> np.ndarray:
-    """[R]: rewards minus the mean of the same prompt's rollouts (``prompt``) or of all rollouts (``all``)."""
-    if baseline == "all":
-        return rollouts.rewards - rollouts.rewards.mean()
-    means = np.bincount(rollouts.prompts, rollouts.rewards) / np.bincount(rollouts.prompts)
-    return rollouts.rewards - means[rollouts.prompts]
+    """[R]: rewards minus the mean of the same prompt's rollouts (``prompt``) or of all rollouts (``all``); exactly 0
+    where those are equal."""
+    return centred(rollouts.rewards, rollouts.prompts if baseline == "prompt" else np.zeros(len(rollouts), int))
 
 
 def rollout_batches(
