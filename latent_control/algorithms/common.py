@@ -85,7 +85,7 @@ def group_mean(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def centred(outcomes: Outcomes) -> torch.Tensor:
     """Rewards minus their group's mean, float64 [P, G]; 0 where not valid, and exactly 0 where a group's are equal.
 
-    The mean is taken of what lies above the group's lowest reward: that of equal numbers rounds, that of zeros does not.
+    The mean is taken of what lies above the lowest reward: that of equal numbers rounds, that of zeros does not.
     """
     rewards, valid = outcomes.totals(), outcomes.groups()
     lowest = rewards.masked_fill(~valid, math.inf).amin(1, keepdim=True)

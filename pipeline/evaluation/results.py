@@ -18,7 +18,7 @@ from pipeline.evaluation.diversity import (
 )
 from pipeline.evaluation.outcomes import Outcome, grouped, success_matrix
 from pipeline.evaluation.slices import field_problems, labels, sliced
-from pipeline.evaluation.statistics import bootstrap_means, interval, paired_difference, pass_at_k, wilson
+from pipeline.evaluation.statistics import paired_difference, pass_at_k, rate_interval
 from pipeline.runs.stage_table import TOKEN_LEVEL
 from rollout_workers.tasks import Prompt
 
@@ -63,12 +63,8 @@ def variant_numbers(
     numbers: dict[str, Any] = {}
     for mode, rows in (("sampled", played.sampled), ("greedy", played.greedy)):
         rate = outcomes[mode]
-        one_each = len(rows) == len(rate)
-        numbers[mode] = float(rate.mean())
-        # Several samples of one prompt are not independent: then it is prompts that are resampled.
-        numbers[f"{mode}_interval"] = (
-            wilson(float(rate.sum()), len(rate)) if one_each else interval(bootstrap_means(rate, seed))
-        )
+        # Several samples of one prompt are not independent: the interval is over prompts.
+        numbers |= {mode: float(rate.mean()), f"{mode}_interval": rate_interval(rate, seed)}
         numbers[f"{mode}_tokens"] = sum(o.new_tokens for o in rows) / len(rows)
         numbers[f"{mode}_failures"] = sum(o.reward is None for o in rows)
     solved = success_matrix(played.sampled, samples).sum(1)
@@ -76,7 +72,7 @@ def variant_numbers(
         chances = pass_at_k(solved, samples, k)
         numbers |= {
             f"pass_at_{k}": float(chances.mean()),
-            f"pass_at_{k}_interval": interval(bootstrap_means(chances, seed)),
+            f"pass_at_{k}_interval": rate_interval(chances, seed),
         }
     return (
         numbers

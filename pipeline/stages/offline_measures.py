@@ -13,9 +13,6 @@ from learners.sharding import gathered
 from pipeline.replay.dataset import logged
 from pipeline.stages.offline_job import OfflineJob
 
-# Measures that run the head for every code see this many positions.
-REACH_POSITIONS = 256
-
 
 def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
     """Held-out measures of a stage; the costly ones at its end only.
@@ -35,7 +32,7 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     final = update == job.settings.updates
     if isinstance(job.settings, Actions):
         guard_codebook(job.settings, found, update)
-        found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
+        found |= reach_measures(model, heldout) if final else {}
     evaluation = job.config.evaluation
     if (
         final

@@ -91,8 +91,7 @@ def evaluate(
         outcomes_file: where every judged response is stored (Parquet); ``None``: nowhere.
 
     Returns: ``{"prompts": n, "<variant>": {"sampled", "greedy", "sampled_interval", ...}, "differences": {"improved -
-        cloned": ...}}``; intervals are at 95 %: Wilson's for a success rate, paired bootstrap over prompts for a
-        difference.
+        cloned": ...}}``; intervals are at 95 %, over prompts (``pipeline.evaluation.statistics``).
 
     Raises:
         ValueError: the engine only simulates decoding, or ``evaluation.slices`` names a field that no prompt has.

@@ -104,4 +104,4 @@ def _codes(model: LatentActionLM, batches: list[TokenBatch]) -> dict[str, float]
     if model.inverse_dynamics is None:
         return {}
     found = codebook_measures(model, batches)
-    return {name: found[name] for name in CODES} | reach_measures(model, batches[0])
+    return {name: found[name] for name in CODES} | reach_measures(model, batches)
