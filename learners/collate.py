@@ -41,6 +41,7 @@ class Rollout(Protocol):
     baseline: float | None
     event_logp: np.ndarray | None
     events: np.ndarray | None
+    support: np.ndarray
     features: np.ndarray | None
     generated: np.ndarray
     turn_rewards: np.ndarray
@@ -66,7 +67,8 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     chose one is.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
-    rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
+    rollout without a reward); lengths [B]; support [B, T, k] when a top k was sampled from; features [B, T, D] when
+    they were shipped.
     """
     lengths = [len(r.prompt_tokens) + len(r) - 1 for r in rollouts]
     shape = (len(rollouts), max(lengths))
@@ -87,6 +89,11 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].events is not None:
         batch |= collate_events(rollouts, shape)
+    if len(rollouts[0].support):
+        support = np.zeros((*shape, rollouts[0].support.shape[1]), np.int64)
+        for row, (r, length) in enumerate(zip(rollouts, lengths, strict=True)):
+            support[row, len(r.prompt_tokens) - 1 : length] = r.support
+        batch["support"] = torch.from_numpy(support)
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
     return batch
@@ -106,6 +113,11 @@ def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
 def events_at(part: Batch, num_actions: int) -> torch.Tensor | None:
     """[M, N] bool at the loss positions; ``None`` where actions stand for themselves."""
     return unpack(part["events"][part[Columns.LOSS_MASK]], num_actions) if "events" in part else None
+
+
+def support_at(part: Batch) -> torch.Tensor | None:
+    """[M, k], the actions that each at the loss positions was sampled from; ``None`` where all could be."""
+    return part["support"][part[Columns.LOSS_MASK]] if "support" in part else None
 
 
 def rescored_gap(rollouts: Sequence[Rollout]) -> tuple[float, int]:
@@ -229,7 +241,8 @@ class Collate(ConnectorV2):
         """Log-probabilities [B, T] of the actions taken, under the policy being trained."""
         mask = part[Columns.LOSS_MASK]
         actions = part[Columns.ACTIONS][mask]
-        log_probs = action_log_probs(_logits(self.module.policy, part), keep=actions, **self.sampling)
+        logits, support = _logits(self.module.policy, part), support_at(part)
+        log_probs = action_log_probs(logits, keep=actions, support=support, **self.sampling)
         return _at(mask, event_log_prob(log_probs, actions, events_at(part, log_probs.shape[1])))
 
     def _penalty_kl(self, part: Batch) -> torch.Tensor:

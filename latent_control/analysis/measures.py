@@ -166,10 +166,12 @@ def rollout_logp(
 ) -> torch.Tensor:
     """Log-probability [B] of each rollout's codes under the model's policy as it would sample them; one base pass.
 
-    A code outside of the policy's own top k has probability 0: -inf.
+    Normalised over the codes that each was sampled from (``batch.support``); where those are not stored, over the
+    policy's own top k, outside of which a code has probability 0: -inf.
     """
     batch = batch.to(model.codebook.device)
     states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
-    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
+    support = batch.support[:, 1:] if batch.support.shape[-1] else None
+    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k, support=support)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
     return torch.where(model.spans(batch.response_mask[:, 1:]).starts, taken, 0.0).double().sum(1)

@@ -20,7 +20,7 @@ from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory
-from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.records import Generation
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
@@ -57,6 +57,7 @@ class Engine:
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
+        self.supports: list[tuple[torch.Tensor, ...]] = []  # per step: cells, the actions that could be sampled
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
         self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
@@ -100,9 +101,11 @@ class Engine:
         shape = len(self.lengths), self.longest
         actions, tokens, logp, versions = spread(self.chosen, (-1, self.pad_token, 0.0, -1), shape)
         event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
+        (support,) = spread(self.supports, (0,), shape) if self.supports else (None,)
         return Generation(
             event_logp=event_logp,
             events=events,
+            support=support,
             tokens=tokens,
             actions=actions,
             action_logp=logp,
@@ -215,7 +218,10 @@ class Engine:
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
         if self.params.guide is not None:
             logits = self.params.guide.apply(logits, rows, [self.lengths[row] for row in rows])
-        log_probs = action_log_probs(logits, temperature=self.params.temperature, top_k=self.params.top_k)
+        support = likeliest(logits, self.params.top_k)
+        log_probs = action_log_probs(logits, temperature=self.params.temperature, support=support)
+        if support is not None:
+            self.supports.append((cells, support))
         actions = logits.argmax(-1) if self.params.temperature == 0 else sample_actions(log_probs, self.uniforms[cells])
         logp, versions = log_probs.gather(-1, actions[:, None])[:, 0], torch.full_like(cells, self.version)
         if self.actor.span > 1:

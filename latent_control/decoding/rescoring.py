@@ -46,9 +46,10 @@ def rescored_logp(
     *,
     temperature: float,
     top_k: int | None,
+    supports: Sequence[np.ndarray | None] | None = None,
 ) -> list[torch.Tensor]:
     """Per row, float32 [T]: log-probability of each action under ``actor`` as it is now, given the prompt and the
-    tokens before it.
+    tokens before it, over ``supports`` (each [T, k], as ``Generation.support``).
 
     Rows are padded to the longest one and go through the base in one pass. Places where no action was chosen (observed
     tokens, all but the first of a span) hold the log-probability that theirs would have had.
@@ -61,9 +62,12 @@ def rescored_logp(
     if actor.stack is not None:
         hidden = actor.stack.hidden(hidden, mask)
     found = []
-    for row, (prompt, chosen) in enumerate(zip(prompts, actions, strict=True)):
+    for row, (prompt, chosen, among) in enumerate(
+        zip(prompts, actions, supports or [None] * len(prompts), strict=True)
+    ):
         logits = actor.head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(chosen)])
         taken = torch.tensor(chosen, device=device)
-        log_probs = action_log_probs(logits, temperature=temperature, top_k=top_k, keep=taken)
+        support = None if among is None else torch.from_numpy(among).long().to(device)
+        log_probs = action_log_probs(logits, temperature=temperature, top_k=top_k, keep=taken, support=support)
         found.append(log_probs.gather(-1, taken[:, None])[:, 0])
     return found

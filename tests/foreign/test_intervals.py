@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import comb
 
 import numpy as np
@@ -11,7 +10,6 @@ from scipy.stats import beta, binom, binomtest
 
 from pipeline.evaluation import statistics as st
 from pipeline.experiments.codebook_score import CodesTrial
-from pipeline.experiments.compare import seed_difference
 from pipeline.experiments.tune_codes import equals, recommended, reward_intervals, verdict
 
 NOMINAL = 0.93
