@@ -26,12 +26,12 @@ def mismatch_bound(*dtypes: torch.dtype) -> float:
     return max(MISMATCH.get(dtype, MISMATCH[torch.float32]) for dtype in dtypes)
 
 
-def choices(generated: np.ndarray, length: int, span: int) -> np.ndarray:
+def choices(generated: np.ndarray | Sequence[bool], length: int, span: int) -> np.ndarray:
     """bool [T]: where actions were chosen that last for ``span`` tokens, again from the beginning of each response.
 
     ``generated`` bool [T] is False at observed tokens; empty: all were generated.
     """
-    places, mask = np.arange(length), generated if len(generated) else np.ones(length, bool)
+    places, mask = np.arange(length), np.asarray(generated, bool) if len(generated) else np.ones(length, bool)
     before = np.maximum.accumulate(np.where(mask, -1, places))  # the last observed token
     return mask & ((places - before - 1) % span == 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class Played:
 
     sampled: list[Outcome]
     greedy: list[Outcome]
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """Of the codes that the policy chose in ``sampled``: ``policy_alive_codes``, ``policy_code_perplexity``; empty
+    where it chose none."""
 
     def successes(self, samples: int) -> dict[str, np.ndarray]:
         """Success of each prompt, [P], by mode; sampled: the mean over its samples."""
@@ -76,6 +79,7 @@ def variant_numbers(
         }
     return (
         numbers
+        | played.usage
         | _variety(played, samples, seed, cosines)
         | (sliced(outcomes, slices, settings.slice_minimum, seed) if slices else {})
     )
@@ -98,10 +102,14 @@ def solved_responses(played: Played, samples: int) -> list[list[str]]:
 def differences(
     played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int
 ) -> dict[str, Any]:
-    """Paired differences of success (sampled, greedy) and of diversity at equal success: improved against each other
-    variant, offline against each earlier one."""
-    pairs = [("improved", other) for other in played if other != "improved"]
-    pairs += [("offline", other) for other in played if other not in ("offline", "improved", TOKEN_LEVEL)]
+    """Paired differences of success (sampled, greedy) and of diversity at equal success: what each stage did (against
+    base and the model before), then improved against each other variant, offline against each earlier one."""
+    line = [name for name in played if name not in ("offline", "improved", TOKEN_LEVEL)]
+    pairs = [(name, other) for place, name in enumerate(line) for other in dict.fromkeys((*line[:1], line[place - 1]))]
+    pairs = [(better, worse) for better, worse in pairs if better != line[0]]
+    pairs += [(TOKEN_LEVEL, line[0])] if TOKEN_LEVEL in played and line else []
+    pairs += [("improved", other) for other in played if other != "improved"]
+    pairs += [("offline", other) for other in line]
     successes = {name: variant.successes(samples) for name, variant in played.items()}
     varied = {name: _varied(variant, samples, cosines.get(name)) for name, variant in played.items()}
     found = {}

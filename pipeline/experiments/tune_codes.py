@@ -296,8 +296,9 @@ def verdict(played: Sequence[CodesTrial], own: Settings) -> str:
     if len(same) == 1:
         return f"{named(best.settings)} has more reward than each other finalist that was run"
     rule = "the config's own setting is kept" if best.settings == own else "the one with the fewest codes is taken"
+    each = "1 seed each" if seeds == 1 else f"{seeds} seeds each"
     return (
-        f"{len(same)} of {len(played)} finalists are not told apart by {seeds} {'seed' if seeds == 1 else 'seeds'} each "
+        f"{len(same)} of {len(played)} finalists are not told apart by {each} "
         f"({'; '.join(named(trial.settings) for trial in same)}): {rule}"
     )
 

@@ -114,7 +114,8 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     image = picture(result)
     write_atomic(folder / "codes.png", image)
     body = rendered(
-        "<header><h1>Which codes</h1><p>{{ verdict }}</p></header><main id='main' tabindex='-1'><div class='scroll' tabindex='0' "
+        "<header><h1>Which codes</h1><p>{{ verdict }}</p></header>"
+        "<main id='main' tabindex='-1'><div class='scroll' tabindex='0' "
         "role='region' aria-label='codes'><table><thead><tr>{% for cell in head %}<th scope='col'>{{ cell }}</th>{% "
         "endfor %}</tr></thead><tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor "
         "%}</tr>{% endfor %}</tbody></table></div><img alt='what codes leave open against what must be chosen; the "

@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
         field(
             "support",
             items(pa.int32()),
-            "the k actions that each was sampled from (rollout.top_k), k numbers for each token; empty where all could be",
+            "the k actions that each was sampled from (rollout.top_k), k for each token; empty where all could be",
         ),
         field("prompt_length", pa.int32(), "tokens of the prompt"),
         field("length", pa.int32(), "tokens after the prompt"),

@@ -37,7 +37,7 @@ from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
-from pipeline.runs.metrics_log import total
+from pipeline.runs.metrics_log import series, total
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -125,6 +125,8 @@ def run_improve(context: StageContext, stage: str, source: Path, level: str) -> 
         torch.set_num_threads(context.config.cluster.learner_threads)
         rewards, weights = _rebuilding(context, stage, partial(_train, context, stage, source, start, improve))
     metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+    if tied := series(context.log.path, stage, "tied_groups"):
+        metrics["tied_groups"] = mean(tied)
     metrics |= {
         "tokens": total(context.log.path, stage, "tokens"),
         "parameters_trained": float(sum(w.size for w in weights.values())),

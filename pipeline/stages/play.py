@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from configs.schema import Evaluation, RunConfig
-from latent_control.pretrained import CONFIG, base_path
+from latent_control.analysis.measures import usage_measures
+from latent_control.decoding.rescoring import choices
+from latent_control.pretrained import CONFIG, base_path, read_shape
 from pipeline.cluster.connect import connected
 from pipeline.evaluation.diversity import (
     prompt_cosines,
@@ -135,12 +138,23 @@ def _play_all(
             played[name] = Played(
                 sampled=outcomes_of(name, "sampled", sampled, settings.samples_per_prompt),
                 greedy=outcomes_of(name, "greedy", greedy, 1),
+                usage=_usage(host, sampled),
             )
             rates = {
                 mode: values.mean() for mode, values in played[name].successes(settings.samples_per_prompt).items()
             }
             say(f"{name}: sampled {rates['sampled']:.3f}, greedy {rates['greedy']:.3f}")
     return played
+
+
+def _usage(host: HostSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Health of the codebook by the codes that the policy chose."""
+    if host.level != "latent":
+        return {}
+    shape = read_shape(Path(host.checkpoint))
+    chosen = np.concatenate([r.actions[choices(r.generated, len(r), shape.span)] for r in rollouts])
+    found = usage_measures(torch.from_numpy(np.bincount(chosen, minlength=shape.num_actions) / len(chosen)))
+    return {f"policy_{name}": found[name] for name in ("alive_codes", "code_perplexity")}
 
 
 @contextmanager

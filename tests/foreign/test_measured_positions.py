@@ -1,4 +1,4 @@
-"""Measures on text see every place of a response alike, however long responses are: no place is left out by a rhythm."""
+"""Measures on text see every place of a response alike, however long they are: no rhythm leaves a place out."""
 
 from __future__ import annotations
 

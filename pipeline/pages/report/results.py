@@ -57,7 +57,7 @@ def result(sources: Sources) -> ReportSection:
     return ReportSection(
         name="result",
         title="Result",
-        lines=[sentence(evaluation, rows), ALONE, *evaluation.get("notes", [])],
+        lines=[sentence(evaluation, rows), ALONE, *evaluation.get("notes", []), *sources.summary.get("warnings", [])],
         figures=[dots(rows, note)],
         tables=tables,
     )
@@ -140,7 +140,7 @@ def _differences(evaluation: Mapping[str, Any]) -> list[Table]:
             title="Paired differences",
             head=head,
             rows=rows,
-            note="On the same prompts; 95 % intervals over prompts: bootstrap, by the exact sign test where few differ.",
+            note="On the same prompts; 95 % intervals over prompts: bootstrap, exact sign test where few differ.",
         )
     ]
 
