@@ -79,7 +79,7 @@ def variant_numbers(
         }
     return (
         numbers
-        | played.usage
+        | dict(played.usage)
         | _variety(played, samples, seed, cosines)
         | (sliced(outcomes, slices, settings.slice_minimum, seed) if slices else {})
     )

@@ -183,7 +183,7 @@ def _tables(sources: Sources) -> list[Table]:
     ]
     note = (
         "Columns “after”: the stage's own last measurement; the others: the evaluation, the policy's codes in its "
-        "sampled responses to held-out prompts, all else on held-out demonstrations. Reinforcement learning changes nothing of "
-        "the inverse dynamics model."
+        "sampled responses to held-out prompts, all else on held-out demonstrations. Reinforcement learning changes "
+        "nothing of the inverse dynamics model."
     )
     return [Table(title="Health", head=("measure", *columns), rows=rows, note=note)] if rows else []
