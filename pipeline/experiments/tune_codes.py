@@ -272,13 +272,13 @@ def told_apart(better: Mapping[str, float], other: Mapping[str, float]) -> bool:
 
 
 def equals(played: Sequence[CodesTrial]) -> list[CodesTrial]:
-    """The finalist with the most reward and those that are not told apart from it, the fewest codes first; where none
-    has a reward, the one with the best score."""
-    judged = [(trial.reward["mean"], trial.reward, trial) for trial in played if trial.reward is not None]
+    """The finalist with the most reward and those that are not told apart from it, those that were not run among them,
+    the fewest codes first; where none was run, the one with the best score."""
+    judged = [trial.reward for trial in played if trial.reward is not None]
     if not judged:
         return [min(played, key=lambda trial: trial.score)]
-    best = max(judged, key=lambda one: one[0])[1]
-    same = [trial for _, reward, trial in judged if not told_apart(best, reward)]
+    best = max(judged, key=lambda reward: reward["mean"])
+    same = [trial for trial in played if trial.reward is None or not told_apart(best, trial.reward)]
     return sorted(same, key=lambda trial: (trial.settings["num_actions"], trial.settings["span"]))
 
 
@@ -286,17 +286,20 @@ def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
     """The config's own settings unless another finalist is better beyond the spread over seeds; else the fewest codes
     among the best."""
     same = equals(played)
-    return next((trial for trial in same if trial.settings == own), same[0])
+    run = [trial for trial in same if trial.reward is not None] or same
+    return next((trial for trial in same if trial.settings == own), run[0])
 
 
 def verdict(played: Sequence[CodesTrial], own: Settings) -> str:
     """Why ``recommended`` is, in a sentence."""
     best, same = recommended(played, own), equals(played)
-    seeds = int(min((trial.reward["seeds"] for trial in same if trial.reward and "seeds" in trial.reward), default=0))
+    if not any(trial.reward for trial in played):
+        return "no finalist was run in the time there was (--minutes): the one with the best score is taken"
     if len(same) == 1:
-        return f"{named(best.settings)} has more reward than each other finalist that was run"
+        return f"{named(best.settings)} has more reward than each other finalist"
+    seeds = sorted({int(trial.reward.get("seeds", 0)) if trial.reward else 0 for trial in same})
     rule = "the config's own setting is kept" if best.settings == own else "the one with the fewest codes is taken"
-    each = "1 seed each" if seeds == 1 else f"{seeds} seeds each"
+    each = "1 seed each" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds each"
     return (
         f"{len(same)} of {len(played)} finalists are not told apart by {each} "
         f"({'; '.join(named(trial.settings) for trial in same)}): {rule}"

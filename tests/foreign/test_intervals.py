@@ -125,3 +125,7 @@ def test_equal_finalists_are_said_not_to_be_told_apart() -> None:
     assert recommended(others, OWN).settings["num_actions"] == 16, "the fewest codes among equals"
     once = finalists([[0.1], [0.62], [0.60]])
     assert recommended(once, OWN).settings == OWN, "one seed each tells nothing apart"
+    late = finalists([[0.1], [0.62], []])
+    assert "3 of 3 finalists are not told apart by 0 or 1 seeds each" in verdict(late, OWN)
+    unrun = finalists([[], [0.62, 0.64], [0.60, 0.65]])
+    assert recommended(unrun, OWN).settings == OWN, "what was not run cannot be worse"

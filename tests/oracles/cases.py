@@ -1,4 +1,4 @@
-"""The random batches on which peers' losses and ours are compared; from a seed, so that a file needs the answers only."""
+"""Random batches on which peers' losses and ours are compared; made from a seed, so that files hold answers only."""
 
 from __future__ import annotations
 
