@@ -41,7 +41,17 @@ DIVERSE = (
 )
 SEMANTIC = ("semantic_diversity", "semantic_diversity_successful")
 ON_TEXT = ("nll", "nll_rise", "base_nll", "base_nll_rise", "kl_to_base")
-OF_CODES = ("nll_codes", "code_perplexity", "alive_codes", "alive_share", "coverage", "distinct_tokens")
+OF_POLICY = ("policy_code_perplexity", "policy_alive_codes")
+"""By the codes that the policy chose in the sampled responses."""
+OF_CODES = (
+    "nll_codes",
+    *(f"inverse_dynamics_{name}" for name in ("code_perplexity", "alive_codes", "alive_share")),
+    *("code_perplexity", "alive_codes", "alive_share"),
+    "coverage",
+    "distinct_tokens",
+)
+"""Of the codes that the inverse dynamics model gives the text, the names without it being older ones for the same; and
+of all codes."""
 SLICED = ("slice_gap", "slice_gap_greedy")
 SLICED_BY_TOKEN = "slice_gap_greedy_token"
 COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
@@ -105,6 +115,7 @@ def measures(config: RunConfig) -> dict[str, str]:
     several = "" if evaluation.samples_per_prompt > 1 else "evaluation.samples_per_prompt of 2 or more"
     text = "" if evaluation.marginal_sequences else "evaluation.marginal_sequences of 1 or more"
     groups = [((*PLAYED, BY_TOKEN), ""), (COSTS, ""), (DIVERSE, several), (ON_TEXT, text), (OF_CODES, text)]
+    groups += [(OF_POLICY, "")]
     groups += [(SEMANTIC, several or ("" if evaluation.embedder else "evaluation.embedder"))]
     groups += [((*SLICED, SLICED_BY_TOKEN), "" if evaluation.slices else "evaluation.slices, e.g. [target]")]
     groups += [(tuple(f"pass_at_{k}" for k in evaluation.pass_at), "")]

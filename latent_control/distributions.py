@@ -9,20 +9,36 @@ import torch
 
 
 def action_log_probs(
-    logits: torch.Tensor, *, temperature: float = 1.0, top_k: int | None = None, keep: torch.Tensor | None = None
+    logits: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    keep: torch.Tensor | None = None,
+    support: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probabilities [..., N] of logits [..., N] after temperature and top-k truncation, in float32.
 
-    ``keep`` [...] names an action that stays in the support even where it has left the top k: the learner passes the
-    sampled one, so that its ratio stays finite. Temperature 0 (greedy) is the argmax's business: here it counts as 1.
+    ``support`` [..., k]: the actions to normalise over in place of the top k of ``logits``: of what another policy
+    sampled from its own top k, since only over the same set ratios of both have the mean 1. Where that set was not
+    stored, ``keep`` [...] names an action that stays in the top k, so that its ratio stays finite. Temperature 0
+    (greedy) is the argmax's business: here it counts as 1.
     """
     scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
-    if top_k is not None and top_k < scaled.shape[-1]:
-        kept = torch.zeros_like(scaled, dtype=torch.bool).scatter_(-1, scaled.topk(top_k, dim=-1).indices, True)
+    if support is None:
+        support = likeliest(logits, top_k)
+    else:
+        keep = None
+    if support is not None:
+        kept = torch.zeros_like(scaled, dtype=torch.bool).scatter_(-1, support, True)
         if keep is not None:
             kept.scatter_(-1, keep[..., None], True)
         scaled = scaled.masked_fill(~kept, float("-inf"))
     return torch.log_softmax(scaled, dim=-1)
+
+
+def likeliest(logits: torch.Tensor, top_k: int | None) -> torch.Tensor | None:
+    """The ``top_k`` actions [..., k] of logits [..., N] that can be sampled; ``None`` where all can."""
+    return None if top_k is None or top_k >= logits.shape[-1] else logits.topk(top_k, dim=-1).indices
 
 
 def sample_actions(log_probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,7 @@ class Rollout(Protocol):
     baseline: float | None
     event_logp: np.ndarray | None
     events: np.ndarray | None
+    support: np.ndarray
     features: np.ndarray | None
     decode: str
     generated: np.ndarray
@@ -70,7 +71,8 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
         ValueError: a rollout was decoded by token.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
-    rollout without a reward); lengths [B]; features [B, T, D] when they were shipped.
+    rollout without a reward); lengths [B]; support [B, T, k] when a top k was sampled from; features [B, T, D] when
+    they were shipped.
     """
     if any(r.decode == "token" for r in rollouts):
         raise ValueError("rollouts decoded by token have no sampled codes to train on: sample them with decode='code'")
@@ -93,6 +95,11 @@ def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].events is not None:
         batch |= collate_events(rollouts, shape)
+    if len(rollouts[0].support):
+        support = np.zeros((*shape, rollouts[0].support.shape[1]), np.int64)
+        for row, (r, length) in enumerate(zip(rollouts, lengths, strict=True)):
+            support[row, len(r.prompt_tokens) - 1 : length] = r.support
+        batch["support"] = torch.from_numpy(support)
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
     return batch
@@ -112,6 +119,11 @@ def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
 def events_at(part: Batch, num_actions: int) -> torch.Tensor | None:
     """[M, N] bool at the loss positions; ``None`` where actions stand for themselves."""
     return unpack(part["events"][part[Columns.LOSS_MASK]], num_actions) if "events" in part else None
+
+
+def support_at(part: Batch) -> torch.Tensor | None:
+    """[M, k], the actions that each at the loss positions was sampled from; ``None`` where all could be."""
+    return part["support"][part[Columns.LOSS_MASK]] if "support" in part else None
 
 
 def rescored_gap(rollouts: Sequence[Rollout]) -> tuple[float, int]:
@@ -137,7 +149,7 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
 def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
     """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has
     the whole reward."""
-    moved = np.zeros(mask.shape, np.float32)
+    moved = np.zeros(mask.shape)
     for row, (r, chosen) in enumerate(zip(rollouts, mask.numpy(), strict=True)):
         places = np.flatnonzero(chosen)
         if not len(places) or not len(r.turn_rewards):
@@ -145,7 +157,7 @@ def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tens
         turn = np.cumsum(np.diff(r.generated.astype(np.int8), prepend=0) == 1)[places - (len(r.prompt_tokens) - 1)] - 1
         ends = places[np.append(np.flatnonzero(np.diff(turn)), len(turn) - 1)]
         moved[row, ends] = r.turn_rewards
-        moved[row, ends[-1]] -= r.turn_rewards.sum()
+        moved[row, ends[-1]] -= r.turn_rewards.sum(dtype=np.float64)
     return torch.from_numpy(moved)
 
 
@@ -194,7 +206,7 @@ class Collate(ConnectorV2):
 
     def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch, places: Places) -> Outcomes:
         def of_rollouts(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, device=self.device)
+            return torch.tensor(values, dtype=torch.float64, device=self.device)
 
         kl = batch.get("penalty_kl")
         penalties = None if kl is None else -self.improve.kl_coefficient * places.gather(kl)
@@ -235,7 +247,8 @@ class Collate(ConnectorV2):
         """Log-probabilities [B, T] of the actions taken, under the policy being trained."""
         mask = part[Columns.LOSS_MASK]
         actions = part[Columns.ACTIONS][mask]
-        log_probs = action_log_probs(_logits(self.module.policy, part), keep=actions, **self.sampling)
+        logits, support = _logits(self.module.policy, part), support_at(part)
+        log_probs = action_log_probs(logits, keep=actions, support=support, **self.sampling)
         return _at(mask, event_log_prob(log_probs, actions, events_at(part, log_probs.shape[1])))
 
     def _penalty_kl(self, part: Batch) -> torch.Tensor:
@@ -263,7 +276,7 @@ class Places:
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """[B, T] -> [B, A], 0 where a row has no more actions."""
-        return torch.zeros(self.taken.shape, device=values.device).masked_scatter(self.taken, values[self.mask])
+        return values.new_zeros(self.taken.shape).masked_scatter(self.taken, values[self.mask])
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """[B, A] -> [B, T], 0 elsewhere."""

@@ -21,7 +21,7 @@ from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
 from latent_control.losses import clipped_surrogate, value_loss
 from latent_control.pretrained import base_path
-from learners.collate import Batch, Collate, events_at
+from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
 from learners.rl_module import PolicyModule, build_policy
 
@@ -146,7 +146,7 @@ class PolicyLearner(TorchLearner):
         logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
         reference = self._reference_log_probs(batch)
         loss, metrics = clipped_surrogate(
-            action_log_probs(logits, keep=actions, **sampling),
+            action_log_probs(logits, keep=actions, support=support_at(batch), **sampling),
             actions=actions,
             action_logp=batch[Columns.ACTION_LOGP][mask],
             advantages=batch[Columns.ADVANTAGES][mask],

@@ -22,6 +22,7 @@ from pipeline.console.progress import Ahead
 from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
+from pipeline.rl.rollout_metrics import tied_warning
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.environment import calm_libraries, git_commit, peak_gib, write_environment
@@ -31,7 +32,7 @@ from pipeline.runs.forecast import expected_seconds
 from pipeline.runs.layout import CONFIG, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
 from pipeline.runs.repair import mend
-from pipeline.runs.stage_table import BASE, EVALUATE, PAGES
+from pipeline.runs.stage_table import BASE, EVALUATE, ONLINE, PAGES
 from pipeline.runs.status import at_work
 from pipeline.stages.evaluate import evaluate_stage
 from pipeline.stages.plan import Planned, plan
@@ -152,6 +153,10 @@ def _work(context: StageContext, tracker: Tracker) -> None:
             "metrics": result.metrics,
         }
         log.done(stage.name, kept=kept is not None, **summary["stages"][stage.name])
+        if config.improve is not None and stage.name in ONLINE:
+            for warning in tied_warning(stage.name, config.improve, result.metrics.get("tied_groups")):
+                summary.setdefault("warnings", []).append(warning)
+                log.message(warning)
         source = result.checkpoint if stage.passes_on else source
         manifest.put_json(run_dir, SUMMARY, summary)
     summary["took"] = {}

@@ -24,6 +24,7 @@ class Row:
     finish_reason: str
     generated: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     """bool [T]; empty: all were"""
+    support: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
     event_logp: np.ndarray | None = None
     events: np.ndarray | None = None
     features: np.ndarray | None = None
@@ -41,6 +42,9 @@ def row_of(generation: Generation, row: int) -> Row:
         action_logp=generation.action_logp[row, :length].float().cpu().numpy(),
         versions=generation.versions[row, :length].int().cpu().numpy(),
         finish_reason=generation.finish_reasons[row],
+        support=np.empty((0, 0), np.int32)
+        if generation.support is None
+        else generation.support[row, :length].int().cpu().numpy(),
         event_logp=None if generation.event_logp is None else generation.event_logp[row, :length].float().cpu().numpy(),
         events=None if generation.events is None else generation.events[row, :length].cpu().numpy(),
         features=_shipped(generation, row),
@@ -74,6 +78,7 @@ def joined(turns: Sequence[Row], observations: Sequence[Sequence[int]], finish_r
         versions=column("versions", -1),
         finish_reason=finish_reason,
         generated=mask,
+        support=column("support", 0) if len(turns[0].support) else turns[0].support,
         event_logp=None if turns[0].event_logp is None else column("event_logp", 0.0),
         events=None if turns[0].events is None else column("events", 0),
         features=turns[-1].features,

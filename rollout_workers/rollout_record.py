@@ -80,6 +80,7 @@ def rollout_of(
         reward_hash=behaviour.reward_hash,
         action_versions=row.versions if mixed else np.empty(0, np.int32),
         generated=row.generated,
+        support=row.support,
         turn_rewards=played.turn_rewards,
         baseline=baseline,
         decode=request.decode,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+ROUNDING = 1e-12
+"""Of float64 sums over a batch, relative to what is summed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,8 @@ class Outcomes:
     """Mean over the learners, in place or not, of what each has computed on its share"""
 
     def totals(self) -> torch.Tensor:
-        """Reward and penalties of each rollout, [P, G]; 0 where not valid."""
-        total = torch.where(self.valid, self.rewards, 0.0)
+        """Reward and penalties of each rollout, float64 [P, G]; 0 where not valid."""
+        total = torch.where(self.valid, self.rewards.double(), 0.0)
         if self.penalties is not None:
             total = total + (self.penalties * self.taken).sum(1)
         return total.view(-1, self.group_size)
@@ -42,13 +46,13 @@ class Outcomes:
         return self.valid.view(-1, self.group_size)
 
     def per_position(self, advantages: torch.Tensor) -> torch.Tensor:
-        """Advantages of rollouts [P, G] at each of their actions, [B, A]."""
-        return torch.where(self.taken, advantages.reshape(-1, 1), 0.0)
+        """Advantages of rollouts [P, G] at each of their actions, float32 [B, A]."""
+        return torch.where(self.taken, advantages.reshape(-1, 1), 0.0).float()
 
     def step_rewards(self) -> torch.Tensor:
-        """[B, A]: penalties, and the rollout's reward at its last action."""
+        """float64 [B, A]: penalties, and the rollout's reward at its last action."""
         last = self.taken & ~torch.nn.functional.pad(self.taken[:, 1:], (0, 1))
-        rewards = torch.where(last, torch.where(self.valid, self.rewards, 0.0)[:, None], 0.0)
+        rewards = torch.where(last, torch.where(self.valid, self.rewards.double(), 0.0)[:, None], 0.0)
         return rewards if self.penalties is None else rewards + torch.where(self.taken, self.penalties, 0.0)
 
 
@@ -78,6 +82,17 @@ def group_mean(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return (rewards * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
+def centred(outcomes: Outcomes) -> torch.Tensor:
+    """Rewards minus their group's mean, float64 [P, G]; 0 where not valid, and exactly 0 where a group's are equal.
+
+    The mean is taken of what lies above the lowest reward: that of equal numbers rounds, that of zeros does not.
+    """
+    rewards, valid = outcomes.totals(), outcomes.groups()
+    lowest = rewards.masked_fill(~valid, math.inf).amin(1, keepdim=True)
+    above = torch.where(valid, rewards - lowest, 0.0)
+    return (above - group_mean(above, valid)) * valid
+
+
 def sums_to_come(steps: torch.Tensor, taken: torch.Tensor, decay: float) -> torch.Tensor:
     """sum_{i >= t} decay^(i - t) steps_i over each row's run of actions, [B, A]."""
     sums, later = torch.zeros_like(steps), torch.zeros_like(steps[:, 0])
@@ -88,10 +103,19 @@ def sums_to_come(steps: torch.Tensor, taken: torch.Tensor, decay: float) -> torc
 
 
 def normalised(advantages: torch.Tensor, outcomes: Outcomes) -> torch.Tensor:
-    """Advantages [B, A] with mean 0 and standard deviation 1 over all actions of the batch, on all learners."""
-    taken = outcomes.taken
-    moments = torch.stack([taken.sum(), (advantages * taken).sum(), (advantages**2 * taken).sum()]).to(advantages.dtype)
-    count, total, squares = outcomes.average(moments)
-    mean = total / count.clamp(min=1)
-    std = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
-    return torch.where(taken, (advantages - mean) / (std + 1e-8), 0.0)
+    """Advantages [B, A] with mean 0 and population standard deviation 1 over all actions of the batch, on all learners;
+    float32, and exactly 0 where they are equal.
+
+    Two passes in float64: the mean, then the squares of what differs from it. A spread that rounding alone explains
+    (``ROUNDING`` of the root mean square) is none.
+    """
+    taken, advantages = outcomes.taken, advantages.double()
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        total, count = outcomes.average(torch.stack([torch.where(taken, values, 0.0).sum(), taken.sum().double()]))
+        return total / count.clamp(min=1e-6)
+
+    differing = advantages - mean(advantages)
+    std = mean(differing**2).sqrt()
+    spread = std > ROUNDING * mean(advantages**2).sqrt()
+    return torch.where(taken & spread, differing / (std + 1e-8), 0.0).float()

@@ -3,7 +3,7 @@ GRPO")."""
 
 from __future__ import annotations
 
-from latent_control.algorithms.common import Algorithm, Estimate, Outcomes, group_mean
+from latent_control.algorithms.common import Algorithm, Estimate, Outcomes, centred, group_mean
 
 
 def grpo(outcomes: Outcomes) -> Estimate:
@@ -11,17 +11,15 @@ def grpo(outcomes: Outcomes) -> Estimate:
 
     Leaves out its length normalisation, which is the loss's choice (``loss_mean``).
     """
-    rewards, valid = outcomes.totals(), outcomes.groups()
-    centred = (rewards - group_mean(rewards, valid)) * valid
-    std = group_mean(centred**2, valid).sqrt()
-    return Estimate(advantages=outcomes.per_position(centred / (std + 1e-4)))
+    differing = centred(outcomes)
+    std = group_mean(differing**2, outcomes.groups()).sqrt()
+    return Estimate(advantages=outcomes.per_position(differing / (std + 1e-4)))
 
 
 def dr_grpo(outcomes: Outcomes) -> Estimate:
     """r - mean within the group: prompts on which the policy is nearly always right or wrong count no more than
     others."""
-    rewards, valid = outcomes.totals(), outcomes.groups()
-    return Estimate(advantages=outcomes.per_position((rewards - group_mean(rewards, valid)) * valid))
+    return Estimate(advantages=outcomes.per_position(centred(outcomes)))
 
 
 GRPO, DR_GRPO = Algorithm(estimate=grpo), Algorithm(estimate=dr_grpo)

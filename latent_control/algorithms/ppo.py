@@ -15,11 +15,11 @@ def ppo(outcomes: Outcomes) -> Estimate:
     The critic's targets are A + V; the policy's advantages are normalised over the batch afterwards.
     """
     assert outcomes.values is not None, "a critic's values are needed"
-    values = torch.where(outcomes.taken, outcomes.values, 0.0)
+    values = torch.where(outcomes.taken, outcomes.values.double(), 0.0)
     following = F.pad(values[:, 1:], (0, 1))
     errors = outcomes.step_rewards() + outcomes.discount * following - values
     advantages = sums_to_come(errors, outcomes.taken, outcomes.discount * outcomes.gae_lambda)
-    return Estimate(advantages=normalised(advantages, outcomes), returns=advantages + values)
+    return Estimate(advantages=normalised(advantages, outcomes), returns=(advantages + values).float())
 
 
 PPO = Algorithm(estimate=ppo, critic=True)

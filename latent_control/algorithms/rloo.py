@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from latent_control.algorithms.common import Algorithm, Estimate, Outcomes
+from latent_control.algorithms.common import Algorithm, Estimate, Outcomes, centred
 
 
 def rloo(outcomes: Outcomes) -> Estimate:
-    """r minus the mean of the *other* rollouts of the prompt."""
-    rewards, valid = outcomes.totals(), outcomes.groups()
-    count = valid.sum(1, keepdim=True)
-    others = ((rewards * valid).sum(1, keepdim=True) - rewards) / (count - 1).clamp(min=1)
-    return Estimate(advantages=outcomes.per_position(torch.where(count > 1, rewards - others, 0.0) * valid))
+    """r minus the mean of the *other* rollouts of the prompt: n / (n - 1) times r minus the mean of all n."""
+    count = outcomes.groups().sum(1, keepdim=True)
+    return Estimate(advantages=outcomes.per_position(centred(outcomes) * count / (count - 1).clamp(min=1)))
 
 
 RLOO = Algorithm(estimate=rloo)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from latent_control.analysis.measures import spread
+from latent_control.analysis.measures import POSITIONS, drawn
 from latent_control.base_lm import BaseLM
 from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.losses import kl_divergence
@@ -69,23 +69,22 @@ def token_speaker(base: BaseLM, actor: ActionDecoder) -> Speaker:
 
 @torch.no_grad()
 def text_measures(
-    speaker: Speaker, reference: Speaker, batches: Sequence[TokenBatch], *, positions: int = 512
+    speaker: Speaker, reference: Speaker, batches: Sequence[TokenBatch], *, positions: int = POSITIONS
 ) -> dict[str, float]:
-    """On up to ``positions`` response positions spread over ``batches`` (nats per token, the mean over positions).
+    """At ``positions`` response positions drawn from ``batches``, at all where there are fewer (nats per token, the
+    mean over positions).
 
     ``nll``: -log p(next token) of ``speaker``; ``nll_reference``: of ``reference``; ``kl``: KL(reference || speaker).
     """
-    targets = [batch.input_ids[:, 1:][batch.response_mask[:, 1:]] for batch in batches]
-    chosen = spread(sum(map(len, targets)), positions)
-    totals, first = torch.zeros(3, dtype=torch.float64), 0
-    for batch, answers in zip(batches, targets, strict=True):
-        rows = chosen[(chosen >= first) & (chosen < first + len(answers))] - first
-        first += len(answers)
+    totals, count = torch.zeros(3, dtype=torch.float64), 0
+    for batch, rows in drawn(batches, [int(batch.response_mask[:, 1:].sum()) for batch in batches], positions):
+        answers = batch.input_ids[:, 1:][batch.response_mask[:, 1:]]
         said, wanted = speaker(batch), reference(batch)
         for few in rows.split(POSITIONS_AT_ONCE):
             ours, theirs = said(few), wanted(few)
             picked = answers[few, None]
             parts = (-ours.gather(-1, picked), -theirs.gather(-1, picked), kl_divergence(theirs, ours))
             totals += torch.stack([part.double().sum().cpu() for part in parts])
-    nll, reference_nll, kl = (totals / len(chosen)).tolist()
+        count += len(rows)
+    nll, reference_nll, kl = (totals / count).tolist()
     return {"nll": nll, "nll_reference": reference_nll, "kl": kl}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from latent_control.records import RolloutBatch, TokenBatch
 
 # A code is alive when its usage exceeds this share of the uniform usage 1/N.
 ALIVE_SHARE = 0.1
+POSITIONS = 1024
+"""Most response positions at which NLL and KL are measured: each takes the world model's logits of every code."""
 
 
 def usage_measures(usage: torch.Tensor) -> dict[str, float]:
@@ -83,27 +85,30 @@ def codebook_measures(model: LatentActionLM, batches: Sequence[TokenBatch]) -> d
 
 
 @torch.no_grad()
-def reach_measures(model: LatentActionLM, batch: TokenBatch, *, positions: int = 256) -> dict[str, float]:
-    """What the codes can reach at up to ``positions`` response positions of ``batch``.
+def reach_measures(model: LatentActionLM, batches: Sequence[TokenBatch], *, positions: int = 512) -> dict[str, float]:
+    """What the codes can reach at ``positions`` response positions drawn from ``batches``, at all where there are
+    fewer.
 
-    ``coverage``: share of true next tokens that are the argmax of some code; ``distinct_tokens``: tokens reachable per
-    state.
+    ``coverage``: share of true next tokens that are the argmax of some code; ``distinct_tokens``: distinct argmax
+    tokens of all N codes per position, mean.
     """
-    at = positions_of(model, batch.to(model.codebook.device))
-    chosen = spread(len(at.final), positions)
-    covered, distinct = 0, 0
-    for rows in chosen.split(16):
-        reached = model.world_logits_of_all(at.final[rows]).argmax(-1)  # [m, N]
-        covered += int((reached == at.targets[rows, None]).any(1).sum())
-        distinct += sum(len(set(row)) for row in reached.tolist())
-    return {"coverage": covered / len(chosen), "distinct_tokens": distinct / len(chosen)}
+    covered = distinct = total = 0
+    for batch, chosen in drawn(batches, [int(batch.response_mask[:, 1:].sum()) for batch in batches], positions):
+        at = positions_of(model, batch.to(model.codebook.device))
+        for rows in chosen.split(16):
+            reached = model.world_logits_of_all(at.final[rows]).argmax(-1)  # [m, N]
+            covered += int((reached == at.targets[rows, None]).any(1).sum())
+            distinct += sum(len(set(row)) for row in reached.tolist())
+        total += len(chosen)
+    return {"coverage": covered / total, "distinct_tokens": distinct / total}
 
 
 @torch.no_grad()
 def marginal_measures(
-    model: LatentActionLM, batches: Sequence[TokenBatch], *, positions: int = 512
+    model: LatentActionLM, batches: Sequence[TokenBatch], *, positions: int = POSITIONS
 ) -> dict[str, float]:
-    """The honest cost of adding latent actions, on up to ``positions`` response positions.
+    """The honest cost of adding latent actions, at about ``positions`` response positions (whole spans, drawn), at all
+    where there are fewer.
 
     ``nll_marginal``: per token, -log sum_a pi(a) p_W(x|a), where x are the tokens of a span; beside the base LM's on
     the same positions (``nll_base_same``), and ``kl_base_marginal``: KL(base || marginal) of the next token, where a
@@ -111,14 +116,14 @@ def marginal_measures(
     """
     totals = {"nll_marginal": 0.0, "nll_base_same": 0.0, "kl_base_marginal": 0.0}
     tokens = choices = 0
-    every = max(1, sum(int(batch.response_mask[:, 1:].sum()) for batch in batches) // positions)
-    for batch in batches:
+    spans = [int(model.spans(batch.response_mask[:, 1:]).first.sum()) for batch in batches]
+    for batch, chosen in drawn(batches, spans, max(1, positions // model.config.span)):
         at = positions_of(model, batch.to(model.codebook.device))
-        for spans in torch.arange(0, int(at.number[-1]) + 1, every, device=at.number.device).split(8):
-            rows = torch.isin(at.number, spans).nonzero()[:, 0]
+        for some in chosen.to(at.number.device).split(8):
+            rows = torch.isin(at.number, some).nonzero()[:, 0]
             for name, value in _marginal_sums(model, at, rows).items():
                 totals[name] += value
-            tokens, choices = tokens + len(rows), choices + len(spans)
+            tokens, choices = tokens + len(rows), choices + len(some)
     return {name: total / (choices if name == "kl_base_marginal" else tokens) for name, total in totals.items()}
 
 
@@ -138,9 +143,21 @@ def _marginal_sums(model: LatentActionLM, at: Positions, rows: torch.Tensor) -> 
     }
 
 
-def spread(total: int, wanted: int) -> torch.Tensor:
-    """At most ``wanted`` indices spread evenly over ``range(total)``."""
-    return torch.linspace(0, total - 1, min(total, wanted)).round().long()
+def drawn(
+    batches: Sequence[TokenBatch], sizes: Sequence[int], wanted: int
+) -> Iterator[tuple[TokenBatch, torch.Tensor]]:
+    """Each batch with its share of ``wanted`` places, drawn without replacement from all that the batches have
+    (``sizes``); batches without one are left out.
+
+    A draw, by a fixed seed: evenly spaced places would fall on the same places of answers of one length every time.
+    """
+    chosen = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))[:wanted].sort().values
+    first = 0
+    for batch, size in zip(batches, sizes, strict=True):
+        rows = chosen[(chosen >= first) & (chosen < first + size)] - first
+        first += size
+        if len(rows):
+            yield batch, rows
 
 
 @torch.no_grad()
@@ -149,10 +166,12 @@ def rollout_logp(
 ) -> torch.Tensor:
     """Log-probability [B] of each rollout's codes under the model's policy as it would sample them; one base pass.
 
-    A code outside of the policy's own top k has probability 0: -inf.
+    Normalised over the codes that each was sampled from (``batch.support``); where those are not stored, over the
+    policy's own top k, outside of which a code has probability 0: -inf.
     """
     batch = batch.to(model.codebook.device)
     states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
-    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
+    support = batch.support[:, 1:] if batch.support.shape[-1] else None
+    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k, support=support)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
     return torch.where(model.spans(batch.response_mask[:, 1:]).starts, taken, 0.0).double().sum(1)

@@ -21,7 +21,7 @@ from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory
-from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.records import Generation
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
@@ -58,6 +58,7 @@ class Engine:
         # per step: cells of [rows, longest], actions, tokens, logp, versions
         self.chosen: list[tuple[torch.Tensor, ...]] = []
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
+        self.supports: list[tuple[torch.Tensor, ...]] = []  # per step: cells, the actions that could be sampled
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
         self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
@@ -102,9 +103,11 @@ class Engine:
         shape = len(self.lengths), self.longest
         actions, tokens, logp, versions = spread(self.chosen, (-1, self.pad_token, 0.0, -1), shape)
         event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
+        (support,) = spread(self.supports, (0,), shape) if self.supports else (None,)
         return Generation(
             event_logp=event_logp,
             events=events,
+            support=support,
             tokens=tokens,
             actions=actions,
             action_logp=logp,
@@ -218,7 +221,10 @@ class Engine:
         cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
         if self.params.guide is not None:
             logits = self.params.guide.apply(logits, rows, places)
-        log_probs = action_log_probs(logits, temperature=self.params.code_temperature, top_k=self.params.top_k)
+        support = likeliest(logits, self.params.top_k)
+        log_probs = action_log_probs(logits, temperature=self.params.code_temperature, support=support)
+        if support is not None:
+            self.supports.append((cells, support))
         uniforms, tokens = self.uniforms[cells], None
         if self.mixture is not None:
             actions, tokens = self.mixture.choose(slots, places, final, log_probs, uniforms)

@@ -27,12 +27,12 @@ def mismatch_bound(*dtypes: torch.dtype) -> float:
     return max(MISMATCH.get(dtype, MISMATCH[torch.float32]) for dtype in dtypes)
 
 
-def choices(generated: np.ndarray, length: int, span: int) -> np.ndarray:
+def choices(generated: np.ndarray | Sequence[bool], length: int, span: int) -> np.ndarray:
     """bool [T]: where actions were chosen that last for ``span`` tokens, again from the beginning of each response.
 
     ``generated`` bool [T] is False at observed tokens; empty: all were generated.
     """
-    places, mask = np.arange(length), generated if len(generated) else np.ones(length, bool)
+    places, mask = np.arange(length), np.asarray(generated, bool) if len(generated) else np.ones(length, bool)
     before = np.maximum.accumulate(np.where(mask, -1, places))  # the last observed token
     return mask & ((places - before - 1) % span == 0)
 
@@ -47,9 +47,10 @@ def rescored_logp(
     *,
     temperature: float,
     top_k: int | None,
+    supports: Sequence[np.ndarray | None] | None = None,
 ) -> list[torch.Tensor]:
     """Per row, float32 [T]: log-probability of each action under ``actor`` as it is now, given the prompt and the
-    tokens before it.
+    tokens before it, over ``supports`` (each [T, k], as ``Generation.support``).
 
     Rows are padded to the longest one and go through the base in one pass. Places where no action was chosen (observed
     tokens, all but the first of a span) hold the log-probability that theirs would have had.
@@ -60,9 +61,12 @@ def rescored_logp(
     if actor.stack is not None:
         hidden = actor.stack.hidden(hidden, mask)
     found = []
-    for row, (prompt, chosen) in enumerate(zip(prompts, actions, strict=True)):
+    for row, (prompt, chosen, among) in enumerate(
+        zip(prompts, actions, supports or [None] * len(prompts), strict=True)
+    ):
         logits = actor.head(hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(chosen)])
         taken = torch.tensor(chosen, device=device)
-        log_probs = action_log_probs(logits, temperature=temperature, top_k=top_k, keep=taken)
+        support = None if among is None else torch.from_numpy(among).long().to(device)
+        log_probs = action_log_probs(logits, temperature=temperature, top_k=top_k, keep=taken, support=support)
         found.append(log_probs.gather(-1, taken[:, None])[:, 0])
     return found

@@ -162,7 +162,9 @@ SHOWN: tuple[tuple[str, str], ...] = (
     ("nll", ".3f"),
     ("nll_rise", "+.3f"),
     ("kl_to_base", ".3f"),
-    ("code_perplexity", ".1f"),
+    ("policy_code_perplexity", ".1f"),
+    ("policy_alive_codes", ".0f"),
+    ("inverse_dynamics_code_perplexity", ".1f"),
     ("coverage", ".3f"),
 )
 

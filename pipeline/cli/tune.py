@@ -29,7 +29,9 @@ def tune_codes(
     finalists: Annotated[
         int, typer.Option("--finalists", min=1, help="Settings that reinforcement learning decides between.")
     ] = 3,
-    rl_updates: Annotated[int, typer.Option("--rl-updates", min=1, help="Updates of each finalist.")] = 80,
+    rl_updates: Annotated[
+        int, typer.Option("--rl-updates", min=1, help="Updates of each finalist, with each of two seeds.")
+    ] = 80,
     minutes: Annotated[float, typer.Option("--minutes", min=1.0, help="Budget of all.")] = 30.0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the result; default runs/codes-<time>.")] = None,
     as_json: AsJson = False,
@@ -65,6 +67,7 @@ def tune_codes(
     from pipeline.experiments import tune_codes_page
 
     print_table("codes (score: nats per token, less is better)", tune_codes_page.HEAD, tune_codes_page.rows(result))
+    typer.echo(result["verdict"])
     typer.echo(f"recommended: {tune.named(result['recommended'])}; {result['minutes']:.1f} of {minutes:g} minutes")
     typer.echo(f"run it: latent-control run {result['config']}; page: {result['page']}")
 

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.statistics import (
-    bootstrap_means,
     differing_pairs,
     distinct_n,
-    interval,
     mean_pairwise_cosine,
     paired_difference,
+    rate_interval,
 )
 
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -43,7 +42,7 @@ def diversity(
     pairs = np.array([differing_pairs(group) for group in several])
     found |= {
         "differing_pairs": float(pairs.mean()),
-        "differing_pairs_interval": interval(bootstrap_means(pairs, seed)),
+        "differing_pairs_interval": rate_interval(pairs, seed),
     }
     return found if cosines is None else found | semantic(cosines[~np.isnan(cosines)], seed)
 
@@ -51,8 +50,7 @@ def diversity(
 def semantic(cosines: np.ndarray, seed: int) -> dict[str, float | list[float] | None]:
     """1 / mean pairwise cosine with its interval, of one mean cosine per prompt [P]; ``None`` where the mean is not
     positive."""
-    drawn = bootstrap_means(cosines, seed)
-    low, high = interval(drawn)
+    low, high = (2 * bound - 1 for bound in rate_interval((cosines + 1) / 2, seed))
     positive = low > 0 and float(cosines.mean()) > 0
     return {
         "pairwise_cosine": float(cosines.mean()),

@@ -13,6 +13,7 @@ FINAL = (*(name for name in reversed(MAKERS) if name != TOKEN_LEVEL), TOKEN_LEVE
 """Variants, the last model of a run first; the token-level baseline is not what the run is for."""
 # Other names of an evaluation's numbers.
 ALIASES = {"success": "sampled", "tokens": "sampled_tokens", "failures": "sampled_failures"}
+ALIASES |= {name: f"inverse_dynamics_{name}" for name in ("code_perplexity", "alive_codes", "alive_share")}
 WORDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 
 
@@ -41,12 +42,18 @@ def judge(gates: Sequence[str], result: Mapping[str, Any], final: str) -> list[V
     for text in gates:
         gate = parse_gate(text)
         variant = gate.variant or final
-        value = result.get(variant, {}).get(ALIASES.get(gate.measure, gate.measure))
+        value = measure_of(result.get(variant, {}), gate.measure)
         passed = value is not None and gate.holds(value)
         named = f"{gate.variant}.{gate.measure}" if gate.variant else gate.measure
         tag = f"{named} {WORDS[gate.sign]} {gate.bound:g}"
         verdicts.append(Verdict(gate=gate.text, variant=variant, value=value, passed=passed, tag=tag))
     return verdicts
+
+
+def measure_of(row: Mapping[str, Any], name: str) -> Any:
+    """A variant's measure by today's name or an older one, from an evaluation of today or an older one; ``None``: not
+    measured."""
+    return row.get(ALIASES.get(name, name), row.get(name))
 
 
 def judgement(verdicts: Sequence[Verdict]) -> dict[str, Any]:

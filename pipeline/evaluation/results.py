@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.evaluation.diversity import (
 from pipeline.evaluation.modes import Mode
 from pipeline.evaluation.outcomes import Outcome, grouped, success_matrix
 from pipeline.evaluation.slices import field_problems, labels, sliced
-from pipeline.evaluation.statistics import bootstrap_means, interval, paired_difference, pass_at_k, wilson
+from pipeline.evaluation.statistics import paired_difference, pass_at_k, rate_interval
 from pipeline.runs.stage_table import TOKEN_LEVEL
 from rollout_workers.tasks import Prompt
 
@@ -37,6 +37,9 @@ class Played:
     """By token; ``None``: the model has no codes, and one way to be greedy."""
     token_cost: float | None = None
     """Seconds per token by token, over those by code."""
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """Of the codes that the policy chose in ``sampled``: ``policy_alive_codes``, ``policy_code_perplexity``; empty
+    where it chose none."""
 
     @property
     def passes(self) -> dict[Mode, list[Outcome]]:
@@ -76,12 +79,8 @@ def variant_numbers(
         numbers["greedy_token_cost"] = played.token_cost
     for mode, rows in played.passes.items():
         rate = outcomes[mode]
-        one_each = len(rows) == len(rate)
-        numbers[mode] = float(rate.mean())
-        # Several samples of one prompt are not independent: then it is prompts that are resampled.
-        numbers[f"{mode}_interval"] = (
-            wilson(float(rate.sum()), len(rate)) if one_each else interval(bootstrap_means(rate, seed))
-        )
+        # Several samples of one prompt are not independent: the interval is over prompts.
+        numbers |= {mode: float(rate.mean()), f"{mode}_interval": rate_interval(rate, seed)}
         numbers[f"{mode}_tokens"] = sum(o.new_tokens for o in rows) / len(rows)
         numbers[f"{mode}_failures"] = sum(o.reward is None for o in rows)
     solved = success_matrix(played.sampled, samples).sum(1)
@@ -89,10 +88,11 @@ def variant_numbers(
         chances = pass_at_k(solved, samples, k)
         numbers |= {
             f"pass_at_{k}": float(chances.mean()),
-            f"pass_at_{k}_interval": interval(bootstrap_means(chances, seed)),
+            f"pass_at_{k}_interval": rate_interval(chances, seed),
         }
     return (
         numbers
+        | dict(played.usage)
         | _variety(played, samples, seed, cosines)
         | (sliced(outcomes, slices, settings.slice_minimum, seed) if slices else {})
     )
@@ -115,11 +115,15 @@ def solved_responses(played: Played, samples: int) -> list[list[str]]:
 def differences(
     played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int
 ) -> dict[str, Any]:
-    """Paired differences of success (by mode) and of diversity at equal success: improved against each other variant,
-    offline against each earlier one. What is greedy by token is compared with the one greedy of models without
-    codes."""
-    pairs = [("improved", other) for other in played if other != "improved"]
-    pairs += [("offline", other) for other in played if other not in ("offline", "improved", TOKEN_LEVEL)]
+    """Paired differences of success (by mode) and of diversity at equal success: what each stage did (against base and
+    the model before), then improved against each other variant, offline against each earlier one. What is greedy by
+    token is compared with the one greedy of models without codes."""
+    line = [name for name in played if name not in ("offline", "improved", TOKEN_LEVEL)]
+    pairs = [(name, other) for place, name in enumerate(line) for other in dict.fromkeys((*line[:1], line[place - 1]))]
+    pairs = [(better, worse) for better, worse in pairs if better != line[0]]
+    pairs += [(TOKEN_LEVEL, line[0])] if TOKEN_LEVEL in played and line else []
+    pairs += [("improved", other) for other in played if other != "improved"]
+    pairs += [("offline", other) for other in line]
     successes = {name: variant.successes(samples) for name, variant in played.items()}
     varied = {name: _varied(variant, samples, cosines.get(name)) for name, variant in played.items()}
     found = {}

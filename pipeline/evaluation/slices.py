@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.statistics import largest_gap, quantile_bins, wilson
+from pipeline.evaluation.statistics import largest_gap, quantile_bins, rate_interval
 
 FEW, BINS, MOST = 8, 4, 20
 MISSING, OTHER = "missing", "other"
@@ -87,7 +87,7 @@ def sliced(
         for field, names in by.items()
     }
     result: dict[str, Any] = {
-        "slices": {field: _slices(outcomes, names) for field, names in by.items()},
+        "slices": {field: _slices(outcomes, names, seed) for field, names in by.items()},
         "slice_gaps": gaps,
     }
     for mode in outcomes:
@@ -99,7 +99,7 @@ def sliced(
     return result
 
 
-def _slices(outcomes: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+def _slices(outcomes: Mapping[str, np.ndarray], names: Sequence[str], seed: int) -> dict[str, Any]:
     array = np.asarray(names)
     rows: dict[str, Any] = {}
     for name in dict.fromkeys(sorted(names, key=_order)):
@@ -108,7 +108,7 @@ def _slices(outcomes: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[st
         for mode, values in outcomes.items():
             rows[name] |= {
                 mode: float(values[chosen].mean()),
-                f"{mode}_interval": wilson(float(values[chosen].sum()), int(chosen.sum())),
+                f"{mode}_interval": rate_interval(values[chosen], seed),
             }
     return rows
 

@@ -13,22 +13,64 @@ import numpy as np
 
 DRAWS = 2000
 """Bootstrap resamples."""
+FEW = 30
+"""Where fewer prompts than these differ from the rest, a bootstrap sees too little: intervals are exact there."""
 
 
 def wilson(successes: float, total: int, z: float = 1.96) -> list[float]:
-    """Wilson's 95 % interval of a success rate (Wilson, 1927).
-
-    ``successes`` may be a sum of per-prompt means; then the interval is on the wide side.
-    """
+    """Wilson's 95 % interval of a success rate (Wilson, 1927)."""
     rate, spread = successes / total, z * z / total
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(max(0.0, rate * (1 - rate)) / total + spread / (4 * total)) / (1 + spread)
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+def exact_interval(successes: float, total: int, level: float = 0.95) -> list[float]:
+    """Clopper and Pearson's interval of a success rate (1934), which covers at least ``level`` at any rate and count;
+    0 to 1 of nothing.
+
+    ``successes`` may be a sum of numbers between 0 and 1: its tails are no heavier than those of a count (Hoeffding,
+    1956).
+    """
+    from scipy.special import betaincinv
+
+    misses, tail = total - successes, (1 - level) / 2
+    low = float(betaincinv(successes, misses + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, misses, 1 - tail)) if misses > 0 else 1.0
+    return [low, high]
+
+
+def success_interval(successes: int, total: int) -> list[float]:
+    """95 % interval of a success rate: Wilson's, exact where there are few successes or few failures."""
+    return (exact_interval if min(successes, total - successes) < FEW else wilson)(successes, total)
+
+
+def rate_interval(rates: np.ndarray, seed: int) -> list[float]:
+    """95 % interval of the mean of ``rates`` [P], numbers between 0 and 1, one per prompt, over prompts.
+
+    Bootstrap (Wilson's where each rate is 0 or 1), exact where few rates are above 0 or few below 1.
+    """
+    if np.isin(rates, (0, 1)).all():
+        return success_interval(int(rates.sum()), len(rates))
+    if min((rates > 0).sum(), (rates < 1).sum()) < FEW:
+        return exact_interval(float(rates.sum()), len(rates))
+    return interval(bootstrap_means(rates, seed))
+
+
 def bootstrap_means(values: np.ndarray, seed: int, draws: int = DRAWS) -> np.ndarray:
     """Means [draws] of resamples of ``values`` [P] with replacement (Efron, 1979)."""
     return np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
+
+
+def centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """[R], values minus the mean of their group ([R] int); exactly 0 where a group's are equal.
+
+    The mean is taken of what lies above the group's lowest: that of equal numbers rounds, that of zeros does not.
+    """
+    lowest = np.full(int(groups.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(lowest, groups, values)
+    above = values - lowest[groups]
+    return np.asarray(above - (np.bincount(groups, above) / np.maximum(np.bincount(groups), 1))[groups])
 
 
 def student(freedom: float) -> float:
@@ -44,10 +86,36 @@ def interval(draws: np.ndarray) -> list[float]:
 
 
 def paired_difference(better: np.ndarray, worse: np.ndarray, seed: int, draws: int = DRAWS) -> dict[str, float]:
-    """Mean of ``better - worse`` over the same prompts [P] with its 95 % bootstrap interval."""
-    difference = better - worse
-    low, high = interval(bootstrap_means(difference, seed, draws))
+    """Mean of ``better - worse``, numbers between -1 and 1, over the same prompts [P] with its 95 % interval.
+
+    Bootstrap; where few prompts differ from the rest, ``sign_interval``.
+    """
+    difference = (better - worse).round(12)
+    if len(difference) - np.unique(difference, return_counts=True)[1].max() < FEW:
+        low, high = sign_interval(difference)
+    else:
+        low, high = interval(bootstrap_means(difference, seed, draws))
     return {"mean": float(difference.mean()), "low": low, "high": high}
+
+
+def sign_interval(difference: np.ndarray) -> list[float]:
+    """95 % interval of the mean of few ``difference`` [P], numbers between -1 and 1, by the exact sign test.
+
+    The mean is s psi (2 theta - 1): psi the share of prompts that differ, theta the share of those that are better, s
+    their mean size (1 where none differs). theta's exact interval excludes 1/2 just where the sign test (Conover, 1999,
+    3.4) does at 5 %, and then this interval excludes 0; it spans all that is in both exact intervals, and Student's
+    where sizes differ.
+    """
+    sizes, better = np.abs(difference[difference != 0]), int((difference > 0).sum())
+    share, sign = exact_interval(len(sizes), len(difference)), exact_interval(better, len(sizes))
+    scale = float(sizes.mean()) if len(sizes) else 1.0
+    corners = [scale * psi * (2 * theta - 1) for psi in share for theta in sign]
+    low, high = min(corners), max(corners)
+    if len(np.unique(sizes)) > 1:
+        mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(difference))
+        half = student(len(difference) - 1) * float(error)
+        low, high = min(low, max(-1.0, float(mean) - half)), max(high, min(1.0, float(mean) + half))
+    return [low, high]
 
 
 def pass_at_k(successes: np.ndarray, samples: int, k: int) -> np.ndarray:
@@ -99,8 +167,7 @@ def largest_gap(values: np.ndarray, labels: Sequence[str], minimum: int, seed: i
     """Largest minus smallest mean of ``values`` [P] among groups of at least ``minimum`` prompts; ``None`` with fewer
     than two.
 
-    ``low``, ``high``: 95 % bootstrap, prompts resampled within their group; the largest and smallest are found anew
-    each time.
+    ``low``, ``high``: what the groups' exact intervals allow that hold together at 95 % (Bonferroni).
     ``by_chance``: 95 % of gaps are smaller when the labels mean nothing (shuffled). A gap of many small groups is large
     by chance.
     """
@@ -108,12 +175,12 @@ def largest_gap(values: np.ndarray, labels: Sequence[str], minimum: int, seed: i
     if len(groups) < 2:
         return None
     means = {label: float(group.mean()) for label, group in groups.items()}
-    drawn = np.stack([bootstrap_means(group, seed + i) for i, group in enumerate(groups.values())])
-    low, high = interval(drawn.max(0) - drawn.min(0))
+    level = 1 - 0.05 / len(groups)
+    lows, highs = zip(*(exact_interval(float(g.sum()), len(g), level) for g in groups.values()), strict=True)
     return {
         "gap": max(means.values()) - min(means.values()),
-        "low": low,
-        "high": high,
+        "low": max(0.0, max(lows) - min(highs)),
+        "high": max(highs) - min(lows),
         "by_chance": float(np.quantile(shuffled_gaps(list(groups.values()), seed), 0.95)),
         "largest": max(means, key=lambda label: means[label]),
         "smallest": min(means, key=lambda label: means[label]),

@@ -29,9 +29,10 @@ class CodesTrial:
     """Of the ``actions`` stage, before it was stopped or done."""
     cloned: bool
     reward: dict[str, float] | None = None
-    """Mean reward of the last updates of the short RL run, with its 95 % interval, for finalists."""
+    """Of finalists: mean over seeds of the mean reward of a short RL run's last updates, and the 95 % interval over
+    seeds, where there is one."""
     seconds: float | None = None
-    """Of that run, for finalists."""
+    """Of those runs."""
     error: str | None = None
 
 

@@ -1,6 +1,7 @@
 """``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, with their costs.
 
-With one run a side the unit of the interval is the prompt (paired bootstrap): it says nothing about other seeds. With
+With one run a side the unit of the interval is the prompt (paired bootstrap, or the exact sign test where few prompts
+differ): it says nothing about other seeds. With
 several, the unit is the seed (Student's t, paired where both sides have the same seeds, else Welch's), the only honest
 one for a claim about a method.
 """
@@ -184,7 +185,10 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
     ) == len(a)
     orders = [np.argsort([run.config.seed for run in side]) for side in (a, b)]
     means = [rates.mean(1)[order] for rates, order in zip((left, right), orders, strict=True)]
-    return about | {"unit": "seeds"} | seed_difference(means[0], means[1], paired=same)
+    found = seed_difference(means[0], means[1], paired=same)
+    if found["low"] == found["high"]:  # seeds that happen to agree do not make a difference certain
+        found = paired_difference(left.mean(0), right.mean(0), seed=0)
+    return about | {"unit": "seeds"} | found
 
 
 def seed_difference(a: np.ndarray, b: np.ndarray, *, paired: bool) -> dict[str, float]:

@@ -29,7 +29,7 @@ from latent_control.search import (
     play_once,
     search,
 )
-from pipeline.evaluation.statistics import paired_difference, wilson
+from pipeline.evaluation.statistics import paired_difference, success_interval
 from pipeline.experiments.search_models import checked_q, decoder_of, load_latent, require_fit
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.policies import checkpoint_of
@@ -272,7 +272,7 @@ def record(session: SearchSession, result: dict[str, Any]) -> Path:
 def numbers(row: MethodResult) -> dict[str, Any]:
     """A row of the printed table."""
     count = len(row.successes)
-    low, high = wilson(sum(row.successes), count)
+    low, high = success_interval(sum(row.successes), count)
     return {
         "name": row.name,
         "success": sum(row.successes) / count,

@@ -22,7 +22,7 @@ import yaml
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, cpus_wanted
-from pipeline.evaluation.gates import ALIASES, final_of
+from pipeline.evaluation.gates import ALIASES, final_of, measure_of
 from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
 from pipeline.runs.metrics_log import series
 from pipeline.runs.stage_table import IMPROVE
@@ -136,9 +136,8 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
     evaluation = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")
     row: Mapping[str, Any] = evaluation.get(variant or final_of(evaluation), {}) if evaluation else {}
-    name = ALIASES.get(name, name)
-    low, high = row.get(f"{name}_interval") or (None, None)
-    return row.get(name), low, high
+    low, high = row.get(f"{ALIASES.get(name, name)}_interval") or (None, None)
+    return measure_of(row, name), low, high
 
 
 def sweep(

@@ -15,15 +15,16 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.console.displays import Display
-from pipeline.evaluation.statistics import bootstrap_means, interval
+from pipeline.evaluation.statistics import student
 from pipeline.experiments.codebook_score import CodesTrial, Settings, depth_of, score, tuned
 from pipeline.run import run
 from pipeline.runs.context import StageContext
@@ -40,6 +41,8 @@ SEARCH_SHARE = 0.45
 """Share of the time for the cheap stage."""
 LAST = 20
 """Updates over whose mean reward finalists are compared."""
+SEEDS = 2
+"""Of each finalist: one run does not show how far runs of one setting differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,51 +221,87 @@ def decide(
     deadline: float,
     say: Callable[[str], None],
 ) -> list[CodesTrial]:
-    """Clone each finalist in full and improve it for ``updates``; those without time left have no reward."""
-    played: list[CodesTrial] = []
-    longest = 0.0
-    for number, trial in enumerate(chosen, 1):
-        if time.monotonic() + longest > deadline and played:
-            say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  left out: no time")
-            played.append(trial)
+    """Clone each finalist in full and improve it for ``updates``, with one seed after another; what time is not left
+    for is left out."""
+    rewards: list[list[float]] = [[] for _ in chosen]
+    seconds, longest = [0.0] * len(chosen), 0.0
+    for seed, (number, trial) in itertools.product(range(config.seed, config.seed + SEEDS), enumerate(chosen)):
+        about = f"finalist {number + 1}/{len(chosen)}  seed {seed}  {named(trial.settings)}"
+        if time.monotonic() + longest > deadline and rewards[0]:
+            say(f"{about}  left out: no time")
             continue
         started = time.monotonic()
-        say(f"finalist {number}/{len(chosen)}  {named(trial.settings)}  reinforcement learning, {updates} updates")
-        short = tuned(config, trial.settings, updates=updates).model_copy(update={"evaluation": None, "finetune": None})
-        done = run(short, folder / f"finalist-{number}", Display())
-        rewards = series(done / METRICS, IMPROVE, "reward")[-LAST:]
-        longest = max(longest, time.monotonic() - started)
-        played.append(
-            CodesTrial(
-                **{**vars(trial), "reward": _reward(rewards, config.seed), "seconds": time.monotonic() - started}
-            )
+        say(f"{about}  reinforcement learning, {updates} updates")
+        short = tuned(config, trial.settings, updates=updates).model_copy(
+            update={"evaluation": None, "finetune": None, "seed": seed}
         )
-        say(f"finalist {number}/{len(chosen)}  reward {played[-1].reward['mean']:.3f}")  # type: ignore[index]
-    return played
+        done = run(short, folder / f"finalist-{number + 1}-seed-{seed}", Display())
+        rewards[number].append(fmean(series(done / METRICS, IMPROVE, "reward")[-LAST:]))
+        seconds[number] += (took := time.monotonic() - started)
+        longest = max(longest, took)
+        say(f"{about}  reward {rewards[number][-1]:.3f}")
+    found = reward_intervals(rewards)
+    return [
+        replace(trial, reward=reward, seconds=spent or None)
+        for trial, reward, spent in zip(chosen, found, seconds, strict=True)
+    ]
 
 
-def _reward(rewards: Sequence[float], seed: int) -> dict[str, float]:
-    import numpy as np
+def reward_intervals(rewards: Sequence[Sequence[float]]) -> list[dict[str, float] | None]:
+    """Of each finalist, given its rewards by seed: the mean, with Student's 95 % interval where any has two seeds (one
+    spread for all finalists, pooled: few seeds alone say little about theirs); ``None`` without a reward."""
+    freedom = sum(len(own) - 1 for own in rewards if own)
+    squares = sum((reward - fmean(own)) ** 2 for own in rewards for reward in own)
+    found: list[dict[str, float] | None] = []
+    for own in rewards:
+        reward = {"mean": fmean(own), "seeds": float(len(own))} if own else None
+        if reward is not None and freedom:
+            half = student(freedom) * math.sqrt(squares / freedom / len(own))
+            reward |= {"low": reward["mean"] - half, "high": reward["mean"] + half}
+        found.append(reward)
+    return found
 
-    low, high = interval(bootstrap_means(np.array(rewards), seed))
-    return {"mean": float(np.mean(rewards)), "low": low, "high": high}
+
+def told_apart(better: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether the 95 % interval of the difference of two means, by their own intervals, lies above 0."""
+    if "low" not in better or "low" not in other:
+        return False
+    return better["mean"] - other["mean"] > math.hypot(better["mean"] - better["low"], other["high"] - other["mean"])
+
+
+def equals(played: Sequence[CodesTrial]) -> list[CodesTrial]:
+    """The finalist with the most reward and those that are not told apart from it, those that were not run among them,
+    the fewest codes first; where none was run, the one with the best score."""
+    judged = [trial.reward for trial in played if trial.reward is not None]
+    if not judged:
+        return [min(played, key=lambda trial: trial.score)]
+    best = max(judged, key=lambda reward: reward["mean"])
+    same = [trial for trial in played if trial.reward is None or not told_apart(best, trial.reward)]
+    return sorted(same, key=lambda trial: (trial.settings["num_actions"], trial.settings["span"]))
 
 
 def recommended(played: Sequence[CodesTrial], own: Settings) -> CodesTrial:
-    """The most reward; the config's own settings when no other's interval lies above its mean."""
-    judged = [trial for trial in played if trial.reward is not None]
-    if not judged:
-        return min(played, key=lambda trial: trial.score)
-    best = max(judged, key=lambda trial: trial.reward["mean"])  # type: ignore[index]
-    given = next((trial for trial in judged if trial.settings == own), None)
-    if (
-        given is not None
-        and given.reward is not None
-        and best.reward is not None
-        and best.reward["low"] <= given.reward["mean"]
-    ):
-        return given
-    return best
+    """The config's own settings unless another finalist is better beyond the spread over seeds; else the fewest codes
+    among the best."""
+    same = equals(played)
+    run = [trial for trial in same if trial.reward is not None] or same
+    return next((trial for trial in same if trial.settings == own), run[0])
+
+
+def verdict(played: Sequence[CodesTrial], own: Settings) -> str:
+    """Why ``recommended`` is, in a sentence."""
+    best, same = recommended(played, own), equals(played)
+    if not any(trial.reward for trial in played):
+        return "no finalist was run in the time there was (--minutes): the one with the best score is taken"
+    if len(same) == 1:
+        return f"{named(best.settings)} has more reward than each other finalist"
+    seeds = sorted({int(trial.reward.get("seeds", 0)) if trial.reward else 0 for trial in same})
+    rule = "the config's own setting is kept" if best.settings == own else "the one with the fewest codes is taken"
+    each = "1 seed each" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds each"
+    return (
+        f"{len(same)} of {len(played)} finalists are not told apart by {each} "
+        f"({'; '.join(named(trial.settings) for trial in same)}): {rule}"
+    )
 
 
 def require_stages(config: RunConfig) -> None:
@@ -309,6 +348,7 @@ def tune_codes(
     rest = [trial for trial in found if trial.settings not in [p.settings for p in played]]
     result = {
         "recommended": best.settings,
+        "verdict": verdict(played, own),
         "own": own,
         "finalists": [asdict(trial) for trial in played],
         "stopped": [asdict(trial) for trial in rest],

@@ -25,7 +25,7 @@ HEAD = (
     "alive",
     "coverage",
     "distinct",
-    "reward (95 %)",
+    "reward (95 % over seeds)",
     "",
 )
 
@@ -58,9 +58,13 @@ def _row(trial: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         shown("alive_share", ".2f"),
         shown("coverage"),
         shown("distinct_tokens", ".1f"),
-        f"{reward['mean']:.3f} ({reward['low']:.3f} to {reward['high']:.3f})" if reward else "",
+        f"{reward['mean']:.3f}" + _between(reward) if reward else "",
         ", ".join(marks),
     ]
+
+
+def _between(reward: Mapping[str, float]) -> str:
+    return f" ({reward['low']:.3f} to {reward['high']:.3f})" if "low" in reward else ""
 
 
 def picture(result: Mapping[str, Any]) -> bytes:
@@ -111,11 +115,13 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     image = picture(result)
     write_atomic(folder / "codes.png", image)
     body = rendered(
-        "<header><h1>Which codes</h1></header><main id='main' tabindex='-1'><div class='scroll' tabindex='0' "
+        "<header><h1>Which codes</h1><p>{{ verdict }}</p></header>"
+        "<main id='main' tabindex='-1'><div class='scroll' tabindex='0' "
         "role='region' aria-label='codes'><table><thead><tr>{% for cell in head %}<th scope='col'>{{ cell }}</th>{% "
         "endfor %}</tr></thead><tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor "
         "%}</tr>{% endfor %}</tbody></table></div><img alt='what codes leave open against what must be chosen; the "
         "table has the numbers' src='data:image/png;base64,{{ image }}'></main>",
+        verdict=result["verdict"],
         head=HEAD,
         rows=rows(result),
         image=base64.b64encode(image).decode(),

@@ -16,6 +16,7 @@ from latent_control.analysis.measures import rollout_logp
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import Logged
 from latent_control.records import RolloutBatch
+from pipeline.evaluation.statistics import centred
 from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks.protocol import split_of
 
@@ -26,6 +27,7 @@ COLUMNS = (
     "generated",
     "actions",
     "action_logp",
+    "support",
     "reward",
     "policy_version",
     "world_hash",
@@ -46,6 +48,8 @@ class StoredRollouts:
     """R x int32: the code of each generated token; 0 at observed ones"""
     generated: tuple[np.ndarray, ...]
     """R x bool: where a token after the prompt was generated; empty: all were"""
+    supports: tuple[np.ndarray, ...]
+    """R x int32 [T, k]: the codes that each was sampled from; empty: all, or not stored"""
     behaviour_logp: np.ndarray
     """[R], summed over a rollout's actions: of the policy that sampled it"""
     rewards: np.ndarray
@@ -72,6 +76,7 @@ class StoredRollouts:
             ids=tuple(self.ids[i] for i in rows),
             actions=tuple(self.actions[i] for i in rows),
             generated=tuple(self.generated[i] for i in rows),
+            supports=tuple(self.supports[i] for i in rows),
             behaviour_logp=self.behaviour_logp[rows],
             rewards=self.rewards[rows],
             prompts=prompts,
@@ -91,10 +96,14 @@ class StoredRollouts:
         shape = (len(rows), max(len(self.ids[i]) for i in rows))
         ids, actions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         real, generated = np.zeros(shape, bool), np.zeros(shape, bool)
+        wide = {self.supports[i].shape[-1] for i in rows}
+        support = np.zeros((*shape, max(wide) if len(wide) == 1 else 0), np.int64)
         for place, i in enumerate(rows):
             length, start = len(self.ids[i]), len(self.ids[i]) - len(self.actions[i])
             ids[place, :length], real[place, :length] = self.ids[i], True
             actions[place, start:length], generated[place, start:length] = self.actions[i], True
+            if support.shape[-1]:
+                support[place, start:length] = self.supports[i]
             if len(self.generated[i]):
                 generated[place, start:length] = self.generated[i]
         chosen = np.zeros(len(rows)) if advantages is None else advantages[rows]
@@ -104,6 +113,7 @@ class StoredRollouts:
             response_mask=torch.from_numpy(generated),
             actions=torch.from_numpy(actions),
             advantages=torch.from_numpy(chosen.astype(np.float32)),
+            support=torch.from_numpy(support),
             index=torch.from_numpy(np.asarray(rows, np.int64)),
         )
 
@@ -144,6 +154,7 @@ def read_rollouts(
         ids=tuple(np.concatenate([row["prompt_tokens"], row["tokens"]]) for row in kept),
         actions=tuple(row["actions"] for row in kept),
         generated=tuple(row["generated"] for row in kept),
+        supports=tuple(by_token(row["support"], len(row["actions"])) for row in kept),
         behaviour_logp=np.array([row["action_logp"].sum(dtype=np.float64) for row in kept]),
         rewards=np.array([row["reward"] for row in kept], float),
         prompts=prompts,
@@ -151,6 +162,11 @@ def read_rollouts(
         chances=np.array(chances) / sum(chances),
         unjudged=unjudged,
     )
+
+
+def by_token(support: np.ndarray, tokens: int) -> np.ndarray:
+    """The stored column ``support`` as [T, k]; [0, 0] where it is empty."""
+    return support.reshape(tokens, -1) if len(support) else np.empty((0, 0), np.int32)
 
 
 def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, Any]]:
@@ -186,11 +202,9 @@ def logged(model: LatentActionLM, rollouts: StoredRollouts, sampling: RolloutSet
 
 
 def advantages(rollouts: StoredRollouts, baseline: str) -> np.ndarray:
-    """[R]: rewards minus the mean of the same prompt's rollouts (``prompt``) or of all rollouts (``all``)."""
-    if baseline == "all":
-        return rollouts.rewards - rollouts.rewards.mean()
-    means = np.bincount(rollouts.prompts, rollouts.rewards) / np.bincount(rollouts.prompts)
-    return rollouts.rewards - means[rollouts.prompts]
+    """[R]: rewards minus the mean of the same prompt's rollouts (``prompt``) or of all rollouts (``all``); exactly 0
+    where those are equal."""
+    return centred(rollouts.rewards, rollouts.prompts if baseline == "prompt" else np.zeros(len(rollouts), int))
 
 
 def rollout_batches(

@@ -9,8 +9,12 @@ import pyarrow as pa
 
 from pipeline.storage.parquet_fields import field, items
 
-SCHEMA_VERSION = 4
-OLDER = {2: ("reward_hash", "generated", "turn_rewards"), 3: ("generated", "turn_rewards")}
+SCHEMA_VERSION = 5
+OLDER = {
+    2: ("reward_hash", "generated", "turn_rewards", "support"),
+    3: ("generated", "turn_rewards", "support"),
+    4: ("support",),
+}
 """Schema versions that are read too, with the columns that their shards lack."""
 ROW_GROUP = 256
 MANIFEST = "_manifest.json"
@@ -44,6 +48,11 @@ SCHEMA = pa.schema(
             "action_logp",
             items(pa.float32()),
             "natural logarithm of the behaviour policy's probability of each action",
+        ),
+        field(
+            "support",
+            items(pa.int32()),
+            "the k actions that each was sampled from (rollout.top_k), k for each token; empty where all could be",
         ),
         field("prompt_length", pa.int32(), "tokens of the prompt"),
         field("length", pa.int32(), "tokens after the prompt"),
@@ -83,7 +92,9 @@ SCHEMA = pa.schema(
 # A dictionary pays where a row group repeats values; where values are many it costs time and bytes.
 _MANY_VALUES = {"rollout_id", "text", "prompt_tokens", "tokens", "action_logp", "seed", "created"}
 _LEAVES: dict[str, tuple[str, ...]] = {"reward_parts": ("reward_parts.key_value.key", "reward_parts.key_value.value")}
-_LEAVES |= {name: (f"{name}.list.element",) for name in ("actions", "action_versions", "generated", "turn_rewards")}
+_LEAVES |= {
+    name: (f"{name}.list.element",) for name in ("actions", "action_versions", "generated", "turn_rewards", "support")
+}
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": [

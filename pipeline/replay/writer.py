@@ -48,7 +48,7 @@ def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
     columns: dict[str, Any] = {}
     for field in SCHEMA:
         if pa.types.is_list(field.type):
-            arrays = [getattr(r, field.name) for r in rollouts]
+            arrays = [np.ravel(getattr(r, field.name)) for r in rollouts]
             offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
             values = np.concatenate(arrays) if arrays else np.empty(0)
             values = values.view(np.int8) if values.dtype == bool else values

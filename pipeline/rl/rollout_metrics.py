@@ -10,9 +10,15 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from configs.schema import Improve
 from latent_control.analysis.measures import usage_measures
 from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
 from rollout_workers.rollouts import RolloutSummary
+
+TIED = 0.3
+"""Share of groups without a difference from which a run warns."""
+GROUPED = ("grpo", "dr_grpo", "rloo")
+"""Algorithms that compare the rollouts of a prompt with each other alone."""
 
 
 def rollout_metrics(batch: Sequence[FinishedRequest], *, version: int, num_actions: int) -> dict[str, float]:
@@ -24,6 +30,7 @@ def rollout_metrics(batch: Sequence[FinishedRequest], *, version: int, num_actio
         "reward": mean_reward(summaries),
         "success": sum(success for s in summaries for success in s.successes) / rollouts,
         **{f"reward/{name}": value for name, value in mean_parts(summaries).items()},
+        **tied_groups(batch),
         "failures": sum(s.failures for s in summaries),
         "rollouts": rollouts,
         "tokens": tokens,
@@ -59,6 +66,29 @@ def mean_parts(summaries: Sequence[RolloutSummary]) -> dict[str, float]:
     return (
         {name: sum(count * means[name] for count, means in judged) / total for name in judged[0][1]} if judged else {}
     )
+
+
+def tied_groups(batch: Sequence[FinishedRequest]) -> dict[str, float]:
+    """Share of the groups whose judged rewards are all equal (or fewer than two): group advantages are 0 there. Nothing
+    where groups are single rollouts."""
+    found = []
+    for finished in batch:
+        size, rewards = finished.request.group_size, finished.summary.rewards
+        groups = (rewards[first : first + size] for first in range(0, len(rewards), size)) if size > 1 else ()
+        found += [len({reward for reward in group if not math.isnan(reward)}) < 2 for group in groups]
+    return {"tied_groups": sum(found) / len(found)} if found else {}
+
+
+def tied_warning(stage: str, improve: Improve, share: float | None) -> list[str]:
+    """Says so where much of what stage ``stage`` sampled taught nothing, ``share`` of its groups over all updates, and
+    what to do."""
+    if share is None or share < TIED or improve.algorithm not in GROUPED:
+        return []
+    return [
+        f"{stage}: in {share:.0%} of the groups all rewards were equal (tied_groups), so that these rollouts taught "
+        "nothing; leave out prompts that are always or never solved, raise improve.group_size (now "
+        f"{improve.group_size}) or rollout.temperature, or give parts of an answer a reward (reward.weights)"
+    ]
 
 
 def action_ages(batch: Sequence[FinishedRequest], version: int) -> Counter[int]:

@@ -37,7 +37,7 @@ from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
-from pipeline.runs.metrics_log import total
+from pipeline.runs.metrics_log import series, total
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -243,6 +243,8 @@ class ImproveStage:
         """Write the result: the source checkpoint with the new policy, or the token-level policy by itself."""
         rewards, context, stage = self.rewards, self.context, self.stage
         metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+        if tied := series(context.log.path, stage, "tied_groups"):
+            metrics["tied_groups"] = mean(tied)
         metrics |= {
             "tokens": total(context.log.path, stage, "tokens"),
             "parameters_trained": float(sum(w.size for w in weights.values())),

@@ -18,9 +18,6 @@ from pipeline.replay.dataset import logged
 from pipeline.runs.errors import NeedsNewRun
 from pipeline.stages.offline_job import OfflineJob
 
-# Measures that run the head for every code see this many positions.
-REACH_POSITIONS = 256
-
 
 def measure(job: OfflineJob, stage: OfflineStage, heldout: list[Any], update: int) -> dict[str, float]:
     """Held-out measures of a stage; the costly ones at its end only.
@@ -40,7 +37,7 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     final = update == job.settings.updates
     if isinstance(job.settings, Actions):
         guard_codebook(job.settings, found, update, tokens_in_use(heldout))
-        found |= reach_measures(model, heldout[0], positions=REACH_POSITIONS) if final else {}
+        found |= reach_measures(model, heldout) if final else {}
     evaluation = job.config.evaluation
     if (
         final

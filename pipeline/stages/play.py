@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from configs.schema import Decode, Evaluation, RunConfig
-from latent_control.pretrained import CONFIG, base_path
+from latent_control.analysis.measures import usage_measures
+from latent_control.decoding.rescoring import choices
+from latent_control.pretrained import CONFIG, base_path, read_shape
 from pipeline.cluster.connect import connected
 from pipeline.evaluation.diversity import (
     prompt_cosines,
@@ -94,8 +97,7 @@ def evaluate(
         outcomes_file: where every judged response is stored (Parquet); ``None``: nowhere.
 
     Returns: ``{"prompts": n, "<variant>": {"sampled", "greedy", "sampled_interval", ...}, "differences": {"improved -
-        cloned": ...}}``; intervals are at 95 %: Wilson's for a success rate, paired bootstrap over prompts for a
-        difference.
+        cloned": ...}}``; intervals are at 95 %, over prompts (``pipeline.evaluation.statistics``).
 
     Raises:
         ValueError: the engine only simulates decoding, or ``evaluation.slices`` names a field that no prompt has.
@@ -146,11 +148,22 @@ def _play_all(
                 greedy=outcomes_of(name, "greedy", greedy, 1),
                 greedy_token=None if by_token is None else outcomes_of(name, "greedy_token", by_token, 1),
                 token_cost=token_seconds / seconds if token_seconds else None,
+                usage=_usage(host, sampled),
             )
             rates = played[name].successes(settings.samples_per_prompt).items()
             said = (f"{MODES[mode]} {values.mean():.3f}" for mode, values in rates)
             say(f"{name}: {', '.join(said)}")
     return played
+
+
+def _usage(host: HostSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Health of the codebook by the codes that the policy chose."""
+    if host.level != "latent":
+        return {}
+    shape = read_shape(Path(host.checkpoint))
+    chosen = np.concatenate([r.actions[choices(r.generated, len(r), shape.span)] for r in rollouts])
+    found = usage_measures(torch.from_numpy(np.bincount(chosen, minlength=shape.num_actions) / len(chosen)))
+    return {f"policy_{name}": found[name] for name in ("alive_codes", "code_perplexity")}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from latent_control.preference import RECORD, Reading
 from learners.reward_model import Pair, RewardTraining, train_reward_model
-from pipeline.evaluation.statistics import wilson
+from pipeline.evaluation.statistics import success_interval
 from pipeline.runs.layout import METRICS
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.tasks.protocol import split_of
@@ -68,7 +68,7 @@ def train(
                 )
 
         classifier, tokenizer, right = train_reward_model(base, learn, held, settings, reading, log)
-    low, high = wilson(right, len(held))
+    low, high = success_interval(right, len(held))
     result = {
         "reading": asdict(reading),
         "training": asdict(settings),

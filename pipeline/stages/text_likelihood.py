@@ -27,7 +27,6 @@ from rollout_workers.rollouts import HostSpec
 from rollout_workers.tasks import build_task
 
 BATCH = 16
-CODES = ("nll_codes", "alive_codes", "alive_share", "code_perplexity")
 
 
 def measure_texts(config: RunConfig, hosts: Mapping[str, HostSpec]) -> dict[str, dict[str, float]]:
@@ -76,7 +75,8 @@ def of_variant(host: HostSpec, base: Speaker, batches: list[TokenBatch], device:
 
     ``nll``, ``kl_to_base``: of its next-token distribution (latent: the marginal over codes; token level: the policy);
     ``nll_rise``: above the first base LM's. Latent ones also ``base_nll``, ``base_nll_rise``: of the base LM inside,
-    which fine-tuning changes; and codebook health and coverage, when the inverse dynamics model is there.
+    which fine-tuning changes; and, when it is there, the health of the codes that the *inverse dynamics model* gives
+    the text (RL changes nothing of it) and what the codebook reaches.
     """
     if host.level == "latent":
         model = LatentActionLM.from_pretrained(
@@ -104,5 +104,6 @@ def _inside(model: LatentActionLM, base: Speaker, batches: list[TokenBatch]) -> 
 def _codes(model: LatentActionLM, batches: list[TokenBatch]) -> dict[str, float]:
     if model.inverse_dynamics is None:
         return {}
-    found = codebook_measures(model, batches)
-    return {name: found[name] for name in CODES} | reach_measures(model, batches[0])
+    found, health = codebook_measures(model, batches), ("alive_codes", "alive_share", "code_perplexity")
+    own = {f"inverse_dynamics_{name}": found[name] for name in health}
+    return own | {"nll_codes": found["nll_codes"]} | reach_measures(model, batches)

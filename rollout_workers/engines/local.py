@@ -79,6 +79,7 @@ class LocalEngine:
             [r.actions.tolist() for r in rollouts],
             temperature=temperature,
             top_k=top_k,
+            supports=[r.support if len(r.support) else None for r in rollouts],
         )
         chosen = [choices(r.generated, len(r), actor.span) for r in rollouts]
         # A log-probability that is no number must not pass for a place without one.

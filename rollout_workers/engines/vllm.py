@@ -19,7 +19,7 @@ from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
 from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.stop_strings import stopped_length
-from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.text import end_tokens, load_tokenizer
@@ -71,6 +71,7 @@ class Chooser:
         self.uniforms = uniform_streams(job.seeds, job.max_new_tokens)
         self.actions = torch.full(shape, -1, dtype=torch.long)
         self.logp = torch.zeros(shape)
+        self.support: torch.Tensor | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Codes [M] of policy logits [M, N]."""
@@ -79,9 +80,14 @@ class Chooser:
         states = [self.runner.requests[name] for name in self.runner.input_batch.req_ids[: len(logits)]]
         rows = torch.tensor([state.sampling_params.extra_args["row"] for state in states])
         steps = torch.tensor([len(state.output_token_ids) for state in states])
-        log_probs = action_log_probs(logits, temperature=self.job.temperature, top_k=self.job.top_k)
+        support = likeliest(logits, self.job.top_k)
+        log_probs = action_log_probs(logits, temperature=self.job.temperature, support=support)
         uniforms = self.uniforms[rows, steps].to(logits.device)
         actions = logits.argmax(-1) if self.job.temperature == 0 else sample_actions(log_probs, uniforms)
+        if support is not None:
+            if self.support is None:
+                self.support = torch.zeros(*self.actions.shape, support.shape[-1], dtype=torch.long)
+            self.support[rows, steps] = support.cpu()
         self.actions[rows, steps] = actions.cpu()
         self.logp[rows, steps] = log_probs.gather(-1, actions[:, None])[:, 0].cpu()
         return actions
@@ -200,6 +206,7 @@ class VllmEngine:
             lengths=lengths,
             finish_reasons=tuple("stop" if n else one.finish_reason for n, one in zip(kept, answers, strict=True)),
             versions=torch.where(live, 0, -1),
+            support=self.chooser.support,
         )
 
     def rescore(self, *_: object, **__: object) -> None:

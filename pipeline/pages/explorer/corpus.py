@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.statistics import centred
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import REPLAY
 
@@ -113,10 +114,8 @@ class Corpus:
     @cached_property
     def advantages(self) -> np.ndarray:
         """[R], reward minus the mean of its group; of all rollouts where no group has two."""
-        sizes = np.bincount(self.groups)
-        if sizes.max() < 2:
-            return self.rewards - self.rewards.mean()
-        return self.rewards - (np.bincount(self.groups, self.rewards) / np.maximum(sizes, 1))[self.groups]
+        alone = np.bincount(self.groups).max() < 2
+        return centred(self.rewards, np.zeros_like(self.groups) if alone else self.groups)
 
     def subset(self, rows: np.ndarray) -> Corpus:
         """Rollouts ``rows``, groups numbered anew. Advantages are then over what is left: take whole groups."""

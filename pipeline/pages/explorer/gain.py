@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.evaluation.statistics import centred
 from pipeline.pages.explorer.records import IntervalEstimate
 
 Z95 = 1.96
@@ -12,8 +13,8 @@ Z95 = 1.96
 def leave_one_out(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """[R], reward minus the mean of the *other* rollouts of its group; 0 for a rollout alone in its group, which tells
     nothing."""
-    sizes, sums = np.bincount(groups)[groups], np.bincount(groups, rewards)[groups]
-    return np.where(sizes < 2, 0.0, rewards - (sums - rewards) / np.maximum(sizes - 1, 1))
+    sizes = np.bincount(groups)[groups]
+    return centred(rewards, groups) * sizes / np.maximum(sizes - 1, 1)
 
 
 def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> IntervalEstimate:

@@ -61,10 +61,12 @@ def tiles(sources: Sources) -> list[tuple[str, str, str]]:
         )
         for name, passes in evaluation.get("differences", {}).items():
             d = passes.get("sampled")
-            if d is not None and name in (f"{final} - base", f"{final} - cloned"):
+            if d is not None and name in ("cloned - base", f"{final} - base", f"{final} - cloned"):
                 mood = "good" if d["low"] > 0 else "bad" if d["high"] < 0 else ""
                 text = f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
-                found.append((f"against {results.shown(name.partition(' - ')[2])}, sampled", text, mood))
+                better, _, worse = name.partition(" - ")
+                who = "" if better == final else f"{results.shown(better)} "
+                found.append((f"{who}against {results.shown(worse)}, sampled", text, mood))
     if (gates := sources.summary.get("gates")) is not None:
         found.append(("gates", "passed" if gates["passed"] else "FAILED", "good" if gates["passed"] else "bad"))
     stages = sources.stages

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from latent_control.analysis.measures import ALIVE_SHARE
+from latent_control.decoding.rescoring import choices
 from latent_control.pretrained import CONFIG, read_config
 from pipeline.pages.charts.records import Bars, Curve, Lines
 from pipeline.pages.charts.words import number
@@ -19,17 +20,17 @@ from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import REPLAY
-from pipeline.runs.stage_table import ACTIONS, LATENT_STAGES
+from pipeline.runs.stage_table import ACTIONS, LATENT_STAGES, ONLINE
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1
 """Usage is that of this last share of the updates."""
+USAGE = (("alive_codes", "active codes"), ("alive_share", "share of active codes"), ("code_perplexity", "perplexity"))
 HEALTH = (
-    ("alive_codes", "codes alive"),
-    ("alive_share", "share of codes alive"),
-    ("code_perplexity", "code perplexity"),
-    ("coverage", "coverage: true tokens that some code's argmax is"),
-    ("distinct_tokens", "tokens that the codes reach in a state"),
+    *((f"policy_{key}", f"{label} of the policy's rollouts") for key, label in USAGE),
+    *((f"inverse_dynamics_{key}", f"{label} of the inverse dynamics model's labels") for key, label in USAGE),
+    ("coverage", "coverage: share of gold tokens that are some code's argmax"),
+    ("distinct_tokens", "distinct argmax tokens of all codes per state"),
     ("nll_codes", "NLL of the next token given the codes, nats"),
     ("nll_base", "NLL of the base LM, nats"),
 )
@@ -56,14 +57,16 @@ def perplexity(counts: np.ndarray) -> float:
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> Usage:
-    """Choices of rollouts (``actions``, ``policy_version``) by point of training; a code of a span counts once."""
+    """Choices of rollouts (``actions``, ``generated``, ``policy_version``) by point of training; a code of a span
+    counts once, observed tokens not at all."""
     versions = np.unique([row["policy_version"] for row in rows])
     parts = np.array_split(versions, min(POINTS, len(versions)))
     counts = np.zeros((len(parts), num_actions), np.int64)
     edges = np.array([part[0] for part in parts])
     for row in rows:
-        codes = np.asarray(row["actions"], np.int64)[::span]
-        np.add.at(counts[int(np.searchsorted(edges, row["policy_version"], side="right")) - 1], codes[codes >= 0], 1)
+        codes = np.asarray(row["actions"], np.int64)
+        codes = codes[choices(row.get("generated", ()), len(codes), span)]
+        np.add.at(counts[int(np.searchsorted(edges, row["policy_version"], side="right")) - 1], codes, 1)
     return Usage(points=tuple(float(part.mean()) + 1 for part in parts), counts=counts)
 
 
@@ -73,7 +76,9 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
         return None
     stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
     every = max(1, -(-stored // MOST_ROLLOUTS))
-    reader = ReplayReader(run_dir, shuffle=False, columns=("level", "actions", "policy_version"), world=every)
+    reader = ReplayReader(
+        run_dir, shuffle=False, columns=("level", "actions", "generated", "policy_version"), world=every
+    )
     rows = [row for row in reader.rows() if row["level"] == "latent" and len(row["actions"])]
     return usage_of(rows, num_actions, span) if rows else None
 
@@ -157,16 +162,28 @@ def _perplexity_curve(usage: Usage) -> Lines:
     )
 
 
+def _whose(found: Mapping[str, Any], chooser: str) -> dict[str, Any]:
+    """``found`` with measures of usage named for who chose the codes, where they are not yet."""
+    own = {key for key, _ in USAGE}
+    return {f"{chooser}{name}" if name in own else name: value for name, value in found.items()}
+
+
 def _tables(sources: Sources) -> list[Table]:
     columns: dict[str, Mapping[str, Any]] = {
-        f"after {n}": s["metrics"] for n, s in sources.stages.items() if n in LATENT_STAGES
+        f"after {n}": _whose(s["metrics"], "policy_" if n in ONLINE else "inverse_dynamics_")
+        for n, s in sources.stages.items()
+        if n in LATENT_STAGES
     }
-    columns |= {shown(name): row for name, row in sources.variants.items()}
+    columns |= {shown(name): _whose(row, "inverse_dynamics_") for name, row in sources.variants.items()}
     columns = {name: found for name, found in columns.items() if any(found.get(key) is not None for key, _ in HEALTH)}
     rows = [
         [label, *("–" if found.get(key) is None else number(float(found[key])) for found in columns.values())]
         for key, label in HEALTH
         if any(found.get(key) is not None for found in columns.values())
     ]
-    note = "Columns “after”: the stage's own last measurement; the others: the evaluation, on held-out demonstrations."
+    note = (
+        "Columns “after”: the stage's own last measurement; the others: the evaluation, the policy's codes in its "
+        "sampled responses to held-out prompts, all else on held-out demonstrations. Reinforcement learning changes "
+        "nothing of the inverse dynamics model."
+    )
     return [Table(title="Health", head=("measure", *columns), rows=rows, note=note)] if rows else []

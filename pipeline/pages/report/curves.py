@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.statistics import student, wilson
+from pipeline.evaluation.statistics import student, success_interval
 from pipeline.pages.charts.records import Curve, Lines
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.stage_table import STAGES
@@ -24,6 +24,7 @@ HELDOUT = (("heldout_success", "sampled"), ("heldout_greedy", "greedy"))
 BESIDE = (
     ("entropy", "entropy of the policy over the codes, nats"),
     ("kl_to_reference", "KL to the cloned policy, nats"),
+    ("tied_groups", "share of groups whose rewards are all equal, which teach nothing"),
     ("tokens_per_rollout", "tokens of a response"),
     ("staleness_mean", "staleness, updates"),
 )
@@ -104,13 +105,15 @@ def _heldout(sources: Sources) -> list[Lines]:
             if improve is None or not (steps := sources.steps(stage, metric)):
                 continue
             rates = [float(r[metric]) for r in steps]
-            bounds = [wilson(rate * improve.evaluate_prompts, improve.evaluate_prompts) for rate in rates]
+            bounds = [
+                success_interval(round(rate * improve.evaluate_prompts), improve.evaluate_prompts) for rate in rates
+            ]
             low, high = zip(*bounds, strict=True)
             x = [float(r["step"]) for r in steps]
             curves.append(Curve(name=f"{shown}, {mode}", x=x, y=rates, low=low, high=high, joined=False))
     if not curves or improve is None:
         return []
-    note = f"Each mark: {improve.evaluate_prompts} held-out prompts, played once; whiskers: Wilson's 95 % interval"
+    note = f"Each mark: {improve.evaluate_prompts} held-out prompts, played once; whiskers: 95 % interval"
     return [
         Lines(
             name="heldout",

@@ -53,6 +53,7 @@ def result(sources: Sources) -> ReportSection:
     times = "once" if samples == 1 else f"{samples} times"
     note = f"{evaluation['prompts']} held-out prompts, each played {times} sampled and once greedy; 95 % intervals: "
     note += "Wilson's" if samples == 1 else "Wilson's (greedy), bootstrap over prompts (sampled)"
+    note += ", exact where few prompts differ from the rest"
     tables = [_success(rows, note), *_differences(evaluation), *_measures(rows)]
     return ReportSection(
         name="result",
@@ -62,6 +63,7 @@ def result(sources: Sources) -> ReportSection:
             ALONE,
             *(f"Greedy: {words}." for words in greedy_words(evaluation)),
             *evaluation.get("notes", []),
+            *sources.summary.get("warnings", []),
         ],
         figures=[dots(rows, note)],
         tables=tables,
@@ -152,7 +154,7 @@ def _differences(evaluation: Mapping[str, Any]) -> list[Table]:
             title="Paired differences",
             head=head,
             rows=rows,
-            note="On the same prompts; 95 % bootstrap intervals over prompts.",
+            note="On the same prompts; 95 % intervals over prompts: bootstrap, exact sign test where few differ.",
         )
     ]
 

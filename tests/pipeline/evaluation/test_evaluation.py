@@ -12,7 +12,7 @@ from configs.schema import Evaluation, RunConfig
 from pipeline.evaluation import results
 from pipeline.evaluation.outcomes import Mode, Outcome
 from pipeline.evaluation.results import Played
-from pipeline.evaluation.statistics import wilson
+from pipeline.evaluation.statistics import exact_interval
 from pipeline.stages import play
 from rollout_workers.rollouts import HostSpec
 from rollout_workers.tasks import Prompt
@@ -49,10 +49,8 @@ def test_numbers_of_several_samples_by_hand() -> None:
     found = results.variant_numbers(played, settings, 0, None, {"half": ["first", "first", "last", "last"]})
     assert (found["sampled"], found["greedy"]) == (5 / 8, 0.5)
     assert (found["pass_at_1"], found["pass_at_2"]) == (5 / 8, 0.75)
-    assert found["greedy_interval"] == wilson(2, 4)
-    assert found["sampled_interval"][0] >= 0.125, (
-        "prompts are resampled: seldom is the third one drawn three times out of four"
-    )
+    assert found["greedy_interval"] == exact_interval(2, 4)
+    assert found["sampled_interval"] == exact_interval(2.5, 4), "over prompts"
     assert (found["sampled_tokens"], found["greedy_tokens"], found["sampled_failures"]) == (2.5, 2.0, 1)
     assert found["differing_pairs"] == 0.75
     assert (found["differing_pairs_successful"], found["prompts_with_two_successes"]) == (0.5, 2)
@@ -63,7 +61,7 @@ def test_numbers_of_several_samples_by_hand() -> None:
 def test_one_sample_each_is_as_before() -> None:
     played = Played(sampled=outcomes("sampled", ["A", "b", "b", "b"]), greedy=outcomes("greedy", ["A", "A", "b", "b"]))
     found = results.variant_numbers(played, Evaluation(), 0, None, {})
-    assert found["sampled_interval"] == wilson(1, 4)
+    assert found["sampled_interval"] == exact_interval(1, 4)
     assert set(found) == {
         f"{mode}{name}" for mode in ("sampled", "greedy") for name in ("", "_interval", "_tokens", "_failures")
     }
@@ -78,8 +76,10 @@ def test_differences_are_paired_and_diversity_is_compared_at_equal_success() -> 
     cosines = {"base": (np.ones(2), np.array([1.0, np.nan])), "improved": (np.ones(2), np.array([0.25, 0.5]))}
     found = results.differences(played, 2, cosines, 0)["improved - base"]
     assert found["sampled"]["mean"] == 0.5
-    assert found["greedy"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    assert found["differing_pairs_successful"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "prompts": 1}
+    # Two prompts, none of which differs: (1 - psi)^2 = 0.025.
+    assert found["greedy"] == pytest.approx({"mean": 0.0, "low": 0.025**0.5 - 1, "high": 1 - 0.025**0.5})
+    # One prompt, which differs: theta is at least 0.025.
+    assert found["differing_pairs_successful"] == pytest.approx({"mean": 1.0, "low": -0.95, "high": 1.0, "prompts": 1})
     assert found["pairwise_cosine_successful"]["mean"] == -0.75
     assert results.differences({"base": played["base"]}, 2, {}, 0) == {}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.slices import field_problems, flat, labels, sliced
-from pipeline.evaluation.statistics import wilson
+from pipeline.evaluation.statistics import exact_interval
 
 NUMBERS = [{"target": t, "numbers": (1,) * (2 + t % 2), "kind": {"group": "ab"[t % 2]}} for t in range(40)]
 
@@ -37,14 +37,16 @@ def test_a_planted_bias_is_the_gap() -> None:
     outcomes = {"sampled": sampled, "greedy": np.ones(40)}
     found = sliced(outcomes, {"kind.group": groups, "target": labels("target", NUMBERS)}, minimum=10, seed=0)
     assert found["slice_gap"] == 0.75, "the field with the largest gap"
-    assert found["slice_gap_interval"] == [0.75, 0.75]
+    # 20 prompts each; at 97.5 % a rate of 1 is at least (0.0125)^(1/20).
+    wanted = [0.0125 ** (1 / 20) - exact_interval(5, 20, 0.975)[1], 1 - exact_interval(5, 20, 0.975)[0]]
+    assert found["slice_gap_interval"] == pytest.approx(wanted)
     assert found["slice_gap_greedy"] == 0.0
     assert found["slices"]["kind.group"]["b"] == {
         "prompts": 20,
         "sampled": 0.25,
-        "sampled_interval": wilson(5, 20),
+        "sampled_interval": exact_interval(5, 20),
         "greedy": 1.0,
-        "greedy_interval": wilson(20, 20),
+        "greedy_interval": exact_interval(20, 20),
     }
     assert found["slice_gaps"]["kind.group"]["sampled"]["smallest"] == "b"
     assert found["slice_gaps"]["target"]["sampled"]["gap"] == pytest.approx(0.0)
