@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from pipeline.cli import (  # noqa: F401  (each file's commands join the app when it is imported)
@@ -21,15 +22,16 @@ from pipeline.cli import (  # noqa: F401  (each file's commands join the app whe
     tune,
 )
 from pipeline.cli.app import app
-from pipeline.cli.options import INTERRUPTED
 from pipeline.cli.panels import arrange
+from pipeline.runs import interrupts
 
 arrange(app)
 
 
 def main() -> None:
     """Entry point of the installed program."""
+    interrupts.end_on_signals()
     try:
         app(prog_name="latent-control")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(interrupts.exit_code(getattr(interrupt, "number", signal.SIGINT), saved=False))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.cli.options import GATES
-from pipeline.runs.layout import EXPLORER, REPORT, SUMMARY
+from pipeline.runs.layout import EXPLORER, REPORT
 from pipeline.runs.stage_table import EVALUATE, IMPROVE
+from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -105,12 +106,6 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
             typer.echo(f"gate {word}: {verdict['gate']}  ({verdict['variant']}: {found})", err=not verdict["passed"])
     if gates and not gates["passed"]:
         raise typer.Exit(GATES)
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What ``summary.json`` holds; empty where a run has none yet."""
-    path = run_dir / SUMMARY
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def closing_words(run_dir: Path) -> str:

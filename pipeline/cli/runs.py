@@ -12,9 +12,10 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, RunFolder
-from pipeline.cli.output import closing_words, plan, print_json, print_table, read_summary
+from pipeline.cli.output import closing_words, plan, print_json, print_table
 from pipeline.cli.session import exit_on_error, run_folder
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.summary import read_summary
 
 
 @app.command()
@@ -67,7 +68,7 @@ def audit(run_dir: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(audits.as_json(findings))
     else:
-        rows = [(one.stage or "run", one.question, "pass" if one.passed else "FAIL", one.answer) for one in findings]
+        rows = [(one.stage or "run", one.question, one.verdict, one.answer) for one in findings]
         print_table(str(folder), ("stage", "question", "pass", "answer"), rows)
     if not passed:
         raise typer.Exit(FAILED)

@@ -4,6 +4,7 @@ code."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.cli.options import DEBUG, FAILED, INTERRUPTED, USAGE
-from pipeline.cli.output import print_error, print_problems, read_summary
+from pipeline.cli.options import DEBUG, FAILED, USAGE
+from pipeline.cli.output import print_error, print_problems
+from pipeline.runs import interrupts
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -100,15 +103,21 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
     ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
     """
     from configs.loading import ConfigErrors
-    from pipeline.runs.errors import RunError
+    from pipeline.runs.errors import AtWorkError, RunError
 
     try:
         yield
+    except AtWorkError as error:
+        print_error(f"error: {error}")
+        if output is not None:
+            output.errors.append(str(error))
+        raise typer.Exit(USAGE) from None
     except KeyboardInterrupt as error:
         started = resumable is not None and (resumable / CONFIG).is_file()
         print_error(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted")
-        # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
-        raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
+        # Who sent SIGTERM to a run (a scheduler, mostly) asked for an orderly end, and got it.
+        number = getattr(error, "number", signal.SIGINT)
+        raise typer.Exit(interrupts.exit_code(number, saved=started)) from None
     except (ValueError, ArithmeticError, OSError, RunError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise

@@ -17,8 +17,9 @@ import psutil
 
 from pipeline.console.progress import clock
 from pipeline.runs.events import read_events
-from pipeline.runs.layout import METRICS, PROCESS, STALL
+from pipeline.runs.layout import METRICS, STALL
 from pipeline.runs.metrics_log import records
+from pipeline.runs.process import read_process
 from pipeline.runs.status import overview
 
 _ENDS = ("finished", "failed", "stopped")
@@ -252,7 +253,7 @@ def _resume(t: _Traces) -> str:
 
 
 def _pid(t: _Traces) -> str:
-    return str(json.loads((t.run_dir / PROCESS).read_text())["pid"])
+    return str(read_process(t.run_dir)["pid"])
 
 
 def _when(event: Mapping[str, Any]) -> str:

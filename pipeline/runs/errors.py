@@ -7,6 +7,10 @@ class RunError(RuntimeError):
     """An error that ends a run but is not a defect of the code; its message names the remedy for the user."""
 
 
+class AtWorkError(RunError):
+    """Another process works on the run; nothing was started."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without its details: Ray's messages are pages."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

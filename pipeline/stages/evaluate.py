@@ -44,7 +44,7 @@ def evaluate_stage(
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         context.log.record(EVALUATE, 1, numbers)
         manifest.put_json(context.run_dir, EVALUATION, result)
-        manifest.know(context.run_dir, OUTCOMES)
+        manifest.know(context.run_dir, [OUTCOMES])
         for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge(config.gates, result, final_of(result))
@@ -98,6 +98,8 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     # A run keeps the outcomes of its evaluation; one without outcomes can be compared after this.
     file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
     result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
+    if file is not None:
+        manifest.know_own(target, file)
     add_costs(config, result, records)
     if gates := applicable(config.gates, result):
         result["gates"] = judgement(judge(gates, result, final_of(result)))

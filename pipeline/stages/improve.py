@@ -33,7 +33,7 @@ from pipeline.rl.rollout_pool import PartLost, this_node
 from pipeline.rl.watchdog import Watchdog
 from pipeline.rl.worker_group import Scaler
 from pipeline.rl.worker_health import LONGEST_REST
-from pipeline.runs import interrupts
+from pipeline.runs import interrupts, seals
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
@@ -212,8 +212,8 @@ def _loop(
     try:
         with Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
             _updates(context, stage, algorithm, improve, rewards, Best(context, stage, source, start), watchdog)
-    except interrupts.Stopped:
-        if algorithm.policy.version > 0:
+    except interrupts.Stopped as stop:
+        if stop.whole and algorithm.policy.version > 0:
             _save(context, stage, algorithm.policy.version, algorithm, rewards)
         raise
     algorithm.flush()
@@ -311,9 +311,7 @@ def _save(context: StageContext, stage: str, update: int, algorithm: LatentRL, r
         context.log.snapshot(staging / METRICS)
 
     checkpoints.write(folder, files=files, info=info)
-    checkpoints.prune(
-        context.checkpoints, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2
-    )
+    seals.saved(context.run_dir, stage, keep=context.config.improve.keep_checkpoints if context.config.improve else 2)
 
 
 def standing(context: StageContext, stage: str, algorithm: LatentRL) -> dict[str, Any]:
@@ -335,7 +333,7 @@ def _finish(
     updates = context.config.improve.updates if context.config.improve else 0
     info |= circumstances(context.config, context.run_dir, stage, updates)
     checkpoints.write(context.result(stage), files=partial(_result_files, source, start, weights), info=info)
-    checkpoints.prune(context.checkpoints, stage, keep=0)
+    seals.saved(context.run_dir, stage, keep=0)
 
 
 def _result_files(source: Path, start: Start, weights: Mapping[str, Any], folder: Path) -> None:
