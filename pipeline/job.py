@@ -13,7 +13,7 @@ from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
 from pipeline.run import resume, run
-from pipeline.runs.layout import BROUGHT, CONFIG
+from pipeline.runs.layout import BROUGHT, CONFIG, LOCK
 from pipeline.storage.atomic import copy
 
 
@@ -27,7 +27,7 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         config = with_files_brought(config, run_dir)
         require_shared_storage(config, run_dir)
         if not (run_dir / CONFIG).is_file():
-            if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
+            if names := sorted(path.name for path in run_dir.iterdir() if path.name not in (BROUGHT, LOCK)):
                 raise ValueError(
                     f"{run_dir} is not a run folder, but not empty ({', '.join(names[:3])}); give another folder"
                 )

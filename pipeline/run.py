@@ -150,9 +150,22 @@ def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
     log = RunLog(run_dir, tracker=tracker, display=display)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
     with log.showing(ahead(config, run_dir)):
-        _work(context, tracker)
+        try:
+            _work(context, tracker)
+        finally:
+            note_lost(log, run_dir, tracker.lost())
+            tracker.close()
     log.close()
     return run_dir
+
+
+def note_lost(log: RunLog, run_dir: Path, lost: str) -> None:
+    """Keep in the summary and in the events what the tracking store lacks of a run."""
+    summary = read_summary(run_dir)
+    if lost:
+        log.message(lost, "tracking_lost")
+    if summary.get("tracking", "") != lost:
+        manifest.put_json(run_dir, SUMMARY, summary | {"tracking": lost})
 
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:

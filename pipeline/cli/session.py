@@ -3,12 +3,14 @@ code."""
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,8 +168,30 @@ def run_folder(path: Path) -> Path:
 
 
 def new_folder(out: Path | None, kind: str) -> Path:
-    """The absolute path of a command's output: ``out``, or else ``runs/<kind>-<time>``."""
-    return (out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    """The absolute path of a command's output: ``out``, or else ``runs/<kind>-<time>``, made now so that no command
+    started in the same second has the same name, and removed at the end if it stayed empty."""
+    if out is not None:
+        return out.absolute()
+    first = Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    made = [parent for parent in (first.parent,) if not parent.exists()]
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            first.parent.mkdir(exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:  # said where the folder is needed
+            return folder
+        atexit.register(_remove_empty, [folder, *made])
+        return folder
+    raise AssertionError
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def empty_folder(out: Path | None, kind: str) -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
-from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_table
 from pipeline.cli.session import exit_on_error
 from pipeline.runs.layout import CONFIG
 
@@ -44,14 +44,12 @@ def task_check(
         sizes = ", ".join(
             f"{s['prompts']} {name} prompts ({s['ms_per_prompt']:.2f} ms each)" for name, s in result["splits"].items()
         )
-        typer.echo(
-            f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s"
-        )
+        echo(f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s")
         print_table("answers to held-out prompts", checking.HEAD, checking.table(result))
         for kind in ("warnings", "problems"):
             for line in result[kind]:
-                typer.echo(f"{kind[:-1]}: {line}")
-        typer.echo("ok" if not result["problems"] else f"{len(result['problems'])} problems")
+                echo(f"{kind[:-1]}: {line}")
+        echo("ok" if not result["problems"] else f"{len(result['problems'])} problems")
     if result["problems"]:
         raise typer.Exit(FAILED)
 
@@ -85,10 +83,8 @@ def init(
         tokens = _tokens(model, found.longest)
         config = init_config.config_of(found, base=model, chat=chat, tokens=tokens, out=out.absolute())
         out.write_text(init_config.text_of(found, config), encoding="utf-8")
-    typer.echo(
-        f"{out}: {found.rows} rows, prompt {found.prompt!r}, answer {found.answer!r} judged by {found.verifier!r}"
-    )
-    typer.echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
+    echo(f"{out}: {found.rows} rows, prompt {found.prompt!r}, answer {found.answer!r} judged by {found.verifier!r}")
+    echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
 
 
 @app.command()
@@ -115,7 +111,7 @@ def sample(
         from pipeline.experiments import sample_base
 
         found = sample_base.sample(settings, file, samples, print_error)
-    typer.echo(
+    echo(
         f"{file}: {found['rows']:g} rows from {found['prompts']:g} prompts; the base LM's success is "
         f"{found['success']:.3f}"
     )

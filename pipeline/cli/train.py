@@ -11,7 +11,7 @@ from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJsonLines, ConfigFile, Overrides, Quiet, RunFolder
 from pipeline.cli.output import finish
 from pipeline.cli.session import checked, existing, exit_on_error, new_folder, run_output
-from pipeline.runs.layout import CONFIG, MANIFEST
+from pipeline.runs.layout import CONFIG, LOCK, MANIFEST
 
 
 @app.command()
@@ -63,7 +63,7 @@ def resume(
 
 
 def _occupied(folder: Path) -> list[str]:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not any(path.name != LOCK for path in folder.iterdir())):
         return []
     if not folder.is_dir():
         return [f"--run-dir: {folder} is a file; give a folder"]

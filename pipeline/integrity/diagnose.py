@@ -94,7 +94,8 @@ def _finished(t: _Traces) -> Diagnosis | None:
     counts = Counter(event["kind"] for event in t.start if event["kind"] not in ("started", "finished"))
     incidents = ", ".join(f"{n} x {kind.replace('_', ' ')}" for kind, n in counts.items())
     cause = f"it finished, in spite of {incidents}" if counts else "it finished, and nothing went wrong"
-    behind = counts["tracking_away"] > counts["tracking_back"]
+    lacking = counts["tracking_lost"] or counts["tracking_away"] > counts["tracking_back"]
+    behind = lacking and not counts["tracking_synced"]
     evidence = [text for event in t.start[1:-1] for text in [f"{_when(event)} {event['text']}"]][-5:]
     return Diagnosis(
         state="finished",

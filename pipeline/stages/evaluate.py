@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
+from configs.plain_text import escaped
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
@@ -97,7 +98,7 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
         }
     # A run keeps the outcomes of its evaluation; one without outcomes can be compared after this.
     file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
-    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
+    result = play(config, hosts, prompts=count, say=lambda text: print(escaped(text), flush=True), outcomes_file=file)
     if file is not None:
         manifest.know_own(target, file)
     add_costs(config, result, records)
