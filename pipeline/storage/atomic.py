@@ -11,9 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.file_modes import UMASK
-
 _SEAL = "seal_sha256"
+
+
+def _umask() -> int:
+    """The process's umask. Reading it means setting it, which other threads could notice: done once, at import."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()
 
 
 def sha256_file(path: Path) -> str:

@@ -23,8 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from configs.file_modes import as_new
-from pipeline.storage.atomic import fsync_file, fsync_folder, sealed, sha256_file, unseal
+from pipeline.storage.atomic import UMASK, fsync_file, fsync_folder, sealed, sha256_file, unseal
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -61,7 +60,7 @@ def _seal(staging: Path, info: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{path.relative_to(staging)} cannot be part of a checkpoint: write plain files, none named {MANIFEST}"
             )
-        as_new(path)
+        path.chmod(0o666 & ~UMASK)  # safetensors makes its files private; others may read runs on shared storage
         fsync_file(path)
         listed[path.relative_to(staging).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     content = {
