@@ -172,8 +172,10 @@ def _lines(run_dir: Path) -> Iterator[str]:
         steps = [int(r["step"]) for r in records(path) if r.get("stage") == stage.name]
         if steps != sorted(set(steps)):
             yield f"{METRICS}: the steps of {stage.name} are not there once each, in order"
-    kinds = [e["kind"] for e in events.read_events(run_dir) if e["kind"] in ("metrics_changed", "lines_restored")]
-    if kinds[-1:] == ["metrics_changed"]:
+    kinds = [event["kind"] for event in events.read_events(run_dir)]
+    if "finished" in kinds[-1:] and manifest.grown(run_dir, METRICS):
+        yield f"{METRICS} has lines that came after the end"
+    if [kind for kind in kinds if kind in ("metrics_changed", "lines_restored")][-1:] == ["metrics_changed"]:
         yield f"{METRICS} had lost or changed lines when the run was resumed (events.jsonl)"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +105,12 @@ def known(run_dir: Path) -> set[str]:
     return {*content["files"], *content["logs"]}
 
 
+def grown(run_dir: Path, name: str) -> bool:
+    """Whether a log is longer than when it was recorded last."""
+    size, _ = _content(run_dir)["logs"].get(name, (math.inf, ""))
+    return (run_dir / name).is_file() and (run_dir / name).stat().st_size > size
+
+
 def problems(run_dir: Path) -> dict[str, str]:
     """What is wrong with the files, by name; nothing is known of runs of versions before this."""
     try:
@@ -117,7 +124,8 @@ def problems(run_dir: Path) -> dict[str, str]:
             else {}
         )
     except (ValueError, OSError, LookupError) as error:
-        return {MANIFEST: f"{error}; whether the run's other files are what was written is not known"}
+        said = str(error).removeprefix(MANIFEST).strip()
+        return {MANIFEST: f"{said}; whether the run's other files are what was written is not known"}
     found: dict[str, str] = {} if _has_events(run_dir) else {EVENTS: "is missing or empty"}
     for name, hashes in files.items():
         digest = _digest(run_dir / name)

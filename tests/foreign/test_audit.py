@@ -253,6 +253,9 @@ KINDS: dict[str, Damage] = {
     "the last metrics line gone": changed("metrics.jsonl", lines(lambda found: found[:-1])),
     "a metrics line doubled": changed("metrics.jsonl", lines(lambda found: [*found[:2], found[1], *found[2:]])),
     "metrics lines out of order": changed("metrics.jsonl", lines(lambda found: [found[1], found[0], *found[2:]])),
+    "a metrics line put at the end": changed(
+        "metrics.jsonl", lambda data: data + line({"stage": "improve", "step": 99, "time": 0.0, "reward": 1.0}).encode()
+    ),
     "a metrics line edited": changed("metrics.jsonl", lines(edited)),
     "a metrics line damaged": changed("metrics.jsonl", flipped),
     "metrics gone": gone("metrics.jsonl"),
