@@ -4,11 +4,14 @@ or ``PATIENCE``, ends it where it is; what hangs even then is left behind after 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -30,6 +33,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.handled: tuple[signal.Signals, ...] = ()
+        self.bell: socket.socket | None = None
+        self.timed = False
+        """Whether a signal has come, and the time runs."""
         self.listening = False
         self.asked: int | None = None
         self.saved = False
@@ -40,23 +46,45 @@ class _Watch:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         second, self.asked = self.asked is not None, self.asked or number
-        if not second:
-            self.saved = self.listening
-            _later(PATIENCE, self._again)
-            _later(LIMIT, self._leave)
         if second or self.nothing_to_save:
             raise Stopped(self.asked)
 
-    def _again(self) -> None:
-        """As if the signal came a second time, in the main thread."""
-        if self.asked is not None and self.listening and not self.nothing_to_save:
-            signal.pthread_kill(threading.main_thread().ident or 0, self.asked)
+    def look(self) -> None:
+        """See signals as they come: Python calls its handlers in the main thread only, once that is out of whatever C
+        code it waits in (``ray.get`` took 30 s)."""
+        if self.bell is None:
+            self.bell, other = socket.socketpair()
+            for end in (self.bell, other):
+                end.setblocking(False)
+            threading.Thread(target=self._watch, args=(other,), daemon=True).start()
+        signal.set_wakeup_fd(self.bell.fileno(), warn_on_full_buffer=False)
 
-    def _leave(self) -> None:
-        if self.asked is not None:
-            with suppress(Exception):
-                self.last_words(signal.Signals(self.asked).name)
-            os._exit(exit_code(self.asked, saved=self.saved))
+    def _watch(self, bell: socket.socket) -> None:
+        while True:
+            select.select([bell], [], [])
+            number = next((one for one in bell.recv(64) if one in self.handled), None)
+            if number is not None and not self.timed:
+                self.timed, self.saved = True, self.listening
+                _later(PATIENCE, partial(self._again, number))
+                _later(LIMIT, partial(self._leave, number))
+
+    def _again(self, number: int) -> None:
+        """As if the signal came a second time, in the main thread."""
+        if self.timed and self.listening and not self.nothing_to_save:
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def _leave(self, number: int) -> None:
+        if not self.timed:
+            return
+        with suppress(Exception):
+            self.last_words(signal.Signals(number).name)
+        with suppress(Exception):
+            import psutil
+
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        os._exit(exit_code(number, saved=self.saved))
 
 
 def _later(seconds: float, work: Callable[[], None]) -> None:
@@ -92,7 +120,8 @@ def listening(last_words: Callable[[str], None] = lambda name: None) -> Iterator
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     handled, _watch.handled = _watch.handled, SIGNALS
-    _watch.listening, _watch.nothing_to_save, _watch.asked, _watch.last_words = True, False, None, last_words
+    _watch.listening, _watch.nothing_to_save, _watch.last_words = True, False, last_words
+    _watch.asked, _watch.timed = None, False
     listen_again()
     try:
         yield
@@ -103,7 +132,7 @@ def listening(last_words: Callable[[str], None] = lambda name: None) -> Iterator
     finally:
         _watch.handled, _watch.listening, _watch.nothing_to_save = handled, False, True
         if not _watch.whole_program:  # somebody's own program goes on after this
-            _watch.asked = None
+            _watch.asked, _watch.timed = None, False
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -111,7 +140,8 @@ def listening(last_words: Callable[[str], None] = lambda name: None) -> Iterator
 def listen_again() -> None:
     """Install the handlers again after a library replaced them (``ray.init`` does); a signal that the process
     ignores stays ignored."""
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and _watch.handled:
+        _watch.look()
         for number in _watch.handled:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _watch)
