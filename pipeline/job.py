@@ -13,6 +13,7 @@ from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
 from pipeline.run import resume, run
+from pipeline.runs.folder_name import name_problem
 from pipeline.runs.layout import BROUGHT, CONFIG, LOCK
 from pipeline.storage.atomic import copy
 
@@ -23,6 +24,8 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
     Raises:
         ValueError: with every problem of the storage, or the folder holds something else.
     """
+    if problem := name_problem(run_dir, config):
+        raise ValueError(problem)
     with connected(config):
         config = with_files_brought(config, run_dir)
         require_shared_storage(config, run_dir)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
-import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,22 @@ from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.runs import interrupts, manifest, seals
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.environment import calm_libraries, git_commit, peak_gib, write_environment
-from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.environment import calm_libraries, peak_gib, write_environment
 from pipeline.runs.events import Events
+from pipeline.runs.folder_name import name_problem
 from pipeline.runs.forecast import expected_seconds
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, OUTCOMES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
 from pipeline.runs.process import at_work
 from pipeline.runs.repair import mend
 from pipeline.runs.stage_table import BASE, EVALUATE, PAGES
+from pipeline.runs.starts import note_end, noted
 from pipeline.runs.status import finished as has_finished
 from pipeline.runs.summary import read_summary
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.evaluate import evaluate_stage
 from pipeline.stages.plan import Planned, plan
-from pipeline.storage import checkpoints, disk_space
+from pipeline.storage import checkpoints
 from pipeline.tracking.stage_record import note_result, tracking
 from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import build_task
@@ -49,8 +48,11 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
     stdout is.
 
     Raises:
-        ValueError: the folder holds a run already.
+        ValueError: the folder holds a run already, or its name is not one that every part of a run can be given.
+        AtWorkError: another process works on it.
     """
+    if problem := name_problem(run_dir, config):
+        raise ValueError(problem)
     run_dir.mkdir(parents=True, exist_ok=True)
     with at_work(run_dir):
         if (run_dir / CONFIG).exists():
@@ -96,7 +98,7 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
     calm_libraries()
 
     def last_words(name: str) -> None:
-        _ended(Events(run_dir), run_dir, "stopped", f"ended by {name}, in the middle of its work")
+        note_end(run_dir, "stopped", f"ended by {name}, in the middle of its work")
         interrupts.say_last(f"ended by {name}; continue with: latent-control resume {run_dir}")
 
     with noted(run_dir), interrupts.listening(last_words):
@@ -106,42 +108,6 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         with connected(config):
             require_shared_storage(config, run_dir)
             return _stages(config, run_dir, display)
-
-
-@contextmanager
-def noted(run_dir: Path) -> Iterator[None]:
-    """Beginning and end of a start of a run as events.
-
-    Raises:
-        RunError: in the place of whatever a full disk led to.
-    """
-    events = Events(run_dir)
-    events.mend()
-    events.note("started", f"started by process {os.getpid()} on {socket.gethostname()}", git_commit=git_commit())
-    try:
-        yield
-    except KeyboardInterrupt as signal:
-        _ended(events, run_dir, "stopped", f"ended by {str(signal) or 'SIGINT'}")
-        raise
-    except BaseException as error:
-        where = [
-            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
-        ]
-        cause = getattr(error, "cause", None) or error  # of what went wrong inside of an actor
-        if disk_space.is_full(error):
-            text = disk_space.full(run_dir)
-            _ended(events, run_dir, "failed", text, error=type(cause).__name__, where=where)
-            raise RunError(text) from error
-        _ended(events, run_dir, "failed", first_line(cause), error=type(cause).__name__, where=where)
-        raise
-    _ended(events, run_dir, "finished", "all stages are done")
-
-
-def _ended(events: Events, run_dir: Path, kind: str, text: str, **facts: Any) -> None:
-    """Note the end of a start, and record the logs as they are now."""
-    events.note(kind, text, **facts)
-    with suppress(OSError):  # a full disk is reported already
-        manifest.know(run_dir, ())
 
 
 def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:

@@ -52,4 +52,9 @@ def main() -> None:
     try:
         app(prog_name="latent-control")
     except KeyboardInterrupt as interrupt:
-        sys.exit(interrupts.exit_code(getattr(interrupt, "number", signal.SIGINT), saved=False))
+        code = interrupts.exit_code(getattr(interrupt, "number", signal.SIGINT), saved=False)
+        interrupts.leave(code)
+        sys.exit(code)
+    except SystemExit as end:
+        interrupts.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

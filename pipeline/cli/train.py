@@ -28,7 +28,11 @@ def run(
     folder = new_folder(run_dir, config.stem)
     with run_output(folder, quiet, as_json) as output:
         with exit_on_error(USAGE, output=output):
+            from pipeline.runs.folder_name import name_problem
+
             settings = checked(config, overrides or [], also=_occupied(folder), output=output)
+            if problem := name_problem(folder, settings):
+                raise ValueError(f"--run-dir: {problem}")
             _make(folder)
             from pipeline.run import run as run_stages
         with exit_on_error(FAILED, resumable=folder, output=output):

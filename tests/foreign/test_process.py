@@ -149,3 +149,12 @@ def test_an_unused_name_leaves_nothing_behind(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert done.returncode == USAGE and [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("name", ["why?", "%41", "a=b", "a#b", "back\\slash", "esc\x1b[2J", "in%20/x", "in?/x"])
+def test_a_name_that_a_later_stage_could_not_use_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+    told = CliRunner().invoke(
+        app, ["run", str(ROOT / "configs" / "quickstart.yaml"), "--run-dir", str(tmp_path / name)]
+    )
+    assert told.exit_code == USAGE and "--run-dir" in told.output and "\x1b" not in told.output
+    assert not any(tmp_path.iterdir())
