@@ -23,7 +23,7 @@ from latent_control.bases.weight_files import read_shapes
 from latent_control.config import LatentActionConfig
 from latent_control.decoder_stack import DecoderStack, decoder_blocks, decoder_of
 from latent_control.published import read_published
-from latent_control.tensor_files import read_weights, require_tensors
+from latent_control.tensor_files import as_readable_as, read_weights, require_tensors
 
 CONFIG, WEIGHTS, BASE = "latent_action_config.json", "latent_actions.safetensors", "base"
 FORMAT = 1
@@ -271,6 +271,7 @@ class PretrainedMixin(nn.Module):
         }
         save_file(keep, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=1))
+        as_readable_as(folder / CONFIG)
         return folder
 
     def new_modules(self) -> dict[str, torch.Tensor]:

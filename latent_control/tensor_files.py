@@ -11,6 +11,13 @@ from safetensors.torch import load_file
 from latent_control.bases.weight_files import Shape
 
 
+def as_readable_as(plain: Path) -> None:
+    """Give the weights beside ``plain`` its permissions, those of any new file: safetensors makes its own private."""
+    for pattern in ("*.safetensors", "base/*.safetensors"):
+        for path in plain.parent.glob(pattern):
+            path.chmod(plain.stat().st_mode & 0o777)
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file.
 

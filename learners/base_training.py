@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from configs.schema import Architecture, BaseTraining
+from latent_control.tensor_files import as_readable_as
 from learners.learning_rate import learning_rate_share
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -205,6 +206,7 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
         _train(config, model, tokenizer, task, log)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    as_readable_as(folder / "config.json")
 
 
 def _train(

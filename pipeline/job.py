@@ -13,7 +13,8 @@ from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
 from pipeline.run import resume, run
-from pipeline.runs.layout import BROUGHT, CONFIG
+from pipeline.runs.folder_name import name_problem
+from pipeline.runs.layout import BROUGHT, CONFIG, LOCK
 from pipeline.storage.atomic import copy
 
 
@@ -23,11 +24,13 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
     Raises:
         ValueError: with every problem of the storage, or the folder holds something else.
     """
+    if problem := name_problem(run_dir, config):
+        raise ValueError(problem)
     with connected(config):
         config = with_files_brought(config, run_dir)
         require_shared_storage(config, run_dir)
         if not (run_dir / CONFIG).is_file():
-            if names := sorted(path.name for path in run_dir.iterdir() if path.name != BROUGHT):
+            if names := sorted(path.name for path in run_dir.iterdir() if path.name not in (BROUGHT, LOCK)):
                 raise ValueError(
                     f"{run_dir} is not a run folder, but not empty ({', '.join(names[:3])}); give another folder"
                 )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,26 +15,30 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, is_connected
 from pipeline.cluster.shared_storage import require_shared_storage
-from pipeline.console.displays import Display
+from pipeline.console.displays import Display, automatic
 from pipeline.console.progress import Ahead
 from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.rl.rollout_metrics import tied_warning
-from pipeline.runs import interrupts, manifest
+from pipeline.runs import interrupts, manifest, seals
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.environment import calm_libraries, git_commit, peak_gib, write_environment
-from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.environment import calm_libraries, peak_gib, write_environment
 from pipeline.runs.events import Events
+from pipeline.runs.folder_name import name_problem
 from pipeline.runs.forecast import expected_seconds
-from pipeline.runs.layout import CONFIG, SUMMARY, stage_record
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, OUTCOMES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.process import at_work
 from pipeline.runs.repair import mend
 from pipeline.runs.stage_table import BASE, EVALUATE, ONLINE, PAGES
-from pipeline.runs.status import at_work
+from pipeline.runs.starts import note_end, noted
+from pipeline.runs.status import finished as has_finished
+from pipeline.runs.summary import read_summary
+from pipeline.stages.base_model import resolve_base
 from pipeline.stages.evaluate import evaluate_stage
 from pipeline.stages.plan import Planned, plan
-from pipeline.storage import checkpoints, disk_space
+from pipeline.storage import checkpoints
 from pipeline.tracking.stage_record import note_result, tracking
 from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import build_task
@@ -47,33 +49,60 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
     stdout is.
 
     Raises:
-        ValueError: the folder holds a run already.
+        ValueError: the folder holds a run already, or its name is not one that every part of a run can be given.
+        AtWorkError: another process works on it.
     """
-    if (run_dir / CONFIG).exists():
-        raise ValueError(
-            f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another folder"
-        )
+    if problem := name_problem(run_dir, config):
+        raise ValueError(problem)
     run_dir.mkdir(parents=True, exist_ok=True)
-    manifest.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
-    return execute(config, run_dir, display)
+    with at_work(run_dir):
+        if (run_dir / CONFIG).exists():
+            raise ValueError(
+                f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another "
+                "folder"
+            )
+        manifest.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
+        return execute(config, run_dir, display)
 
 
 def resume(run_dir: Path, display: Display | None = None, restore_config: bool = False) -> Path:
     """Continue an interrupted run: finished stages are kept, the broken one goes on from its newest valid checkpoint.
+    Of a run that is finished and whole nothing is touched.
 
-    Raises: ValueError: there is no run in ``run_dir``, or its config was changed (``restore_config``: put back what it
-        was).
+    Raises:
+        ValueError: there is no run in ``run_dir``, its config was changed (``restore_config``: put back what it was),
+            or the config says other settings than a finished stage was trained with.
+        AtWorkError: another process works on it.
     """
     if not (run_dir / CONFIG).is_file() and manifest.kept(run_dir, CONFIG) is None:
         raise ValueError(f"no run in {run_dir}: {CONFIG} is missing")
-    mend(run_dir, restore_config)
-    return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
+    if nothing_left(run_dir):
+        (display or automatic()).message(f"{run_dir.name} is finished: nothing left to do")
+        return run_dir
+    with at_work(run_dir):
+        mend(run_dir, restore_config)
+        return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
+
+
+def nothing_left(run_dir: Path) -> bool:
+    """Whether a run has all that its config names, and nothing of it is damaged."""
+    if manifest.problems(run_dir):
+        return False
+    config, summary = load_config(run_dir / CONFIG, [], check_paths=False), read_summary(run_dir)
+    pages = not (wants_page(config) or config.report.enabled) or PAGES in summary.get("took", ())
+    results = [run_dir / CHECKPOINTS / stage.name for stage in plan(config) if stage.name != BASE]
+    return has_finished(config, summary) and pages and not any(checkpoints.verify(result) for result in results)
 
 
 def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
     """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
     calm_libraries()
-    with at_work(run_dir), noted(run_dir), interrupts.listening():
+
+    def last_words(name: str) -> None:
+        note_end(run_dir, "stopped", f"ended by {name}, in the middle of its work")
+        interrupts.say_last(f"ended by {name}; continue with: latent-control resume {run_dir}")
+
+    with noted(run_dir), interrupts.listening(last_words):
         if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
             return _stages(config, run_dir, display)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -82,44 +111,28 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
             return _stages(config, run_dir, display)
 
 
-@contextmanager
-def noted(run_dir: Path) -> Iterator[None]:
-    """Beginning and end of a start of a run as events.
-
-    Raises:
-        RunError: in the place of whatever a full disk led to.
-    """
-    events = Events(run_dir)
-    events.mend()
-    events.note("started", f"started by process {os.getpid()} on {socket.gethostname()}", git_commit=git_commit())
-    try:
-        yield
-    except KeyboardInterrupt as signal:
-        events.note("stopped", f"ended by {signal or 'SIGINT'}")
-        raise
-    except BaseException as error:
-        where = [
-            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
-        ]
-        cause = getattr(error, "cause", None) or error  # of what went wrong inside of an actor
-        if disk_space.is_full(error):
-            text = disk_space.full(run_dir)
-            events.note("failed", text, error=type(cause).__name__, where=where)
-            raise RunError(text) from error
-        events.note("failed", first_line(cause), error=type(cause).__name__, where=where)
-        raise
-    events.note("finished", "all stages are done")
-
-
 def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
     write_environment(run_dir)
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
     log = RunLog(run_dir, tracker=tracker, display=display)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
     with log.showing(ahead(config, run_dir)):
-        _work(context, tracker)
+        try:
+            _work(context, tracker)
+        finally:
+            note_lost(log, run_dir, tracker.lost())
+            tracker.close()
     log.close()
     return run_dir
+
+
+def note_lost(log: RunLog, run_dir: Path, lost: str) -> None:
+    """Keep in the summary and in the events what the tracking store lacks of a run."""
+    summary = read_summary(run_dir)
+    if lost:
+        log.message(lost, "tracking_lost")
+    if summary.get("tracking", "") != lost:
+        manifest.put_json(run_dir, SUMMARY, summary | {"tracking": lost})
 
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
@@ -140,12 +153,18 @@ def _work(context: StageContext, tracker: Tracker) -> None:
     """Every stage, the evaluation, the pages."""
     config, run_dir, log = context.config, context.run_dir, context.log
     warnings = simulation_warning(config)
-    summary: dict[str, Any] = ({"warnings": warnings} if warnings else {}) | {"stages": {}}
     for warning in warnings:
         log.message(warning)
+    # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
+    summary: dict[str, Any] = read_summary(run_dir) | ({"warnings": warnings} if warnings else {}) | {"stages": {}}
+    whole = evaluated(run_dir, summary)
     source: Path | None = None
     for stage in plan(config):
         kept = finished(context, stage)
+        if kept is None or config.evaluation is None:  # an evaluation is of the stages that there were
+            whole = False
+            for name in ("evaluation", "gates", "took"):
+                summary.pop(name, None)
         result, seconds = kept or tracked(context, tracker, stage, source)
         summary["stages"][stage.name] = {
             "seconds": seconds,
@@ -158,23 +177,34 @@ def _work(context: StageContext, tracker: Tracker) -> None:
                 summary.setdefault("warnings", []).append(warning)
                 log.message(warning)
         source = result.checkpoint if stage.passes_on else source
-        manifest.put_json(run_dir, SUMMARY, summary)
-    summary["took"] = {}
+        if kept is None:
+            manifest.put_json(run_dir, SUMMARY, summary)
+        elif seals.unrecorded(run_dir, [stage.name]):  # of a version before, or the manifest was lost
+            seals.stage_ended(run_dir, stage.name, Path(resolve_base(config)))
+    took = summary.setdefault("took", {})
     if config.evaluation is not None and source is not None:
-        with interrupts.at_once(), _timed(summary["took"], EVALUATE):
-            summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
-        if config.gates:
-            summary["gates"] = judgement(verdicts)
-        manifest.put_json(run_dir, SUMMARY, summary)
-        log.done(EVALUATE, seconds=summary["took"][EVALUATE])
+        if not whole:
+            with interrupts.at_once(), _timed(took, EVALUATE):
+                summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
+            if config.gates:
+                summary["gates"] = judgement(verdicts)
+            manifest.put_json(run_dir, SUMMARY, summary)
+        log.done(EVALUATE, kept=whole, seconds=took[EVALUATE])
         log.display.evaluation(summary["evaluation"])
     if wants_page(config) or config.report.enabled:
         log.begin(PAGES, 0)
-        with interrupts.at_once(), _timed(summary["took"], PAGES):
+        with interrupts.at_once(), _timed(took, PAGES):
             write_at_end(context)
             write_report(context)  # it links to the explorer
-        log.done(PAGES, seconds=summary["took"][PAGES])
+        log.done(PAGES, seconds=took[PAGES])
     manifest.put_json(run_dir, SUMMARY, summary)
+
+
+def evaluated(run_dir: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether an earlier start evaluated all stages, under the config that the manifest has kept since."""
+    there = {METRICS, EVALUATION, OUTCOMES} <= manifest.known(run_dir)
+    damaged = manifest.problems(run_dir).keys() & {SUMMARY, EVALUATION, OUTCOMES}
+    return there and not damaged and "evaluation" in summary and EVALUATE in summary.get("took", ())
 
 
 @contextmanager
@@ -189,10 +219,12 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
     result's manifest."""
     name = stage_record(stage.name)
     result = context.result(stage.name)
-    there, problem = (context.run_dir / name).is_file(), manifest.problems(context.run_dir).get(name)
+    wrong = manifest.problems(context.run_dir)
+    there, problem = (context.run_dir / name).is_file(), wrong.get(name)
     if not there and not problem:
         return None
-    if stage.name != BASE and (problems := checkpoints.verify(result)):
+    other = wrong.get(f"{CHECKPOINTS}/{stage.name}/{MANIFEST}")
+    if stage.name != BASE and (problems := checkpoints.verify(result) or ([f"its result {other}"] if other else [])):
         context.log.message(f"{stage.name}: {problems[0]}; the stage is done again", "result_damaged", stage=stage.name)
         return None
     if problem and stage.name == BASE:
@@ -216,6 +248,7 @@ def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float]
 def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
     """Run a stage as a separate MLflow run and record that it is done."""
     started = time.perf_counter()
+    seals.stage_begins(context.run_dir, stage.name)
     with tracking(context, tracker, stage.name, source):
         result = stage.work(context, source)
         if stage.name != BASE:
@@ -227,5 +260,6 @@ def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Pat
         "metrics": result.metrics,
         "driver_peak_gib": peak_gib(),
     }
+    seals.stage_ended(context.run_dir, stage.name, Path(resolve_base(context.config)))
     manifest.put_json(context.run_dir, stage_record(stage.name), record)
     return result, seconds

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from latent_control.tensor_files import as_readable_as
+
 
 def cache_root() -> Path:
     """Under ``XDG_CACHE_HOME``, else ``~/.cache``."""
@@ -30,6 +32,7 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
     try:
         make(staged)
         os.chmod(staged, 0o755)  # mkdtemp makes it private
+        as_readable_as(staged / "config.json")
         for path in staged.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -90,6 +93,7 @@ def _remember(record: Path, said: dict[str, object]) -> None:
         handle, staged = tempfile.mkstemp(prefix=f".{record.name}.tmp-", dir=record.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(said, file)
+        os.chmod(staged, 0o644)  # mkstemp makes it private
         os.replace(staged, record)
     except OSError:
         return

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latent_control.losses import Metrics
-from latent_control.tensor_files import read_weights
+from latent_control.tensor_files import as_readable_as, read_weights
 
 SHAPE, WEIGHTS = "q_head.json", "q_head.safetensors"
 FORMAT = 1
@@ -115,6 +115,7 @@ def save_q_head(head: QHead, folder: Path) -> None:
         {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS
     )
     (folder / SHAPE).write_text(json.dumps({"format": FORMAT, "shape": asdict(head.shape)}, indent=1))
+    as_readable_as(folder / SHAPE)
 
 
 def read_q_shape(folder: Path) -> QShape:

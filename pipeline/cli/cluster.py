@@ -12,7 +12,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, ConfigFile, Overrides, Quiet
-from pipeline.cli.output import finish, print_error, print_problems
+from pipeline.cli.output import echo, finish, print_error, print_problems
 from pipeline.cli.session import checked, examine, exit_on_error, run_folder
 from pipeline.runs.layout import stage_record
 from pipeline.runs.stage_table import IMPROVE
@@ -52,6 +52,10 @@ def submit(
             )
         if retries and not wait:
             errors.append("--retries: with --no-wait nothing submits the job again; leave one of them out")
+        from pipeline.runs.process import at_work_elsewhere
+
+        if busy := at_work_elsewhere(run_dir):
+            errors.append(f"--run-dir: {busy}; follow its job, or give another folder")
         print_problems(config, errors, warnings)
         if settings is None or errors:
             raise typer.Exit(USAGE)
@@ -86,7 +90,7 @@ def _followed(client: JobSubmissionClient, job: str, address: str, retries: int,
         signal.signal(end, signal.default_int_handler)
     code = 1
     for number in range(retries + 1):
-        code = jobs.follow(client, job, address, lambda text: typer.echo(text, nl=False), print_error)
+        code = jobs.follow(client, job, address, lambda text: echo(text, nl=False), print_error)
         if number == retries or not jobs.driver_lost(client.get_job_info(job)):
             break
         rest = jobs.REST * 2**number
@@ -138,7 +142,7 @@ def scale(
 
         write_request(folder, workers)
     asked = "as many as cluster.autoscale chooses" if auto else f"{workers} rollout workers"
-    typer.echo(f"requested {asked}; the run applies it before its next update and logs it")
+    echo(f"requested {asked}; the run applies it before its next update and logs it")
 
 
 def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[str], list[str]]:

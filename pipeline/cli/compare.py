@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, Overrides
-from pipeline.cli.output import print_error, print_json, print_page, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_page, print_table
 from pipeline.cli.session import checked, empty_folder, exit_on_error, run_folder, working
 
 
@@ -45,7 +45,7 @@ def compare(
     print_comparison(result)
     print_page(path, saved.not_tracked)
     if saved.link:
-        typer.echo(f"side by side in MLflow: latent-control ui {right[-1]}, then {saved.link}")
+        echo(f"side by side in MLflow: latent-control ui {right[-1]}, then {saved.link}")
 
 
 def print_comparison(result: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ def print_comparison(result: dict[str, Any]) -> None:
     for table in comparison.tables(result):
         print_table(table["title"], table["head"], table["rows"])
     for note in result["notes"]:
-        typer.echo(f"note: {note}")
-    typer.echo(result["verdict"])
+        echo(f"note: {note}")
+    echo(result["verdict"])
 
 
 def _sides(runs: list[Path], a: list[Path], b: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -123,6 +123,6 @@ def pilot(
         return
     print_comparison(result)
     for line in result["advice"]:
-        typer.echo(f"next: {line}")
-    typer.echo(f"{result['seconds'] / 60:.1f} of {minutes:g} minutes; A is latent, B token level")
-    typer.echo(f"config: {result['config']}; page: {result['page']}")
+        echo(f"next: {line}")
+    echo(f"{result['seconds'] / 60:.1f} of {minutes:g} minutes; A is latent, B token level")
+    echo(f"config: {result['config']}; page: {result['page']}")

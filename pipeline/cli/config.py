@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson, ConfigFile, Overrides
-from pipeline.cli.output import plan, print_json, print_problems
+from pipeline.cli.output import echo, plan, print_json, print_problems
 from pipeline.cli.session import examined, exit_on_error
 from pipeline.storage.disk_space import folder_problems
 
@@ -30,9 +30,9 @@ def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJso
     if errors or settings is None:
         raise typer.Exit(USAGE)
     if not as_json:
-        typer.echo("ok")
+        echo("ok")
         for line in [*plan(settings), *(f"  {note}" for note in notes)]:
-            typer.echo(line)
+            echo(line)
 
 
 @config_app.command("show")
@@ -41,7 +41,7 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     from configs.loading import dump_config, load_config
 
     with exit_on_error(USAGE):
-        typer.echo(dump_config(load_config(config, overrides or [], check_paths=False)), nl=False)
+        echo(dump_config(load_config(config, overrides or [], check_paths=False)), nl=False)
 
 
 @config_app.command("schema")
@@ -58,4 +58,4 @@ def config_reference() -> None:
     from configs.loading import config_schema
     from configs.reference import reference
 
-    typer.echo(reference(config_schema()), nl=False)
+    echo(reference(config_schema()), nl=False)

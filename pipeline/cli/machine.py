@@ -8,7 +8,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson
-from pipeline.cli.output import print_json
+from pipeline.cli.output import echo, print_json
 from pipeline.cli.session import exit_on_error
 
 
@@ -21,7 +21,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json(examination.as_data(findings))
     else:
-        typer.echo(examination.as_text(findings))
+        echo(examination.as_text(findings))
     raise typer.Exit(0 if examination.is_fine(findings) else FAILED)
 
 
@@ -41,4 +41,4 @@ def ui(
         store = server.find_store(target)
         chosen = server.choose_port(port)
     with exit_on_error(FAILED):
-        server.serve(store, chosen, typer.echo)
+        server.serve(store, chosen, echo)

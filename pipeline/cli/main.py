@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import traceback
+from types import TracebackType
 
+from configs.plain_text import escaped
 from pipeline.cli import (  # noqa: F401  (each file's commands join the app when it is imported)
     cluster,
     compare,
@@ -21,15 +26,35 @@ from pipeline.cli import (  # noqa: F401  (each file's commands join the app whe
     tune,
 )
 from pipeline.cli.app import app
-from pipeline.cli.options import INTERRUPTED
 from pipeline.cli.panels import arrange
+from pipeline.runs import interrupts
 
 arrange(app)
 
 
+class _Escaped(logging.Formatter):
+    """Warnings quote files, models and users."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+def _print_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    print(escaped("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the installed program."""
+    interrupts.end_on_signals()
+    sys.excepthook = _print_defect
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Escaped())
     try:
         app(prog_name="latent-control")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        code = interrupts.exit_code(getattr(interrupt, "number", signal.SIGINT), saved=False)
+        interrupts.leave(code)
+        sys.exit(code)
+    except SystemExit as end:
+        interrupts.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

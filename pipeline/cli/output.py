@@ -9,33 +9,40 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from configs.plain_text import escaped
 from pipeline.cli.options import GATES
 from pipeline.evaluation.modes import MODES, greedy_words
-from pipeline.runs.layout import EXPLORER, REPORT, SUMMARY
+from pipeline.runs.layout import EXPLORER, REPORT
 from pipeline.runs.stage_table import EVALUATE, IMPROVE
+from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
 
 
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a text, whoever it quotes: what would steer the terminal is shown escaped."""
+    typer.echo(escaped(text), err=err, nl=nl)
+
+
 def print_error(text: str) -> None:
     """A line to stderr."""
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 def print_json(data: Any) -> None:
     """What ``--json`` prints."""
-    typer.echo(json.dumps(data, indent=2))
+    echo(json.dumps(data, indent=2))
 
 
 def print_result(result: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
     """A result as JSON or as text."""
-    typer.echo(json.dumps(result, indent=2) if as_json else as_text(result))
+    echo(json.dumps(result, indent=2) if as_json else as_text(result))
 
 
 def print_page(path: Path, not_tracked: str | None) -> None:
     """Where a page is, and whether MLflow has it too; ``not_tracked``: why it has not."""
-    typer.echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
+    echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -44,9 +51,10 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*head, title=title, title_justify="left")
+    # Text: in a plain string rich would take brackets for markup.
+    table = Table(*head, title=Text(escaped(title)), title_justify="left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
 
@@ -93,7 +101,7 @@ def _stage_line(config: RunConfig, stage: str) -> str:
 def finish(run_dir: Path, quiet: bool, as_json: bool = False) -> None:
     """Print the end of a run, then the gates."""
     if not (quiet or as_json):
-        typer.echo(closing_words(run_dir))
+        echo(closing_words(run_dir))
     pass_gates(read_summary(run_dir).get("gates"), quiet or as_json)
 
 
@@ -103,22 +111,17 @@ def pass_gates(gates: dict[str, Any] | None, quiet: bool) -> None:
         found = "not measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
         word = "passed" if verdict["passed"] else "FAILED"
         if not (quiet and verdict["passed"]):
-            typer.echo(f"gate {word}: {verdict['gate']}  ({verdict['variant']}: {found})", err=not verdict["passed"])
+            echo(f"gate {word}: {verdict['gate']}  ({verdict['variant']}: {found})", err=not verdict["passed"])
     if gates and not gates["passed"]:
         raise typer.Exit(GATES)
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What ``summary.json`` holds; empty where a run has none yet."""
-    path = run_dir / SUMMARY
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def closing_words(run_dir: Path) -> str:
     """The end of a run: its evaluation as a table, its folder, and the commands and pages that show it."""
     summary = read_summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
-    warnings = "".join(f"{warning}\n" for warning in summary.get("warnings", []))
+    lost = [summary["tracking"]] if summary.get("tracking") else []
+    warnings = "".join(f"{warning}\n" for warning in [*summary.get("warnings", []), *lost])
     pages = "".join(
         f"\n{words}: {run_dir / page}"
         for words, page in (("what the codes do", EXPLORER), ("all of it on one page", REPORT))

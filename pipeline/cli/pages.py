@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson
-from pipeline.cli.output import print_json, print_page
+from pipeline.cli.output import echo, print_json, print_page
 from pipeline.cli.session import exit_on_error, run_folder, working
 from pipeline.runs.layout import CONFIG, EXPLORER, REPORT
 
@@ -60,16 +60,16 @@ def explain(
             dataset.summary,
             [(code.gain, k) for k, code in enumerate(dataset.codes) if code.gain is not None],
         )
-        typer.echo(f"{summary.run}: reward {summary.reward_first:.3f} to {summary.reward_last:.3f}")
+        echo(f"{summary.run}: reward {summary.reward_first:.3f} to {summary.reward_last:.3f}")
         largest = sorted(gains, key=lambda pair: -pair[0].mean)[:MOST_SHOWN]
         if summary.gain is not None:
             shown = ", ".join(f"{k} ({gain.mean:+.3f})" for gain, k in largest)
-            typer.echo(
+            echo(
                 f"  estimated gain {summary.gain.mean:+.3f} ({summary.gain.low:+.3f} to "
                 f"{summary.gain.high:+.3f}); codes: {shown}"
             )
         for note in summary.notes:
-            typer.echo(f"  note: {note}")
+            echo(f"  note: {note}")
     print_page(path, not_tracked)
 
 
@@ -86,5 +86,5 @@ def report_command(
     with working():
         made, not_tracked = report(folder, path)
     for name, value, _ in made.tiles:
-        typer.echo(f"{name}: {value}")
+        echo(f"{name}: {value}")
     print_page(path, not_tracked)

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, RunFolder
-from pipeline.cli.output import print_error, print_json, print_page, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_page, print_table
 from pipeline.cli.session import exit_on_error, new_folder, run_folder, working
 
 reward_app = typer.Typer(no_args_is_help=True, help="The parts of the reward, and reward models.")
@@ -37,15 +37,15 @@ def reward_report(run_dir: RunFolder, as_json: AsJson = False) -> None:
             rewards.table(level),
         )
         for flag in level["flags"]:
-            typer.echo(f"FLAG {rewards.sentence(flag)}")
-            typer.echo("  read: " + ", ".join(r["rollout_id"] for r in flag["rollouts"]))
+            echo(f"FLAG {rewards.sentence(flag)}")
+            echo("  read: " + ", ".join(r["rollout_id"] for r in flag["rollouts"]))
             for rollout in flag["rollouts"]:
-                typer.echo(
+                echo(
                     f"    {' '.join(rollout['prompt_text'].split())[-60:]!r} -> "
                     f"{' '.join(rollout['text'].split())[:100]!r}"
                 )
         if not level["flags"]:
-            typer.echo("no flag: no part rises while success falls or stays equal")
+            echo("no flag: no part rises while success falls or stays equal")
     print_page(page, not_tracked)
 
 
@@ -78,7 +78,7 @@ def reward_train(
     """Train a preference reward model (Bradley-Terry) on pairs, for the verifier ``preference``."""
     folder = new_folder(out, "reward")
     with exit_on_error(USAGE):
-        if folder.exists():
+        if out is not None and folder.exists():
             raise ValueError(f"--out: {folder} exists; give another folder")
         from latent_control.bases import smollm2
         from latent_control.preference import Reading
@@ -97,5 +97,5 @@ def reward_train(
         print_json(result | {"folder": str(folder)})
         return
     interval = f"{result['low']:.3f} - {result['high']:.3f}"
-    typer.echo(f"held-out accuracy {result['heldout_accuracy']:.3f} ({interval}) on {result['heldout_pairs']} pairs")
-    typer.echo(f"use it: task.options.verifier=preference task.options.preference={{model: {folder}}}")
+    echo(f"held-out accuracy {result['heldout_accuracy']:.3f} ({interval}) on {result['heldout_pairs']} pairs")
+    echo(f"use it: task.options.verifier=preference task.options.preference={{model: {folder}}}")

@@ -12,9 +12,10 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, RunFolder
-from pipeline.cli.output import closing_words, plan, print_json, print_table, read_summary
+from pipeline.cli.output import closing_words, echo, plan, print_json, print_table
 from pipeline.cli.session import exit_on_error, run_folder
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.summary import read_summary
 
 
 @app.command()
@@ -46,12 +47,12 @@ def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(asdict(found) | {"folder": str(folder), "summary": read_summary(folder)})
         return
-    typer.echo(f"{found.status}" + (f", {found.stage} {found.step}/{found.total}" if found.total else ""))
+    echo(f"{found.status}" + (f", {found.stage} {found.step}/{found.total}" if found.total else ""))
     for line in plan(config):
-        typer.echo(line)
-    typer.echo(closing_words(folder))
+        echo(line)
+    echo(closing_words(folder))
     if found.status == "interrupted":
-        typer.echo(f"continue: latent-control resume {run_dir}")
+        echo(f"continue: latent-control resume {run_dir}")
 
 
 @app.command()
@@ -65,9 +66,9 @@ def audit(run_dir: RunFolder, as_json: AsJson = False) -> None:
         findings = audits.audit(folder)
     passed = all(finding.passed for finding in findings)
     if as_json:
-        typer.echo(audits.as_json(findings))
+        echo(audits.as_json(findings))
     else:
-        rows = [(one.stage or "run", one.question, "pass" if one.passed else "FAIL", one.answer) for one in findings]
+        rows = [(one.stage or "run", one.question, one.verdict, one.answer) for one in findings]
         print_table(str(folder), ("stage", "question", "pass", "answer"), rows)
     if not passed:
         raise typer.Exit(FAILED)
@@ -82,12 +83,12 @@ def diagnose(run_dir: RunFolder, as_json: AsJson = False) -> None:
 
         found = diagnoses.diagnose(folder)
     if as_json:
-        typer.echo(diagnoses.as_json(found))
+        echo(diagnoses.as_json(found))
         return
-    typer.echo(f"{found.state}: {found.cause}")
+    echo(f"{found.state}: {found.cause}")
     for line in found.evidence:
-        typer.echo(f"  - {line}")
-    typer.echo(f"next: {found.next}")
+        echo(f"  - {line}")
+    echo(f"next: {found.next}")
 
 
 @app.command()
@@ -97,7 +98,7 @@ def sync(run_dir: RunFolder) -> None:
         folder = run_folder(run_dir)
         from pipeline.tracking import sync as syncing
     with exit_on_error(FAILED):
-        sent = syncing.sync(folder, typer.echo)
+        sent = syncing.sync(folder, echo)
     if not sent:
         raise typer.Exit(FAILED)
 
@@ -117,8 +118,8 @@ def reproduce(
         folder = run_folder(run_dir)
         from pipeline.integrity.reproduce import repeat
     with exit_on_error(FAILED):
-        found = repeat(folder, stage, stored=stored, say=typer.echo)
+        found = repeat(folder, stage, stored=stored, say=echo)
     if found.different is not None:
-        typer.echo(f"differs from update {found.different} onwards")
+        echo(f"differs from update {found.different} onwards")
         raise typer.Exit(FAILED)
-    typer.echo(f"{found.updates} updates reproduced, every policy bit for bit as recorded")
+    echo(f"{found.updates} updates reproduced, every policy bit for bit as recorded")

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson
-from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_table
 from pipeline.cli.session import existing, exit_on_error, run_folder, working
 from pipeline.runs.layout import CHECKPOINTS
 
@@ -66,7 +66,7 @@ def search(
 
     print_table(search_table.title(result), search_table.HEAD, search_table.cells(result))
     for line in [*search_table.sentences(result), f"kept: {kept}"]:
-        typer.echo(line)
+        echo(line)
 
 
 @app.command("train-q")
@@ -117,8 +117,8 @@ def train_q(
         for name in ("auc_first", "auc_middle", "auc_last", "auc_taken")
         if found[name] is not None
     )
-    typer.echo(
+    echo(
         f"{result['rollouts']} rollouts, {result['seconds']:.0f} s; on {result['heldout_rollouts']} of "
         f"held-out prompts: {shown}"
     )
-    typer.echo(f"use it: latent-control search {run_dir} --method mcts-q --q {path}")
+    echo(f"use it: latent-control search {run_dir} --method mcts-q --q {path}")

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson
-from pipeline.cli.output import print_json
+from pipeline.cli.output import echo, print_json
 from pipeline.cli.session import exit_on_error, working
 
 if TYPE_CHECKING:
@@ -100,13 +100,13 @@ def _report(target: Path, folder: Path, registered: Registered | None, as_json: 
         result: dict[str, Any] = {"folder": str(folder), "registered": asdict(registered) if registered else None}
         print_json(result)
         return
-    typer.echo(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB")
+    echo(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB")
     if registered:
-        typer.echo(
+        echo(
             f"registered in {registered.store}: "
             f"{registered.uri}" + (f", alias {registered.alias}" if registered.alias else "")
         )
-    typer.echo(f"serve it: latent-control serve {folder}")
+    echo(f"serve it: latent-control serve {folder}")
 
 
 @app.command()
@@ -166,4 +166,4 @@ def serve(
                 exporting.export(source, settings.folder, base=base, reference=True)
             deploy.check(settings)
         with exit_on_error(FAILED):
-            deploy.serve_forever(settings, typer.echo)
+            deploy.serve_forever(settings, echo)

@@ -3,20 +3,25 @@ code."""
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.cli.options import DEBUG, FAILED, INTERRUPTED, USAGE
-from pipeline.cli.output import print_error, print_problems, read_summary
+from pipeline.cli.options import DEBUG, FAILED, USAGE
+from pipeline.cli.output import print_error, print_problems
+from pipeline.runs import interrupts
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -108,15 +113,21 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
     ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
     """
     from configs.loading import ConfigErrors
-    from pipeline.runs.errors import NeedsNewRun, RunError
+    from pipeline.runs.errors import AtWorkError, NeedsNewRun, RunError
 
     try:
         yield
+    except AtWorkError as error:
+        print_error(f"error: {error}")
+        if output is not None:
+            output.errors.append(str(error))
+        raise typer.Exit(USAGE) from None
     except KeyboardInterrupt as error:
         started = resumable is not None and (resumable / CONFIG).is_file()
         print_error(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted")
-        # Who sent SIGTERM (a scheduler, mostly) asked for an orderly end, and got it.
-        raise typer.Exit(0 if str(error) == "SIGTERM" else INTERRUPTED) from None
+        # Who sent SIGTERM to a run (a scheduler, mostly) asked for an orderly end, and got it.
+        number = getattr(error, "number", signal.SIGINT)
+        raise typer.Exit(interrupts.exit_code(number, saved=started)) from None
     except (ValueError, ArithmeticError, OSError, RunError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
@@ -170,8 +181,30 @@ def run_folder(path: Path) -> Path:
 
 
 def new_folder(out: Path | None, kind: str) -> Path:
-    """The absolute path of a command's output: ``out``, or else ``runs/<kind>-<time>``."""
-    return (out or Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    """The absolute path of a command's output: ``out``, or else ``runs/<kind>-<time>``, made now so that no command
+    started in the same second has the same name, and removed at the end if it stayed empty."""
+    if out is not None:
+        return out.absolute()
+    first = Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    made = [parent for parent in (first.parent,) if not parent.exists()]
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            first.parent.mkdir(exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:  # said where the folder is needed
+            return folder
+        atexit.register(_remove_empty, [folder, *made])
+        return folder
+    raise AssertionError
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def empty_folder(out: Path | None, kind: str) -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson
-from pipeline.cli.output import print_json
+from pipeline.cli.output import echo, print_json
 from pipeline.cli.session import existing, exit_on_error
 
 if TYPE_CHECKING:
@@ -233,4 +233,4 @@ def _serve(steerer: Steerer, host: str, port: int | None) -> None:
     with exit_on_error(USAGE):
         listener = listen(host, port)
     with exit_on_error(FAILED), listener:
-        serve(application(steerer, host), listener, typer.echo)
+        serve(application(steerer, host), listener, echo)

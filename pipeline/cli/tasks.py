@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
-from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_table
 from pipeline.cli.session import exit_on_error
 from pipeline.runs.layout import CONFIG
 
@@ -46,15 +46,13 @@ def task_check(
         sizes = ", ".join(
             f"{s['prompts']} {name} prompts ({s['ms_per_prompt']:.2f} ms each)" for name, s in result["splits"].items()
         )
-        typer.echo(
-            f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s"
-        )
+        echo(f"{result['task']}: {sizes}; parts {', '.join(result['parts'])}; built in {result['build_seconds']:.1f} s")
         print_table("answers to held-out prompts", checking.HEAD, checking.table(result))
         for kind in ("warnings", "problems", "errors"):
             for line in result[kind]:
-                typer.echo(f"{kind[:-1]}: {line}")
+                echo(f"{kind[:-1]}: {line}")
         wrong = len(result["problems"]) + len(result["errors"])
-        typer.echo(f"{wrong} problems" if wrong else "ok")
+        echo(f"{wrong} problems" if wrong else "ok")
     if result["errors"] or result["problems"]:
         raise typer.Exit(USAGE if result["errors"] else FAILED)
 
@@ -91,11 +89,11 @@ def init(
         config = init_config.config_of(found, _tokenizer(model), base=model, out=out.absolute())
         out.write_text(init_config.text_of(found, config), encoding="utf-8")
     options = found.task.options
-    typer.echo(
+    echo(
         f"{out}: {found.rows} rows, prompt {options['prompt']!r}, answer {options['answer']!r} judged by "
         f"{options['verifier']!r}" + (f"; not shown to the model: {', '.join(found.unused)}" if found.unused else "")
     )
-    typer.echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
+    echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
 
 
 @app.command()
@@ -127,7 +125,7 @@ def sample(
         found = sample_base.sample(settings, file, samples, print_error)
     for line in found.words():
         print_error(line)
-    typer.echo(
+    echo(
         f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success_text}"
     )
     if found.failed > (settings.improve or Improve()).max_failed_share * found.responses:

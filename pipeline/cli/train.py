@@ -11,7 +11,7 @@ from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJsonLines, ConfigFile, Overrides, Quiet, RunFolder
 from pipeline.cli.output import finish
 from pipeline.cli.session import checked, existing, exit_on_error, new_folder, run_output
-from pipeline.runs.layout import CONFIG, MANIFEST
+from pipeline.runs.layout import CONFIG, LOCK, MANIFEST
 from pipeline.storage.disk_space import folder_problems
 
 
@@ -29,7 +29,11 @@ def run(
     folder = new_folder(run_dir, config.stem)
     with run_output(folder, quiet, as_json) as output:
         with exit_on_error(USAGE, output=output):
+            from pipeline.runs.folder_name import name_problem
+
             settings = checked(config, overrides or [], also=_occupied(folder), output=output)
+            if problem := name_problem(folder, settings):
+                raise ValueError(f"--run-dir: {problem}")
             _make(folder)
             from pipeline.run import run as run_stages
         with exit_on_error(FAILED, resumable=folder, output=output):
@@ -64,7 +68,7 @@ def resume(
 
 
 def _occupied(folder: Path) -> list[str]:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not any(path.name != LOCK for path in folder.iterdir())):
         return list(folder_problems(folder, "--run-dir"))
     if not folder.is_dir():
         return [f"--run-dir: {folder} is a file; give a folder"]

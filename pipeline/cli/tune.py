@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
-from pipeline.cli.output import print_error, print_json, print_table
+from pipeline.cli.output import echo, print_error, print_json, print_table
 from pipeline.cli.session import checked, empty_folder, exit_on_error, new_folder, working
 
 
@@ -67,9 +67,9 @@ def tune_codes(
     from pipeline.experiments import tune_codes_page
 
     print_table("codes (score: nats per token, less is better)", tune_codes_page.HEAD, tune_codes_page.rows(result))
-    typer.echo(result["verdict"])
-    typer.echo(f"recommended: {tune.named(result['recommended'])}; {result['minutes']:.1f} of {minutes:g} minutes")
-    typer.echo(f"run it: latent-control run {result['config']}; page: {result['page']}")
+    echo(result["verdict"])
+    echo(f"recommended: {tune.named(result['recommended'])}; {result['minutes']:.1f} of {minutes:g} minutes")
+    echo(f"run it: latent-control run {result['config']}; page: {result['page']}")
 
 
 def _numbers(option: str, text: str, kind: type[int] | type[float], least: float) -> list[Any]:

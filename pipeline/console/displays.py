@@ -7,6 +7,7 @@ Every display gets the same calls in this order: ``begin``, then for each stage 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from configs.plain_text import UNSEEN, escaped
 from pipeline.console.live_view import PLAIN_MARKS, Marks, view
 from pipeline.console.progress import UNITS, Ahead, RunProgress, StageProgress, clock, key_metrics, number
 from pipeline.console.terminal_capture import TerminalCapture
@@ -24,6 +26,15 @@ from pipeline.console.terminal_capture import TerminalCapture
 COLUMNS = 80
 LINE_SECONDS = 5.0
 """Seconds between two plain lines of a stage, at least; the first and the last are always written."""
+
+
+_LINK = re.compile(r"\x1b\].*?(?:\x1b\\|\x07)")
+"""Of a terminal's commands, those with a text: titles, links, the clipboard."""
+
+
+def harmless(text: Text) -> Text:
+    """A styled text whose letters do not steer the terminal."""
+    return Text(escaped(text.plain), text.style) if UNSEEN.search(text.plain) else text
 
 
 class Display:
@@ -62,6 +73,7 @@ class Writer:
         """Write a line and flush it."""
         if self._broken:
             return
+        text = escaped(text)
         try:
             self._file.write(text + "\n")
             self._file.flush()
@@ -155,7 +167,7 @@ class LiveView(Display):
 
     def begin(self, ahead: Ahead) -> None:
         self._run = RunProgress(ahead)
-        self._console.print(f"run {ahead.run_dir.name}", markup=False, highlight=False, style="bold")
+        self._console.print(escaped(f"run {ahead.run_dir.name}"), markup=False, highlight=False, style="bold")
         if self._captured is not None:
             self._console.file = self._captured.start(sys.stdout)
         self.live.start(refresh=True)
@@ -173,6 +185,7 @@ class LiveView(Display):
 
     def message(self, text: str, kind: str = "") -> None:
         """Print it above the view; warnings stay in the view too."""
+        text = escaped(text)
         if kind:
             self._run.troubles.append((time.time(), text))
         self._console.print(text, markup=False, highlight=False, style="yellow" if kind else "")
@@ -190,11 +203,11 @@ class LiveView(Display):
 
     def _other(self, line: str) -> None:
         """Output of libraries and child processes."""
-        self._console.print(Text.from_ansi(line), highlight=False)
+        self._console.print(harmless(Text.from_ansi(_LINK.sub("", line))), highlight=False)
 
     def _picture(self) -> Group:
         width, height = self._console.size
-        return Group(*view(self._run, width=width, height=height - 1, marks=self._marks))
+        return Group(*map(harmless, view(self._run, width=width, height=height - 1, marks=self._marks)))
 
 
 def automatic(console: Console | None = None) -> Display:

@@ -1,5 +1,5 @@
-"""``latent-control audit RUN``: ledger, replay buffer, quarantine, metrics and checkpoints of a run held against each
-other."""
+"""``latent-control audit RUN``: the files of a run held against their recorded hashes; ledger, replay buffer,
+quarantine, metrics, checkpoints and MLflow held against each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from safetensors.torch import load_file
 from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.pretrained import WEIGHTS, weights_hash
+from pipeline.integrity.agreement import disagreements
 from pipeline.replay.reader import ReplayReader
-from pipeline.replay.shards import manifest_problems
+from pipeline.replay.shards import listed_shards, manifest_problems
 from pipeline.rl import ledger
 from pipeline.rl.ledger import Attempt, Recorded
-from pipeline.runs import events, manifest
-from pipeline.runs.layout import CHECKPOINTS, CONFIG, METRICS, QUARANTINE, REPLAY, stage_record
+from pipeline.runs import events, manifest, seals
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, MANIFEST, METRICS, QUARANTINE, REPLAY, stage_record
 from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import STAGES, planned
 from pipeline.storage import checkpoints
 
 _COLUMNS = ("rollout_id", "policy_version", "policy_hash", "world_hash", "reward", "level")
@@ -39,6 +41,13 @@ class Finding:
     question: str
     passed: bool
     answer: str
+    recorded: bool = True
+    """``False``: there is nothing to compare with, and ``answer`` says what is missing."""
+
+    @property
+    def verdict(self) -> str:
+        """pass, FAIL or no record."""
+        return "FAIL" if not self.passed else "pass" if self.recorded else "no record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +73,17 @@ class Evidence:
 
 
 def audit(run_dir: Path) -> list[Finding]:
-    """Every question about every RL stage of a run, and about its files; nothing in the run is changed but that a
-    damaged shard of the replay buffer is set aside, as by any reader.
-
-    Raises:
-        ValueError: the run has no ledger: no RL stage of it has begun, or it was made by an older version.
-    """
-    names = ledger.stages(run_dir)
-    if not names:
-        raise ValueError(
-            f"{run_dir} has no ledger: no RL stage has begun there, or it was made by a version without one"
-        )
+    """Every question about a run's files, and about every RL stage of it; nothing in the run is changed but that a
+    damaged shard of the replay buffer is set aside, as by any reader."""
     config = load_config(run_dir / CONFIG, check_paths=False)
     rows, doubled, damaged = _stored(run_dir / REPLAY)
     quarantined, _, damaged_too = _stored(run_dir / QUARANTINE)
     manifests = [problem for folder in (REPLAY, QUARANTINE) for problem in manifest_problems(run_dir / folder)]
-    found = [_files(run_dir, [*damaged, *damaged_too, *manifests])]
+    done = [stage.name for stage in planned(config) if (run_dir / stage_record(stage.name)).is_file()]
+    found = [_files(run_dir, done, [*damaged, *damaged_too, *manifests]), _records(run_dir, done)]
     known: set[str] = set()
     restarts = 0
+    names = ledger.stages(run_dir)
     for name in names:
         recorded = ledger.read(run_dir, name)
         evidence = Evidence(
@@ -98,7 +100,7 @@ def audit(run_dir: Path) -> list[Finding]:
                 (int(c.name.rpartition("-")[2]) for c in checkpoints.checkpoints(run_dir / CHECKPOINTS, name)),
                 default=0,
             ),
-            finished=(run_dir / stage_record(name)).is_file(),
+            finished=name in done,
         )
         found += [
             question(evidence)
@@ -106,19 +108,89 @@ def audit(run_dir: Path) -> list[Finding]:
         ]
         known |= {rollout for attempt in recorded.attempts for rollout in attempt.rollouts}
         restarts += len(recorded.starts) - 1 + (not evidence.finished)
-    return [*found, _orphans(sorted(rows.keys() - known), restarts)]
+    found += [_orphans(sorted(rows.keys() - known), restarts)] if names else []
+    return [*found, *_tracking(run_dir, config)]
 
 
-def _files(run_dir: Path, damaged: Sequence[str]) -> Finding:
-    problems = [
-        *damaged,
-        *events.problems(run_dir),
-        *(f"{name} {problem}" for name, problem in manifest.problems(run_dir).items()),
-    ]
+def _files(run_dir: Path, done: Sequence[str], damaged: Sequence[str]) -> Finding:
+    wrong = manifest.problems(run_dir)
+    manifests = {name for name in manifest.known(run_dir) if name.endswith(f"/{MANIFEST}")}
+    exports = {name for name in manifests if not name.startswith(f"{CHECKPOINTS}/")}
+    gone = {name for name in exports if not (run_dir / name).parent.is_dir()}  # moved to where it is used
+    problems = [*damaged, *events.problems(run_dir), *_lines(run_dir)]
+    problems += [f"{name} {problem}" for name, problem in wrong.items() if name not in gone]
     folders = [f for f in sorted((run_dir / CHECKPOINTS).glob("*")) if f.is_dir() and not f.name.startswith(".")]
     for folder in folders:
         problems += [f"checkpoint {folder.name}: {problem}" for problem in checkpoints.verify(folder)]
+        problems += [f"checkpoint {folder.name}: {problem}" for problem in _misplaced(folder, done)]
+    for name in sorted(exports - gone):
+        problems += [f"{name.removesuffix(f'/{MANIFEST}')}: {p}" for p in checkpoints.verify((run_dir / name).parent)]
+    for stage in done:
+        problems += [f"shard {one} came after its stage had ended" for one in _unlisted(run_dir, stage)]
     return _finding("", "files", problems, f"{len(folders)} checkpoints and all shards are what was written")
+
+
+def _records(run_dir: Path, done: Sequence[str]) -> Finding:
+    """Whether there are hashes to hold the files against."""
+    missing = seals.unrecorded(run_dir, list(done))
+    renewed = [event for event in events.read_events(run_dir) if event["kind"] == "manifest_renewed"]
+    said = [f"no record of {', '.join(missing)}: made by a version that kept no hashes of them"] if missing else []
+    if renewed:
+        said.append(f"the hashes were taken again after {MANIFEST} was lost: what changed before is not known")
+    answer = "; ".join(said) or "of every result, log, shard list, page and base file"
+    return Finding(stage="", question="hashes", passed=True, answer=answer, recorded=not said)
+
+
+def _misplaced(folder: Path, done: Sequence[str]) -> Iterator[str]:
+    """Whether a whole checkpoint is another one than its folder's name says, or left over."""
+    stage, dash, update = folder.name.rpartition("-")
+    if dash and update.isdecimal() and stage in done:
+        yield f"stage {stage} is finished and keeps none: it is from elsewhere"
+    try:
+        info = checkpoints.read_info(folder)
+    except (ValueError, LookupError):
+        return
+    name = folder.name.removesuffix("_best") if not dash else stage
+    if info.get("stage", name) != name or (dash and update.isdecimal() and info.get("update") != int(update)):
+        yield f"it is {info.get('stage')} {info.get('update', '')}".rstrip()
+
+
+def _unlisted(run_dir: Path, stage: str) -> Iterator[str]:
+    """Shards of a finished stage that its manifest does not list."""
+    for folder in sorted((run_dir / REPLAY).glob(f"run=*-{stage}")):
+        listed = listed_shards(folder)
+        yield from (path.name for path in sorted(folder.glob("[!._]*.parquet")) if path.name not in listed)
+
+
+def _lines(run_dir: Path) -> Iterator[str]:
+    """What is wrong with metrics.jsonl: damaged lines, steps out of order, lines that an earlier start found lost."""
+    path = run_dir / METRICS
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if damaged := len([line for line in lines if line.endswith(b"\n")]) - len(records(path)):
+        yield f"{METRICS} has {damaged} damaged lines"
+    for stage in STAGES:
+        steps = [int(r["step"]) for r in records(path) if r.get("stage") == stage.name]
+        if steps != sorted(set(steps)):
+            yield f"{METRICS}: the steps of {stage.name} are not there once each, in order"
+    kinds = [event["kind"] for event in events.read_events(run_dir)]
+    if "finished" in kinds[-1:] and manifest.grown(run_dir, METRICS):
+        yield f"{METRICS} has lines that came after the end"
+    if [kind for kind in kinds if kind in ("metrics_changed", "lines_restored")][-1:] == ["metrics_changed"]:
+        yield f"{METRICS} had lost or changed lines when the run was resumed (events.jsonl)"
+
+
+def _tracking(run_dir: Path, config: RunConfig) -> list[Finding]:
+    """Whether MLflow has the run's numbers; nothing where it is not tracked."""
+    if not config.tracking.enabled or not records(run_dir / METRICS):
+        return []
+    problems, answer = disagreements(run_dir, config)
+    if not problems and not answer:
+        return [
+            Finding(
+                stage="", question="tracking", passed=True, answer="the store is away: not compared", recorded=False
+            )
+        ]
+    return [_finding("", "tracking", problems, answer)]
 
 
 def _ledger(e: Evidence) -> Finding:

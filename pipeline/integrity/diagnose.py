@@ -17,8 +17,9 @@ import psutil
 
 from pipeline.console.progress import clock
 from pipeline.runs.events import read_events
-from pipeline.runs.layout import METRICS, PROCESS, STALL
+from pipeline.runs.layout import METRICS, STALL
 from pipeline.runs.metrics_log import records
+from pipeline.runs.process import read_process
 from pipeline.runs.status import overview
 
 _ENDS = ("finished", "failed", "stopped")
@@ -93,7 +94,8 @@ def _finished(t: _Traces) -> Diagnosis | None:
     counts = Counter(event["kind"] for event in t.start if event["kind"] not in ("started", "finished"))
     incidents = ", ".join(f"{n} x {kind.replace('_', ' ')}" for kind, n in counts.items())
     cause = f"it finished, in spite of {incidents}" if counts else "it finished, and nothing went wrong"
-    behind = counts["tracking_away"] > counts["tracking_back"]
+    lacking = counts["tracking_lost"] or counts["tracking_away"] > counts["tracking_back"]
+    behind = lacking and not counts["tracking_synced"]
     evidence = [text for event in t.start[1:-1] for text in [f"{_when(event)} {event['text']}"]][-5:]
     return Diagnosis(
         state="finished",
@@ -252,7 +254,7 @@ def _resume(t: _Traces) -> str:
 
 
 def _pid(t: _Traces) -> str:
-    return str(json.loads((t.run_dir / PROCESS).read_text())["pid"])
+    return str(read_process(t.run_dir)["pid"])
 
 
 def _when(event: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from configs.plain_text import UNSEEN
 from pipeline.pages.charts.draw import style as chart_style
 from pipeline.pages.charts.draw import svg
 from pipeline.pages.charts.records import Curve, Figure, Lines
@@ -22,13 +23,11 @@ from pipeline.pages.html import asset, source
 MOST_ROWS = 64
 """Of a figure's table."""
 Points = Sequence[tuple[float, float]]
-# Controls, and what turns or hides letters: a text must not look like another one. As the explorer's script does it.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
     """A text of a model or a user with nothing invisible in it; lines stay lines."""
-    return _UNSEEN.sub("\ufffd", text)
+    return UNSEEN.sub("\ufffd", text)
 
 
 def rendered(template: str, **values: Any) -> Markup:

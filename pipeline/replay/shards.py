@@ -116,6 +116,14 @@ def manifest_problems(root: Path) -> list[str]:
     return found
 
 
+def listed_shards(partition: Path) -> set[str]:
+    """Names of the shards that a partition's manifest lists."""
+    try:
+        return {entry["name"] for entry in unseal(partition / MANIFEST)["shards"]}
+    except (FileNotFoundError, ValueError):
+        return set()
+
+
 def lost_before(partition: Path) -> list[dict[str, str]]:
     """The lost shards that the manifest lists already."""
     try:

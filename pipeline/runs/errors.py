@@ -18,6 +18,10 @@ class NeedsNewRun(ValueError):
         return str(self.args[0])
 
 
+class AtWorkError(RunError):
+    """Another process works on the run; nothing was started."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without its details: Ray's messages are pages."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

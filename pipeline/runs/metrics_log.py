@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pipeline.console.displays import Display, automatic
 from pipeline.console.progress import Ahead
-from pipeline.runs import interrupts
+from pipeline.runs import interrupts, manifest
 from pipeline.runs.events import Events
 from pipeline.runs.layout import METRICS
 from pipeline.storage import checksummed_jsonl
@@ -125,7 +125,7 @@ class RunLog:
                 f"{METRICS}: {len(lost)} lines were missing or damaged, put back from {path.parent.name}",
                 "lines_restored",
             )
-        write_atomic(self.path, path.read_bytes())
+        self._rewrite(path.read_bytes())
         self._file = self.path.open("a", encoding="utf-8")
 
     def truncate(self, stage: str, step: int) -> None:
@@ -157,7 +157,12 @@ class RunLog:
             else:
                 dropped += 1
         if dropped:
-            write_atomic(self.path, b"".join(kept))
+            self._rewrite(b"".join(kept))
+
+    def _rewrite(self, data: bytes) -> None:
+        """Replace the file by what counts from now on, and let the manifest know."""
+        write_atomic(self.path, data)
+        manifest.know(self.path.parent, ())
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

@@ -3,35 +3,102 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.loading import load_config
+from configs.paths import path_fields
+from configs.yaml_text import read
 from pipeline.runs import manifest
 from pipeline.runs.events import Events
-from pipeline.runs.layout import CONFIG, EVENTS, MANIFEST
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVENTS, MANIFEST, METRICS, stage_record
+from pipeline.runs.stage_table import planned
+from pipeline.storage import checkpoints
 
 _LOG = logging.getLogger(__name__)
 
 
+HOW = (
+    *("num_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "keep_checkpoints", "keep_best"),
+    *("log_every", "evaluate_every"),
+)
+"""Settings of a stage by which it is worked, not what it trains: they may change once it is done."""
+
+
 def mend(run_dir: Path, restore_config: bool) -> None:
-    """Restore a config that is missing or invalid; write the run's manifest again where it is damaged."""
+    """Restore a config that is missing or invalid; write the run's manifest again where it is damaged.
+
+    Raises:
+        ValueError: the config was changed; the message has both values.
+    """
     problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
+    if CONFIG in problems and text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
+        (run_dir / CONFIG).unlink(missing_ok=True)
+        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
+        said = f"{CONFIG} {problems.pop(CONFIG)}"
+        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}")
+    _refuse_changes(run_dir, text)
     if MANIFEST in problems:
         _say(run_dir, "manifest_renewed", f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are")
         manifest.renew(run_dir, CONFIG)
+    if METRICS in problems:
+        _say(run_dir, "metrics_changed", f"{METRICS} {problems[METRICS]}")
     if EVENTS in problems:
-        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and is started again")
+        _say(run_dir, "events_lost", f"{EVENTS} {problems[EVENTS]}, and is continued")
     if CONFIG not in problems:
-        return
-    said = f"{CONFIG} {problems[CONFIG]}"
-    if text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
-        (run_dir / CONFIG).unlink(missing_ok=True)
-        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}")
         return
     remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
     on_purpose = f"if it was changed on purpose, delete {MANIFEST} there"
-    raise ValueError(f"{run_dir}: {said} since the run began; {remedy}, or, {on_purpose}")
+    changed = _listed(_values(text), _values((run_dir / CONFIG).read_text()))
+    raise ValueError(f"{run_dir}: {CONFIG} {problems[CONFIG]} since the run began{changed}; {remedy}, or, {on_purpose}")
+
+
+def _refuse_changes(run_dir: Path, text: str | None) -> None:
+    """A finished stage is not trained again, and its result never passed off as one of other settings."""
+    now = load_config(run_dir / CONFIG, [], check_paths=False)
+    for stage in planned(now):
+        result = run_dir / CHECKPOINTS / stage.name
+        if not (run_dir / stage_record(stage.name)).is_file() or checkpoints.verify(result, hashes=False):
+            continue
+        top = stage.section.partition(".")[0]
+        sections = ("seed", "task", top, *(("reward",) if stage.online else ()))
+        before = _relevant(checkpoints.read_info(result).get("config", {}), sections)
+        after = _relevant(now.model_dump(mode="json"), sections)
+        if changed := _listed(before, {name: after[name] for name in before if name in after}):
+            back = "--restore-config does that" if text is not None else "edit it"
+            raise ValueError(
+                f"{run_dir}: stage {stage.name} is finished, and was trained with other settings than {CONFIG} has "
+                f"now{changed}; put the value back ({back}), or train with the new one in a new folder: "
+                f"latent-control run {run_dir / CONFIG} --run-dir NEW"
+            )
+
+
+def _relevant(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    """The values of these sections by dotted name, but for paths (what lies there may have moved) and ``HOW``."""
+    data = {name: config[name] for name in sections if name in config}
+    for _, _, put in list(path_fields(data)):
+        put("")
+    return {name: value for name, value in _flat(data, "") if name.rpartition(".")[2] not in HOW}
+
+
+def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _values(text: str | None) -> dict[str, Any]:
+    return dict(_flat(read(text or "{}")[0], ""))
+
+
+def _listed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """`` (improve.updates: 5 before, 8 now)``; "" where nothing differs."""
+    names = [name for name in after if name in before and before[name] != after[name]]
+    said = ", ".join(f"{name}: {before[name]} before, {after[name]} now" for name in names[:5])
+    return f" ({said}{', ...' if len(names) > 5 else ''})" if names else ""
 
 
 def _say(run_dir: Path, kind: str, text: str) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +12,10 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
-from pipeline.runs.layout import CONFIG, METRICS, PROCESS, SUMMARY
+from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
 from pipeline.runs.metrics_log import records
+from pipeline.runs.process import is_alive, read_process
 from pipeline.runs.stage_table import planned, settings_of
-from pipeline.storage.atomic import write_atomic
-
-SILENT_SECONDS = 600.0
-"""A run on another machine that has logged nothing for this long counts as interrupted."""
-
-
-@contextmanager
-def at_work(run_dir: Path) -> Iterator[None]:
-    """Record host and process id in ``run_dir`` while this process works on it."""
-    path = run_dir / PROCESS
-    write_atomic(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode())
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +77,8 @@ def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
 def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modified: float) -> str:
     if finished(config, summary):
         return "finished"
-    process = _json(folder / PROCESS)
-    if not process:
-        return "interrupted"
-    if process["host"] == socket.gethostname():
-        return "running" if Path(f"/proc/{process['pid']}").exists() or not Path("/proc").exists() else "interrupted"
-    return "running" if time.time() - max(modified, process["started"]) < SILENT_SECONDS else "interrupted"
+    process = read_process(folder)
+    return "running" if process and is_alive(process, modified) else "interrupted"
 
 
 def _total(config: RunConfig, stage: str) -> int:

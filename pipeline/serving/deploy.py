@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
+from pipeline.runs import interrupts
 from pipeline.serving.export import is_export, weight_problems
 
 LARGEST_BODY = 8 << 20
@@ -158,8 +158,8 @@ def serve_forever(settings: ServingSettings, say: Callable[[str], None]) -> None
     """
     try:
         with running(settings) as address:
-            # Not before: Ray puts a handler of its own there, which would end us without tidying up.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            # Not before: Ray Serve puts handlers of its own there, which would end us without tidying up.
+            interrupts.listen_again()
             say(f"{settings.name} answers at {address}/v1/completions; {reach(settings.host)}")
             say("stop with Ctrl-C")
             threading.Event().wait()

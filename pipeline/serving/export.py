@@ -23,6 +23,7 @@ from latent_control.model import LatentActionLM
 from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.pretrained import CONFIG as LATENT
 from latent_control.text import load_tokenizer
+from pipeline.runs import manifest
 from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import SUMMARY, TOKEN_INFO
@@ -135,12 +136,14 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")
 
     checkpoints.write(out, files=files, info={"stage": "export"})
+    if source.run_dir is not None:
+        manifest.know_own(source.run_dir, out / checkpoints.MANIFEST)
     return out
 
 
 def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None) -> dict[str, Any]:
     """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
-    manifest = source.checkpoint / checkpoints.MANIFEST
+    sealed = source.checkpoint / checkpoints.MANIFEST
     found = None
     if source.run_dir is not None and (source.run_dir / SUMMARY).is_file():
         found = json.loads((source.run_dir / SUMMARY).read_text()).get("evaluation")
@@ -151,7 +154,7 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
         "format": FORMAT,
         "run": None if source.run_dir is None else source.run_dir.name,
         "checkpoint": source.checkpoint.name,
-        "checkpoint_manifest_sha256": sha256_file(manifest) if manifest.is_file() else None,
+        "checkpoint_manifest_sha256": sha256_file(sealed) if sealed.is_file() else None,
         "base": {"name": Path(str(latent.base_source)).name, "sha256": base_hash(latent)},
         "world_hash": world_hash(latent),
         "replay_sha256": None if source.run_dir is None else replay_hash(source.run_dir) or None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
+from configs.plain_text import escaped
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
@@ -44,7 +45,7 @@ def evaluate_stage(
         numbers = {f"{name}/{key}": v for name in hosts for key, v in result[name].items() if isinstance(v, float)}
         context.log.record(EVALUATE, 1, numbers)
         manifest.put_json(context.run_dir, EVALUATION, result)
-        manifest.know(context.run_dir, OUTCOMES)
+        manifest.know(context.run_dir, [OUTCOMES])
         for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge(config.gates, result, final_of(result))
@@ -97,7 +98,9 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
         }
     # A run keeps the outcomes of its evaluation; one without outcomes can be compared after this.
     file = target / OUTCOMES if records and not (target / OUTCOMES).exists() else None
-    result = play(config, hosts, prompts=count, say=lambda text: print(text, flush=True), outcomes_file=file)
+    result = play(config, hosts, prompts=count, say=lambda text: print(escaped(text), flush=True), outcomes_file=file)
+    if file is not None:
+        manifest.know_own(target, file)
     add_costs(config, result, records)
     if gates := applicable(config.gates, result):
         result["gates"] = judgement(judge(gates, result, final_of(result)))

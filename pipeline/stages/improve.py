@@ -33,7 +33,7 @@ from pipeline.rl.rollout_pool import PartLost, this_node
 from pipeline.rl.watchdog import Watchdog
 from pipeline.rl.worker_group import Scaler
 from pipeline.rl.worker_health import LONGEST_REST
-from pipeline.runs import interrupts
+from pipeline.runs import interrupts, seals
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
@@ -161,8 +161,8 @@ class ImproveStage:
             self.context.log.begin(self.stage, self.improve.updates)
             try:
                 self._updates(algorithm)
-            except interrupts.Stopped:
-                if algorithm.policy.version > 0:
+            except interrupts.Stopped as stop:
+                if stop.whole and algorithm.policy.version > 0:
                     self._save(algorithm, algorithm.policy.version)
                 raise
             algorithm.flush()
@@ -237,7 +237,7 @@ class ImproveStage:
             self.context.log.snapshot(staging / METRICS)
 
         checkpoints.write(self.context.checkpoints / f"{self.stage}-{update:08d}", files=files, info=info)
-        checkpoints.prune(self.context.checkpoints, self.stage, keep=self.improve.keep_checkpoints)
+        seals.saved(self.context.run_dir, self.stage, keep=self.improve.keep_checkpoints)
 
     def _finish(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> StageResult:
         """Write the result: the source checkpoint with the new policy, or the token-level policy by itself."""
@@ -254,7 +254,7 @@ class ImproveStage:
         checkpoints.write(
             context.result(stage), files=partial(_result_files, self.source, self.start, weights), info=info
         )
-        checkpoints.prune(context.checkpoints, stage, keep=0)
+        seals.saved(context.run_dir, stage, keep=0)
         return StageResult(checkpoint=context.result(stage), metrics=metrics)
 
 

@@ -8,11 +8,11 @@ import torch
 
 from configs.schema import Actions, Training
 from pipeline.cluster.connect import connected
+from pipeline.runs import seals
 from pipeline.runs.context import LastMetrics, StageContext, StageResult
 from pipeline.stages.offline_job import OfflineJob, start_of
 from pipeline.stages.offline_work import work
 from pipeline.stages.ray_train import run_workers
-from pipeline.storage import checkpoints
 
 
 def run_offline(context: StageContext, stage: str, settings: Training, source: Path | None, base: str) -> StageResult:
@@ -42,5 +42,5 @@ def run_offline(context: StageContext, stage: str, settings: Training, source: P
     else:
         with connected(context.config):
             run_workers(job, log)
-    checkpoints.prune(context.checkpoints, stage, keep=0)
+    seals.saved(context.run_dir, stage, keep=0)
     return StageResult(checkpoint=context.result(stage), metrics=last.values)

@@ -23,7 +23,7 @@ from learners.offline_training import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline.data.batches import heldout_batches, training_batches
 from pipeline.replay.dataset import HELDOUT, read_rollouts, rollout_batches
-from pipeline.runs import interrupts
+from pipeline.runs import interrupts, seals
 from pipeline.stages.fit_temperature import sharpen
 from pipeline.stages.offline_job import Log, OfflineJob, start_of
 from pipeline.stages.offline_measures import measure
@@ -84,8 +84,9 @@ def work(job: OfflineJob, log: Log) -> None:
     def logged(update: int, metrics: dict[str, float]) -> None:
         try:
             log(update, metrics)
-        except interrupts.Stopped:
-            save_state(job, stage, optimizer, update, write=main)
+        except interrupts.Stopped as stop:
+            if stop.whole:
+                save_state(job, stage, optimizer, update, write=main)
             raise
 
     hooks = Hooks(
@@ -186,7 +187,7 @@ def save_state(
     folder = Path(job.checkpoints) / f"{job.stage}-{update:08d}"
     info = {"stage": job.stage, "update": update} | job.circumstances(update)
     checkpoints.write(folder, files=lambda tmp: checkpoints.save_tree(tmp, "state", state), info=info)
-    checkpoints.prune(Path(job.checkpoints), job.stage, keep=2)
+    seals.saved(Path(job.checkpoints).parent, job.stage, keep=2)
 
 
 def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from configs.schema import RunConfig
+from pipeline.runs import interrupts
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.layout import stage_record
 from pipeline.runs.stage_table import BASE, Stage, level_of, planned
@@ -79,12 +80,13 @@ def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
     base = context.config.base
     assert base.train is not None
     context.log.begin(BASE, base.train.updates)
-    train_base(
-        base.train,
-        task=cast(WordTask, context.task),
-        folder=Path(base.model),
-        seed=context.config.seed,
-        threads=context.config.cluster.learner_threads,
-        log=lambda update, metrics: context.log.log(BASE, update, metrics),
-    )
+    with interrupts.at_once():  # it keeps no checkpoints
+        train_base(
+            base.train,
+            task=cast(WordTask, context.task),
+            folder=Path(base.model),
+            seed=context.config.seed,
+            threads=context.config.cluster.learner_threads,
+            log=lambda update, metrics: context.log.log(BASE, update, metrics),
+        )
     return StageResult(checkpoint=Path(base.model))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,7 +74,6 @@ def serve(application: Application, listener: socket.socket, say: Callable[[str]
     shown = f"[{host}]" if ":" in host else host
     say(f"steering page: http://{shown}:{port}  ({reach(host)})")
     say("stop with Ctrl-C")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # uvicorn stops in order, then passes the signal on
         server_of(application).run(sockets=[listener])
     say("stopped")

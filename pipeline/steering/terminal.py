@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.console.displays import harmless
 from pipeline.pages.explorer.records import as_data
 from pipeline.steering.records import SteeringAnswer
 from pipeline.steering.session import Session, codes_of, plain_codes
@@ -96,7 +97,7 @@ class Terminal:
 
     def say(self, text: Text) -> None:
         """A line to the screen; never broken, so that it can be copied."""
-        self.console.print(text, soft_wrap=True, highlight=False)
+        self.console.print(harmless(text), soft_wrap=True, highlight=False)
 
     # -- commands ----------------------------------------------------------------------------------------------------
 

@@ -4,22 +4,21 @@ not."""
 from __future__ import annotations
 
 import colorsys
-import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from configs.plain_text import UNSEEN
 from pipeline.steering.records import Candidates, SteeringAnswer, Token
 
-UNPRINTABLE = re.compile("[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 SHOWN_CANDIDATES, LABEL = 12, 8
 
 
 def printable(text: str) -> str:
     """Without what would move the cursor, hide text or turn it round; as the pages show it."""
     plain = text.replace("\n", "\u23ce").replace("\t", "\u21e5")
-    return UNPRINTABLE.sub("\ufffd", plain) or "\u2205"
+    return UNSEEN.sub("\ufffd", plain) or "\u2205"
 
 
 def colour(code: int) -> str:

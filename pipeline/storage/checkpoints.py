@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline.storage.atomic import fsync_file, fsync_folder, sealed, sha256_file, unseal
+from pipeline.storage.atomic import UMASK, fsync_file, fsync_folder, sealed, sha256_file, unseal
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -60,6 +60,7 @@ def _seal(staging: Path, info: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{path.relative_to(staging)} cannot be part of a checkpoint: write plain files, none named {MANIFEST}"
             )
+        path.chmod(0o666 & ~UMASK)  # safetensors makes its files private; others may read runs on shared storage
         fsync_file(path)
         listed[path.relative_to(staging).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     content = {
@@ -170,23 +171,26 @@ def newest_valid(root: Path, prefix: str) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def prune(root: Path, prefix: str, keep: int, *, protect: Collection[Path] = ()) -> list[Path]:
-    """Delete all but the ``keep`` newest whole checkpoints and those in ``protect``; returns what was deleted.
+def surplus(root: Path, prefix: str, keep: int) -> list[Path]:
+    """All but the ``keep`` newest whole checkpoints.
 
     A damaged folder never counts as one of the ``keep``, so the last good state survives (0: none is needed any more).
     Hashes are not read here.
     """
     kept = 0
-    deleted: list[Path] = []
+    found: list[Path] = []
     for folder in checkpoints(root, prefix):
         if kept < keep:
             kept += not verify(folder, hashes=False)
-        elif folder not in protect:
-            # Renamed first: no reader ever sees a checkpoint that is half deleted.
-            doomed = folder.rename(folder.parent / f".{folder.name}.old-{os.getpid()}")
-            shutil.rmtree(doomed)
-            deleted.append(folder)
-    return deleted
+        else:
+            found.append(folder)
+    return found
+
+
+def delete(folders: Iterable[Path]) -> None:
+    """Delete checkpoints. Renamed first: no reader ever sees one that is half deleted."""
+    for folder in folders:
+        shutil.rmtree(folder.rename(folder.parent / f".{folder.name}.old-{os.getpid()}"))
 
 
 def save_tree(folder: Path, name: str, tree: Any) -> None:

@@ -57,6 +57,23 @@ def quiet_mlflow() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
+def stored_metrics(uri: str, run_id: str) -> list[tuple[str, int, float]] | None:
+    """(key, step, value) of all that a run was sent, samples of the machine left out; ``None``: the store does not
+    answer, or has no such run."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith(SYSTEM)]
+        histories = [(key, client.get_metric_history(run_id, key)) for key in keys]
+    except (MlflowException, OSError, SQLAlchemyError):
+        return None
+    return [(key, metric.step, float(metric.value)) for key, history in histories for metric in history]
+
+
 class MlflowStore:
     """A tracking store with the experiment in it. A tracker's methods run in its outbox's thread."""
 

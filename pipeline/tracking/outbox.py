@@ -40,6 +40,7 @@ class Outbox(threading.Thread):
         self._hurry = threading.Event()
         self._away = False
         self._closed = False
+        self._refused: list[str] = []
 
     def put(self, what: str, call: Callable[[], None]) -> None:
         """Queue a call; ``what`` names it in a warning."""
@@ -59,6 +60,14 @@ class Outbox(threading.Thread):
             ):
                 self._changed.wait(0.1)
             return not self._calls
+
+    def lost(self) -> str:
+        """What the store has not: calls that it refused, and those that still wait; "" when it has all."""
+        with self._changed:
+            waiting, refused = len(self._calls), list(self._refused)
+        said = [f"{waiting} records wait for it"] if waiting else []
+        said += [f"it refused {len(refused)}, first {refused[0]}"] if refused else []
+        return " and ".join(said)
 
     def close(self) -> None:
         """End the thread once the queue is empty."""
@@ -102,6 +111,7 @@ class Outbox(threading.Thread):
             hopeless = ours or getattr(error, "error_code", "") in _HOPELESS
             if hopeless:
                 _LOG.warning("tracking: %s was not stored: %s", what, reason)
+                self._refused.append(f"{what} ({reason})")
             elif not self._away:
                 _LOG.warning(
                     "tracking: the store is away (%s): %s; training goes on, metrics are kept and sent later",

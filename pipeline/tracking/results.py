@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from configs.schema import Tracking
+from pipeline.runs import manifest
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.mlflow_store import quiet_mlflow
 from pipeline.tracking.tracker import Tracker
@@ -38,6 +39,7 @@ def keep(
     number = len(list(place.glob(f"{name}-*.json"))) + 1
     path = place / f"{name}-{number}.json"
     write_atomic(path, json.dumps(result, indent=1).encode())
+    manifest.know_own(run_dir, path)
     tracker = Tracker(settings, run_dir, group=run_dir.name)
     tracker.start(f"{folder}_{name}", params=params, tags={"algorithm": folder} | dict(tags))
     tracker.log(metrics, number)

@@ -126,7 +126,7 @@ def links(address: str, store: Store, experiments: dict[str, str]) -> list[str]:
 
 
 def serve(store: Store, port: int, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. For a store that is a server only the links are printed.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. For a store that is a server only the links are printed.
 
     Raises:
         ValueError: the server does not start; with its last line of output.
@@ -191,7 +191,7 @@ def _end(server: subprocess.Popen[str]) -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(10)
+            server.wait(5)  # less than a scheduler's patience with us
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.loading import load_config
-from pipeline.runs import status
-from pipeline.runs.events import read_events
-from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, stage_record
+from pipeline.runs import manifest, status
+from pipeline.runs.events import Events, read_events
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, SUMMARY, stage_record
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import EVALUATE
+from pipeline.runs.summary import read_summary
 from pipeline.tracking.lineage import result_tags
 from pipeline.tracking.stage_record import stage_tags
 from pipeline.tracking.tracker import Status, Tracker
@@ -53,6 +54,9 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
         if not sent:
             return False
     tracker.close()
+    if (summary := read_summary(run_dir)).pop("tracking", ""):
+        manifest.put_json(run_dir, SUMMARY, summary)
+        Events(run_dir).note("tracking_synced", f"{without_password(tracker.uri)} has what it lacked")
     return True
 
 

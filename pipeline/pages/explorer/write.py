@@ -12,6 +12,7 @@ from configs.schema import Explorer, RunConfig
 from pipeline.pages.explorer.build import beside, explore
 from pipeline.pages.explorer.page import write_page
 from pipeline.pages.explorer.records import Dataset
+from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, EXPLORER
 from pipeline.runs.stage_table import IMPROVE
@@ -34,6 +35,7 @@ def explain(
     first = explore(run_dir, settings)
     datasets: tuple[Dataset, ...] = (first[0],) if against is None else beside(first, explore(against, settings))
     write_page(datasets, path)
+    manifest.know_own(run_dir, path)
     return datasets, attach(path, config.tracking, run_dir, IMPROVE)
 
 

@@ -8,6 +8,7 @@ from configs.loading import load_config
 from pipeline.pages.report.build import build
 from pipeline.pages.report.page import figures, page
 from pipeline.pages.report.records import ReportPage
+from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, REPORT
 from pipeline.runs.stage_table import EVALUATE
@@ -27,6 +28,7 @@ def report(run_dir: Path, path: Path) -> tuple[ReportPage, str]:
     made = build(run_dir, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page(made).encode())
+    manifest.know_own(run_dir, path)
     pictures = {f"{FIGURES}/{name}": text for name, text in figures(made).items()}
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
     return made, attach(path, settings, run_dir, EVALUATE, texts=pictures)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE
 from pipeline.runs.layout import PROCESS
-from pipeline.runs.status import SILENT_SECONDS, at_work, overview, runs_in
+from pipeline.runs.process import SILENT_SECONDS, at_work
+from pipeline.runs.status import overview, runs_in
 
 QUICKSTART = (Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml").read_text()
 

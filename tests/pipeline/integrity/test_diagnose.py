@@ -14,11 +14,11 @@ from configs.loading import dump_config
 from configs.schema import Cluster, RunConfig
 from pipeline.integrity.diagnose import diagnose
 from pipeline.rl.worker_health import Health
-from pipeline.run import noted
 from pipeline.runs.errors import RunError
 from pipeline.runs.events import Events
 from pipeline.runs.layout import STALL
 from pipeline.runs.metrics_log import RunLog
+from pipeline.runs.starts import noted
 from pipeline.storage import disk_space
 
 

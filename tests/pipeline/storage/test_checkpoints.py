@@ -269,20 +269,20 @@ def test_newest_is_the_highest_number_not_the_first_in_the_alphabet(tmp_path: Pa
     assert checkpoints.newest_valid(tmp_path, "clone")[0] == tmp_path / "clone-100000000"
 
 
-def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
+def test_the_newest_whole_ones_are_kept(tmp_path: Path) -> None:
     for update in range(100, 700, 100):
         write_one(tmp_path, update)
     (tmp_path / "clone-00000600" / "state.json").unlink()
-    deleted = checkpoints.prune(tmp_path, "clone", 2, protect=[tmp_path / "clone-00000100"])
-    assert sorted(path.name for path in deleted) == ["clone-00000200", "clone-00000300"]
+    doomed = checkpoints.surplus(tmp_path, "clone", 2)
+    assert sorted(path.name for path in doomed) == ["clone-00000100", "clone-00000200", "clone-00000300"]
+    checkpoints.delete(doomed)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "clone-00000100",
         "clone-00000400",
         "clone-00000500",
         "clone-00000600",
     ]
     assert json.loads((tmp_path / "clone-00000400" / "manifest.json").read_text())["info"]["update"] == 400
-    assert len(checkpoints.prune(tmp_path, "clone", 0)) == 4
+    checkpoints.delete(checkpoints.surplus(tmp_path, "clone", 0))
     assert list(tmp_path.iterdir()) == []
 
 

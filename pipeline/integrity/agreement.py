@@ -1,0 +1,64 @@
+"""Whether the MLflow store has the numbers of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.schema import RunConfig
+from pipeline.rl import ledger
+from pipeline.runs.events import read_events
+from pipeline.runs.layout import METRICS
+from pipeline.runs.metrics_log import records
+from pipeline.runs.stage_table import ONLINE
+from pipeline.tracking.mlflow_store import stored_metrics, valid_key
+from pipeline.tracking.uris import read_record, tracking_uri, without_password
+
+
+def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
+    """(numbers that differ, a line each; what was compared, "" where nothing could be).
+
+    Steps that a restart did again are left out: the store keeps what it was sent first.
+    """
+    record = read_record(run_dir)
+    uri = tracking_uri(config.tracking.uri, run_dir)
+    if record is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
+        return [], ""
+    compared, problems = 0, list[str]()
+    for stage, run_id in record["runs"].items():
+        logged = _logged(run_dir, stage)
+        stored = stored_metrics(uri, run_id)
+        if stored is None:
+            return problems, ""
+        for key, step, value in stored:
+            said = logged.get((key, step))
+            compared += said is not None
+            if said is not None and not _same(said, value):
+                problems.append(f"{stage} {step}: {key} is {value:g} in MLflow, {said:g} in {METRICS}")
+    return problems, f"{compared} numbers agree with {without_password(uri)}" if compared else ""
+
+
+def _logged(run_dir: Path, stage: str) -> dict[tuple[str, int], float]:
+    """The metrics of the steps that were done once, by MLflow's key and step."""
+    last = math.inf
+    if sum(event["kind"] == "started" for event in read_events(run_dir)) > 1:
+        starts = ledger.read(run_dir, stage).starts if stage in ONLINE else ()
+        last = min((int(start.get("version", 0)) for start in starts[1:]), default=math.inf if starts else 0)
+    found: dict[tuple[str, int], float] = {}
+    for record in records(run_dir / METRICS):
+        if record.get("stage") == stage and record["step"] <= last:
+            found |= {(valid_key(name), record["step"]): value for name, value in _numbers(record)}
+    return found
+
+
+def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if name not in ("stage", "step", "time") and (value is None or isinstance(value, int | float)):
+            yield name, math.nan if value is None else float(value)
+
+
+def _same(logged: float, stored: float) -> bool:
+    # Not finite is null in metrics.jsonl; MLflow's databases hold the largest number in place of an infinite one.
+    return not math.isfinite(logged) or math.isclose(logged, stored, rel_tol=1e-9, abs_tol=1e-12)
