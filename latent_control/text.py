@@ -57,9 +57,13 @@ def load_tokenizer(
 
 def config_ends(*configs: Any) -> tuple[int, ...]:
     """End tokens that configs of a model name, in order: of models, generation, or ``None``."""
-    named = [getattr(config, "eos_token_id", None) for config in configs]
-    ids = (end for some in named for end in (some if isinstance(some, list | tuple) else [some]))
-    return tuple(dict.fromkeys(int(end) for end in ids if isinstance(end, int) and end >= 0))
+    return _ids(*(getattr(config, "eos_token_id", None) for config in configs))
+
+
+def _ids(*values: Any) -> tuple[int, ...]:
+    """Token ids among values from files: one, a list, or none."""
+    flat = (one for value in values for one in (value if isinstance(value, list | tuple) else [value]))
+    return tuple(dict.fromkeys(one for one in flat if type(one) is int and one >= 0))
 
 
 def name_ends(config: GenerationConfig, ends: Iterable[int]) -> None:
@@ -99,9 +103,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     Sources disagree for many models (Gemma, Phi, GLM, most fine-tuned ones), and any of them may be what a model was
     trained to stop with.
     """
-    turn, own = _turn_end(tokenizer, str(tokenizer.chat_template), len(tokenizer)), tokenizer.eos_token_id
-    ids = (turn, own, *tokenizer.init_kwargs.get(_MODEL_ENDS, ()))
-    return tuple(dict.fromkeys(int(end) for end in ids if end is not None))
+    turn = _turn_end(tokenizer, str(tokenizer.chat_template))
+    return _ids(turn, tokenizer.eos_token_id, tokenizer.init_kwargs.get(_MODEL_ENDS))
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
@@ -111,13 +114,13 @@ def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
     Raises:
         ValueError: there is none.
     """
-    turn = _turn_end(tokenizer, str(tokenizer.chat_template), len(tokenizer)) if chat else None
-    own = tokenizer.eos_token_id if turn is None else turn
-    if own is None and not (named := end_tokens(tokenizer)):
+    turn = _turn_end(tokenizer, str(tokenizer.chat_template)) if chat else None
+    ends = _ids(turn, tokenizer.eos_token_id, end_tokens(tokenizer))
+    if not ends:
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} has no end token; set eos_token in its tokenizer_config.json"
         )
-    return named[-1] if own is None else int(own)
+    return ends[0]
 
 
 def after_turn(tokenizer: PreTrainedTokenizerBase, *following: dict[str, str]) -> tuple[int | None, str]:
@@ -133,8 +136,8 @@ def after_turn(tokenizer: PreTrainedTokenizerBase, *following: dict[str, str]) -
 
 
 @lru_cache(maxsize=16)
-def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> int | None:
-    """What closes the last turn, or (GLM) opens the next one; ``template`` and ``size`` say whether it is still so."""
+def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    """What closes the last turn, or (GLM) opens the next one; ``template`` says whether it is still so."""
     if not tokenizer.chat_template:
         return None
     try:

@@ -12,7 +12,6 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,8 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
@@ -172,17 +173,20 @@ def test_a_stream_says_the_same_piece_by_piece(service: Service) -> None:
     assert stop not in "".join(piece["text"] for piece in events(service, **body, stop=stop) if piece["index"] == 0)
 
 
-class Letters:
-    """A tokenizer of characters."""
-
-    def decode(self, tokens: Sequence[int], **_: Any) -> str:
-        return bytes(tokens).decode(errors="replace")
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def test_what_may_still_change_is_held_back() -> None:
-    stream = TextStream(Letters(), ["END"])
+    tokenizer = bytes_tokenizer()
+    stream = TextStream(tokenizer, ["END"])
     shown = []
-    for byte in "aEN€ENDx".encode():
+    for byte in tokenizer("aEN€ENDx")["input_ids"]:
         stream.push(byte)
         shown.append(stream.safe())
         if stream.stopped:
