@@ -82,7 +82,7 @@ def test_three_live_codes_of_sixteen_are_enough_for_two_classes(
 @pytest.mark.slow
 def test_the_remedy_works_by_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = two_classes(tmp_path, usage_weight=0, entropy_weight=1, min_alive_share=1.0, temperature=0.5)
+    config = two_classes(tmp_path, usage_weight=0, entropy_weight=2, min_alive_share=1.0)
     code, said = run(tmp_path, "run", str(config), "--run-dir", "one")
     assert code == 1 and "the codebook has collapsed" in said and "resume" not in said, said
     command = re.search(r"with the remedy, start a new run: latent-control (.+)", said)
