@@ -218,7 +218,7 @@ def spoken_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int
     ends, silent = end_tokens(tokenizer), {tokenizer.bos_token_id, tokenizer.pad_token_id}
     last = [next((place for place, token in enumerate(ids) if token in ends), len(ids)) for ids in rows]
     kept = [[int(token) for token in ids[:end] if token not in silent] for ids, end in zip(rows, last, strict=True)]
-    if tokenizer.is_fast:  # all at once: 0.7 ms for 128 rows, one by one 14
+    if len(rows) > 1 and tokenizer.is_fast:  # all at once: 0.7 ms for 128 rows, one by one 14
         backend = cast("PreTrainedTokenizerFast", tokenizer).backend_tokenizer
         return cast("list[str]", backend.decode_batch(kept, skip_special_tokens=False))
     return [cast("str", tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in kept]

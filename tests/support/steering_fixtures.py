@@ -27,6 +27,9 @@ class HostileWords:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._tokenizer(*arguments, **named)
 

@@ -33,44 +33,51 @@ def settings_of(config: Config, rows: Path, *, options: dict[str, Any] | None = 
     return config(task=task, rollout={"max_new_tokens": 24, "num_workers": 1, **rollout})
 
 
+def written(settings: RunConfig) -> str:
+    """As a file: `sample` needs no stages."""
+    return dump_config(settings.model_copy(update={"improve": None}))
+
+
 def test_responses_that_ended_become_rows(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
     settings = settings_of(config, rows, num_workers=2)
     said: list[str] = []
     found = sample(settings, tmp_path / "a.jsonl", 12, said.append)
     train = [prompt.text for prompt in build_task(settings.task).prompts("train")]
-    written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert found.prompts == len(train) < 30 and found.responses == 12 * len(train)
     # A random LM over 160 tokens ends one response in seven within 24.
-    assert 0 < len(found.rows) == len(written) < found.responses
-    assert {row["prompt"] for row in written} <= set(train)
-    assert not any(row[COLUMN]["truncated"] for row in written)
+    assert 0 < len(found.rows) == len(lines) < found.responses
+    assert {row["prompt"] for row in lines} <= set(train)
+    assert not any(row[COLUMN]["truncated"] for row in lines)
     assert said[-1].startswith(f"sampled {12 * len(train)}/{12 * len(train)} responses")
     sample(settings_of(config, rows), tmp_path / "b.jsonl", 12, said.append)
     assert (tmp_path / "b.jsonl").read_text() == (tmp_path / "a.jsonl").read_text()
 
 
 def test_nothing_that_ends_is_kept_and_said(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(dump_config(settings_of(config, rows, max_new_tokens=1)))
+    (tmp_path / "c.yaml").write_text(written(settings_of(config, rows, max_new_tokens=1)))
     done = CliRunner().invoke(app, ["sample", str(tmp_path / "c.yaml"), "--samples", "1"])
     assert done.exit_code == 0, done.output
     assert "did not end within rollout.max_new_tokens=1" in done.output and "kept, marked as truncated" in done.output
     assert "prompts: '" in done.output and "7 25 -> 29 :'" in done.output
-    written = [json.loads(line) for line in (tmp_path / "c-samples.jsonl").read_text().splitlines()]
-    assert written and all(row[COLUMN]["truncated"] for row in written)
+    lines = [json.loads(line) for line in (tmp_path / "c-samples.jsonl").read_text().splitlines()]
+    assert lines and all(row[COLUMN]["truncated"] for row in lines)
 
 
 def test_rewards_that_fail_are_counted_and_named(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
     """On every response: exit code 1. On some: 0. The rows are written all the same."""
     (tmp_path / "judge.py").write_text("def reward(row, response):\n    return row['gold']\n")
     options = {"verifier": "python", "python": {"path": str(tmp_path / "judge.py")}}
-    (tmp_path / "c.yaml").write_text(dump_config(settings_of(config, rows, options=options)))
+    (tmp_path / "c.yaml").write_text(written(settings_of(config, rows, options=options)))
     done = CliRunner().invoke(app, ["sample", str(tmp_path / "c.yaml"), "--samples", "4"])
     assert done.exit_code == 1, done.output
     count = 4 * len(build_task(settings_of(config, rows).task).prompts("train"))
     assert f"{count} of {count} responses could not be judged: " in done.output and "KeyError" in done.output
     assert "success is nan" not in done.output and (tmp_path / "c-samples.jsonl").is_file()
     (tmp_path / "judge.py").write_text("def reward(row, response):\n    return 1.0 if len(response) % 5 else [][0]\n")
-    done = CliRunner().invoke(app, ["sample", str(tmp_path / "c.yaml"), "--samples", "4", "-o", str(tmp_path / "d.jsonl")])
+    done = CliRunner().invoke(
+        app, ["sample", str(tmp_path / "c.yaml"), "--samples", "4", "-o", str(tmp_path / "d.jsonl")]
+    )
     assert done.exit_code == 0 and "responses could not be judged: " in done.output and "IndexError" in done.output
     assert "success is 1.000" in done.output
 
@@ -79,6 +86,6 @@ def test_responses_end_at_strings(ray_session: None, config: Config, rows: Path,
     """A base that never ends by itself: with a string that it does say, its rows end, and have no more of it."""
     settings = settings_of(config, rows, stop=["3", "+"])
     found = sample(settings, tmp_path / "a.jsonl", 6, print)
-    written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(written) > found.responses / 2
-    assert not any("3" in row["answer"] or "+" in row["answer"] for row in written)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) > found.responses / 2
+    assert not any("3" in row["answer"] or "+" in row["answer"] for row in lines)

@@ -33,7 +33,7 @@ from latent_control.analysis.trace import generate_traced
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
-from pipeline.cli.app import app
+from pipeline.cli.main import app
 from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
