@@ -24,7 +24,7 @@ class Row:
     finish_reason: str
     generated: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     """bool [T]; empty: all were"""
-    support: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    support: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     event_logp: np.ndarray | None = None
     events: np.ndarray | None = None
     features: np.ndarray | None = None
@@ -42,7 +42,7 @@ def row_of(generation: Generation, row: int) -> Row:
         action_logp=generation.action_logp[row, :length].float().cpu().numpy(),
         versions=generation.versions[row, :length].int().cpu().numpy(),
         finish_reason=generation.finish_reasons[row],
-        support=np.empty((0, 0), np.int32)
+        support=np.empty(0, np.int32)
         if generation.support is None
         else generation.support[row, :length].int().cpu().numpy(),
         event_logp=None if generation.event_logp is None else generation.event_logp[row, :length].float().cpu().numpy(),

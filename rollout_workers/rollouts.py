@@ -136,7 +136,7 @@ class Rollout:
     """bool [T], False at observed tokens; empty where all tokens were generated."""
     turn_rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     """float32, what each turn of an episode brought, before ``reward.weights``; empty for a single response."""
-    support: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    support: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """int32 [T, k], the actions that each was sampled from (``rollout.top_k``); empty where all could be"""
     reward_hash: str = ""
     """Names the definition that ``reward`` follows (task, options, weights)."""

@@ -165,8 +165,8 @@ def read_rollouts(
 
 
 def by_token(support: np.ndarray, tokens: int) -> np.ndarray:
-    """The stored column ``support`` as [T, k]; [0, 0] where it is empty."""
-    return support.reshape(tokens, -1) if len(support) else np.empty((0, 0), np.int32)
+    """The stored column ``support`` as [T, k]; empty where all could be."""
+    return support.reshape(tokens, -1) if len(support) else np.empty(0, np.int32)
 
 
 def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, Any]]:

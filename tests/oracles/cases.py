@@ -61,6 +61,6 @@ SEEDS = range(15)
 
 def distributions(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities [N] of a policy and of its reference over all of 12 actions."""
-    logits: Any = np.random.default_rng([seed, 1]).normal(0, 0.6, (2, 12))
+    logits: Any = np.random.default_rng([seed, 1]).normal(0, 0.4, (2, 12))
     policy, reference = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     return policy, reference

@@ -271,8 +271,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     ),
     "foreign schema": (lambda f: foreign(f / "run=a" / "x.parquet"), "carries no replay schema", False),
     "later schema": (
-        lambda f: foreign(f / "run=a" / "x.parquet", schema_version=5),
-        "schema version 5, this version reads 2, 3, 4",
+        lambda f: foreign(f / "run=a" / "x.parquet", schema_version=6),
+        "schema version 6, this version reads 2, 3, 4, 5",
         False,
     ),
     "other columns": (
