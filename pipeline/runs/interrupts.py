@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE, LIMIT = 6.0, 9.0
+PATIENCE, LIMIT = 5.0, 8.0
 """Seconds from the signal: until an update at hand is abandoned, and until the process ends whatever it is at.
 Schedulers kill after 10 to 30 s."""
 
