@@ -71,7 +71,7 @@ class _Watch:
         while True:
             select.select([bell], [], [])
             number = next((one for one in bell.recv(64) if one in self.handled), None)
-            if number is not None:
+            if number is not None and signal.getsignal(number) is self:  # not one that somebody else handles for now
                 self.start_timers(number)
 
     def _again(self, number: int) -> None:
