@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE, LIMIT = 6.0, 9.0
+PATIENCE, LIMIT = 5.0, 8.0
 """Seconds from the signal: until an update at hand is abandoned, and until the process ends whatever it is at.
 Schedulers kill after 10 to 30 s."""
 
@@ -71,7 +71,7 @@ class _Watch:
         while True:
             select.select([bell], [], [])
             number = next((one for one in bell.recv(64) if one in self.handled), None)
-            if number is not None:
+            if number is not None and signal.getsignal(number) is self:  # not one that somebody else handles for now
                 self.start_timers(number)
 
     def _again(self, number: int) -> None:

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from pipeline.storage.atomic import sealed, unseal
 from pipeline.storage.checksummed_jsonl import line
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from run_fixtures import QUICKSTART, call, command
+
 pytest_plugins = ("run_fixtures",)
 
 Damage = Callable[[Path], object]
@@ -381,3 +386,45 @@ def test_a_run_of_a_version_before_has_no_record_and_is_not_said_to_be_in_order(
     (answer,) = [one for one in audit(copy) if one.question == "hashes"]
     assert answer.verdict == "no record"
     assert all(name in answer.answer for name in ("checkpoints/improve", "metrics.jsonl", "events.jsonl"))
+
+
+SMALL = ["actions.updates=6", "clone.updates=4", "improve.updates=6", "improve.checkpoint_every=2"]
+SMALL += ["improve.prompts_per_update=4", "improve.group_size=4", "evaluation=null", "explorer.enabled=false"]
+OTHERS = {
+    "async": ["improve.mode=async", "improve.max_staleness=1"],
+    "token level, FTA-P": ["improve.token_baseline=true", "finetune.updates=2"],
+    "offline stages only": ["improve=null"],
+    "untracked, not stored": ["tracking.enabled=false", "replay.enabled=false"],
+    "the best policy kept": ["improve.evaluate_every=2", "improve.keep_best=true"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_nothing_is_found_in_runs_of_other_configurations(tmp_path: Path, kind: str) -> None:
+    call("run", QUICKSTART, *SMALL, *OTHERS[kind], "--run-dir", str(tmp_path / "run"))
+    assert failed(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_is_whole_and_stays_so_when_resumed(tmp_path: Path, number: int, mode: str) -> None:
+    run, arguments = tmp_path / "run", [*SMALL, "improve.updates=40", f"improve.mode={mode}"]
+    with subprocess.Popen(command("run", QUICKSTART, *arguments, "--run-dir", str(run))) as process:
+        deadline = time.monotonic() + 600
+        while not list(run.glob("checkpoints/improve-*/manifest.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(60)
+    assert failed(run) == []
+    newest = max(run.glob("checkpoints/improve-*"))
+    newest.rename(run / "aside")
+    assert failed(run), "a checkpoint of an interrupted run is gone"
+    (run / "aside").rename(newest)
+    assert failed(run) == []
+    call("resume", str(run))
+    assert failed(run) == []
