@@ -389,7 +389,8 @@ class Decoding(Section):
     the most likely token (or a sampled one) of the mixture over codes."""
     mixture_codes: PositiveInt | None = 16
     """The k likeliest codes that the mixture sums over; ``null``: all. Each costs a pass of merge module and language
-    head: ``latent-control evaluate`` prints what it came to, docs/evaluation.md has a table."""
+    head (16: 0.72 of the tokens/s on the quickstart's model): ``latent-control evaluate`` prints what it came to,
+    docs/evaluation.md has a table."""
 
 
 class Replay(Section):
