@@ -42,7 +42,7 @@ class _Characters(dict[int, str]):
         elif unicodedata.category(char) in ("Cf", "Cs"):
             self[code] = ""
         else:
-            self[code] = unicodedata.normalize("NFKC", char).translate(str.maketrans(_SAME))
+            self[code] = "".join(_SAME.get(c, c) for c in unicodedata.normalize("NFKC", char))
         return self[code]
 
 
