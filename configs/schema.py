@@ -36,7 +36,8 @@ class Task(Section):
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
-    """Solved examples put before each question (reasoning-gym tasks)."""
+    """Solved examples put before each question: of reasoning-gym tasks, and of rows (docs/tasks.md), where they are the
+    first rows to train on or those of ``task.options.shots_path``, which are asked no more."""
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 _JUDGING = (("python", "path"), ("preference", "model"))
+_FILES = ((None, "path"), (None, "heldout_path"), (None, "shots_path"), *_JUDGING)
 TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
-    "rows": ((None, "path"), (None, "heldout_path"), *_JUDGING),
-    "jsonl": ((None, "path"), (None, "heldout_path"), *_JUDGING),
-    "parquet": ((None, "path"), (None, "heldout_path"), *_JUDGING),
-    "dataset": ((None, "path"), *_JUDGING),
+    **dict.fromkeys(("rows", "jsonl", "parquet"), _FILES),
+    "dataset": ((None, "path"), (None, "shots_path"), *_JUDGING),
     "gsm8k": ((None, "path"), *_JUDGING),
     "math500": ((None, "path"), (None, "train"), *_JUDGING),
 }
@@ -34,7 +33,7 @@ def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
     for owner, key in TASK_PATHS.get(str(task.get("name")), ()):
         mapping = options if owner is None else options.get(owner)
         if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
-            yield mapping, key, key == "model" or (task["name"] == "dataset" and owner is None)
+            yield mapping, key, key == "model" or (task["name"] == "dataset" and key == "path")
 
 
 def preferences(task: Any) -> Iterator[dict[str, Any]]:

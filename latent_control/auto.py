@@ -31,12 +31,13 @@ from latent_control.auto_generation import (
     padded_output,
     settings_in_force,
     shown_to,
-    stop_strings,
+    string_watch,
 )
 from latent_control.config import LatentActionConfig
 from latent_control.decoding.guide import Allowed, Codes
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features
+from latent_control.text import config_ends, name_ends, saved_ends
 
 # Of the base's config, what tools ask a model's config for.
 _SHOWN = (
@@ -159,7 +160,9 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls.wrap(latent)
         model.config.name_or_path = model.name_or_path = str(folder)
         if (folder / "generation_config.json").is_file():
+            of_base = config_ends(model.generation_config)
             model.generation_config = GenerationConfig.from_pretrained(folder)
+            name_ends(model.generation_config, [*of_base, *saved_ends(folder)])
         device = device_map.get("", None) if isinstance(device_map, dict) else device_map
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -240,7 +243,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             allowed_codes: codes the policy may choose.
             return_codes: return a ``LatentGenerateOutput`` (as ``return_dict_in_generate`` does).
             seed: of the sampling; ``None`` draws one from torch's global stream.
-            tokenizer: for ``stop_strings``.
+            tokenizer: for ``stop_strings``; default: the one in the model's folder.
 
         Raises:
             ValueError: an argument that is not known here (beams, logits processors), or is out of range.
@@ -250,9 +253,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("generate needs input_ids [B, P]")
         wanted = settings_in_force(self.generation_config, generation_config, settings)
         criteria = StoppingCriteriaList(stopping_criteria or [])
-        if wanted.stop_strings is not None:
-            criteria.append(stop_strings(wanted.stop_strings, tokenizer, prompts.shape[1]))
         repeated = prompts.repeat_interleave(wanted.num_return_sequences or 1, 0)
+        shown = shown_to(repeated, criteria, streamer, wanted.pad_token_id or 0)
         out = self.latent.generate(
             prompts,
             attention_mask,
@@ -264,7 +266,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
             repeats=wanted.num_return_sequences or 1,
             codes=codes,
             allowed_codes=allowed_codes,
-            watch=shown_to(repeated, criteria, streamer, wanted.pad_token_id or 0),
+            watch=string_watch(wanted.stop_strings, tokenizer, self.name_or_path, shown),
         )
         if streamer is not None:
             streamer.end()

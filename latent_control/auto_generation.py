@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from latent_control.decoding.guide import Watch
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.records import Generation
+from latent_control.text import load_tokenizer
 
 # Settings of ``generate`` that are honoured; what else a caller sets is refused, not ignored.
 _HONOURED = {
@@ -65,7 +69,7 @@ def settings_in_force(
             f"generate does not know {named}: codes are chosen greedily, or sampled by temperature and top_k"
         )
     wanted = copy.deepcopy(given)
-    for name in ("eos_token_id", "pad_token_id"):
+    for name in ("eos_token_id", "pad_token_id", "stop_strings"):
         if getattr(wanted, name) is None:
             setattr(wanted, name, getattr(own, name))
     for name, value in asked.items():
@@ -73,11 +77,14 @@ def settings_in_force(
     return wanted
 
 
-def greedy_defaults(lm: PreTrainedModel, max_new_tokens: int | None = None) -> GenerationConfig:
-    """Greedy decoding with the special tokens of the base LM, whose own sampling settings say nothing about codes."""
+def greedy_defaults(
+    lm: PreTrainedModel, max_new_tokens: int | None = None, stop: Sequence[str] = ()
+) -> GenerationConfig:
+    """Greedy decoding with the special tokens of the base LM, whose own sampling settings say nothing about codes, to
+    one of the strings ``stop``."""
     of_base = lm.generation_config or lm.config
     tokens = {name: getattr(of_base, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **tokens)
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, stop_strings=list(stop) or None, **tokens)
 
 
 def new_token_limit(wanted: GenerationConfig, prompt: int) -> int:
@@ -93,18 +100,20 @@ def new_token_limit(wanted: GenerationConfig, prompt: int) -> int:
     return int(wanted.max_length) - prompt
 
 
-def stop_strings(strings: str | list[str], tokenizer: Any, prompt: int) -> Callable[..., torch.Tensor]:
-    """Ends a row whose new text holds one of ``strings``. Reads text, as transformers' own criterion fails on
-    vocabularies of words."""
-    if tokenizer is None:
-        raise ValueError("stop_strings are looked for in text: give tokenizer, too")
-    wanted = [strings] if isinstance(strings, str) else strings
+def string_watch(strings: str | list[str] | None, tokenizer: Any, folder: str, *others: Watch | None) -> Watch | None:
+    """Ends a row whose new text holds one of ``strings``, read by ``tokenizer`` or the one in the model's ``folder``;
+    and as ``others`` say."""
+    listed = [strings] if isinstance(strings, str) else strings or []
+    if listed and tokenizer is None:
+        if not (Path(folder) / "tokenizer_config.json").is_file():
+            raise ValueError("stop_strings are looked for in text: give tokenizer, too")
+        tokenizer = _own_tokenizer(folder)
+    return stop_watch(tokenizer, listed, *others)
 
-    def ended(sequences: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
-        texts = tokenizer.batch_decode(sequences[:, prompt:])
-        return torch.tensor([any(string in text for string in wanted) for text in texts], device=sequences.device)
 
-    return ended
+@lru_cache(maxsize=4)
+def _own_tokenizer(folder: str) -> Any:
+    return load_tokenizer(folder, key=None)
 
 
 def padded_output(prompts: torch.Tensor, out: Generation, pad: int | None) -> LatentGenerateOutput:

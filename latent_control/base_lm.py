@@ -15,6 +15,7 @@ from latent_control.bases.loading import BASE, load_model
 from latent_control.decoder_stack import decoder_blocks, position_ids
 from latent_control.linear import linear
 from latent_control.records import Features
+from latent_control.text import config_ends, name_ends, saved_ends
 
 
 class PassThrough(nn.Module):
@@ -43,17 +44,20 @@ def load_base(
     base: str | Path | PreTrainedModel, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A frozen base LM from a folder, a hub id or a loaded model. Safetensors only: other weight files are pickles,
-    which run code.
+    which run code. Its generation config names all end tokens: its own, the config's and the tokenizer's (of a model
+    that was loaded by the caller, the first two).
 
     Raises: ValueError: the folder does not exist or holds no causal LM, or not all of its tensors and no others, or a
         tokenizer with
             more tokens than the embedding has rows; said from the files, before a weight is read.
     """
-    lm = (
-        base
-        if isinstance(base, PreTrainedModel)
-        else load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
-    )
+    if isinstance(base, PreTrainedModel):
+        lm, ends = base, config_ends(base.config)
+    else:
+        lm = load_model(base, BASE, dtype=dtype, trust_remote_code=trust_remote_code)
+        ends = saved_ends(base, trust_remote_code=trust_remote_code)
+    if lm.generation_config is not None:
+        name_ends(lm.generation_config, ends)
     return lm.eval().requires_grad_(False)
 
 

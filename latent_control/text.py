@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,6 +60,24 @@ def config_ends(*configs: Any) -> tuple[int, ...]:
     named = [getattr(config, "eos_token_id", None) for config in configs]
     ids = (end for some in named for end in (some if isinstance(some, list | tuple) else [some]))
     return tuple(dict.fromkeys(int(end) for end in ids if isinstance(end, int) and end >= 0))
+
+
+def name_ends(config: GenerationConfig, ends: Iterable[int]) -> None:
+    """Let a generation config name the end tokens ``ends`` beside its own."""
+    own = config_ends(config)
+    if added := [end for end in ends if end not in own]:
+        config.eos_token_id = [*own, *added]
+
+
+def saved_ends(source: str | Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
+    """``end_tokens`` of what lies in a folder or hub id; of its configs alone where there is no tokenizer."""
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        return _ends_of_model(source, trust_remote_code, False)
+    try:
+        return end_tokens(load_tokenizer(source, trust_remote_code=trust_remote_code))
+    except (OSError, ValueError):
+        return _ends_of_model(source, trust_remote_code, False)
 
 
 def _ends_of_model(source: str | Path, trust_remote_code: bool, local_only: bool) -> tuple[int, ...]:
@@ -154,13 +172,16 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) ->
     return ids[: next(ends, None)] if bare else ids[:1]
 
 
-def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Ids of a conversation, ready for the assistant's turn; ``ValueError`` without a chat template."""
     if not tokenizer.chat_template:
         raise ValueError(
             f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false"
         )
-    turns = [message | {"content": whole_characters(message["content"])} for message in messages]
+    turns = [
+        {name: whole_characters(value) if isinstance(value, str) else value for name, value in message.items()}
+        for message in messages
+    ]
     return list(
         cast(
             "list[int]",
@@ -170,7 +191,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as one batch: ids and mask [B, P], padded on the left; what stands there is never read."""
+    """Prompts as one batch: ids and mask [B, P], padded on the left by zeros, which nothing reads."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.schema import Reward, Turns
 from latent_control.distributions import rollout_seed
+from latent_control.text import end_tokens
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Lost, Worlds
 from rollout_workers.environments.protocol import Step
@@ -118,7 +119,7 @@ class Player:
             return
         episode.steps.append(outcome)
         text = shortened(engine.tokenizer, outcome.observation, self.limits.max_observation_tokens) + MARK
-        closed = episode.turns[-1].finish_reason == "stop"
+        closed = episode.ids[-1] in end_tokens(engine.tokenizer)
         seen = encode_observation(engine.tokenizer, text, chat=self.chat, closed=closed)
         if outcome.terminated:
             episode.end = "terminated"

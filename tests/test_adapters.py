@@ -294,7 +294,7 @@ def test_an_adapter_with_tokens_of_its_own(tiny_base: Path, cache: Path, tmp_pat
         lambda tensors: [tensors.pop(name) for name in list(tensors) if "lora_" not in name],
     )
     with pytest.raises(
-        ValueError, match=r"has 2 tokens beyond the \d+ rows of the embedding of .*adapter: <one>, <two>; take"
+        ValueError, match=r"has 2 tokens beyond the \d+ rows of the embedding of .*adapter: <one>, <two>; save"
     ):
         adapters.merged_folder(tmp_path / "adapter")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from latent_control.decoding.generate import generate
-from latent_control.decoding.guide import Guide
+from latent_control.decoding.guide import Guide, Watch
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
@@ -64,6 +64,7 @@ def generate_traced(
     top_k: int | None = None,
     seed: int,
     stop_token: int | list[int] | None = None,
+    watch: Watch | None = None,
 ) -> Traced:
     """``LatentActionLM.generate`` of one prompt (token ids), with its trace; ``seed`` is the row's own stream."""
     device, actions = model.codebook.device, model.config.num_actions
@@ -90,6 +91,7 @@ def generate_traced(
             row_seeds=[seed],
             stop_token=stop_token,
             guide=overheard,
+            watch=watch,
         ),
         torch.tensor([list(prompt)], device=device),
     )

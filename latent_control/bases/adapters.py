@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from latent_control.bases.loading import (
     BASE,
@@ -40,11 +41,36 @@ _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")
 """Suffixes of what merging reads; beside an adapter its training's state may lie."""
 _IN_FILES = "base_model.model."
 """In front of the base's own names in an adapter's file."""
+_COPY = re.compile(r"\.(modules_to_save|original_module)(?=\.)")
+_WITH_ROWS = (
+    "save the adapter with embedding and head (save_embedding_layers=True, or both in modules_to_save), or take the "
+    "tokens that were added out of its tokenizer"
+)
 
 
 def is_adapter(model: str | Path) -> bool:
     """Whether ``model`` is the folder of a PEFT adapter."""
     return (Path(model) / CONFIG).is_file() and not (Path(model) / "config.json").is_file()
+
+
+def adapter_folder(model: str, *, download: bool = False) -> Path | None:
+    """Where the PEFT adapter ``model`` lies, a folder or a hub id; ``None`` when it is no adapter, or a hub id that is
+    not on this machine.
+
+    Args:
+        download: fetch it from the hub if it is not here.
+    """
+    if Path(model).exists():
+        return Path(model) if is_adapter(model) else None
+    if local_folder(model) is not None:
+        return None
+    try:
+        cached = hf_hub_download(model, CONFIG, local_files_only=not download)
+        if not download:
+            return Path(cached).parent
+        return Path(snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in _READ]))
+    except (OSError, ValueError):  # no such file there, no hub id, or the hub does not answer
+        return None
 
 
 def adapted_base(adapter: str | Path) -> str:
@@ -101,10 +127,13 @@ def adapter_problems(adapter: str | Path, *, trust_remote_code: bool) -> tuple[l
         lm, _ = on_meta(
             BASE, load_config(place, trust_remote_code=trust_remote_code, local_files_only=True), read_folder(place)
         )
-    _resize(lm, shapes)
-    problems = list(_misfits(lm, folder, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}))
-    tokens = tokenizer_problem(Path(tokenizer_source(folder)), lm.get_input_embeddings().weight.shape[0], model=folder)
-    return [*problems, *([] if tokens is None else [tokens])], None
+    new, own = _resize(lm, shapes), _own_tensors(shapes)
+    problems = list(_misfits(lm, folder, {name: torch.empty(shapes[name], device="meta") for name in own}))
+    tokens = tokenizer_problem(
+        Path(tokenizer_source(folder)), lm.get_input_embeddings().weight.shape[0], model=folder, remedy=_WITH_ROWS
+    )
+    head = f"{folder / WEIGHTS} has {new} new rows of the embedding, but not of the head; {_WITH_ROWS}"
+    return [*problems, *([] if tokens is None else [tokens]), *([head] if new and not _has_head(lm, own) else [])], None
 
 
 def merged_folder(adapter: str | Path, *, trust_remote_code: bool = False) -> Path:
@@ -177,21 +206,37 @@ def _merge(base: str, adapter: Path, staged: Path, trust_remote_code: bool) -> N
 
 
 def _line(error: BaseException) -> str:
-    """The message on one line."""
-    return " ".join(str(error).split())[:600]
+    """The message on one line, of long ones the beginning."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 600 else f"{line[:600]} ..."
 
 
-def _resize(lm: PreTrainedModel, shapes: Mapping[str, Shape]) -> None:
+def _own_tensors(shapes: Mapping[str, Shape]) -> list[str]:
+    """Names of an adapter's tensors without the copies that peft writes of modules it keeps whole (modules_to_save)."""
+    return [name for name in shapes if (plain := _COPY.sub("", name)) == name or plain not in shapes]
+
+
+def _has_head(lm: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Whether an adapter with tensors of these names brings a head, or the embedding is the head."""
+    head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
+    place = next((name for name, module in lm.named_modules() if module is head), None)
+    tied = head is None or head.weight is embedding.weight or lm.config.get_text_config().tie_word_embeddings
+    return bool(tied or any(name.startswith(f"{_IN_FILES}{place}.") and "lora_" not in name for name in names))
+
+
+def _resize(lm: PreTrainedModel, shapes: Mapping[str, Shape]) -> int:
     """As many rows of embedding and head as the adapter's own embedding has, where it brings one (tokens were
-    added)."""
+    added); the number of new ones."""
     embedding = lm.get_input_embeddings()
     name = next(name for name, module in lm.named_modules() if module is embedding)
     own = (
         key for key in shapes if key.startswith(f"{_IN_FILES}{name}.") and key.endswith("weight") and "lora_" not in key
     )
-    rows = next((shapes[key][0] for key in own if shapes[key]), None)
-    if rows is not None and rows != embedding.weight.shape[0]:
+    before: int = embedding.weight.shape[0]
+    rows = next((shapes[key][0] for key in own if shapes[key]), before)
+    if rows != before:
         lm.resize_token_embeddings(rows, mean_resizing=False)
+    return max(0, rows - before)
 
 
 def _misfits(lm: PreTrainedModel, adapter: Path, tensors: dict[str, torch.Tensor]) -> Iterator[str]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
 BASE_KEY = "base.trust_remote_code"
 """The setting that lets a base LM's own code run."""
 
@@ -19,6 +21,11 @@ BASE_KEY = "base.trust_remote_code"
 class NeedsCode(ValueError):
     """A model that ``transformers`` knows by code in its own folder only; the message names the folder and the
     remedy."""
+
+
+def is_foreign(part: object) -> bool:
+    """Whether a loaded model, config or tokenizer is of a class that came with its folder."""
+    return type(part).__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 @contextmanager

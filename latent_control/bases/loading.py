@@ -72,10 +72,12 @@ _NO_MODEL = (KeyError, TypeError, AttributeError, ArithmeticError, StrictDatacla
 _OLD_BUFFER = pattern(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|causal_mask)$")
 _OLD_MASK = pattern(r"(^|\.)(attn|attention)\.bias$")  # a causal mask [1, 1, n, n] or [n, n], not the bias of a layer
 _POOLER = pattern(r"(^|\.)pooler\.")  # above the last hidden states, which is all that is read here
-_PLACEHOLDERS = {f"{name}_token" for name in ("image", "audio", "video", "boi", "eoi", "boa", "eoa")}
-"""Tokens of a tokenizer that text-only models share with those that see and hear (Gemma 3's 262,145th)."""
+_PLACEHOLDERS = {f"{name}_token" for name in ("image", "audio", "video", "boi", "eoi", "boa", "eoa", "pad")}
+"""Tokens of a tokenizer that text-only models share with those that see and hear (Gemma 3's 262,145th), and the one
+for padding, which is masked everywhere."""
 
 
+_FITTING = "take the tokenizer that came with the model, or resize the model (resize_token_embeddings) and save it"
 NOT_HERE = "{} is not, or not all, on this machine yet, so its files were not looked at"
 
 
@@ -335,7 +337,7 @@ def _above(model: PreTrainedModel, name: str) -> bool:
     return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] not in parts
 
 
-def tokenizer_problem(folder: Path, rows: int | None, *, model: str | Path) -> str | None:
+def tokenizer_problem(folder: Path, rows: int | None, *, model: str | Path, remedy: str = _FITTING) -> str | None:
     """Why the tokenizer in ``folder`` does not go with an embedding of ``rows`` rows; without ``tokenizer.json`` it is
     not looked at.
 
@@ -355,8 +357,7 @@ def tokenizer_problem(folder: Path, rows: int | None, *, model: str | Path) -> s
         return None
     return (
         f"{path} has {len(beyond)} tokens beyond the {rows} rows of the embedding of {model}: "
-        f"{first_names(token for _, token in beyond)}; "
-        "take the tokenizer that came with the model, or resize the model (resize_token_embeddings) and save it"
+        f"{first_names(token for _, token in beyond)}; {remedy}"
     )
 
 
@@ -397,14 +398,15 @@ def _configured_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]
 
 
 def _placeholders(folder: Path) -> set[str]:
-    """Tokens that stand for pictures and sounds."""
+    """Tokens that stand for pictures and sounds, and the pad token: no model reads their embedding here."""
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         sections = [said, *(said.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))]
     except (OSError, ValueError, AttributeError):
         return set()
     named = [section for section in sections if isinstance(section, dict)]
-    return {str(section[name]) for section in named for name in _PLACEHOLDERS & section.keys()}
+    found = [section[name] for section in named for name in _PLACEHOLDERS & section.keys()]
+    return {str(token["content"] if isinstance(token, dict) else token) for token in found}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from latent_control.decoding.guide import Guide, Watch
 from latent_control.distributions import rollout_seed
+from latent_control.text import config_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,6 @@ class SamplingParams:
 def special_tokens(lm: PreTrainedModel, stop_token: int | list[int] | None) -> tuple[tuple[int, ...], int]:
     """(end tokens, pad token) of a base LM; chat models have several. ``stop_token`` -1 switches them off."""
     config = lm.generation_config or lm.config
-    ends = config.eos_token_id if stop_token is None else stop_token
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = config_ends(config) if stop_token is None else stop_token if isinstance(stop_token, list) else [stop_token]
     pad = config.pad_token_id if config.pad_token_id is not None else 0
     return tuple(end for end in ends if end >= 0), pad

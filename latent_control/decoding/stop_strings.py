@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_control.decoding.guide import Watch
-from latent_control.text import spoken_texts
+from latent_control.text import end_tokens, spoken_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +61,17 @@ def stop_watch(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], *othe
         return [any(said) for said in zip(*(one(rows, tokens, codes) for one in watches), strict=True)]
 
     return watch
+
+
+def ended(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], ids: Sequence[int]) -> bool:
+    """Whether finished ``ids`` ended by themselves: with an end token, or with one of the strings."""
+    return bool(ids) and (ids[-1] in end_tokens(tokenizer) or holds(tokenizer, strings, ids))
+
+
+def holds(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], ids: Sequence[int]) -> bool:
+    """Whether the text of ``ids`` holds one of the strings."""
+    text = spoken_texts(tokenizer, [ids])[0] if strings else ""
+    return any(string in text for string in strings)
 
 
 def stopped_length(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], ids: Sequence[int]) -> int | None:

@@ -6,7 +6,7 @@ column (``slots``), so paths of different length share a batch. Every row draws 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -67,6 +67,7 @@ class ChunkDecoder:
     Args:
         temperature, top_k: of the sampler; as in ``generate``.
         stop_tokens: what ends a response.
+        ends: whether the tokens of a response so far end it, too (``rollout.stop``).
         max_rows: rows decoded at once.
         q: gives each chunk Q of its last code and each node its value; needs the latent level.
     """
@@ -79,12 +80,13 @@ class ChunkDecoder:
         temperature: float = 1.0,
         top_k: int | None = None,
         stop_tokens: Sequence[int] = (),
+        ends: Callable[[Sequence[int]], bool] | None = None,
         max_rows: int = 256,
         q: QHead | None = None,
     ) -> None:
         self.base, self.actor, self.q = base, actor, q
         self.temperature, self.top_k = temperature, top_k
-        self.stop_tokens, self.max_rows = frozenset(stop_tokens), max_rows
+        self.stop_tokens, self.ends, self.max_rows = frozenset(stop_tokens), ends, max_rows
         self.lean_base = lean_blocks(base.decoder)
         self.lean_policy = None if actor.stack is None else lean_blocks(actor.stack.decoder)
         self.generated = 0
@@ -290,10 +292,18 @@ class _Chunks:
         ):
             if number not in self.done:
                 self.chosen[number].append((one[0], one[1], one[2], one[3]))
-                stopped, full = one[0] in decoder.stop_tokens, step + 1 == self.jobs[number].room
+                stopped = one[0] in decoder.stop_tokens or (
+                    decoder.ends is not None and decoder.ends(self._said(number))
+                )
+                full = step + 1 == self.jobs[number].room
                 if stopped or full or (not self.keep and step + 1 == self.length):
                     self.done[number] = self._segment(number, stopped=stopped, finished=stopped or full)
         return tokens
+
+    def _said(self, number: int) -> list[int]:
+        """All tokens of a row's response."""
+        before = [token for segment in self.jobs[number].path[1:] for token in segment.tokens]
+        return before + [token for token, *_ in self.chosen[number]]
 
     def _segment(self, number: int, *, stopped: bool, finished: bool) -> Segment:
         tokens, actions, logp, q = zip(*self.chosen[number], strict=True)

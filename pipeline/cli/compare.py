@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.options import FAILED, USAGE, AsJson, Overrides
 from pipeline.cli.output import print_error, print_json, print_page, print_table
 from pipeline.cli.session import checked, empty_folder, exit_on_error, run_folder, working
 
@@ -74,11 +74,20 @@ def _sides(runs: list[Path], a: list[Path], b: list[Path]) -> tuple[list[Path], 
 
 @app.command()
 def pilot(
-    prompts: Annotated[Path, typer.Option("--prompts", help="A .jsonl file, a row per prompt.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="A YAML file, whose task, base LM and settings are tried as they are."),
+    ] = None,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="In place of CONFIG: a file of rows, one per prompt.")
+    ] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Budget of the whole pilot.")] = 60.0,
     prompt_key: Annotated[str, typer.Option("--prompt-key", help="Key of the prompt in a row.")] = "prompt",
     answers: Annotated[str, typer.Option("--answers", help="Key of the answer in a row.")] = "answer",
-    verifier: Annotated[str, typer.Option("--verifier", help="exact, number, contains, regex or math.")] = "exact",
+    verifier: Annotated[
+        str, typer.Option("--verifier", help="exact, number, contains, regex, math, or FILE.py:FUNCTION.")
+    ] = "exact",
     base: Annotated[
         str, typer.Option("--base", help="Base LM: a folder, a hub id, or the bundled one.")
     ] = "smollm2-135m-instruct",
@@ -94,12 +103,21 @@ def pilot(
         folder = empty_folder(out, "pilot")
         from pipeline.experiments import pilot as pilots
 
-        rows = pilots.PilotData(path=prompts.absolute(), prompt=prompt_key, answer=answers, verifier=verifier)
-        model = str(Path(base).absolute()) if Path(base).is_dir() else base
-        config = pilots.template(rows, model, chat=chat, max_new_tokens=max_new_tokens, heldout=heldout)
-        checked(pilots.written(folder / pilots.CONFIG, pilots.with_updates(config, pilots.PROBED)), [], also=[])
+        if (config is None) == (prompts is None):
+            raise ValueError("give a config, or rows by --prompts FILE, and not both")
+        if config is not None:
+            from configs.loading import load_config
+
+            # Codes are found on the pilot's own samples, whatever file of samples the config names.
+            wanted = pilots.template_of(load_config(config, overrides or [], check_paths=False))
+        else:
+            assert prompts is not None
+            rows = pilots.PilotData(path=prompts.absolute(), prompt=prompt_key, answer=answers, verifier=verifier)
+            model = str(Path(base).absolute()) if Path(base).is_dir() else base
+            wanted = pilots.template(rows, model, chat=chat, max_new_tokens=max_new_tokens, heldout=heldout)
+        checked(pilots.written(folder / pilots.CONFIG, pilots.with_updates(wanted, pilots.PROBED)), [], also=[])
     with working():
-        result = pilots.pilot(folder, config, minutes, say=print_error)
+        result = pilots.pilot(folder, wanted, minutes, say=print_error)
     if as_json:
         print_json(result)
         return

@@ -57,7 +57,7 @@ def training_batches(
                 rows.append(feeds[index].take(float(draw)))
             else:
                 feeds[index].skip(1)
-        yield _batch(rows, encoder)
+        yield _batch(rows)
 
 
 def heldout_batches(
@@ -91,7 +91,7 @@ def heldout_batches(
     for first in range(0, len(rows), batch_size):
         whole = rows[first : first + batch_size]
         share = _share(len(whole), rank, world)
-        batches.append(_batch(whole[share.start : share.stop], encoder))
+        batches.append(_batch(whole[share.start : share.stop]))
     return batches
 
 
@@ -126,9 +126,9 @@ def _share(batch_size: int, rank: int, world: int) -> range:
     return range(rank * own, (rank + 1) * own)
 
 
-def _batch(rows: Sequence[TokenRow], encoder: Encoder) -> TokenBatch:
+def _batch(rows: Sequence[TokenRow]) -> TokenBatch:
     longest = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), longest), encoder.pad, np.int64)
+    ids = np.zeros((len(rows), longest), np.int64)  # padding is masked everywhere
     lengths, starts = np.array([len(row.ids) for row in rows]), np.array([row.start for row in rows])
     positions = np.arange(longest)
     real = positions < lengths[:, None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from configs.schema import DataSource
+from latent_control.text import end_token, end_tokens
 from pipeline.data.text_files import read_texts, text_files
 from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks import build_task
@@ -61,12 +62,6 @@ class Encoder:
     chat: bool
     max_length: int
 
-    @property
-    def pad(self) -> int:
-        """The padding token; masked everywhere."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(i for i in ids if i is not None))
-
     def demonstration(self, demo: Demonstration) -> TokenRow:
         """Prompt, response and end token (and further turns), cut to ``max_length``."""
         place = f"demonstration {demo.prompt.id}"
@@ -90,7 +85,7 @@ class Encoder:
 
         Left out: blank texts, and pieces of one token, in which nothing is predicted.
         """
-        end = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        end = [end_token(self.tokenizer, chat=False)] if end_tokens(self.tokenizer) else []
         filled = [text for text in texts if text.strip()]
         for ids in self.tokenizer(filled, verbose=False)["input_ids"] if filled else ():
             whole = [*ids, *end] if ids[-1:] != end else ids

@@ -10,8 +10,10 @@ ones share the slice ``other``.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -21,6 +23,8 @@ from pipeline.evaluation.statistics import largest_gap, quantile_bins, wilson
 
 FEW, BINS, MOST = 8, 4, 20
 MISSING, OTHER = "missing", "other"
+LARGEST = sys.float_info.max
+"""Numbers beyond it, and what is no number (NaN), are slices by their own names."""
 
 
 def flat(metadata: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -53,9 +57,11 @@ def labels(name: str, metadata: Sequence[Mapping[str, Any]]) -> list[str]:
     """The slice of each prompt by field ``name``, [P]."""
     values = [dict(flat(one)).get(name) for one in metadata]
     present = [v for v in values if v is not None]
-    if present and all(isinstance(v, Real) and not isinstance(v, bool) for v in present) and len(set(present)) > FEW:
-        binned = iter(quantile_bins([float(v) for v in present], BINS))
-        return [MISSING if v is None else next(binned) for v in values]
+    if present and all(isinstance(v, Real | Decimal) and not isinstance(v, bool) for v in present):
+        sizes = [float(v) for v in present if abs(v) <= LARGEST]
+        if len(set(sizes)) > FEW:
+            binned = iter(quantile_bins(sizes, BINS))
+            return [next(binned) if v is not None and abs(v) <= LARGEST else _word(v) for v in values]
     words = [_word(v) for v in values]
     common = {word for word, _ in Counter(words).most_common(MOST)}
     return [word if word in common else OTHER for word in words]
@@ -66,7 +72,7 @@ def _word(value: Any) -> str:
         return MISSING
     if isinstance(value, list | tuple):
         return f"length {len(value)}"
-    return str(value)
+    return str(value) if not isinstance(value, int) or abs(value) <= LARGEST else "inf"
 
 
 def sliced(

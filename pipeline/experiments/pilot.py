@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from configs.loading import load_config
+from configs.schema import Actions, Clone, DataSource, Evaluation, Improve, RunConfig
 from configs.yaml_text import write
 from pipeline.experiments.compare import compare, write_page
 from pipeline.experiments.sample_base import sample
@@ -25,7 +26,7 @@ from pipeline.preflight.init_config import samples_source
 from pipeline.run import run
 from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import records
-from pipeline.runs.stage_table import ACTIONS, CLONE, IMPROVE, TOKEN_LEVEL
+from pipeline.runs.stage_table import ACTIONS, CLONE, FINETUNE, IMPROVE, IMPROVE_OFFLINE, TOKEN_LEVEL
 from pipeline.storage.atomic import write_atomic
 from rollout_workers.tasks import build_task
 
@@ -51,6 +52,16 @@ class PilotData:
     prompt: str = "prompt"
     answer: str = "answer"
     verifier: str = "exact"
+    """A name, or a function of one's own: ``rewards.py`` or ``rewards.py:judge``."""
+
+    def options(self) -> dict[str, Any]:
+        """``task.options`` of the rows."""
+        file, _, function = self.verifier.partition(":")
+        judging: dict[str, Any] = {"verifier": self.verifier}
+        if file.endswith(".py"):
+            own = {"path": str(Path(file).absolute()), "function": function or "reward"}
+            judging = {"verifier": "python", "python": own}
+        return {"path": str(self.path), "prompt": self.prompt, "answer": self.answer, **judging}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,6 @@ class Pace:
 def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, heldout: int) -> dict[str, Any]:
     """The config of a pilot without numbers of updates."""
     offline = {"batch_size": 16, "learning_rate": 1e-3}
-    options = {"path": str(rows.path), "prompt": rows.prompt, "answer": rows.answer, "verifier": rows.verifier}
     improve = {
         "algorithm": "grpo",
         "token_baseline": True,
@@ -79,7 +89,7 @@ def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, hel
     return {
         "seed": 0,
         "base": {"model": base},
-        "task": {"name": "jsonl", "options": options, "chat": chat},
+        "task": {"name": "rows", "options": rows.options(), "chat": chat},
         "actions": {"num_actions": 64, **offline, "min_alive_share": 0.0},
         "clone": offline,
         "improve": improve | {"token_learning_rate": 1e-4},
@@ -88,9 +98,33 @@ def template(rows: PilotData, base: str, *, chat: bool, max_new_tokens: int, hel
     }
 
 
+def template_of(config: RunConfig) -> dict[str, Any]:
+    """A user's own config as a pilot: its base LM, task, reward, rollouts and settings of the stages, both sides; no
+    other stage, and codes of its own.
+
+    Raises:
+        ValueError: it reuses codes, trains its base LM, or says that there is only one side.
+    """
+    named = {"base.train": config.base.train, "actions.init": config.actions and config.actions.init}
+    if given := [name for name, value in named.items() if value is not None]:
+        raise ValueError(f"{given[0]}: a pilot finds its own codes on a base LM as it is; leave {given[0]} out")
+    if config.improve is not None and config.improve.level == "token":
+        raise ValueError("improve.level: a pilot has both sides, this says token; leave improve.level out")
+    found = config.model_dump(mode="json") | {FINETUNE: None, IMPROVE_OFFLINE: None, "gates": []}
+    for name, section in ((ACTIONS, Actions()), (CLONE, Clone()), (IMPROVE, Improve()), ("evaluation", Evaluation())):
+        found[name] = found[name] or section.model_dump(mode="json")
+    for name in (ACTIONS, CLONE):
+        found[name]["data"] = [DataSource().model_dump(mode="json")]  # until the base LM has answered
+    found[IMPROVE]["token_baseline"] = True
+    found[ACTIONS]["min_alive_share"] = 0.0  # few updates may leave many codes unused; that is for a run to mind
+    return found
+
+
 def with_updates(config: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, Any]:
     """``config`` with its numbers of updates; both sides of ``improve`` take as many."""
-    return {**config} | {name: {**config[name], "updates": updates[name]} for name in (ACTIONS, CLONE, IMPROVE)}
+    found = {**config} | {name: {**config[name], "updates": updates[name]} for name in (ACTIONS, CLONE, IMPROVE)}
+    found[IMPROVE]["warmup_updates"] = min(found[IMPROVE].get("warmup_updates", 0), updates[IMPROVE])
+    return found
 
 
 def measure(run_dir: Path, seconds: float) -> Pace:
@@ -164,10 +198,12 @@ def sampled(folder: Path, config: Mapping[str, Any], say: Callable[[str], None])
     count = max(1, RESPONSES // prompts)
     say(f"pilot: the base LM answers {prompts} training prompts, {count} times each")
     found = sample(settings, folder / SAMPLES, count, lambda text: None)
-    say(
-        "pilot: its success is "
-        f"{found.success:.3f}" + ("" if found.success else "; where it never succeeds, neither side can learn")
-    )
+    for line in found.words():
+        say(f"pilot: {line}")
+    hopeless = "" if found.success else "; where it never succeeds, neither side can learn"
+    say(f"pilot: its success is {found.success_text}{hopeless}")
+    if found.failed == found.responses:
+        raise ValueError("the verifier judged no response of the base LM, so nothing can be compared: mend it first")
     data = [samples_source(SAMPLES, chat=settings.task.chat)]
     return {**config} | {name: {**config[name], "data": data} for name in (ACTIONS, CLONE)}
 

@@ -72,6 +72,11 @@ class Sampled:
         judged = self.responses - self.failed
         return self.solved / judged if judged else math.nan
 
+    @property
+    def success_text(self) -> str:
+        """``success`` in words."""
+        return "not known" if math.isnan(self.success) else f"{self.success:.3f}"
+
     def add(self, rollouts: Sequence[Rollout], tokenizer: str) -> None:
         """Take in all responses to some prompts; ``tokenizer`` is the fingerprint of the one whose ids they have."""
         self.responses += len(rollouts)
@@ -104,7 +109,9 @@ class Sampled:
         if self.endless:
             quoted = ", ".join(f"{text[-QUOTED:]!r}" for text in list(self.endless.values())[:NAMED])
             more = ", ..." if len(self.endless) > NAMED else ""
-            said.append(f"no response with text ended for {len(self.endless)} of {self.prompts} prompts: {quoted}{more}")
+            said.append(
+                f"no response with text ended for {len(self.endless)} of {self.prompts} prompts: {quoted}{more}"
+            )
         return said
 
 
@@ -148,7 +155,7 @@ def sample(config: RunConfig, out: Path, samples: int, say: Callable[[str], None
         for request in requests:
             (answer,) = pool.take([request.request_id])
             found.add(ray.get(answer.rollouts), tokenizer)
-            say(f"sampled {found.responses}/{prompts * samples} responses, success {found.success:.3f}")
+            say(f"sampled {found.responses}/{prompts * samples} responses, success {found.success_text}")
     if not found.rows:
         raise ValueError(
             f"none of {found.responses} responses has any text: the base LM ends at once; set task.chat for a chat "

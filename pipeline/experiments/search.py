@@ -164,7 +164,7 @@ def settings_of(options: SearchOptions, config: RunConfig) -> SearchSettings:
 def verdict(session: SearchSession, number: int, response: Response) -> tuple[bool, float]:
     """(success, value in [0, 1]) by the run's own reward; a verifier that fails counts as 0."""
     text = Text(
-        text=decode_response(session.host.tokenizer, response.tokens),
+        text=decode_response(session.host.tokenizer, response.tokens, session.config.rollout.stop),
         new_tokens=len(response.tokens),
         limit=session.config.rollout.max_new_tokens,
         stopped=response.stopped,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from configs.schema import RunConfig
 from latent_control.decoding.sampling_params import special_tokens
+from latent_control.decoding.stop_strings import holds
 from latent_control.pretrained import base_hash
 from latent_control.search import ChunkDecoder
 from latent_control.search.q_head import QHead, QShape, load_q_head, read_q_shape
@@ -73,5 +75,6 @@ def decoder_of(host: Host, config: RunConfig, head: QHead | None, temperature: f
         temperature=config.rollout.temperature if temperature is None else temperature,
         top_k=config.rollout.top_k,
         stop_tokens=special_tokens(host.base.lm, None)[0],
+        ends=partial(holds, host.tokenizer, config.rollout.stop) if config.rollout.stop else None,
         q=None if head is None else head.to(host.base.lm.device),
     )

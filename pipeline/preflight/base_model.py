@@ -63,8 +63,8 @@ def _base_folders(model: str) -> tuple[str, str]:
     """Folders of config and tokenizer; the config of an adapted base is its base's."""
     from latent_control.bases import adapters, smollm2
 
-    if adapters.is_adapter(model):
-        return adapters.adapted_base(model), adapters.tokenizer_source(model)
+    if adapter := adapters.adapter_folder(model):
+        return adapters.adapted_base(adapter), adapters.tokenizer_source(adapter)
     folder = str(smollm2.smollm2_folder()) if model == smollm2.NAME else model
     return folder, folder
 
@@ -91,8 +91,8 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
 
     model, trust = config.base.model, config.base.trust_remote_code
     try:
-        if adapters.is_adapter(model):
-            problems, unjudged = adapters.adapter_problems(model, trust_remote_code=trust)
+        if adapter := adapters.adapter_folder(model):
+            problems, unjudged = adapters.adapter_problems(adapter, trust_remote_code=trust)
         else:
             problems, unjudged, _ = judge(_base_folders(model)[0], BASE, trust_remote_code=trust)
     except ValueError as error:

@@ -15,7 +15,7 @@ from configs.paths import missing_paths
 from configs.schema import RunConfig
 from configs.task_options import preferences
 from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer, file_problems, shape_problems
-from pipeline.preflight.data_sources import source_problems
+from pipeline.preflight.data_sources import sampled_problems, source_problems
 from pipeline.preflight.problems import Findings, placed
 from pipeline.preflight.resources import local_problems
 
@@ -80,6 +80,7 @@ def _with_base(config: RunConfig, task: Task | None, errors: list[str], warnings
     errors += misshaped
     if not any(error.startswith("base.model:") for error in misshaped):
         errors += file_problems(config, warnings)
+    errors += sampled_problems(config, model, tokenizer, warnings)
     if task is not None:
         errors += _one_prompt(config, task, model, tokenizer)
 

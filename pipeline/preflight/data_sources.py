@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.checks import offline_sections
 from configs.schema import DataSource, RunConfig
+from configs.schema import Task as TaskConfig
 from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from rollout_workers.tasks import Split
+
+NOTHING_TO_TRAIN_ON = "nothing to train on"
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 SAMPLES = "-samples.jsonl"
 """End of the name of a file that ``latent-control sample`` makes."""
 
@@ -17,23 +26,64 @@ SAMPLES = "-samples.jsonl"
 def source_problems(config: RunConfig) -> Iterator[str]:
     """Existing text files and replay folders that are unreadable, empty or of an unknown kind, and tasks that cannot be
     built."""
-    from rollout_workers.tasks import build_task
-
     for name, section in offline_sections(config):
         for index, source in enumerate(section.data):
-            if source.task is not None:
-                try:
-                    build_task(source.task)
-                except ValueError as error:
-                    missing = str(source.task.options.get("path", ""))
-                    made = missing.endswith(SAMPLES) and not Path(missing).exists()
-                    yield f"{name}.data[{index}].task: {error}" + (
-                        ", made by latent-control sample CONFIG" if made else ""
-                    )
+            problem = _task_problem(source.task or config.task) if source.kind == "task" else None
+            # The run's own task is checked as such.
+            if problem and (source.task is not None or problem.startswith(NOTHING_TO_TRAIN_ON)):
+                yield f"{name}.data[{index}].task: {problem}"
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:
                     yield f"{name}.data[{index}].path: {problem}"
+
+
+def _task_problem(settings: TaskConfig) -> str | None:
+    """A task that cannot be built, or whose rows have no text to train on."""
+    from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.dataset_rows import Rows
+
+    try:
+        task = build_task(settings)
+    except ValueError as error:
+        missing = str(settings.options.get("path", ""))
+        made = missing.endswith(SAMPLES) and not Path(missing).exists()
+        return f"{error}, made by latent-control sample CONFIG" if made else str(error)
+    try:
+        for demonstrations in map(task.demonstrations, SPLITS if isinstance(task, Rows) else ()):
+            for _ in demonstrations:
+                pass
+    except ValueError as error:
+        return f"{NOTHING_TO_TRAIN_ON}: {error}"
+    return None
+
+
+def sampled_problems(
+    config: RunConfig, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, warnings: list[str]
+) -> Iterator[str]:
+    """Rows of ``latent-control sample`` with token ids that the base LM lacks; a warning where they are another
+    tokenizer's."""
+    from rollout_workers.tasks import build_task
+    from rollout_workers.tasks.dataset_rows import Rows
+    from rollout_workers.tasks.sampled_ids import fingerprint, foreign
+
+    size = model.get_text_config().vocab_size
+    for name, section in offline_sections(config):
+        for index, source in enumerate(section.data):
+            try:
+                task = None if source.task is None else build_task(source.task)
+            except ValueError:  # source_problems says why
+                continue
+            rows = task.sampled() if isinstance(task, Rows) else []
+            own = [ids for ids in rows if ids.tokenizer == fingerprint(tokenizer)]
+            if len(own) < len(rows):
+                theirs = next(ids.tokenizer for ids in rows if ids.tokenizer != fingerprint(tokenizer))
+                warnings.append(f"{name}.data[{index}]: {foreign(theirs, config.base.model)}")
+            if (largest := max((max(*ids.prompt, *ids.response) for ids in own), default=0)) >= size:
+                yield (
+                    f"{name}.data[{index}]: a row has the token id {largest}, but the base LM's are 0 to {size - 1}; "
+                    "make the file again by latent-control sample CONFIG"
+                )
 
 
 def _replay_problem(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from latent_control.auto import LatentControlConfig
 from latent_control.auto_generation import greedy_defaults
+from latent_control.bases.foreign_code import BASE_KEY, is_foreign
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import BASE, base_hash, read_config, tokenizer_path, world_hash
 from latent_control.pretrained import CONFIG as LATENT
@@ -104,7 +105,8 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
         reference: do not copy the base LM, keep its place and hash.
 
     Raises:
-        ValueError: ``out`` holds something, or the base LM is not there, or is another.
+        ValueError: ``out`` holds something, or the base LM is not there, is another, or needs code of its own, which
+            neither the service nor MLflow's model runs.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give another folder with -o, or remove it")
@@ -113,14 +115,19 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     dtype = "auto" if config is None else config.base.dtype
     latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
     tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    if any(is_foreign(part) for part in (latent.base.lm, latent.base.lm.config, tokenizer)):
+        raise ValueError(
+            f"the base LM {latent.base_source} needs Python code of its own ({BASE_KEY}: true), which neither the service "
+            "nor MLflow's model runs, so it is not exported; use the policy in Python (open_run(RUN).model()), or train "
+            "one on a base whose architecture transformers knows"
+        )
     about = provenance(source, latent, config)
 
     def files(staging: Path) -> None:
         latent.save_pretrained(staging, bundle_base=not reference, inverse_dynamics=False)
         LatentControlConfig.of(latent).save_pretrained(staging)
-        greedy_defaults(latent.base.lm, None if config is None else config.rollout.max_new_tokens).save_pretrained(
-            staging
-        )
+        limits = () if config is None else (config.rollout.max_new_tokens, config.rollout.stop)
+        greedy_defaults(latent.base.lm, *limits).save_pretrained(staging)
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")

@@ -7,7 +7,9 @@ So it imports nothing else of this project, and is never unpickled. One row in, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -15,21 +17,27 @@ import mlflow
 
 class LatentModel(mlflow.pyfunc.PythonModel):
     """Answers ``{"prompt": [...]}``, optionally with ``"codes"`` forced per row; the columns of the answer are in its
-    signature."""
+    signature. A prompt is encoded as in training: where that was a chat, as a user message."""
 
     def load_context(self, context: Any) -> None:
         """Load the export once."""
         from latent_control import LatentActionForCausalLM
         from latent_control.text import load_tokenizer
 
-        folder = context.artifacts["export"]
+        folder = Path(context.artifacts["export"])
         self.model = LatentActionForCausalLM.from_pretrained(folder, trust_remote_code=False)
-        self.tokenizer = load_tokenizer(folder, key=None, padding_side="left")
+        self.tokenizer = load_tokenizer(folder, key=None)
+        record = folder / "provenance.json"
+        trained = json.loads(record.read_text()).get("config") if record.is_file() else None
+        self.chat = bool(trained and trained["task"]["chat"])
 
     def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """A frame with the columns text, codes and finish_reason, for a frame (or records) with the columns of the
         signature."""
         import pandas
+
+        from latent_control.decoding.stop_strings import ended
+        from latent_control.text import encode_text, left_padded, spoken_text
 
         settings = dict(params or {})
         prompts = list(model_input["prompt"])
@@ -40,12 +48,12 @@ class LatentModel(mlflow.pyfunc.PythonModel):
             if "codes" in model_input
             else None
         )
-        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        ids, mask = left_padded([encode_text(self.tokenizer, prompt, chat=self.chat) for prompt in prompts])
         temperature = float(settings.get("temperature", 0.0))
         allowed = [int(code) for code in settings.get("allowed_codes", ())]
         out = self.model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=settings.get("max_tokens", 0) or None,
             do_sample=temperature > 0,
             temperature=temperature or None,
@@ -53,21 +61,16 @@ class LatentModel(mlflow.pyfunc.PythonModel):
             codes=codes,
             allowed_codes=allowed or None,
             return_codes=True,
+            tokenizer=self.tokenizer,
         )
         lengths = out.lengths.tolist()
-        new = out.sequences[:, batch["input_ids"].shape[1] :]
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
+        stop = self.model.generation_config.stop_strings or []
+        new = [row[:n] for row, n in zip(out.sequences[:, ids.shape[1] :].tolist(), lengths, strict=True)]
         return pandas.DataFrame(
             {
-                "text": [
-                    self.tokenizer.decode(row[:n], skip_special_tokens=True)
-                    for row, n in zip(new, lengths, strict=True)
-                ],
+                "text": [spoken_text(self.tokenizer, row, stop) for row in new],
                 "codes": [row[:n].tolist() for row, n in zip(out.codes, lengths, strict=True)],
-                "finish_reason": [
-                    "stop" if int(row[n - 1]) in ends else "length" for row, n in zip(new, lengths, strict=True)
-                ],
+                "finish_reason": ["stop" if ended(self.tokenizer, stop, row) else "length" for row in new],
             }
         )
 

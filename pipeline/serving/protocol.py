@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from latent_control.decoding.guide import is_one_row, make_guide
 from latent_control.distributions import rollout_seed
+from latent_control.text import spoken_text
 
 # Arguments of OpenAI's that mean nothing here, at the values at which they mean nothing there either.
 NEUTRAL: dict[str, Any] = {
@@ -254,7 +255,7 @@ class TextStream:
     def push(self, token: int) -> None:
         """Take one more token."""
         self.tokens.append(token)
-        self.text = decode(self.tokenizer, self.tokens)
+        self.text = spoken_text(self.tokenizer, self.tokens)
         found = [place for stop in self.stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
@@ -267,11 +268,6 @@ class TextStream:
         for stop in self.stop:
             held = max([held, *(size for size in range(1, len(stop)) if self.text.endswith(stop[:size]))])
         return self.text[: len(self.text) - held]
-
-
-def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Text of generated tokens, end tokens left out."""
-    return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
 @dataclass(frozen=True, kw_only=True)

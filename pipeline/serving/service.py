@@ -11,14 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latent_control.auto import LatentActionForCausalLM
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.records import Generation
-from latent_control.text import load_tokenizer
+from latent_control.text import config_ends, encode_messages, encode_text, left_padded, load_tokenizer, spoken_text
 from pipeline.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -29,7 +27,6 @@ from pipeline.serving.protocol import (
     Request,
     TextStream,
     Wording,
-    decode,
     decode_requests,
     parse,
 )
@@ -83,8 +80,9 @@ class Service:
         )
         self.latent = model.latent
         self.tokenizer = load_tokenizer(folder, key=None)
-        ends = model.generation_config.eos_token_id
-        self.ends: list[int] = ends if isinstance(ends, list) else [-1 if ends is None else ends]
+        self.ends = list(config_ends(model.generation_config))
+        stop = model.generation_config.stop_strings or ()
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampled, config = model.generation_config.do_sample, self.latent.config
         self.limits = ModelLimits(
             model=name,
@@ -137,19 +135,20 @@ class Service:
                 raise RefusedRequest(
                     "the model's tokenizer has no chat template: use /v1/completions", param="messages"
                 )
-            turns = [message.model_dump() for message in request.messages]
-            return [
-                self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-            ]
+            return [encode_messages(self.tokenizer, [message.model_dump() for message in request.messages])]
         assert isinstance(request, CompletionRequest)
         given: Any = request.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = [given]
-        return [self.tokenizer(item).input_ids if isinstance(item, str) else list(item) for item in given]
+        return [
+            encode_text(self.tokenizer, item, chat=False) if isinstance(item, str) else list(item) for item in given
+        ]
 
     def _row(self, ask: DecodeRequest, heard: Callable[[str, DecodedRow], None] | None = None) -> DecodingRow:
-        watched = bool(ask.stop) or heard is not None
-        return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, ask.stop) if watched else None, heard=heard)
+        """A row that ends at the request's own strings and at the model's."""
+        stop = (*self.stop, *ask.stop)
+        watched = bool(stop) or heard is not None
+        return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, stop) if watched else None, heard=heard)
 
     async def _events(self, asks: Sequence[DecodeRequest], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
         """Server-sent events, as tokens come."""
@@ -193,7 +192,6 @@ class Service:
     def _decode_alike(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
         """Rows of one temperature and top-k."""
         asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
-        width = max(len(ask.prompt) for ask in asks)
         codes, allowed = [ask.codes for ask in asks], [ask.allowed for ask in asks]
         guide = make_guide(
             codes, allowed, rows=len(asks), num_actions=shape.num_actions, span=shape.span, device=device
@@ -215,8 +213,7 @@ class Service:
             self.latent.base,
             self.latent.actor(),
             params,
-            torch.tensor([[0] * (width - len(ask.prompt)) + list(ask.prompt) for ask in asks], device=device),
-            torch.tensor([[0] * (width - len(ask.prompt)) + [1] * len(ask.prompt) for ask in asks], device=device),
+            *left_padded([ask.prompt for ask in asks], device),
         )
         return [self._answer(row, out, index) for index, row in enumerate(rows)]
 
@@ -224,7 +221,7 @@ class Service:
         length = int(out.lengths[index])
         tokens = out.tokens[index, :length].tolist()
         return DecodedRow(
-            text=row.stream.text if row.stream is not None else decode(self.tokenizer, tokens),
+            text=row.stream.text if row.stream is not None else spoken_text(self.tokenizer, tokens),
             tokens=tokens,
             codes=out.actions[index, :length].tolist(),
             code_logp=out.action_logp[index, :length].tolist(),

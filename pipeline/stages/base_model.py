@@ -14,6 +14,6 @@ def resolve_base(config: RunConfig) -> str:
     """
     if config.base.model == smollm2.NAME:
         return str(smollm2.smollm2_folder())
-    if adapters.is_adapter(config.base.model):
-        return str(adapters.merged_folder(config.base.model, trust_remote_code=config.base.trust_remote_code))
+    if adapter := adapters.adapter_folder(config.base.model, download=True):
+        return str(adapters.merged_folder(adapter, trust_remote_code=config.base.trust_remote_code))
     return config.base.model

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from configs.schema import RunConfig
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import rollout_seed
 from latent_control.model import LatentActionLM
+from latent_control.text import left_padded
 from rollout_workers.tasks import Score, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge
@@ -34,21 +36,19 @@ def rewards_at(model: LatentActionLM, config: RunConfig, tokenizer: Any, tempera
     task, limit = build_task(config.task), config.rollout.max_new_tokens
     prompts = [task.prompts("train")[index] for index in range(min(PROMPTS, len(task.prompts("train"))))]
     encoded = [encode_prompt(tokenizer, prompt, chat=config.task.chat) for prompt in prompts]
-    width, device = max(map(len, encoded)), model.codebook.device
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in encoded], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
     seeds = [rollout_seed(config.seed, 3, row) for row in range(len(prompts) * GROUP)]
     settings: dict[str, Any] = {
         "temperature": temperature * config.rollout.temperature,
         "top_k": config.rollout.top_k,
         "row_seeds": seeds,
     }
-    settings |= {"batch_size": config.rollout.batch_size, "stop_token": tokenizer.eos_token_id, "repeats": GROUP}
-    out = model.generate(ids, mask, max_new_tokens=limit, **settings)
+    settings |= {"batch_size": config.rollout.batch_size, "repeats": GROUP}
+    settings["watch"] = stop_watch(tokenizer, config.rollout.stop)
+    out = model.generate(*left_padded(encoded, model.codebook.device), max_new_tokens=limit, **settings)
     found: list[list[float]] = [[] for _ in prompts]
     for row in range(len(seeds)):
         length = int(out.lengths[row])
-        text = decode_response(tokenizer, out.tokens[row, :length].tolist())
+        text = decode_response(tokenizer, out.tokens[row, :length].tolist(), config.rollout.stop)
         stopped = out.finish_reasons[row] == "stop"
         verdict = judge(
             task,

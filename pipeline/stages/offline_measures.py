@@ -82,7 +82,7 @@ def guard_codebook(settings: Training, found: dict[str, float], update: int, tok
     least = min(useful, max(2, settings.min_alive_share * useful)) if settings.min_alive_share else 0
     if update < settings.anneal_share * settings.updates or alive >= least:
         return
-    weight, fewer = max(0.05, 4 * settings.usage_weight), max(2, useful)
+    weight, fewer = max(0.2, 4 * settings.usage_weight), max(2, useful)
     raise NeedsNewRun(
         f"the codebook has collapsed: {alive:.0f} of {settings.num_actions} codes are alive after {update} updates, "
         f"where the data use {tokens} different tokens (actions.min_alive_share is {settings.min_alive_share}). Raise "

@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from configs.schema import RunConfig
+from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
 from latent_control.pretrained import tokenizer_path
-from latent_control.text import encode_text, load_tokenizer, whole_characters
+from latent_control.text import encode_text, load_tokenizer
 from pipeline.serving import export
 from pipeline.serving.protocol import ModelLimits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
@@ -56,9 +57,14 @@ class Loaded:
         """As in training."""
         return None if self.config is None else self.config.rollout.top_k
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end an answer, as in training."""
+        return () if self.config is None else self.config.rollout.stop
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, as the rollouts had them."""
-        return encode_text(self.tokenizer, whole_characters(text), chat=self.chat)
+        return encode_text(self.tokenizer, text, chat=self.chat)
 
     def prompt(self, text: str) -> Prompt | None:
         """The held-out prompt with this very text."""
@@ -68,10 +74,10 @@ class Loaded:
         """The verifier's verdict on generated ``tokens``, weighed as in training."""
         assert self.task is not None and self.config is not None
         response = Response(
-            text=decode_response(self.tokenizer, tokens),
+            text=decode_response(self.tokenizer, tokens, self.stop),
             new_tokens=len(tokens),
             limit=self.config.rollout.max_new_tokens,
-            stopped=bool(tokens) and tokens[-1] == self.tokenizer.eos_token_id,
+            stopped=ended(self.tokenizer, self.stop, tokens),
         )
         return judge(self.task, self.config.reward, prompt, response)
 

@@ -13,8 +13,9 @@ import torch
 from latent_control.analysis.explain import tokens_of_all
 from latent_control.analysis.trace import Traced, generate_traced
 from latent_control.decoding.guide import make_guide
-from latent_control.decoding.sampling_params import special_tokens
-from pipeline.serving.protocol import RefusedRequest, decode
+from latent_control.decoding.stop_strings import stop_watch
+from latent_control.text import spoken_text
+from pipeline.serving.protocol import RefusedRequest
 from pipeline.steering.loading import Loaded
 from pipeline.steering.records import AnswerVerdict, Candidates, CodeCandidate, Mass, SteeringAnswer, Token
 from pipeline.steering.request import SteeringRequest, decode_request
@@ -49,9 +50,6 @@ class Steerer:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self._lock, self._memory = threading.Lock(), Memory()
-        end = loaded.tokenizer.eos_token_id
-        # As rollouts and the explorer's page: the tokenizer's.
-        self._stops = list(special_tokens(loaded.model.base.lm, end)[0]) or [-1]
 
     # -- the three questions -----------------------------------------------------------------------------------------
 
@@ -102,14 +100,14 @@ class Steerer:
                     temperature=ask.temperature,
                     top_k=ask.top_k,
                     row_seeds=[ask.seed],
-                    stop_token=self._stops,
                     level="base",
+                    watch=stop_watch(self.loaded.tokenizer, self.loaded.stop),
                 )
                 return out.tokens[0, : int(out.lengths[0])].tolist(), out.finish_reasons[0]
 
             tokens, reason = self._memory.get(key, make)
             return SteeringAnswer(
-                text=decode(self.loaded.tokenizer, tokens),
+                text=spoken_text(self.loaded.tokenizer, tokens, self.loaded.stop),
                 tokens=tuple(Token(id=token, text=self.word(token)) for token in tokens),
                 finish_reason=reason,
                 verdict=self.verdict(self.loaded.prompt(request.prompt), tokens),
@@ -153,7 +151,7 @@ class Steerer:
                 temperature=ask.temperature,
                 top_k=ask.top_k,
                 seed=ask.seed,
-                stop_token=self._stops,
+                watch=stop_watch(loaded.tokenizer, loaded.stop),
             )
 
         return self._memory.get(f"steered {request.key()}", make)
@@ -174,7 +172,7 @@ class Steerer:
             forced = place < len(request.codes) and request.codes[place] is not None
             tokens.append(Token(id=token, text=self.word(token), code=code, chance=chance, forced=forced))
         return SteeringAnswer(
-            text=decode(self.loaded.tokenizer, traced.tokens),
+            text=spoken_text(self.loaded.tokenizer, traced.tokens, self.loaded.stop),
             tokens=tuple(tokens),
             finish_reason=traced.finish_reason,
             verdict=self.verdict(self.loaded.prompt(request.prompt), traced.tokens),

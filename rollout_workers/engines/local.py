@@ -15,6 +15,7 @@ from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
 from latent_control.records import Generation
+from latent_control.text import left_padded
 from latent_control.token_policy import WholeModel
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import Host, load_host
@@ -44,15 +45,11 @@ class LocalEngine:
 
     def generate(self, job: DecodeJob) -> Generation:
         """Decode, at most ``rollout.batch_size`` rows at once."""
-        device, width = self.host.base.lm.device, max(map(len, job.prompts))
-        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in job.prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in job.prompts], device=device)
         params = SamplingParams(
             max_new_tokens=job.max_new_tokens,
             temperature=job.temperature,
             top_k=job.top_k,
             batch_size=self.settings.batch_size,
-            stop_token=self.tokenizer.eos_token_id,
             repeats=job.repeats,
             row_seeds=job.seeds,
             return_features=job.keep_features,
@@ -64,8 +61,7 @@ class LocalEngine:
                 self.host.base,
                 self.host.actor(),
                 params,
-                ids,
-                mask,
+                *left_padded(job.prompts, self.host.base.lm.device),
                 refresh=job.refresh,
                 static=self.settings.static_cache,
             )

@@ -23,7 +23,7 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.stop_strings import stopped_length
 from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
-from latent_control.text import load_tokenizer
+from latent_control.text import end_tokens, load_tokenizer
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.rollouts import HostSpec
 
@@ -75,8 +75,9 @@ class SimulatedEngine:
         """``num_actions`` is ``None`` where an action is a token; ``width`` and ``dtype`` are the features'."""
         self.options, self.tokenizer, self.level = options, tokenizer, level
         self.num_actions, self.width, self.dtype, self.stop = num_actions, width, dtype, stop
-        self.words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
-        """A special token amid a response would end its text."""
+        self.ends = end_tokens(tokenizer)
+        self.words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *self.ends])
+        """An end token amid a response would end its text."""
         self.world_hash = self.codebook_hash = SIMULATED
 
     @classmethod
@@ -137,8 +138,8 @@ class SimulatedEngine:
         length = limit if mean is None else int(stream.geometric(min(1.0, 1 / mean)))
         stops = mean is not None and length <= limit
         tokens = stream.choice(self.words, size=min(length, limit))
-        if stops and self.tokenizer.eos_token_id is not None:
-            tokens[-1] = self.tokenizer.eos_token_id
+        if stops and self.ends:
+            tokens[-1] = self.ends[0]
         if (kept := stopped_length(self.tokenizer, self.stop, tokens.tolist())) is not None:
             tokens, stops = tokens[:kept], True
         actions = tokens if self.num_actions is None else stream.integers(self.num_actions, size=len(tokens))

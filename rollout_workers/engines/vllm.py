@@ -22,7 +22,7 @@ from latent_control.decoding.stop_strings import stopped_length
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
-from latent_control.text import load_tokenizer
+from latent_control.text import end_tokens, load_tokenizer
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.rollouts import HostSpec
 
@@ -172,10 +172,9 @@ class VllmEngine:
             "engine vllm neither ships features nor follows policies in flight"
         )
         self.chooser.begin(job)
-        stop = self.tokenizer.eos_token_id
         fixed = {
             "temperature": 0.0,
-            "stop_token_ids": [] if stop is None else [stop],
+            "stop_token_ids": list(end_tokens(self.tokenizer)),
             "ignore_eos": True,
             "detokenize": bool(self.stop),
             "stop": list(self.stop),

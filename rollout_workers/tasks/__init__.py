@@ -17,45 +17,30 @@ from rollout_workers.tasks.school_maths import build_gsm8k, build_math500
 
 __all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", "Task", "build_task", "score_all"]
 
-TASKS: Mapping[str, tuple[Callable[[Mapping[str, object]], Task], str]] = {
-    "countdown": (
-        lambda options: Countdown(countdown_options(options)),
-        "countdown has no few-shot examples; set task.shots to 0",
-    ),
-    "rows": (
-        lambda options: build_rows("rows", options),
-        "rows has no few-shot examples; put them into the prompts",
-    ),
-    "jsonl": (
-        lambda options: build_rows("jsonl", options),
-        "jsonl has no few-shot examples; put them into the prompts",
-    ),
-    "parquet": (
-        lambda options: build_rows("parquet", options),
-        "parquet has no few-shot examples; put them into the prompts",
-    ),
-    "dataset": (
-        lambda options: build_rows("dataset", options),
-        "dataset has no few-shot examples; put them into task.options.template",
-    ),
-    "gsm8k": (build_gsm8k, "gsm8k has no few-shot examples; put them into task.options.template"),
-    "math500": (build_math500, "math500 has no few-shot examples; put them into task.options.template"),
-    "mixture": (
-        lambda options: build_mixture(options, build_task),
-        "a mixture's shots are its members'; set shots in task.options.tasks",
-    ),
+ROWS = ("rows", "jsonl", "parquet", "dataset")
+TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
+    "countdown": lambda config: Countdown(countdown_options(config.options)),
+    **dict.fromkeys(ROWS, lambda config: build_rows(config.name, config.options, shots=config.shots)),
+    "gsm8k": lambda config: build_gsm8k(config.options),
+    "math500": lambda config: build_math500(config.options),
+    "mixture": lambda config: build_mixture(config.options, build_task),
 }
-"""How a task is made from its options, and what to say to few-shot examples."""
+"""How a task is made."""
+NO_SHOTS = {
+    "countdown": "countdown has no few-shot examples; set task.shots to 0",
+    **{name: f"{name} has no few-shot examples; put them into task.options.template" for name in ("gsm8k", "math500")},
+    "mixture": "a mixture's shots are its members'; set shots in task.options.tasks",
+}
+"""What to say to few-shot examples."""
 
 
 def build_task(config: TaskConfig) -> Task:
     """The task of a config; ``ValueError`` on an unknown name or a bad option, naming the nearest known one."""
     family, _, dataset = config.name.partition("/")
+    if config.shots and config.name in NO_SHOTS:
+        raise ValueError(f"task.shots is {config.shots}, but {NO_SHOTS[config.name]}")
     if config.name in TASKS:
-        build, no_shots = TASKS[config.name]
-        if config.shots:
-            raise ValueError(f"task.shots is {config.shots}, but {no_shots}")
-        return build(config.options)
+        return TASKS[config.name](config)
     if family == "reasoning_gym":
         return build_reasoning_gym(dataset, config.options, shots=config.shots)
     if family in FAMILIES:

@@ -25,12 +25,13 @@ from rollout_workers.tasks.protocol import (
     Prompt,
     Score,
     Split,
+    after_prompt,
     require_split,
     split_of,
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
-from rollout_workers.tasks.row_values import Item, answers_of, asked, inner, required, spellings
-from rollout_workers.tasks.sampled_ids import sampled_ids
+from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
+from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, build_scorer
 from rollout_workers.tasks.verifiers import answer_problem
@@ -78,6 +79,8 @@ class RowsOptions(Judging):
     """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2
     """Share of the prompts that is held out."""
+    shots_path: PathStr | None = None
+    """A file with the examples of ``task.shots``; ``null``: the first rows to train on."""
 
     def sources(self) -> tuple[Iterable[tuple[str, Row]], Iterable[tuple[str, Row]] | None]:
         """Rows with their places, and the held-out ones where they are apart."""
@@ -105,15 +108,25 @@ class DatasetOptions(RowsOptions):
 class Rows:
     """The task; see the module's docstring."""
 
-    def __init__(self, name: str, train: Sequence[Item], heldout: Sequence[Item], judging: Judging) -> None:
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Item],
+        heldout: Sequence[Item],
+        judging: Judging,
+        shots: Sequence[Item] = (),
+    ) -> None:
         self.name = name
         self.scorer = judging.scorer()
         self.parts = (*self.scorer.parts, "answered")
         self._judging = judging
-        known = {item.prompt for item in heldout}
+        self._shots = [(self._asked(item), _response(item, f"the example {item.prompt!r:.60}")) for item in shots]
+        shown = {item.prompt for item in shots}
+        known = {item.prompt for item in heldout} | shown
         self._items: dict[Split, list[Item]] = {
-            "train": [item for item in train if item.prompt not in known],
-            "heldout": list(heldout),
+            # Responses that were sampled to a single prompt are both.
+            "train": [item for item in train if item.prompt not in known] or [item for item in train if item.ids],
+            "heldout": [item for item in heldout if item.prompt not in shown],
         }
         for split, items in self._items.items():
             if not items:
@@ -144,6 +157,10 @@ class Rows:
             len(prompts),
             lambda i: Demonstration(prompt=prompts[i], response=_response(items[i], prompts[i].id), ids=items[i].ids),
         )
+
+    def sampled(self) -> list[SampledIds]:
+        """The token ids of the rows that ``latent-control sample`` wrote."""
+        return [item.ids for items in self._items.values() for item in items if item.ids is not None]
 
     def score(self, prompt: Prompt, text: str) -> Score | Failure:
         """The scorer's verdict; the part ``answered`` is 1 for any text that is not blank."""
@@ -179,17 +196,24 @@ class Rows:
         split, index = prompt.id.split("/")[-2:]
         return self._items["heldout" if split == "heldout" else "train"][int(index)]
 
+    def _asked(self, item: Item) -> str:
+        """What the model is asked: the prompt, or the last message of the conversation, in the template."""
+        text = item.turns[-1][1] if item.turns else item.prompt
+        return self._judging.template.replace("{prompt}", text)
+
     def _prompt(self, split: Split, index: int) -> Prompt:
-        item, template = self._items[split][index], self._judging.template
-        turns = item.turns
+        """A row after the examples: in one text, or as messages before its own (a system message stays the first)."""
+        item = self._items[split][index]
+        asked, turns = self._asked(item), item.turns
         if turns:
-            turns = (*turns[:-1], (turns[-1][0], template.replace("{prompt}", turns[-1][1])))
-        return Prompt(
-            id=f"{self.name}/{split}/{index}",
-            text=BETWEEN.join(content for _, content in turns) or template.replace("{prompt}", item.prompt),
-            turns=turns,
-            metadata=item.row,
-        )
+            first = 1 if turns[0][0] == "system" else 0
+            shown = [turn for q, a in self._shots for turn in (("user", q), (ASSISTANT, a))]
+            turns = (*turns[:first], *shown, *turns[first:-1], (turns[-1][0], asked))
+            text = BETWEEN.join(content for _, content in turns)
+        else:
+            examples = (f"{question}{after_prompt(question)}{answer}" for question, answer in self._shots)
+            text = BETWEEN.join([*examples, asked])
+        return Prompt(id=f"{self.name}/{split}/{index}", text=text, turns=turns, metadata=item.row)
 
 
 def _response(item: Item, name: str) -> str:
@@ -198,7 +222,7 @@ def _response(item: Item, name: str) -> str:
     return item.response if item.response is not None else item.answers[0]
 
 
-def build_rows(name: str, options: Mapping[str, object]) -> Rows:
+def build_rows(name: str, options: Mapping[str, object], *, shots: int = 0) -> Rows:
     """Rows of files or of a ``dataset``; ``ValueError`` names what is wrong, and where."""
     kind = DatasetOptions if name == "dataset" else RowsOptions
     if "path" not in options:
@@ -209,9 +233,31 @@ def build_rows(name: str, options: Mapping[str, object]) -> Rows:
     settings = read_options(kind, options, name)
     every, held = settings.sources()
     items = [_item(row, place, settings) for place, row in every]
-    if held is not None:
-        return Rows(name, items, [_item(row, place, settings) for place, row in held], settings)
-    return Rows(name, *split_items(items, settings.heldout_share), settings)
+    if held is None:
+        train, heldout = split_items(items, settings.heldout_share)
+    else:
+        train, heldout = items, [_item(row, place, settings) for place, row in held]
+    return Rows(name, train, heldout, settings, _examples(train, heldout, settings, shots))
+
+
+def _examples(train: Sequence[Item], heldout: Sequence[Item], options: RowsOptions, count: int) -> list[Item]:
+    """``task.shots`` rows with different prompts; ``ValueError`` where there are fewer."""
+    if not count and options.shots_path is not None:
+        raise ValueError(f"task.options.shots_path is {options.shots_path!r}, but task.shots is 0; set task.shots")
+    held = {item.prompt for item in heldout}
+    if options.shots_path is not None:
+        rows = [_item(row, place, options) for place, row in read_file(Path(options.shots_path))]
+    else:
+        rows = [item for item in train if item.prompt not in held]
+    found: dict[str, Item] = {}
+    for item in rows:
+        found.setdefault(item.prompt, item)
+    if len(found) < count:
+        raise ValueError(
+            f"task.shots is {count}, but {options.shots_path or 'the rows to train on'} have {len(found)} prompts; "
+            "set fewer, or name a file of examples by task.options.shots_path"
+        )
+    return list(found.values())[:count]
 
 
 def split_items(items: Sequence[Item], heldout_share: float) -> tuple[list[Item], list[Item]]:
@@ -221,7 +267,8 @@ def split_items(items: Sequence[Item], heldout_share: float) -> tuple[list[Item]
     held = {prompt for prompt in ranked if split_of(prompt, heldout_share) == "heldout"} or set(ranked[:1])
     if len(held) == len(ranked) > 1:
         held.remove(ranked[-1])
-    return [item for item in items if item.prompt not in held], [item for item in items if item.prompt in held]
+    train = [item for item in items if item.prompt not in held or (len(ranked) == 1 and item.ids)]
+    return train, [item for item in items if item.prompt in held]
 
 
 def _item(row: Row, place: str, options: RowsOptions) -> Item:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from latent_control.text import after_turn, decode_text, encode_messages, encode_plain, encode_text, end_token
-from rollout_workers.tasks.protocol import Demonstration, Prompt
+from rollout_workers.tasks.protocol import Demonstration, Prompt, after_prompt
 from rollout_workers.tasks.sampled_ids import usable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def encode_demonstration(
         return [*demo.ids.prompt, *demo.ids.response], len(demo.ids.prompt)
     prompt_ids = encode_prompt(tokenizer, demo.prompt, chat=chat)
     # A completion goes on after a space, as the tokenizer saw words in running text; a chat turn starts afresh.
-    space = "" if chat or demo.prompt.text[-1:].isspace() else " "
+    space = "" if chat else after_prompt(demo.prompt.text)
     response = encode_plain(tokenizer, space + demo.response, add_special_tokens=False)
     return [*prompt_ids, *response, end_token(tokenizer, chat=chat)], len(prompt_ids)
 

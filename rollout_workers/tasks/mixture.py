@@ -76,7 +76,7 @@ class Mixture:
 
         def demonstration(index: int) -> Demonstration:
             k, place = self._place(index)
-            return Demonstration(prompt=prompts[index], response=every[k][place % len(every[k])].response)
+            return replace(every[k][place % len(every[k])], prompt=prompts[index])
 
         return LazySequence(len(prompts), demonstration)
 

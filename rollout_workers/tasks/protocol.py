@@ -19,6 +19,7 @@ __all__ = [
     "ScoresBatches",
     "Split",
     "Task",
+    "after_prompt",
     "require_split",
     "score_all",
     "split_of",
@@ -118,6 +119,11 @@ def split_of(key: str, heldout_share: float) -> Split:
     """The split that a problem belongs to, by a hash of the problem itself: no problem can be in both."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "heldout" if draw < heldout_share else "train"
+
+
+def after_prompt(text: str) -> str:
+    """What stands between a prompt and the response that completes it: a space, as in running text."""
+    return "" if text[-1:].isspace() else " "
 
 
 def require_split(split: str) -> None:

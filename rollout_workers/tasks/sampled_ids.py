@@ -60,10 +60,14 @@ def _are_ids(value: object) -> bool:
     return all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in value)
 
 
-@lru_cache(maxsize=16)
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Sixteen hexadecimal digits that name what each id means, added tokens included; the same wherever the tokenizer
     lies."""
+    return _fingerprint(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(tokenizer: PreTrainedTokenizerBase, _: int) -> str:
     digest = hashlib.sha256()
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
         digest.update(f"{number} {token}\n".encode("utf-8", "surrogatepass"))

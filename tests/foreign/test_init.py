@@ -260,3 +260,44 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"PK\x03\x04\xff\xfe")
         code, said, _ = init(tmp_path / name)
         assert code == 2 and words in said, said
+
+
+CHECKED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str | None]] = {
+    "well": (named("prompt", "answer"), {}, None),
+    "null": ([*named("prompt", "answer"), {"prompt": "1", "answer": None}], {}, "line 41: 'answer' is None"),
+    "other key": (named("prompt", "solution"), {}, "line 1: no key 'answer'"),
+    "no number": (
+        [*named("prompt", "answer")[:9], {"prompt": "1", "answer": "x"}],
+        {"verifier": "number"},
+        "line 10: 'answer' is 'x'",
+    ),
+    "one prompt": ([{"prompt": "1", "answer": "1"}] * 9, {}, "no row falls to the train split"),
+    "template": (named("prompt", "answer"), {"template": "Q"}, "without {prompt}"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_task_check_and_config_check_agree(tmp_path: Path, name: str) -> None:
+    rows, options, words = CHECKED[name]
+    lines(tmp_path / "rows.jsonl", rows)
+    task = {"name": "rows", "options": {"path": "rows.jsonl", **options}}
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({"base": {"model": str(BASE)}, "task": task, "actions": {}, "evaluation": None}))
+    task_check, config_check = (CliRunner().invoke(app, [kind, "check", str(config)]) for kind in ("task", "config"))
+    assert (task_check.exit_code, config_check.exit_code) == ((0, 0) if words is None else (2, 2))
+    if words is not None:
+        assert words in task_check.output and words in config_check.output
+        assert config_check.output.count(words) == 1
+
+
+def test_config_check_finds_rows_without_a_text_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def reward(row, response):\n    return 1\n")
+    rows = [{"prompt": p, "answer": "1" if i else None, "worked": "1"} for i, p in enumerate(PROMPTS)]
+    options = {"path": "rows.jsonl", "verifier": "python", "python": {"path": "reward.py"}}
+    lines(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "c.yaml").write_text(
+        json.dumps({"base": {"model": str(BASE)}, "task": {"name": "rows", "options": options}, "actions": {}})
+    )
+    (error,) = check(load_config(tmp_path / "c.yaml")).errors
+    assert error.startswith("actions.data[0].task: nothing to train on: ") and "set task.options.response" in error
+    assert check(load_config(tmp_path / "c.yaml", ["task.options.response=worked"])).errors == []

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.schema import Task as TaskConfig
+from pipeline.evaluation.slices import labels
 from rollout_workers.tasks import Failure, Score, build_task
 
 
@@ -298,3 +299,14 @@ def test_rows_of_sample_carry_their_ids_and_those_of_older_versions_are_read(tmp
     for theirs in ({}, {"latent_control": "a note of the user's"}):
         old = built(rows_file(tmp_path, {"answer": "4", **theirs}))
         assert old.demonstrations("train")[0].ids is None and old.demonstrations("train")[0].response == "4"
+
+
+@pytest.mark.parametrize(
+    ("odd", "name"),
+    [(float("nan"), "nan"), (float("-inf"), "-inf"), (2**2000, "inf"), (10**400, "inf"), (None, "missing")],
+)
+def test_a_number_that_is_none_spoils_no_slice(odd: object, name: str) -> None:
+    """Columns with gaps come as NaN from pandas; bins are those of the numbers."""
+    for kind in (float, int, Decimal):
+        found = labels("x", [*({"x": kind(i)} for i in range(20)), {"x": odd}])
+        assert found[:20] == ["0 to 4"] * 5 + ["5 to 9"] * 5 + ["10 to 14"] * 5 + ["15 to 19"] * 5 and found[20] == name

@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import Walker
 from latent_control.decoding.generate import generate
 from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import rollout_seed
 from latent_control.model import latent_actor
 from latent_control.records import Generation
+from latent_control.text import left_padded
 from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
 from rollout_workers.tasks import Prompt, Score, Task
@@ -95,11 +96,8 @@ def _piece(
     """(codes, positions, prompts, parts) of the choices of one piece's rollouts, and (prompt, reward) of the
     rollouts."""
     number, piece = place
-    model, device = models.model, models.model.codebook.device
+    model = models.model
     encoded = [encode_prompt(models.tokenizer, prompt, chat=config.task.chat) for prompt in prompts]
-    width = max(map(len, encoded))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in encoded], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
     policy = walker.at((piece + 0.5) / PIECES)
     out = generate(
         model.base,
@@ -110,11 +108,10 @@ def _piece(
             top_k=models.top_k,
             row_seeds=[rollout_seed(config.seed, STREAM, number, piece, row) for row in range(len(prompts) * GROUP)],
             batch_size=config.rollout.batch_size,
-            stop_token=models.tokenizer.eos_token_id,
             repeats=GROUP,
+            watch=stop_watch(models.tokenizer, config.rollout.stop),
         ),
-        ids,
-        mask,
+        *left_padded(encoded, model.codebook.device),
     )
     rewards = _rewards(out, models, config, task, prompts)
     rows = [row for row, reward in enumerate(rewards) if reward is not None]
@@ -139,7 +136,7 @@ def _rewards(
     found: list[float | None] = []
     for row in range(len(out.tokens)):
         length = int(out.lengths[row])
-        text = decode_response(models.tokenizer, out.tokens[row, :length].tolist())
+        text = decode_response(models.tokenizer, out.tokens[row, :length].tolist(), config.rollout.stop)
         stopped = out.finish_reasons[row] == "stop"
         response = Response(text=text, new_tokens=length, limit=config.rollout.max_new_tokens, stopped=stopped)
         verdict = judge(task, config.reward, prompts[row // GROUP], response)

@@ -12,6 +12,7 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
+from latent_control.decoding.stop_strings import ended, stopped_length
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Clock, Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
@@ -154,32 +155,33 @@ class Explainer:
         What was played one by one when the time ran out is all there is, at least the first choice's.
         """
         corpus, model, start = self.corpus, self.models.model, int(self.corpus.offsets[row])
-        prompt, stop = corpus.prompt_tokens[row].tolist(), self.models.tokenizer.eos_token_id
-        limit = self.config.rollout.max_new_tokens
+        prompt, limit = corpus.prompt_tokens[row].tolist(), self.config.rollout.max_new_tokens
         kept = [corpus.tokens[start:t].tolist() for t, _ in asked]
         if model.base.dtype == torch.float32:
             limits = [max(1, limit - len(tokens)) for tokens in kept]
-            endings = play_on(
-                model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits, stop_token=stop
-            )
-            return list(zip(kept, endings, strict=True))
+            endings = play_on(model, [prompt + tokens for tokens in kept], [code for _, code in asked], limits)
+            return [self._stopped(*one) for one in zip(kept, endings, strict=True)]
         played: list[tuple[list[int], list[int]]] = []
         for t, code in asked:
             if len(played) > 1 + ALTERNATIVES and clock.over(1.0):
                 break
-            whole = replay(
-                model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1), stop_token=stop
-            )
-            played.append((whole[: t - start], whole[t - start :]))
+            whole = replay(model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1))
+            played.append(self._stopped(whole[: t - start], whole[t - start :]))
         return played
+
+    def _stopped(self, kept: list[int], ending: list[int]) -> tuple[list[int], list[int]]:
+        """``ending`` up to the token that completes a string of ``rollout.stop``."""
+        length = stopped_length(self.models.tokenizer, self.config.rollout.stop, kept + ending)
+        return kept, ending if length is None else ending[: max(1, length - len(kept))]
 
     def _judged(self, row: int, code: int, kept: list[int], ending: list[int]) -> Ending:
         whole, limit = kept + ending, self.config.rollout.max_new_tokens
         prompt = prompt_of(self.task, self.corpus.prompt_ids[row], self.corpus.prompt_texts[row])
         score: object = None
         if prompt is not None:
-            text = decode_response(self.models.tokenizer, whole)
-            stopped = whole[-1] == self.models.tokenizer.eos_token_id
+            stop = self.config.rollout.stop
+            text = decode_response(self.models.tokenizer, whole, stop)
+            stopped = ended(self.models.tokenizer, stop, whole)
             response = Response(text=text, new_tokens=len(whole), limit=limit, stopped=stopped)
             score = judge(self.task, self.config.reward, prompt, response)
         judged = score if isinstance(score, Score) else None
