@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from rollout_workers.tasks import Failure, Task
 from rollout_workers.tasks.dataset_rows import Rows
 from rollout_workers.tasks.mixture import Mixture
+from rollout_workers.tasks.row_files import Row
 from rollout_workers.tasks.row_values import Item
 from rollout_workers.tasks.scorer_options import Verifier
 
@@ -42,7 +43,7 @@ def _play(task: Rows, most: int, errors: list[str], warnings: list[str]) -> None
             f"seeded sample); {len(every) - most} were left out"
         )
     own = task.verifier == "python"
-    rows = [item.row if own else {"prompt": item.prompt, "answer": answer} for item, answer in played]
+    rows: list[Row] = [item.row if own else {"prompt": item.prompt, "answer": answer} for item, answer in played]
     verdicts = task.scorer.score(rows, [answer for _, answer in played])
     remedy = "mend the function" if own else "mend or remove the row, or set task.options.verifier: exact"
     found = []

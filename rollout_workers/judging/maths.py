@@ -21,6 +21,7 @@ _CHOICE = re.compile(r"\W{0,3}([A-H])\b(?!\s*[-+*/=^(])")
 _NO_WORD = r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)"
 _WORD, _PROSE = re.compile(_NO_WORD + "[A-Za-z]{3,}"), re.compile(_NO_WORD + "[A-Za-z]{2,} ")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]*)\}")
+_BASE = re.compile(r"[0-9A-F]_\{?(\d+)\}?$")
 _BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|[\s$~]|\*\*")
 _ROOT = re.compile(r"√\s?(\d+|\w|\([^()]*\))")
 _REPEATING = re.compile(r"(\d{1,30})\.(\d{0,30})\\overline\s?\{?(\d{1,30})\}?")
@@ -54,7 +55,9 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         choice = _CHOICE.match(_SAYS.split(text)[-1]) if len(wanted) == 1 and _SAYS.search(text) else None
         if wanted in (_letters(text), _letters(final(text)), choice and choice[1]):
             return 1.0
-        if not re.search(r"[\d\\]", wanted) and _WORD.search(wanted):
+        words = not re.search(r"[\d\\]", wanted) and _WORD.search(wanted)
+        bases = [_BASE.search(_letters(final(each))) for each in (answer, text)]  # math-verify drops them
+        if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]):
             return 0.0
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.

@@ -55,13 +55,13 @@ _TYPESET = ((r"{,}", ","), (r"\!", ""), (r"\,", " "), ("\\ ", " "), (r"\%", "%")
 def numbers(text: str) -> Iterator[tuple[Fraction, ...]]:
     """Each number in the last ``LONGEST`` characters, exact, by all its readings, the likeliest first; none where it is
     too large to be read, or divided by 0."""
-    for found in _NUMBER.finditer(_untypeset(text[-LONGEST:])):
-        yield _readings(found)
+    yield from map(_readings, _NUMBER.finditer(_untypeset(text[-LONGEST:])))
 
 
 def last_number(text: str) -> tuple[Fraction, ...]:
     """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number."""
-    return next(iter(deque(numbers(text), maxlen=1)), ())
+    found = deque(_NUMBER.finditer(_untypeset(text[-LONGEST:])), maxlen=1)
+    return _readings(found[0]) if found else ()
 
 
 def number_of(text: str) -> Fraction | None:
@@ -77,6 +77,8 @@ def number_of(text: str) -> Fraction | None:
 def _untypeset(text: str) -> str:
     """Plain, LaTeX's blanks and fractions written out."""
     text = plain(text)
+    if "\\" not in text and "{" not in text:
+        return text
     for typeset, written in _TYPESET:
         text = text.replace(typeset, written)
     return _FRACTION.sub(lambda f: f"{f[1] + ' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)

@@ -17,8 +17,9 @@ _SAME = dict(
     + [("\u066b", "."), ("\u066c", ","), ("\u2044", "/"), ("\u2215", "/")]
 )
 _SPACELESS = (
-    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aad\u1b00-\u1b7f\u3005-\u3007\u3040-\u30ff"
-    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aad\u1b00-\u1b7f\u3005-\u3007"
+    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uac00-\ud7ff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
 )
 """Thai, Lao, Tibetan, Burmese, Khmer, Javanese, kana, Han; and Hangul, whose particles follow without a space."""
 _JOINED = re.compile(rf"[^\W{_SPACELESS}]")
@@ -42,7 +43,7 @@ class _Characters(dict[int, str]):
         elif unicodedata.category(char) in ("Cf", "Cs"):
             self[code] = ""
         else:
-            self[code] = unicodedata.normalize("NFKC", char).translate(str.maketrans(_SAME))
+            self[code] = "".join(_SAME.get(c, c) for c in unicodedata.normalize("NFKC", char))
         return self[code]
 
 
