@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import signal
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import ROOT, arguments, report, table
+from common import ROOT, arguments, report
 
 import torch  # isort: skip
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -261,9 +262,10 @@ def page(found: list[Family]) -> str:
     for family in found:
         if family.result != "works":
             why = family.why.partition(" is not supported: ")[2].partition("; take a decoder-only")[0] or family.why
+            why = re.sub(r"\w+ has no list of \d+", "it has no list of", why).replace("|", "/")
             reasons.setdefault(f"{family.result}: {why}" if family.result != "refused" else why, []).append(family.name)
-    rows = [{"not run": ", ".join(names), "reason": why.replace("|", "/")} for why, names in reasons.items()]
-    return "\n".join([*lines, table(rows)])
+    table = [f"| {', '.join(names)} | {why} |" for why, names in reasons.items()]
+    return "\n".join([*lines, "| do not run | reason |", "|---|---|", *table])
 
 
 def main() -> None:

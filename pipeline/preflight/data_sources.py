@@ -33,8 +33,10 @@ def source_problems(config: RunConfig) -> Iterator[str]:
                     made = missing.endswith(SAMPLES) and not Path(missing).exists()
                     place, said = f"{name}.data[{index}].task", str(error)
                     said = said.replace("task.options", f"{place}.options")
-                    yield f"{place}.options.path: {said}, made by latent-control sample CONFIG" if made else (
-                        f"{place}: {said}"
+                    yield (
+                        f"{place}.options.path: {said}, made by latent-control sample CONFIG"
+                        if made
+                        else (f"{place}: {said}")
                     )
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
