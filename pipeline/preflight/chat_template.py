@@ -63,13 +63,15 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], out: Connection) -> None:
+    from latent_control.text import TEMPLATE_ERRORS
+
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     try:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     except MemoryError:
         return
-    except Exception as error:  # a template can raise whatever Python can
+    except TEMPLATE_ERRORS as error:
         out.send(f"fails: {type(error).__name__}: {first_line(error)[:300]}")
         return
     if not str(text).strip():
