@@ -205,8 +205,8 @@ class Prompts:
         limit, wanted = self.config.task.max_prompt_tokens, self.config.rollout.max_new_tokens
         if many := sum(length > limit for length in found.lengths):
             yield (
-                f"task.max_prompt_tokens: {limit}, but {many} of {found.seen} {split} prompts of {task.name} have more, "
-                f"{found.example} has {found.longest} tokens; set {found.longest}, set fewer task.shots, or remove "
+                f"task.max_prompt_tokens: {limit}, but {many} of {found.seen} {split} prompts of {task.name} have "
+                f"more, {found.example} has {found.longest} tokens; set that many, fewer task.shots, or remove "
                 "the longest rows"
             )
         if found.longest + wanted > self.positions:
