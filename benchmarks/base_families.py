@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import signal
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from common import ROOT, arguments, report, table
+from common import ROOT, arguments, report
 
 import torch  # isort: skip
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,6 +34,18 @@ FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 SECONDS = 90
 """Some multimodal wrappers have no tiny size."""
 TOLERANCE = 1e-4
+ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 VOCABULARY, LENGTHS, LIMITS = 64, (12, 8, 3), (9, 2, 3, 9, 1, 8)
 PAGE = ROOT / "docs" / "base-models.md"
 MARKS = "<!-- families: begin -->", "<!-- families: end -->"
@@ -50,9 +66,11 @@ SIZES: dict[int, str] = {
     "qk_nope_head_dim state_size mamba_d_state mamba_n_heads mamba_dt_rank time_step_rank linear_num_value_heads "
     "num_heads ssm_state_size mamba_num_heads n_layer n_head n_layers n_heads decoder_layers decoder_attention_heads "
     "encoder_layers encoder_attention_heads rotary_dim num_layers index_topk moe_num_experts",
-    2: "num_key_value_heads num_experts_per_tok moe_topk linear_num_key_heads type_vocab_size index_n_heads eos_token_id "
+    2: "num_key_value_heads num_experts_per_tok moe_topk linear_num_key_heads type_vocab_size index_n_heads "
+    "eos_token_id "
     "moe_k",
-    1: "n_group topk_group n_shared_experts first_k_dense_replace mamba_n_groups n_groups num_dense_layers bos_token_id "
+    1: "n_group topk_group n_shared_experts first_k_dense_replace mamba_n_groups n_groups num_dense_layers "
+    "bos_token_id "
     "decoder_start_token_id",
     0: "num_kv_shared_layers pad_token_id",
 }
@@ -91,7 +109,7 @@ class Family(NamedTuple):
     result: str
     """``works``, ``refused``, ``wrong`` (a gap above the tolerance or an error of ours), or ``not tried``."""
     why: str = ""
-    gaps: dict[str, float] = {}
+    gaps: Mapping[str, float] = MappingProxyType({})
 
 
 def tiny_config(family: str) -> PreTrainedConfig:
@@ -200,7 +218,7 @@ def tried(family: str, folder: Path) -> Family:
     try:
         lm = tiny_model(family)
         lm(input_ids=torch.randint(3, VOCABULARY, (1, 9)))
-    except Exception as error:  # whatever transformers says of a size it does not want
+    except ERRORS as error:  # whatever transformers says of a size it does not want
         return Family(family, "not tried", f"transformers: {type(error).__name__}: {first_line(error)}")
     try:
         lm.save_pretrained(folder)
@@ -213,7 +231,7 @@ def tried(family: str, folder: Path) -> Family:
         if said is not None:
             return Family(family, "wrong", f"loads, though its files are said to be: {first_line(ValueError(said))}")
         gaps = conformance(lm, model)
-    except Exception as error:
+    except ERRORS as error:
         return Family(family, "wrong", f"{type(error).__name__}: {first_line(error)}")
     wide = ", ".join(f"{name} {gap:.2g}" for name, gap in gaps.items() if gap > TOLERANCE)
     return Family(family, "wrong" if wide else "works", wide, gaps)
@@ -261,9 +279,10 @@ def page(found: list[Family]) -> str:
     for family in found:
         if family.result != "works":
             why = family.why.partition(" is not supported: ")[2].partition("; take a decoder-only")[0] or family.why
+            why = re.sub(r"\w+ has no list of \d+", "it has no list of", why).replace("|", "/")
             reasons.setdefault(f"{family.result}: {why}" if family.result != "refused" else why, []).append(family.name)
-    rows = [{"not run": ", ".join(names), "reason": why.replace("|", "/")} for why, names in reasons.items()]
-    return "\n".join([*lines, table(rows)])
+    table = [f"| {', '.join(names)} | {why} |" for why, names in reasons.items()]
+    return "\n".join([*lines, "| do not run | reason |", "|---|---|", *table])
 
 
 def main() -> None:
@@ -281,7 +300,8 @@ def main() -> None:
         {"result": kind, "families": sum(f.result == kind for f in found)}
         for kind in dict.fromkeys(f.result for f in found)
     ]
-    report("base_families", rows, {"families": [family._asdict() for family in found]}, options.out)
+    raw = [family._asdict() | {"gaps": dict(family.gaps)} for family in found]
+    report("base_families", rows, {"families": raw}, options.out)
 
 
 if __name__ == "__main__":

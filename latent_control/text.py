@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 OF_ITS_OWN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """``tokenizer_class`` of a tokenizer that is all in its ``tokenizer.json``."""
+TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What rendering a chat template can raise: it is a program that came with the model."""
 _MODEL_ENDS = "model_end_token_ids"
 """Where a loaded tokenizer keeps the end tokens of the model beside it; saved with it in tokenizer_config.json."""
 
@@ -143,7 +153,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     try:
         last, _ = after_turn(tokenizer)
         return after_turn(tokenizer, {"role": "user", "content": "?"})[0] if last is None else last
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):  # encode_messages says what is wrong
+    except TEMPLATE_ERRORS:  # encode_messages says what is wrong
         return None
 
 
@@ -188,7 +198,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     ]
     try:
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, ValueError) as error:
+    except TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split())
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path!r} refuses this conversation: {said}; change the messages, "

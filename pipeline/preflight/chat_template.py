@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runs.errors import first_line
@@ -63,13 +64,15 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], out: Connection) -> None:
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    from latent_control.text import TEMPLATE_ERRORS
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     try:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     except MemoryError:
         return
-    except Exception as error:  # a template can raise whatever Python can
+    except TEMPLATE_ERRORS as error:
         out.send(f"fails: {type(error).__name__}: {first_line(error)[:300]}")
         return
     if not str(text).strip():
@@ -89,7 +92,8 @@ def _printed_unknowns(template: str) -> set[str]:
     except TemplateSyntaxError:  # transformers' own tags, such as generation
         return set()
     tested = {name.name for test in _tests(tree) for name in test.find_all(nodes.Name)}
-    printed = {part.name for output in tree.find_all(nodes.Output) for part in output.nodes if _is_name(part)}
+    parts = [part for output in tree.find_all(nodes.Output) for part in output.nodes]
+    printed = {part.name for part in parts if isinstance(part, nodes.Name)}
     return (printed & meta.find_undeclared_variables(tree)) - tested - GIVEN
 
 
@@ -98,9 +102,3 @@ def _tests(tree: Any) -> Iterator[Any]:
 
     yield from tree.find_all(nodes.Test)
     yield from (choice.test for choice in tree.find_all((nodes.If, nodes.CondExpr)))
-
-
-def _is_name(part: Any) -> bool:
-    from jinja2 import nodes
-
-    return isinstance(part, nodes.Name)

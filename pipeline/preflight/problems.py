@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class Findings(NamedTuple):
-    """What ``check`` found, e.g. ``Findings(errors=["rollout.num_workers: ..."], warnings=[], notes=["prompts ..."])``."""
+    """What ``check`` found, e.g.
+    ``Findings(errors=["rollout.num_workers: ..."], warnings=[], notes=["prompts ..."])``."""
 
     errors: list[str]
     """Each prevents the run."""

@@ -157,12 +157,12 @@ class Prompts:
                 yield from self._rows_of(name, source, length, own or task, findings.warnings)
 
     def _ends(self) -> Iterator[str]:
-        """End tokens beyond the embedding."""
-        from latent_control.text import end_tokens
+        """The end token that responses are trained with lies beyond the embedding."""
+        from latent_control.text import end_token
 
-        if beyond := [end for end in end_tokens(self.tokenizer) if end >= self.rows]:
+        if (end := end_token(self.tokenizer, chat=self.config.task.chat)) >= self.rows:
             yield (
-                f"base.model: the end token {beyond[0]} is beyond the {self.rows} rows of the embedding; take the "
+                f"base.model: the end token {end} is beyond the {self.rows} rows of the embedding; take the "
                 "tokenizer that came with the model"
             )
 
@@ -205,13 +205,15 @@ class Prompts:
         limit, wanted = self.config.task.max_prompt_tokens, self.config.rollout.max_new_tokens
         if many := sum(length > limit for length in found.lengths):
             yield (
-                f"task.max_prompt_tokens: {limit}, but {many} of {found.seen} {split} prompts of {task.name} have more, "
-                f"{found.example} has {found.longest} tokens; set {found.longest}, set fewer task.shots, or remove "
+                f"task.max_prompt_tokens: {limit}, but {many} of {found.seen} {split} prompts of {task.name} have "
+                f"more, {found.example} has {found.longest} tokens; set that many, fewer task.shots, or remove "
                 "the longest rows"
             )
         if found.longest + wanted > self.positions:
             room = self.positions - found.longest
-            remedy = f"set at most {room}" if room > 0 else "remove such prompts, or take a base LM that reads longer ones"
+            remedy = (
+                f"set at most {room}" if room > 0 else "remove such prompts, or take a base LM that reads longer ones"
+            )
             yield (
                 f"rollout.max_new_tokens: {wanted} after a prompt of {found.longest} tokens ({found.example}) passes "
                 f"the window of {self.positions}; {remedy}"

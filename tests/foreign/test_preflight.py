@@ -71,7 +71,7 @@ def test_one_long_prompt_among_many(split: str, tmp_path: Path) -> None:
             break
     tokens = 601 - offset
     (of_limit,) = [error for error in errors if error.startswith("task.max_prompt_tokens")]
-    assert "512, but 1 of " in of_limit and f"has {tokens} tokens; set {tokens}, " in of_limit
+    assert "512, but 1 of " in of_limit and f"has {tokens} tokens; set that many, " in of_limit
     assert any(error.startswith("rollout.max_new_tokens: 48 after a prompt of") for error in errors)  # 512 positions
 
 
@@ -91,7 +91,9 @@ def test_a_token_beyond_the_embedding(tmp_path: Path) -> None:
     reading = Reading("task")
     reading.add("row 1", [1, 2, 57], None)
     (error,) = reading.problems(57, "train prompts")
-    assert error.startswith("task: train prompts have the token id 57, but the base LM's are 0 to 56; take the tokenizer")
+    assert error.startswith(
+        "task: train prompts have the token id 57, but the base LM's are 0 to 56; take the tokenizer"
+    )
     assert list(reading.problems(58, "train prompts")) == []
     config = json.loads((BASE / "config.json").read_text())
     model = base(tmp_path, tokenizer_config={"eos_token": "<new>"})
@@ -129,7 +131,10 @@ def chat(folder: Path, template: str, prompts: list[str] | None = None) -> list[
         ("<s> always the same", "leaves their texts out"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 2 s"),
-        ("{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "MiB"),
+        (
+            "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "takes more than",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_used_is_quoted(

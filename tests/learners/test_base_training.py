@@ -107,7 +107,7 @@ def test_the_first_updates_read_solved_demonstrations_only(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("update", "message"), [({"num_workers": 2}, "num_workers is 2"), ({"microbatch_size": 4}, "microbatch_size is 4")]
+    ("update", "message"), [({"num_workers": 2}, "num_workers: 2"), ({"microbatch_size": 4}, "microbatch_size: 4")]
 )
 def test_settings_it_does_not_have_are_refused(tmp_path: Path, update: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
