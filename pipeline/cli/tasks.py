@@ -125,9 +125,7 @@ def sample(
         found = sample_base.sample(settings, file, samples, print_error)
     for line in found.words():
         print_error(line)
-    echo(
-        f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success_text}"
-    )
+    echo(f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success_text}")
     if found.failed > (settings.improve or Improve()).max_failed_share * found.responses:
         print_error("error: improve would stop for that: mend the verifier; the rows can be used all the same")
         raise typer.Exit(FAILED)

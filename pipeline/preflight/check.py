@@ -92,7 +92,7 @@ def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
 
 def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findings) -> None:
     """Encodes prompts and rows, and scores one answer."""
-    from latent_control.text import encode_plain, end_token
+    from latent_control.text import encode_plain
     from rollout_workers.tasks import AgentTask
     from rollout_workers.tasks.encoding import decode_response
 
@@ -105,10 +105,6 @@ def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findin
     elif task is not None:
         one = decode_response(prompts.tokenizer, encode_plain(prompts.tokenizer, "1", add_special_tokens=False))
         found.errors.extend(_one_answer(config, task, one))
-        try:
-            end_token(prompts.tokenizer, chat=config.task.chat)
-        except ValueError as error:
-            found.errors.append(placed("task", error))
 
 
 def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:

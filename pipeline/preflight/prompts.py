@@ -157,10 +157,15 @@ class Prompts:
                 yield from self._rows_of(name, source, length, own or task, findings.warnings)
 
     def _ends(self) -> Iterator[str]:
-        """The end token that responses are trained with lies beyond the embedding."""
+        """The end token that responses are trained with: there is none, or it lies beyond the embedding."""
         from latent_control.text import end_token
 
-        if (end := end_token(self.tokenizer, chat=self.config.task.chat)) >= self.rows:
+        try:
+            end = end_token(self.tokenizer, chat=self.config.task.chat)
+        except ValueError as error:
+            yield f"task: {error}"
+            return
+        if end >= self.rows:
             yield (
                 f"base.model: the end token {end} is beyond the {self.rows} rows of the embedding; take the "
                 "tokenizer that came with the model"
