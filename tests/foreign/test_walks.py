@@ -191,7 +191,7 @@ def answer(url: str, path: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "which", [pytest.param(i, id="-".join(w), marks=[pytest.mark.slow] if i > 1 else []) for i, w in enumerate(WALKS)]
+    "which", [pytest.param(i, id="-".join(w), marks=[pytest.mark.slow]) for i, w in enumerate(WALKS)]
 )
 def test_walk(tmp_path: Path, which: int) -> None:
     walk(tmp_path, *WALKS[which])
