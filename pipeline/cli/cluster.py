@@ -155,7 +155,7 @@ def _examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, list[
         config = load_config(path, overrides, check_paths=False)
     except ConfigErrors:
         return examine(path, overrides)
-    errors, warnings = check(config)
+    errors, warnings, _ = check(config)
     elsewhere = {*missing_paths(config.model_dump(mode="json")), *tracking_problems(config)}
     here = [error for error in errors if error not in elsewhere]
     return config, here, [*warnings, *(f"{error} (on this machine)" for error in errors if error in elsewhere)]

@@ -70,9 +70,10 @@ class _Watch:
     def _watch(self, bell: socket.socket) -> None:
         while True:
             select.select([bell], [], [])
-            number = next((one for one in bell.recv(64) if one in self.handled), None)
-            if number is not None and signal.getsignal(number) is self:  # not one that somebody else handles for now
-                self.start_timers(number)
+            for number in bell.recv(64):
+                ours = number in self.handled and signal.getsignal(number) is self  # nobody else handles it for now
+                if ours:
+                    self.start_timers(number)
 
     def _again(self, number: int) -> None:
         """As if the signal came a second time, in the main thread."""

@@ -129,7 +129,10 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
         LatentControlConfig.of(latent).save_pretrained(staging)
         limits = () if config is None else (config.rollout.max_new_tokens, config.rollout.stop)
         decoding = Decoding() if config is None else config.decoding
-        chosen = {"decode": decoding.decode, "mixture_codes": decoding.mixture_codes or latent.config.num_actions}
+        chosen: dict[str, Any] = {
+            "decode": decoding.decode,
+            "mixture_codes": decoding.mixture_codes or latent.config.num_actions,
+        }
         greedy_defaults(latent.base.lm, *limits, **chosen).save_pretrained(staging)
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)

@@ -353,9 +353,7 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
             fault(place, f"token {tokens[place]}, its action emits {emitted[place]}")
         if case.aliases is not None and not held:
             _check_event(case, subject, out, (row, place), log_probs[place], final, fault)
-        text = "".join(PIECES[token] for token in tokens[: place + 1])
-        ends = tokens[place] in case.stops or any(string in text for string in case.stop_strings)
-        ends = ends or (case.watched and ends_here(row, tokens[place], action))
+        ends = _ends(case, row, tokens[: place + 1], action)
         if ends != (place == length - 1 and out.finish_reasons[row] == "stop"):
             fault(place, f"ends here: {ends}, but it has {length} tokens and ended by {out.finish_reasons[row]}")
     if out.finish_reasons[row] == "length" and length != case.limits[row]:
@@ -367,6 +365,13 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
         found = out.features[row]
         if found.shape != read.shape or not torch.allclose(found.float(), read.float(), rtol=0, atol=1e-3):
             fault(0, "features are not those of the tokens")
+
+
+def _ends(case: Case, row: int, tokens: list[int], action: int) -> bool:
+    """Whether the last of ``tokens`` ends the row: an end token, a stop string's last one, or the watcher's word."""
+    text = "".join(PIECES[token] for token in tokens)
+    stopped = tokens[-1] in case.stops or any(string in text for string in case.stop_strings)
+    return stopped or (case.watched and ends_here(row, tokens[-1], action))
 
 
 def _log_probs(
