@@ -77,7 +77,7 @@ class Engine:
         """Decode until every row has finished."""
         while self._step():
             pass
-        return self._results()
+        return _results(self)
 
     def _step(self) -> bool:
         """One token for every live row; False when there is none."""
@@ -97,25 +97,6 @@ class Engine:
         self._choose(slots, final, logits)
         self._squeeze()
         return True
-
-    def _results(self) -> Generation:
-        """What was chosen, gathered from the steps."""
-        shape = len(self.lengths), self.longest
-        actions, tokens, logp, versions = spread(self.chosen, (-1, self.pad_token, 0.0, -1), shape)
-        event_logp, events = spread(self.events, (0.0, 0), shape) if self.events else (None, None)
-        (support,) = spread(self.supports, (0,), shape) if self.supports else (None,)
-        return Generation(
-            event_logp=event_logp,
-            events=events,
-            support=support,
-            tokens=tokens,
-            actions=actions,
-            action_logp=logp,
-            versions=versions,
-            lengths=torch.tensor(self.lengths, device=self.position.device),
-            finish_reasons=tuple("stop" if stopped else "length" for stopped in self.stopped),
-            features=tuple(f for f in self.features if f is not None) if self.params.return_features else None,
-        )
 
     def _entering(self) -> list[tuple[int, Entry]]:
         """(slot, entry) pairs for the free slots, once enough of them are free."""
@@ -293,6 +274,26 @@ class Engine:
             cache, _ = self.prompts.read_policy(states, mask)
             assert cache is not None
             self.memory.place_cache(self.stack_cache, cache, slots - part, slots)
+
+
+def _results(engine: Engine) -> Generation:
+    """What was chosen, gathered from the steps."""
+    shape = len(engine.lengths), engine.longest
+    actions, tokens, logp, versions = spread(engine.chosen, (-1, engine.pad_token, 0.0, -1), shape)
+    event_logp, events = spread(engine.events, (0.0, 0), shape) if engine.events else (None, None)
+    (support,) = spread(engine.supports, (0,), shape) if engine.supports else (None,)
+    return Generation(
+        event_logp=event_logp,
+        events=events,
+        support=support,
+        tokens=tokens,
+        actions=actions,
+        action_logp=logp,
+        versions=versions,
+        lengths=torch.tensor(engine.lengths, device=engine.position.device),
+        finish_reasons=tuple("stop" if stopped else "length" for stopped in engine.stopped),
+        features=tuple(f for f in engine.features if f is not None) if engine.params.return_features else None,
+    )
 
 
 def spread(
