@@ -140,7 +140,7 @@ def _task(config: RunConfig | None, note: str) -> tuple[Task | None, tuple[Promp
     try:
         task = build_task(config.task)
         if isinstance(task, AgentTask):
-            return None, (), f"{task.name} is played in turns: type what the policy sees of one; answers are not scored"
+            return None, (), f"{task.name} has several turns: type what the policy sees of one; answers are not scored"
         heldout = task.prompts("heldout")
         return task, tuple(heldout[index] for index in range(min(len(heldout), KNOWN_PROMPTS))), ""
     except (ValueError, OSError, ImportError) as error:

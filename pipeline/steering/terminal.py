@@ -22,7 +22,7 @@ from pipeline.steering.terminal_view import answer_lines, candidate_lines, print
 
 HELP = """a line of text         a new prompt
 :prompt [N]            held-out prompts of the task; take the one with number N
-:at T CODE             force CODE at token T; what is before stays, the rest is written anew
+:at T CODE             force CODE at token T; what is before stays, the rest is generated again
 :not T CODES           forbid CODES at token T, and go on from there
 :from T                let the policy choose again from token T on
 :force CODE            one code for the whole answer; :force 3,_,17 codes from the first token on (_: the policy's)

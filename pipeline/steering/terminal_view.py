@@ -47,7 +47,7 @@ def outcome(answer: SteeringAnswer) -> str:
 
 def ending(answer: SteeringAnswer) -> str:
     """How it ended."""
-    return "ended by itself" if answer.finish_reason == "stop" else "cut at the limit"
+    return "stopped (EOS)" if answer.finish_reason == "stop" else "cut at the limit"
 
 
 def _table(tokens: Sequence[Token], width: int) -> list[Text]:
@@ -60,7 +60,7 @@ def _table(tokens: Sequence[Token], width: int) -> list[Text]:
             used += columns[taken][0] + 1
             taken += 1
         part, columns = columns[:taken], columns[taken:]
-        for row, label in enumerate(("at", "token", "code", "chance")):
+        for row, label in enumerate(("at", "token", "code", "P(code)")):
             cells = [cells[row] for _, cells in part]
             if any(cell.plain.strip() for cell in cells):
                 lines.append(Text(label.ljust(LABEL), style="dim") + Text(" ").join(cells))
@@ -84,7 +84,7 @@ def candidate_lines(found: Candidates, text: str) -> list[Text]:
     lines = [
         Text.assemble((f"token {found.place}, now ", "bold"), printable(text), (f" by code {found.chosen}", "bold"))
     ]
-    lines.append(Text("code    chance  sure    writes", style="dim"))
+    lines.append(Text("code    P(code)  P(tok)  top token", style="dim"))
     for row in found.codes[:SHOWN_CANDIDATES]:
         mark = "*" if row.code == found.chosen else " " if row.allowed else "x"
         lines.append(

@@ -45,7 +45,7 @@ TENTH = 10
 """The first and last so many parts of training are compared."""
 PLAYED_ANEW = (
     "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
-    "need the worlds played anew and are not computed; codes, rollouts, usage, the policies' chances and what each "
+    "need the environments stepped again and are not computed; codes, rollouts, usage, the policies' chances and what each "
     "code would have said are"
 )
 

@@ -97,7 +97,7 @@ def codebook(sources: Sources) -> ReportSection:
         alive = int((usage.last > ALIVE_SHARE / num_actions).sum())
         end = perplexity(usage.last)
         lines.append(
-            f"At the end of reinforcement learning {alive} codes are alive (used more than {ALIVE_SHARE:g} / "
+            f"At the end of reinforcement learning {alive} codes are active (used more than {ALIVE_SHARE:g} / "
             f"{num_actions} of the time) and perplexity, the effective number of codes in use, is {end:.1f}."
         )
         figures += [_usage_bars(usage, num_actions), _perplexity_curve(usage)]
@@ -106,8 +106,8 @@ def codebook(sources: Sources) -> ReportSection:
             "Usage in reinforcement learning is not known: there are no rollouts of latent actions in a replay buffer."
         )
     for metric, name in (
-        ("alive_share", "Share of codes alive while they are found"),
-        ("nll_codes", "What the codes leave open while they are found"),
+        ("alive_share", "Active codes while the codebook is learned"),
+        ("nll_codes", "Held-out NLL given the codes"),
     ):
         steps = sources.steps(ACTIONS, metric)
         if len(steps) > 1:
@@ -139,7 +139,7 @@ def _shape(sources: Sources) -> tuple[int, int] | None:
 def _usage_bars(usage: Usage, num_actions: int) -> Bars:
     order = np.argsort(-usage.last, kind="stable")[:BARS]
     title = "Usage of each code at the end" + (f" (the {BARS} most used)" if num_actions > BARS else "")
-    levels = (("all alike", 1 / num_actions), ("alive above", ALIVE_SHARE / num_actions))
+    levels = (("uniform (1/N)", 1 / num_actions), ("active threshold", ALIVE_SHARE / num_actions))
     note = f"Share of the choices in the last {LAST:.0%} of the updates, the most used code first"
     return Bars(
         name="code-usage",

@@ -113,7 +113,7 @@ def _heldout(sources: Sources) -> list[Lines]:
             curves.append(Curve(name=f"{shown}, {mode}", x=x, y=rates, low=low, high=high, joined=False))
     if not curves or improve is None:
         return []
-    note = f"Each mark: {improve.evaluate_prompts} held-out prompts, played once; whiskers: 95 % interval"
+    note = f"Each mark: {improve.evaluate_prompts} held-out prompts, one rollout each; whiskers: 95 % interval"
     return [
         Lines(
             name="heldout",

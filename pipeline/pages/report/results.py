@@ -15,7 +15,7 @@ from pipeline.pages.report.sources import Sources
 NAMES = {"token_level": "token level", "offline": "offline RL"}
 MEASURES = (
     ("nll", "NLL of demonstrations, nats per token"),
-    ("nll_rise", "its rise over the base LM"),
+    ("nll_rise", "NLL minus base NLL"),
     ("kl_to_base", "KL to the base LM, nats per token"),
     ("distinct_1", "distinct-1"),
     ("distinct_2", "distinct-2"),

@@ -13,7 +13,7 @@ function verdict(answer) {
 }
 
 const ending = (answer) =>
-  `${answer.tokens.length} token${answer.tokens.length === 1 ? "" : "s"}, ${answer.finish_reason === "stop" ? "ended by itself" : "cut at the limit"}`;
+  `${answer.tokens.length} token${answer.tokens.length === 1 ? "" : "s"}, ${answer.finish_reason === "stop" ? "stopped (EOS)" : "cut at the limit"}`;
 
 function tokenButton(token, place) {
   const inside = place % now.model.span !== 0;
@@ -36,7 +36,7 @@ function tokenButton(token, place) {
     unseen(`token ${place}: `),
     printable(token.text),
     el("small", {}, unseen(" code "), token.code, marks(pinned && !inside, barred)),
-    el("small", {}, unseen(", chance "), token.chance === null ? "\u00b7" : chanceOf(token.chance)),
+    el("small", {}, unseen(", probability "), token.chance === null ? "\u00b7" : chanceOf(token.chance)),
     hints.length ? unseen(`, ${hints.join(", ")}`) : null,
   );
 }
@@ -90,7 +90,7 @@ function showAnswer() {
       el(
         "p",
         { class: "soft" },
-        "Each token, the code that wrote it and the policy\u2019s chance of that code. Click one to see what every code would write there and to go on from it.",
+        "Each token, the code that wrote it and P(code) under the policy. Click one to see every code\u2019s top token there and to go on from it.",
       ),
       el("div", { class: "tokens", role: "group", "aria-label": "tokens of the steered answer" }, answer.tokens.map(tokenButton)),
       list.length ? el("ul", { class: "chips", "aria-label": "what you decided" }, list) : null,

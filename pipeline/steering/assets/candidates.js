@@ -84,10 +84,10 @@ function showCandidates() {
         "div",
         { class: "pair" },
         table(
-          "Tokens that codes lead to here, and the policy\u2019s chance of each",
+          "Tokens that codes lead to here, and the probability of each",
           [
             { name: "token", cell: at },
-            { name: "chance", number: true, cell: (row) => chanceOf(row.chance), value: (row) => row.chance },
+            { name: "probability", number: true, cell: (row) => chanceOf(row.chance), value: (row) => row.chance },
             { name: "", cell: (row) => bar(row.chance, 1) },
             { name: "codes", number: true, cell: (row) => row.codes, value: (row) => row.codes },
             {
@@ -99,21 +99,21 @@ function showCandidates() {
           tokens,
         ),
         el("div", { class: "codes" }, table(
-          "Codes by the policy\u2019s chance, and what each would write here",
+          "Codes by P(code), and the top token of each here",
           [
             { name: "code", cell: (row) => codeMark(row.code), value: (row) => -row.code },
-            { name: "chance", number: true, cell: (row) => chanceOf(row.chance), value: (row) => row.chance },
+            { name: "probability", number: true, cell: (row) => chanceOf(row.chance), value: (row) => row.chance },
             { name: "", cell: (row) => bar(row.chance, most, hue(row.code)) },
-            { name: "writes", cell: at, value: (row) => row.text },
-            { name: "sure", number: true, cell: (row) => percent(row.certainty, 0), value: (row) => row.certainty },
+            { name: "top tokens", cell: at, value: (row) => row.text },
+            { name: "P(token | code)", number: true, cell: (row) => percent(row.certainty, 0), value: (row) => row.certainty },
             {
               name: "",
               cell: (row) => [
                 act("Use", `code ${row.code} at token ${place}`, () => use(place, row.code)),
                 " ",
-                act("Not here", `forbid code ${row.code} at token ${place}`, () => forbidHere(place, row.code), !row.allowed),
+                act("Ban here", `forbid code ${row.code} at token ${place}`, () => forbidHere(place, row.code), !row.allowed),
                 " ",
-                act("Never", `forbid code ${row.code} in the whole answer`, () => forbidEverywhere(row.code), !row.allowed),
+                act("Ban everywhere", `forbid code ${row.code} in the whole answer`, () => forbidEverywhere(row.code), !row.allowed),
               ],
             },
           ],

@@ -37,7 +37,7 @@ function numbers(text, name, gaps) {
     else if (/^\d{1,6}$/.test(part)) found.push(Number(part));
     else if (range && !gaps && Number(range[2]) < now.model.num_codes)
       for (let code = Number(range[1]); code <= Number(range[2]); code++) found.push(code);
-    else throw new Error(`${name}: ${part} is no code; the codes are 0 to ${now.model.num_codes - 1}`);
+    else throw new Error(`${name}: ${part} is not a code; the codes are 0 to ${now.model.num_codes - 1}`);
   }
   return found;
 }
@@ -53,7 +53,7 @@ function plainWish() {
   const sampled = $("mode").value === "sampled";
   return {
     prompt: $("prompt").value,
-    max_tokens: whole("max", "at most tokens"),
+    max_tokens: whole("max", "max new tokens"),
     temperature: sampled ? Number($("temperature").value) : 0,
     seed: sampled ? whole("seed", "seed") : 0,
   };

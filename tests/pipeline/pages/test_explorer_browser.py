@@ -184,7 +184,7 @@ def focused_step(tab) -> str:
 def test_what_the_world_said_is_set_apart_and_what_is_not_computed_is_said(tab):
     visit(tab, "view=rollouts&rollout=1&run=1")
     seen = tab.locator("section.panel .seen")
-    assert seen.count() == 1 and seen.text_content().startswith("the world said: ")
+    assert seen.count() == 1 and seen.text_content().startswith("observation: ")
     assert tab.locator("section.panel .tokens button").count() == 6  # four before it, two behind
     assert "not computed for episodes of several turns" in text_of(tab, "section.panel")
     assert "0.25, 0.75" in text_of(tab, "section.panel .tiles")

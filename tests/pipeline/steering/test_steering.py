@@ -242,7 +242,7 @@ def talk(steerer: Steerer, *lines: str, width: int = 80, as_json: bool = False) 
 
 def codes_shown(text: str) -> list[list[int]]:
     """The codes of each answer that was printed."""
-    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("code   ") and "chance" not in line]
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("code   ") and "P(code)" not in line]
     return [[int(word.rstrip("!")) for word in line] for line in lines]
 
 

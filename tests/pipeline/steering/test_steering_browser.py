@@ -89,18 +89,18 @@ def test_click_use_forbid_and_take_back(tab, page_address, steerer):
     assert codes(tab, 2) == own  # what the policy does alone stays beside it
     # Forbidden at one token: the next best is taken there.
     tab.wait_for_selector("#open-head:has-text('Token 1:')")
-    press(tab, f"Not here forbid code {other.code} at token 1")
+    press(tab, f"Ban here forbid code {other.code} at token 1")
     barred = steerer.answer(SteeringRequest(prompt=PROMPTS[0].text, codes=own[:1], forbidden_at={1: [other.code]}))
     assert codes(tab) == [token.code for token in barred.tokens]
     assert "token 1: not code" in tab.inner_text(".chips")
     # And in the whole answer.
     tab.wait_for_selector("#open-head:has-text('Token 1:')")
-    press(tab, f"Never forbid code {own[0]} in the whole answer")
+    press(tab, f"Ban everywhere forbid code {own[0]} in the whole answer")
     assert own[0] not in codes(tab) and tab.input_value("#forbidden") == str(own[0])
     tab.get_by_role("button", name=f"allow code {other.code} at token 1 again").click()
     settled(tab)
     assert tab.locator(".chips").count() == 0
-    press(tab, "Take all steering back")
+    press(tab, "Reset")
     assert codes(tab) == own
 
 
@@ -178,7 +178,7 @@ def test_it_fits_a_phone_and_axe_finds_nothing_serious(tab, page_address, scheme
     tab.emulate_media(color_scheme=scheme)
     visit(tab, page_address)
     open_token(tab, 1)
-    tab.get_by_role("button", name="Not here forbid", exact=False).first.click()
+    tab.get_by_role("button", name="Ban here forbid", exact=False).first.click()
     settled(tab)
     tab.wait_for_selector("#candidates tbody tr")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390

@@ -12,7 +12,7 @@ function compareView() {
       tiles([
         ["reward, first and last", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
         ["code perplexity", fixed(run.summary.perplexity, 1)],
-        ["codes alive", run.codes.filter((c) => c.health === "alive").length],
+        ["active codes", run.codes.filter((c) => c.health === "alive").length],
         ["gain along the path", run.summary.gain ? signed(run.summary.gain.mean) : "\u2013"],
         ...run.summary.evaluation.map(([variant, value]) => [`held-out success, ${variant}`, fixed(value)]),
       ]),
@@ -41,19 +41,19 @@ function compareView() {
       {},
       same
         ? "Both runs have one codebook: a code means the same in both."
-        : "The runs have codebooks of their own: each code of A stands beside the code of B that writes most alike " +
+        : "The runs have separate codebooks: each code of A is matched with the code of B with the most similar top tokens " +
             "(overlap of the tokens they produced in rollouts).",
     ),
     table(
       "Codes of A and their likes in B",
       [
         { name: "A", cell: (k) => codeLink(k, { run: 0 }), value: (k) => k },
-        { name: "writes", cell: (k) => writes(a, a.codes[k]) },
+        { name: "top tokens", cell: (k) => writes(a, a.codes[k]) },
         { name: "usage", number: true, cell: (k) => percent(a.codes[k].usage), value: (k) => a.codes[k].usage },
         { name: "gain", number: true, cell: (k) => gain(a.codes[k]), value: (k) => (a.codes[k].gain || {}).mean },
         { name: "B", cell: (k) => codeLink(other(k)[0], { run: 1 }), value: (k) => other(k)[0] },
         { name: "overlap", number: true, cell: (k) => percent(other(k)[1], 0), value: (k) => other(k)[1] },
-        { name: "writes", cell: (k) => writes(b, b.codes[other(k)[0]]) },
+        { name: "top tokens", cell: (k) => writes(b, b.codes[other(k)[0]]) },
         { name: "usage", number: true, cell: (k) => percent(b.codes[other(k)[0]].usage), value: (k) => b.codes[other(k)[0]].usage },
         { name: "gain", number: true, cell: (k) => gain(b.codes[other(k)[0]]), value: (k) => (b.codes[other(k)[0]].gain || {}).mean },
       ],

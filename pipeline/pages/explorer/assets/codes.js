@@ -24,7 +24,7 @@ function facts(data) {
     ["reward, first and last tenth of training", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
     ["success, first and last tenth", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
     ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
-    ["codes alive", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
+    ["active codes", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
     ["code perplexity (codes in effective use)", fixed(s.perplexity, 1)],
     ...(s.turns > 1 ? [["turns of an episode, mean", fixed(s.turns, 1)]] : []),
     ["rollouts read", `${s.rollouts} of ${s.stored}`],
@@ -35,13 +35,13 @@ const chosenColumns = (data) => [
   { name: "chosen before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
   { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
   {
-    name: "change, points",
+    name: "change (pp)",
     number: true,
     cell: (k) => change(data.codes[k]),
     value: (k) => data.codes[k].after - data.codes[k].before,
   },
   { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
-  { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+  { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
 ];
 
 function gainView({ data }) {
@@ -57,7 +57,7 @@ function gainView({ data }) {
     facts(data),
     notes(data),
     table(
-      "Codes by their part of the gain",
+      "Codes by their contribution to the gain",
       [
         { name: "code", cell: (k) => codeLink(k), value: (k) => k },
         { name: "gain in reward", number: true, cell: (k) => signed(data.codes[k].gain.mean, 4), value: (k) => data.codes[k].gain.mean },
@@ -75,7 +75,7 @@ function gainView({ data }) {
       { sort: 1 },
     ),
     lines(
-      "mean reward on the way from the policy before RL to the one after it",
+      "mean reward along the interpolation from the cloned to the improved policy",
       ["before", "after"],
       [{ name: "reward", values: s.path, ink: "var(--accent)" }],
     ),
@@ -105,7 +105,7 @@ function gainInWords(data, order) {
         `${s.path_rollouts} rollouts of policies between the two. `,
       sure.length
         ? [
-            `${sure.length === 1 ? "One code has" : `${sure.length} codes have`} a part that is surely above 0` +
+            `${sure.length === 1 ? "One code has" : `${sure.length} codes have`} a significant contribution (95 % CI above 0)` +
               (s.gain.low > 0 ? ` (together ${share(sure)} of the gain)` : "") +
               "; the largest: ",
             sure
@@ -113,7 +113,7 @@ function gainInWords(data, order) {
               .map((k, i) => [
                 i ? ", " : "",
                 codeLink(k),
-                ` ${signed(data.codes[k].gain.mean)} (writes `,
+                ` ${signed(data.codes[k].gain.mean)} (top tokens `,
                 writes(data, data.codes[k]),
                 `, chosen ${rose(k) ? "more" : "less"} after RL)`,
               ]),
@@ -125,7 +125,7 @@ function gainInWords(data, order) {
       "p",
       { class: "soft" },
       "A code has a positive part when it is chosen more where it pays, or less where it costs: a code that became rarer can carry gain too. " +
-        "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its own by chance.",
+        "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its interval at random.",
     ),
   ];
 }
@@ -186,7 +186,7 @@ function codesView({ data, code }) {
       },
       { name: "strength", number: true, cell: (k) => fixed(data.codes[k].strength, 2), value: (k) => data.codes[k].strength },
       { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
-      { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+      { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
     ],
     data.codes.map((_, k) => k),
     { sort: 1, chosen: (k) => k === code },
@@ -232,8 +232,8 @@ function codeDetail(data, k) {
       ["strength", c.strength === null ? "\u2013" : `${fixed(c.strength, 2)} nats`],
       ...(c.gain
         ? [
-            ["chosen before \u2192 after RL", `${percent(c.before)} \u2192 ${percent(c.after)}`],
-            ["part of the gain", `${signed(c.gain.mean, 4)} (${signed(c.gain.low, 4)} to ${signed(c.gain.high, 4)})`],
+            ["P(code) before \u2192 after RL", `${percent(c.before)} \u2192 ${percent(c.after)}`],
+            ["contribution", `${signed(c.gain.mean, 4)} (${signed(c.gain.low, 4)} to ${signed(c.gain.high, 4)})`],
           ]
         : []),
     ]),

@@ -113,7 +113,7 @@ function policyView({ data, split }) {
         { name: "before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
         { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
         {
-          name: "change, points",
+          name: "change (pp)",
           number: true,
           cell: (k) => change(data.codes[k]),
           value: (k) => data.codes[k].after - data.codes[k].before,
@@ -123,14 +123,14 @@ function policyView({ data, split }) {
         ...(data.summary.gain
           ? [
               {
-                name: "part of the gain",
+                name: "contribution",
                 number: true,
                 cell: (k) => signed(data.codes[k].gain.mean, 4),
                 value: (k) => data.codes[k].gain.mean,
               },
             ]
           : [{ name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage }]),
-        { name: "writes", cell: (k) => writes(data, data.codes[k]) },
+        { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
       ],
       order,
       { sort: 3 },

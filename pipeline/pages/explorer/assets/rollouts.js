@@ -65,7 +65,7 @@ function rolloutsView(now) {
           ["all", "all"],
           ["good", "successes"],
           ["bad", "failures"],
-          ["explained", "explained ones"],
+          ["explained", "with counterfactuals"],
         ],
         outcome,
       ),
@@ -75,7 +75,7 @@ function rolloutsView(now) {
       { class: "soft" },
       "Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
         (data.summary.turns > 1
-          ? " What the world said between an episode's turns is set apart in grey: the policy did not choose it."
+          ? " Observations between an episode's turns are set apart in grey: the policy did not choose it."
           : ""),
     ),
     pager("above"),
@@ -94,7 +94,7 @@ function rolloutsView(now) {
             el(
               "span",
               { class: "soft" },
-              `, ${signed(r.advantage, 2)} against its group, update ${r.update}${explained.has(i) ? ", explained" : ""} `,
+              `, ${signed(r.advantage, 2)} advantage (reward \u2212 group mean), update ${r.update}${explained.has(i) ? ", counterfactuals" : ""} `,
             ),
             el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
             " ",
@@ -118,7 +118,7 @@ function written(data, r, end, one) {
     let last = j;
     while (last < end && r.codes[last] < 0) last += 1;
     found.push(
-      el("span", { class: "text seen" }, el("span", { class: "unseen" }, "the world said: "), seenWords(data, r.tokens.slice(j, last))),
+      el("span", { class: "text seen" }, el("span", { class: "unseen" }, "observation: "), seenWords(data, r.tokens.slice(j, last))),
     );
     j = last;
   }
@@ -168,7 +168,7 @@ function rolloutDetail({ data, rollout, step }) {
     { class: "panel", "aria-label": `rollout ${rollout}` },
     tiles([
       ["reward", fixed(r.reward, 3)],
-      ["against its group", signed(r.advantage)],
+      ["advantage (reward \u2212 group mean)", signed(r.advantage)],
       ["success", r.success ? "yes" : "no"],
       ["update", r.update],
       ...(r.turn_rewards.length ? [["reward of each turn", r.turn_rewards.map((x) => fixed(x, 2)).join(", ")]] : []),
@@ -185,11 +185,11 @@ function rolloutDetail({ data, rollout, step }) {
           stepInWords(data, r, steps.get(open)),
           stepDetail(data, r, steps.get(open)),
         )
-      : el("p", { class: "soft" }, "Not among the explained rollouts (show: explained ones); a click on a token leads to its code."),
+      : el("p", { class: "soft" }, "No counterfactuals computed for this rollout (show: those with counterfactuals); a click on a token leads to its code."),
     el(
       "details",
       {},
-      el("summary", {}, "Every token: the chances of its code"),
+      el("summary", {}, "Every token: P(code)"),
       table(
         "Chances of the code that was chosen",
         [
@@ -228,7 +228,7 @@ function decisiveInWords(data, r, why) {
       link({ step: s.position }, { "data-key": `decisive ${s.position}` }, `token ${s.position}`),
       ": ",
       chips(data, [r.tokens[s.position]]),
-      own && ` (a chance of ${percent(own[2], 0)} after RL)`,
+      own && ` (probability ${percent(own[2], 0)} after RL)`,
       " rather than ",
       chips(data, [e.tokens[0]]),
       `, with which the reward would be ${fixed(e.reward, 2)} instead of ${fixed(s.endings[0].reward, 2)}`,
@@ -238,8 +238,8 @@ function decisiveInWords(data, r, why) {
     "p",
     {},
     found.length
-      ? ["What decided the reward, if the policy after RL goes on greedily from there: ", found.map(one), "."]
-      : `No single choice decided: at the ${played} that were played on with another token, greedily from there, the reward stays the same.`,
+      ? ["Decisive tokens (counterfactual, greedy continuation after RL): ", found.map(one), "."]
+      : `No decisive token: at the ${played} places with counterfactual continuations (greedy, after RL) the reward stays the same.`,
   );
 }
 
@@ -260,7 +260,7 @@ function stepInWords(data, r, step) {
       ? [
           "The codes that write ",
           chips(data, [token]),
-          ` here have together a chance of ${moved(own)} (${own[3]} codes; code ${code} is the one that was drawn). `,
+          ` here have a total probability of ${moved(own)} (${own[3]} codes; code ${code} is the one that was drawn). `,
         ]
       : `Code ${code} was drawn; what it wrote is no code's likeliest token here. `,
     rival
@@ -297,21 +297,21 @@ function stepDetail(data, r, step) {
         step.masses,
       ),
       table(
-        "The policy's chances of the codes, and the token each would have produced",
+        "P(code) under the policy, and the token of each code",
         [
           { name: "code", cell: (o) => [codeLink(o.code), o.code === chosen ? " (chosen)" : ""] },
           { name: "before RL", number: true, cell: (o) => percent(o.before), value: (o) => o.before },
           { name: "after RL", number: true, cell: (o) => percent(o.after), value: (o) => o.after },
           { name: "", cell: (o) => bar(o.after, 1, hue(o.code)) },
           { name: "token", cell: (o) => at(o.token) },
-          { name: "sure", number: true, cell: (o) => percent(o.certainty, 0), value: (o) => o.certainty },
+          { name: "P(token | code)", number: true, cell: (o) => percent(o.certainty, 0), value: (o) => o.certainty },
         ],
         step.options,
       ),
     ),
     step.endings.length
       ? table(
-          "How it ends with each choice, the policy after RL choosing greedily from there",
+          "Counterfactual continuations (greedy, after RL)",
           [
             { name: "code", cell: (e, i) => [codeLink(e.code), e === step.endings[0] ? " (chosen)" : ""] },
             {
@@ -333,8 +333,8 @@ function stepDetail(data, r, step) {
           "p",
           { class: "soft" },
           data.summary.turns > 1
-            ? "How another choice would have ended is not computed for episodes of several turns: the world would have to be played anew."
-            : "No other token was likely enough here to be played to its end.",
+            ? "Counterfactual continuations are not computed for episodes of several turns: the environment would have to be stepped again."
+            : "No other token was likely enough here for a counterfactual continuation.",
         ),
   );
 }
