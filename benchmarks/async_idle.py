@@ -66,7 +66,7 @@ def training(checkpoint: Path, new_tokens: int) -> Iterator[LatentRL]:
 
 
 def run(algorithm: LatentRL, config: RunConfig, updates: int) -> list[dict[str, float]]:
-    """Metrics of so many updates in this mode, after two that do not count."""
+    """Metrics of this many updates in this mode, after two that do not count."""
     state = algorithm.learner_state()
     algorithm.use(config)
     algorithm.restore_learner(state)  # forgets what another mode has asked for

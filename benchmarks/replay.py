@@ -5,7 +5,7 @@ and files.
 
 Long rollouts (128 + 512 tokens) and tiny ones (8 + 8). Write: ``ReplayWriter`` (hash, fsync, rename, manifest,
 duplicates dropped), in requests of 128 rollouts, against ``pq.write_table`` per shard, from the same Python records and
-from ready-made tables; raw pyarrow neither syncs nor hashes. Stream: ``ReplayReader`` opened anew (hashes checked) and
+from ready-made tables; raw pyarrow neither syncs nor hashes. Stream: ``ReplayReader`` opened again (hashes checked) and
 one pass of record batches, shuffled as by default and in order, against ``iter_batches`` of each file, in order. Both
 read from the page cache. MB are those of the decoded table. One process; pyarrow's own threads are one on both sides.
 """

@@ -87,7 +87,7 @@ def learn_rate(s: Setting) -> float:
 def standstill(s: Setting, workers: int, rows: float) -> float:
     """Seconds in which a worker does not decode because of a new policy version: it arrives, is hashed and loaded.
 
-    In flight it arrives meanwhile, but the policy's caches of all rows are computed anew.
+    In flight it arrives meanwhile, but the policy's caches of all rows are computed again.
     """
     gigabytes, nodes = 4 * s.policy_billions, math.ceil(workers / s.gpus_per_node)
     broadcast = gigabytes / s.network_gb * math.ceil(math.log2(nodes + 1))
@@ -125,7 +125,7 @@ def plan(s: Setting, workers: int, learners: int) -> dict[str, Any]:
 
 
 def best(s: Setting, gpus: int) -> dict[str, Any]:
-    """The fastest split of so many GPUs; learners must divide the prompts."""
+    """The fastest split of this many GPUs; learners must divide the prompts."""
     splits = [plan(s, gpus - learners, learners) for learners in range(1, gpus) if s.prompts % learners == 0]
     return max(splits, key=lambda split: split["rollouts_per_second"])
 

@@ -8,7 +8,7 @@ Both sides: the 0.9 M-parameter base LM, countdown's prompts and verifier, GRPO,
 optimiser step per batch, fp32, AdamW, temperature 1, 2 cores. Ours: two workers with one thread and the learner in the
 driver (2 threads), the replay buffer written; only the policy is trained. TRL: one process with 2 threads; it trains
 all parameters, by the last base's token probabilities, and generates with transformers. ``fixed``: every response has
-exactly so many tokens on both sides (no end token), 64 random codes. ``natural``: responses end by themselves, ours
+exactly that many tokens on both sides (no end token), 64 random codes. ``natural``: responses end by themselves, ours
 from the cloned checkpoint given (of the quickstart). Rounds of updates alternate, start-up and the first round (3
 updates or more) are not timed.
 """
@@ -61,7 +61,7 @@ class Case:
 
 @contextmanager
 def our_side(case: Case, work: Path, metrics: list[dict[str, float]]) -> Iterator[Callable[[int], float]]:
-    """A function that trains so many updates and returns their seconds; ``metrics`` grows by each update's."""
+    """A function that trains this many updates and returns their seconds; ``metrics`` grows by each update's."""
     config = RunConfig(
         base={"model": base_path(case.checkpoint)},
         improve={"prompts_per_update": PROMPTS, "group_size": GROUP, "learning_rate": LEARNING_RATE, "mode": case.mode},

@@ -163,7 +163,7 @@ class Actions(Training):
     one (the paper)."""
     policy_reads: Literal["late", "final"] = "late"
     span: Annotated[int, Field(ge=1, le=64)] = 1
-    """Tokens for which a code is held: the policy chooses once for so many, and its horizon is so much shorter."""
+    """Tokens for which a code is held: the policy chooses once per span, and its horizon shrinks by that factor."""
     look_ahead: PositiveInt | None = None
     """Tokens the inverse dynamics model sees from where a code is chosen; ``null`` is ``span``, fewer cannot be."""
     init: PathStr | None = None
@@ -225,7 +225,7 @@ class ImproveOffline(Training):
     """Share of the prompts that is not trained on, so that ``latent-control off-policy`` can judge the result by
     them."""
     cache_megabytes: PositiveInt = 2048
-    """Base features of up to so many megabytes are kept in memory by each worker; those of further rollouts are
+    """Base features of up to this many megabytes are kept in memory by each worker; those of further rollouts are
     computed each time."""
     data: tuple[DataSource, ...] = ()
     """Replay buffers, e.g. ``[{kind: replay, path: ../runs/first}]``; ``weight`` is a buffer's share of the rollouts
@@ -266,14 +266,14 @@ class Improve(Section):
     """Async only: updates by which a rollout's policy may lag the one it trains."""
     stale: Literal["wait", "drop", "reweight"] = "wait"
     """Async only, when a straggler would become staler than that: ``wait`` for it; train on others and ``drop`` it when
-    it comes (its prompts are asked for anew); or train on it all the same, its weight truncated by
+    it comes (its prompts are requested again); or train on it all the same, its weight truncated by
     ``importance_cap``."""
     importance_cap: PositiveFloat | None = None
     """Async only: the loss at each position is weighted by min(importance_cap, pi_learner / pi_behaviour), pi_learner
     being the policy at the start of the update (decoupled PPO); ``null``: no weights."""
     refresh_in_flight: bool = False
     """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's
-    is made anew."""
+    is rebuilt."""
     prompts_per_update: PositiveInt = 16
     group_size: PositiveInt = 8
     """Rollouts per prompt."""
@@ -322,7 +322,7 @@ class Improve(Section):
     1e-6, 0.003 and 0.02."""
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
-    """The newest so many are kept while the stage works."""
+    """This many of the newest are kept while the stage works."""
     keep_best: bool = False
     """Also keep the policy that did best on held-out prompts at a checkpoint, as ``checkpoints/improve_best`` (needs
     ``evaluate_every``). Those prompts chose it: judge it on others."""
@@ -410,8 +410,8 @@ class Tracking(Section):
     tags: dict[str, str] = Field(default_factory=dict)
     """Yours, on every run: the table and the charts can be grouped by them."""
     system_metrics: PositiveFloat | None = None
-    """Every so many seconds, CPU, memory, disk, network and GPUs of the driver's machine; ``null``: never. MLflow's own
-    step is 10."""
+    """Log CPU, memory, disk, network and GPUs of the driver's machine at this interval, in seconds; ``null``: never.
+    MLflow's own interval is 10."""
     checkpoints: Literal["manifest", "files"] = "manifest"
     """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
 
@@ -457,7 +457,7 @@ class Cluster(Section):
     worker_memory_gib: PositiveFloat | None = None
     """Memory of a worker's process at which it is replaced, once its hands are empty; ``null``: never."""
     max_rebuilds: NonNegativeInt = 3
-    """How often workers and learners may be built anew from the newest checkpoint, after a learner, the replay buffer's
+    """How often workers and learners may be rebuilt from the newest checkpoint, after a learner, the replay buffer's
     actor or a node was lost."""
     stall_seconds: PositiveFloat = 3600.0
     """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with

@@ -62,7 +62,7 @@ _HUB = {
     "adapter_kwargs",
     "_from_auto",
 }
-# Of a position all codes' next-token logits are made at once: so many positions at a time.
+# Of a position all codes' next-token logits are made at once, for this many positions at a time.
 _POSITIONS = 64
 _IGNORED = -100
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SHRINKAGE = 2.0
-"""The reward model counts the mean over the other prompts like so many rollouts of the prompt itself."""
+"""The reward model counts the mean over the other prompts like this many rollouts of the prompt itself."""
 FEWEST_EFFECTIVE = 100.0
-"""Below so many effective rollouts no estimate is to be trusted."""
+"""Below this many effective rollouts no estimate is to be trusted."""
 LARGEST_SHARE = 0.1
 """Nor where one rollout has more than this share of all weight."""
 RECOMMENDED = "dr"

@@ -456,3 +456,19 @@ def test_tests_mirror_the_packages():
         if folder.parts[:1] and folder.parts[0] not in besides and not (ROOT / folder).is_dir()
     ] == []
     assert [path.name for path in (ROOT / "tests").glob("test_*.py")] == ["test_architecture.py"]
+
+
+BANNED = ("anew", "befell", "befits", "likewise", "became of", "all told", "crew", "bury")
+"""Words that the field does not use; ``docs/lab-log.md`` keeps its own."""
+
+
+def test_the_words_are_those_of_the_field():
+    found = [
+        f"{path}:{number}: {word}"
+        for path in (*_python_files(), *sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")
+        if path.name != "lab-log.md"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for word in BANNED
+        if re.search(rf"\b{word}\b", line)
+    ]
+    assert found == []

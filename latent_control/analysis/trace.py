@@ -1,6 +1,6 @@
 """One row decoded with what it was decoded from: at each token the base's state, and what the policy wanted before
 anything was decided for it. So what another code would have produced is read off the very state that the decoding went
-through, not computed anew.
+through, not computed again.
 
 Axes: T tokens, D width, N codes, V vocabulary.
 """

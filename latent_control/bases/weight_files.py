@@ -24,7 +24,7 @@ _HEADER = 100_000_000
 """Bytes that safetensors allows a header."""
 _LONGEST = 120
 _MOST = 1_000_000
-"""Numbered names beyond which nobody looks for gaps: no model has so many."""
+"""Numbered names beyond which nobody looks for gaps: no model has that many."""
 
 
 class Incomplete(ValueError):

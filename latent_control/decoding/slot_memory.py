@@ -30,7 +30,7 @@ class SlotMemory:
     columns x 128: 160 against 63 us).
     """
 
-    # Columns added at a time: so many, or this share of those in use.
+    # Columns added at a time: this number, or this share of those in use.
     LEAST_ROOM, ROOM_SHARE = 8, 1 / 16
 
     def __init__(self, slots: int, columns: int) -> None:
@@ -135,7 +135,7 @@ class SpanMemory:
         self.kept: tuple[torch.Tensor, ...] = ()
 
     def inside(self, places: Sequence[int]) -> torch.Tensor:
-        """[b] bool: rows of so many tokens do not begin a span."""
+        """[b] bool: rows of this many tokens do not begin a span."""
         return torch.tensor([place % self.span != 0 for place in places], device=self.device)
 
     def carry(self, slots: list[int], places: Sequence[int], *new: torch.Tensor) -> tuple[torch.Tensor, ...]:

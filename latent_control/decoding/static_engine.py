@@ -17,7 +17,7 @@ import torch
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
 
-# Columns beyond the longest row: so many steps pass between two moves of everything to the left.
+# Columns beyond the longest row: the number of steps between two moves of everything to the left.
 ROOM = 64
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]

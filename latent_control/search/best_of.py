@@ -19,7 +19,7 @@ class Best:
     value: float
     """Of single responses, which nobody judges, NaN"""
     tokens: int
-    """Generated for this prompt, all told"""
+    """Tokens generated for this prompt, all rows together"""
     responses: int
 
 

@@ -72,7 +72,7 @@ class Found:
     response: Response
     value: float
     tokens: int
-    """Generated for this prompt, all told"""
+    """Tokens generated for this prompt, all rows together"""
     responses: int
     """Whole responses that were valued"""
     nodes: int

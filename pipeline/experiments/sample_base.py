@@ -94,7 +94,7 @@ class Sampled:
             (self.truncated if rollout.truncated else self.ended).append(_line(rollout, tokenizer))
 
     def words(self) -> list[str]:
-        """What became of the responses that were not judged, or are no rows."""
+        """The responses that were not judged or are not rows, counted by reason."""
         every, setting = f"of {self.responses} responses", self.rollout
         said = [
             f"{count} {every} could not be judged: {message!r:.300}" for message, count in self.failures.most_common()

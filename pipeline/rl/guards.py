@@ -43,7 +43,7 @@ class Guards:
         self._failure_kinds: set[str] = set()
 
     def restore(self, skipped: int) -> None:
-        """Continue after so many skipped updates."""
+        """Continue after this many skipped updates."""
         self.skipped = skipped
 
     def check(self, batch: Sequence[FinishedRequest]) -> None:

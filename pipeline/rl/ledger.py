@@ -1,4 +1,4 @@
-"""The ledger: what became of every prompt attempt of an RL stage, so that ``audit`` can prove that nothing was lost or
+"""The ledger: the outcome of every prompt attempt of an RL stage, so that ``audit`` can prove that nothing was lost or
 doubled.
 
     <run>/ledger/<stage>/updates-00000001-00000050-<sha8>.parquet  a row per prompt and attempt (``SCHEMA``), written
@@ -46,7 +46,7 @@ class Attempt:
     prompt_index: int
     outcome: Outcome
     """trained, skipped (its update was, the rollouts are in quarantine), lost (with its worker) or stale (thrown away,
-    asked for anew)."""
+    requested again)."""
     reason: str = ""
     """Why, unless it was trained on."""
     update: int
@@ -150,7 +150,7 @@ class Ledger:
         return wrong
 
     def add(self, attempts: Sequence[Attempt]) -> None:
-        """Note what became of attempts."""
+        """Record the outcome of attempts."""
         self.pending.extend(attempts)
 
     def flush(self, version: int, policies: Mapping[int, str], open_positions: Sequence[int]) -> None:

@@ -92,7 +92,7 @@ def tied_warning(stage: str, improve: Improve, share: float | None) -> list[str]
 
 
 def action_ages(batch: Sequence[FinishedRequest], version: int) -> Counter[int]:
-    """How many actions were chosen by a policy so many updates older than ``version``."""
+    """How many actions were chosen by a policy this many updates older than ``version``."""
     ages: Counter[int] = Counter()
     for finished in batch:
         for chosen_by, _, count in finished.summary.policies:

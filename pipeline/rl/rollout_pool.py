@@ -115,7 +115,7 @@ class RolloutPool:
         self.stamp = lambda request: request
 
     def most_workers(self, config: RunConfig) -> int:
-        """Workers that may ever come: work is cut for so many, so that results do not depend on when they do."""
+        """Workers that may ever come: work is cut for that number, so that results do not depend on when they do."""
         return max(config.most_workers, len(self.workers.actor_ids()))
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:

@@ -31,5 +31,5 @@ class Watchdog:
         self._path.unlink()
 
     def pat(self) -> None:
-        """The run is getting on: count from anew."""
+        """The run makes progress: count from 0 again."""
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)

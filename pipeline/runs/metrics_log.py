@@ -117,7 +117,7 @@ class RunLog:
         )
 
     def restore(self, path: Path) -> None:
-        """Go back to what ``snapshot`` wrote, whatever became of the lines since."""
+        """Go back to what ``snapshot`` wrote, whatever was written since."""
         self._file.close()
         lost = set(path.read_bytes().splitlines()) - set(self.path.read_bytes().splitlines())
         if lost:

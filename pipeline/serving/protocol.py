@@ -57,7 +57,7 @@ class Request(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100)
     """0 takes the most likely codes."""
     top_k: StrictInt | None = Field(None, ge=1)
-    """Sample among so many most likely codes."""
+    """Sample among this many most likely codes."""
     decode: Decode | None = None
     """"code": by way of a code; "token": from the mixture over codes; left out: as the server does"""
     n: StrictInt = Field(1, ge=1, le=MOST_ROWS)

@@ -37,7 +37,7 @@ class DecodeJob:
     keep_features: bool = False
     """Also return the states the policy read, where the engine can (``ships_features``)."""
     aliases: int | None = None
-    """Also find the codes, among so many most likely ones, that would have emitted the same token (engine
+    """Also find the codes, among this many most likely ones, that would have emitted the same token (engine
     ``local``)."""
     refresh: Callable[[], int] | None = None
     """Asked between decoding steps: may call the engine's ``use`` and returns the policy version from now on."""

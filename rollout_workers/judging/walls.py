@@ -32,7 +32,7 @@ NETWORK_ERROR, PROCESS_ERROR = errno.ENETDOWN, errno.EPERM
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""From this version on there are so many rights on files."""
+"""By ABI version, the number of rights on files."""
 _SET_PDEATHSIG, _SET_SECCOMP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS, _FILTER = 1, 22, 36, 38, 2
 _NEWUSER, _NEWNET, _CLONE_THREAD = 0x10000000, 0x40000000, 0x00010000
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -17,7 +17,7 @@ from rollout_workers.tasks.protocol import Failure
 from rollout_workers.tasks.scorer_options import Preference
 
 TRIES = 3
-"""The actors go with the worker that started them; another worker then starts them anew."""
+"""The actors go with the worker that started them; another worker then starts new ones."""
 PAUSE = 1.0
 """Seconds between tries: until Ray has forgotten a dead actor's name."""
 

@@ -3,7 +3,7 @@ on.
 
 One request is open at a time, under an id that nobody can guess, and only an answer with that id is its verdict. An
 item that raises, hangs, needs too much memory or ends its process is a ``Failure`` of that item; the process is started
-anew where needed and the items after it are judged all the same.
+again where needed and the items after it are judged all the same.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 COLOURS = 4
-"""Curves of a figure differ by colour and dashes up to so many."""
+"""The most curves of a figure that differ by colour and dashes."""
 
 
 @dataclass(frozen=True, kw_only=True)

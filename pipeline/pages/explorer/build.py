@@ -42,7 +42,7 @@ READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
 """Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the
 rest."""
 TENTH = 10
-"""The first and last so many parts of training are compared."""
+"""The number of first and last parts of training that are compared."""
 PLAYED_ANEW = (
     "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
     "need the environments stepped again and are not computed; codes, rollouts, usage, the policies' chances and what each "

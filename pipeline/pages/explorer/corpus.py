@@ -102,7 +102,7 @@ class Corpus:
 
     @cached_property
     def choices(self) -> np.ndarray:
-        """[C], the tokens at which a code was chosen: the first one of each span, which begin anew with each
+        """[C], the tokens at which a code was chosen: the first one of each span, which begin again with each
         response."""
         return np.flatnonzero(self.generated & (self.places % self.span == 0))
 
@@ -118,7 +118,7 @@ class Corpus:
         return centred(self.rewards, np.zeros_like(self.groups) if alone else self.groups)
 
     def subset(self, rows: np.ndarray) -> Corpus:
-        """Rollouts ``rows``, groups numbered anew. Advantages are then over what is left: take whole groups."""
+        """Rollouts ``rows``, groups renumbered. Advantages are then over what is left: take whole groups."""
         cells = (
             np.concatenate([np.arange(self.offsets[r], self.offsets[r + 1]) for r in rows])
             if len(rows)
@@ -145,8 +145,8 @@ class Corpus:
         )
 
     def whole_groups(self, rollouts: int, tokens: int) -> np.ndarray:
-        """Rows of groups spread evenly over training, at most so many rollouts and about so many tokens, at least one
-        group."""
+        """Rows of groups spread evenly over training, at most ``rollouts`` of them and about ``tokens`` tokens, at
+        least one group."""
         count = int(self.groups.max()) + 1
         share = min(1.0, rollouts / len(self), tokens / max(1, len(self.tokens)))
         # The sizes of groups differ where rollouts could not be judged: the last ones may not fit.

@@ -34,7 +34,7 @@ from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge
 
 PIECES, PROMPTS, GROUP, ROUNDS = 8, 8, 8, 5
-"""A round plays ``GROUP`` rollouts of each of ``PROMPTS`` prompts in every piece; so many rounds at most."""
+"""A round plays ``GROUP`` rollouts of each of ``PROMPTS`` prompts in every piece; the most rounds."""
 STREAM = 5
 """Names the random streams, apart from those of training and evaluation."""
 

@@ -68,7 +68,7 @@ def reproduce(sources: Sources) -> ReportSection:
             f"latent-control run {quoted}/{CONFIG} --run-dir runs/{shlex.quote(run + '-again')}",
         ]
     )
-    commands = [("The same run anew, on any machine that has the base LM and the data where the config says", again)]
+    commands = [("The same run again, on any machine that has the base LM and the data where the config says", again)]
     if (sources.run_dir / LEDGER).is_dir():
         stages = [stage for stage in reversed(ONLINE) if (sources.run_dir / LEDGER / stage).exists()]
         lines = [

@@ -83,6 +83,6 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}); latent-control diagnose {path.parent} says what befell the run"
+            f"{path} is damaged ({error}); latent-control diagnose {path.parent} says what happened to the run"
         ) from error
     return found if isinstance(found, dict) else {}
