@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from common import alternate, arguments, ratio, report, spread
 from reasoning_gym import create_dataset
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import Prompt, Score, build_task, score_all
 from rollout_workers.tasks.reasoning_gym import extract_answer
 

@@ -19,7 +19,7 @@ from common import alternate, arguments, ratio, report, spread
 from decode import GROUP, PROMPT, ours, wanted_lengths
 from models import DTYPE, latent_model
 
-from configs.schema import Rollout
+from configs.schema import RolloutConfig
 from rollout_workers.engines import DecodeJob
 from rollout_workers.engines.vllm import VllmEngine
 from rollout_workers.rollouts import HostSpec
@@ -55,7 +55,7 @@ def main() -> None:
             spec = HostSpec(
                 level="latent", checkpoint=str(model.save_pretrained(Path(folder) / "latent")), dtype=DTYPE[name]
             )
-            settings = Rollout(engine="vllm", batch_size=batch, engine_options={"max_model_len": 128})
+            settings = RolloutConfig(engine="vllm", batch_size=batch, engine_options={"max_model_len": 128})
             engine = VllmEngine.load(spec, settings, device=torch.device("cpu"), policy_dtype=torch.float32)
         engine.tokenizer.eos_token_id = None
         torch.set_num_threads(options.threads)

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from configs.checks import cross_field_problems
 from configs.complaints import complaint, section_class, shown, unknown_key
 from configs.paths import BUNDLED, missing_paths, nothing_at, resolve_paths
-from configs.schema import RunConfig, Task
+from configs.schema import RunConfig, TaskConfig
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
 
@@ -65,7 +65,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
     return config
 
 
-def load_task(name: str, overrides: Sequence[str], folder: Path) -> Task:
+def load_task(name: str, overrides: Sequence[str], folder: Path) -> TaskConfig:
     """The task ``name`` with overrides such as ``task.options.numbers=4``; relative paths are relative to ``folder``.
 
     Raises:

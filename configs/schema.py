@@ -26,7 +26,7 @@ class Section(BaseModel):
     )
 
 
-class Task(Section):
+class TaskConfig(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
@@ -60,7 +60,7 @@ class DataSource(Section):
     kind: Literal["task", "text", "replay"] = "task"
     """``task``: demonstrations of the configured task; ``text``: files at ``path``; ``replay``: rollouts of the run
     folder at ``path``."""
-    task: Task | None = None
+    task: TaskConfig | None = None
     """Demonstrations of another task than the run's (``task`` only), e.g. broader text to find codes on."""
     path: PathStr | None = None
     """A ``.jsonl``, ``.parquet`` or ``.txt`` file or folder (``text``), or a run folder (``replay``)."""
@@ -352,7 +352,7 @@ class Turns(Section):
     """Child processes of each rollout worker, which share its episodes and step them side by side."""
 
 
-class Rollout(Section):
+class RolloutConfig(Section):
     """Ray actors that sample."""
 
     engine: Literal["local", "vllm", "simulated"] = "local"
@@ -504,7 +504,7 @@ class Explorer(Section):
     rollouts."""
 
 
-class Report(Section):
+class ReportConfig(Section):
     """The page with what a run found, how, at what cost, and how to do it again, written at its end
     (docs/report.md)."""
 
@@ -519,7 +519,7 @@ class RunConfig(Section):
 
     seed: NonNegativeInt = 0
     base: Base
-    task: Task = Task()
+    task: TaskConfig = TaskConfig()
     reward: Reward = Reward()
     actions: Actions | None = None
     clone: Clone | None = None
@@ -530,12 +530,12 @@ class RunConfig(Section):
     gates: tuple[str, ...] = ()
     """Conditions on the evaluation of the final model, e.g. ``["success >= 0.6", "slice_gap <= 0.1", "improved.greedy
     >= 0.5"]``; when one fails, the run still finishes and the command exits with 3 (docs/evaluation.md)."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutConfig = RolloutConfig()
     decoding: Decoding = Decoding()
     replay: Replay = Replay()
     tracking: Tracking = Tracking()
     explorer: Explorer = Explorer()
-    report: Report = Report()
+    report: ReportConfig = ReportConfig()
     cluster: Cluster = Cluster()
 
     @property

@@ -59,7 +59,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class OffPolicyReport:
     """What can be said of a policy from other policies' rollouts."""
 
     rollouts: int
@@ -157,7 +157,7 @@ def resampled(sums: Sums, draws: int, seed: int) -> dict[str, np.ndarray]:
 
 def off_policy_report(
     logged: Logged, *, cap: float | None = None, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Report:
+) -> OffPolicyReport:
     """Every estimator with percentile intervals at ``level`` from a bootstrap over prompts.
 
     The intervals speak of prompts like these; for the mean over these very prompts they are wider than they need be.
@@ -177,7 +177,7 @@ def off_policy_report(
         return Estimate(value=float(measure(totals)), low=float(low), high=float(high))
 
     weights = importance_weights(logged.log_ratios, cap)
-    return Report(
+    return OffPolicyReport(
         rollouts=len(logged.rewards),
         prompts=len(sums["n"]),
         behaviour=estimate(behaviour_mean),
@@ -200,7 +200,10 @@ def _gain(measure: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]
 
 
 def verdict(
-    report: Report, estimator: str = RECOMMENDED, at_least: float | None = None, more_doubts: Sequence[str] = ()
+    report: OffPolicyReport,
+    estimator: str = RECOMMENDED,
+    at_least: float | None = None,
+    more_doubts: Sequence[str] = (),
 ) -> tuple[str, str]:
     """("yes" | "no" | "unknown", the sentence): may the policy go online?
 

@@ -11,7 +11,7 @@ from configs.schema import Actions
 from latent_control.losses import Metrics, latent_action_loss, straight_through_codes, usage_of
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import TokenBatch
-from learners.offline_training import OfflineStage, Step
+from learners.offline_training import OfflineStage, TrainingStep
 
 
 def gumbel_temperature(settings: Actions, update: int) -> float:
@@ -47,7 +47,7 @@ class ActionsStage(OfflineStage):
         usage = accelerator.reduce(usage, reduction="sum")
         return usage / usage.sum()
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Loss of one microbatch."""
         mask = batch.response_mask[:, 1:]
         features = self.model.features(batch.input_ids)

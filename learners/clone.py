@@ -9,7 +9,7 @@ from configs.schema import Clone
 from latent_control.losses import Metrics, cloning_loss
 from latent_control.model import LatentActionLM
 from latent_control.records import TokenBatch
-from learners.offline_training import OfflineStage, Step
+from learners.offline_training import OfflineStage, TrainingStep
 
 
 class CloneStage(OfflineStage):
@@ -27,7 +27,7 @@ class CloneStage(OfflineStage):
         """Where a code is chosen."""
         return self.model.spans(batch.response_mask[:, 1:]).starts.sum()
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Loss of one microbatch."""
         spans = self.model.spans(batch.response_mask[:, 1:])
         features = self.model.features(batch.input_ids)

@@ -29,7 +29,7 @@ from learners.rl_module import PolicyModule
 Batch = dict[str, torch.Tensor]
 
 
-class Rollout(Protocol):
+class RolloutRecord(Protocol):
     """What is read of a rollout record (the workers' ``episodes.Rollout``; learners do not import workers)."""
 
     group_id: str
@@ -51,7 +51,7 @@ class Rollout(Protocol):
     def __len__(self) -> int: ...
 
 
-def group_size(rollouts: Sequence[Rollout]) -> int:
+def group_size(rollouts: Sequence[RolloutRecord]) -> int:
     """Rollouts of each prompt, whose groups must lie in consecutive, equally long runs."""
     groups = [r.group_id for r in rollouts]
     size = groups.count(groups[0])
@@ -61,7 +61,7 @@ def group_size(rollouts: Sequence[Rollout]) -> int:
     return size
 
 
-def collate(rollouts: Sequence[Rollout], span: int = 1) -> Batch:
+def collate(rollouts: Sequence[RolloutRecord], span: int = 1) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
     Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that
@@ -126,7 +126,7 @@ def support_at(part: Batch) -> torch.Tensor | None:
     return part["support"][part[Columns.LOSS_MASK]] if "support" in part else None
 
 
-def rescored_gap(rollouts: Sequence[Rollout]) -> tuple[float, int]:
+def rescored_gap(rollouts: Sequence[RolloutRecord]) -> tuple[float, int]:
     """(sum of absolute differences, places) between the log-probabilities that workers stored and those they found
     again."""
     gaps = [
@@ -146,7 +146,7 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if padded.dtype == np.uint16 else tensor
 
 
-def moved_rewards(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
+def moved_rewards(rollouts: Sequence[RolloutRecord], mask: torch.Tensor) -> torch.Tensor:
     """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has
     the whole reward."""
     moved = np.zeros(mask.shape)
@@ -186,7 +186,7 @@ class Collate(ConnectorV2):
         self.reference = reference if improve.kl_in == "reward" else None
         self.algorithm = ALGORITHMS[improve.algorithm]
 
-    def __call__(self, *, episodes: list[Rollout], **_: Any) -> dict[str, Batch]:
+    def __call__(self, *, episodes: list[RolloutRecord], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
         batch = {name: column.to(self.device) for name, column in collate(episodes, self.span).items()}
         total, places = (self.average(torch.tensor(float(x), device=self.device)) for x in rescored_gap(episodes))
@@ -204,7 +204,7 @@ class Collate(ConnectorV2):
             batch["returns"] = places.spread(estimate.returns)
         return {DEFAULT_MODULE_ID: batch}
 
-    def _outcomes(self, rollouts: Sequence[Rollout], batch: Batch, places: Places) -> Outcomes:
+    def _outcomes(self, rollouts: Sequence[RolloutRecord], batch: Batch, places: Places) -> Outcomes:
         def of_rollouts(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float64, device=self.device)
 

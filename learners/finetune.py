@@ -10,7 +10,7 @@ from configs.schema import Finetune
 from latent_control.losses import Metrics
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features, TokenBatch
-from learners.offline_training import OfflineStage, Step
+from learners.offline_training import OfflineStage, TrainingStep
 
 
 class FinetuneStage(OfflineStage):
@@ -37,7 +37,7 @@ class FinetuneStage(OfflineStage):
             return self.model.policy_logits(features)[:, :-1][spans.starts].argmax(-1)[spans.number]
         return spans.labels(self.model.inverse_dynamics_logits(features))[mask].argmax(-1)
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Cross-entropy of one microbatch."""
         mask = batch.response_mask[:, 1:]
         features = self.model.features(batch.input_ids)

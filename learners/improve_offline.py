@@ -14,7 +14,7 @@ from latent_control.losses import REGRESSION_WEIGHTS, Metrics, weighted_regressi
 from latent_control.model import LatentActionLM
 from latent_control.records import RolloutBatch, TokenBatch
 from learners.features import FeatureCache
-from learners.offline_training import OfflineStage, Step
+from learners.offline_training import OfflineStage, TrainingStep
 
 
 class ImproveOfflineStage(OfflineStage):
@@ -38,7 +38,7 @@ class ImproveOfflineStage(OfflineStage):
         """Where a code was chosen."""
         return self.model.spans(batch.response_mask[:, 1:]).starts.sum()
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Loss of one microbatch."""
         assert isinstance(batch, RolloutBatch)
         mask, states = self.model.spans(batch.response_mask[:, 1:]).starts, self.cache(batch)

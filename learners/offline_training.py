@@ -20,7 +20,7 @@ from learners.sharding import gathered, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class TrainingStep:
     """Where training stands; what a stage's loss may depend on besides the batch."""
 
     update: int
@@ -140,7 +140,7 @@ def one_update(
     generator = torch.Generator(accelerator.device).manual_seed(rollout_seed(seed, update, accelerator.process_index))
     with gathered(stage), accelerator.autocast():
         context = stage.whole_batch(batch, accelerator, size)
-    step = Step(
+    step = TrainingStep(
         update=update, updates=settings.updates, positions=float(positions), generator=generator, context=context
     )
     totals: dict[str, torch.Tensor] = {}

@@ -21,7 +21,7 @@ from rollout_workers.tasks.rewards import Response, weigh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Played:
+class PlayedEpisode:
     """A finished rollout, judged; of an episode also what each turn brought."""
 
     prompt: Prompt
@@ -62,7 +62,7 @@ class Player:
     stop: tuple[str, ...] = ()
     """``rollout.stop``"""
 
-    def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
+    def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[PlayedEpisode]:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read.
 
         Raises:
@@ -133,7 +133,7 @@ class Player:
             episode.observations.append(seen)
             episode.ids += seen
 
-    def _finished(self, episode: _Episode, max_new_tokens: int) -> Played:
+    def _finished(self, episode: _Episode, max_new_tokens: int) -> PlayedEpisode:
         row = joined(episode.turns, episode.observations, episode.end)
         text = "\n".join(episode.texts)
         judged: Score | Failure
@@ -144,7 +144,7 @@ class Player:
             limit = self.limits.max_turns * max_new_tokens
             response = Response(text=text, new_tokens=int(row.generated.sum()), limit=limit, stopped=ended)
             judged = weigh(self.task.name, self.reward, verdict(episode.steps, truncated=not ended), response)
-        return Played(
+        return PlayedEpisode(
             prompt=episode.prompt,
             prompt_ids=tuple(episode.ids[: episode.prompt_length]),
             row=row,

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Reward as RewardSettings
-from configs.schema import Rollout as RolloutSettings
-from configs.schema import Task as TaskSettings
+from configs.schema import RolloutConfig as RolloutSettings
+from configs.schema import TaskConfig as TaskSettings
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor

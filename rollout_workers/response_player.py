@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Worlds
-from rollout_workers.episode_player import Played, Player
+from rollout_workers.episode_player import PlayedEpisode, Player
 from rollout_workers.generated_row import row_of
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.tasks import AgentTask, Prompt, Task
@@ -22,7 +22,7 @@ class ResponsePlayer:
     task: Task
     settings: WorkerSettings
 
-    def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[Played]:
+    def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[PlayedEpisode]:
         """``job.repeats`` responses to each prompt, judged, prompts outer; ``job.prompts`` is not read.
 
         Raises:
@@ -39,7 +39,7 @@ class ResponsePlayer:
         ]
         verdicts = judge_all(self.task, self.settings.reward, [prompts[place] for place in places], responses)
         return [
-            Played(prompt=prompts[place], prompt_ids=encoded[place], row=row, text=text, verdict=verdict)
+            PlayedEpisode(prompt=prompts[place], prompt_ids=encoded[place], row=row, text=text, verdict=verdict)
             for place, row, text, verdict in zip(places, rows, texts, verdicts, strict=True)
         ]
 

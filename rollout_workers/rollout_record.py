@@ -14,7 +14,7 @@ import ray
 
 from latent_control.text import whole_characters
 from rollout_workers.engines import RolloutEngine
-from rollout_workers.episode_player import Played
+from rollout_workers.episode_player import PlayedEpisode
 from rollout_workers.rollouts import Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.tasks import Failure, Score
 
@@ -38,7 +38,7 @@ class Behaviour:
 def rollout_of(
     engine: RolloutEngine,
     request: RolloutRequest,
-    played: Played,
+    played: PlayedEpisode,
     behaviour: Behaviour,
     number: int,
     seed: int,

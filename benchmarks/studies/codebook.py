@@ -28,7 +28,7 @@ from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import TokenBatch
 from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
-from learners.offline_training import Hooks, OfflineStage, Step, make_optimizer, train
+from learners.offline_training import Hooks, OfflineStage, TrainingStep, make_optimizer, train
 from pipeline.data.batches import heldout_batches, training_batches
 from pipeline.stages.offline_work import new_model
 from rollout_workers.tasks import build_task
@@ -75,7 +75,7 @@ class VQStage(OfflineStage):
         assert self.model.inverse_dynamics is not None
         return [*self.model.inverse_dynamics.decoder.parameters(), self.model.codebook, *self.model.merge.parameters()]
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Loss of one batch."""
         mask = batch.response_mask[:, 1:]
         features = self.model.features(batch.input_ids)

@@ -1,7 +1,7 @@
 """Policy-gradient algorithms by name; each is an estimator of advantages, all share the clipped surrogate
 (``losses``)."""
 
-from latent_control.algorithms.common import Algorithm, Estimate, Outcomes
+from latent_control.algorithms.common import AdvantageEstimate, Algorithm, Outcomes
 from latent_control.algorithms.grpo import DR_GRPO, GRPO
 from latent_control.algorithms.ppo import PPO
 from latent_control.algorithms.reinforce_pp import REINFORCE_PP
@@ -17,4 +17,4 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo": PPO,
 }
 
-__all__ = ["ALGORITHMS", "Algorithm", "Estimate", "Outcomes"]
+__all__ = ["ALGORITHMS", "AdvantageEstimate", "Algorithm", "Outcomes"]

@@ -57,7 +57,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class AdvantageEstimate:
     """What an algorithm makes of outcomes."""
 
     advantages: torch.Tensor
@@ -70,7 +70,7 @@ class Estimate:
 class Algorithm:
     """An estimator of advantages and what it needs beside rewards."""
 
-    estimate: Callable[[Outcomes], Estimate]
+    estimate: Callable[[Outcomes], AdvantageEstimate]
     critic: bool = False
     """Needs ``Outcomes.values``."""
     greedy: bool = False

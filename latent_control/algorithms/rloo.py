@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from latent_control.algorithms.common import Algorithm, Estimate, Outcomes, centred
+from latent_control.algorithms.common import AdvantageEstimate, Algorithm, Outcomes, centred
 
 
-def rloo(outcomes: Outcomes) -> Estimate:
+def rloo(outcomes: Outcomes) -> AdvantageEstimate:
     """r minus the mean of the *other* rollouts of the prompt: n / (n - 1) times r minus the mean of all n."""
     count = outcomes.groups().sum(1, keepdim=True)
-    return Estimate(advantages=outcomes.per_position(centred(outcomes) * count / (count - 1).clamp(min=1)))
+    return AdvantageEstimate(advantages=outcomes.per_position(centred(outcomes) * count / (count - 1).clamp(min=1)))
 
 
 RLOO = Algorithm(estimate=rloo)

@@ -82,8 +82,8 @@ _FITTING = "take the tokenizer that came with the model, or resize the model (re
 NOT_HERE = "{} is not, or not all, on this machine yet, so its files were not looked at"
 
 
-class Verdict(NamedTuple):
-    """What the files of a folder are worth, e.g. ``Verdict(problems=[], unjudged="it is quantised", rows=48)``."""
+class FolderVerdict(NamedTuple):
+    """What a folder's files are worth, e.g. ``FolderVerdict(problems=[], unjudged="it is quantised", rows=48)``."""
 
     problems: list[str]
     """Each makes the model another one than was saved; with the remedy."""
@@ -149,7 +149,7 @@ def require_whole(source: str | Path, kind: Kind, *, trust_remote_code: bool, ke
         raise ValueError("; ".join(problems))
 
 
-def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> Verdict:
+def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> FolderVerdict:
     """Whether the files of ``source`` hold the model that its config describes; no weight is read, nothing is
     downloaded.
 
@@ -158,7 +158,7 @@ def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str |
     """
     folder = local_folder(source)
     if folder is None:
-        return Verdict([], NOT_HERE.format(source), None)
+        return FolderVerdict([], NOT_HERE.format(source), None)
     verdict = _weights(source, folder, kind, trust_remote_code, key)
     try:
         tokens = tokenizer_problem(folder, verdict.rows, model=source)
@@ -167,29 +167,31 @@ def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str |
     return verdict if tokens is None else verdict._replace(problems=[*verdict.problems, tokens])
 
 
-def _weights(source: str | Path, folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) -> Verdict:
+def _weights(source: str | Path, folder: Path, kind: Kind, trust_remote_code: bool, key: str | None) -> FolderVerdict:
     config = _config(folder, kind, trust_remote_code, key)
     if config.model_type == "latent_control":
-        return Verdict(
+        return FolderVerdict(
             [f"{source} is a model with latent actions, not its base LM; give the base LM's folder"], None, None
         )
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if getattr(config, "transformers_weights", None) or any(folder.glob("shard-*-model-*.safetensors")):
-        return Verdict([], f"{source} keeps its weights in files of other names, which were not looked at", rows)
+        return FolderVerdict([], f"{source} keeps its weights in files of other names, which were not looked at", rows)
     try:
         files = read_folder(folder)
     except ValueError as error:
         if isinstance(error, Incomplete) and not Path(source).is_dir() and not constants.HF_HUB_OFFLINE:
-            return Verdict([], NOT_HERE.format(source), rows)  # what the hub's cache lacks is downloaded by the loader
-        return Verdict([str(error)], None, rows)
+            return FolderVerdict(
+                [], NOT_HERE.format(source), rows
+            )  # what the hub's cache lacks is downloaded by the loader
+        return FolderVerdict([str(error)], None, rows)
     if (folder / "adapter_config.json").is_file():
-        return Verdict(
+        return FolderVerdict(
             [f"{folder} holds a whole model and an adapter; move the adapter's files to a folder of their own"],
             None,
             rows,
         )
     if why := _unjudgeable(config, kind, trust_remote_code):
-        return Verdict(
+        return FolderVerdict(
             [], f"{source}: {why}, so its tensors' names and shapes were not compared with the model's", rows
         )
     return _compared(folder, kind, config, files)
@@ -226,7 +228,7 @@ def _unjudgeable(config: PreTrainedConfig, kind: Kind, trust_remote_code: bool) 
     return None
 
 
-def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightFiles) -> Verdict:
+def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightFiles) -> FolderVerdict:
     """Names and shapes of ``files`` against those of the model that ``config`` describes."""
     try:
         with quiet():
@@ -239,20 +241,22 @@ def _compared(folder: Path, kind: Kind, config: PreTrainedConfig, files: WeightF
         raise ValueError(f"no {kind.what} at {str(folder)!r}: {said}") from error
     except RuntimeError as error:  # tensors that go into one, such as a layer's experts, do not fit each other
         if "conversion" not in str(error):
-            return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
+            return FolderVerdict(
+                [], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None
+            )
         gaps = absent_by_number(files.shapes)
         which = f"tensors that are joined when loading do not fit each other; missing: {first_names(gaps) or 'none'}"
-        return Verdict([f"{folder / files.listed}: {which}; copy the folder again, or save it again"], None, None)
+        return FolderVerdict([f"{folder / files.listed}: {which}; copy the folder again, or save it again"], None, None)
     except ImportError as error:
         raise ValueError(f"no {kind.what} at {str(folder)!r}: {' '.join(str(error).split())}") from error
     except (NotImplementedError, AttributeError, TypeError, KeyError, IndexError) as error:
-        return Verdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
+        return FolderVerdict([], f"{folder}: {type(config).__name__} cannot be built without weights ({error})", None)
     if kind is BASE:
         try:
             require_supported(model)
         except ValueError as error:
-            return Verdict([f"{folder}: {error}"], None, None)
-    return Verdict(
+            return FolderVerdict([f"{folder}: {error}"], None, None)
+    return FolderVerdict(
         [*_doubled(model, files, folder), *_faults(model, kind, info, files, str(folder))],
         None,
         None if embedding is None else int(embedding.weight.shape[0]),

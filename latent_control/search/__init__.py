@@ -2,17 +2,17 @@
 
 from latent_control.search.best_of import Best, best_of_n, best_of_tokens, play_once
 from latent_control.search.decoder import ChunkDecoder
-from latent_control.search.mcts import Found, SearchSettings, search
-from latent_control.search.segments import Judge, Response, Segment, learned_value
+from latent_control.search.mcts import SearchResult, SearchSettings, search
+from latent_control.search.segments import Judge, SearchResponse, Segment, learned_value
 from latent_control.search.tree import Node, Tree
 
 __all__ = [
     "Best",
     "ChunkDecoder",
-    "Found",
     "Judge",
     "Node",
-    "Response",
+    "SearchResponse",
+    "SearchResult",
     "SearchSettings",
     "Segment",
     "Tree",

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from latent_control.distributions import rollout_seed
 from latent_control.search.decoder import ChunkDecoder, Job
-from latent_control.search.segments import Judge, Response, Segment, response_of
+from latent_control.search.segments import Judge, SearchResponse, Segment, response_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
     """The best of a prompt's responses."""
 
-    response: Response
+    response: SearchResponse
     value: float
     """Of single responses, which nobody judges, NaN"""
     tokens: int
@@ -32,7 +32,7 @@ class _Purse:
     budget: int
     drawn: int = 0
     spent: int = 0
-    best: tuple[float, Response] | None = None
+    best: tuple[float, SearchResponse] | None = None
 
     def affordable(self, longest: int) -> int:
         """Responses that can be drawn without overdrawing by more than one: none once the budget is spent."""
@@ -48,7 +48,7 @@ class _Purse:
             room=longest,
         )
 
-    def take(self, response: Response, judge: Judge, number: int) -> None:
+    def take(self, response: SearchResponse, judge: Judge, number: int) -> None:
         """Pay for a response and keep it if it is better."""
         value = judge(number, response)
         self.spent += len(response.tokens)

@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(kw_only=True)
-class Rows:
+class SearchRows:
     """A batch in the making; everything is [R] or starts with R, rows in the order of ``numbers``."""
 
     numbers: list[int]
@@ -179,7 +179,7 @@ class ChunkDecoder:
         best = best_supported(self.q(segment.state), supported(segment.logits, self.q.shape.support))
         return float(best.clamp(0, 1))
 
-    def assemble(self, paths: Sequence[Path], length: int) -> Rows:
+    def assemble(self, paths: Sequence[Path], length: int) -> SearchRows:
         """Rows whose caches hold their paths, with columns for ``length`` more tokens."""
         widths = [width(path) for path in paths]
         widest, count = max(widths), len(paths)
@@ -191,7 +191,7 @@ class ChunkDecoder:
         seen = torch.zeros(count, memory.capacity, dtype=torch.bool, device=logits.device)
         for row, columns in enumerate(widths):
             seen[row, memory.end - columns : memory.end] = True
-        return Rows(
+        return SearchRows(
             numbers=list(range(count)),
             memory=memory,
             base_cache=_filled(memory, [[segment.base for segment in path] for path in paths]),
@@ -207,7 +207,7 @@ class ChunkDecoder:
             held=torch.zeros(count, dtype=torch.long, device=logits.device),
         )
 
-    def feed(self, rows: Rows, tokens: torch.Tensor, live: Sequence[int]) -> None:
+    def feed(self, rows: SearchRows, tokens: torch.Tensor, live: Sequence[int]) -> None:
         """One more token per row [R]: its place in the caches, and what base and policy say after it.
 
         ``live``: places of the rows that go on; a finished one may stand at the last position there is.

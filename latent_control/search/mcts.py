@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latent_control.search.decoder import ChunkDecoder, Job
-from latent_control.search.segments import Judge, Response, Segment, response_of
+from latent_control.search.segments import Judge, SearchResponse, Segment, response_of
 from latent_control.search.tree import Node, Tree
 
 
@@ -59,17 +59,17 @@ class SearchSettings:
 class Candidate:
     """A whole response that a search has come by."""
 
-    response: Response
+    response: SearchResponse
     value: float
     node: Node
     """The one it ends in, or from which it was rolled out"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """What the search of one prompt ended with."""
 
-    response: Response
+    response: SearchResponse
     value: float
     tokens: int
     """Tokens generated for this prompt, all rows together"""
@@ -112,11 +112,11 @@ class _Search:
         self.candidates.append(Candidate(response=response, value=value, node=node))
         return value
 
-    def result(self) -> Found:
+    def result(self) -> SearchResult:
         """The best response."""
         # the first of equals
         best = max(self.candidates, key=lambda candidate: (candidate.value, candidate.node.visits))
-        return Found(
+        return SearchResult(
             response=best.response,
             value=best.value,
             tokens=self.tokens,
@@ -136,7 +136,7 @@ def search(
     settings: SearchSettings,
     *,
     seeds: Sequence[int],
-) -> list[Found]:
+) -> list[SearchResult]:
     """Search every prompt, side by side; a prompt's result depends on its own seed alone.
 
     Memory: a prompt's tree holds the caches of at most iterations * width * chunk tokens, and its prompt's

@@ -58,8 +58,8 @@ def width(path: Path) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Response:
-    """A whole response. ``Response(tokens=(7, 3, 2), actions=(5, 1, 0), stopped=True, last_q=0.8)``."""
+class SearchResponse:
+    """A whole response. ``SearchResponse(tokens=(7, 3, 2), actions=(5, 1, 0), stopped=True, last_q=0.8)``."""
 
     tokens: tuple[int, ...]
     actions: tuple[int, ...]
@@ -69,10 +69,10 @@ class Response:
     """Q of its last code, when a Q head is at hand"""
 
 
-def response_of(chunks: Path) -> Response:
+def response_of(chunks: Path) -> SearchResponse:
     """The response that a path's chunks make; the last of them is finished."""
     assert chunks[-1].finished
-    return Response(
+    return SearchResponse(
         tokens=tuple(token for chunk in chunks for token in chunk.tokens),
         actions=tuple(action for chunk in chunks for action in chunk.actions),
         stopped=chunks[-1].stopped,
@@ -80,11 +80,11 @@ def response_of(chunks: Path) -> Response:
     )
 
 
-Judge = Callable[[int, Response], float]
+Judge = Callable[[int, SearchResponse], float]
 """(number of the prompt, a response to it) -> its value in [0, 1]: a verifier, a reward model, or a learned value."""
 
 
-def learned_value(_: int, response: Response) -> float:
+def learned_value(_: int, response: SearchResponse) -> float:
     """The judge that knows nothing but the Q head: Q of the last code. It does not see the answer."""
     assert response.last_q is not None, "the decoder has no Q head"
     return min(1.0, max(0.0, response.last_q))

@@ -18,7 +18,7 @@ from pipeline.runs.layout import CONFIG
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from configs.schema import RunConfig, Task
+    from configs.schema import RunConfig, TaskConfig
 
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
 app.add_typer(task_app, name="task")
@@ -142,7 +142,7 @@ def _tokenizer(model: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"--base: {error}") from error
 
 
-def _task(target: str, overrides: list[str]) -> tuple[Task, RunConfig | None]:
+def _task(target: str, overrides: list[str]) -> tuple[TaskConfig, RunConfig | None]:
     """The task of a config file, and that, or the task of that name; overrides are ``task.options.key=value`` for
     both."""
     from configs.loading import load_config, load_task

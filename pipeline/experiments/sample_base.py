@@ -21,7 +21,7 @@ from pathlib import Path
 
 import ray
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import RunConfig
 from latent_control.text import load_tokenizer
 from pipeline.cluster.connect import connected

@@ -19,9 +19,9 @@ from latent_control.pretrained import CONFIG, read_shape
 from latent_control.search import (
     Best,
     ChunkDecoder,
-    Found,
     Judge,
-    Response,
+    SearchResponse,
+    SearchResult,
     SearchSettings,
     best_of_n,
     best_of_tokens,
@@ -161,7 +161,7 @@ def settings_of(options: SearchOptions, config: RunConfig) -> SearchSettings:
     )
 
 
-def verdict(session: SearchSession, number: int, response: Response) -> tuple[bool, float]:
+def verdict(session: SearchSession, number: int, response: SearchResponse) -> tuple[bool, float]:
     """(success, value in [0, 1]) by the run's own reward; a verifier that fails counts as 0."""
     text = Text(
         text=decode_response(session.host.tokenizer, response.tokens, session.config.rollout.stop),
@@ -218,12 +218,12 @@ def play(session: SearchSession, options: SearchOptions) -> dict[str, Any]:
     return result_of(session, options, [*rows, timed(session, "best-of-n", equal), tree])
 
 
-def timed(session: SearchSession, name: str, answer: Callable[[], Sequence[Best | Found]]) -> MethodResult:
+def timed(session: SearchSession, name: str, answer: Callable[[], Sequence[Best | SearchResult]]) -> MethodResult:
     """Run a method and measure its seconds; success is always the verifier's."""
     started = time.perf_counter()
-    found: Sequence[Best | Found] = answer()
+    found: Sequence[Best | SearchResult] = answer()
     seconds = time.perf_counter() - started
-    trees = [one for one in found if isinstance(one, Found)]
+    trees = [one for one in found if isinstance(one, SearchResult)]
     return MethodResult(
         name=name,
         successes=[verdict(session, number, one.response)[0] for number, one in enumerate(found)],

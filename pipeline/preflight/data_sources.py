@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.checks import offline_sections
-from configs.schema import DataSource, RunConfig
-from configs.schema import Task as TaskConfig
+from configs.schema import DataSource, RunConfig, TaskConfig
 from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 

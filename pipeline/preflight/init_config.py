@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from configs.yaml_text import write
 from latent_control.text import encode_plain
 from pipeline.preflight.data_sources import SAMPLES
@@ -43,8 +43,8 @@ _SHARE = {"heldout_share": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """``Found(path=Path("rows.jsonl"), rows=200, heldout=40, task=TaskConfig(name="rows", options={...}),
+class RowsFound:
+    """``RowsFound(path=Path("rows.jsonl"), rows=200, heldout=40, task=TaskConfig(name="rows", options={...}),
     answers=("4", "39"), prompts=(Prompt(...),), slices=())``"""
 
     path: Path
@@ -61,7 +61,7 @@ class Found:
     """Keys that are neither prompt nor answer."""
 
 
-def look(path: Path, prompt: str | None = None, answer: str | None = None, *, chat: bool = False) -> Found:
+def look(path: Path, prompt: str | None = None, answer: str | None = None, *, chat: bool = False) -> RowsFound:
     """The keys, verifier and slices that fit the rows at ``path``: a file, a folder of files, or a saved data set.
 
     Raises:
@@ -88,7 +88,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
     train, heldout = built.prompts("train"), built.prompts("heldout")
     prompts = tuple(split[i] for split in (train, heldout) for i in range(min(ENOUGH, len(split))))
     others = tuple(key for key in rows[0] if key not in (prompt_key.split(".")[0], answer_key.split(".")[0]))
-    return Found(
+    return RowsFound(
         path=path,
         rows=len(train) + len(heldout),
         heldout=len(heldout),
@@ -157,7 +157,7 @@ def _values(rows: Sequence[Row], key: str) -> Iterator[object]:
             yield None
 
 
-def config_of(found: Found, tokenizer: PreTrainedTokenizerBase, *, base: str, out: Path) -> dict[str, Any]:
+def config_of(found: RowsFound, tokenizer: PreTrainedTokenizerBase, *, base: str, out: Path) -> dict[str, Any]:
     """The config: quickstart's recipe on these rows, codes learned from the base LM's own responses (``latent-control
     sample``). As many codes as the answers have different tokens, and lengths that hold the longest.
 
@@ -214,7 +214,7 @@ def samples_of(config: Path) -> Path:
     return config.with_name(config.stem + SAMPLES)
 
 
-def text_of(found: Found, config: Mapping[str, Any]) -> str:
+def text_of(found: RowsFound, config: Mapping[str, Any]) -> str:
     """The config as a YAML file."""
     return (
         f"# Written by latent-control init for {found.path.name}: {found.rows} rows, {found.heldout} held out.\n"

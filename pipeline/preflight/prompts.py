@@ -32,8 +32,8 @@ FAILED = 100
 
 
 @dataclass
-class Reading:
-    """What was found in the rows of one place: ``Reading(place="task", total=100, seen=100, longest=31, ...)``."""
+class PromptReading:
+    """Findings in the rows of one place: ``PromptReading(place="task", total=100, seen=100, longest=31, ...)``."""
 
     place: str
     total: int | None = None
@@ -91,10 +91,10 @@ class Reading:
 
 def read(
     place: str, rows: Iterable[Any], encode: Callable[[Any], tuple[str, Sequence[int]]], unknown: int | None
-) -> Reading:
+) -> PromptReading:
     """Encode ``rows`` for ``SECONDS`` at most, those of a sequence in a seeded order. ``encode`` gives name and ids;
     its ``ValueError`` says what is wrong with a row."""
-    found, deadline = Reading(place), time.monotonic() + SECONDS
+    found, deadline = PromptReading(place), time.monotonic() + SECONDS
     if isinstance(rows, Sequence):
         found.total, some = len(rows), rows
         rows = (some[index] for index in random.Random(0).sample(range(len(some)), len(some)))
@@ -205,7 +205,7 @@ class Prompts:
         except ValueError as error:
             raise ValueError(f"{prompt.id}: {first_line(error)}") from error
 
-    def _lengths(self, task: Task, found: Reading, split: str) -> Iterator[str]:
+    def _lengths(self, task: Task, found: PromptReading, split: str) -> Iterator[str]:
         """Prompts that are too long for the config, or leave no room for a response."""
         limit, wanted = self.config.task.max_prompt_tokens, self.config.rollout.max_new_tokens
         if many := sum(length > limit for length in found.lengths):

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from configs.schema import RunConfig
-from configs.schema import Task as TaskConfig
+from configs.schema import RunConfig, TaskConfig
 from pipeline.preflight.answers import check_answers
 from pipeline.preflight.check import check_task
 from rollout_workers.tasks import Failure, Prompt, Score, Split, Task, build_task, score_all

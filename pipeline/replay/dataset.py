@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.schema import DataSource, ImproveOffline
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from latent_control.analysis.measures import rollout_logp
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import Logged

@@ -26,7 +26,8 @@ def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
             found += range(int(span[1]), int(span[2]) + 1)
         elif part:
             raise ValueError(
-                f"{what}: {part[:40]!r} is not a code; write numbers with commas, " + ("3,_,17" if gaps else "3,5,10-12")
+                f"{what}: {part[:40]!r} is not a code; write numbers with commas, "
+                + ("3,_,17" if gaps else "3,5,10-12")
             )
     return found
 

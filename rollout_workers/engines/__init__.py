@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob, RolloutEngine
 from rollout_workers.engines.simulated import SimulatedEngine

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import choices, rescored_logp

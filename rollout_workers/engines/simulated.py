@@ -16,7 +16,7 @@ import torch
 from pydantic import PositiveFloat, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import load_config
 from latent_control.decoder_stack import DecoderStack

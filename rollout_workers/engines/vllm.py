@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
 from latent_control.decoder_stack import DecoderStack

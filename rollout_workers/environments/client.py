@@ -42,7 +42,7 @@ class Lost:
     message: str
 
 
-class Child:
+class WorldProcess:
     """One child process."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
@@ -107,10 +107,10 @@ class Worlds:
         reset_seconds: float = 120.0,
     ) -> None:
         self.name, self.options, self.step_seconds, self.reset_seconds = name, options, step_seconds, reset_seconds
-        self.children: list[Child | None] = [None] * processes
+        self.children: list[WorldProcess | None] = [None] * processes
         self.episodes: list[Episode] = []
         self.acted: list[list[str]] = []
-        self.homes: list[Child | None] = []
+        self.homes: list[WorldProcess | None] = []
         """The child that each episode's world is in now; another one once that was killed."""
 
     def begin(self, episodes: Sequence[Episode]) -> list[str]:
@@ -167,11 +167,11 @@ class Worlds:
         with ThreadPoolExecutor(len(self.children)) as threads:
             list(threads.map(of_process, range(len(self.children))))
 
-    def _child(self, slot: int) -> Child:
+    def _child(self, slot: int) -> WorldProcess:
         place = slot % len(self.children)
         child = self.children[place]
         if child is None:
-            child = self.children[place] = Child(self.name, self.options)
+            child = self.children[place] = WorldProcess(self.name, self.options)
         return child
 
     def _reset(self, slot: int) -> str:

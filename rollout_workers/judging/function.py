@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
-from rollout_workers.judging.outcome import LONGEST, Outcome, Stopped
+from rollout_workers.judging.outcome import LONGEST, Caught, TypedFailure
 from rollout_workers.judging.typed import decode
 
 _LOCAL = socket.AF_UNIX
@@ -154,24 +154,24 @@ def plain(value: Any) -> dict[str, str]:
 
 def _hex(value: Any) -> str:
     if not isinstance(value, numbers.Real | Decimal) and callable(getattr(value, "item", None)):
-        with Outcome() as asked:  # numpy's and torch's; an array of several has none to give
+        with Caught() as asked:  # numpy's and torch's; an array of several has none to give
             value = value.item()
         if asked.error is not None:
-            raise Stopped("reward_invalid", f"returned {_shown(value)}: {asked.error}")
+            raise TypedFailure("reward_invalid", f"returned {_shown(value)}: {asked.error}")
     if not isinstance(value, numbers.Real | Decimal):
-        raise Stopped("reward_invalid", f"returned {_shown(value)}, not a number or a mapping of numbers")
+        raise TypedFailure("reward_invalid", f"returned {_shown(value)}, not a number or a mapping of numbers")
     try:
         return float(value).hex()
     except OverflowError:
-        raise Stopped("reward_not_finite", f"returned {_shown(value)}, more than a float holds") from None
+        raise TypedFailure("reward_not_finite", f"returned {_shown(value)}, more than a float holds") from None
     except ValueError:  # Decimal's signalling NaN
-        raise Stopped("reward_not_finite", f"returned {_shown(value)}") from None
+        raise TypedFailure("reward_not_finite", f"returned {_shown(value)}") from None
 
 
 def _shown(value: Any) -> str:
     """Type and value, shortened; some values cannot be written, such as integers of 5,000 digits."""
     text = "whose value cannot be shown"
-    with Outcome():
+    with Caught():
         text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
@@ -190,7 +190,7 @@ class Worker:
         sys.stdout = sys.stderr = self.printed  # type: ignore[assignment]
         walls.limit(megabytes=self.settings.megabytes)
         self._confine()
-        with Outcome() as loading:
+        with Caught() as loading:
             function = load(self.settings.path, self.settings.name)
         if loading.error is not None:
             self._tell(self.settings.token, loading.failure(self.settings.path))
@@ -203,7 +203,7 @@ class Worker:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(int(2 * self.settings.seconds) + 2)
             self.watch.met = ""
-            with Outcome() as call:
+            with Caught() as call:
                 value = plain(function(decode(asked["row"]), asked["response"]))
             sys.setrecursionlimit(max(limit, 1000))
             if os.getpid() != self.pid:
@@ -213,7 +213,7 @@ class Worker:
             # Limits that one response has set would be felt by the next: that gets a new process.
             self._tell(asked["id"], said if _bounds() == bounds else {**said, "spent": True})
 
-    def _failure(self, call: Outcome) -> dict[str, str]:
+    def _failure(self, call: Caught) -> dict[str, str]:
         if self.watch.met:
             return {"failure": "reward_refused", "message": self.watch.met}
         failure = call.failure(self.settings.path)
@@ -234,9 +234,9 @@ class Worker:
 
     def _leave(self) -> None:
         """In a copy of this process: it must neither read a request nor answer one."""
-        with Outcome():
+        with Caught():
             self.requests.close()
-        with Outcome():
+        with Caught():
             os.close(self.answers.fileno())
 
     def _tell(self, name: str, said: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ def watch_over(pid: int, settings: Settings, requests: int, answers: int) -> Non
         ended, found = os.waitpid(pid, os.WNOHANG)
         status = os.waitstatus_to_exitcode(found) if ended else None
     end_children()
-    with Outcome():
+    with Caught():
         os.write(answers, b"\n" + dumps({"id": settings.token, "ended": status}).encode() + b"\n")
 
 
@@ -264,7 +264,7 @@ def end_children() -> None:
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
         for child in _children():
-            with Outcome():
+            with Caught():
                 os.kill(child, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -278,7 +278,7 @@ def _children() -> list[int]:
     """Of this process, by /proc; elsewhere none is known, and the worker ends the session."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with Outcome():
+        with Caught():
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
                 found.append(int(folder.name))
@@ -300,7 +300,7 @@ def main() -> None:
         watch_over(pid, settings, requests, answers)
         return
     walls.die_with_parent()
-    with Outcome():
+    with Caught():
         Worker(settings, os.fdopen(requests, "rb"), os.fdopen(answers, "wb")).run()
         os._exit(0)
     os._exit(1)

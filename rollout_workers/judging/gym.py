@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollout_workers.judging.expressions import Guard
-from rollout_workers.judging.outcome import Outcome, Stopped
+from rollout_workers.judging.outcome import Caught, TypedFailure
 
 # What a verifier can raise on an odd answer. Anything else is a defect and should be seen.
 ERRORS = (
@@ -34,7 +34,7 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
     )
     _guard.install("reasoning_gym")
     _guard.install("sympy.parsing.sympy_parser")
-    with Outcome():  # imports and fills what the first verdict needs; some have no gold answer, and some raise
+    with Caught():  # imports and fills what the first verdict needs; some have no gold answer, and some raise
         entry = dataset[0]
         dataset.score_answer(entry["answer"], entry)
         sympy.parsing.sympy_parser.parse_expr("2*x + 1")
@@ -42,14 +42,16 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
     def mark(entry: Any, answer: str) -> float:
         _guard.refused = ""
         _guard.close()
-        with Outcome() as judged:
+        with Caught() as judged:
             value = dataset.score_answer(answer, entry)
         if _guard.refused:
-            raise Stopped(
+            raise TypedFailure(
                 "verifier_refused", f"the answer is code ({_guard.refused}), which is not run (answer {answer[:80]!r})"
             )
         if isinstance(judged.error, ERRORS):
-            raise Stopped("verifier_error", f"{type(judged.error).__name__}: {judged.error} (answer {answer[:80]!r})")
+            raise TypedFailure(
+                "verifier_error", f"{type(judged.error).__name__}: {judged.error} (answer {answer[:80]!r})"
+            )
         if judged.error is not None:
             raise judged.error
         return float(value)

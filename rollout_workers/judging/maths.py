@@ -9,7 +9,7 @@ from typing import Any
 
 from rollout_workers.judging.expressions import Guard
 from rollout_workers.judging.numerals import number_of
-from rollout_workers.judging.outcome import Stopped
+from rollout_workers.judging.outcome import TypedFailure
 from rollout_workers.judging.texts import LONGEST, last_box, plain
 
 LONGEST_FORMULA = 500
@@ -51,7 +51,7 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         answer, text = _plain(str(row["answer"])), _plain(response[-LONGEST:])
         wanted = _letters(final(answer))
         if not wanted or wanted.count("{") != wanted.count("}"):
-            raise Stopped("verifier_error", f"the answer {answer[:60]!r} is blank, or its braces do not match")
+            raise TypedFailure("verifier_error", f"the answer {answer[:60]!r} is blank, or its braces do not match")
         choice = _CHOICE.match(_SAYS.split(text)[-1]) if len(wanted) == 1 and _SAYS.search(text) else None
         if wanted in (_letters(text), _letters(final(text)), choice and choice[1]):
             return 1.0
@@ -63,7 +63,7 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         # The process around this has the time limit; math-verify's own uses signals.
         right = verify(gold(answer), _read(text), timeout_seconds=None)
         if _guard.refused:
-            raise Stopped("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
+            raise TypedFailure("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))
 
     # What first calls import and compile is here for all forks.

@@ -9,17 +9,17 @@ LONGEST = 300
 """Characters of a message."""
 
 
-class Stopped(Exception):
+class TypedFailure(Exception):
     """A typed failure: kind and message."""
 
 
-class Outcome:
+class Caught:
     """Keeps what a block raised. Foreign code may raise anything, and nothing of it may end this process."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Outcome:
+    def __enter__(self) -> Caught:
         return self
 
     def __exit__(
@@ -31,7 +31,7 @@ class Outcome:
     def failure(self, file: str = "") -> dict[str, str]:
         """As it travels: the kind, and the error with the line of ``file`` that it came from."""
         assert self.error is not None
-        if isinstance(self.error, Stopped):
+        if isinstance(self.error, TypedFailure):
             return {"failure": self.error.args[0], "message": self.error.args[1][:LONGEST]}
         kind = "reward_memory" if isinstance(self.error, MemoryError) else "reward_error"
         lines = [frame.lineno for frame in traceback.extract_tb(self.error.__traceback__) if frame.filename == file]
@@ -45,6 +45,6 @@ class Outcome:
 
 def _text(error: BaseException) -> str:
     """Its message; foreign errors may fail at that too."""
-    with Outcome() as asked:
+    with Caught() as asked:
         return str(error)
     return f"its message cannot be had ({type(asked.error).__name__})"

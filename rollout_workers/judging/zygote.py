@@ -28,7 +28,7 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
-from rollout_workers.judging.outcome import Outcome
+from rollout_workers.judging.outcome import Caught
 from rollout_workers.judging.typed import decode
 
 Judge = Callable[[Any, str], float]
@@ -45,8 +45,8 @@ _LONG = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Of the process: ``Settings(module="rollout_workers.judging.gym", seconds=5.0, megabytes=2048, parallel=2,
+class ZygoteSettings:
+    """Of the process: ``ZygoteSettings(module="rollout_workers.judging.gym", seconds=5.0, megabytes=2048, parallel=2,
     unconfined=False)``."""
 
     module: str
@@ -72,7 +72,7 @@ class _Fork:
 class Batch:
     """One batch on its way: what is asked, what waits, what runs."""
 
-    settings: Settings
+    settings: ZygoteSettings
     judge: Judge
     asked: Sequence[tuple[Any, str]]
     filter: walls.Filter | None
@@ -132,7 +132,7 @@ class Batch:
         for place in places:
             if since > leave:
                 break
-            with Outcome() as call:
+            with Caught() as call:
                 value = float(self.judge(*self.asked[place])).hex()
             if isinstance(call.error, MemoryError) and len(places) > 1:
                 os.write(pipe, said)
@@ -191,7 +191,7 @@ def _status(pid: int) -> str:
 class Server:
     """The parent: makes judges, and runs the batches it is sent."""
 
-    def __init__(self, settings: Settings, requests: BinaryIO, answers: BinaryIO) -> None:
+    def __init__(self, settings: ZygoteSettings, requests: BinaryIO, answers: BinaryIO) -> None:
         self.settings, self.requests, self.answers = settings, requests, answers
         self.judges: dict[str, Judge] = {}
         self.module = import_module(settings.module)
@@ -224,7 +224,7 @@ class Server:
     def _judge(self, name: str, settings: Any) -> Judge | None:
         key = json.dumps(settings)
         if key not in self.judges:
-            with Outcome() as making:
+            with Caught() as making:
                 self.judges[key] = self.module.make(decode(settings))
             if making.error is not None:
                 self.tell(id=name, broken=making.failure()["message"])
@@ -236,7 +236,7 @@ class Server:
 
 def main() -> None:
     """Serve over the descriptors 0 and 1, which point to nothing for all that is loaded."""
-    settings = Settings(**json.loads(sys.argv[1]))
+    settings = ZygoteSettings(**json.loads(sys.argv[1]))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.environments import FAMILIES
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 from rollout_workers.tasks.dataset_rows import build_rows
@@ -15,7 +15,7 @@ from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score
 from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 from rollout_workers.tasks.school_maths import build_gsm8k, build_math500
 
-__all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", "Task", "build_task", "score_all"]
+__all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", "TaskConfig", "build_task", "score_all"]
 
 ROWS = ("rows", "jsonl", "parquet", "dataset")
 TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {

@@ -15,8 +15,7 @@ from math import gcd, lcm
 
 from pydantic import PositiveFloat
 
-from configs.schema import Section
-from configs.schema import Task as TaskConfig
+from configs.schema import Section, TaskConfig
 from rollout_workers.tasks.protocol import (
     Demonstration,
     Failure,

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import Reward
-from configs.schema import Task as TaskConfig
+from configs.schema import Reward, TaskConfig
 from configs.task_options import task_paths
 from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_all
 

@@ -21,7 +21,7 @@ from replay_rows import fill
 from transformers import AutoTokenizer
 
 from configs.loading import load_config
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from latent_control.text import encode_plain
 from pipeline.pages.explorer import page
 from pipeline.replay.reader import ReplayReader

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from pipeline.cli.main import app
 from pipeline.cli.options import FAILED, USAGE
 from pipeline.preflight import answers

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_control.algorithms import ALGORITHMS, Estimate, Outcomes
+from latent_control.algorithms import ALGORITHMS, AdvantageEstimate, Outcomes
 from latent_control.losses import clipped_surrogate, kl_divergence, value_loss
 from learners.learner import position_weights
 
@@ -23,7 +23,7 @@ VERL, TRL = (json.loads((ORACLES / f"{peer}.json").read_text()) for peer in ("ve
 MEANS = ("token", "sequence")
 
 
-def estimate(algorithm: str, one: Case) -> Estimate:
+def estimate(algorithm: str, one: Case) -> AdvantageEstimate:
     outcomes = Outcomes(
         rewards=torch.from_numpy(one.rewards),
         valid=torch.ones(len(one.rewards), dtype=torch.bool),

@@ -86,9 +86,9 @@ def test_the_default_lengths_agree(tmp_path: Path) -> None:
 
 def test_a_token_beyond_the_embedding(tmp_path: Path) -> None:
     """A slow tokenizer's ids are not in tokenizer.json: the prompts themselves are looked at."""
-    from pipeline.preflight.prompts import Reading
+    from pipeline.preflight.prompts import PromptReading
 
-    reading = Reading("task")
+    reading = PromptReading("task")
     reading.add("row 1", [1, 2, 57], None)
     (error,) = reading.problems(57, "train prompts")
     assert error.startswith(

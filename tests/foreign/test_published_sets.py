@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import build_task
 
 SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus".split()  # noqa: SIM905

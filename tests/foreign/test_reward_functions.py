@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import Score, build_task
 
 FOUND = {

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from pipeline.data.text_files import read_texts, text_files
 from rollout_workers.tasks import build_task
 from rollout_workers.tasks.row_files import read_file

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs.loading import load_config
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import build_task
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from configs.loading import ConfigErrors, load_config
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from latent_control.decoding.stop_strings import StopStrings, stopped_length
 from latent_control.text import decode_text, spoken_text
 from rollout_workers.engines import DecodeJob, load_engine

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from configs.loading import dump_config
-from configs.schema import Rollout, RunConfig
+from configs.schema import RolloutConfig, RunConfig
 from latent_control import LatentActionForCausalLM, LatentActionLM
 from latent_control.text import encode_text, end_token, end_tokens, load_tokenizer
 from pipeline.data.sources import Encoder
@@ -220,7 +220,7 @@ def test_rollouts_stop_there_and_their_text_has_the_special_tokens(
     it = make(family, says)
     for level, folder in (("base", it.folder), ("latent", checkpoint_of(it))):
         spec = HostSpec(level=level, checkpoint=str(folder))
-        engine = LocalEngine.load(spec, Rollout(), device=torch.device("cpu"), policy_dtype=torch.float32)
+        engine = LocalEngine.load(spec, RolloutConfig(), device=torch.device("cpu"), policy_dtype=torch.float32)
         ids = encode_prompt(engine.tokenizer, Prompt(id="a/train/0", text=PROMPT, metadata={}), chat=it.chat)
         assert ids == it.prompt
         job = DecodeJob(prompts=(tuple(ids),), repeats=1, seeds=(0,), max_new_tokens=NEW, temperature=0.0)
@@ -422,7 +422,7 @@ def test_special_tokens_are_text_but_for_end_start_and_pad(make: Callable[..., S
     assert decode_response(tokenizer, said) == "<think> w17 </think> <answer> w14 </answer>"
     it = make("llama", "generation_config")
     spec = HostSpec(level="base", checkpoint=str(it.folder))
-    engine = SimulatedEngine.load(spec, Rollout(engine_options={"tokens_per_second": 1e9, "mean_tokens": 3.0}))
+    engine = SimulatedEngine.load(spec, RolloutConfig(engine_options={"tokens_per_second": 1e9, "mean_tokens": 3.0}))
     seeds = tuple(range(32))
     out = engine.generate(DecodeJob(prompts=((BOS, 9),), repeats=32, seeds=seeds, max_new_tokens=4))
     for row, reason in enumerate(out.finish_reasons):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from pipeline.evaluation.slices import labels
 from rollout_workers.tasks import Failure, Score, build_task
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_control.algorithms import ALGORITHMS, Estimate, Outcomes
+from latent_control.algorithms import ALGORITHMS, AdvantageEstimate, Outcomes
 
 GROUPED = ("dr_grpo", "grpo", "rloo")
 
@@ -28,7 +28,7 @@ def outcomes(
     return Outcomes(rewards=flat, valid=mask, group_size=len(rewards[0]), taken=taken & mask[:, None], **more)
 
 
-def estimate(algorithm: str, *arguments: Any, **more: Any) -> Estimate:
+def estimate(algorithm: str, *arguments: Any, **more: Any) -> AdvantageEstimate:
     return ALGORITHMS[algorithm].estimate(outcomes(*arguments, **more))
 
 

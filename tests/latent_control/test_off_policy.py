@@ -22,7 +22,7 @@ from latent_control.off_policy import (
     ESTIMATORS,
     Estimate,
     Logged,
-    Report,
+    OffPolicyReport,
     expected_rewards,
     importance_weights,
     off_policy_report,
@@ -147,9 +147,9 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
 def made(
     *, effective: float = 500.0, share: float = 0.01, weight: tuple[float, float] = (0.9, 1.1), low: float = 0.02
-) -> Report:
+) -> OffPolicyReport:
     one, gain = Estimate(value=0.5, low=0.45, high=0.55), Estimate(value=0.05, low=low, high=0.08)
-    return Report(
+    return OffPolicyReport(
         rollouts=1000,
         prompts=100,
         behaviour=one,

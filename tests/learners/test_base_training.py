@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from configs.schema import Architecture, BaseTraining, Task
+from configs.schema import Architecture, BaseTraining, TaskConfig
 from latent_control.model import LatentActionLM
 from latent_control.text import load_tokenizer
 from learners import base_training
@@ -124,7 +124,7 @@ def test_the_embedded_model_is_small_and_solves_held_out_problems() -> None:
     """60 problems, greedy: it was trained to 0.6 and more."""
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 8_000_000
     tokenizer, model = AutoTokenizer.from_pretrained(EMBEDDED), AutoModelForCausalLM.from_pretrained(EMBEDDED)
-    task = build_task(Task())
+    task = build_task(TaskConfig())
     prompts = list(task.prompts("heldout")[:60])
     ids = tokenizer([prompt.text for prompt in prompts], return_tensors="pt")["input_ids"]
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)[

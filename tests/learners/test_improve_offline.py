@@ -20,7 +20,7 @@ from latent_control.losses import REGRESSION_WEIGHTS, weighted_regression
 from latent_control.pretrained import world_hash
 from learners.features import FeatureCache
 from learners.improve_offline import ImproveOfflineStage
-from learners.offline_training import Step
+from learners.offline_training import TrainingStep
 from pipeline.replay.dataset import HELDOUT, StoredRollouts, advantages, read_rollouts, rollout_batches
 from pipeline.replay.writer import ReplayWriter
 from pipeline.stages.offline_job import OfflineJob
@@ -127,7 +127,7 @@ def test_the_stages_loss_is_the_weighted_likelihood_of_the_codes(
     gains = advantages(rollouts, "prompt")
     batch = rollouts.batch([0, 1, 2], gains)
     positions = float(batch.response_mask[:, 1:].sum())
-    step = Step(update=0, updates=1, positions=positions, generator=torch.Generator(), context=None)
+    step = TrainingStep(update=0, updates=1, positions=positions, generator=torch.Generator(), context=None)
     terms = []
     for i in range(3):
         ids = torch.from_numpy(rollouts.ids[i].astype(np.int64))[None]

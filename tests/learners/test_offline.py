@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from rl_tools import NUM_ACTIONS
 from transformers import AutoTokenizer
 
-from configs.schema import Actions, Clone, Finetune, RunConfig, Task, Training
+from configs.schema import Actions, Clone, Finetune, RunConfig, TaskConfig, Training
 from latent_control import LatentActionLM
 from latent_control.records import TokenBatch
 from learners.actions import ActionsStage, gumbel_temperature
 from learners.clone import CloneStage
 from learners.finetune import FinetuneStage
 from learners.learning_rate import learning_rate_share
-from learners.offline_training import OfflineStage, Step, make_optimizer, one_update
+from learners.offline_training import OfflineStage, TrainingStep, make_optimizer, one_update
 from pipeline.data.batches import training_batches
 from pipeline.stages.offline_job import OfflineJob
 from pipeline.stages.offline_measures import guard_codebook
@@ -194,7 +194,7 @@ def test_no_updates_pass_the_model_on(make_job: Jobs, tiny_checkpoint: Path) -> 
 
 def batch_of(model: LatentActionLM, rows: int = 8) -> TokenBatch:
     """Demonstrations, cut to several lengths."""
-    task, tokenizer = Task(), AutoTokenizer.from_pretrained(model.base_source)
+    task, tokenizer = TaskConfig(), AutoTokenizer.from_pretrained(model.base_source)
     reading: dict[str, Any] = {
         "task": build_task(task),
         "tokenizer": tokenizer,
@@ -256,7 +256,9 @@ def test_losses_pair_each_token_with_the_code_that_produced_it(tiny_checkpoint: 
     }
     batch = batch_of(model)
     positions = float(batch.response_mask[:, 1:].sum())
-    step = Step(update=0, updates=1, positions=positions, generator=torch.Generator().manual_seed(0), context=None)
+    step = TrainingStep(
+        update=0, updates=1, positions=positions, generator=torch.Generator().manual_seed(0), context=None
+    )
     with torch.no_grad():
         loss, _ = stages[kind](batch, step)
         assert float(loss) == pytest.approx(by_hand(model, batch, kind), rel=1e-4)

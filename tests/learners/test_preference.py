@@ -13,8 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from configs.schema import RunConfig
-from configs.schema import Task as TaskConfig
+from configs.schema import RunConfig, TaskConfig
 from latent_control.preference import (
     Reading,
     bradley_terry,

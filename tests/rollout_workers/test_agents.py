@@ -19,8 +19,7 @@ from rl_tools import NUM_ACTIONS, WIDTH, rl_config, update
 from toy_world import WORDS
 
 from configs.checks import cross_field_problems
-from configs.schema import Architecture, DataSource, ImproveOffline, Reward, RunConfig, Turns
-from configs.schema import Task as TaskConfig
+from configs.schema import Architecture, DataSource, ImproveOffline, Reward, RunConfig, TaskConfig, Turns
 from latent_control import LatentActionLM
 from latent_control.algorithms.common import Outcomes
 from latent_control.algorithms.reinforce_pp import reinforce_pp
@@ -39,7 +38,7 @@ from pipeline.rl.config import algorithm_config
 from pipeline.storage.atomic import sha256_file
 from rollout_workers.engines import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner
-from rollout_workers.episode_player import Played, Player
+from rollout_workers.episode_player import PlayedEpisode, Player
 from rollout_workers.generated_row import joined, row_of
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
 from rollout_workers.tasks import AgentTask, Failure, Score, build_task
@@ -112,7 +111,7 @@ def player() -> Iterator[Callable[..., Player]]:
     task.close()
 
 
-def play(player: Player, *scripts: Sequence[str], max_new_tokens: int = 4) -> list[Played]:
+def play(player: Player, *scripts: Sequence[str], max_new_tokens: int = 4) -> list[PlayedEpisode]:
     """Episode i of seed i says what script i has."""
     job = DecodeJob(prompts=(), repeats=1, seeds=tuple(range(len(scripts))), max_new_tokens=max_new_tokens)
     return player.play(Script(*scripts), [player.task.prompts("train")[i] for i in range(len(scripts))], job)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from configs.loading import dump_config
 from configs.schema import Actions, Clone, Improve, RunConfig
-from configs.schema import Rollout as Sampling
+from configs.schema import RolloutConfig as Sampling
 from latent_control import LatentActionLM
 from latent_control.pretrained import base_path, with_policy, world_hash
 from pipeline.pages.explorer.records import Dataset

@@ -45,8 +45,8 @@ TENTH = 10
 """The number of first and last parts of training that are compared."""
 PLAYED_ANEW = (
     "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
-    "need the environments stepped again and are not computed; codes, rollouts, usage, the policies' chances and what each "
-    "code would have said are"
+    "need the environments stepped again and are not computed; codes, rollouts, usage, the policies' probabilities and "
+    "each code's token are"
 )
 
 

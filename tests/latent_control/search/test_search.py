@@ -17,7 +17,7 @@ from latent_control.search import ChunkDecoder, SearchSettings, Segment, Tree, b
 from latent_control.search.decoder import Job  # noqa: E402
 from latent_control.search.mcts import cache_bytes_bound  # noqa: E402
 from latent_control.search.q_head import QHead, QShape  # noqa: E402
-from latent_control.search.segments import Response, learned_value  # noqa: E402
+from latent_control.search.segments import SearchResponse, learned_value  # noqa: E402
 
 PROMPTS = [(5, 9, 11), (7, 3, 8, 21, 30, 4)]
 
@@ -44,7 +44,7 @@ def q_head(model: Any, seed: int = 5) -> QHead:
     return head.requires_grad_(False)
 
 
-def digest(_: int, response: Response) -> float:
+def digest(_: int, response: SearchResponse) -> float:
     """A value in [0, 1] that looks random but depends on the tokens alone."""
     return math.modf(sum((i + 1) * 0.7310585 * (token + 1) for i, token in enumerate(response.tokens)))[0]
 
@@ -146,7 +146,7 @@ def test_search_finds_the_best_of_an_enumerable_toy(model):
             if ids[0, -1] == 2:
                 break
         tokens = tuple(ids[0, len(prompt) :].tolist())
-        judged[tokens] = digest(0, Response(tokens=tokens, actions=(), stopped=False, last_q=None))
+        judged[tokens] = digest(0, SearchResponse(tokens=tokens, actions=(), stopped=False, last_q=None))
     assert len(judged) > 8
     settings = SearchSettings(iterations=80, chunk=1, width=8, c=10.0, max_new_tokens=2)  # explores nearly evenly
     (found,) = search(decoder_of(model, temperature=6.0), [prompt], digest, settings, seeds=[4])
@@ -201,7 +201,7 @@ def test_the_best_value_wins_and_visits_break_ties(model):
     settings = SearchSettings(iterations=12, chunk=2, width=2, max_new_tokens=6)
     values = []
 
-    def remember(number: int, response: Response) -> float:
+    def remember(number: int, response: SearchResponse) -> float:
         values.append(digest(number, response))
         return values[-1]
 
@@ -222,7 +222,7 @@ def test_q_leads_the_choice_of_codes(model):
     chunk = decoder.extend([Job(path=[root], seeds=[1], room=9)], 1, q_temperature=1e-3)[0][0]
     assert chunk.actions == (int(q.argmax()),)
     assert chunk.last_q == pytest.approx(float(q.max()), abs=1e-5)
-    assert learned_value(0, Response(tokens=(1,), actions=(1,), stopped=True, last_q=1.7)) == 1.0
+    assert learned_value(0, SearchResponse(tokens=(1,), actions=(1,), stopped=True, last_q=1.7)) == 1.0
 
 
 def test_a_guided_search_generates_no_rollouts(model):

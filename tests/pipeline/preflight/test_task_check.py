@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from pipeline.cli.main import app
 from pipeline.preflight import task_check
 from rollout_workers.tasks import Prompt, Score

@@ -15,7 +15,7 @@ import torch
 from rl_tools import Config, host_of, make_learner, make_runner, sample, update
 
 from configs.checks import cross_field_problems, simulation_warning
-from configs.schema import Rollout, RunConfig
+from configs.schema import RolloutConfig, RunConfig
 from pipeline.cli.output import closing_words
 from pipeline.console.displays import Display
 from pipeline.preflight.check import check
@@ -33,7 +33,7 @@ FAST = {"engine": "simulated", "engine_options": {"tokens_per_second": 1e9}}
 
 
 def engine(checkpoint: Path, level: str = "latent", **options: float) -> SimulatedEngine:
-    settings = Rollout(engine="simulated", engine_options={"tokens_per_second": 1e9, **options})
+    settings = RolloutConfig(engine="simulated", engine_options={"tokens_per_second": 1e9, **options})
     found = load_engine(host_of(checkpoint, level), settings, device=torch.device("cpu"), policy_dtype=torch.float32)
     assert isinstance(found, SimulatedEngine)
     return found
@@ -127,7 +127,7 @@ def test_between_steps_it_asks_which_policy_is_in_force(tiny_checkpoint: Path, m
 )
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_options(Rollout(engine="simulated", engine_options=options))
+        read_options(RolloutConfig(engine="simulated", engine_options=options))
 
 
 def test_worker_and_learner_take_its_rollouts_as_any_others(config: Config, tiny_checkpoint: Path) -> None:

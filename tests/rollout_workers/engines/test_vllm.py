@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Rollout as RolloutSettings
+from configs.schema import RolloutConfig as RolloutSettings
 from latent_control import LatentActionLM
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.engines.vllm import read_options

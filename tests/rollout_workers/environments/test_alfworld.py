@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import AgentTask, Score, build_task
 
 found = find_spec("alfworld")

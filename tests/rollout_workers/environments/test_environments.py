@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.environments import family
 from rollout_workers.environments.client import Lost, Worlds
 from rollout_workers.environments.protocol import Step

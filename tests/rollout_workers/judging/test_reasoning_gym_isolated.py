@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.judging.gym import ERRORS
 from rollout_workers.judging.typed import decode, encode
 from rollout_workers.tasks import Failure, Score, build_task, score_all

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from rollout_workers.tasks import Failure, Score, build_task
 from rollout_workers.tasks.rewards import Response, judge_all
 

@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
-from configs.schema import Reward, RunConfig
-from configs.schema import Task as TaskConfig
+from configs.schema import Reward, RunConfig, TaskConfig
 from pipeline.cli.main import app
 from pipeline.pages import reward_report
 from pipeline.pages.page import chart, page

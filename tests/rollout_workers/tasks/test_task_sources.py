@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from configs.loading import load_config
-from configs.schema import Reward
-from configs.schema import Task as TaskConfig
+from configs.schema import Reward, TaskConfig
 from rollout_workers.tasks import Score, Task, build_task, score_all
 from rollout_workers.tasks.mixture import cycle
 from rollout_workers.tasks.rewards import Response, judge_all, reward_hash

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Task as TaskConfig
+from configs.schema import TaskConfig
 from learners.base_training import word_tokenizer
 from rollout_workers.tasks import Demonstration, Prompt, Score, build_task
 from rollout_workers.tasks.countdown import Countdown, CountdownOptions, check_steps
