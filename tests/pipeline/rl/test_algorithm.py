@@ -135,7 +135,7 @@ def test_everyone_counts_the_same(fresh: LatentRL, monkeypatch: pytest.MonkeyPat
         assert metrics[number]["rollouts"] == 16 and metrics[number]["tokens"] == sum(map(len, rollouts))
         assert [r.rollout_id for r in episodes] == [r.rollout_id for r in rollouts]
         taken = batch[Columns.LOSS_MASK]
-        rewards = torch.tensor([r.reward for r in rollouts])
+        rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64)
         outcomes = Outcomes(rewards=rewards, valid=torch.ones(16, dtype=torch.bool), group_size=4, taken=taken)
         assert torch.equal(batch[Columns.ADVANTAGES], ALGORITHMS["grpo"].estimate(outcomes).advantages)
         for row, rollout in enumerate(rollouts):
