@@ -143,7 +143,7 @@ def test_ends_at_once_are_left_out_and_counted_and_the_rest_is_taken(base: Path,
     data = [samples_source(str(tmp_path / "samples.jsonl"), chat=False)]
     settings = config.model_dump(mode="json")
     settings |= {"actions": {"data": data, **LAYERS}, "clone": {"data": data}, "improve": {}}
-    errors, warnings = check(RunConfig.model_validate(settings))
+    errors, warnings, _ = check(RunConfig.model_validate(settings))
     assert not errors and not any("sampled" in warning for warning in warnings)
 
 
@@ -198,7 +198,7 @@ def test_ids_of_another_tokenizer_are_not_read_and_it_is_said(
     assert encode_demonstration(tokenizer_of(), cut, chat=False) == (ids[:-1], start)
     assert "another tokenizer (fingerprint 0123456789abcdef)" in caplog.text
     settings = config.model_dump(mode="json") | {"actions": {"data": [source.model_dump()], **LAYERS}, "clone": {}}
-    errors, warnings = check(RunConfig.model_validate(settings))
+    errors, warnings, _ = check(RunConfig.model_validate(settings))
     assert not errors and any("another tokenizer" in warning and "actions.data[0]" in warning for warning in warnings)
 
 

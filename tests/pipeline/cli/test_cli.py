@@ -258,13 +258,13 @@ class TestPreflight:
     def test_an_unreachable_hub_id_is_an_error_when_the_run_is_here(self, config_file, monkeypatch):
         monkeypatch.setattr(base_model, "_hub_answers", lambda: False)
         config = load_config(config_file("base: {model: no-such-org/no-such-model}\ncluster: {address: local}\n"))
-        errors, warnings = check(config)
+        errors, warnings, _ = check(config)
         assert (len(errors), warnings) == (1, [])
         assert errors[0].startswith("base.model: no-such-org/no-such-model is neither a folder nor cached")
 
     def test_a_folder_that_is_no_model(self, config_file, tmp_path):
         (tmp_path / "empty").mkdir()
-        errors, _ = check(load_config(config_file("base: {model: empty}\n")))
+        errors, *_ = check(load_config(config_file("base: {model: empty}\n")))
         assert [e.partition(":")[0] for e in errors] == ["base.model"]
 
     def test_gpus_are_counted_only_here(self, config_file, monkeypatch):
@@ -274,7 +274,7 @@ class TestPreflight:
             "cpus_per_worker: 0.1}\n"
         )
         config = load_config(config_file(text))
-        errors, _ = check(config)
+        errors, *_ = check(config)
         assert errors == [
             "rollout.num_workers: 1.5 GPUs asked for (rollout.num_workers x rollout.gpus_per_worker = 1.5), "
             "but this machine has 1; ask for less, or set cluster.address"
@@ -293,14 +293,14 @@ class TestPreflight:
     )
     def test_text_sources(self, name, content, wanted, config_file, tmp_path):
         (tmp_path / name).write_text(content)
-        errors, _ = check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
+        errors, *_ = check(load_config(config_file(TRAINS_A_BASE), [f"actions.data=[{{kind: text, path: {name}}}]"]))
         assert len(errors) == 1
         assert errors[0].startswith("actions.data[0].path: ")
         assert wanted in errors[0]
 
     def test_a_run_folder_without_replay(self, config_file, tmp_path):
         (tmp_path / "old").mkdir()
-        errors, _ = check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
+        errors, *_ = check(load_config(config_file(TRAINS_A_BASE), ["actions.data=[{kind: replay, path: old}]"]))
         assert len(errors) == 1
         assert "holds no replay shards" in errors[0]
 
@@ -313,7 +313,7 @@ class TestPreflight:
             "clone={}",
         ]
         overrides += ["task.max_prompt_tokens=2", "rollout.max_new_tokens=100000"]
-        errors, _ = check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
+        errors, *_ = check(load_config(config_file(f"base: {{model: {model}}}\n"), overrides))
         assert [e.partition(":")[0] for e in errors] == [
             "actions.inverse_dynamics_layers",
             "actions.policy_layers",
@@ -328,7 +328,7 @@ class TestSlices:
             TRAINS_A_BASE.replace("evaluation: null", "evaluation: {slices: [target, numbrs]}")
             + "actions: {}\nclone: {}\n"
         )
-        errors, _ = check(load_config(config_file(text)))
+        errors, *_ = check(load_config(config_file(text)))
         assert errors == [
             "evaluation.slices[1]: no prompt has the metadata field numbrs; did you mean numbers? the fields there "
             "are: numbers, target"
@@ -358,7 +358,7 @@ class TestRunResumeEvaluate:
         done = CliRunner().invoke(
             app, ["run", str(config_file(TRAINS_A_BASE)), "--run-dir", str(tmp_path / "file" / "r")]
         )
-        assert done.exit_code == 2 and "give a folder that can be written" in done.stderr and fake_stages.calls == []
+        assert done.exit_code == 2 and "give another folder" in done.stderr and fake_stages.calls == []
 
     def test_json_is_all_there_is_on_stdout_and_ends_with_the_exit_code(self, config_file, fake_stages, tmp_path):
         def work(config, run_dir, display):
