@@ -14,10 +14,6 @@ from pipeline.runs.layout import REPLAY
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from rollout_workers.tasks import Split
-
-NOTHING_TO_TRAIN_ON = "nothing to train on"
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 SAMPLES = "-samples.jsonl"
 """End of the name of a file that ``latent-control sample`` makes."""
 
@@ -27,35 +23,24 @@ def source_problems(config: RunConfig) -> Iterator[str]:
     built."""
     for name, section in offline_sections(config):
         for index, source in enumerate(section.data):
-            problem = _task_problem(source.task or config.task) if source.kind == "task" else None
-            # The run's own task is checked as such.
-            if problem and (source.task is not None or problem.startswith(NOTHING_TO_TRAIN_ON)):
-                place = f"{name}.data[{index}].task"
-                yield f"{place}: {problem.replace('task.options', f'{place}.options')}"
+            if source.task is not None:  # the run's own is checked as such
+                yield from _task_problems(source.task, f"{name}.data[{index}].task")
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:
                     yield f"{name}.data[{index}].path: {problem}"
 
 
-def _task_problem(settings: TaskConfig) -> str | None:
-    """A task that cannot be built, or whose rows have no text to train on."""
+def _task_problems(settings: TaskConfig, place: str) -> Iterator[str]:
+    """That it cannot be built."""
     from rollout_workers.tasks import build_task
-    from rollout_workers.tasks.dataset_rows import Rows
 
     try:
-        task = build_task(settings)
+        build_task(settings)
     except ValueError as error:
-        missing = str(settings.options.get("path", ""))
+        missing, said = str(settings.options.get("path", "")), str(error).replace("task.options", f"{place}.options")
         made = missing.endswith(SAMPLES) and not Path(missing).exists()
-        return f"{error}, made by latent-control sample CONFIG" if made else str(error)
-    try:
-        for demonstrations in map(task.demonstrations, SPLITS if isinstance(task, Rows) else ()):
-            for _ in demonstrations:
-                pass
-    except ValueError as error:
-        return f"{NOTHING_TO_TRAIN_ON}: {error}"
-    return None
+        yield f"{place}.options.path: {said}, made by latent-control sample CONFIG" if made else f"{place}: {said}"
 
 
 def sampled_problems(

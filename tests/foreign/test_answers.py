@@ -34,7 +34,7 @@ FINE = {
 
 def rows_of(folder: Path, given: list[str], *more: dict[str, Any]) -> Path:
     path = folder / "rows.jsonl"
-    rows = [{"prompt": f"What is {i}?", "answer": answer} for i, answer in enumerate(given)] + list(more)
+    rows = [{"prompt": f"{i} + {i} =", "answer": answer} for i, answer in enumerate(given)] + list(more)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

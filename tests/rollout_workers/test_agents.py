@@ -473,6 +473,7 @@ def episode(**changes: Any) -> Rollout:
     values |= {
         "turn_rewards": np.array([0.25, 0.75], np.float32),
         "action_versions": np.empty(0, np.int32),
+        "support": np.empty(0, np.int32),
         "reward_parts": {},
     }
     values |= {
@@ -565,7 +566,7 @@ def test_shards_of_schema_3_are_read(tmp_path: Path) -> None:
     writer.add([episode(generated=np.empty(0, bool), turn_rewards=np.empty(0, np.float32))])
     writer.close()
     (path,) = (tmp_path / "run=a").glob("*.parquet")
-    table = pq.read_table(path, partitioning=None).drop_columns(["generated", "turn_rewards"])
+    table = pq.read_table(path, partitioning=None).drop_columns(["generated", "turn_rewards", "support"])
     about = json.loads(table.schema.metadata[b"latent_control.replay"]) | {"schema_version": 3}
     path.unlink()
     (tmp_path / "run=a" / MANIFEST).unlink()
