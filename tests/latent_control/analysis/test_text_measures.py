@@ -88,7 +88,7 @@ def test_every_variant_of_a_run(tiny_base: Path, tiny_checkpoint: Path, tmp_path
     assert found["cloned"]["base_nll"] == pytest.approx(found["base"]["nll"], rel=1e-6)
     assert found["cloned"]["base_nll_rise"] == pytest.approx(0.0, abs=1e-6)
     assert found["cloned"]["kl_to_base"] > 0.01
-    assert 1 <= found["cloned"]["code_perplexity"] <= 8
+    assert 1 <= found["cloned"]["inverse_dynamics_code_perplexity"] <= 8
     assert 0 <= found["cloned"]["coverage"] <= 1
     assert abs(found["finetuned"]["base_nll_rise"]) > 0.001
     assert "coverage" not in found["finetuned"], "exported without its inverse dynamics model"

@@ -61,10 +61,10 @@ def host(level, folder):
     load_host(HostSpec(level=level, checkpoint=folder), torch.device("cpu"), torch.float32)
 
 def simulated(level, folder):
-    from configs.schema import Rollout
+    from configs.schema import RolloutConfig
     from rollout_workers.engines.simulated import SimulatedEngine
     from rollout_workers.rollouts import HostSpec
-    SimulatedEngine.load(HostSpec(level=level, checkpoint=folder), Rollout())
+    SimulatedEngine.load(HostSpec(level=level, checkpoint=folder), RolloutConfig())
 
 def config_check(**sections):
     from configs.schema import RunConfig

@@ -254,7 +254,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(folder: Path) -> None:
 def test_what_was_not_seen_in_the_files_is_seen_after_the_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model that the loader downloads."""
     drop(folder, "model.norm.weight")
-    monkeypatch.setattr(loading, "judge", lambda *_, **__: loading.Verdict([], None, None))
+    monkeypatch.setattr(loading, "judge", lambda *_, **__: loading.FolderVerdict([], None, None))
     with pytest.raises(ValueError, match=r"lacks 1 of the model's 21 tensors: model.norm.weight; copy"):
         LatentActionLM.from_base(folder)
 
@@ -418,7 +418,7 @@ def test_a_reward_model_without_its_head_is_trained_but_not_hosted(classifier: P
 
 
 def test_config_check_refuses_a_broken_reward_model(classifier: Path, tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 2} -> {i} :"}}\n' for i in range(40)))
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 2} -> {i} :", "answer": "1"}}\n' for i in range(40)))
     options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "preference", "preference": {"model": str(classifier)}}
     task = {"name": "jsonl", "options": options}
     assert errors_of(tiny_base, task=task) == []
