@@ -154,7 +154,9 @@ class Service:
                     "the model's tokenizer has no chat template: use /v1/completions", param="messages"
                 )
             turns = [message.model_dump() for message in request.messages]
-            require_bounds(["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages")
+            require_bounds(
+                ["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages"
+            )
             try:
                 return [encode_messages(self.tokenizer, turns)]
             except ValueError as error:  # the template refuses the conversation

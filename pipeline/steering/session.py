@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.steering.request import SteeringRequest
 
-
 MOST_CODES = 100_000
 """Numbers of one command."""
 

@@ -98,7 +98,10 @@ CASES: dict[str, tuple[bytes, str | None]] = {
     "a temperature of 5000 digits": (spelled("temperature", "9" * 5000), "temperature"),
     **{f"temperature {word}": (spelled("temperature", word), "temperature") for word in ("NaN", "Infinity", "1e999")},
     **{f"{name} of 400 digits": (spelled(name, DIGITS), name) for name in ("max_tokens", "n", "seed", "top_k")},
-    **{f"{name} of 5000 digits": (spelled(name, "-" + "9" * 5000), name) for name in ("max_tokens", "n", "seed", "top_k")},
+    **{
+        f"{name} of 5000 digits": (spelled(name, "-" + "9" * 5000), name)
+        for name in ("max_tokens", "n", "seed", "top_k")
+    },
     "codes of 400 digits": (spelled("codes", f"[{DIGITS}]"), "codes"),
     "a token of 400 digits": (spelled("prompt", f"[{DIGITS}]"), "prompt"),
     "a seed beyond 64 bits": (of_all(seed=2**64), "seed"),
@@ -239,7 +242,9 @@ def mutated(rng: random.Random) -> tuple[bytes, str]:
     raw = json.dumps(body).encode()
     if rng.random() < 0.2:
         place = rng.randrange(len(raw))
-        raw = raw[:place] + rng.choice([b"", b"\xff", b'"', b"[", b"\x00", b"9" * 50]) + raw[place + rng.randint(0, 3) :]
+        raw = (
+            raw[:place] + rng.choice([b"", b"\xff", b'"', b"[", b"\x00", b"9" * 50]) + raw[place + rng.randint(0, 3) :]
+        )
     return raw, "/v1/chat/completions" if chat else "/v1/completions"
 
 
