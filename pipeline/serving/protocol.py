@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -203,9 +204,8 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = {name for name, _ in pairs}
-        twice = next(name for name, _ in pairs if name not in names or names.discard(name))
-        raise RefusedRequest(f"{twice[:80]} stands there twice: send it once", param=twice[:80])
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0][:80]
+        raise RefusedRequest(f"{twice} stands there twice: send it once", param=twice)
     return found
 
 
