@@ -276,8 +276,8 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stop) > MOST_STOPS or "" in stop or max(map(len, stop), default=0) > LONGEST_STOP:
         raise RefusedRequest(
-            f"stop has {len(stop)} strings, the longest of {max(map(len, stop), default=0)} characters: give 1 to "
-            f"{MOST_STOPS} of 1 to {LONGEST_STOP}",
+            f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty or longer than {LONGEST_STOP} "
+            "characters",
             param="stop",
         )
     codes = _each(request.codes, rows, "codes", wanted)
