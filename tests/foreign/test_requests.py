@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -295,3 +296,20 @@ def test_a_line_of_the_terminal_does_not_become_a_billion_codes() -> None:
     assert len(codes_of("0-49999,0-49999", ":only")) == 100_000
     with pytest.raises(ValueError, match="0-99999"):
         codes_of(",".join(["0-99999"] * 10_000), ":only")
+
+
+def test_hostile_parameters_of_the_mlflow_model_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    from pipeline.serving.mlflow_model import LatentModel
+
+    model = LatentModel()
+    folder = export(find(finished_run), tmp_path / "export")
+    model.load_context(SimpleNamespace(artifacts={"export": str(folder)}))
+    for params in (
+        *({"temperature": value} for value in (float("nan"), float("inf"), -1.0, 1e-40)),
+        *({"max_tokens": value} for value in (10**9, -5)),
+    ):
+        with pytest.raises(ValueError, match=next(iter(params))):
+            model.predict(None, {"prompt": ["3 7"]}, params)
+    with pytest.raises(ValueError, match="512 positions"):
+        model.predict(None, {"prompt": ["3 7 " * 1000]}, {})
+    assert len(model.predict(None, {"prompt": ["3 7"]}, {"max_tokens": 2})) == 1
