@@ -19,6 +19,9 @@ from configs.schema import RunConfig, TaskConfig
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
 
+LARGEST = 1 << 20
+"""Bytes of a config file."""
+
 
 class ConfigErrors(ValueError):
     """All problems of a config. ``partial`` is the config without its wrong values, when that makes one: more can be
@@ -93,6 +96,10 @@ def config_schema() -> dict[str, Any]:
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int], list[str]]:
     try:
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise ConfigErrors(
+                [f"{path} has {path.stat().st_size} bytes, a config at most {LARGEST}; give the YAML file"]
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigErrors([f"no config file: {nothing_at(path.absolute())}"]) from None

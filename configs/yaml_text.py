@@ -15,6 +15,10 @@ Path = tuple[str | int, ...]
 """Keys and list positions from the top of the file, e.g. ``("actions", "data", 0, "kind")``."""
 
 
+MOST_NODES = 100_000
+"""Keys and list items, those of aliases counted wherever they stand: a few lines can say billions."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the 1.2 core schema's plain scalars."""
 
@@ -78,13 +82,15 @@ def read(text: str) -> tuple[Any, dict[Path, int], list[str]]:
         duplicates: list[str] = []
         _walk(node, (), lines, duplicates)
         return loader.construct_document(node), lines, duplicates
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number of 5000 digits
         raise YamlProblem(_one_line(error)) from error
     finally:
         loader.dispose()
 
 
 def _walk(node: yaml.Node, at: Path, lines: dict[Path, int], duplicates: list[str]) -> None:
+    if len(lines) > MOST_NODES:
+        raise YamlProblem(f"more than {MOST_NODES} keys and list items; write fewer, or fewer aliases (*name)")
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             lines[(*at, index)] = child.start_mark.line + 1

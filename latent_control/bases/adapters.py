@@ -84,7 +84,7 @@ def adapted_base(adapter: str | Path) -> str:
     try:
         said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         name = said["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{folder / CONFIG} does not say base_model_name_or_path ({type(error).__name__}); save the adapter again"
         ) from error

@@ -404,7 +404,7 @@ def _configured_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]
         added = {str(token["content"]): int(number) for number, token in said.get("added_tokens_decoder", {}).items()}
         special = [value for name, value in said.items() if name.endswith("_token")]
         special += said.get("additional_special_tokens") or []
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return {}
     names = [token.get("content") if isinstance(token, dict) else token for token in special]
     new = [name for name in dict.fromkeys(names) if isinstance(name, str) and name not in {*known, *added}]
@@ -417,7 +417,7 @@ def _placeholders(folder: Path) -> set[str]:
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         sections = [said, *(said.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return set()
     named = [section for section in sections if isinstance(section, dict)]
     found = [section[name] for section in named for name in _PLACEHOLDERS & section.keys()]

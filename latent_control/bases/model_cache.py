@@ -71,7 +71,7 @@ def content_hash(path: Path) -> str:
         said = json.loads(record.read_text(encoding="utf-8"))
         if said["marks"] == before:
             return str(said["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     started = time.time()
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,8 +15,19 @@ from latent_control.distributions import rollout_seed
 from latent_control.text import config_ends
 
 Decode: TypeAlias = Literal["code", "token"]
+LEAST_TEMPERATURE = 1e-4
+"""Besides 0: logits divided by less may overflow."""
 MIXTURE_CODES = 16
 """Codes of the mixture where nobody says how many (``benchmarks/decode_by_token.py``)."""
+
+
+def require_temperature(temperature: float) -> float:
+    """``ValueError`` unless ``temperature`` is 0 or a finite number from ``LEAST_TEMPERATURE`` on."""
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature}: need 0 (the most likely), or a finite number from {LEAST_TEMPERATURE} on"
+        )
+    return temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +72,9 @@ class SamplingParams:
     """Called at every step; may end rows."""
 
     def __post_init__(self) -> None:
-        if (
-            self.temperature < 0
-            or (self.top_k is not None and self.top_k < 1)
-            or (self.batch_size is not None and self.batch_size < 1)
-        ):
-            raise ValueError(
-                f"temperature={self.temperature}, top_k={self.top_k}, batch_size={self.batch_size}: need "
-                "temperature >= 0, top_k >= 1, batch_size >= 1"
-            )
+        require_temperature(self.temperature)
+        if (self.top_k is not None and self.top_k < 1) or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(f"top_k={self.top_k}, batch_size={self.batch_size}: need at least 1 of each")
         count = 1 if self.mixture_codes is None else self.mixture_codes
         if self.decode not in ("code", "token") or type(count) is not int or count < 1:
             raise ValueError(

@@ -129,7 +129,7 @@ def read_q_shape(folder: Path) -> QShape:
         if saved["format"] != FORMAT:
             raise ValueError(f"format {saved['format']!r}, this version reads {FORMAT}")
         return QShape(**saved["shape"])
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"no Q head in {folder}: {error}; train one with latent-control train-q RUN") from error
 
 

@@ -9,6 +9,7 @@ import traceback
 from types import TracebackType
 
 from configs.plain_text import escaped
+from configs.redaction import without_secrets
 from pipeline.cli import (  # noqa: F401  (each file's commands join the app when it is imported)
     cluster,
     compare,
@@ -36,11 +37,12 @@ class _Escaped(logging.Formatter):
     """Warnings quote files, models and users."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
+        return escaped(without_secrets(super().format(record)))
 
 
 def _print_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    print(escaped("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
+    told = without_secrets("".join(traceback.format_exception(kind, error, where)))
+    print(escaped(told), end="", file=sys.stderr)
 
 
 def main() -> None:

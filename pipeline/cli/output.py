@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from configs.plain_text import escaped
+from configs.redaction import without_secrets
 from pipeline.cli.options import GATES
 from pipeline.evaluation.modes import MODES, greedy_words
 from pipeline.runs.layout import EXPLORER, REPORT
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print a text, whoever it quotes: what would steer the terminal is shown escaped."""
-    typer.echo(escaped(text), err=err, nl=nl)
+    """Print a text, whoever it quotes: what would steer the terminal is shown escaped, secrets not at all."""
+    typer.echo(escaped(without_secrets(text)), err=err, nl=nl)
 
 
 def print_error(text: str) -> None:

@@ -128,7 +128,7 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
         # Who sent SIGTERM to a run (a scheduler, mostly) asked for an orderly end, and got it.
         number = getattr(error, "number", signal.SIGINT)
         raise typer.Exit(interrupts.exit_code(number, saved=started)) from None
-    except (ValueError, ArithmeticError, OSError, RunError) as error:
+    except (ValueError, ArithmeticError, OSError, RunError, RecursionError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         # Ray passes a worker's error on with its whole traceback as text; its cause is the sentence.

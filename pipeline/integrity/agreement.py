@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.redaction import without_secrets
 from configs.schema import RunConfig
 from pipeline.rl import ledger
 from pipeline.runs.events import read_events
@@ -14,7 +15,7 @@ from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import ONLINE
 from pipeline.tracking.mlflow_store import stored_metrics, valid_key
-from pipeline.tracking.uris import read_record, tracking_uri, without_password
+from pipeline.tracking.uris import read_record, tracking_uri
 
 
 def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
@@ -37,7 +38,7 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
             compared += said is not None
             if said is not None and not _same(said, value):
                 problems.append(f"{stage} {step}: {key} is {value:g} in MLflow, {said:g} in {METRICS}")
-    return problems, f"{compared} numbers agree with {without_password(uri)}" if compared else ""
+    return problems, f"{compared} numbers agree with {without_secrets(uri)}" if compared else ""
 
 
 def _logged(run_dir: Path, stage: str) -> dict[tuple[str, int], float]:

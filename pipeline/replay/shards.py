@@ -15,6 +15,8 @@ from pipeline.replay.schema import MANIFEST, METADATA, OLDER, QUARANTINE, SCHEMA
 from pipeline.runs.layout import REPLAY
 from pipeline.storage.atomic import sha256_file, unseal
 
+_MOST_VALUES, _MOST_BYTES = 1 << 26, 1 << 33
+"""Of a column in a row group, as it would be in memory."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -145,8 +147,9 @@ def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
         footer = pq.read_metadata(path)
         schema = footer.schema.to_arrow_schema()
         about = json.loads((schema.metadata or {}).get(METADATA, b"null"))
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"it is not a readable Parquet file: {str(error).partition(chr(10))[0]}") from error
+    _require_size(footer)
     if not isinstance(about, dict):
         raise ValueError("it carries no replay schema: not written by this buffer")
     version = about.get("schema_version")
@@ -160,6 +163,20 @@ def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
     kept = ("schema_version", "run_id", "rows", "min_policy_version", "max_policy_version")
     found = {"name": path.name, "sha256": digest, "bytes": path.stat().st_size} | {key: about[key] for key in kept}
     return Shard(path=path, entry=found, footer=footer)
+
+
+def _require_size(footer: pq.FileMetaData) -> None:
+    """``ValueError`` where a row group would be huge in memory: runs and dictionaries make a few bytes any number of
+    values."""
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for column in (group.column(place) for place in range(group.num_columns)):
+            copied = column.total_uncompressed_size if column.physical_type == "BYTE_ARRAY" else 1
+            if column.num_values > _MOST_VALUES or column.num_values * copied > _MOST_BYTES:
+                raise ValueError(
+                    f"row group {number} has {column.num_values} values in {column.path_in_schema}, of up to {copied} "
+                    "bytes each: this buffer writes no such shard"
+                )
 
 
 def _quarantine(root: Path, path: Path, reason: str) -> Quarantined:

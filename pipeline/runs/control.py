@@ -26,7 +26,7 @@ def read_request(run_dir: Path) -> int | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); write it with latent-control scale") from error
     workers = content.get("rollout_workers") if isinstance(content, Mapping) else 0
     if workers is not None and (type(workers) is not int or workers < 1):

@@ -3,12 +3,14 @@ diagnose``."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.redaction import without_secrets
 from pipeline.runs.layout import EVENTS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
@@ -27,7 +29,8 @@ class Events:
     def note(self, kind: str, text: str, **facts: Any) -> None:
         """``note("worker_lost", "worker 2 died: ...", worker=2)``; a full disk raises nothing: events report
         failures."""
-        line = checksummed_jsonl.line({"time": round(time.time(), 3), "kind": kind, "text": text} | facts, default=str)
+        told = json.loads(without_secrets(json.dumps({"text": text} | facts, default=str)))
+        line = checksummed_jsonl.line({"time": round(time.time(), 3), "kind": kind} | told)
         try:
             torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
             with self._path.open("a", encoding="utf-8") as file:

@@ -31,7 +31,7 @@ def expected_seconds(run_dir: Path, config: RunConfig) -> dict[str, float]:
         try:
             other = load_config(folder / CONFIG, check_paths=False)
             took = _took(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             continue  # what is damaged tells nothing
         if any(getattr(other, section) != getattr(config, section) for section in EVERYWHERE):
             continue

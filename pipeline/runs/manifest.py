@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from configs.redaction import without_secrets
 from pipeline.runs.layout import (
     CONFIG,
     EVALUATION,
@@ -37,13 +38,13 @@ _CHANGED = "is not what was written: it was changed or damaged"
 
 def put(run_dir: Path, name: str, data: bytes, *, keep: bool = False) -> None:
     """Write ``run_dir/name`` whole, and know it by its hash from then on; with ``keep`` (for texts) also by what it
-    says."""
+    says, secrets aside."""
 
     def expect(content: dict[str, Any]) -> None:
         before = content["files"].get(name, [""])[-1]
         content["files"][name] = [before, hashlib.sha256(data).hexdigest()]
         if keep:
-            content["texts"][name] = data.decode()
+            content["texts"][name] = without_secrets(data.decode())
 
     _change(run_dir, expect)
     path = run_dir / name
@@ -69,7 +70,7 @@ def renew(run_dir: Path, keep: str) -> None:
     def known_again(content: dict[str, Any]) -> None:
         content |= {"files": {name: [sha256_file(run_dir / name)] for name in names}, "logs": {}, "texts": {}}
         if keep in names:
-            content["texts"][keep] = (run_dir / keep).read_text()
+            content["texts"][keep] = without_secrets((run_dir / keep).read_text())
 
     _change(run_dir, known_again)
 

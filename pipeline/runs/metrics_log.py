@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from configs.redaction import without_secrets
 from pipeline.console.displays import Display, automatic
 from pipeline.console.progress import Ahead
 from pipeline.runs import interrupts, manifest
@@ -136,6 +137,7 @@ class RunLog:
 
     def message(self, text: str, kind: str = "", **facts: Any) -> None:
         """Show a line of text; one of a kind goes to ``events.jsonl``, too."""
+        text = without_secrets(text)
         if kind:
             self._events.note(kind, text, **facts)
         self.display.message(text, kind)

@@ -58,7 +58,7 @@ def read_process(run_dir: Path) -> dict[str, Any]:
     """The record of the process that works on a run, or was killed while it did; empty without one."""
     try:
         found = json.loads((run_dir / PROCESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     wanted = {"host": str, "pid": int, "started": int | float}
     whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in wanted.items())

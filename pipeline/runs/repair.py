@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.loading import load_config
 from configs.paths import path_fields
+from configs.redaction import HIDDEN, without_secrets
 from configs.yaml_text import read
 from pipeline.runs import manifest
 from pipeline.runs.events import Events
@@ -37,7 +38,8 @@ def mend(run_dir: Path, restore_config: bool) -> None:
         (run_dir / CONFIG).unlink(missing_ok=True)
         manifest.put(run_dir, CONFIG, text.encode(), keep=True)
         said = f"{CONFIG} {problems.pop(CONFIG)}"
-        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}")
+        hidden = f", which keeps no passwords: write them again for {HIDDEN}" if HIDDEN in text else ""
+        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}{hidden}")
     _refuse_changes(run_dir, text)
     if MANIFEST in problems:
         _say(run_dir, "manifest_renewed", f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are")
@@ -50,7 +52,7 @@ def mend(run_dir: Path, restore_config: bool) -> None:
         return
     remedy = f"put it back by latent-control resume {run_dir} --restore-config" if text is not None else "restore it"
     on_purpose = f"if it was changed on purpose, delete {MANIFEST} there"
-    changed = _listed(_values(text), _values((run_dir / CONFIG).read_text()))
+    changed = _listed(_values(text), _values(without_secrets((run_dir / CONFIG).read_text())))
     raise ValueError(f"{run_dir}: {CONFIG} {problems[CONFIG]} since the run began{changed}; {remedy}, or, {on_purpose}")
 
 

@@ -11,13 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
 from pipeline.runs import interrupts
 from pipeline.serving.export import is_export, weight_problems
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from pipeline.serving.service import Decode as DecodeRow
+    from pipeline.serving.service import Service
 
 LARGEST_BODY = 8 << 20
 QUEUED_BATCHES = 8
@@ -85,10 +92,8 @@ def require_port(settings: ServingSettings) -> None:
 def application(settings: ServingSettings) -> Any:
     """The Ray Serve application."""
     from ray import serve
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
 
-    from pipeline.serving.protocol import DecodedRow, RefusedRequest
+    from pipeline.serving.protocol import DecodedRow
     from pipeline.serving.service import DecodingRow, Service
 
     @serve.deployment(
@@ -117,17 +122,25 @@ def application(settings: ServingSettings) -> Any:
             return await asyncio.to_thread(self.service.decode, rows)
 
         async def __call__(self, request: Request) -> Response:
-            if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
-                refusal = RefusedRequest(
-                    f"the body has more than {LARGEST_BODY} bytes: send fewer prompts at once", 413
-                )
-                return JSONResponse(refusal.body(), status_code=refusal.status)
-            reply = await self.service.respond(request.method, request.url.path, await request.body(), self.decode)
-            if isinstance(reply.body, dict):
-                return JSONResponse(reply.body, status_code=reply.status)
-            return StreamingResponse(reply.body, media_type="text/event-stream")
+            return await answer(self.service, request, self.decode)
 
     return Replica.bind()  # type: ignore[attr-defined]
+
+
+async def answer(service: Service, request: Request, decode: DecodeRow) -> Response:
+    """The HTTP response to one request, of whose body no more than ``LARGEST_BODY`` is read."""
+    from starlette.responses import JSONResponse, StreamingResponse
+
+    from pipeline.serving.protocol import RefusedRequest, read_body
+
+    try:
+        body = await read_body(request.stream(), LARGEST_BODY)
+    except RefusedRequest as refusal:
+        return JSONResponse(refusal.body(), status_code=refusal.status)
+    reply = await service.respond(request.method, request.url.path, body, decode)
+    if isinstance(reply.body, dict):
+        return JSONResponse(reply.body, status_code=reply.status)
+    return StreamingResponse(reply.body, media_type="text/event-stream")
 
 
 @contextmanager

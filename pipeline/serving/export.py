@@ -15,6 +15,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from configs.loading import load_config
+from configs.redaction import without_secrets
 from configs.schema import Decoding, RunConfig
 from latent_control.auto import LatentControlConfig
 from latent_control.auto_generation import greedy_defaults
@@ -32,7 +33,6 @@ from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
-from pipeline.tracking.uris import without_password
 
 PROVENANCE, FORMAT = "provenance.json", 1
 
@@ -150,9 +150,6 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
     found = None
     if source.run_dir is not None and (source.run_dir / SUMMARY).is_file():
         found = json.loads((source.run_dir / SUMMARY).read_text()).get("evaluation")
-    settings = None if config is None else config.model_dump(mode="json")
-    if settings and settings["tracking"]["uri"]:
-        settings["tracking"]["uri"] = without_password(settings["tracking"]["uri"])
     return {
         "format": FORMAT,
         "run": None if source.run_dir is None else source.run_dir.name,
@@ -164,7 +161,7 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
         "trained_with": _versions(source.checkpoint),
         "exported_by": git_commit(),
         "evaluation": found,
-        "config": settings,
+        "config": None if config is None else json.loads(without_secrets(config.model_dump_json())),
     }
 
 

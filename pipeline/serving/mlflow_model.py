@@ -36,6 +36,7 @@ class LatentModel(mlflow.pyfunc.PythonModel):
         signature."""
         import pandas
 
+        from latent_control.decoding.sampling_params import require_temperature
         from latent_control.decoding.stop_strings import ended
         from latent_control.text import encode_text, left_padded, spoken_text
 
@@ -49,7 +50,14 @@ class LatentModel(mlflow.pyfunc.PythonModel):
             else None
         )
         ids, mask = left_padded([encode_text(self.tokenizer, prompt, chat=self.chat) for prompt in prompts])
-        temperature = float(settings.get("temperature", 0.0))
+        temperature = require_temperature(float(settings.get("temperature", 0.0)))
+        limit = settings.get("max_tokens", 0) or self.model.generation_config.max_new_tokens or 0
+        positions = getattr(self.model.latent.base.decoder.config, "max_position_embeddings", None)
+        if limit < 0 or (positions is not None and ids.shape[1] + limit > positions):
+            raise ValueError(
+                f"max_tokens={limit} beside a prompt of {ids.shape[1]} tokens: give a positive number, or 0 for the "
+                f"export's own; the model has {positions} positions"
+            )
         allowed = [int(code) for code in settings.get("allowed_codes", ())]
         out = self.model.generate(
             input_ids=ids,

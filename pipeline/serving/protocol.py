@@ -6,16 +6,28 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from configs.schema import Decode
 from latent_control.decoding.guide import is_one_row, make_guide
+from latent_control.decoding.sampling_params import require_temperature
 from latent_control.distributions import rollout_seed
-from latent_control.text import spoken_text
+from latent_control.text import spoken_text, whole_characters
 
 # Arguments of OpenAI's that mean nothing here, at the values at which they mean nothing there either.
 NEUTRAL: dict[str, Any] = {
@@ -28,10 +40,26 @@ NEUTRAL: dict[str, Any] = {
     "echo": False,
     "suffix": "",
 }
-MOST_ROWS, MOST_STOPS = 128, 4
+MOST_ROWS, MOST_STOPS, LONGEST_STOP, MOST_MESSAGES = 128, 4, 256, 2048
+MOST_TOKENS = 1 << 20
+"""Of a row, where the model has no number of positions."""
+BYTES_PER_TOKEN = 16
+"""A prompt with more bytes for each of the model's positions is refused before it is tokenised: text has 2 to 6."""
+_LONGEST_ERROR, _MOST_DIGITS = 1000, 20
 
-Codes = list[StrictInt | None] | list[list[StrictInt | None] | None]
-Allowed = list[StrictInt] | list[list[StrictInt] | None]
+
+class _FirstError(FailFast):
+    """Of a list with a million wrong items the first is reported; hashable, as parts of a union are."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+_FIRST = _FirstError()
+_CodeRow = Annotated[list[StrictInt | None], _FIRST]
+_Numbers = Annotated[list[StrictInt], _FIRST]
+Codes = _CodeRow | Annotated[list[_CodeRow | None], _FIRST]
+Allowed = _Numbers | Annotated[list[_Numbers | None], _FIRST]
+Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), AfterValidator(require_temperature)]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
@@ -43,9 +71,10 @@ class RefusedRequest(ValueError):
         self.status, self.param = status, param
 
     def body(self) -> dict[str, Any]:
-        """The error in OpenAI's format."""
+        """The error in OpenAI's format; what it quotes of the request is cut, and whole characters."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
+        said, param = (text and whole_characters(text[:_LONGEST_ERROR]) for text in (str(self), self.param))
+        return {"error": {"message": said, "type": kind, "param": param, "code": None}}
 
 
 class Request(BaseModel):
@@ -53,16 +82,16 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: StrictStr | None = None
-    max_tokens: StrictInt | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100)
+    max_tokens: StrictInt | None = Field(None, ge=1, le=MOST_TOKENS)
+    temperature: Temperature | None = None
     """0 takes the most likely codes."""
     top_k: StrictInt | None = Field(None, ge=1)
     """Sample among this many most likely codes."""
     decode: Decode | None = None
     """"code": by way of a code; "token": from the mixture over codes; left out: as the server does"""
     n: StrictInt = Field(1, ge=1, le=MOST_ROWS)
-    seed: StrictInt | None = Field(None, ge=0)
-    stop: StrictStr | list[StrictStr] | None = None
+    seed: StrictInt | None = Field(None, ge=0, lt=2**63)
+    stop: StrictStr | Annotated[list[StrictStr], _FIRST] | None = None
     stream: StrictBool = False
     user: StrictStr | None = None
     codes: Codes | None = None
@@ -74,7 +103,7 @@ class Request(BaseModel):
 class CompletionRequest(Request):
     """``POST /v1/completions``."""
 
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    prompt: StrictStr | Annotated[list[StrictStr], _FIRST] | _Numbers | Annotated[list[_Numbers], _FIRST]
 
 
 class Message(BaseModel):
@@ -88,8 +117,8 @@ class Message(BaseModel):
 class ChatRequest(Request):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: StrictInt | None = Field(None, ge=1)
+    messages: Annotated[list[Message], _FIRST] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: StrictInt | None = Field(None, ge=1, le=MOST_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +170,16 @@ class DecodedRow:
         return {"codes": self.codes, "code_logprobs": [round(x, 6) for x in self.code_logp], "token_ids": self.tokens}
 
 
+async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
+    """A body as it comes, whatever length it was said to have; ``RefusedRequest`` at more than ``most`` bytes."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > most:
+            raise RefusedRequest(f"the body has more than {most} bytes: send fewer prompts at once", 413)
+    return bytes(body)
+
+
 def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in a body.
 
@@ -148,11 +187,41 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
         RefusedRequest: it is no JSON, or says something that cannot be done.
     """
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(body, object_pairs_hook=_object, parse_int=_integer)
+        if not isinstance(content, dict):
+            raise RefusedRequest(
+                f"the body is a JSON {type(content).__name__}; send an object with the arguments by name"
+            )
+        return _validated(content, kind)
+    except RecursionError as error:
+        raise RefusedRequest("the body is nested too deeply: send an object with the arguments by name") from error
+    except RefusedRequest:
+        raise
+    except ValueError as error:
         raise RefusedRequest(f"the body is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise RefusedRequest(f"the body is a JSON {type(content).__name__}; send an object with the arguments by name")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0][:80]
+        raise RefusedRequest(f"{twice} stands there twice: send it once", param=twice)
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    """No argument takes a whole number of so many digits: as a float it is refused by the argument's name."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+def _validated(content: dict[str, Any], kind: type[Kind]) -> Kind:
+    for name, value in content.items():
+        try:  # JSON can spell halves of characters, which no text has
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RefusedRequest(
+                f"{name[:80]} has half of a character (a lone surrogate): send whole ones", param=name[:80]
+            ) from error
     for name, neutral in NEUTRAL.items():
         if (value := content.pop(name, None)) not in (None, neutral):
             raise RefusedRequest(
@@ -164,7 +233,7 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         # a typo explains what is missing
         found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        first, name = found[0], str(found[0]["loc"][0])
+        first, name = found[0], str(found[0]["loc"][0])[:80]
         # Of a union each member has its say; the argument's name is what they share.
         said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
         known = f"; known are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
@@ -175,6 +244,21 @@ def _shown(content: dict[str, Any], name: str) -> str:
     return json.dumps(content[name])[:80] if name in content else "nothing"
 
 
+def require_bounds(prompts: Sequence[str | Sequence[int]], n: int, limits: ModelLimits, param: str) -> None:
+    """``RefusedRequest`` where there are too many rows, or a prompt is too long to be tokenised."""
+    rows, most = len(prompts) * n, (limits.positions or MOST_TOKENS) * BYTES_PER_TOKEN
+    if not 1 <= rows <= MOST_ROWS:
+        raise RefusedRequest(
+            f"{len(prompts)} prompts x n={n} are {rows} rows: send 1 to {MOST_ROWS} in a request", param=param
+        )
+    if (longest := max((len(prompt.encode()) for prompt in prompts if isinstance(prompt, str)), default=0)) > most:
+        raise RefusedRequest(
+            f"a prompt of {longest} bytes is more than the model's {limits.positions or MOST_TOKENS} positions hold: "
+            f"at most {most} bytes are read",
+            param=param,
+        )
+
+
 def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: ModelLimits) -> list[DecodeRequest]:
     """The rows that a request needs: ``n`` of each prompt (token ids), one after the other.
 
@@ -182,23 +266,22 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
         RefusedRequest: another model is asked for, a number does not fit it, or there are too many rows.
     """
     if request.model is not None and request.model != limits.model:
-        raise RefusedRequest(f"the model {request.model!r} is not served here; {limits.model!r} is", 404, "model")
+        raise RefusedRequest(f"the model {request.model!r:.80} is not served here; {limits.model!r} is", 404, "model")
     rows = len(prompts) * request.n
-    if not 1 <= rows <= MOST_ROWS:
-        raise RefusedRequest(
-            f"{len(prompts)} prompts x n={request.n} are {rows} rows: send 1 to {MOST_ROWS} in a request",
-            param="prompt",
-        )
     wanted = request.max_tokens or getattr(request, "max_completion_tokens", None) or limits.max_tokens
     if wanted is None:
         raise RefusedRequest("max_tokens is missing, and the model has no default", param="max_tokens")
     for prompt in prompts:
         _require_fit(prompt, wanted, limits)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stop) > MOST_STOPS or "" in stop:
-        raise RefusedRequest(f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty", param="stop")
-    codes = _each(request.codes, rows, "codes")
-    allowed = _each(request.allowed_codes, rows, "allowed_codes")
+    if len(stop) > MOST_STOPS or "" in stop or max(map(len, stop), default=0) > LONGEST_STOP:
+        raise RefusedRequest(
+            f"stop has {len(stop)} strings: give 1 to {MOST_STOPS}, none of them empty or longer than {LONGEST_STOP} "
+            "characters",
+            param="stop",
+        )
+    codes = _each(request.codes, rows, "codes", wanted)
+    allowed = _each(request.allowed_codes, rows, "allowed_codes", limits.num_actions)
     try:
         make_guide(codes, allowed, rows=rows, num_actions=limits.num_actions, span=limits.span)
     except ValueError as error:
@@ -244,8 +327,8 @@ def _require_fit(prompt: Sequence[int], wanted: int, limits: ModelLimits) -> Non
         )
 
 
-def _each(given: Any, rows: int, name: str) -> list[Any] | None:
-    """One entry for each row, of what was given for all, for each prompt, or for each row."""
+def _each(given: Any, rows: int, name: str, most: int) -> list[Any] | None:
+    """One entry of at most ``most`` codes for each row, of what was given for all, for each prompt, or for each row."""
     if given is None:
         return None
     entries = [given] if is_one_row(given, name) else given
@@ -254,6 +337,8 @@ def _each(given: Any, rows: int, name: str) -> list[Any] | None:
             f"{name} is given for {len(entries)} rows, but there are {rows}: give one list for all, or one for each",
             param=name,
         )
+    if (longest := max((len(entry) for entry in entries if entry is not None), default=0)) > most:
+        raise RefusedRequest(f"{name} has {longest} codes for a row: give at most {most}", param=name)
     return [entry for entry in entries for _ in range(rows // len(entries))]
 
 

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import latent_control
+from configs.redaction import without_secrets
 from latent_control.pretrained import base_path
 from pipeline.serving.export import base_inside, read_provenance, weight_problems
 from pipeline.tracking.mlflow_store import MlflowStore, quiet_mlflow
-from pipeline.tracking.uris import without_password
 
 CODE = Path(__file__).with_name("mlflow_model.py")
 # What the model needs where it is loaded; latent_control itself travels along.
@@ -70,10 +70,10 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
                 client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         raise ValueError(
-            f"{without_password(store)} did not take the model {name!r}: {str(error).partition(chr(10))[0][:300]}"
+            without_secrets(f"{store} did not take the model {name!r}: {str(error).partition(chr(10))[0][:300]}")
         ) from error
     return Registered(
-        name=name, version=version, uri=f"models:/{name}/{version}", alias=alias, store=without_password(store)
+        name=name, version=version, uri=f"models:/{name}/{version}", alias=alias, store=without_secrets(store)
     )
 
 

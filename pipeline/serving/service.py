@@ -30,6 +30,7 @@ from pipeline.serving.protocol import (
     Wording,
     decode_requests,
     parse,
+    require_bounds,
 )
 
 Event = tuple[int, str, DecodedRow] | None
@@ -125,14 +126,18 @@ class Service:
             raise RefusedRequest(f"{path} takes {needed}, not {method}", 405)
         if path in pages:
             return Reply(status=200, body=pages[path])
-        request = parse(body, kinds[path])
-        prompts = self._prompts(request)
-        asks = decode_requests(request, prompts, self.limits)
+        # In a thread: others are read, and health checks answered, while a long text is tokenised.
+        request, asks = await asyncio.to_thread(self._asks, body, kinds[path])
         wording = Wording(chat=isinstance(request, ChatRequest), model=self.limits.model)
         if request.stream:
             return Reply(status=200, body=self._events(asks, wording, decode_row))
         answers = await asyncio.gather(*(decode_row(self._row(ask)) for ask in asks))
-        return Reply(status=200, body=wording.whole(answers, sum(map(len, prompts))))
+        return Reply(status=200, body=wording.whole(answers, sum(len(ask.prompt) for ask in asks[:: request.n])))
+
+    def _asks(self, body: bytes, kind: type[Request]) -> tuple[Request, list[DecodeRequest]]:
+        """The request in a body and the rows it needs."""
+        request = parse(body, kind)
+        return request, decode_requests(request, self._prompts(request), self.limits)
 
     def _models(self) -> dict[str, Any]:
         about = {"id": self.limits.model, "object": "model", "owned_by": "latent-control"}
@@ -148,11 +153,19 @@ class Service:
                 raise RefusedRequest(
                     "the model's tokenizer has no chat template: use /v1/completions", param="messages"
                 )
-            return [encode_messages(self.tokenizer, [message.model_dump() for message in request.messages])]
+            turns = [message.model_dump() for message in request.messages]
+            require_bounds(
+                ["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages"
+            )
+            try:
+                return [encode_messages(self.tokenizer, turns)]
+            except ValueError as error:  # the template refuses the conversation
+                raise RefusedRequest(str(error), param="messages") from error
         assert isinstance(request, CompletionRequest)
         given: Any = request.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = [given]
+        require_bounds(given, request.n, self.limits, "prompt")
         return [
             encode_text(self.tokenizer, item, chat=False) if isinstance(item, str) else list(item) for item in given
         ]

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.decoding.guide import make_guide
-from pipeline.serving.protocol import CompletionRequest, DecodeRequest, ModelLimits, RefusedRequest, decode_requests
+from pipeline.serving.protocol import (
+    CompletionRequest,
+    DecodeRequest,
+    ModelLimits,
+    RefusedRequest,
+    Temperature,
+    decode_requests,
+)
 
 MOST_CHARACTERS, MOST_NEW_TOKENS = 20_000, 1024
 
@@ -29,7 +36,7 @@ class SteeringRequest(BaseModel):
     forbidden_at: dict[int, list[StrictInt]] = Field(default_factory=dict)
     """That it may not choose at one token"""
     max_tokens: StrictInt | None = Field(None, ge=1, le=MOST_NEW_TOKENS)
-    temperature: float = Field(0.0, ge=0, le=100)
+    temperature: Temperature = 0.0
     """0 takes the likeliest codes"""
     top_k: StrictInt | None = Field(None, ge=1)
     seed: StrictInt = Field(0, ge=0, lt=2**63)
@@ -64,12 +71,18 @@ def decode_request(
     completion = CompletionRequest.model_validate(
         {
             "prompt": list(prompt),
-            "codes": list(request.codes) or None,
+            # Codes for tokens that will not be written are kept by the page, where a shorter answer is asked for.
+            "codes": list(request.codes)[: request.max_tokens or limits.max_tokens] or None,
             "allowed_codes": allowed,
             **request.model_dump(include={"max_tokens", "temperature", "top_k", "seed"}),
         }
     )
     (ask,) = decode_requests(completion, [prompt], limits)
+    if beyond := [place for place in request.forbidden_at if not 0 <= place < MOST_NEW_TOKENS]:
+        raise RefusedRequest(
+            f"forbidden_at has place {str(beyond[0])[:20]}: tokens are numbered from 0 to {MOST_NEW_TOKENS - 1}",
+            param="forbidden_at",
+        )
     try:
         make_guide(
             ask.codes,
@@ -92,7 +105,8 @@ def _allowed(request: SteeringRequest, count: int) -> list[int] | None:
     if request.allowed_codes is None and not request.forbidden_codes:
         return None
     allowed = range(count) if request.allowed_codes is None else request.allowed_codes
-    left = [code for code in dict.fromkeys(allowed) if code not in set(request.forbidden_codes)]
+    forbidden = set(request.forbidden_codes)
+    left = [code for code in dict.fromkeys(allowed) if code not in forbidden]
     if not left:
         raise RefusedRequest("no code is left: forbid fewer codes, or allow more", param="forbidden_codes")
     if clash := [code for code in request.codes if code is not None and 0 <= code < count and code not in left]:

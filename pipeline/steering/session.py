@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.steering.request import SteeringRequest
 
+MOST_CODES = 100_000
+"""Numbers of one command."""
+
 
 def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
     """``"3,5,10-12"`` as numbers; with ``gaps`` ``"3,_,17"``, where ``_`` leaves a code to the policy.
@@ -22,7 +25,7 @@ def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
             found.append(None)
         elif part.isdecimal() and len(part) <= 6:
             found.append(int(part))
-        elif span and not gaps and int(span[2]) - int(span[1]) < 100_000:
+        elif span and not gaps and int(span[2]) - int(span[1]) + len(found) < MOST_CODES:
             found += range(int(span[1]), int(span[2]) + 1)
         elif part:
             raise ValueError(

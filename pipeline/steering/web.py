@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pipeline.pages.explorer.records import as_data
-from pipeline.serving.protocol import RefusedRequest, parse
-from pipeline.steering.guard import Application, RequestGuard
+from pipeline.serving.protocol import RefusedRequest, parse, read_body
+from pipeline.steering.guard import LARGEST_BODY, Application, RequestGuard
 from pipeline.steering.page import page, policy
 from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.server import is_loopback, names_of
@@ -41,8 +41,8 @@ def application(steerer: Steerer, host: str) -> Application:
                 status_code=503,
             )
         try:
-            wish = parse(await request.body(), kind)
-            return JSONResponse(as_data(await run_in_threadpool(question, wish)))
+            body = await read_body(request.stream(), LARGEST_BODY)  # chunks may be more than their stated length
+            return JSONResponse(as_data(await run_in_threadpool(lambda: question(parse(body, kind)))))
         except RefusedRequest as refusal:
             return JSONResponse(refusal.body(), status_code=refusal.status)
         finally:

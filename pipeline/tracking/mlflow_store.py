@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.redaction import without_secrets
 from pipeline.runs import manifest
-from pipeline.runs.layout import MLFLOW
-from pipeline.tracking.uris import read_record, without_password
+from pipeline.runs.layout import CONFIG, MLFLOW
+from pipeline.tracking.uris import read_record
 
 _LONGEST_PARAM = 6000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
@@ -142,7 +143,7 @@ class MlflowRun:
         if not self._store.experiment_id:
             self._store.open()
         record = read_record(self._run_dir) or {}
-        if record.get("tracking_uri") != without_password(self._store.uri):
+        if record.get("tracking_uri") != without_secrets(self._store.uri):
             record = {}  # ids of another store mean nothing here
         known = record.get("runs", {}).get(self._stage)
         if known and self._continue(known):
@@ -152,7 +153,7 @@ class MlflowRun:
             self.id = made.info.run_id
         runs = record.get("runs", {}) | {self._stage: self.id}
         about = {
-            "tracking_uri": without_password(self._store.uri),
+            "tracking_uri": without_secrets(self._store.uri),
             "experiment_id": self._store.experiment_id,
             "runs": runs,
         }
@@ -208,10 +209,12 @@ class MlflowRun:
             self.waiting.popleft()
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """Store a copy of a file, or of all files in a folder."""
+        """Store a copy of a file, or of all files in a folder; of a config without secrets."""
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")
-        if self.id:
+        if self.id and path.name == CONFIG:
+            self._store.client.log_text(self.id, without_secrets(path.read_text(encoding="utf-8")), CONFIG)
+        elif self.id:
             log = self._store.client.log_artifacts if path.is_dir() else self._store.client.log_artifact
             log(self.id, str(path), folder)
 
@@ -227,7 +230,9 @@ class MlflowRun:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         if self.id:
-            known = Dataset(data.name[:500], data.digest()[:_DIGEST], source_type=data.kind, source=data.source)
+            known = Dataset(
+                data.name[:500], data.digest()[:_DIGEST], source_type=data.kind, source=without_secrets(data.source)
+            )
             tags = [InputTag("mlflow.data.context", data.context)]
             self._store.client.log_inputs(self.id, datasets=[DatasetInput(known, tags)])
 

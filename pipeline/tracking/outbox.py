@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from configs.redaction import without_secrets
+
 AWAY_SECONDS = 2.0
 """How long ``drained`` waits when the store did not answer before."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 30.0
@@ -103,7 +105,7 @@ class Outbox(threading.Thread):
         try:
             call()
         except (MlflowException, OSError, SQLAlchemyError, ValueError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
+            reason = without_secrets(str(error)).strip().partition("\n")[0][:200]
             # Failures of the network are OSErrors, also the one that is a ValueError: an answer that is not JSON.
             ours = isinstance(error, FileNotFoundError | ImportError) or (
                 isinstance(error, ValueError) and not isinstance(error, OSError)

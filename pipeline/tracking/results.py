@@ -8,12 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from configs.redaction import without_secrets
 from configs.schema import Tracking
 from pipeline.runs import manifest
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.mlflow_store import quiet_mlflow
 from pipeline.tracking.tracker import Tracker
-from pipeline.tracking.uris import read_record, tracking_uri, without_password
+from pipeline.tracking.uris import read_record, tracking_uri
 
 
 def keep(
@@ -67,7 +68,7 @@ def attach(
     run_id = record["runs"].get(stage) or next(reversed(record["runs"].values()), None)
     uri = tracking_uri(settings.uri, run_dir)
     if run_id is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
-        return f"there is no such run in {without_password(uri)}"
+        return f"there is no such run in {without_secrets(uri)}"
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -79,5 +80,5 @@ def attach(
         for name, text in texts.items():
             client.log_text(run_id, text, name)
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        return f"the store did not take it: {str(error).strip().partition(chr(10))[0][:200]}"
+        return f"the store did not take it: {without_secrets(str(error)).strip().partition(chr(10))[0][:200]}"
     return ""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.loading import load_config
+from configs.redaction import without_secrets
 from pipeline.runs import manifest, status
 from pipeline.runs.events import Events, read_events
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, SUMMARY, stage_record
@@ -15,7 +16,6 @@ from pipeline.runs.summary import read_summary
 from pipeline.tracking.lineage import result_tags
 from pipeline.tracking.stage_record import stage_tags
 from pipeline.tracking.tracker import Status, Tracker
-from pipeline.tracking.uris import without_password
 
 PATIENCE = 600.0
 """Seconds to wait for the store to take it all."""
@@ -50,13 +50,13 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
             tracker.artifact(result / MANIFEST, "checkpoint")
             tracker.tag(result_tags(run_dir, result, None))
         sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE)
-        say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_password(tracker.uri)}")
+        say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_secrets(tracker.uri)}")
         if not sent:
             return False
     tracker.close()
     if (summary := read_summary(run_dir)).pop("tracking", ""):
         manifest.put_json(run_dir, SUMMARY, summary)
-        Events(run_dir).note("tracking_synced", f"{without_password(tracker.uri)} has what it lacked")
+        Events(run_dir).note("tracking_synced", f"{without_secrets(tracker.uri)} has what it lacked")
     return True
 
 

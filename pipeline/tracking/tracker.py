@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.redaction import without_secrets
 from configs.schema import Tracking
 from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import METRICS
 from pipeline.tracking.mlflow_store import Data, MlflowRun, MlflowStore, quiet_mlflow, valid_key
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.system_metrics import Sampler
-from pipeline.tracking.uris import flatten, tracking_uri, without_password
+from pipeline.tracking.uris import flatten, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 START_SECONDS = 60.0
@@ -144,7 +145,7 @@ class Tracker:
         # A database that was deleted takes all that is written, through the connection that still has it open.
         gone = self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file()
         lost = "its file was deleted" if gone else self._outbox.lost()
-        where = f"the MLflow store {without_password(self.uri)} lacks a part of this run: {lost}"
+        where = f"the MLflow store {without_secrets(self.uri)} lacks a part of this run: {lost}"
         return lost and f"{where}; latent-control sync {self._run_dir} sends what {METRICS} has"
 
     def close(self) -> None:

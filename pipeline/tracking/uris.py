@@ -1,17 +1,14 @@
-"""Addresses of tracking stores, and the record of a run folder's MLflow runs; passwords are left out."""
+"""Addresses of tracking stores, and the record of a run folder's MLflow runs."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from configs.redaction import without_secrets
 from pipeline.runs.layout import MLFLOW
-
-_SECRET = re.compile(r"([^&=]*(?:password|passwd|token|secret|key)[^&=]*=)[^&]*", re.IGNORECASE)
 
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
@@ -24,35 +21,24 @@ def tracking_uri(uri: str | None, run_dir: Path) -> str:
     return uri
 
 
-def without_password(uri: str) -> str:
-    """The URI without secrets: no password, no token in place of a user, no secret parameter."""
-    parts = urlsplit(uri)
-    if parts.password is not None:
-        parts = parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
-    elif parts.username and parts.scheme in ("http", "https"):
-        parts = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}")
-    query = _SECRET.sub(r"\1***", parts.query)
-    return uri if (parts, query) == (urlsplit(uri), parts.query) else urlunsplit(parts._replace(query=query))
-
-
 def read_record(run_dir: Path) -> dict[str, Any] | None:
     """``{"tracking_uri", "experiment_id", "runs": {stage: run id}}`` of a run folder; ``None`` when it was not
     tracked."""
     try:
         record = json.loads((run_dir / MLFLOW).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("runs"), dict) else None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"improve": {"updates": 3}}`` -> ``{"improve.updates": "3"}``; lists and empty sections as JSON, no passwords
-    of URIs."""
+    """``{"improve": {"updates": 3}}`` -> ``{"improve.updates": "3"}``; lists and empty sections as JSON, without
+    secrets."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[f"{prefix}{key}"] = without_password(text) if "://" in text else text
+            flat[f"{prefix}{key}"] = without_secrets(text)
     return flat

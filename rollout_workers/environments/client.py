@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from configs.redaction import public_environment
 from rollout_workers.environments.protocol import Episode, Step
 
+LONGEST_LINE = 16 << 20
 SERVER = "rollout_workers.environments.server"
 
 
@@ -51,7 +53,7 @@ class WorldProcess:
             [sys.executable, "-m", SERVER, json.dumps({"name": name, "options": dict(options)})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": paths},
+            env=public_environment() | {"PYTHONPATH": paths},
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.requests, self.answers = self.process.stdin, self.process.stdout.fileno()
@@ -79,6 +81,8 @@ class WorldProcess:
             if not part:
                 raise WorldLost(f"the environment's process has ended ({self.process.wait()})")
             line += part
+            if len(line) > LONGEST_LINE:
+                raise WorldLost(f"the answer to {request['call']} has more than {LONGEST_LINE} bytes")
         reply = json.loads(line)
         if "error" in reply:
             raise WorldError(reply["error"])

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,10 +32,10 @@ main()
 """
 
 
-def _environment() -> dict[str, str]:
+def _environment(variables: Sequence[str]) -> dict[str, str]:
     """What is passed on. Relative places of modules are this process's: the child works in a folder that anybody may
     write to."""
-    kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+    kept = {name: os.environ[name] for name in (*PASSED, *variables) if name in os.environ}
     if places := [os.path.abspath(place) for place in kept.get("PYTHONPATH", "").split(os.pathsep) if place]:
         kept["PYTHONPATH"] = os.pathsep.join(places)
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -48,14 +48,15 @@ class Ended(Exception):
 class Child:
     """A running ``rollout_workers.judging.<module>``; it ends with this object."""
 
-    def __init__(self, module: str, settings: Mapping[str, object]) -> None:
+    def __init__(self, module: str, settings: Mapping[str, object], variables: Sequence[str] = ()) -> None:
+        """``variables``: names of environment variables that it sees besides ``PASSED``."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START.format(root=str(ROOT), module=module), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
-            env=_environment(),
+            env=_environment(variables),
             start_new_session=True,
         )
         self._finish: Callable[[], object] = weakref.finalize(self, _end, self._process)

@@ -33,6 +33,8 @@ class Function:
     """It may open connections."""
     processes: bool = False
     """It may start other programs."""
+    variables: tuple[str, ...] = ()
+    """Environment variables that it may see, by name."""
 
 
 class Isolation:
@@ -76,7 +78,8 @@ class Isolation:
         if self._child is not None:
             return self._child
         f, self._token = self.function, secrets.token_hex(8)
-        child = Child("function", {**asdict(f), "token": self._token})
+        settings = asdict(f) | {"token": self._token}
+        child = Child("function", settings, settings.pop("variables"))
         try:
             said = self._answer(child, self._token, LOADING_SECONDS)
         except Ended as ended:

@@ -40,6 +40,8 @@ class Python(Section):
     """It may open connections, as to a judge; else trying is the failure ``reward_refused``."""
     processes: bool = False
     """It may start other processes, as tests of code do; else trying is the failure ``reward_refused``."""
+    variables: tuple[str, ...] = ()
+    """Names of environment variables that it may see besides ``PATH`` and the like, e.g. one with a judge's key."""
 
 
 class Preference(Section):

@@ -115,6 +115,7 @@ class Own:
                 megabytes=limits.megabytes,
                 network=settings.network,
                 processes=settings.processes,
+                variables=settings.variables,
             )
         )
 

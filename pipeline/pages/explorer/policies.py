@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); bring it back from a copy") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object; bring it back from a copy")

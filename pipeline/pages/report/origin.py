@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import dump_config
+from configs.redaction import without_secrets
 from pipeline.pages.report.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
 from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
 from pipeline.tracking.server import deep_link
-from pipeline.tracking.uris import without_password
 
 
 def environment(sources: Sources) -> ReportSection:
@@ -127,7 +127,7 @@ def elsewhere(sources: Sources, beside: Path) -> ReportSection:
             Link(
                 text="MLflow: charts of this run",
                 target=chart,
-                about=f"store {without_password(str(tracked['tracking_uri']))}",
+                about=f"store {without_secrets(str(tracked['tracking_uri']))}",
             )
         )
     lines = [] if links else ["Nothing else was written."]

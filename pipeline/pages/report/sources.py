@@ -81,7 +81,7 @@ def read_sources(run_dir: Path) -> Sources:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); latent-control diagnose {path.parent} says what happened to the run"
         ) from error

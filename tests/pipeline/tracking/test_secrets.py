@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.redaction import without_secrets
 from configs.schema import RunConfig
 from pipeline.replay.writer import ReplayWriter
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sealed, unseal
 from pipeline.tracking.provenance import circumstances
-from pipeline.tracking.uris import flatten, without_password
+from pipeline.tracking.uris import flatten
 
 URIS = {
     "postgresql://me:s3cret@host/db": "postgresql://me:***@host/db",
@@ -26,7 +27,7 @@ URIS = {
 
 @pytest.mark.parametrize("uri", URIS)
 def test_a_stores_secrets_are_in_no_manifest_and_no_parameter(tmp_path: Path, uri: str) -> None:
-    assert without_password(uri) == URIS[uri]
+    assert without_secrets(uri) == URIS[uri]
     config = RunConfig(base={"model": "m"}, tracking={"uri": uri})
     told = json.dumps([circumstances(config, tmp_path, "improve", 3), flatten(config.model_dump(mode="json"))])
     assert "s3cret" not in told and URIS[uri] in told

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from configs.loading import dump_config
+from configs.redaction import without_secrets
 from configs.schema import RunConfig, Tracking
 from pipeline.experiments.comparison_record import save
 from pipeline.runs.context import StageContext, StageResult
@@ -26,7 +27,7 @@ from pipeline.tracking.stage_record import note_result
 from pipeline.tracking.stage_record import tracking as tracking_of
 from pipeline.tracking.system_metrics import gpu
 from pipeline.tracking.tracker import Tracker
-from pipeline.tracking.uris import flatten, read_record, tracking_uri, without_password
+from pipeline.tracking.uris import flatten, read_record, tracking_uri
 from rollout_workers.tasks.countdown import Countdown
 
 
@@ -355,8 +356,8 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri(None, Path("runs/a")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert tracking_uri("sqlite:///x.db", tmp_path) == f"sqlite:///{tmp_path}/x.db"
     assert tracking_uri("http://host:5000", tmp_path) == "http://host:5000"
-    assert without_password("http://me:pw@host:5000/x") == "http://me:***@host:5000/x"
-    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert without_secrets("http://me:pw@host:5000/x") == "http://me:***@host:5000/x"
+    assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
     assert (
         deep_link("7")
         == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
