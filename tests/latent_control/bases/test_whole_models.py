@@ -418,7 +418,9 @@ def test_a_reward_model_without_its_head_is_trained_but_not_hosted(classifier: P
 
 
 def test_config_check_refuses_a_broken_reward_model(classifier: Path, tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 2} -> {i} :", "answer": "1"}}\n' for i in range(40)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"prompt": "{i} {i + 2} -> {i} :", "answer": "1"}}\n' for i in range(40))
+    )
     options = {"path": str(tmp_path / "rows.jsonl"), "verifier": "preference", "preference": {"model": str(classifier)}}
     task = {"name": "jsonl", "options": options}
     assert errors_of(tiny_base, task=task) == []

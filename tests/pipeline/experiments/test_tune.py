@@ -20,7 +20,7 @@ from pipeline.experiments.codebook_score import CodesTrial, score, tuned
 from pipeline.experiments.tune_codes import Space, finalists, named, recommended, require_stages
 
 ROOT = Path(__file__).resolve().parents[3]
-OWN = {"num_actions": 64, "span": 1, "temperature": 2.0, "inverse_dynamics_layers": 2, "policy_layers": 2}
+OWN = {"num_actions": 64, "span": 1, "temperature": 2.0, "inverse_dynamics_layers": None, "policy_layers": None}
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_the_gain_is_said_in_words(tab):
     visit(tab, "view=gain")
     said = text_of(tab, "main p >> nth=0")
     assert "changed by +0.400 (95 % interval +0.300 to +0.500)" in said
-    assert "One code has a part that is surely above 0" in said and "the largest: 7 +0.020" in said
+    assert "One code has a significant contribution (95 % CI above 0)" in said and "the largest: 7 +0.020" in said
     assert "Most of the gain comes at positions" in text_of(tab)
 
 
@@ -144,7 +144,7 @@ def test_the_keyboard_alone_reaches_a_choice_and_its_endings(tab):
     assert focused(tab) == "step 4"
     tab.keyboard.press("Enter")
     wait_for(tab, "document.querySelector('section.panel')?.textContent.includes('at token 4')")
-    assert "How it ends with each choice" in text_of(tab, "section.panel")
+    assert "Counterfactual continuations (greedy, after RL)" in text_of(tab, "section.panel")
     assert focused(tab) == "step 4"  # focus stays
     tab.keyboard.press("End")
     assert focused(tab) == "step 11"
@@ -168,7 +168,7 @@ def test_why_is_said_in_words_that_fit_the_data(tab):
     other = dataset.vocabulary[step.endings[1].tokens[0]]
     visit(tab, "view=rollouts&rollout=1")  # the choice that decides is open
     panel = text_of(tab, "section.panel")
-    assert f"What decided the reward, if the policy after RL goes on greedily from there: token {DECISIVE}: " in panel
+    assert f"Decisive tokens (counterfactual, greedy continuation after RL): token {DECISIVE}: " in panel
     assert f" rather than {other}, with which the reward would be 1.00 instead of 0.50." in panel
     assert focused_step(tab) == f"step {DECISIVE}"
     assert "The likeliest other token is" in panel

@@ -24,7 +24,7 @@ from pipeline.replay.writer import Added, ReplayWriter, to_table
 from pipeline.storage.atomic import sha256_file, unseal
 from rollout_workers.rollouts import Rollout
 
-UNSTORED = {"features", "baseline", "event_logp", "events", "rescored_logp"}
+UNSTORED = {"decode", "features", "baseline", "event_logp", "events", "rescored_logp"}
 
 
 def ids(rows: Iterable[dict]) -> list[int]:
