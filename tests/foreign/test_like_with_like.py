@@ -22,6 +22,8 @@ from latent_control.text import load_tokenizer
 from learners.learning_rate import learning_rate_share
 from pipeline.data.batches import training_batches
 from pipeline.evaluation.cost import variant_costs
+from pipeline.evaluation.outcomes import Outcome
+from pipeline.evaluation.results import Played, differences
 from pipeline.preflight.base_model import tuned_start
 from pipeline.runs.stage_table import behind, planned
 from pipeline.runs.status import finished
@@ -39,6 +41,16 @@ pytest_plugins = ("rl_fixtures",)
 
 TUNE: dict[str, Any] = {"updates": 4, "batch_size": 6, "max_length": 32, "warmup_updates": 2, "evaluation_sequences": 8}
 TUNE |= {"learning_rate": 2e-3, "weight_decay": 0.1, "checkpoint_every": 2}
+
+
+def played(marks: str) -> Played:
+    """One response to each prompt, right where ``marks`` has a 1."""
+    own = {"variant": "x", "sample": 0, "reward_parts": {}, "response": "", "prompt": "", "new_tokens": 1}
+    rows = [
+        Outcome(mode="greedy", prompt_id=str(i), success=mark == "1", reward=float(mark), **own)
+        for i, mark in enumerate(marks)
+    ]
+    return Played(sampled=rows, greedy=rows)
 
 
 def settings(base: Path, **changes: Any) -> RunConfig:
@@ -209,6 +221,27 @@ def test_a_run_of_a_version_before_stays_as_it_is(tmp_path: Path, tiny_base: Pat
     (tmp_path / "checkpoints" / "token_level-00000050").mkdir(parents=True)
     assert [stage.name for stage in plan(config, tmp_path)] == names
     assert sources_of(config, tmp_path)["token_level"].name == "finetune"
+
+
+def test_what_is_compared_with_it() -> None:
+    marks = {"base": "0000", "cloned": "1000", "finetuned": "1110", "improved": "1111"}
+    marks |= {"token_sft": "1100", "token_level": "0111"}
+    found = differences({name: played(text) for name, text in marks.items()}, 1, {}, 0)
+    means = {pair: passes["greedy"]["mean"] for pair, passes in found.items()}
+    assert means == {
+        "cloned - base": 0.25,
+        "finetuned - base": 0.75,
+        "finetuned - cloned": 0.5,
+        "token_sft - base": 0.5,
+        "token_level - base": 0.75,
+        "token_level - token_sft": 0.25,
+        "finetuned - token_sft": 0.25,
+        "improved - base": 1.0,
+        "improved - cloned": 0.75,
+        "improved - finetuned": 0.25,
+        "improved - token_sft": 0.5,
+        "improved - token_level": 0.25,
+    }
 
 
 def test_a_base_lm_that_another_run_tuned_is_warned_of(
