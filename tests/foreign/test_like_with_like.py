@@ -24,6 +24,7 @@ from pipeline.data.batches import training_batches
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.evaluation.results import Played, differences
+from pipeline.experiments.compare import Finished, unlike
 from pipeline.preflight.base_model import tuned_start
 from pipeline.runs.stage_table import behind, planned
 from pipeline.runs.status import finished
@@ -255,6 +256,18 @@ def test_a_base_lm_that_another_run_tuned_is_warned_of(
     assert said.startswith("actions.init: ") and str(tuned) in said and "clone" in said
     assert warned(tuned, improve={"level": "token"}) and not warned(tuned, improve={})
     assert not warned(tiny_checkpoint) and not warned(tiny_base.parent / "nothing")
+
+
+def test_a_comparison_names_what_its_sides_differ_in(run: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    def side(variant: str, folder: Path, temperature: float = 1.0) -> list[Finished]:
+        config = settings(tiny_base, rollout={"temperature": temperature})
+        return [Finished(folder=folder, config=config, variant=variant, answers=None, costs={}, curve=[])]
+
+    assert not unlike(side("improved", run["folder"]), side("token_level", run["folder"]))
+    (said,) = unlike(side("improved", tmp_path), side("improved", tmp_path, 0.6))
+    assert "temperature 1, B at 0.6" in said
+    (said,) = unlike(side("improved", tmp_path), side("token_level", tmp_path))
+    assert str(tmp_path) in said and "run its config again" in said
 
 
 @pytest.mark.slow
