@@ -163,9 +163,7 @@ def unlike(a: Sequence[Finished], b: Sequence[Finished]) -> list[str]:
     found = []
     at = [", ".join(f"{t:g}" for t in sorted({run.config.rollout.temperature for run in side})) for side in (a, b)]
     if at[0] != at[1]:
-        text = (
-            f"A was sampled at rollout.temperature {at[0]}, B at {at[1]}: sampled success is of both; go by"
-        )
+        text = f"A was sampled at rollout.temperature {at[0]}, B at {at[1]}: sampled success is of both; go by"
         found.append(f"{text} greedy by token, or train and evaluate both at one")
     for run in (*a, *b):
         tuned = run.variant == TOKEN_LEVEL and run.config.finetune is not None

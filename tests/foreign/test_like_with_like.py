@@ -46,7 +46,14 @@ TUNE |= {"learning_rate": 2e-3, "weight_decay": 0.1, "checkpoint_every": 2}
 
 def played(marks: str) -> Played:
     """One response to each prompt, right where ``marks`` has a 1."""
-    own = {"variant": "x", "sample": 0, "reward_parts": {}, "response": "", "prompt": "", "new_tokens": 1}
+    own: dict[str, Any] = {
+        "variant": "x",
+        "sample": 0,
+        "reward_parts": {},
+        "response": "",
+        "prompt": "",
+        "new_tokens": 1,
+    }
     rows = [
         Outcome(mode="greedy", prompt_id=str(i), success=mark == "1", reward=float(mark), **own)
         for i, mark in enumerate(marks)
