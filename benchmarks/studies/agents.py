@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import row, run, write
+from common import row, run, side_by_side, write
 
 VARIANTS = {
     "base": "SFT",
@@ -43,12 +43,19 @@ MODES = {"sampled": "sampled", "greedy_token": "greedy by token"}
 Evaluation = dict[str, Any]
 
 
+def start_of(out: Path, seed: int, overrides: Sequence[str]) -> Path:
+    """The run that trains the base LM, the codes and the cloned policy of a seed."""
+    made = [f"seed={seed}", f"base.model={out / f'agents-{seed}-base'}", *overrides]
+    return run(
+        out / f"agents-{seed}", [*made, "finetune=null", "improve=null", "evaluation=null"], config="agents_textworld"
+    )
+
+
 def evaluation(out: Path, seed: int, temperature: float, overrides: Sequence[str]) -> Evaluation:
     """What both sides came to at one temperature."""
-    base = f"base.model={(out / f'agents-{seed}').resolve()}-base"
-    first = [f"seed={seed}", base, *overrides, "finetune=null", "improve=null", "evaluation=null"]
-    codes = run(out / f"agents-{seed}", first, config="agents_textworld") / "checkpoints" / "clone"
-    start = [f"seed={seed}", base, "base.train=null", f"actions.init={codes}", "actions.updates=0", "clone.updates=0"]
+    codes = out / f"agents-{seed}" / "checkpoints" / "clone"
+    start = [f"seed={seed}", f"base.model={out / f'agents-{seed}-base'}", "base.train=null"]
+    start += [f"actions.init={codes}", "actions.updates=0", "clone.updates=0"]
     sides = ["improve.token_baseline=true", f"rollout.temperature={temperature}", *overrides]
     folder = run(out / f"agents-{seed}-{temperature:g}", [*start, *sides], config="agents_textworld")
     found: Evaluation = json.loads((folder / "summary.json").read_text())["evaluation"]
@@ -110,12 +117,11 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.7, 1.0, 1.3])
     parser.add_argument("overrides", nargs="*", help="before the options, e.g. improve.token_learning_rate=5e-4")
     arguments = parser.parse_args()
-    found = {
-        temperature: [
-            evaluation(arguments.out.absolute(), seed, temperature, arguments.overrides) for seed in arguments.seeds
-        ]
-        for temperature in arguments.temperatures
-    }
+    out, seeds, overrides = arguments.out.absolute(), arguments.seeds, arguments.overrides
+    side_by_side(lambda seed: start_of(out, seed, overrides), seeds)
+    jobs = [(seed, temperature) for temperature in arguments.temperatures for seed in seeds]
+    made = dict(zip(jobs, side_by_side(lambda job: evaluation(out, *job, overrides), jobs), strict=True))
+    found = {t: [made[seed, t] for seed in seeds] for t in arguments.temperatures}
     rows = [row for temperature, some in found.items() for row in rows_at(temperature, some)] + best_rows(found)
     write("agents", "benchmarks/studies/agents.py", arguments.seeds, rows, evaluations=found)
 
