@@ -134,11 +134,7 @@ def _improve(config: RunConfig) -> Iterator[str]:
             f"improve.group_size: {improve.group_size}, but {improve.algorithm} compares rollouts of one prompt; "
             "set 2 or more"
         )
-    if (
-        improve.algorithm == "ppo"
-        and improve.token_trains == "all"
-        and (improve.level == "token" or improve.token_baseline)
-    ):
+    if improve.algorithm == "ppo" and improve.token_trains == "all" and config.over_tokens:
         yield (
             "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks "
             "or added_blocks"
@@ -329,7 +325,7 @@ def _rollout(config: RunConfig) -> Iterator[str]:
     if engine == "vllm" and config.improve is not None:
         if config.improve.features == "ship":
             yield "improve.features: ship, but rollout.engine vllm cannot ship features; set auto or recompute"
-        if config.improve.level == "token" or config.improve.token_baseline:
+        if config.over_tokens:
             yield (
                 "rollout.engine: vllm decodes latent actions only, not a token-level policy; set rollout.engine: local"
             )

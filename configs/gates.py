@@ -25,7 +25,7 @@ FORM = re.compile(
     r"\s*(?:([a-z_]+)\.)?([a-z][a-z0-9_]*)\s*(>=|<=|>|<)\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*"
 )
 EXAMPLE = "e.g. success >= 0.6 or improved.greedy >= 0.5"
-VARIANTS = ("base", "cloned", "finetuned", "offline", "improved", "token_level")
+VARIANTS = ("base", "cloned", "finetuned", "offline", "improved", "token_sft", "token_level")
 PLAYED = ("success", "sampled", "greedy", "tokens", "failures")
 """Measures of any evaluation: success@1 sampled (two names), greedy (of a latent policy: by code); generated tokens per
 sampled response; verifier failures."""
@@ -96,14 +96,14 @@ def final_variant(config: RunConfig) -> str:
 
 def made_variants(config: RunConfig) -> tuple[str, ...]:
     """The variants that a run of ``config`` evaluates."""
-    improve = config.improve
     there = {
         "base": True,
         "cloned": config.clone is not None,
         "finetuned": config.finetune is not None,
         "offline": config.improve_offline is not None,
-        "improved": improve is not None,
-        "token_level": improve is not None and (improve.token_baseline or improve.level == "token"),
+        "improved": config.improve is not None,
+        "token_sft": config.finetune is not None and config.over_tokens,
+        "token_level": config.over_tokens,
     }
     return tuple(name for name in VARIANTS if there[name])
 
@@ -161,7 +161,7 @@ def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
 def has_no_codes(config: RunConfig, variant: str) -> bool:
     """Whether a variant chooses tokens itself, so that there is one greedy decoding of it."""
     at_token_level = variant == "improved" and config.improve is not None and config.improve.level == "token"
-    return variant in ("base", "token_level") or at_token_level
+    return variant in ("base", "token_sft", "token_level") or at_token_level
 
 
 def _near(word: str, known: tuple[str, ...]) -> str:

@@ -253,7 +253,8 @@ class Improve(Section):
     level: Literal["latent", "token"] = "latent"
     """``latent``: RL over codes; ``token``: the baseline, RL over tokens."""
     token_baseline: bool = False
-    """Also train the token-level baseline with the same settings and report it as ``token_level``."""
+    """Also train the token-level baseline with the same settings and report it as ``token_level``; where there is
+    ``finetune``, from the base LM's own SFT with ``finetune``'s data and settings (``token_sft``)."""
     token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
     """What is trained at token level: the base's last ``token_blocks`` blocks, as many new ones put on it, or all its
     parameters."""
@@ -550,6 +551,11 @@ class RunConfig(Section):
         on scaling."""
         autoscale = self.cluster.autoscale
         return max(self.rollout.num_workers, autoscale.max if autoscale is not None else 0)
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether it has reinforcement learning at token level."""
+        return self.improve is not None and (self.improve.token_baseline or self.improve.level == "token")
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -91,9 +91,13 @@ def read_shape(folder: Path) -> LatentActionConfig:
 
 def base_path(folder: str | Path) -> str:
     """Where the base LM (and its tokenizer) of a checkpoint lies: a folder or a hub id."""
-    recorded = str(read_config(Path(folder))["base"]["path"])
-    beside = Path(folder) / recorded
-    return str(beside.resolve()) if beside.is_dir() else recorded
+    return beside(Path(folder), str(read_config(Path(folder))["base"]["path"]))
+
+
+def beside(folder: Path, recorded: str) -> str:
+    """What ``reference`` in a checkpoint in ``folder`` names."""
+    path = folder / recorded
+    return str(path.resolve()) if path.is_dir() else recorded
 
 
 def tokenizer_path(folder: str | Path) -> str:

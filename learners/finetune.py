@@ -1,5 +1,4 @@
-"""Stage 2: fine-tuning under action guidance (FTA). Trains the base LM, by an option the merge module; codes come from
-a frozen source."""
+"""Stage 2: fine-tuning under action guidance (FTA), and the same without codes. Both train the base LM."""
 
 from __future__ import annotations
 
@@ -11,6 +10,22 @@ from latent_control.losses import Metrics
 from latent_control.model import LatentActionLM, token_nll
 from latent_control.records import Features, TokenBatch
 from learners.offline_training import OfflineStage, TrainingStep
+
+
+class TokenSFTStage(OfflineStage):
+    """The base LM alone learns the same response tokens: where the token level starts that a fine-tuned model is
+    compared with."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The base LM."""
+        return list(self.model.base.lm.parameters())
+
+    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+        """Cross-entropy of one microbatch."""
+        mask = batch.response_mask[:, 1:]
+        logits = self.model.base.logits(self.model.features(batch.input_ids).read("final")[:, :-1][mask])
+        loss = token_nll(logits, batch.input_ids[:, 1:][mask]).sum() / step.positions
+        return loss, {"nll_train": loss.detach()}
 
 
 class FinetuneStage(OfflineStage):

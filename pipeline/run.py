@@ -20,6 +20,7 @@ from pipeline.console.progress import Ahead
 from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
+from pipeline.preflight.base_model import tuned_start
 from pipeline.rl.rollout_metrics import tied_warning
 from pipeline.runs import interrupts, manifest, seals
 from pipeline.runs.context import StageContext, StageResult
@@ -31,7 +32,7 @@ from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METR
 from pipeline.runs.metrics_log import RunLog
 from pipeline.runs.process import at_work
 from pipeline.runs.repair import mend
-from pipeline.runs.stage_table import BASE, EVALUATE, ONLINE, PAGES
+from pipeline.runs.stage_table import BASE, EVALUATE, ONLINE, PAGES, start_of
 from pipeline.runs.starts import note_end, noted
 from pipeline.runs.status import finished as has_finished
 from pipeline.runs.summary import read_summary
@@ -90,7 +91,7 @@ def nothing_left(run_dir: Path) -> bool:
         return False
     config, summary = load_config(run_dir / CONFIG, [], check_paths=False), read_summary(run_dir)
     pages = not (wants_page(config) or config.report.enabled) or PAGES in summary.get("took", ())
-    results = [run_dir / CHECKPOINTS / stage.name for stage in plan(config) if stage.name != BASE]
+    results = [run_dir / CHECKPOINTS / stage.name for stage in plan(config, run_dir) if stage.name != BASE]
     return has_finished(config, summary) and pages and not any(checkpoints.verify(result) for result in results)
 
 
@@ -137,7 +138,7 @@ def note_lost(log: RunLog, run_dir: Path, lost: str) -> None:
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     """What a display shows before the run starts."""
-    stages = {stage.name: int(stage.settings.updates) for stage in plan(config)}
+    stages = {stage.name: int(stage.settings.updates) for stage in plan(config, run_dir)}
     stages |= {EVALUATE: 0} if config.evaluation is not None else {}
     rl = config.improve
     return Ahead(
@@ -152,20 +153,20 @@ def ahead(config: RunConfig, run_dir: Path) -> Ahead:
 def _work(context: StageContext, tracker: Tracker) -> None:
     """Every stage, the evaluation, the pages."""
     config, run_dir, log = context.config, context.run_dir, context.log
-    warnings = simulation_warning(config)
+    warnings = simulation_warning(config) + tuned_start(config)
     for warning in warnings:
         log.message(warning)
     # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
     summary: dict[str, Any] = read_summary(run_dir) | ({"warnings": warnings} if warnings else {}) | {"stages": {}}
     whole = evaluated(run_dir, summary)
-    source: Path | None = None
-    for stage in plan(config):
+    made: dict[str, Path] = {}
+    for stage in plan(config, run_dir):
         kept = finished(context, stage)
         if kept is None or config.evaluation is None:  # an evaluation is of the stages that there were
             whole = False
             for name in ("evaluation", "gates", "took"):
                 summary.pop(name, None)
-        result, seconds = kept or tracked(context, tracker, stage, source)
+        result, seconds = kept or tracked(context, tracker, stage, start_of(config, stage.name, made))
         summary["stages"][stage.name] = {
             "seconds": seconds,
             "checkpoint": os.path.relpath(result.checkpoint, run_dir),
@@ -176,13 +177,13 @@ def _work(context: StageContext, tracker: Tracker) -> None:
             for warning in tied_warning(stage.name, config.improve, result.metrics.get("tied_groups")):
                 summary.setdefault("warnings", []).append(warning)
                 log.message(warning)
-        source = result.checkpoint if stage.passes_on else source
+        made[stage.name] = result.checkpoint
         if kept is None:
             manifest.put_json(run_dir, SUMMARY, summary)
         elif seals.unrecorded(run_dir, [stage.name]):  # of a version before, or the manifest was lost
             seals.stage_ended(run_dir, stage.name, Path(resolve_base(config)))
     took = summary.setdefault("took", {})
-    if config.evaluation is not None and source is not None:
+    if config.evaluation is not None and made.keys() - {BASE}:
         if not whole:
             with interrupts.at_once(), _timed(took, EVALUATE):
                 summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)

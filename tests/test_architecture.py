@@ -354,7 +354,6 @@ NAMED_LIKE_A_STAGE = {
     "pipeline/experiments/codebook_score.py": {"improve"},
     "pipeline/experiments/tune_codes.py": {"finetune"},
     "pipeline/pages/report/examples.py": {"token_level"},
-    "pipeline/pages/report/results.py": {"token_level"},
     "pipeline/preflight/init_config.py": {"clone", "improve"},
     "pipeline/rl/algorithm.py": {"improve"},
     "pipeline/rl/config.py": {"improve"},

@@ -120,7 +120,7 @@ def found(case: str, seed: int, updates: int) -> dict[str, float]:
         start=0,
         hooks=hooks,
     )
-    measured = codebook_measures(model, held) | reach_measures(model, held[0])
+    measured = codebook_measures(model, held) | reach_measures(model, held)
     print(f"{case}, seed {seed}: " + ", ".join(f"{m} {measured[m]:.3f}" for m in MEASURES), file=sys.stderr, flush=True)
     return measured
 

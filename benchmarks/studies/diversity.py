@@ -2,9 +2,9 @@
 
     python benchmarks/studies/diversity.py --out runs/study
 
-Eight sampled responses to each held-out prompt. Success rises and diversity falls as the sampling temperature is
-lowered, so each seed's two policies are compared on the prompts that *both* solved at least twice, by the share of
-pairs of *solutions* that differ.
+Eight sampled responses to each held-out prompt, all sides at one temperature. Success rises and diversity falls as a
+policy sharpens, so each seed's two policies are compared on the prompts that *both* solved at least twice, by the share
+of pairs of *solutions* that differ.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from common import row, write
+from latent_vs_token import SIDES, TEMPERATURE, name_of
 
 from pipeline.evaluation.diversity import per_prompt_pairs, solutions
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.runs.layout import OUTCOMES
-
-SIDES = ("latent", "last_blocks", "added_blocks", "all")
 
 
 def played(folder: Path, variant: str) -> tuple[float, np.ndarray, np.ndarray]:
@@ -41,10 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of all sides' runs")
     arguments = parser.parse_args()
     sides = {
         side: [
-            played(arguments.out / f"{side}-{seed}", "improved" if side == "latent" else "token_level")
+            played(
+                arguments.out / f"{name_of(side, arguments.temperature)}-{seed}",
+                "improved" if side == "latent" else "token_level",
+            )
             for seed in arguments.seeds
         ]
         for side in SIDES

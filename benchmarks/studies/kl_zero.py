@@ -4,7 +4,7 @@
 
 The held-out curve is measured every 50 updates; ``last_minus_best`` is success at the end minus the best before it,
 ``last_minus_usual`` minus success after the usual number of updates. The best two token-level settings run beside when
-the sweep of latent_vs_token.py is there.
+the sweep of latent_vs_token.py is there, all sides at one temperature.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cloned, improved, row, side_by_side, write
-from latent_vs_token import SIDES, overrides
+from latent_vs_token import SIDES, TEMPERATURE, best_of, name_of, overrides
 
 from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import series
@@ -32,8 +32,9 @@ def play(out: Path, side: str, seed: int, settings: list[str]) -> list[float]:
         f"improve.evaluate_prompts={PROMPTS}",
         "evaluation=null",
     ]
-    improved(out, f"kl-zero-{side}", seed, cloned(out, seed), *settings, "improve.kl_coefficient=0", *long)
-    found = series(out / f"kl-zero-{side}-{seed}" / METRICS, "improve", "heldout_success")
+    name = name_of(f"kl-zero-{side}", TEMPERATURE)
+    improved(out, name, seed, cloned(out, seed), *settings, "improve.kl_coefficient=0", *long)
+    found = series(out / f"{name}-{seed}" / METRICS, "improve", "heldout_success")
     print(f"{side}, seed {seed}: {' '.join(f'{value:.3f}' for value in found)}", flush=True)
     return found
 
@@ -46,13 +47,13 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     sweep = out / "sweep.json"
-    best: dict[str, Any] = json.loads(sweep.read_text())["best"] if sweep.is_file() else {}
+    best: dict[str, Any] = best_of(json.loads(sweep.read_text())["tried"], str(TEMPERATURE)) if sweep.is_file() else {}
     chosen = {
         side: overrides(*(best[side][k] for k in ("side", "rate", "epochs", "temperature")))
         for side in PLAYED
         if side in best
     }
-    chosen = chosen or {"latent": SIDES["latent"][0]}
+    chosen = chosen or {"latent": [*SIDES["latent"][0], f"rollout.temperature={TEMPERATURE}"]}
     jobs = [(side, seed) for side in chosen for seed in arguments.seeds]
     side_by_side(lambda seed: cloned(out, seed), arguments.seeds)
     curves = dict(zip(jobs, side_by_side(lambda job: play(out, *job, chosen[job[0]]), jobs), strict=True))

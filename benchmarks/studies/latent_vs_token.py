@@ -1,9 +1,12 @@
 """Latent actions against the best token-level baseline on quickstart: same trainer, prompts, rewards, batches,
 evaluation.
 
-    python benchmarks/studies/latent_vs_token.py --sweep --out runs/study      learning rate, epochs, temperature of
-    each side, one seed python benchmarks/studies/latent_vs_token.py --out runs/study              the best of each,
-    five other seeds
+    python benchmarks/studies/latent_vs_token.py --sweep --out runs/study    # all settings of each side, one seed
+    python benchmarks/studies/latent_vs_token.py --out runs/study            # the best of each, five other seeds
+
+All sides sample at one temperature, in training and in the evaluation (``--temperature``; ``own``: each at the one that
+its sweep chose, which compares sampled success at different temperatures). Greedy by token is the same decoding on all
+sides; ``greedy`` of the latent side is by code.
 
 The target is what the best token-level baseline earns at the end of its budget (mean of its last 20 updates); a side
 reaches it when the mean of its last 10 updates does. ``rollout_ratio`` and ``wall_ratio``: what latent RL spends to
@@ -33,13 +36,15 @@ SIDES = {
     "all": (["improve.level=token", "improve.token_trains=all"], (1e-4, 2e-4, 5e-4)),
 }
 EPOCHS, TEMPERATURES = (1, 3), (1.0, 0.6)
+TEMPERATURE = 0.6
+"""Of all sides in the comparisons: the best one of every side in the sweep (the latent side had 0.650 at both)."""
 LAST, WINDOW, FORMAT = 20, 10, 0.98
+MODES = {"sampled": "sampled", "greedy": "greedy", "greedy_token": "greedy by token"}
 # Chosen on seeds 100 and 101, like the settings of the sweep.
 HALF = [
     "improve.learning_rate=7e-4",
     "improve.min_learning_rate_share=0.05",
     "improve.epochs=3",
-    "rollout.temperature=0.6",
 ]
 HALF += [f"improve.updates={UPDATES // 2}"]
 # for diversity.py
@@ -61,8 +66,22 @@ def last(curve: Curve) -> float:
     return statistics.mean(curve.rewards[-LAST:])
 
 
-def sweep(out: Path, updates: int) -> dict[str, dict[str, Any]]:
-    """Every setting of every side with one seed that the comparison does not use; the best by reward at the end."""
+def best_of(tried: list[dict[str, Any]], temperature: str) -> dict[str, dict[str, Any]]:
+    """Each side's setting with the highest reward at the end, at one temperature for all or at each its own."""
+    there = [t for t in tried if temperature == "own" or t["temperature"] == float(temperature)]
+    if not there:
+        known = ", ".join(str(t) for t in sorted({t["temperature"] for t in tried}))
+        raise ValueError(f"--temperature {temperature} was not swept; the sweep has {known}")
+    return {side: max((t for t in there if t["side"] == side), key=lambda t: t["reward"]) for side in SIDES}
+
+
+def name_of(side: str, temperature: float) -> str:
+    """Of a side's runs."""
+    return f"{side}-at-{temperature:g}"
+
+
+def sweep(out: Path, updates: int) -> list[dict[str, Any]]:
+    """Every setting of every side with one seed that the comparison does not use."""
     clone = cloned(out, DEV)
     jobs = [
         (side, rate, epochs, temperature)
@@ -80,12 +99,10 @@ def sweep(out: Path, updates: int) -> dict[str, dict[str, Any]]:
         return reward
 
     rewards = side_by_side(play, jobs)
-    tried = [
+    return [
         {"side": s, "rate": r, "epochs": e, "temperature": t, "reward": reward}
         for (s, r, e, t), reward in zip(jobs, rewards, strict=True)
     ]
-    best = {side: max((t for t in tried if t["side"] == side), key=lambda t: t["reward"]) for side in SIDES}
-    return {"tried": tried, "best": best}  # type: ignore[dict-item]
 
 
 def reached(curve: Curve, target: float) -> int | None:
@@ -100,7 +117,8 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
         side, seed = job
         chosen = best[side]
         settings = overrides(side, chosen["rate"], chosen["epochs"], chosen["temperature"])
-        found = improved(out, side, seed, cloned(out, seed), *settings, f"improve.updates={UPDATES}", *EVALUATION)
+        name, more = name_of(side, chosen["temperature"]), [f"improve.updates={UPDATES}", *EVALUATION]
+        found = improved(out, name, seed, cloned(out, seed), *settings, *more)
         print(f"{side}, seed {seed}: {last(found):.3f}", flush=True)
         return found
 
@@ -113,9 +131,9 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
     )
     rows = [row(f"{side}: reward at the end", [last(curves[side, seed]) for seed in seeds]) for side in SIDES]
     rows += [
-        row(f"{side}: held out, {mode}", [heldout(curves[side, seed], side, mode) for seed in seeds])
+        row(f"{side}: held out, {shown}", [heldout(curves[side, seed], side, mode) for seed in seeds])
         for side in SIDES
-        for mode in ("sampled", "greedy")
+        for mode, shown in MODES.items()
     ]
     for side in SIDES:
         found = [curves[side, seed] for seed in seeds]
@@ -130,24 +148,26 @@ def compare(out: Path, best: dict[str, Any], seeds: tuple[int, ...]) -> tuple[li
     spent, missed = ratios([curves["latent", seed] for seed in seeds], [curves[token, seed] for seed in seeds])
     rows.append(row("final_difference", [last(curves["latent", seed]) - last(curves[token, seed]) for seed in seeds]))
     rows += [row(name, values) for name, values in spent.items()]
-    rows += at_half(out, [(seed, curves[token, seed]) for seed in seeds], token)
+    rows += at_half(out, [(seed, curves[token, seed]) for seed in seeds], token, best[token]["temperature"])
     more = {"token_baseline": token, "target_missed_by_latent": missed, "settings": best}
     return rows, more | {
         "rewards": {f"{side}-{seed}": [round(r, 4) for r in c.rewards] for (side, seed), c in curves.items()}
     }
 
 
-def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str) -> list[dict[str, Any]]:
+def at_half(out: Path, baselines: list[tuple[int, Curve]], token: str, temperature: float) -> list[dict[str, Any]]:
     """Rows of latent RL with half the updates against the whole budget of the best baseline, (seed, curve) each."""
     seeds = [seed for seed, _ in baselines]
-    found = side_by_side(lambda seed: improved(out, "latent-half", seed, cloned(out, seed), *HALF, *EVALUATION), seeds)
+    settings = [*HALF, f"rollout.temperature={temperature}", *EVALUATION]
+    folder = name_of("latent-half", temperature)
+    found = side_by_side(lambda seed: improved(out, folder, seed, cloned(out, seed), *settings), seeds)
     pairs, name = list(zip(found, (curve for _, curve in baselines), strict=True)), "latent, half the updates"
     differences = [
         row(
-            f"{name}: held out, {mode}, minus {token}'s",
+            f"{name}: held out, {shown}, minus {token}'s",
             [heldout(a, "latent", mode) - heldout(b, token, mode) for a, b in pairs],
         )
-        for mode in ("sampled", "greedy")
+        for mode, shown in MODES.items()
     ]
     return [
         row(f"{name}: reward at the end", [last(curve) for curve in found]),
@@ -182,8 +202,9 @@ def learned_format(curve: Curve) -> int:
 
 
 def heldout(curve: Curve, side: str, mode: str) -> float:
-    """Success of the trained policy on held-out prompts."""
-    return float(curve.summary["evaluation"]["improved" if side == "latent" else "token_level"][mode])
+    """Success of the trained policy on held-out prompts; greedy by token is the one greedy of a model without codes."""
+    found = curve.summary["evaluation"]["improved" if side == "latent" else "token_level"]
+    return float(found[mode] if side == "latent" else found[mode.removesuffix("_token")])
 
 
 def main() -> None:
@@ -192,20 +213,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--sweep-updates", type=int, default=100)
+    parser.add_argument(
+        "--temperature", default=str(TEMPERATURE), help="of all sides, one that was swept; own: each its best"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     file = out / "sweep.json"
     if arguments.sweep:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(sweep(out, arguments.sweep_updates), indent=1))
+        file.write_text(json.dumps({"tried": sweep(out, arguments.sweep_updates)}, indent=1))
         print(file.read_text())
         return
-    found = json.loads(file.read_text())
-    rows, more = compare(out, found["best"], tuple(arguments.seeds))
-    write(
-        "latent_vs_token", "benchmarks/studies/latent_vs_token.py", arguments.seeds, rows, sweep=found["tried"], **more
-    )
+    tried = json.loads(file.read_text())["tried"]
+    rows, more = compare(out, best_of(tried, arguments.temperature), tuple(arguments.seeds))
+    write("latent_vs_token", "benchmarks/studies/latent_vs_token.py", arguments.seeds, rows, sweep=tried, **more)
 
 
 if __name__ == "__main__":

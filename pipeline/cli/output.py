@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from configs.redaction import without_secrets
 from pipeline.cli.options import GATES
 from pipeline.evaluation.modes import MODES, greedy_words
 from pipeline.runs.layout import EXPLORER, REPORT
-from pipeline.runs.stage_table import EVALUATE, IMPROVE
+from pipeline.runs.stage_table import ACTIONS, EVALUATE, TOKEN_SFT, Stage, level_of, planned
 from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
@@ -70,33 +70,29 @@ def print_problems(path: Path, errors: list[str], warnings: list[str]) -> None:
             print_error(f"  - {error}")
 
 
-def plan(config: RunConfig) -> Iterator[str]:
-    """One line for each stage that will run."""
-    for stage in config.stages:
-        yield f"  {stage:9} {_stage_line(config, stage)}"
+def plan(config: RunConfig, begun: Collection[str] = ()) -> Iterator[str]:
+    """One line for each stage that will run, or, of a run that has ``begun`` some, is there."""
+    for stage in planned(config, begun):
+        yield f"  {stage.name:9} {_stage_line(config, stage)}"
+    if config.evaluation is not None:
+        yield f"  {EVALUATE:9} {config.evaluation.prompts} held-out prompts of {config.task.name}"
     learners = (
         f"{config.cluster.num_learners} learner actors" if config.cluster.num_learners else "the learner in the driver"
     )
     yield f"  ray       {config.cluster.address}: {config.rollout.num_workers} rollout workers, {learners}"
 
 
-def _stage_line(config: RunConfig, stage: str) -> str:
-    from configs.checks import offline_sections
-
-    if stage == EVALUATE:
-        assert config.evaluation is not None
-        return f"{config.evaluation.prompts} held-out prompts of {config.task.name}"
-    if stage == IMPROVE:
-        assert config.improve is not None
-        i = config.improve
+def _stage_line(config: RunConfig, stage: Stage) -> str:
+    section = stage.settings(config)
+    if stage.online:
         return (
-            f"{i.updates} {i.algorithm} updates of {i.prompts_per_update} prompts x {i.group_size} rollouts, "
-            f"{i.level} level, {i.mode}"
+            f"{section.updates} {section.algorithm} updates of {section.prompts_per_update} prompts x "
+            f"{section.group_size} rollouts, {level_of(config, stage.name)} level, {section.mode}"
         )
-    section = dict(offline_sections(config))["base.train" if stage == "base" else stage]
     data = " + ".join(source.kind for source in section.data)
-    codes = f", {config.actions.num_actions} codes" if stage == "actions" and config.actions else ""
-    return f"{section.updates} updates of {section.batch_size} sequences ({data}){codes}"
+    more = f", {section.num_actions} codes" if stage.name == ACTIONS else ""
+    more += ", the base LM alone, as finetune: the token level starts from it" if stage.name == TOKEN_SFT else ""
+    return f"{section.updates} updates of {section.batch_size} sequences ({data}){more}"
 
 
 def finish(run_dir: Path, quiet: bool, as_json: bool = False) -> None:

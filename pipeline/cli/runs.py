@@ -48,7 +48,7 @@ def show(run_dir: RunFolder, as_json: AsJson = False) -> None:
         print_json(asdict(found) | {"folder": str(folder), "summary": read_summary(folder)})
         return
     echo(f"{found.status}" + (f", {found.stage} {found.step}/{found.total}" if found.total else ""))
-    for line in plan(config):
+    for line in plan(config, read_summary(folder).get("stages", {})):
         echo(line)
     echo(closing_words(folder))
     if found.status == "interrupted":

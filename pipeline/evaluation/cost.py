@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.gates import VARIANTS
-from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, behind
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, TOKEN_SFT, behind
 
 SUMS = ("tokens", "parameters_trained")
 
@@ -16,14 +16,14 @@ def variant_costs(stages: Mapping[str, Mapping[str, Any]], *, level: str) -> dic
 
     Args:
         stages: ``{stage: {"seconds": ..., "metrics": {"tokens": ..., "parameters_trained": ...}}}``.
-        level: ``improve.level``; at "token", RL starts from the base LM and needs none of the other stages.
+        level: ``improve.level``; at "token", RL starts from the base LM or its SFT and needs none of the other stages.
 
     Returns: By variant: ``cost_seconds`` (wall), ``cost_tokens`` (generated for RL), ``parameters_trained`` (added up
         over the stages).
     """
     paths = {variant: behind(variant) for variant in VARIANTS}
     if level == "token":
-        paths |= dict.fromkeys(("improved", TOKEN_LEVEL), (IMPROVE,))
+        paths |= dict.fromkeys(("improved", TOKEN_LEVEL), (TOKEN_SFT, IMPROVE))
     return {variant: _sum([stages[name] for name in path if name in stages]) for variant, path in paths.items()}
 
 

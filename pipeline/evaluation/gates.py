@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.gates import VARIANTS, parse_gate
-from pipeline.runs.stage_table import MAKERS, TOKEN_LEVEL
+from pipeline.runs.stage_table import MAKERS, TOKEN_LEVEL, TOKEN_SFT
 
-FINAL = (*(name for name in reversed(MAKERS) if name != TOKEN_LEVEL), TOKEN_LEVEL)
+FINAL = (*(name for name in reversed(MAKERS) if name not in (TOKEN_SFT, TOKEN_LEVEL)), TOKEN_LEVEL)
 """Variants, the last model of a run first; the token-level baseline is not what the run is for."""
 # Other names of an evaluation's numbers.
 ALIASES = {"success": "sampled", "tokens": "sampled_tokens", "failures": "sampled_failures"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.evaluation.modes import Mode
 from pipeline.evaluation.outcomes import Outcome, grouped, success_matrix
 from pipeline.evaluation.slices import field_problems, labels, sliced
 from pipeline.evaluation.statistics import paired_difference, pass_at_k, rate_interval
-from pipeline.runs.stage_table import TOKEN_LEVEL
+from pipeline.runs.stage_table import TOKEN_LEVEL, TOKEN_SFT
 from rollout_workers.tasks import Prompt
 
 Cosines = tuple[np.ndarray, np.ndarray]
@@ -116,12 +117,15 @@ def differences(
     played: Mapping[str, Played], samples: int, cosines: Mapping[str, Cosines], seed: int
 ) -> dict[str, Any]:
     """Paired differences of success (by mode) and of diversity at equal success: what each stage did (against base and
-    the model before), then improved against each other variant, offline against each earlier one. What is greedy by
-    token is compared with the one greedy of models without codes."""
-    line = [name for name in played if name not in ("offline", "improved", TOKEN_LEVEL)]
+    the model before; at token level against all before; fine-tuning under codes against the same without), then
+    improved against each other variant, offline against each earlier one. What is greedy by token is compared with the
+    one greedy of models without codes."""
+    line = [name for name in played if name not in ("offline", "improved", TOKEN_SFT, TOKEN_LEVEL)]
     pairs = [(name, other) for place, name in enumerate(line) for other in dict.fromkeys((*line[:1], line[place - 1]))]
     pairs = [(better, worse) for better, worse in pairs if better != line[0]]
-    pairs += [(TOKEN_LEVEL, line[0])] if TOKEN_LEVEL in played and line else []
+    over_tokens = [name for name in (*line[:1], TOKEN_SFT, TOKEN_LEVEL) if name in played]
+    pairs += [(better, worse) for worse, better in combinations(over_tokens, 2)]
+    pairs += [("finetuned", TOKEN_SFT)] if TOKEN_SFT in played else []
     pairs += [("improved", other) for other in played if other != "improved"]
     pairs += [("offline", other) for other in line]
     successes = {name: variant.successes(samples) for name, variant in played.items()}

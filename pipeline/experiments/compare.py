@@ -25,9 +25,9 @@ from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
-from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY
+from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import records
-from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, level_of
+from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, TOKEN_SFT, level_of
 from pipeline.tracking.uris import flatten
 
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
@@ -137,6 +137,7 @@ def compare(
     ]
     missing = [run.folder for side in sides for run in side if run.answers is None]
     notes = [f"{folder} has no {OUTCOMES}; make it with: latent-control evaluate {folder}" for folder in missing]
+    differing = unlike(*sides)
     success = (
         None if missing else {mode: difference(sides[0], sides[1], mode) for mode in MODES if _measured(sides, mode)}
     )
@@ -152,9 +153,24 @@ def compare(
         "curves": {
             f"{name} {run.folder.name}": run.curve for name, side in zip("AB", sides, strict=True) for run in side
         },
-        "notes": notes,
+        "notes": notes + differing,
     }
     return result | {"verdict": verdict(result)}
+
+
+def unlike(a: Sequence[Finished], b: Sequence[Finished]) -> list[str]:
+    """What the sides differ in that makes a comparison of their success one of two things at once."""
+    found = []
+    at = [", ".join(f"{t:g}" for t in sorted({run.config.rollout.temperature for run in side})) for side in (a, b)]
+    if at[0] != at[1]:
+        text = f"A was sampled at rollout.temperature {at[0]}, B at {at[1]}: sampled success is of both; go by"
+        found.append(f"{text} greedy by token, or train and evaluate both at one")
+    for run in (*a, *b):
+        tuned = run.variant == TOKEN_LEVEL and run.config.finetune is not None
+        if tuned and not (run.folder / stage_record(TOKEN_SFT)).is_file():
+            text = f"the token level of {run.folder} started from the base LM as finetune changed it under codes (an"
+            found.append(f"{text} earlier version); run its config again")
+    return found
 
 
 def _measured(sides: Sequence[Sequence[Finished]], mode: str) -> bool:

@@ -137,3 +137,25 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int | None, bool]]:
         yield "actions.policy_layers", actions.policy_layers, actions.policy_reads == "late"
     if improve is not None and improve.token_blocks is not None:
         yield "improve.token_blocks", improve.token_blocks, improve.token_trains == "last_blocks"
+
+
+def tuned_start(config: RunConfig) -> list[str]:
+    """A warning where the token level would start from a base LM that another run may have changed under codes."""
+    from latent_control.pretrained import CONFIG, base_path
+
+    if not config.over_tokens or config.actions is None or config.actions.init is None:
+        return []
+    folder = Path(config.actions.init)
+    published = (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
+    try:
+        inside = published or (Path(base_path(folder)).parent / CONFIG).is_file()
+    except ValueError:
+        return []  # said elsewhere
+    if not inside:
+        return []
+    return [
+        f"actions.init: the base LM of {folder} lies in a checkpoint: if finetune tuned it under codes, the "
+        "token level, which has none, does not start alike. Set actions.init to the checkpoint before the tuning "
+        "(RUN/checkpoints/clone) and put its finetune section into this config: then the token level starts from the "
+        "same updates without codes"
+    ]

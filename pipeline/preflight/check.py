@@ -14,7 +14,13 @@ from configs.checks import cross_field_problems, simulation_warning
 from configs.paths import missing_paths
 from configs.schema import RunConfig
 from configs.task_options import preferences
-from pipeline.preflight.base_model import Unreachable, base_config_and_tokenizer, file_problems, shape_problems
+from pipeline.preflight.base_model import (
+    Unreachable,
+    base_config_and_tokenizer,
+    file_problems,
+    shape_problems,
+    tuned_start,
+)
 from pipeline.preflight.data_sources import sampled_problems, source_problems
 from pipeline.preflight.problems import Findings, placed
 from pipeline.preflight.prompts import Prompts
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 def check(config: RunConfig) -> Findings:
     """All errors and warnings of ``config`` at once; takes seconds."""
     errors = cross_field_problems(config) + missing_paths(config.model_dump(mode="json"))
-    warnings = simulation_warning(config)
+    warnings = simulation_warning(config) + tuned_start(config)
     errors += source_problems(config)
     errors += _engine(config)
     errors += local_problems(config)

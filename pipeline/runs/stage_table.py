@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.gates import VARIANTS
 from configs.schema import RunConfig
 
 BASE, ACTIONS, CLONE, FINETUNE, RECLONE = "base", "actions", "clone", "finetune", "reclone"
-IMPROVE_OFFLINE, TOKEN_LEVEL, IMPROVE = "improve_offline", "token_level", "improve"
+IMPROVE_OFFLINE, TOKEN_SFT, TOKEN_LEVEL, IMPROVE = "improve_offline", "token_sft", "token_level", "improve"
 EVALUATE, PAGES = "evaluate", "pages"
+T = TypeVar("T")
 
 
 def _reclones(config: RunConfig) -> bool:
@@ -52,6 +54,15 @@ STAGES = (
     Stage(name=BASE, section="base.train", shown="base LM", passes_on=False, policy=False),
     Stage(name=ACTIONS, section="actions", policy=False),
     Stage(name=CLONE, section="clone", variant="cloned"),
+    Stage(
+        name=TOKEN_SFT,
+        section="finetune",
+        variant="token_sft",
+        shown="SFT for the token level",
+        passes_on=False,
+        policy=False,
+        planned=attrgetter("over_tokens"),
+    ),
     Stage(name=FINETUNE, section="finetune", variant="finetuned"),
     Stage(name=RECLONE, section="clone", variant="finetuned", planned=_reclones),
     Stage(name=IMPROVE_OFFLINE, section="improve_offline", variant="offline", shown="offline"),
@@ -67,7 +78,8 @@ STAGES = (
     ),
     Stage(name=IMPROVE, section="improve", variant="improved", online=True),
 )
-"""The stages that train, in the order they run. ``token_level`` has a policy over tokens only."""
+"""The stages that train, in the order they run. ``token_sft`` and ``token_level`` have no codes: FTA changes the base
+LM under codes, so what is compared with it at token level starts from the same updates without them."""
 ONLINE = tuple(stage.name for stage in reversed(STAGES) if stage.online)
 """Stages of reinforcement learning, the method's own first."""
 LATENT_STAGES = tuple(stage.name for stage in reversed(STAGES) if stage.passes_on)
@@ -100,10 +112,25 @@ def level_of(config: RunConfig, name: str) -> str:
     return "token" if name == TOKEN_LEVEL else config.improve.level
 
 
-def planned(config: RunConfig) -> list[Stage]:
-    """The stages of ``config`` that train, in order. FTA-I clones the policy again; the token-level baseline starts
-    where ``improve`` does."""
-    return [stage for stage in STAGES if stage.settings(config) is not None and stage.planned(config)]
+def planned(config: RunConfig, begun: Collection[str] = ()) -> list[Stage]:
+    """The stages of ``config`` that train, in order. FTA-I clones the policy again.
+
+    Args:
+        begun: stages that a run has something of. A version before this trained at token level without ``token_sft``;
+            such a run stays as it is.
+    """
+    older = TOKEN_SFT not in begun and any(level_of(config, name) == "token" for name in begun)
+    stages = [stage for stage in STAGES if not (older and stage.name == TOKEN_SFT)]
+    return [stage for stage in stages if stage.settings(config) is not None and stage.planned(config)]
+
+
+def start_of(config: RunConfig, name: str, made: Mapping[str, T]) -> T | None:
+    """What a stage starts from, of the results ``made`` by those before it, in order: at token level the base LM's own
+    SFT, where there is one, else the last one that passes its result on; ``None`` where there is none."""
+    if level_of(config, name) == "token" and TOKEN_SFT in made:
+        return made[TOKEN_SFT]
+    before = [stage.name for stage in takewhile(lambda stage: stage.name != name, STAGES) if stage.passes_on]
+    return next((made[stage] for stage in reversed(before) if stage in made), None)
 
 
 def behind(variant: str) -> tuple[str, ...]:
@@ -112,7 +139,7 @@ def behind(variant: str) -> tuple[str, ...]:
     if last is None:
         return ()
     if not last.passes_on:
-        return (last.name,)
+        return tuple(dict.fromkeys((TOKEN_SFT, last.name)))
     return tuple(stage.name for stage in STAGES[: STAGES.index(last) + 1] if stage.passes_on)
 
 

@@ -70,8 +70,9 @@ def overview(folder: Path) -> Overview:
 
 def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
     """Whether a run has all its stages and its evaluation."""
-    done = {stage.name for stage in planned(config)} <= summary.get("stages", {}).keys()
-    return done and (config.evaluation is None or "evaluation" in summary)
+    done = summary.get("stages", {}).keys()
+    whole = {stage.name for stage in planned(config, done)} <= done
+    return whole and (config.evaluation is None or "evaluation" in summary)
 
 
 def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modified: float) -> str:

@@ -74,8 +74,9 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     Raises:
         ValueError: there is nothing to evaluate at ``target``, or no config says on which task.
     """
-    from pipeline.stages.play import checkpoint_host, first_base, variants
     from pipeline.stages.play import evaluate as play
+    from pipeline.stages.play import first_base, variants
+    from pipeline.stages.token_checkpoint import checkpoint_host
     from rollout_workers.rollouts import HostSpec
 
     run_dir = target if (target / CONFIG).is_file() else target.parent.parent

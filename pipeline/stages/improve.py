@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
 from configs.schema import Improve, RunConfig
-from latent_control.config import LatentActionConfig
-from latent_control.pretrained import base_path, read_config, with_policy
+from latent_control.pretrained import read_shape, with_policy
 from pipeline.cluster.connect import connected
 from pipeline.replay.actor import ReplayActor
 from pipeline.replay.writer import ReplayWriter
@@ -36,8 +34,9 @@ from pipeline.rl.worker_health import LONGEST_REST
 from pipeline.runs import interrupts, seals
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
-from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_INFO, TOKEN_POLICY
+from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_POLICY
 from pipeline.runs.metrics_log import series, total
+from pipeline.stages.token_checkpoint import token_start, write_info
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -65,10 +64,11 @@ class Start:
 
 
 def starting_point(config: RunConfig, improve: Improve, source: Path, level: str) -> Start:
-    """The policy of ``level`` on top of latent-action checkpoint ``source``."""
-    base, shape = config.base, LatentActionConfig(**read_config(source)["latent_actions"])
-    common: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": base.trust_remote_code}
+    """The policy of ``level`` on top of ``source``: a checkpoint with latent actions, or, at token level, of a base LM
+    alone (``token_sft``)."""
+    common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if level == "latent":
+        shape = read_shape(source)
         host = HostSpec(level="latent", checkpoint=str(source), **common)
         return Start(
             host=host,
@@ -78,9 +78,10 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
             learning_rate=improve.learning_rate,
             span=shape.span,
         )
-    blocks = improve.token_blocks or shape.policy_layers
+    info = token_start(source)
+    blocks = improve.token_blocks or info["token_blocks"]
     host = HostSpec(
-        level="token", checkpoint=base_path(source), token_trains=improve.token_trains, token_blocks=blocks, **common
+        level="token", checkpoint=info["base"], token_trains=improve.token_trains, token_blocks=blocks, **common
     )
     reads = TOKEN_READS[improve.token_trains]
     return Start(
@@ -326,5 +327,4 @@ def _result_files(source: Path, start: Start, weights: Mapping[str, Any], folder
         with_policy(source, folder, dict(weights))
         return
     save_file({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, folder / TOKEN_POLICY)
-    info = {"base": host.checkpoint, "token_trains": host.token_trains, "token_blocks": host.token_blocks}
-    (folder / TOKEN_INFO).write_text(json.dumps(info))
+    write_info(folder, host.checkpoint, host.token_blocks, host.token_trains)

@@ -16,6 +16,7 @@ from learners.offline_training import OfflineStage
 from learners.sharding import gathered
 from pipeline.replay.dataset import logged
 from pipeline.runs.errors import NeedsNewRun
+from pipeline.runs.stage_table import TOKEN_SFT
 from pipeline.stages.offline_job import OfflineJob
 
 
@@ -34,13 +35,16 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
     if isinstance(job.settings, ImproveOffline):
         return measure_rollouts(job.config, model, heldout)
     found = codebook_measures(model, heldout)
-    final = update == job.settings.updates
+    final, codes = update == job.settings.updates, job.stage != TOKEN_SFT
+    if not codes:
+        found = {"nll": found["nll_base"]}
     if isinstance(job.settings, Actions):
         guard_codebook(job.settings, found, update, tokens_in_use(heldout))
         found |= reach_measures(model, heldout) if final else {}
     evaluation = job.config.evaluation
     if (
         final
+        and codes
         and isinstance(job.settings, Clone | Finetune)
         and evaluation is not None
         and evaluation.marginal_sequences

@@ -12,21 +12,25 @@ from accelerate import Accelerator
 from configs.checks import row_length
 from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
 from latent_control.model import LatentActionLM
-from latent_control.pretrained import world_hash
+from latent_control.pretrained import BASE, world_hash
 from latent_control.records import TokenBatch
+from latent_control.tensor_files import as_readable_as
 from latent_control.text import load_tokenizer
 from learners.actions import ActionsStage
 from learners.clone import CloneStage
-from learners.finetune import FinetuneStage
+from learners.finetune import FinetuneStage, TokenSFTStage
 from learners.improve_offline import ImproveOfflineStage
 from learners.offline_training import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import optimizer_state, restore_optimizer, shard, whole, whole_model_state
 from pipeline.data.batches import heldout_batches, training_batches
 from pipeline.replay.dataset import HELDOUT, read_rollouts, rollout_batches
 from pipeline.runs import interrupts, seals
+from pipeline.runs.layout import TOKEN_INFO
+from pipeline.runs.stage_table import TOKEN_SFT
 from pipeline.stages.fit_temperature import sharpen
 from pipeline.stages.offline_job import Log, OfflineJob, start_of
 from pipeline.stages.offline_measures import measure
+from pipeline.stages.token_checkpoint import write_info
 from pipeline.storage import checkpoints
 from rollout_workers.tasks import build_task
 
@@ -41,6 +45,8 @@ def build_stage(job: OfflineJob) -> OfflineStage:
     else:
         assert isinstance(job.settings, Actions)
         model = new_model(job.settings, job.base, config, dtype)
+    if job.stage == TOKEN_SFT:
+        return TokenSFTStage(model)
     if isinstance(job.settings, ImproveOffline):
         return ImproveOfflineStage(model, job.settings, config.rollout.temperature)
     kinds: dict[type[Training], Any] = {Actions: ActionsStage, Clone: CloneStage, Finetune: FinetuneStage}
@@ -193,7 +199,8 @@ def save_state(
 def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: dict[str, float]) -> None:
     """The stage's final checkpoint; a fine-tuned base travels with it, in the precision it came in.
 
-    So does the base of a published checkpoint, which has no separate folder.
+    So does the base of a published checkpoint, which has no separate folder. ``token_sft`` is a base LM alone, with
+    the number of blocks that a token-level policy trains by default.
     """
     tuned = isinstance(job.settings, Finetune)
     bundle = tuned or stage.model.base_source is None
@@ -202,9 +209,14 @@ def save_result(job: OfflineJob, stage: OfflineStage, tokenizer: Any, metrics: d
         if tuned:
             stored = LatentActionLM.from_pretrained(str(job.source), dtype=job.config.base.dtype).base.dtype
             stage.model.base.lm.to(stored)
-        stage.model.save_pretrained(folder, bundle_base=bundle)
+        if job.stage == TOKEN_SFT:
+            stage.model.base.lm.save_pretrained(folder / BASE)
+            write_info(folder, str(folder / BASE), stage.model.config.policy_layers)
+            as_readable_as(folder / TOKEN_INFO)
+        else:
+            stage.model.save_pretrained(folder, bundle_base=bundle)
         if bundle:
-            tokenizer.save_pretrained(folder / "base")
+            tokenizer.save_pretrained(folder / BASE)
 
     info: dict[str, Any] = {"stage": job.stage, "metrics": metrics} | job.circumstances(job.settings.updates)
     if isinstance(job.settings, ImproveOffline):

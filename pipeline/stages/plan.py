@@ -10,49 +10,51 @@ from pathlib import Path
 from typing import Any, cast
 
 from configs.schema import RunConfig
-from pipeline.runs import interrupts
+from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.layout import stage_record
-from pipeline.runs.stage_table import BASE, Stage, level_of, planned
+from pipeline.runs.layout import CHECKPOINTS, STAGES, stage_record
+from pipeline.runs.stage_table import BASE, Stage, level_of, planned, start_of
 from pipeline.stages.base_model import resolve_base
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A stage of a run: how it is run, given the checkpoint of the stage before."""
+    """A stage of a run: how it is run, given the checkpoint that it starts from."""
 
     name: str
     settings: Any
     work: Callable[[StageContext, Path | None], StageResult]
-    passes_on: bool = True
-    """Whether the next stage starts from this one's result."""
 
 
-def plan(config: RunConfig) -> list[Planned]:
-    """The stages of ``config`` in order."""
+def plan(config: RunConfig, run_dir: Path) -> list[Planned]:
+    """The stages of the run ``config`` in ``run_dir``, begun or not, in order."""
     return [
         Planned(
             name=stage.name,
             settings=stage.settings(config),
             work=train_base_stage if stage.name == BASE else partial(_online if stage.online else _offline, stage),
-            passes_on=stage.passes_on,
         )
-        for stage in planned(config)
+        for stage in planned(config, begun(run_dir))
     ]
 
 
+def begun(run_dir: Path) -> set[str]:
+    """The stages of which a run has a record or a checkpoint, or had: its manifest knows."""
+    files = (path.relative_to(run_dir).as_posix() for path in run_dir.glob("*/*"))
+    names = [name.split("/") for name in (*manifest.known(run_dir), *files)]
+    return {of[1].partition("-")[0].removesuffix(".json") for of in names if of[0] in (STAGES, CHECKPOINTS)}
+
+
 def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
-    """What each stage whose forerunners are done starts from: the checkpoint of the one before that passes its result
-    on."""
-    sources: dict[str, Path] = {}
-    source: Path | None = None
-    for stage in planned(config):
-        if source is not None:
-            sources[stage.name] = source
-        record = run_dir / stage_record(stage.name)
-        if record.is_file() and stage.passes_on:
-            source = (run_dir / json.loads(record.read_text())["checkpoint"]).resolve()
-    return sources
+    """The checkpoint that each stage whose forerunners are done starts from."""
+    records = {stage.name: run_dir / stage_record(stage.name) for stage in planned(config)}
+    made = {
+        name: (run_dir / json.loads(record.read_text())["checkpoint"]).resolve()
+        for name, record in records.items()
+        if record.is_file()
+    }
+    found = {name: start_of(config, name, made) for name in records}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _offline(stage: Stage, context: StageContext, source: Path | None) -> StageResult:

@@ -3,7 +3,6 @@ policy greedily by code and by token."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from configs.schema import Decode, Evaluation, RunConfig
 from latent_control.analysis.measures import usage_measures
 from latent_control.decoding.rescoring import choices
-from latent_control.pretrained import CONFIG, base_path, read_shape
+from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import connected
 from pipeline.evaluation.diversity import (
     prompt_cosines,
@@ -31,11 +30,11 @@ from pipeline.evaluation.results import Cosines, Played, differences, slices_of,
 from pipeline.rl.config import workers_config
 from pipeline.rl.heldout import heldout_requests
 from pipeline.rl.rollout_pool import RolloutPool, this_node
-from pipeline.runs.layout import TOKEN_INFO, TOKEN_POLICY
 from pipeline.runs.stage_table import ACTIONS, CLONE, MAKERS, TOKEN_LEVEL
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.embedding import embed_texts
 from pipeline.stages.text_likelihood import measure_texts
+from pipeline.stages.token_checkpoint import checkpoint_host
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec, Rollout
 from rollout_workers.tasks import build_task
@@ -60,27 +59,6 @@ def first_base(config: RunConfig, stages: Mapping[str, Path]) -> str:
         if stage in stages:
             return base_path(stages[stage])
     return resolve_base(config)
-
-
-def checkpoint_host(folder: Path, common: dict[str, Any]) -> HostSpec:
-    """How a worker hosts a checkpoint of either level.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if (folder / CONFIG).is_file():
-        return HostSpec(level="latent", checkpoint=str(folder), **common)
-    if (folder / TOKEN_INFO).is_file():
-        info = json.loads((folder / TOKEN_INFO).read_text())
-        return HostSpec(
-            level="token",
-            checkpoint=info["base"],
-            token_trains=info["token_trains"],
-            token_blocks=info["token_blocks"],
-            policy_file=str(folder / TOKEN_POLICY),
-            **common,
-        )
-    raise ValueError(f"{folder} is no checkpoint: it has neither {CONFIG} nor {TOKEN_INFO}")
 
 
 def evaluate(

@@ -320,8 +320,8 @@ def test_fine_tuning_and_token_level_baseline_run(tmp_path: Path) -> None:
     ]
     call("run", QUICKSTART, *arguments, "--run-dir", str(tmp_path / "all"))
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
-    assert list(summary["stages"]) == ["actions", "clone", "finetune", "reclone", "token_level", "improve"]
-    assert {"base", "cloned", "finetuned", "improved", "token_level"} <= summary["evaluation"].keys()
+    assert list(summary["stages"]) == ["actions", "clone", "token_sft", "finetune", "reclone", "token_level", "improve"]
+    assert {"base", "cloned", "finetuned", "improved", "token_sft", "token_level"} <= summary["evaluation"].keys()
 
 
 @pytest.mark.slow

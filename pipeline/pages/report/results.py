@@ -11,8 +11,9 @@ from pipeline.pages.charts.records import Dot, Dots
 from pipeline.pages.charts.words import between, number
 from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.sources import Sources
+from pipeline.runs.stage_table import STAGES, TOKEN_LEVEL, TOKEN_SFT
 
-NAMES = {"token_level": "token level", "offline": "offline RL"}
+NAMES = {str(stage.variant): stage.shown for stage in STAGES if stage.shown} | {"offline": "offline RL"}
 MEASURES = (
     ("nll", "NLL of demonstrations, nats per token"),
     ("nll_rise", "NLL minus base NLL"),
@@ -26,6 +27,10 @@ MEASURES = (
 )
 ALONE = (
     "One run: the intervals are over prompts and say nothing about other seeds (latent-control compare takes several)."
+)
+UNLIKE = (
+    "The token level is no fair comparison here: an earlier version started it from the base LM as finetune changed "
+    "it under codes, not from its own SFT. Run the config again."
 )
 
 
@@ -62,6 +67,7 @@ def result(sources: Sources) -> ReportSection:
             sentence(evaluation, rows),
             ALONE,
             *(f"Greedy: {words}." for words in greedy_words(evaluation)),
+            *([UNLIKE] if TOKEN_LEVEL in rows and sources.config.finetune and TOKEN_SFT not in rows else []),
             *evaluation.get("notes", []),
             *sources.summary.get("warnings", []),
         ],

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from configs.loading import dump_config
 from configs.schema import RunConfig
-from pipeline.cli.app import app
+from pipeline.cli.main import app
 from pipeline.evaluation.outcome_file import read_outcomes, write_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.experiments import pilot
