@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
+from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
 from pipeline.runs.layout import PROCESS
 from pipeline.runs.process import SILENT_SECONDS, at_work

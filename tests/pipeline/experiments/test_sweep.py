@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
-from pipeline.cli.app import app
+from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
 from pipeline.experiments.sweep import SweepTrial, choices, overrides, parse_range, table
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline.cli.app import app
+from pipeline.cli.main import app
 from pipeline.experiments.codebook_score import CodesTrial, score, tuned
 from pipeline.experiments.tune_codes import Space, finalists, named, recommended, require_stages
 

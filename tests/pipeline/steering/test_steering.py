@@ -327,7 +327,7 @@ class TestTerminal:
         assert codes_of("3, 5,10-12", "x") == [3, 5, 10, 11, 12]
         assert codes_of("3,_,17", "x", gaps=True) == [3, None, 17]
         for wrong in ("3,_", "a", "3-", "-3", "1-9999999"):
-            with pytest.raises(ValueError, match="is no code"):
+            with pytest.raises(ValueError, match="is not a code"):
                 codes_of(wrong, "x")
 
 
@@ -379,7 +379,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--prompt", "3", "--codes", "3,x"], "'x' is no code"),
+            (["--prompt", "3", "--codes", "3,x"], "'x' is not a code"),
             (["--prompt", "3", "--port", "8081"], "leave out one"),
             (["--prompt", "3", "--terminal"], "leave out one"),
             (["--prompt", "3", "--greedy", "--temperature", "1"], "contradict"),
