@@ -20,7 +20,7 @@ class TokenSFTStage(OfflineStage):
         """The base LM."""
         return list(self.model.base.lm.parameters())
 
-    def forward(self, batch: TokenBatch, step: Step) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: TokenBatch, step: TrainingStep) -> tuple[torch.Tensor, Metrics]:
         """Cross-entropy of one microbatch."""
         mask = batch.response_mask[:, 1:]
         logits = self.model.base.logits(self.model.features(batch.input_ids).read("final")[:, :-1][mask])
