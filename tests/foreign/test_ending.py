@@ -21,6 +21,7 @@ from pipeline.runs.starts import noted
 from pipeline.runs import interrupts
 from pipeline.runs.events import Events
 run = Path(sys.argv[1])
+interrupts.end_on_signals()  # as the command line does
 interrupts.PATIENCE, interrupts.LIMIT = 1.0, 3.0
 def last_words(name):
     Events(run).note("stopped", f"ended by {name}, in the middle of its work")
