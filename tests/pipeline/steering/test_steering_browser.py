@@ -130,7 +130,7 @@ def test_rules_prompts_and_sampling_from_the_form(tab, page_address, steerer):
     before = codes(tab)
     for field, value, said in (
         ("#forced", "99", "0 to 7"),
-        ("#forced", "a", "is no code"),
+        ("#forced", "a", "is not a code"),
         ("#max", "", "no whole number"),
     ):
         tab.fill(field, value)
