@@ -34,6 +34,11 @@ with noted(run), interrupts.listening(last_words):
     print("ready", flush=True)
     work()
 """
+# Whoever started the tests may have had signals ignored (nohup), and ignored they would stay.
+HEARD = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+)
 STAGES = {
     "between updates": "\n    while True: interrupts.check(); time.sleep(0.01)",
     "in an update": "\n    while True: time.sleep(0.1)",
@@ -51,7 +56,7 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_heeds_a_signal_and_names_it(tmp_path: Path, stage: str, number: signal.Signals) -> None:
     code = PROGRAM.replace("WORK", STAGES[stage])
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    code = f"{HEARD}\n{code}"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         process.send_signal(number)
@@ -104,7 +109,7 @@ WORKS = {"in Python": "time.sleep(60)", "tidying": "\n    try: time.sleep(60)\n 
 def test_a_command_ends_with_all_it_started_and_says_by_its_code_that_it_is_not_done(
     work: str, number: signal.Signals
 ) -> None:
-    code = COMMAND.replace("WORK", WORKS[work])
+    code = f"{HEARD}\n{COMMAND.replace('WORK', WORKS[work])}"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
