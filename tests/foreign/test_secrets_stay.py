@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (f"s3://k:{SECRET}@bucket/x?X-Amz-Signature={SECRET}", "s3://k:***@bucket/x?X-Amz-Signature=***"),
         (f"no answer from 'https://u:{SECRET}@h/x' (port=443)", "no answer from 'https://u:***@h/x' (port=443)"),
         (f'["https://u:{SECRET}@h", "b@c"]', '["https://u:***@h", "b@c"]'),
-        (f"/work/https:/u:{SECRET}@h/x is not there", "/work/https:/u:***@h/x is not there"),
+        (f"/home/https:/u:{SECRET}@h/x is not there", "/home/https:/u:***@h/x is not there"),
         (f"http://[bad:{SECRET}@h/", "http://[bad:***@h/"),
         *((same, same) for same in ("sqlite:////a/key=3/b.db", "http://127.0.0.1:5000/a@b", "me@host", "a: b", "")),
     ],

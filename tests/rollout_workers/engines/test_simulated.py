@@ -163,7 +163,7 @@ def test_a_run_on_it_says_so_in_its_summary(config: Config, tmp_path: Path, monk
     done = StageResult(checkpoint=tmp_path, metrics={})
     monkeypatch.setattr(
         "pipeline.run.plan",
-        lambda _: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)],
+        lambda *_: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)],
     )
     execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, Display())
     assert "SIMULATED" in closing_words(tmp_path)
