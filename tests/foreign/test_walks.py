@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -154,7 +155,9 @@ def walk(folder: Path, kind: str, asked: str, base: str, answers: str) -> None:
 
 def served(folder: Path, chat: bool, prompt: str) -> None:
     """The export answers a client."""
-    line = [sys.executable, "-m", "pipeline", "serve", "exported", "--port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "pipeline", "serve", "exported", "--port", str(port)]
     with subprocess.Popen(
         line, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
@@ -165,7 +168,7 @@ def served(folder: Path, chat: bool, prompt: str) -> None:
                 new = server.stdout.readline()
                 assert new, said
                 said += new
-            asked: dict[str, Any] = {"model": "latent-control", "max_tokens": 4, "temperature": 0}
+            asked: dict[str, Any] = {"model": "exported", "max_tokens": 4, "temperature": 0}
             asked |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
             assert (
                 answer(place[0], "chat/completions" if chat else "completions", asked)["usage"]["completion_tokens"] > 0
