@@ -199,7 +199,8 @@ class Engine:
         """An action and a token for the rows in ``slots``; rows that are done leave."""
         rows = [row for slot in slots if (row := self.rows_in[slot]) is not None]
         places = [self.lengths[row] for row in rows]
-        cells = torch.tensor([row * self.longest + self.lengths[row] for row in rows], device=logits.device)
+        at = [row * self.longest + place for row, place in zip(rows, places, strict=True)]
+        cells = torch.tensor(at, device=logits.device)
         if self.params.guide is not None:
             logits = self.params.guide.apply(logits, rows, places)
         support = likeliest(logits, self.params.top_k)
