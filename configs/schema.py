@@ -156,12 +156,19 @@ class Actions(Training):
     inverse_dynamics_layers: PositiveInt | None = None
     """Blocks of the inverse dynamics model; ``null`` is 2, or 1 where the base LM has 1."""
     merge_layers: PositiveInt = 2
+    policy_kind: Literal["blocks", "mlp"] = "blocks"
+    """``blocks``: decoder blocks like the base's last ones; ``mlp``: a residual MLP on the base's final state, with no
+    attention and no cache of its own."""
     policy_layers: PositiveInt | None = None
-    """Blocks of the latent policy; ``null`` is 2, or 1 where the base LM has 1."""
+    """Blocks of the latent policy (``null`` is 2, or 1 where the base LM has 1), or layers of the MLP (``null`` is
+    2)."""
+    policy_width: PositiveInt | None = None
+    """Inner width of an ``mlp`` policy; ``null`` is 256."""
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""
-    policy_reads: Literal["late", "final"] = "late"
+    policy_reads: Literal["late", "final"] | None = None
+    """``null``: ``late`` for ``blocks``, ``final`` for ``mlp``, which reads nothing else."""
     span: Annotated[int, Field(ge=1, le=64)] = 1
     """Tokens for which a code is held: the policy chooses once per span, and its horizon shrinks by that factor."""
     look_ahead: PositiveInt | None = None

@@ -107,7 +107,8 @@ class Generation:
     support: torch.Tensor | None = None
     """[B, T, k] int64, the actions that each was sampled from, where ``top_k`` left some out"""
     features: tuple[torch.Tensor, ...] | None = None
-    """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""
+    """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for; [length,
+    D], at those where an action was chosen, where it reads no other"""
 
     def rows(self) -> list[list[tuple[int, int, float]]]:
         """(token, code, log-probability of the code) of every generated token, row by row."""

@@ -178,10 +178,8 @@ class PolicyLearner(TorchLearner):
         if self.reference is None:
             return None
         with torch.no_grad():
-            hidden = self.reference.hidden(batch["features"])[batch[Columns.LOSS_MASK]]
-            return action_log_probs(
-                self.reference.head(hidden), temperature=self.config.learner_config_dict["sampling"]["temperature"]
-            )
+            logits = self.reference.logits_at(batch["features"], batch[Columns.LOSS_MASK])
+            return action_log_probs(logits, temperature=self.config.learner_config_dict["sampling"]["temperature"])
 
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.

@@ -239,7 +239,8 @@ class Engine:
     def _leave(self, slot: int, row: int) -> None:
         if self.params.return_features:
             assert self.states is not None
-            self.features[row] = self.states.data[slot, self.memory.end - self._filled(row) : self.memory.end].clone()
+            kept = self.lengths[row] if self.actor.stack is None else self._filled(row)
+            self.features[row] = self.states.data[slot, self.memory.end - kept : self.memory.end].clone()
         self.rows_in[slot] = None
 
     def _squeeze(self) -> None:

@@ -43,7 +43,7 @@ class Prefilled:
     mask: torch.Tensor
     """[b, P]"""
     states: torch.Tensor
-    """[b, P, D], what the policy reads"""
+    """[b, P, D], what the policy reads; [b, 1, D], at the last position, where it reads no other"""
     final: torch.Tensor | None
     """[b, D], the base's final state at the last position"""
     logits: torch.Tensor
@@ -104,6 +104,8 @@ class PromptQueue:
         ids, mask = self.ids[prompts, -width:], self.mask[prompts, -width:]
         features, cache = self.read_base(ids, mask)
         states = features.read(self.actor.reads)
+        if self.actor.stack is None:
+            states = states[:, -1:]
         final = None if features.final is None else features.final[:, -1]
         stack_cache, logits = self.read_policy(states, mask)
         done = Prefilled(
@@ -122,7 +124,7 @@ class PromptQueue:
             return self.base.features(ids, mask, cache, position_ids(mask)), cache
         x = self.base.decoder.get_input_embeddings()(ids)
         final, late = self.lean_base.prefill(
-            x, mask, cache, self.base.late_blocks, last_only=self.actor.reads == "late"
+            x, mask, cache, self.base.late_blocks, last_only=self.actor.stack is None or self.actor.reads == "late"
         )
         return Features(final=final, late=late), cache
 

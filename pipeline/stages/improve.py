@@ -73,7 +73,7 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
         return Start(
             host=host,
             num_actions=shape.num_actions,
-            reads=shape.policy_reads,
+            reads=shape.policy_state,
             late_blocks=shape.policy_layers,
             learning_rate=improve.learning_rate,
             span=shape.span,

@@ -60,8 +60,10 @@ def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> La
         "head",
         "inverse_dynamics_layers",
         "merge_layers",
-        "policy_layers",
         "inverse_dynamics_reads",
+        "policy_kind",
+        "policy_layers",
+        "policy_width",
         "policy_reads",
     )
     arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}

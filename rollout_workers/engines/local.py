@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import RolloutConfig as RolloutSettings
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
 from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from latent_control.text import left_padded
 from latent_control.token_policy import WholeModel
@@ -39,7 +39,7 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: DecoderStack | WholeModel) -> None:
+    def use(self, policy: LatentPolicy | WholeModel) -> None:
         """Steer by this very policy: changes of its weights in place need no further call."""
         self.host = self.host.steered_by(policy)
 

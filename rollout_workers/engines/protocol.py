@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Decode
-from latent_control.decoder_stack import DecoderStack
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from rollout_workers.rollouts import Rollout
 
@@ -55,7 +55,7 @@ class RolloutEngine(Protocol):
     ships_features: bool
     """Whether ``keep_features`` is possible; without it the learner recomputes them."""
 
-    def use(self, policy: DecoderStack) -> None:
+    def use(self, policy: LatentPolicy) -> None:
         """Steer by ``policy`` as it is now; called again whenever its weights have changed."""
         ...
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import load_config
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.stop_strings import stopped_length
+from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
 from latent_control.text import end_tokens, load_tokenizer
@@ -101,7 +101,7 @@ class SimulatedEngine:
             stop=settings.stop,
         )
 
-    def use(self, policy: DecoderStack) -> None:
+    def use(self, policy: LatentPolicy) -> None:
         """Nothing is steered."""
 
     def generate(self, job: DecodeJob) -> Generation:

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.stop_strings import stopped_length
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
+from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.text import end_tokens, load_tokenizer
@@ -161,7 +161,7 @@ class VllmEngine:
             stop=settings.stop,
         )
 
-    def use(self, policy: DecoderStack) -> None:
+    def use(self, policy: LatentPolicy) -> None:
         """Copy the weights; what vLLM has cached of prompts was made by the old ones."""
         self.model.policy.load(policy.state_dict())
         self.llm.reset_prefix_cache()

@@ -27,7 +27,7 @@ from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
 from latent_control.pretrained import array_hash
 from learners.base_training import encode_rows, new_model, word_tokenizer
-from learners.collate import Places, collate, moved_rewards
+from learners.collate import Places, choice_starts, collate, moved_rewards
 from pipeline.data.batches import training_batches
 from pipeline.preflight.check import check
 from pipeline.replay.dataset import read_rollouts, rollout_batches
@@ -500,9 +500,9 @@ def test_collate_masks_observations() -> None:
 def test_turn_rewards_count_where_they_came() -> None:
     """0.25 in the first turn, 0.75 in the second, and 0.5 more that the weights put on the end."""
     mask = collate([episode()])[Columns.LOSS_MASK]
-    moved = moved_rewards([episode()], mask)
+    moved = moved_rewards([episode()], choice_starts([episode()], False), mask)
     assert moved.tolist() == [[0, 0, 0.25, 0, 0, 0, 0, -0.25]]
-    assert moved_rewards([episode(turn_rewards=np.empty(0, np.float32))], mask).any().item() is False
+    assert moved_rewards([episode(turn_rewards=np.empty(0, np.float32))], [2], mask).any().item() is False
     places = Places(mask)
     outcomes = Outcomes(
         rewards=torch.tensor([1.5]),
