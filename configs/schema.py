@@ -293,6 +293,11 @@ class Improve(Section):
     """Passes over each batch of rollouts (cheap: base features are computed once)."""
     minibatches: PositiveInt = 1
     """Optimiser steps per pass."""
+    target_kl: PositiveFloat | None = None
+    """Latent level: no further steps on a batch once the exact KL(policy at its beginning || policy now) over all codes
+    is beyond this, in nats per choice, so that more ``epochs`` or a higher rate do no harm; ``null``: all steps."""
+    trains: Literal["all", "head"] = "all"
+    """Latent level: what is trained of the policy, all of it or its last linear layer."""
     microbatch_tokens: PositiveInt = 16384
     """Padded tokens per forward-backward pass; bounds memory."""
     clip_low: PositiveFloat = 0.2

@@ -170,8 +170,9 @@ def moved_rewards(rollouts: Sequence[RolloutRecord], starts: Sequence[int], mask
 
 class Collate(ConnectorV2):
     """``collate`` on the learner's device, then what is computed once per batch with the policy as it is before the
-    update: features (when not shipped), log-probabilities under it (decoupled PPO), its KL to ``reference`` (when that
-    is a penalty), the critic's values; and from all that the advantages."""
+    update: features (when not shipped), log-probabilities of the actions taken (decoupled PPO) and of all
+    (``target_kl``), its KL to ``reference`` (when that is a penalty), the critic's values; and from all that the
+    advantages."""
 
     def __init__(
         self,
@@ -203,6 +204,8 @@ class Collate(ConnectorV2):
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
         if self.improve.importance_cap is not None:
             batch["proximal_logp"] = self._by_rows(batch, self._proximal)
+        if self.improve.target_kl is not None and self.module.model_config["level"] == "latent":
+            batch["start_log_probs"] = self._by_rows(batch, self._start_log_probs)
         if self.reference is not None:
             batch["penalty_kl"] = self._by_rows(batch, self._penalty_kl)
         places = Places(batch[Columns.LOSS_MASK])
@@ -260,6 +263,14 @@ class Collate(ConnectorV2):
         logits, support = self.module.policy.logits_at(part["features"], part[Columns.LOSS_MASK]), support_at(part)
         log_probs = action_log_probs(logits, keep=actions, support=support, **self.sampling)
         return _at(mask, event_log_prob(log_probs, actions, events_at(part, log_probs.shape[1])))
+
+    def _start_log_probs(self, part: Batch) -> torch.Tensor:
+        """[B, T, N] under the policy being trained, without truncation; 0 where nothing was chosen."""
+        mask = part[Columns.LOSS_MASK]
+        logits = self.module.policy.logits_at(part["features"], mask)
+        found = torch.zeros(*mask.shape, logits.shape[-1], device=mask.device)
+        found[mask] = action_log_probs(logits, temperature=self.sampling["temperature"])
+        return found
 
     def _penalty_kl(self, part: Batch) -> torch.Tensor:
         """The exact KL(policy || reference), [B, T], of their distributions without truncation."""

@@ -19,7 +19,7 @@ from configs.schema import Improve
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
-from latent_control.losses import clipped_surrogate, value_loss
+from latent_control.losses import clipped_surrogate, kl_divergence, value_loss
 from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
@@ -133,7 +133,7 @@ class PolicyLearner(TorchLearner):
         """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume
         shuffles alike."""
         super().before_gradient_based_update(timesteps=timesteps)
-        self._steps_taken, self._broken = 0, 0.0
+        self._steps_taken, self._broken, self._far = 0, 0.0, False
         np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
 
     def compute_loss_for_module(
@@ -145,6 +145,8 @@ class PolicyLearner(TorchLearner):
         actions = batch[Columns.ACTIONS][mask]
         logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
         reference = self._reference_log_probs(batch)
+        whole = reference is not None or "start_log_probs" in batch
+        full = action_log_probs(logits, temperature=sampling["temperature"]) if whole else None
         loss, metrics = clipped_surrogate(
             action_log_probs(logits, keep=actions, support=support_at(batch), **sampling),
             actions=actions,
@@ -156,11 +158,14 @@ class PolicyLearner(TorchLearner):
             kl_coefficient=self.improve.kl_coefficient,
             entropy_coefficient=self.improve.entropy_coefficient,
             reference_log_probs=reference,
-            full_log_probs=None if reference is None else action_log_probs(logits, temperature=sampling["temperature"]),
+            full_log_probs=full,
             proximal_logp=None if proximal is None else proximal[mask],
             importance_cap=self.improve.importance_cap or math.inf,
             events=events_at(batch, logits.shape[1]),
         )
+        if "start_log_probs" in batch and full is not None:
+            moved = kl_divergence(batch["start_log_probs"][mask], full.detach())
+            metrics["kl_to_start"] = (batch["weights"][mask] * moved).sum()
         if "penalty_kl" in batch:
             metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()
         if Columns.VF_PREDS in fwd_out:
@@ -187,8 +192,10 @@ class PolicyLearner(TorchLearner):
         A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
         update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
         again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 0, or the number that
-        ``_fault`` gave.
+        ``_fault`` gave. Nor is a step taken once the policy is farther from where it began than ``target_kl``.
         """
+        if self._far:
+            return {}, {DEFAULT_MODULE_ID: torch.zeros((), device=self._device)}, {}
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
@@ -207,7 +214,8 @@ class PolicyLearner(TorchLearner):
                 loss_sum += self._backward(part)
         gradients = {ref: p.grad for ref, p in self._params.items() if p.grad is not None}
         self._broken = self._broken or float(self._fault(gradients))
-        if not self._broken:
+        self._far = not self._broken and self._beyond_target()
+        if not self._broken and not self._far:
             self._set_learning_rate()
             self.apply_gradients(self.postprocess_gradients(gradients))
             self._steps_taken += 1
@@ -249,6 +257,13 @@ class PolicyLearner(TorchLearner):
             return 0
         gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
         return 0 if gap <= bound else 3
+
+    def _beyond_target(self) -> bool:
+        """Whether earlier steps of this update led farther than ``target_kl``; the same on every learner."""
+        if self.improve.target_kl is None or "kl_to_start" not in self._sums:  # not at token level
+            return False
+        moved = torch.as_tensor(self._sums["kl_to_start"], device=self._device).clone()
+        return bool(self._average(moved) > self.improve.target_kl)
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

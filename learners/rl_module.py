@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,22 @@ CRITIC = "critic."
 
 
 def build_policy(
-    *, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool
+    *,
+    level: str,
+    checkpoint: str,
+    token_trains: Trains,
+    token_blocks: int,
+    trust_remote_code: bool,
+    trains: Literal["all", "head"] = "all",
 ) -> LatentPolicy | WholeModel:
-    """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at
-    level "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
+    """The policy as the earlier stages left it, its untrained parameters frozen: the cloned latent policy of a
+    latent-action ``checkpoint``, of which ``trains`` may leave the head alone, or, at level "token", a policy over
+    tokens that is still the base LM in folder ``checkpoint``."""
     if level == "latent":
-        return load_policy(checkpoint, trust_remote_code=trust_remote_code)
+        policy = load_policy(checkpoint, trust_remote_code=trust_remote_code)
+        if trains == "head":
+            policy.requires_grad_(False).head.requires_grad_(True)
+        return policy
     lm = load_base(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
     return token_policy(lm, token_trains, token_blocks)[1]
 

@@ -44,7 +44,7 @@ from rollout_workers.rollouts import HostSpec, Rollout
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "rescored_gap"),
-    *("kl_to_reference", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
+    *("kl_to_reference", "kl_to_start", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
     "gradients_default_optimizer_global_norm",
 )
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
