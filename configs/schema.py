@@ -383,6 +383,10 @@ class RolloutConfig(Section):
     first of them, its tokens with the one that completes it (docs/tasks.md)."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
+    prefix_cache_mb: NonNegativeInt = 256
+    """Engine ``local``: what the base has computed of prompts (in an environment also of responses) is kept in at most
+    this many megabytes of each worker, over calls, groups, turns and policy versions; what was used longest ago leaves;
+    0: nothing is kept."""
     turns: Turns = Turns()
     static_cache: bool = False
     """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph.

@@ -31,6 +31,13 @@ def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def last_positions(attention_mask: torch.Tensor, count: int) -> torch.Tensor:
+    """``position_ids`` of the last ``count`` columns, [B, count]."""
+    positions = position_ids(attention_mask)
+    assert positions is not None
+    return positions[:, -count:]
+
+
 def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
     """The stack of blocks of ``lm`` without its language head."""
     found = lm.get_decoder()

@@ -19,8 +19,9 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
+from latent_control.decoding.prefix_tree import Layers, PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
-from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory
+from latent_control.decoding.slot_memory import Buffer, SlotLayer, SlotMemory, SpanMemory
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.records import Generation
 
@@ -44,6 +45,7 @@ class Engine:
         attention_mask: torch.Tensor | None = None,
         *,
         refresh: Callable[[], int] | None = None,
+        tree: PrefixTree | None = None,
     ) -> None:
         self.base, self.actor, self.params, self.refresh = base, actor, params, refresh
         rows, device = len(input_ids) * params.repeats, input_ids.device
@@ -52,7 +54,7 @@ class Engine:
         self.uniforms = uniform_streams(params.seeds(rows), self.longest).flatten().to(device)
         self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
-        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
+        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots, tree=tree)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
         base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
         # per step: cells of [rows, longest], actions, tokens, logp, versions
@@ -61,7 +63,9 @@ class Engine:
         self.supports: list[tuple[torch.Tensor, ...]] = []  # per step: cells, the actions that could be sampled
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
-        self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
+        self.keeps_responses = params.keep_responses and self.prompts.tree is not None
+        follows = refresh is not None or self.keeps_responses
+        self.keeps_states = params.return_features or (follows and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         self.position, self.next_tokens = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(2))
@@ -237,11 +241,31 @@ class Engine:
             self._leave(slot, row)
 
     def _leave(self, slot: int, row: int) -> None:
+        if self.keeps_responses:
+            self._keep_response(slot, row)
         if self.params.return_features:
             assert self.states is not None
             kept = self.lengths[row] if self.actor.stack is None else self._filled(row)
             self.features[row] = self.states.data[slot, self.memory.end - kept : self.memory.end].clone()
         self.rows_in[slot] = None
+
+    def _keep_response(self, slot: int, row: int) -> None:
+        """Put what the row has read, its prompt and all but its last token, into the tree: a next turn follows it."""
+        assert self.prompts.tree is not None and self.base_cache is not None
+        columns = slice(self.memory.end - self._filled(row), self.memory.end)
+        prompt, first = self.prompts.tokens(row // self.params.repeats), row * self.longest
+        steps = [(cells, tokens) for cells, _, tokens, *_ in self.chosen]
+        cells, tokens = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        own = (cells >= first) & (cells < first + self.longest)
+        written = tokens[own][cells[own].argsort()].tolist()[:-1]
+        layers: Layers = [
+            (layer.key_buffer.data[slot, :, columns], layer.value_buffer.data[slot, :, columns])
+            if isinstance(layer, SlotLayer)
+            else None
+            for layer in self.base_cache.layers
+        ]
+        states = self.states.data[slot, columns] if self.states is not None and self.actor.stack is not None else None
+        self.prompts.tree.insert((*prompt, *written), layers, states, None)
 
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""

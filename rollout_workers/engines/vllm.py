@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.stop_strings import stopped_length
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.policies.latent import LatentPolicy
@@ -98,6 +99,7 @@ class VllmEngine:
     numbers."""
 
     ships_features = False
+    tree: PrefixTree | None = None
     level = "latent"
 
     def __init__(
