@@ -193,6 +193,12 @@ class Actions(Training):
 class Clone(Training):
     """Stage 1b: clone the codes into the latent policy."""
 
+    passes: PositiveInt = 1
+    """Passes over the rows: ``updates / passes`` different batches go through the base and the inverse dynamics model
+    once; from the second pass on, their states and codes come from memory, in a new order each time. Of an ``mlp``
+    policy, whose own share of an update is small, that makes updates cheap."""
+    cache_megabytes: NonNegativeInt = 2048
+    """Memory of each worker for those states; what does not fit is computed again."""
     targets: Literal["soft", "hard"] = "soft"
     """``soft``: KL to the inverse dynamics distribution; ``hard``: cross-entropy with its argmax (the paper)."""
     fit_temperature: tuple[PositiveFloat, ...] = ()
