@@ -164,9 +164,12 @@ class VllmEngine:
         )
 
     def use(self, policy: LatentPolicy) -> None:
-        """Copy the weights; what vLLM has cached of prompts was made by the old ones."""
-        self.model.policy.load(policy.state_dict())
-        self.llm.reset_prefix_cache()
+        """Copy the weights; what vLLM has cached of prompts was made by the old ones, unless policies have no cache."""
+        from rollout_workers.engines.vllm_model import load_policy
+
+        load_policy(self.model.policy, policy.state_dict())
+        if not policy.stateless:
+            self.llm.reset_prefix_cache()
 
     def generate(self, job: DecodeJob) -> Generation:
         """Decode the job. ``keep_features`` and ``refresh`` are not possible here."""
