@@ -4,10 +4,11 @@
 
 Sides alternate within a round; same base, codes, prompts, rollouts, lengths, one thread, float32. ``decode``: tokens/s
 of single prompts at mixed lengths (geometric, 4 to 48), sampled. ``update``: ``PolicyLearner.update`` on the same
-number of shipped rollouts, two passes. ``version``: bytes that are published. ``step``: one RL step (32 rollouts of up
-to 8 tokens in groups of 8 on two-shot prompts, sampled and updated), today's way (``blocks``, no tree) against ``mlp``
-with a tree that has seen the shots. ``calls``, ``turns``: prompt tokens computed over three calls on the same prompts
-and over four turns, divided by those that are new. ``turn 8 / turn 2``: seconds at equal new tokens.
+number of shipped rollouts, two passes, whole; then its forward, backward and step alone. ``version``: bytes that are
+published. ``step``: one RL step (32 rollouts of up to 8 tokens in groups of 8 on two-shot prompts, sampled and
+updated), today's way (``blocks``, no tree) against ``mlp`` with a tree that has seen the shots. ``calls``, ``turns``:
+prompt tokens computed over three calls on the same prompts and over four turns, divided by those that are new.
+``turn 8 / turn 2``: seconds at equal new tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,18 @@ def rewarded(rollouts: list[Rollout]) -> list[Rollout]:
     return [replace(r, reward=float(x)) for r, x in zip(rollouts, rewards, strict=True)]
 
 
-def updated(learner: PolicyLearner, rollouts: list[Rollout]) -> float:
-    """Seconds of an update of two passes."""
+def updated(learner: PolicyLearner, rollouts: list[Rollout], *, steps_only: bool = False) -> float:
+    """Seconds of an update of two passes; ``steps_only``: of forward, backward and step alone."""
+    inside, step = 0.0, type(learner)._update
+
+    def timed(batch: Any, **arguments: Any) -> Any:
+        nonlocal inside
+        began = time.perf_counter()
+        found = step(learner, batch, **arguments)
+        inside += time.perf_counter() - began
+        return found
+
+    learner._update = timed  # type: ignore[method-assign]
     started = time.perf_counter()
     learner.update(
         episodes=rollouts,
@@ -87,7 +99,7 @@ def updated(learner: PolicyLearner, rollouts: list[Rollout]) -> float:
         num_total_minibatches=2,
         shuffle_batch_per_epoch=False,
     )
-    return time.perf_counter() - started
+    return inside if steps_only else time.perf_counter() - started
 
 
 def decode_sides(models: dict[str, LatentActionLM], rows: int) -> Sides:
@@ -184,6 +196,7 @@ def main() -> None:
             models = {kind: LatentActionLM.from_pretrained(folder) for kind, folder in folders.items()}
             add(lines, name, "decode, tokens/s", decode_sides(models, 16 if small else 128), options.repeats)
             learners: Sides = {}
+            steps: Sides = {}
             for kind, folder in folders.items():
                 runner, learner = worker_and_learner(name, folder, 8 if small else 16, 0)
                 count = 4 if small else 16
@@ -196,8 +209,10 @@ def main() -> None:
                     ship_features=True,
                 )
                 rollouts = rewarded(runner.sample(request=request))
-                learners[kind] = lambda learner=learner, rollouts=rollouts: updated(learner, rollouts)
+                learners[kind] = partial(updated, learner, rollouts)
+                steps[kind] = partial(updated, learner, rollouts, steps_only=True)
             add(lines, name, "update, seconds", learners, options.repeats)
+            add(lines, name, "forward, backward, step, seconds", steps, options.repeats)
             shots = np.random.default_rng(1).integers(5, 100, 160).tolist()
             add(lines, name, "step, seconds", step_sides(name, folders, shots, 4), options.repeats)
             sizes = {kind: model.parameter_counts() for kind, model in models.items()}
