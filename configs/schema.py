@@ -163,7 +163,7 @@ class Actions(Training):
     """Blocks of the latent policy (``null`` is 2, or 1 where the base LM has 1), or layers of the MLP (``null`` is
     2)."""
     policy_width: PositiveInt | None = None
-    """Inner width of an ``mlp`` policy; ``null`` is 256."""
+    """Inner width of an ``mlp`` policy; ``null`` is 256, or the base's width where that is less."""
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""

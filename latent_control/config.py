@@ -30,7 +30,7 @@ class LatentActionConfig:
     """``blocks``: decoder blocks like the base's last ones; ``mlp``: a residual MLP of ``policy_layers`` layers on the
     base's final state."""
     policy_width: int | None = None
-    """Inner width of an ``mlp`` policy; ``None`` is 256."""
+    """Inner width of an ``mlp`` policy; ``None`` is 256, or the base's width where that is less."""
     policy_reads: Reads | None = None
     """``None`` is ``late`` for ``blocks``, ``final`` for ``mlp``, which reads nothing else."""
     merge_size: int | None = None
@@ -54,7 +54,7 @@ class LatentActionConfig:
         ]
         problems += [
             f"{name}={value!r} must be a positive whole number, or None for {default}"
-            for name, default in (("merge_size", "the base's own MLP width"), ("policy_width", "256"))
+            for name, default in (("merge_size", "the base's own MLP width"), ("policy_width", "the default"))
             if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1)
         ]
         problems += self._policy_problems()

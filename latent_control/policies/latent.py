@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from latent_control.config import LatentActionConfig
 from latent_control.decoder_stack import DecoderStack
-from latent_control.policies.mlp import WIDTH, MlpPolicy
+from latent_control.policies.mlp import MlpPolicy
 
 LatentPolicy = DecoderStack | MlpPolicy
 
@@ -19,5 +19,5 @@ def latent_policy(decoder: PreTrainedModel, config: LatentActionConfig) -> Laten
         decoder.config.hidden_size,
         config.num_actions,
         layers=config.policy_layers,
-        width=config.policy_width or WIDTH,
+        width=config.policy_width,
     )

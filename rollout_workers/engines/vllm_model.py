@@ -21,7 +21,7 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from latent_control.config import LatentActionConfig
 from latent_control.merge import Merge
-from latent_control.policies.mlp import WIDTH, MlpPolicy
+from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import WEIGHTS, read_shape
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -99,7 +99,7 @@ class LatentLlama(LlamaForCausalLM):
         self.policy: PolicyBlocks | MlpPolicy
         if self.shape.policy_kind == "mlp":
             self.policy = MlpPolicy(
-                width, self.shape.num_actions, layers=self.shape.policy_layers, width=self.shape.policy_width or WIDTH
+                width, self.shape.num_actions, layers=self.shape.policy_layers, width=self.shape.policy_width
             )
         else:
             self.policy = PolicyBlocks(vllm_config, self.shape)
