@@ -167,8 +167,8 @@ class Actions(Training):
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""
-    policy_reads: Literal["late", "final"] | None = None
-    """``null``: ``late`` for ``blocks``, ``final`` for ``mlp``, which reads nothing else."""
+    policy_reads: Literal["late", "final", "both"] | None = None
+    """``null``: ``late`` for ``blocks``, ``final`` for ``mlp``, which may read ``both`` side by side."""
     span: Annotated[int, Field(ge=1, le=64)] = 1
     """Tokens for which a code is held: the policy chooses once per span, and its horizon shrinks by that factor."""
     look_ahead: PositiveInt | None = None

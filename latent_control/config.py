@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from latent_control.decoder_stack import decoder_of
 
 Reads = Literal["late", "final"]
+PolicyReads = Literal["late", "final", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class LatentActionConfig:
     base's final state."""
     policy_width: int | None = None
     """Inner width of an ``mlp`` policy; ``None`` is 256, or the base's width where that is less."""
-    policy_reads: Reads | None = None
-    """``None`` is ``late`` for ``blocks``, ``final`` for ``mlp``, which reads nothing else."""
+    policy_reads: PolicyReads | None = None
+    """``None`` is ``late`` for ``blocks``, ``final`` for ``mlp``, which may read ``both`` side by side, not
+    ``late`` alone."""
     merge_size: int | None = None
     """Inner width of the merge blocks; ``None`` is the base's own MLP width."""
     span: int = 1
@@ -76,8 +78,9 @@ class LatentActionConfig:
             raise ValueError("; ".join(problems))
 
     def _policy_problems(self) -> list[str]:
-        if self.policy_kind == "mlp" and self.policy_reads == "late":
-            return ["policy_reads='late' is for policy_kind='blocks': an mlp reads the base's final state"]
+        only = {"late": "blocks", "both": "mlp"}.get(str(self.policy_reads), self.policy_kind)
+        if only != self.policy_kind and self.policy_kind in ("blocks", "mlp"):
+            return [f"policy_reads={self.policy_reads!r} is for policy_kind={only!r}, this is {self.policy_kind!r}"]
         if self.policy_kind == "blocks" and self.policy_width is not None:
             return [f"policy_width={self.policy_width} is for policy_kind='mlp': blocks are as wide as the base"]
         return []
@@ -88,11 +91,11 @@ class LatentActionConfig:
             ("head", self.head, ("residual", "official")),
             ("inverse_dynamics_reads", self.inverse_dynamics_reads, reads),
             ("policy_kind", self.policy_kind, ("blocks", "mlp")),
-            ("policy_reads", self.policy_state, reads),
+            ("policy_reads", self.policy_state, (*reads, "both")),
         ]
 
     @property
-    def policy_state(self) -> Reads:
+    def policy_state(self) -> PolicyReads:
         """Which of the base's states the policy reads."""
         return self.policy_reads or ("final" if self.policy_kind == "mlp" else "late")
 
@@ -101,7 +104,8 @@ class LatentActionConfig:
         """How many blocks before the base's end the ``late`` state is taken; 0 when nothing reads it."""
         if self.policy_state == "late":
             return self.policy_layers
-        return self.inverse_dynamics_layers if self.inverse_dynamics_reads == "late" else 0
+        read = self.inverse_dynamics_reads == "late" or self.policy_state == "both"
+        return self.inverse_dynamics_layers if read else 0
 
 
 def merge_width(lm: PreTrainedModel) -> int:

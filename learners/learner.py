@@ -113,7 +113,7 @@ class PolicyLearner(TorchLearner):
         module = own["module"]
         path = base_path(module["checkpoint"]) if module["level"] == "latent" else module["checkpoint"]
         lm = load_base(path, dtype=own["dtype"], trust_remote_code=module["trust_remote_code"])
-        base = BaseLM(lm, own["late_blocks"] if own["reads"] == "late" else 0)
+        base = BaseLM(lm, own["late_blocks"] if own["reads"] in ("late", "both") else 0)
         if own["reads"] == "late":
             base.drop_late_blocks()
         return base.to(self._device)

@@ -23,7 +23,7 @@ from latent_control.decoding.prefix_tree import Layers, PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
 from latent_control.decoding.slot_memory import Buffer, SlotLayer, SlotMemory, SpanMemory
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
-from latent_control.records import Generation
+from latent_control.records import Generation, read_state
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
@@ -164,7 +164,7 @@ class Engine:
             memory.reserve(before=0, after=1)
         self.seen.data[:rows, memory.end] = True
         final, late = self._base_step()
-        state = late if self.actor.reads == "late" else final
+        state = read_state(self.actor.reads, final, late)
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
         if self.states is not None:
             self.states.data[:rows, memory.end] = state
@@ -286,10 +286,8 @@ class Engine:
 
     def _refresh_policy(self) -> None:
         """Make the policy's caches again from the states it read; the base's caches stay."""
-        if self.actor.stack is None:
-            return
         self.prompts.refresh()
-        if not self.rows_in:
+        if self.actor.stack is None or not self.rows_in:
             return
         assert self.states is not None and self.stack_cache is not None
         rows, columns = len(self.rows_in), slice(self.memory.start, self.memory.end)

@@ -82,7 +82,7 @@ class Known:
     @property
     def left(self) -> int:
         """Tokens that must pass through the base: the last one too, unless the final state after it is known."""
-        whole = self.prefix.length == len(self.tokens) and self.prefix.final is not None
+        whole = self.prefix.length == len(self.tokens) and self.prefix.end is not None
         return 0 if whole else max(1, len(self.tokens) - self.prefix.length)
 
 
@@ -182,15 +182,16 @@ class PromptQueue:
         if fed:
             ids = torch.tensor([self._last(row.tokens, fed) for row in rows], device=device)
             features = self.read_base(ids, mask, cache)
+            if self.actor.stack is None:
+                features = features.last()
             states = features.read(self.actor.reads)
             final = None if features.final is None else features.final[:, -1]
         else:
-            finals = [row.prefix.final for row in rows]
-            final = torch.stack([one for one in finals if one is not None])
-            states = final[:, None]
-        states = (
-            states[:, -1:] if self.actor.stack is None else _with_past(past, states[:, states.shape[1] - fed :], width)
-        )
+            ends = [row.prefix.end for row in rows]
+            final, states = (torch.stack([end[part] for end in ends if end is not None]) for part in (0, 1))
+            states = states[:, None]
+        if self.actor.stack is not None:
+            states = _with_past(past, states[:, states.shape[1] - fed :], width)
         self._keep(rows, cache, states, final, width, fed)
         stack_cache, logits = self.read_policy(states, mask)
         return Prefilled(
@@ -222,7 +223,8 @@ class PromptQueue:
             if new:
                 own = states[number, states.shape[1] - new :] if whole else None
                 layers = row_layers(cache, number, width - new)
-                self.tree.insert(row.tokens, layers, own, None if final is None else final[number])
+                end = None if final is None else (final[number], states[number, -1])
+                self.tree.insert(row.tokens, layers, own, end)
 
     def read_base(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache) -> Features:
         """The base over tokens [B, S], the last of rows [B, W] that ``mask`` shows; ``cache`` holds what lies before

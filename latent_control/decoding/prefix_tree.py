@@ -27,8 +27,8 @@ class PrefixNode:
     layers: Layers
     states: torch.Tensor | None
     """[n, D], what the policy reads at each token, where it reads more than the last one."""
-    final: torch.Tensor | None = None
-    """[D], the base's final state at the last token, where that has been asked for."""
+    end: tuple[torch.Tensor, torch.Tensor] | None = None
+    """[D], the base's final state at the last token and what the policy reads there, where that has been asked for."""
     parent: PrefixNode | None = None
     children: dict[int, PrefixNode] = field(default_factory=dict)
     used: int = 0
@@ -37,7 +37,7 @@ class PrefixNode:
     def bytes(self) -> int:
         """Memory of its tensors."""
         tensors = [tensor for layer in self.layers if layer is not None for tensor in layer]
-        tensors += [tensor for tensor in (self.states, self.final) if tensor is not None]
+        tensors += [tensor for tensor in (self.states, *(self.end or ())) if tensor is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -50,10 +50,10 @@ class Prefix:
     """(node, how many of its tokens) from the root on."""
 
     @property
-    def final(self) -> torch.Tensor | None:
-        """[D], the base's final state at its last token, where that is known."""
+    def end(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """[D], the base's final state at its last token and what the policy reads there, where they are known."""
         node, taken = self.parts[-1] if self.parts else (None, 0)
-        return node.final if node is not None and taken == len(node.tokens) else None
+        return node.end if node is not None and taken == len(node.tokens) else None
 
     def states(self, length: int) -> torch.Tensor | None:
         """[length, D] of its first tokens."""
@@ -94,23 +94,28 @@ class PrefixTree:
         return Prefix(length=place, parts=tuple(parts))
 
     def insert(
-        self, tokens: Sequence[int], layers: Layers, states: torch.Tensor | None, final: torch.Tensor | None
+        self,
+        tokens: Sequence[int],
+        layers: Layers,
+        states: torch.Tensor | None,
+        end: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> None:
         """Add what is not known yet of ``tokens``: ``layers``, ``states`` hold their last n tokens, which must begin
         within what is known; they are copied. Nodes used longest ago leave when there is no more room."""
         known = self.match(tokens)
         node = self._end(known)
         if known.length == len(tokens):
-            if final is not None and node.final is None and node is not self.root:
-                node.final = final.clone()
-                self.bytes += node.final.numel() * node.final.element_size()
+            if end is not None and node.end is None and node is not self.root:
+                before, node.end = node.bytes, (end[0].clone(), end[1].clone())
+                self.bytes += node.bytes - before
+                self._evict()
             return
         new = len(tokens) - known.length
         child = PrefixNode(
             tokens=tuple(tokens[known.length :]),
             layers=[None if layer is None else (_tail(layer[0], new), _tail(layer[1], new)) for layer in layers],
             states=None if states is None else states[len(states) - new :].clone(),
-            final=None if final is None else final.clone(),
+            end=None if end is None else (end[0].clone(), end[1].clone()),
             parent=node,
             used=self._clock,
         )
@@ -133,7 +138,7 @@ class PrefixTree:
             tokens=node.tokens[taken:],
             parent=head,
             used=node.used,
-            final=node.final,
+            end=node.end,
             children=node.children,
             **_slice(node, taken, len(node.tokens)),
         )

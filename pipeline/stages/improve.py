@@ -74,7 +74,7 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
             host=host,
             num_actions=shape.num_actions,
             reads=shape.policy_state,
-            late_blocks=shape.policy_layers,
+            late_blocks=shape.late_blocks,
             learning_rate=improve.learning_rate,
             span=shape.span,
         )

@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "blocks": {},
     "blocks on final": {"policy_reads": "final", "inverse_dynamics_reads": "final"},
     "mlp": {"policy_kind": "mlp", "policy_width": 24},
+    "mlp on both": {"policy_kind": "mlp", "policy_reads": "both"},
 }
 
 

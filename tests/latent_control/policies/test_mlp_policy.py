@@ -21,10 +21,10 @@ from latent_control.pretrained import CONFIG, load_policy, with_policy
 MLP: dict[str, Any] = {"policy_kind": "mlp", "policy_width": 24}
 
 
-@pytest.fixture(scope="module")
-def model(make_model: Callable[..., LatentActionLM]) -> LatentActionLM:
+@pytest.fixture(scope="module", params=["final", "both"])
+def model(request: pytest.FixtureRequest, make_model: Callable[..., LatentActionLM]) -> LatentActionLM:
     """Eight codes and an MLP policy that is not what it was at the start."""
-    made = make_model(**MLP)
+    made = make_model(**MLP, policy_reads=request.param)
     generator = torch.Generator().manual_seed(4)
     for parameter in made.policy.parameters():
         if parameter.ndim == 2:
@@ -44,7 +44,7 @@ def padded(prompts: tuple[list[int], ...] = PROMPTS) -> tuple[torch.Tensor, torc
 
 
 def test_a_position_reads_its_own_state_alone(model: LatentActionLM) -> None:
-    states = torch.randn(2, 5, model.base.width, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(2, 5, model.policy.state_width, generator=torch.Generator().manual_seed(1))
     whole = model.policy(states)
     changed = states.clone()
     changed[:, [0, 1, 3, 4]] += 1
@@ -54,9 +54,10 @@ def test_a_position_reads_its_own_state_alone(model: LatentActionLM) -> None:
 
 
 def test_its_size_by_hand(model: LatentActionLM) -> None:
-    """Norm 2 D, D W + W, twice (2 W + 2 (2 W W) + 3 W), norm 2 W, W N; D = 32, W = 24, N = 8."""
+    """Norm 2 D, D W + W, twice (2 W + 2 (2 W W) + 3 W), norm 2 W, W N; D = 32 (or 64 of two states), W = 24, N = 8."""
     sizes = sum(p.numel() for p in model.policy.parameters())
-    assert sizes == 64 + (32 * 24 + 24) + 2 * (48 + 2 * 48 * 24 + 72) + 48 + 24 * 8
+    width = 64 if model.config.policy_reads == "both" else 32
+    assert sizes == 2 * width + (width * 24 + 24) + 2 * (48 + 2 * 48 * 24 + 72) + 48 + 24 * 8
     assert model.parameter_counts()["policy"] == sizes
 
 
@@ -76,8 +77,7 @@ def test_decoding_equals_a_pass_over_what_was_written(
         prompt, tokens, codes = PROMPTS[row // 3], made.tokens[row, :length], made.actions[row, :length]
         fed = torch.tensor([[*prompt, *tokens[:-1].tolist()]])
         features = model.features(fed)
-        assert features.final is not None
-        read = features.final[0, len(prompt) - 1 :]
+        read = features.read(model.config.policy_state)[0, len(prompt) - 1 :]
         torch.testing.assert_close(made.features[row], read, rtol=0, atol=1e-4)
         world = model.world_logits(features, torch.cat([torch.zeros(len(prompt) - 1).long(), codes])[None])
         assert world[0, len(prompt) - 1 :].argmax(-1).tolist() == tokens.tolist()
@@ -93,7 +93,7 @@ def test_decoding_equals_a_pass_over_what_was_written(
 def test_a_new_version_under_way_asks_nothing_of_the_caches(model: LatentActionLM) -> None:
     """The actor keeps no second cache; after the change, choices are those of the new weights on the same states."""
     ids, mask = padded()
-    changing = MlpPolicy(model.base.width, 8, layers=2, width=24)
+    changing = MlpPolicy(model.policy.state_width, 8, layers=2, width=24)
     changing.load_state_dict(model.policy.state_dict())
     other = {name: t + 0.5 * torch.randn(t.shape, generator=torch.Generator().manual_seed(2)) for name, t in
              model.policy.state_dict().items()}  # fmt: skip
@@ -150,6 +150,7 @@ def test_a_checkpoint_from_before_is_one_of_blocks(make_model: Callable[..., Lat
     ("settings", "message"),
     [
         ({"policy_kind": "mlp", "policy_reads": "late"}, "policy_reads='late' is for policy_kind='blocks'"),
+        ({"policy_reads": "both"}, "policy_reads='both' is for policy_kind='mlp'"),
         ({"policy_width": 64}, "policy_width=64 is for policy_kind='mlp'"),
         ({"policy_kind": "mlp", "policy_width": 0}, "policy_width=0 must be a positive whole number"),
         ({"policy_kind": "lstm"}, "policy_kind='lstm' must be one of"),
