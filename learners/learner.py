@@ -123,8 +123,7 @@ class PolicyLearner(TorchLearner):
         return [p for p in module.unwrapped().policy.parameters() if p.requires_grad]
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when
-        the new one is 0."""
+        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep a count of 0."""
         if WEIGHTS_SEQ_NO in state:
             self._weights_seq_no = 0
         super().set_state(state)
@@ -164,8 +163,8 @@ class PolicyLearner(TorchLearner):
             events=events_at(batch, logits.shape[1]),
         )
         if "start_log_probs" in batch and full is not None:
-            moved = kl_divergence(batch["start_log_probs"][mask], full.detach())
-            metrics["kl_to_start"] = (batch["weights"][mask] * moved).sum()
+            kl = kl_divergence(batch["start_log_probs"][mask], full.detach())
+            metrics["kl_to_start"] = batch["weights"][mask] @ kl
         if "penalty_kl" in batch:
             metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()
         if Columns.VF_PREDS in fwd_out:
@@ -178,8 +177,7 @@ class PolicyLearner(TorchLearner):
         return loss
 
     def _reference_log_probs(self, batch: Batch) -> torch.Tensor | None:
-        """[M, N] at a microbatch's loss positions; never kept for a whole batch, which at token level would take B x T
-        x V numbers."""
+        """[M, N] at a microbatch's loss positions; of a whole batch at token level it would be B x T x V numbers."""
         if self.reference is None:
             return None
         with torch.no_grad():
@@ -195,7 +193,7 @@ class PolicyLearner(TorchLearner):
         ``_fault`` gave. Nor is a step taken once the policy is farther from where it began than ``target_kl``.
         """
         if self._far:
-            return {}, {DEFAULT_MODULE_ID: torch.zeros((), device=self._device)}, {}
+            return {}, {DEFAULT_MODULE_ID: torch.zeros(())}, {}
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
@@ -241,8 +239,7 @@ class PolicyLearner(TorchLearner):
         return count
 
     def _fault(self, gradients: dict[Any, torch.Tensor]) -> int:
-        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for others for ever.
-
+        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for ever.
         1: loss or gradient is not finite; 2: workers did not find their log-probabilities again; 3: worker and learner
         differ in them.
         """
@@ -260,10 +257,8 @@ class PolicyLearner(TorchLearner):
 
     def _beyond_target(self) -> bool:
         """Whether earlier steps of this update led farther than ``target_kl``; the same on every learner."""
-        if self.improve.target_kl is None or "kl_to_start" not in self._sums:  # not at token level
-            return False
-        moved = torch.as_tensor(self._sums["kl_to_start"], device=self._device).clone()
-        return bool(self._average(moved) > self.improve.target_kl)
+        moved = self._average(torch.as_tensor(self._sums.get("kl_to_start", 0.0)).clone())
+        return bool(moved > (self.improve.target_kl or math.inf))
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

@@ -19,9 +19,9 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
-from latent_control.decoding.prefix_tree import Layers, PrefixTree
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
-from latent_control.decoding.slot_memory import Buffer, SlotLayer, SlotMemory, SpanMemory
+from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory, slot_layers
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
 from latent_control.records import Generation, read_state
 
@@ -32,8 +32,8 @@ ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
 class Engine:
     """Decodes ``params.repeats`` rollouts of each prompt [B, P] on at most ``params.batch_size`` slots.
 
-    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's own caches are
-    made again from the kept states, while the base's stay: its weights do not depend on the policy.
+    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's caches are made
+    again from the kept states, while the base's stay.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Engine:
         self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots, tree=tree)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
         base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
-        # per step: cells of [rows, longest], actions, tokens, logp, versions
-        self.chosen: list[tuple[torch.Tensor, ...]] = []
+        self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells, actions, tokens, logp, versions
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
         self.supports: list[tuple[torch.Tensor, ...]] = []  # per step: cells, the actions that could be sampled
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
         self.keeps_responses = params.keep_responses and self.prompts.tree is not None
+        self.written: list[list[int]] = [[] for _ in range(rows if self.keeps_responses else 0)]
         follows = refresh is not None or self.keeps_responses
         self.keeps_states = params.return_features or (follows and actor.stack is not None)
         self.memory = SlotMemory(self.slots, 0)
@@ -234,6 +234,8 @@ class Engine:
         ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
         for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
+            if self.keeps_responses:
+                self.written[row].append(token)
             if end or token in self.stop_tokens:
                 self.stopped[row] = True
             elif self.lengths[row] < self.limits[row]:
@@ -251,21 +253,11 @@ class Engine:
 
     def _keep_response(self, slot: int, row: int) -> None:
         """Put what the row has read, its prompt and all but its last token, into the tree: a next turn follows it."""
-        assert self.prompts.tree is not None and self.base_cache is not None
+        assert self.prompts.tree and self.base_cache
         columns = slice(self.memory.end - self._filled(row), self.memory.end)
-        prompt, first = self.prompts.tokens(row // self.params.repeats), row * self.longest
-        steps = [(cells, tokens) for cells, _, tokens, *_ in self.chosen]
-        cells, tokens = (torch.cat(parts) for parts in zip(*steps, strict=True))
-        own = (cells >= first) & (cells < first + self.longest)
-        written = tokens[own][cells[own].argsort()].tolist()[:-1]
-        layers: Layers = [
-            (layer.key_buffer.data[slot, :, columns], layer.value_buffer.data[slot, :, columns])
-            if isinstance(layer, SlotLayer)
-            else None
-            for layer in self.base_cache.layers
-        ]
+        tokens = (*self.prompts.tokens(row // self.params.repeats), *self.written[row][:-1])
         states = self.states.data[slot, columns] if self.states is not None and self.actor.stack is not None else None
-        self.prompts.tree.insert((*prompt, *written), layers, states, None)
+        self.prompts.tree.insert(tokens, slot_layers(self.base_cache, slot, columns), states, None)
 
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""

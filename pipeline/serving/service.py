@@ -240,6 +240,7 @@ class Service:
             row_seeds=[ask.seed for ask in asks],
             guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
             watch=watch if any(row.stream is not None for row in rows) else None,
+            keep_responses=True,  # a conversation goes on from them
         )
         out = generate(
             self.latent.base,
