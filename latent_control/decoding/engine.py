@@ -64,8 +64,7 @@ class Engine:
         self.version = refresh() if refresh else 0
         self.keeps_responses = params.keep_responses and self.prompts.tree is not None
         self.written: list[list[int]] = [[] for _ in range(rows if self.keeps_responses else 0)]
-        follows = refresh is not None or self.keeps_responses
-        self.keeps_states = params.return_features or (follows and actor.stack is not None)
+        self.keeps_states = params.return_features or bool((refresh or self.keeps_responses) and actor.stack)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         self.position, self.next_tokens = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(2))
