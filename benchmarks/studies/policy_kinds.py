@@ -1,10 +1,10 @@
 """Which kind of latent policy: decoder blocks or an MLP on the base's final state, over rates and passes.
 
     python benchmarks/studies/policy_kinds.py RUN [--kinds blocks mlp] [--rates 5e-4] [--epochs 1 2] [--target-kl 0.05]
-        [--seeds 0] [--updates 150] [--clone-updates 0] [--out FILE]
+        [--seeds 0] [--updates 150] [--clone-updates 6000 --clone-passes 12] [--width 256] [--out FILE]
 
 ``RUN`` is a finished run whose codebook all kinds share (quickstart's, say). Each kind is cloned from its inverse
-dynamics model by the run's own ``clone`` settings (``--clone-updates`` takes another number), then trained by the run's
+dynamics model by the run's own ``clone`` settings (an MLP's number of updates and passes may be others), then trained by the run's
 own ``improve`` settings with the rate, passes and bound of each row, in this process: an ``LMEnvRunner`` samples, a
 ``PolicyLearner`` updates. A row: mean reward of the last 20 updates, success on held-out prompts sampled, greedy by
 code and greedy by token, seconds of sampling and updating.
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--updates", type=int)
     parser.add_argument("--clone-updates", type=int)
-    parser.add_argument("--clone-rate", type=float)
+    parser.add_argument("--clone-passes", type=int, default=1)
     parser.add_argument("--width", type=int)
     parser.add_argument("--trains", default="all")
     parser.add_argument("--work", type=Path, default=Path("runs/policy_kinds"), help="folder of the clones")
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = load_config(asked.run / "config.yaml")
     for kind in asked.kinds:
         own = {} if asked.clone_updates is None or kind == "blocks" else {"updates": asked.clone_updates}
-        own |= {} if asked.clone_rate is None or kind == "blocks" else {"learning_rate": asked.clone_rate}
+        own |= {} if kind == "blocks" else {"passes": asked.clone_passes}
         assert config.clone is not None and config.improve is not None
         now = config.model_copy(update={"clone": config.clone.model_copy(update=own)})
         shape = {"policy_reads": None} | ({"policy_width": asked.width} if kind == "mlp" else {})
