@@ -4,10 +4,10 @@
         [--seeds 0] [--updates 150] [--clone-updates 6000 --clone-passes 12] [--width 256] [--out FILE]
 
 ``RUN`` is a finished run whose codebook all kinds share (quickstart's, say). Each kind is cloned from its inverse
-dynamics model by the run's own ``clone`` settings (an MLP's number of updates and passes may be others), then trained by the run's
-own ``improve`` settings with the rate, passes and bound of each row, in this process: an ``LMEnvRunner`` samples, a
-``PolicyLearner`` updates. A row: mean reward of the last 20 updates, success on held-out prompts sampled, greedy by
-code and greedy by token, seconds of sampling and updating.
+dynamics model by the run's own ``clone`` settings (an MLP's number of updates and passes may be others), then trained
+by the run's own ``improve`` settings with the rate, passes and bound of each row, in this process: an ``LMEnvRunner``
+samples, a ``PolicyLearner`` updates. A row: mean reward of the last 20 updates, success on held-out prompts sampled,
+greedy by code and greedy by token, seconds of sampling and updating.
 """
 
 from __future__ import annotations
