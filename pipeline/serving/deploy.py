@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.install import install_command
 from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 LARGEST_BODY = 8 << 20
 QUEUED_BATCHES = 8
 """More waiting requests than this many batches are turned away (503)."""
-INSTALL = "pip install -c requirements.lock -e '.[serve]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def check(settings: ServingSettings) -> None:
     try:
         from ray import serve
     except ImportError as error:
-        raise ValueError(f"Ray Serve is not installed ({error.name}): {INSTALL}") from error
+        raise ValueError(f"Ray Serve is not installed ({error.name}): {install_command('serve')}") from error
     del serve
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from configs import install
 from configs.loading import ConfigErrors, load_config
 from configs.paths import packaged_configs
 from pipeline.cli import shell_completion
@@ -97,6 +98,24 @@ def test_the_command_says_which_file_was_taken_and_keeps_stdout_clean(elsewhere:
 def test_completion_offers_the_names(elsewhere: Path) -> None:
     (elsewhere / "quick.yaml").touch()
     assert shell_completion.config_files("quick") == ["quick.yaml", "quickstart"]
+
+
+def test_the_remedy_for_a_missing_package_fits_how_this_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.install_command("tasks") == "pip install -c requirements.lock -e '.[tasks]'"
+    assert install.install_command() == "pip install -c requirements.lock -e ."
+    monkeypatch.setattr(install, "LOCK", ROOT / "nothing")
+    assert install.install_command("tasks") == "pip install 'latent-control[tasks]'"
+    assert install.install_command() == "pip install 'latent-control'"
+
+
+@pytest.mark.slow
+def test_the_wheel_works_where_no_checkout_is() -> None:
+    """As .ci/run does."""
+    done = subprocess.run(
+        [str(ROOT / ".ci" / "wheel_smoke.sh"), sys.executable], capture_output=True, text=True, timeout=590
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "\nok\n" in done.stdout and "quickstart.yaml, which comes with this program" in done.stderr
 
 
 def test_the_method_alone_needs_torch_transformers_and_safetensors() -> None:
