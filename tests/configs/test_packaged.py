@@ -121,8 +121,22 @@ def test_the_wheel_works_where_no_checkout_is() -> None:
 def test_the_method_alone_needs_torch_transformers_and_safetensors() -> None:
     """A model is made, trained for a step, saved, loaded and asked, while everything that only the pipeline needs
     cannot be imported."""
-    blocked = ("ray", "accelerate", "mlflow", "pyarrow", "pydantic", "typer", "rich", "matplotlib", "fastapi", "uvicorn")
-    blocked += ("psutil", "datasets", "peft", "configs", "rollout_workers", "learners", "pipeline")
+    blocked = [
+        "accelerate",
+        "datasets",
+        "fastapi",
+        "matplotlib",
+        "mlflow",
+        "peft",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+        "ray",
+        "rich",
+        "typer",
+        "uvicorn",
+    ]
+    blocked += ["configs", "learners", "pipeline", "rollout_workers"]
     script = f"""
 import sys, tempfile
 sys.modules.update(dict.fromkeys({blocked!r}))
