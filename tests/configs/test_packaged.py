@@ -121,22 +121,8 @@ def test_the_wheel_works_where_no_checkout_is() -> None:
 def test_the_method_alone_needs_torch_transformers_and_safetensors() -> None:
     """A model is made, trained for a step, saved, loaded and asked, while everything that only the pipeline needs
     cannot be imported."""
-    blocked = [
-        "accelerate",
-        "datasets",
-        "fastapi",
-        "matplotlib",
-        "mlflow",
-        "peft",
-        "psutil",
-        "pyarrow",
-        "pydantic",
-        "ray",
-        "rich",
-        "typer",
-        "uvicorn",
-    ]
-    blocked += ["configs", "learners", "pipeline", "rollout_workers"]
+    blocked = ["accelerate", "datasets", "fastapi", "matplotlib", "mlflow", "peft", "psutil", "pyarrow", "pydantic"]
+    blocked += ["ray", "rich", "typer", "uvicorn", "configs", "learners", "pipeline", "rollout_workers"]
     script = f"""
 import sys, tempfile
 sys.modules.update(dict.fromkeys({blocked!r}))
