@@ -20,6 +20,7 @@ from ray.rllib.utils.typing import StateDict
 
 from latent_control.distributions import rollout_seed
 from latent_control.pretrained import array_hash
+from rollout_workers import telemetry
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.response_player import player_for
@@ -186,6 +187,10 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
         seconds = time.perf_counter() - started
         summary = summary_of(request, rollouts, worker=self.worker_index, hashes=self.hashes, seconds=seconds)
+        worker = str(self.worker_index)
+        telemetry.count("worker_rollouts_total", len(rollouts), worker=worker)
+        telemetry.count("worker_tokens_total", tokens, worker=worker)
+        telemetry.seconds("worker_request_seconds", seconds, worker=worker)
         return rollouts, (summary, self.get_metrics())
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:

@@ -137,6 +137,9 @@ def serve(
         ),
     ] = None,
     base: BaseFolder = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", min=1, max=65535, help="Where a local Ray answers Prometheus.")
+    ] = None,
 ) -> None:
     """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
     target = target.absolute()
@@ -158,6 +161,7 @@ def serve(
                 address=address,
                 decode=decode,
                 base=base,
+                metrics_port=metrics_port,
             )
             deploy.require_port(settings)
             if not exporting.is_export(target):

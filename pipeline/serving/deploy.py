@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class ServingSettings:
     decode: Decode | None = None
     """Where a request does not say; ``None``: as the export says"""
     base: str | None = None
+    metrics_port: int | None = None
+    """Where a local Ray answers Prometheus"""
 
 
 def check(settings: ServingSettings) -> None:
@@ -95,6 +98,7 @@ def application(settings: ServingSettings) -> Any:
 
     from pipeline.serving.protocol import DecodedRow
     from pipeline.serving.service import DecodingRow, Service
+    from rollout_workers import telemetry
 
     @serve.deployment(
         name="latent-control",
@@ -119,10 +123,16 @@ def application(settings: ServingSettings) -> Any:
         @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)
         async def decode(self, rows: list[DecodingRow]) -> list[DecodedRow]:
             # In a thread: requests are read, and health checks answered, meanwhile.
-            return await asyncio.to_thread(self.service.decode, rows)
+            decoded = await asyncio.to_thread(self.service.decode, rows)
+            telemetry.count("server_tokens_total", sum(len(row.tokens) for row in decoded), model=settings.name)
+            return decoded
 
         async def __call__(self, request: Request) -> Response:
-            return await answer(self.service, request, self.decode)
+            started = time.perf_counter()
+            response = await answer(self.service, request, self.decode)
+            telemetry.count("server_requests_total", model=settings.name, status=str(response.status_code))
+            telemetry.seconds("server_request_seconds", time.perf_counter() - started, model=settings.name)
+            return response
 
     return Replica.bind()  # type: ignore[attr-defined]
 
@@ -148,7 +158,7 @@ def running(settings: ServingSettings) -> Iterator[str]:
     """The application on Ray for the duration of a block; yields its address."""
     from ray import serve
 
-    with joined(settings.address, settings.replicas * settings.threads + 1):
+    with joined(settings.address, settings.replicas * settings.threads + 1, settings.metrics_port):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
