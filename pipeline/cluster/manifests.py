@@ -29,13 +29,15 @@ head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n1)
 port=$$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS="$$head:$$port"
 srun --nodes=1 --ntasks=1 -w "$$head" --overlap ray start --head --port="$$port" --num-cpus=$head_cpus --block &
-until ray health-check --address "$$RAY_ADDRESS" 2>/dev/null; do sleep 2; done
+ray_head=$$!
+until ray health-check --address "$$RAY_ADDRESS" 2>/dev/null; do kill -0 "$$ray_head"; sleep 2; done
 if [ "$$SLURM_NNODES" -gt 1 ]; then
     srun --nodes=$$((SLURM_NNODES - 1)) --ntasks=$$((SLURM_NNODES - 1)) --exclude="$$head" --overlap \\
         ray start --address="$$RAY_ADDRESS" --num-cpus=$cpus --block &
     sleep 15
 fi
-$command
+$command &
+wait -n "$$ray_head" "$$!"  # the run's end, or that of Ray's head, without which it would wait for ever
 """
 )
 

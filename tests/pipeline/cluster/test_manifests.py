@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pipeline.preflight.resources import nodes_needed
 from pipeline.runs.summary import read_summary
 
 ROOT = Path(__file__).resolve().parents[3]
+SRUN = 'while [ "${1#-}" != "$1" ]; do [ "$1" = -w ] && shift; shift; done; exec "$@"'
+"""Slurm's program without its options: what is left runs here."""
 
 # Fields of ray.io/v1 and of a pod that the file may use, as KubeRay's and Kubernetes' API references have them.
 CONTAINER = {
@@ -150,10 +153,41 @@ def test_a_users_config_is_named_by_its_absolute_path(tmp_path: Path, monkeypatc
     (tmp_path / "models").symlink_to(ROOT / "configs" / "models")
     (tmp_path / "my config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
     script = printed("slurm", "my config.yaml", "--run-dir", "/s/it's; rm x")
-    assert shlex.split(script.splitlines()[-1]) == [
-        *("latent-control", "job", str(tmp_path / "my config.yaml"), "--run-dir", "/s/it's; rm x")
+    assert shlex.split(script.splitlines()[-2]) == [
+        *("latent-control", "job", str(tmp_path / "my config.yaml"), "--run-dir", "/s/it's; rm x", "&")
     ]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def stand_ins(folder: Path, **programs: str) -> dict[str, str]:
+    """Variables for a batch script on one node whose programs are these lines of bash."""
+    folder.mkdir()
+    for name, text in {"scontrol": "echo 127.0.0.1", "srun": SRUN, **programs}.items():
+        (folder / name.replace("_", "-")).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name.replace("_", "-")).chmod(stat.S_IRWXU)
+    return os.environ | {
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_NNODES": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ray", "run", "code"),
+    [
+        ('[ "$1" = health-check ] || sleep 60', "exit 3", 3),  # the run's own code
+        ('[ "$1" = health-check ] || { sleep 1; exit 7; }', "sleep 60", 7),  # Ray's head ends under the run
+        ("exit 1", "exit 0", 1),  # it never starts
+    ],
+)
+def test_the_batch_ends_with_the_run_or_with_rays_head(ray: str, run: str, code: int, tmp_path: Path) -> None:
+    environment = stand_ins(tmp_path / "bin", ray=ray, latent_control=run)
+    script = printed("slurm", "quickstart", "--run-dir", str(tmp_path / "first"))
+    started = time.monotonic()
+    done = subprocess.run(["bash", "-c", script], env=environment, stdout=subprocess.DEVNULL, timeout=50, check=False)
+    assert done.returncode == code and time.monotonic() - started < 40
 
 
 @pytest.mark.slow
@@ -165,23 +199,7 @@ def test_the_batch_script_runs_a_run_to_its_end(tmp_path: Path) -> None:
     run_dir = tmp_path / "first"
     script = tmp_path / "job.sbatch"
     script.write_text(printed("slurm", "quickstart", *tiny, "--run-dir", str(run_dir), "--node-cpus", "4"))
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    for name, text in {
-        "scontrol": "echo 127.0.0.1",
-        "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -w ] && shift; shift; done; exec "$@"',
-        "latent-control": f'exec {sys.executable} -m pipeline "$@"',
-    }.items():
-        (bin_folder / name).write_text(f"#!/bin/bash\n{text}\n")
-        (bin_folder / name).chmod(stat.S_IRWXU)
-    environment = os.environ | {
-        "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "SLURM_JOB_NODELIST": "here",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_NNODES": "1",
-        "RAY_TMPDIR": "/tmp",
-    }
+    environment = stand_ins(tmp_path / "bin", latent_control=f'exec {sys.executable} -m pipeline "$@"')
     batch = subprocess.Popen(
         ["bash", str(script)], env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
     )
