@@ -30,6 +30,7 @@ COPY --from=build /venv /venv
 # Any user may run it (--user 12345, OpenShift): nothing is written outside of the working folder and TMPDIR.
 RUN mkdir /data && chmod 1777 /data
 ENV PATH=/venv/bin:$PATH \
+    HOME=/tmp \
     HF_HOME=/data/huggingface \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -100,6 +100,21 @@ def test_completion_offers_the_names(elsewhere: Path) -> None:
     assert shell_completion.config_files("quick") == ["quick.yaml", "quickstart"]
 
 
+def test_a_user_without_entry_and_home_has_one() -> None:
+    """As in a container that is run as any user; MLflow asks for a home when it is imported."""
+    script = """
+import pwd, pathlib
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+import pipeline
+print(pathlib.Path.home())
+"""
+    environment = {"PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "/tmp\n", done.stderr
+
+
 def test_the_remedy_for_a_missing_package_fits_how_this_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert install.install_command("tasks") == "pip install -c requirements.lock -e '.[tasks]'"
     assert install.install_command() == "pip install -c requirements.lock -e ."
