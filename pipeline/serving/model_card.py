@@ -13,8 +13,10 @@ from configs.paths import is_hub_id
 from configs.yaml_text import YamlProblem, read, write
 from latent_control.bases.loading import local_folder
 from pipeline.evaluation.modes import MODES
+from pipeline.runs.stage_table import ACTIONS, CLONE, FINETUNE, IMPROVE, IMPROVE_OFFLINE
 
 CARD = "README.md"
+OFFLINE = (ACTIONS, CLONE, FINETUNE, IMPROVE_OFFLINE)
 _LARGEST = 1 << 20
 """Bytes of a base LM's card that are read."""
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -110,7 +112,7 @@ def _plain(text: object) -> str:
 
 
 def _stages(config: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("actions", "clone", "finetune", "improve_offline", "improve"):
+    for name in (*OFFLINE, IMPROVE):
         if section := config.get(name):
             how = section.get("algorithm") or section.get("method") or ""
             yield f"{name}{f' ({how})' if how else ''}, {section['updates']} updates"
@@ -119,7 +121,7 @@ def _stages(config: Mapping[str, Any]) -> Iterator[str]:
 def _data(config: Mapping[str, Any]) -> str:
     kinds = {
         source["kind"] + (f" {Path(source['path']).name}" if source.get("path") else "")
-        for name in ("actions", "clone", "finetune", "improve_offline")
+        for name in OFFLINE
         for source in (config.get(name) or {}).get("data") or ()
     }
     task = (config.get("task") or {}).get("name")
