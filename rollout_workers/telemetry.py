@@ -5,6 +5,7 @@ Ray puts ``ray_`` before the names. Where no Ray runs nothing is exported, and r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -72,20 +73,25 @@ def _made(name: str) -> Any:
     return getattr(metrics, kind)(PREFIX + name, description=text, tag_keys=tags, **more)
 
 
+def _record(name: str, how: str, value: float, tags: Mapping[str, str]) -> None:
+    if "ray" in sys.modules:  # whoever has not loaded it has nobody to export for
+        getattr(_made(name), how)(value, tags=dict(tags))
+
+
 def count(name: str, amount: float = 1.0, **tags: str) -> None:
     """Add to a counter."""
     if amount > 0:  # Ray refuses 0
-        _made(name).inc(amount, tags=tags)
+        _record(name, "inc", amount, tags)
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
     """Set a gauge."""
-    _made(name).set(value, tags=tags)
+    _record(name, "set", value, tags)
 
 
 def seconds(name: str, value: float, **tags: str) -> None:
     """Enter a duration into a histogram."""
-    _made(name).observe(max(value, 1e-6), tags=tags)  # Ray refuses 0
+    _record(name, "observe", max(value, 1e-6), tags)  # Ray refuses 0
 
 
 def step(run: str, stage: str, number: int, values: Mapping[str, float]) -> None:
