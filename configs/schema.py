@@ -485,6 +485,9 @@ class Cluster(Section):
     stall_seconds: PositiveFloat = 3600.0
     """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with
     1."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where a local Ray answers Prometheus (docs/observe.md) from the run's start to its end; ``null``: at a free port,
+    while ``improve`` and the evaluation run. A joined cluster has its own: ``ray start --metrics-export-port``."""
     autoscale: Autoscale | None = None
     """``null``: ``rollout.num_workers`` stays, but for ``latent-control scale``."""
 

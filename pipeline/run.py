@@ -104,7 +104,8 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
         interrupts.say_last(f"ended by {name}; continue with: latent-control resume {run_dir}")
 
     with noted(run_dir), interrupts.listening(last_words):
-        if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
+        # Who has connected has looked at the storage, too; a local Ray that exports metrics does so from the start.
+        if (config.cluster.address == "local" and config.cluster.metrics_port is None) or is_connected():
             return _stages(config, run_dir, display)
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
         with connected(config):
@@ -114,8 +115,9 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
 
 def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
     write_environment(run_dir)
-    tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
-    log = RunLog(run_dir, tracker=tracker, display=display)
+    events = Events(run_dir)
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
+    log = RunLog(run_dir, tracker=tracker, display=display, events=events)
     context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
     with log.showing(ahead(config, run_dir)):
         try:

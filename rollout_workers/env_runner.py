@@ -21,6 +21,7 @@ from ray.rllib.utils.typing import StateDict
 from latent_control.decoding.prefix_tree import prompt_counts
 from latent_control.distributions import rollout_seed
 from latent_control.pretrained import array_hash
+from rollout_workers import telemetry
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.response_player import player_for
@@ -197,6 +198,10 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             seconds=seconds,
             prompt_tokens=(read, found),
         )
+        worker = str(self.worker_index)
+        telemetry.count("worker_rollouts_total", len(rollouts), worker=worker)
+        telemetry.count("worker_tokens_total", tokens, worker=worker)
+        telemetry.seconds("worker_request_seconds", seconds, worker=worker)
         return rollouts, (summary, self.get_metrics())
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:

@@ -63,13 +63,13 @@ def connected(config: RunConfig) -> Iterator[None]:
     A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors
     start.
     """
-    with joined(config.cluster.address, cpus_wanted(config)):
+    with joined(config.cluster.address, cpus_wanted(config), config.cluster.metrics_port):
         yield
 
 
 @contextmanager
-def joined(address: str, cpus_wanted: float) -> Iterator[None]:
-    """As ``connected``, with an address and a number of CPUs."""
+def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) -> Iterator[None]:
+    """As ``connected``, with an address, a number of CPUs and, for a private Ray, the port of its metrics."""
     if ray.is_initialized():
         yield
         return
@@ -77,6 +77,7 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
+        own |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     ray.init(
         address=address,
         **own,
