@@ -10,10 +10,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -51,6 +51,35 @@ def examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, Findin
             errors += [m for m in found.errors if m not in errors and not any(name in m for name in problems.dropped)]
         return None, found._replace(errors=errors)
     return config, check(config)
+
+
+class Prospect(NamedTuple):
+    """What a run will compute in, and how long it will take: ``Prospect(types=["base.dtype: float32 (...)"],
+    seconds={"actions": 61.0}, lines=["base.dtype: ...", "actions   1m01s", "in all    1m01s"])``."""
+
+    types: Sequence[str] = ()
+    seconds: Mapping[str, float] = {}
+    lines: Sequence[str] = ()
+
+
+def prospect(config: RunConfig) -> Prospect:
+    """Decides the number types of ``config`` and measures its work for a few seconds; where a part of it cannot be done
+    before the run, the last line says so."""
+    from pipeline.preflight.number_type import decided
+    from pipeline.runs.environment import calm_libraries
+    from pipeline.runs.forecast import from_speeds, lines
+
+    config, types = decided(config)
+    if config.base.train is not None or config.cluster.address != "local" or config.rollout.engine != "local":
+        return Prospect(types=types, lines=types)
+    from pipeline.stages.speed import measured_speeds
+
+    calm_libraries()
+    try:
+        seconds = from_speeds(config, measured_speeds(config))
+    except (ValueError, OSError, RuntimeError) as error:
+        return Prospect(types=types, lines=[*types, f"how long it takes is not known: {_message(error)}"])
+    return Prospect(types=types, seconds=seconds, lines=[*types, *lines(config, seconds)])
 
 
 def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:

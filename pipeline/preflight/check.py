@@ -22,6 +22,7 @@ from pipeline.preflight.base_model import (
     tuned_start,
 )
 from pipeline.preflight.data_sources import sampled_problems, source_problems
+from pipeline.preflight.number_type import slow_choices
 from pipeline.preflight.problems import Findings, placed
 from pipeline.preflight.prompts import Prompts
 from pipeline.preflight.resources import local_problems
@@ -91,6 +92,7 @@ def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
     errors += misshaped
     if not any(error.startswith("base.model:") for error in misshaped):
         errors += file_problems(config, warnings)
+        warnings += slow_choices(config)
     errors += sampled_problems(config, model, tokenizer, warnings)
     if not any(error.startswith("base.model:") for error in misshaped):
         _texts(config, task, Prompts(config, model, tokenizer), found)
