@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from configs.checks import row_length
 from configs.schema import Actions, Clone, Finetune, ImproveOffline, RunConfig, Training
@@ -60,13 +59,9 @@ def stage_on(model: LatentActionLM, job: OfflineJob) -> OfflineStage:
 
 
 def accelerator_of(settings: Training) -> Accelerator:
-    """This process's; accelerate itself refuses another ``mixed_precision`` than the stage before had."""
-    AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision="bf16" if settings.mixed_precision == "bf16" else "no",  # a driver decides what auto is
-        cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(),
-        **settings.accelerate,
-    )
+    """This process's."""
+    cpu = settings.gpus_per_worker == 0 and not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, **settings.accelerate)
 
 
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
