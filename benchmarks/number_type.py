@@ -72,11 +72,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="sequences, and rollouts, of an update")
     parser.add_argument("--updates", type=int, default=5, help="updates of a round")
     options = parser.parse_args()
-    small = (
-        ["base.model=" + str(ROOT / "configs/models/countdown-1m"), "task={name: countdown}"] if options.quick else []
-    )
-    small += [f"{stage}.data=[{{kind: task}}]" for stage in STAGES[:3]] if options.quick else []
-    small += ["actions.inverse_dynamics_layers=2", "actions.policy_layers=2"] if options.quick else []
+    tiny = [f"base.model={ROOT / 'configs/models/countdown-1m'}", "task={name: countdown}"]
+    tiny += [f"{stage}.data=[{{kind: task}}]" for stage in STAGES[:3]]
+    tiny += ["actions.inverse_dynamics_layers=2", "actions.policy_layers=2"]
+    small = tiny if options.quick else []
     path = ROOT / "configs" / "smollm2.yaml"
     auto, reasons = decided(load_config(path, small))
     kinds = {"bfloat16": works(load_config(path, [*BEFORE, *small]), options.rows), "auto": works(auto, options.rows)}

@@ -410,8 +410,10 @@ class Tracking(Section):
 
     enabled: bool = True
     uri: str | None = None
-    """Tracking URI; ``null`` is ``sqlite:///mlflow.db`` beside the run folders."""
+    """Tracking URI; ``null`` is what ``MLFLOW_TRACKING_URI`` says, else ``sqlite:///mlflow.db`` beside the run
+    folders."""
     experiment: str = "latent-control"
+    """The default gives way to ``MLFLOW_EXPERIMENT_NAME``."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Yours, on every run: the table and the charts can be grouped by them."""
     system_metrics: PositiveFloat | None = None

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError, GetTimeoutError
 
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
+from pipeline.cluster.ray_token import has_token
 from pipeline.runs import interrupts
+from pipeline.runs.errors import RunError, first_line
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the
 # cores.
@@ -77,13 +81,21 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
-    ray.init(
-        address=address,
-        **own,
-        runtime_env={"env_vars": worker_environment()},
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+        if not has_token():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
+    try:
+        ray.init(
+            address=address,
+            **own,
+            runtime_env={"env_vars": worker_environment()},
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    except (RuntimeError, ConnectionError, AuthenticationError, GetTimeoutError) as error:
+        raise RunError(
+            f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: {first_line(error)}; "
+            "look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR and the memory that is free"
+        ) from error
     interrupts.listen_again()
     try:
         yield

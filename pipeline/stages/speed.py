@@ -139,9 +139,8 @@ class Rehearsal:
         torch.set_num_threads(rollout.torch_threads)
         self.model.base.lm.to(self.dtype)
         bf16 = improve is not None and improve.mixed_precision == "bf16"
-        engine = LocalEngine(
-            latent_host(self.model, self.tokenizer, torch.bfloat16 if bf16 else torch.float32), rollout
-        )
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        engine = LocalEngine(latent_host(self.model, self.tokenizer, dtype), rollout)
 
         def decode(prompts: int, most: int) -> int:
             job = DecodeJob(
