@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,7 +58,7 @@ class Prospect(NamedTuple):
     seconds={"actions": 61.0}, lines=["base.dtype: ...", "actions   1m01s", "in all    1m01s"])``."""
 
     types: Sequence[str] = ()
-    seconds: Mapping[str, float] = {}
+    seconds: dict[str, float] = {}
     lines: Sequence[str] = ()
 
 

@@ -205,6 +205,11 @@ def _stored(config: RunConfig) -> _Stored:
     )
 
 
+def parameters_of(config: RunConfig) -> int:
+    """Of the base LM, by its files; 0 where they are not here."""
+    return _stored(config).parameters
+
+
 def free_memory() -> int:
     """Bytes that new processes may take: of the machine, and of the container where it has a limit."""
     free = psutil.virtual_memory().available

@@ -34,7 +34,7 @@ from rollout_workers.model_host import latent_host
 from rollout_workers.tasks import AgentTask, build_task
 from rollout_workers.tasks.encoding import encode_demonstration, encode_prompt
 
-SECONDS = 0.7
+SECONDS = 0.4
 """For each kind of work; a slow machine takes longer for the least of it, one sequence."""
 LOOKED_AT = 64
 """Demonstrations by which lengths are judged."""

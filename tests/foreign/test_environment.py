@@ -1,4 +1,4 @@
-"""What a stranger's shell says (variables of Ray, MLflow, proxies; folders) is heeded, or refused before work starts."""
+"""What a stranger's shell says (variables of Ray, MLflow, proxies; folders) is heeded, or refused before the start."""
 
 from __future__ import annotations
 
