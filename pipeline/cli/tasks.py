@@ -20,11 +20,10 @@ from pipeline.runs.stage_table import ACTIONS, CLONE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUICK = 10_000_000
-"""Parameters of a base LM that needs no forecast."""
-
     from configs.schema import RunConfig, TaskConfig
 
+QUICK = 10_000_000
+"""Parameters of a base LM that needs no forecast."""
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
 app.add_typer(task_app, name="task")
 
