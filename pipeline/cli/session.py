@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -53,12 +54,13 @@ def examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, Findin
     return config, check(config)
 
 
-class Prospect(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
     """What a run will compute in, and how long it will take: ``Prospect(types=["base.dtype: float32 (...)"],
     seconds={"actions": 61.0}, lines=["base.dtype: ...", "actions   1m01s", "in all    1m01s"])``."""
 
     types: Sequence[str] = ()
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = field(default_factory=dict)
     lines: Sequence[str] = ()
 
 
