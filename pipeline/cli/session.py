@@ -78,10 +78,11 @@ def prospect(config: RunConfig) -> Prospect:
 
     calm_libraries()
     try:
-        seconds = from_speeds(config, measured_speeds(config))
+        speeds = measured_speeds(config)
     except (ValueError, OSError, RuntimeError) as error:
         return Prospect(types=types, lines=[*types, f"how long it takes is not known: {_message(error)}"])
-    return Prospect(types=types, seconds=seconds, lines=[*types, *lines(config, seconds)])
+    seconds = from_speeds(config, speeds)
+    return Prospect(types=types, seconds=seconds, lines=[*types, *lines(config, seconds, speeds.busy)])
 
 
 def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:

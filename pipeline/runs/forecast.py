@@ -85,6 +85,8 @@ class Speeds:
     learn: float
     """Of the policy's forward and backward passes in an update of reinforcement learning."""
     cores: int
+    busy: float = 1.0
+    """Wall seconds per second as above while it was measured: more than 1 where other processes had the cores."""
 
 
 START = 12.0
@@ -96,6 +98,10 @@ BY_TOKEN = 2.0
 """Cost of a rollout that is greedy by token, relative to by code (docs/evaluation.md)."""
 WRITING = 12.0
 """Seconds of report and explorer beside ``explorer.seconds``."""
+
+
+BUSY = 1.5
+"""``Speeds.busy`` from which it is said."""
 
 
 def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
@@ -154,10 +160,12 @@ def _evaluation(config: RunConfig, speeds: Speeds) -> float:
     return _sampling(config, speeds, settings.prompts * passes) + (1 + latent) * max(texts, default=0.0)
 
 
-def lines(config: RunConfig, seconds: Mapping[str, float]) -> Iterator[str]:
-    """A forecast in words: each stage, and all of them together."""
+def lines(config: RunConfig, seconds: Mapping[str, float], busy: float) -> Iterator[str]:
+    """A forecast in words: each stage, and all of them together; that others are at work where the machine is
+    ``busy``."""
     for name, value in seconds.items():
         yield f"{name:9} {clock(value)}"
     unknown = unknown_stages(config, seconds)
     without = f" without {', '.join(unknown)}, which cannot be told before" if unknown else ""
-    yield f"{'in all':9} {clock(sum(seconds.values()))}{without}"
+    others = f"; other processes are at work now: {busy:.1f} times as long beside them" if busy > BUSY else ""
+    yield f"{'in all':9} {clock(sum(seconds.values()))}{without}{others}"

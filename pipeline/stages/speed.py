@@ -36,6 +36,9 @@ from rollout_workers.tasks.encoding import encode_demonstration, encode_prompt
 
 SECONDS = 0.4
 """For each kind of work; a slow machine takes longer for the least of it, one sequence."""
+WAITING = 1.2
+"""Wall seconds per second of this thread in which it waits for its own helpers; beyond, other processes had the cores
+(15 of them made an update of 0.1 s take 4)."""
 LOOKED_AT = 64
 """Demonstrations by which lengths are judged."""
 
@@ -75,9 +78,9 @@ class Rehearsal:
         self.config, self.base = config, resolve_base(config)
         self.tokenizer = load_tokenizer(self.base, trust_remote_code=config.base.trust_remote_code)
         self.sample = Sample.of(config, self.tokenizer)
-        started = time.perf_counter()
+        started = time.thread_time()
         self.model = _model(config, self.base)
-        self.load = time.perf_counter() - started
+        self.load = time.thread_time() - started
         self.dtype = self.model.base.dtype
 
     def offline(self, stage: Stage) -> tuple[Callable[[int], int], Callable[[int], Any], float]:
@@ -169,25 +172,52 @@ def _model(config: RunConfig, base: str) -> LatentActionLM:
     return LatentActionLM.from_base(base, dtype=config.base.dtype, trust_remote_code=trust)
 
 
+class Stopwatch:
+    """Times work as it would take alone: of the waiting for other processes it is told what it was."""
+
+    def __init__(self) -> None:
+        self.wall, self.own = 0.0, 0.0
+
+    def once(self, work: Callable[[int], Any], rows: int) -> tuple[float, Any]:
+        """(seconds of ``work(rows)``, its result)."""
+        wall, own = time.perf_counter(), time.thread_time()
+        result = work(rows)
+        wall, own = time.perf_counter() - wall, time.thread_time() - own
+        seconds = wall if torch.cuda.is_available() else min(wall, WAITING * own)
+        self.wall, self.own = self.wall + wall, self.own + seconds
+        return seconds, result
+
+    def __call__(self, work: Callable[[int], Any], full: int) -> tuple[float, int, list[Any]]:
+        """(median seconds of ``work(rows)``, rows, its results): as many rows up to ``full`` as ``SECONDS`` allow,
+        after one to warm up."""
+        work(1)
+        found = [self.once(work, 1)]
+        rows = max(1, min(full, int(SECONDS / max(found[0][0], 1e-6))))
+        found = found if rows == 1 else []
+        while not found or (sum(seconds for seconds, _ in found) < SECONDS and len(found) < 5):
+            found.append(self.once(work, rows))
+        return statistics.median(seconds for seconds, _ in found), rows, [result for _, result in found]
+
+
 def measured_speeds(config: RunConfig) -> Speeds:
     """What a run of ``config``, whose types are decided, costs here per unit; a few seconds beside the loading.
 
     Raises:
         ValueError: as ``Rehearsal``.
     """
-    work = Rehearsal(config)
+    work, timed = Rehearsal(config), Stopwatch()
     updates: dict[str, float] = {}
     evaluations: dict[str, float] = {}
     for stage in planned(config):
         if not (stage.online or stage.name in (BASE, IMPROVE_OFFLINE)):
             with suppress(ValueError, OSError):  # data that are made later, e.g. by latent-control sample
-                updates[stage.name], evaluations[stage.name] = _offline(work, stage)
+                updates[stage.name], evaluations[stage.name] = _offline(work, stage, timed)
     learn = 0.0
     if (improve := config.improve) is not None:
         rollouts = improve.prompts_per_update * improve.group_size
-        seconds, rows, _ = _timed(work.learning(), rollouts)
+        seconds, rows, _ = timed(work.learning(), rollouts)
         learn = seconds * improve.epochs * rollouts / rows
-    rollout, tokens = _rollout(work)
+    rollout, tokens = _rollout(work, timed)
     return Speeds(
         load=work.load,
         update=updates,
@@ -196,43 +226,26 @@ def measured_speeds(config: RunConfig) -> Speeds:
         tokens=tokens,
         learn=learn,
         cores=cpus_here(),
+        busy=timed.wall / timed.own,
     )
 
 
-def _timed(work: Callable[[int], Any], full: int) -> tuple[float, int, list[Any]]:
-    """(median seconds of ``work(rows)``, rows, its results): as many rows up to ``full`` as ``SECONDS`` allow, after
-    one to warm up."""
-
-    def once(rows: int) -> tuple[float, Any]:
-        started = time.perf_counter()
-        result = work(rows)
-        return time.perf_counter() - started, result
-
-    work(1)
-    found = [once(1)]
-    rows = max(1, min(full, int(SECONDS / max(found[0][0], 1e-6))))
-    found = found if rows == 1 else []
-    while not found or (sum(seconds for seconds, _ in found) < SECONDS and len(found) < 5):
-        found.append(once(rows))
-    return statistics.median(seconds for seconds, _ in found), rows, [result for _, result in found]
-
-
-def _offline(work: Rehearsal, stage: Stage) -> tuple[float, float]:
+def _offline(work: Rehearsal, stage: Stage, timed: Stopwatch) -> tuple[float, float]:
     """Seconds of an update, whose sequences count by their padded tokens, and of an evaluation."""
     settings = stage.settings(work.config)
     update, evaluate, whole = work.offline(stage)
-    seconds, rows, padded = _timed(update, settings.batch_size)
+    seconds, rows, padded = timed(update, settings.batch_size)
     per_update = seconds * whole / statistics.mean(padded)
-    seconds, rows, _ = _timed(evaluate, min(32, settings.batch_size, settings.evaluation_sequences))
+    seconds, rows, _ = timed(evaluate, min(32, settings.batch_size, settings.evaluation_sequences))
     return per_update, seconds * settings.evaluation_sequences / rows
 
 
-def _rollout(work: Rehearsal) -> tuple[float, float]:
+def _rollout(work: Rehearsal, timed: Stopwatch) -> tuple[float, float]:
     """(seconds of a rollout in one worker that is alone, its tokens)."""
     config, decode = work.config, work.decoding()
     prompts = config.improve.prompts_per_update if config.improve is not None else 64
-    first, asked, _ = _timed(lambda count: decode(count, 1), math.ceil(prompts / config.rollout.num_workers))
-    whole, count, came = _timed(lambda count: decode(count, config.rollout.max_new_tokens), asked)
+    first, asked, _ = timed(lambda count: decode(count, 1), math.ceil(prompts / config.rollout.num_workers))
+    whole, count, came = timed(lambda count: decode(count, config.rollout.max_new_tokens), asked)
     rows, tokens = count * work.group, statistics.mean(came)
     first *= count / asked
     each = max(0.0, whole - first) / max(1.0, tokens - rows)

@@ -159,6 +159,7 @@ def test_the_run_writes_what_was_decided_and_its_stages_may_differ(
 
 def test_a_run_of_before_keeps_the_meaning_that_auto_had(avx2: None, stored: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "old"
+    folder.mkdir()
     text = dump_config(of(stored["bfloat16"], actions=ONE)).encode()
     manifest.put(folder, CONFIG, text, keep=True)
     resume(folder)

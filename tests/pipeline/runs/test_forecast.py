@@ -43,7 +43,7 @@ def test_stages_add_up() -> None:
     # Base and two latent policies, each sampled and greedy; the two also by token; texts at half of the 128 sequences.
     assert found["evaluate"] == pytest.approx(START + 2 + 100 * (3 * 2 + 2 * BY_TOKEN) * 0.01 / 2 + 3 * 1.5)
     assert found["pages"] == WRITING + 20
-    assert list(lines(config, found))[-1].startswith("in all")
+    assert list(lines(config, found, 1.0))[-1].startswith("in all")
 
 
 def test_more_workers_than_cores_gain_nothing_and_async_hides_the_shorter() -> None:
@@ -57,7 +57,8 @@ def test_what_is_not_known_is_named() -> None:
     config = of(actions={}, improve={"token_baseline": True})
     found = from_speeds(config, SPEEDS)
     assert "token_level" not in found
-    assert "without token_level" in list(lines(config, found))[-1]
+    assert "without token_level" in list(lines(config, found, 1.0))[-1]
+    assert "processes" not in list(lines(config, found, 1.4))[-1] and "2.0 times" in list(lines(config, found, 2.0))[-1]
 
 
 def test_the_quickstart_is_measured() -> None:
