@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, GetTimeoutError
+from ray.exceptions import RayError
+from tenacity import RetryError, Retrying, retry_if_exception_message, stop_after_attempt
 
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
@@ -35,6 +36,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
 }
+STARTS, SLOW = 5, "timed out during startup"
+"""Attempts to start a private Ray, and what Ray says of one that was too slow."""
 
 
 def cpus_wanted(config: RunConfig) -> float:
@@ -83,21 +86,35 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
         own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
         if not has_token():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
+    _start(address, own)
+    interrupts.listen_again()
     try:
-        ray.init(
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str, own: dict[str, Any]) -> None:
+    """``ray.init``; a private Ray that takes long on a busy machine gets more than the half minute that Ray gives it.
+
+    Raises:
+        RunError: in one sentence.
+    """
+    slow = retry_if_exception_message(match=f".*{SLOW}")
+    patient = Retrying(retry=slow, stop=stop_after_attempt(STARTS if address == "local" else 1))
+    try:
+        patient(
+            ray.init,
             address=address,
             **own,
             runtime_env={"env_vars": worker_environment()},
             logging_level="ERROR",
             log_to_driver=False,
         )
-    except (RuntimeError, ConnectionError, AuthenticationError, GetTimeoutError) as error:
+    except (RetryError, RuntimeError, OSError, RayError) as error:
+        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
         raise RunError(
-            f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: {first_line(error)}; "
-            "look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR and the memory that is free"
+            f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: "
+            f"{first_line(cause or error)}; look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR, and what "
+            "memory and processors are free"
         ) from error
-    interrupts.listen_again()
-    try:
-        yield
-    finally:
-        ray.shutdown()
