@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
-from tenacity import RetryError, Retrying, retry_if_exception_message, stop_after_attempt
 
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
@@ -100,21 +98,21 @@ def _start(address: str, own: dict[str, Any]) -> None:
     Raises:
         RunError: in one sentence.
     """
-    slow = retry_if_exception_message(match=f".*{SLOW}")
-    patient = Retrying(retry=slow, stop=stop_after_attempt(STARTS if address == "local" else 1))
-    try:
-        patient(
-            ray.init,
-            address=address,
-            **own,
-            runtime_env={"env_vars": worker_environment()},
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-    except (RetryError, RuntimeError, OSError, RayError) as error:
-        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
-        raise RunError(
-            f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: "
-            f"{first_line(cause or error)}; look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR, and what "
-            "memory and processors are free"
-        ) from error
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address=address,
+                **own,
+                runtime_env={"env_vars": worker_environment()},
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # what Ray raises of a slow start is no more special
+            if SLOW in str(error) and address == "local" and attempt < STARTS:
+                continue
+            raise RunError(
+                f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: "
+                f"{first_line(error)}; look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR, and what "
+                "memory and processors are free"
+            ) from error
