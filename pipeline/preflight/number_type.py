@@ -19,6 +19,7 @@ import psutil
 
 from configs.checks import offline_sections
 from configs.schema import Base, Improve, RunConfig, Training
+from pipeline.runs.stage_table import IMPROVE
 
 AUTO, FULL = "auto", "float32"
 NATIVE = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
@@ -32,8 +33,8 @@ SECONDS, WIDTH, WIDEST = 0.5, 576, 1024
 MEMORY = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
-class Verdict(NamedTuple):
-    """Whether bfloat16 is fast somewhere, and how that is known: ``Verdict(False, "this processor has no ...")``."""
+class TypeVerdict(NamedTuple):
+    """Whether bfloat16 is fast somewhere, and how that is known: ``TypeVerdict(False, "this processor has no ...")``."""
 
     fast: bool
     why: str
@@ -105,7 +106,7 @@ def slow_choices(config: RunConfig) -> Iterator[str]:
 
 
 @lru_cache
-def bfloat16_on(device: str, width: int = WIDTH) -> Verdict:
+def bfloat16_on(device: str, width: int = WIDTH) -> TypeVerdict:
     """Whether bfloat16 is fast on ``cpu`` or ``cuda``; the same answer each time in one process."""
     if device == "cpu":
         return _by_table() or _measured(width)
@@ -113,9 +114,9 @@ def bfloat16_on(device: str, width: int = WIDTH) -> Verdict:
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if not names:
-        return Verdict(True, "GPUs of the workers, which the driver does not see, are taken to have it")
+        return TypeVerdict(True, "GPUs of the workers, which the driver does not see, are taken to have it")
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Verdict(fast, f"{names[0]} {'computes in bfloat16' if fast else 'has no bfloat16 in hardware'}")
+    return TypeVerdict(fast, f"{names[0]} {'computes in bfloat16' if fast else 'has no bfloat16 in hardware'}")
 
 
 # -- devices and sections ----------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def _precise(config: RunConfig) -> Iterator[tuple[str, Training | Improve]]:
     """Name and settings of each stage with ``mixed_precision``."""
     yield from offline_sections(config)
     if config.improve is not None:
-        yield "improve", config.improve
+        yield IMPROVE, config.improve
 
 
 def _put(config: RunConfig, changes: dict[str, object], name: str, value: str) -> None:
@@ -141,7 +142,7 @@ def _device(config: RunConfig, name: str) -> str:
     """Where a stage's gradient is computed."""
     import torch
 
-    if name == "improve":
+    if name == IMPROVE:
         return "cuda" if config.cluster.gpus_per_learner else "cpu"
     section = dict(offline_sections(config))[name]
     alone = section.num_workers == 1 and torch.cuda.is_available() and name != "base.train"
@@ -165,7 +166,7 @@ def _base_type(config: RunConfig, stored: _Stored) -> tuple[str, str]:
     verdicts = {
         device: bfloat16_on(device, stored.width)
         if stored.dtype == "bfloat16"
-        else Verdict(device == "cuda", "float16 is slow on processors, fast on GPUs")
+        else TypeVerdict(device == "cuda", "float16 is slow on processors, fast on GPUs")
         for device in sorted(_devices(config))
     }
     slow = [verdict.why for verdict in verdicts.values() if not verdict.fast]
@@ -223,7 +224,7 @@ def free_memory() -> int:
 # -- the processor -----------------------------------------------------------------------------------------------------
 
 
-def _by_table() -> Verdict | None:
+def _by_table() -> TypeVerdict | None:
     """The verdict on this processor; ``None``: measure."""
     import torch
 
@@ -234,14 +235,14 @@ def _by_table() -> Verdict | None:
     native = [flag for flag in NATIVE if flags.get(flag)]
     if onednn or (flags.get("architecture") == "x86_64" and not flags.get("avx512_f") and not native):
         reason = onednn[0] if onednn else "this processor has neither AVX-512 nor AMX"
-        return Verdict(False, f"{reason}: bfloat16 is converted to float32 and back")
+        return TypeVerdict(False, f"{reason}: bfloat16 is converted to float32 and back")
     if native and not limits:
-        return Verdict(True, f"this processor computes in bfloat16 ({native[0]})")
+        return TypeVerdict(True, f"this processor computes in bfloat16 ({native[0]})")
     return None
 
 
 @lru_cache
-def _measured(width: int) -> Verdict:
+def _measured(width: int) -> TypeVerdict:
     """Matrix products [rows, D] x [D, 4 D] of decoding and of training, in both types by turns."""
     import torch
 
@@ -259,4 +260,4 @@ def _measured(width: int) -> Verdict:
             spent[index] += (time.perf_counter() - started) * (done > 0)  # the first round only warms up
         done += 1
     ratio = spent[0] / max(spent[1], 1e-9)
-    return Verdict(ratio >= 1, f"measured: bfloat16 has {ratio:.2g} of float32's speed here")
+    return TypeVerdict(ratio >= 1, f"measured: bfloat16 has {ratio:.2g} of float32's speed here")
