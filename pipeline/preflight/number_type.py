@@ -26,15 +26,15 @@ NATIVE = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 """Flags, as ``torch.cpu.get_capabilities`` has them, of processors that multiply bfloat16 in hardware."""
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """Variables that keep oneDNN and torch from instructions that the processor has."""
-BELOW = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "DEFAULT"}
-"""Values of these under which bfloat16 is converted to float32 and back (``default`` is ATen's word for no vectors)."""
+BELOW = {"SSE41", "AVX", "AVX2", "AVX2_VNNI"}
+"""oneDNN's limits under which bfloat16 is converted to float32 and back; ATen's own leave matrix products to oneDNN."""
 SECONDS, WIDTH, WIDEST = 0.5, 576, 1024
 """Length of the measurement; the width where the base LM's is not known, and the largest that is tried."""
 MEMORY = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 class TypeVerdict(NamedTuple):
-    """Whether bfloat16 is fast somewhere, and how that is known: ``TypeVerdict(False, "this processor has no ...")``."""
+    """Whether bfloat16 is fast somewhere, and how that is known: ``TypeVerdict(False, "this processor has ...")``."""
 
     fast: bool
     why: str
@@ -229,12 +229,12 @@ def _by_table() -> TypeVerdict | None:
     import torch
 
     flags = torch.cpu.get_capabilities()
-    limits = {name: value.upper() for name in LIMITS if (value := os.environ.get(name))}
-    low = [f"{name}={value}" for name, value in limits.items() if value in BELOW]
-    onednn = [limit for limit in low if not limit.startswith("ATEN")]
+    limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
+    low = [limit for limit in limits if limit.partition("=")[2].upper() in BELOW and not limit.startswith("ATEN")]
     native = [flag for flag in NATIVE if flags.get(flag)]
-    if onednn or (flags.get("architecture") == "x86_64" and not flags.get("avx512_f") and not native):
-        reason = onednn[0] if onednn else "this processor has neither AVX-512 nor AMX"
+    old = flags.get("architecture") == "x86_64" and not flags.get("avx512_f") and not native
+    if low or old:
+        reason = low[0] if low else "this processor has neither AVX-512 nor AMX"
         return TypeVerdict(False, f"{reason}: bfloat16 is converted to float32 and back")
     if native and not limits:
         return TypeVerdict(True, f"this processor computes in bfloat16 ({native[0]})")
