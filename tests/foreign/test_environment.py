@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -17,8 +18,10 @@ import pytest
 from configs.loading import load_config
 from configs.schema import Cluster, RunConfig, Tracking
 from pipeline.cluster import submit as jobs
+from pipeline.cluster.connect import joined
 from pipeline.preflight.check import tracking_problems, tracking_warnings
 from pipeline.preflight.surroundings import ray_problems
+from pipeline.runs.errors import RunError
 from pipeline.serving.registry import require_names
 from pipeline.tracking.mlflow_store import experiments
 from pipeline.tracking.tracker import Tracker
@@ -110,6 +113,31 @@ def test_the_command_says_so_before_anything_starts(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "TMPDIR" in done.stderr and "RAY_AUTH_MODE" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("slow", "starts"), [(0, 1), (2, 3), (9, 5)])
+def test_a_slow_start_of_ray_is_waited_for(slow: int, starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def init(*, address: str, **_: object) -> None:
+        calls.append(address)
+        if len(calls) <= slow:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with contextlib.suppress(RunError), joined("local", 1):
+        pass
+    assert len(calls) == starts
+
+
+def test_a_cluster_that_does_not_let_us_in_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RunError, match=r"joined at auto: .*any running Ray instance.*RAY_AUTH_MODE"), joined("auto", 1):
+        pass
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
