@@ -83,8 +83,12 @@ def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "updates"),
-    [({}, (600, 500, 100)), ({"actions": 3000.0, "improve": 600.0}, (600, 500, 100))]
-    + [({"actions": 7200.0}, (300, 250, 50)), ({"actions": 36000.0, "improve": 36000.0}, (150, 100, 20))],
+    [
+        ({}, (600, 500, 100)),
+        ({"actions": 3000.0, "improve": 600.0}, (600, 500, 100)),
+        ({"actions": 7200.0}, (300, 250, 50)),
+        ({"actions": 36000.0, "improve": 36000.0}, (150, 100, 20)),
+    ],
 )
 def test_a_first_run_takes_an_hour_at_most(seconds: dict[str, float], updates: tuple[int, int, int]) -> None:
     config = {name: {"updates": n} for name, n in (("actions", 600), ("clone", 500), ("improve", 100))} | {"seed": 0}
