@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -144,17 +145,14 @@ def test_a_cluster_that_does_not_let_us_in_is_one_sentence(monkeypatch: pytest.M
 
 
 def test_a_job_leaves_the_folder_that_ray_may_delete(tmp_path: Path) -> None:
-    config = load_config(QUICKSTART, ["base.model=models/absent"], check_paths=False)
-    with jobs.staged(config) as staged:
+    with jobs.staged(load_config(QUICKSTART)) as staged:
         rays = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
-        rays.parent.mkdir(parents=True)
-        staged.rename(rays)
-        staged.mkdir()
-    (rays / "job.yaml").write_text((rays / "job.yaml").read_text().replace(str(config.base.model), "./configs/absent"))
+        shutil.copytree(staged, rays)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
+    command = ["job", "job.yaml", "actions.init=./nothing", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "job", "job.yaml", "--run-dir", str(tmp_path / "run")],
+        [sys.executable, "-m", "pipeline", *command],
         env=os.environ | {"PYTHONPATH": str(rays), "TMPDIR": str(temporary)},
         capture_output=True,
         text=True,
