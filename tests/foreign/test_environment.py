@@ -282,10 +282,10 @@ def test_folders_with_odd_names_keep_their_store(folder: str, tmp_path: Path) ->
     run = tmp_path / folder / "b]"
     run.mkdir(parents=True)
     tracker = Tracker(Tracking(), run, group="run")
-    tracker.start("actions", params={}, tags={})
+    tracker.start("actions", params={}, tags={}, patience=600.0)
     (run / "x.txt").write_text("x")
     tracker.artifact(run / "x.txt")
-    assert tracker.finish("FINISHED") and not tracker.lost()
+    assert tracker.finish("FINISHED", patience=600.0) and not tracker.lost()
     tracker.close()
     assert (run.parent / "mlflow.db").is_file() and list((run.parent / "mlartifacts").rglob("x.txt"))
 
@@ -298,10 +298,10 @@ def test_a_moved_store_does_not_write_to_the_old_place(tmp_path: Path) -> None:
         run = runs / "run"
         run.mkdir(parents=True, exist_ok=True)
         tracker = Tracker(Tracking(), run, group="run")
-        tracker.start("actions", params={}, tags={})
+        tracker.start("actions", params={}, tags={}, patience=600.0)
         (run / "x.txt").write_text("x")
         tracker.artifact(run / "x.txt")
-        tracker.finish("FINISHED")
+        tracker.finish("FINISHED", patience=600.0)
         lost = tracker.lost()
         tracker.close()
         assert ("" if runs is old else "tracking.experiment") in lost and bool(lost) == (runs is new)
