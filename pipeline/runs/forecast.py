@@ -110,7 +110,7 @@ def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
     for stage in planned(config):
         settings = stage.settings(config)
         if stage.name in speeds.update:
-            evaluations = -(-settings.updates // settings.evaluate_every)
+            evaluations = 1 + -(-settings.updates // settings.evaluate_every)  # the last one measures more
             work = settings.updates * speeds.update[stage.name] + evaluations * speeds.evaluation[stage.name]
             found[stage.name] = speeds.load + work / settings.num_workers + START * (settings.num_workers > 1)
         elif stage.online and level_of(config, stage.name) == "latent":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -86,7 +86,7 @@ class Rehearsal:
                 self.load = min(self.load, time.thread_time() - started)
         self.dtype = self.model.base.dtype
 
-    def offline(self, stage: Stage) -> tuple[Callable[[int], int], Callable[[int], Any], float]:
+    def offline(self, stage: Stage) -> tuple[Callable[[int], int], Callable[[int], int], float]:
         """(an update of so many sequences, which returns their padded tokens; an evaluation on so many; the padded
         tokens of a whole batch).
 
@@ -110,12 +110,13 @@ class Rehearsal:
             one_update(trained, trained, part, **common, seed=0, update=0)
             return part.input_ids.numel()
 
-        def evaluate(rows: int) -> None:
+        def evaluate(rows: int) -> int:
             measure_whole(job, self.model, [held[0].rows(0, rows)], -1)
+            return rows
 
         return update, evaluate, statistics.mean(batch.input_ids.numel() for batch in batches)
 
-    def learning(self) -> Callable[[int], None]:
+    def learning(self) -> Callable[[int], int]:
         """Forward and backward through the policy for so many rollouts, and a step of Adam."""
         improve, policy = self.config.improve, self.model.policy.float()
         assert improve is not None
@@ -127,7 +128,7 @@ class Rehearsal:
         optimizer = torch.optim.Adam(policy.trainable(), lr=1e-8)
         most = max(1, improve.microbatch_tokens // length)
 
-        def step(rows: int) -> None:
+        def step(rows: int) -> int:
             for first in range(0, rows, most):
                 states = torch.zeros(min(most, rows - first), length, self.model.base.width, dtype=self.dtype)
                 with torch.autocast("cpu", torch.bfloat16, enabled=improve.mixed_precision == "bf16"):
@@ -135,6 +136,7 @@ class Rehearsal:
                 logits.float().log_softmax(-1)[..., 0].mean().backward()
             optimizer.step()
             optimizer.zero_grad()
+            return rows
 
         return step
 
@@ -181,25 +183,38 @@ class Stopwatch:
     def __init__(self) -> None:
         self.wall, self.own = 0.0, 0.0
 
-    def once(self, work: Callable[[int], Any], rows: int) -> tuple[float, Any]:
-        """(seconds of ``work(rows)``, its result)."""
+    def once(self, work: Callable[[int], float], rows: int) -> tuple[float, float]:
+        """(size of the work on ``rows``, seconds)"""
         wall, own = time.perf_counter(), time.thread_time()
-        result = work(rows)
+        size = work(rows)
         wall, own = time.perf_counter() - wall, time.thread_time() - own
         seconds = wall if torch.cuda.is_available() else min(wall, WAITING * own)
         self.wall, self.own = self.wall + wall, self.own + seconds
-        return seconds, result
+        return size, seconds
 
-    def __call__(self, work: Callable[[int], Any], full: int) -> tuple[float, int, list[Any]]:
-        """(median seconds of ``work(rows)``, rows, its results): as many rows up to ``full`` as ``SECONDS`` allow,
-        after one to warm up."""
+    def __call__(self, work: Callable[[int], float], rows: int, whole: float) -> float:
+        """Seconds of work of size ``whole``, which is that of about ``rows`` rows; ``work(n)`` does ``n`` of them and
+        returns its size. Tried on ever more rows while that is quick, after one to warm up."""
         work(1)
-        found = [self.once(work, 1)]
-        rows = max(1, min(full, int(SECONDS / max(found[0][0], 1e-6))))
-        found = found if rows == 1 else []
-        while not found or (sum(seconds for seconds, _ in found) < SECONDS and len(found) < 5):
-            found.append(self.once(work, rows))
-        return statistics.median(seconds for seconds, _ in found), rows, [result for _, result in found]
+        number, points = 1, [self.once(work, 1)]
+        while number < rows and points[-1][1] < SECONDS / 2:
+            number = min(rows, 4 * number)
+            points.append(self.once(work, number))
+        while number == rows and sum(seconds for _, seconds in points) < SECONDS:
+            points.append(self.once(work, number))
+        return extrapolated(points, whole)
+
+
+def extrapolated(points: Sequence[tuple[float, float]], size: float) -> float:
+    """Seconds at ``size``, on the line through the last of the ``points`` (size, seconds) and the nearest one that is
+    at most half as large: what is fixed is not multiplied."""
+    largest = max(x for x, _ in points)
+    at_largest = statistics.median(t for x, t in points if x > 0.9 * largest)
+    below = [(x, t) for x, t in points if x <= largest / 2]
+    if not below:
+        return at_largest * size / largest
+    x, t = below[-1]
+    return at_largest + max(0.0, at_largest - t) / (largest - x) * (size - largest)
 
 
 def measured_speeds(config: RunConfig) -> Speeds:
@@ -218,8 +233,7 @@ def measured_speeds(config: RunConfig) -> Speeds:
     learn = 0.0
     if (improve := config.improve) is not None:
         rollouts = improve.prompts_per_update * improve.group_size
-        seconds, rows, _ = timed(work.learning(), rollouts)
-        learn = seconds * improve.epochs * rollouts / rows
+        learn = improve.epochs * timed(work.learning(), rollouts, rollouts)
     rollout, tokens = _rollout(work, timed)
     return Speeds(
         load=work.load,
@@ -237,20 +251,24 @@ def _offline(work: Rehearsal, stage: Stage, timed: Stopwatch) -> tuple[float, fl
     """Seconds of an update, whose sequences count by their padded tokens, and of an evaluation."""
     settings = stage.settings(work.config)
     update, evaluate, whole = work.offline(stage)
-    seconds, rows, padded = timed(update, settings.batch_size)
-    per_update = seconds * whole / statistics.mean(padded)
-    seconds, rows, _ = timed(evaluate, min(32, settings.batch_size, settings.evaluation_sequences))
-    return per_update, seconds * settings.evaluation_sequences / rows
+    per_update = timed(update, settings.batch_size, whole)
+    rows = min(32, settings.batch_size, settings.evaluation_sequences)
+    return per_update, timed(evaluate, rows, rows) * settings.evaluation_sequences / rows
 
 
 def _rollout(work: Rehearsal, timed: Stopwatch) -> tuple[float, float]:
     """(seconds of a rollout in one worker that is alone, its tokens)."""
     config, decode = work.config, work.decoding()
     prompts = config.improve.prompts_per_update if config.improve is not None else 64
-    first, asked, _ = timed(lambda count: decode(count, 1), math.ceil(prompts / config.rollout.num_workers))
-    whole, count, came = timed(lambda count: decode(count, config.rollout.max_new_tokens), asked)
-    rows, tokens = count * work.group, statistics.mean(came)
-    first *= count / asked
-    each = max(0.0, whole - first) / max(1.0, tokens - rows)
-    expected = work.sample.response or tokens / rows
+    asked, came = math.ceil(prompts / config.rollout.num_workers), [0.0]
+
+    def rollouts(count: int) -> float:
+        came[0] = decode(count, config.rollout.max_new_tokens) / (count * work.group)
+        return count
+
+    first = timed(lambda count: min(count, decode(count, 1)), asked, asked)
+    whole = timed(rollouts, asked, asked)
+    rows, tokens = asked * work.group, came[0]
+    each = max(0.0, whole - first) / max(1.0, rows * (tokens - 1))
+    expected = work.sample.response or tokens
     return first / rows + max(0.0, expected - 1) * each, expected

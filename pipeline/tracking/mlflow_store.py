@@ -156,8 +156,8 @@ class MlflowStore:
         if own is None or location == own or Path(location).parts[-2:] != Path(own).parts[-2:]:
             return ""
         return (
-            f"experiment {self.experiment!r} keeps its artifacts at {location}, where its store was before it was "
-            "moved; move it back, or set tracking.experiment to a new name"
+            f"the store was moved: move it back, or set tracking.experiment to a new name; {self.experiment!r} keeps "
+            f"artifacts at {location}"
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.runs.forecast import AROUND, BY_TOKEN, START, WRITING, Speeds, from_speeds, lines
-from pipeline.stages.speed import measured_speeds
+from pipeline.stages.speed import extrapolated, measured_speeds
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
 SPEEDS = Speeds(
@@ -37,8 +37,8 @@ def test_stages_add_up() -> None:
         explorer={"seconds": 20.0},
     )
     found = from_speeds(config, SPEEDS)
-    assert found["actions"] == pytest.approx(2 + 250 * 0.5 + 3 * 3)  # evaluated at 100, 200 and at the end
-    assert found["clone"] == pytest.approx(2 + (100 * 0.25 + 1) / 2 + START)
+    assert found["actions"] == pytest.approx(2 + 250 * 0.5 + 4 * 3)  # evaluated at 100, 200 and, for longer, at the end
+    assert found["clone"] == pytest.approx(2 + (100 * 0.25 + 2 * 1) / 2 + START)
     assert found["improve"] == pytest.approx(START + 2 + 10 * (40 * 0.01 / 2 + 0.1 + AROUND))
     # Base and two latent policies, each sampled and greedy; the two also by token; texts at half of the 128 sequences.
     assert found["evaluate"] == pytest.approx(START + 2 + 100 * (3 * 2 + 2 * BY_TOKEN) * 0.01 / 2 + 3 * 1.5)
@@ -59,6 +59,13 @@ def test_what_is_not_known_is_named() -> None:
     assert "token_level" not in found
     assert "without token_level" in list(lines(config, found, 1.0))[-1]
     assert "processes" not in list(lines(config, found, 1.4))[-1] and "2.0 times" in list(lines(config, found, 2.0))[-1]
+
+
+def test_what_is_fixed_is_not_multiplied() -> None:
+    assert extrapolated([(1, 5.0), (4, 8.0)], 16) == 20.0  # 4 + 1 a row
+    assert extrapolated([(1, 5.0), (4, 8.0), (16, 20.0), (16, 22.0)], 16) == 21.0
+    assert extrapolated([(3, 6.0)], 4) == 8.0
+    assert extrapolated([(1, 5.0), (4, 4.0)], 16) == 4.0  # noise
 
 
 def test_the_quickstart_is_measured() -> None:
