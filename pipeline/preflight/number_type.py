@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -193,9 +194,12 @@ def _stored(config: RunConfig) -> _Stored:
     try:
         model = base_config_and_tokenizer(config)[0]
         folder = local_folder(sources_of(config.base.model)[0])
-        files = None if folder is None else read_folder(folder)
     except Unreachable:  # the workers may reach it
         return _Stored(AUTO, WIDTH, 0)
+    files = None
+    if folder is not None:
+        with suppress(ValueError):  # weights of another kind, or files that the check of them speaks of
+            files = read_folder(folder)
     said = getattr(model, "dtype", None) or (files.dtype if files is not None else None)
     dtype = str(said).removeprefix("torch.")
     known = dtype in (FULL, "bfloat16", "float16") and getattr(model, "quantization_config", None) is None
