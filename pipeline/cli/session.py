@@ -72,8 +72,8 @@ def prospect(config: RunConfig) -> Prospect:
     from pipeline.runs.forecast import from_speeds, lines
 
     config, types = decided(config)
-    if config.base.train is not None or config.cluster.address != "local" or config.rollout.engine != "local":
-        return Prospect(types=types, lines=types)
+    if why := _unmeasured(config):
+        return Prospect(types=types, lines=[*types, f"how long it takes was not measured: {why}"])
     from pipeline.stages.speed import measured_speeds
 
     calm_libraries()
@@ -83,6 +83,21 @@ def prospect(config: RunConfig) -> Prospect:
         return Prospect(types=types, lines=[*types, f"how long it takes is not known: {_message(error)}"])
     seconds = from_speeds(config, speeds)
     return Prospect(types=types, seconds=seconds, lines=[*types, *lines(config, seconds, speeds.busy)])
+
+
+def _unmeasured(config: RunConfig) -> str:
+    """Why the work of ``config`` is not tried here before its run; "" where it is."""
+    from pipeline.preflight.number_type import devices, free_memory, parameters_of
+
+    if config.cluster.address != "local" or config.rollout.engine != "local":
+        return "the work is not this process's (cluster.address, rollout.engine)"
+    if config.base.train is not None:
+        return "base.train is yet to make the base LM"
+    if devices(config) != {"cpu"}:
+        return "only processors are measured, not GPUs"
+    if (needed := 4 * parameters_of(config)) > free_memory() / 2:
+        return f"the base LM's {needed / 2**30:.1f} GiB are more than half of the memory that is free"
+    return ""
 
 
 def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:

@@ -98,7 +98,7 @@ def slow_choices(config: RunConfig) -> Iterator[str]:
     named = [name for name, section in _precise(config) if section.mixed_precision == "bf16"]
     found = {f"{name}.mixed_precision": _device(config, name) for name in named}
     if config.base.dtype == "bfloat16":
-        found["base.dtype"] = "cpu" if "cpu" in _devices(config) else "cuda"
+        found["base.dtype"] = "cpu" if "cpu" in devices(config) else "cuda"
     slow = [name for name, device in found.items() if device == "cpu" and (v := _by_table()) is not None and not v.fast]
     if slow and config.cluster.address == "local":
         verdict = _by_table()
@@ -150,7 +150,7 @@ def _device(config: RunConfig, name: str) -> str:
     return "cuda" if section.gpus_per_worker or alone else "cpu"
 
 
-def _devices(config: RunConfig) -> set[str]:
+def devices(config: RunConfig) -> set[str]:
     """Where the base LM is computed."""
     found = {_device(config, name) for name, _ in offline_sections(config) if name != "base.train"}
     if config.improve is not None or config.evaluation is not None:
@@ -168,7 +168,7 @@ def _base_type(config: RunConfig, stored: _Stored) -> tuple[str, str]:
         device: bfloat16_on(device, stored.width)
         if stored.dtype == "bfloat16"
         else TypeVerdict(device == "cuda", "float16 is slow on processors, fast on GPUs")
-        for device in sorted(_devices(config))
+        for device in sorted(devices(config))
     }
     slow = [verdict.why for verdict in verdicts.values() if not verdict.fast]
     if not slow:
