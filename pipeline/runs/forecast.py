@@ -89,6 +89,8 @@ class Speeds:
     """Wall seconds per second as above while it was measured: more than 1 where other processes had the cores."""
 
 
+AROUND_STAGE = 1.0
+"""Seconds of an offline stage beside loading, updates and evaluations: data, tokenizer, saving."""
 START = 12.0
 """Seconds of a stage on Ray beside its work: Ray and its workers start, and end."""
 AROUND = 0.15
@@ -98,8 +100,6 @@ BY_TOKEN = 2.0
 """Cost of a rollout that is greedy by token, relative to by code (docs/evaluation.md)."""
 WRITING = 12.0
 """Seconds of report and explorer beside ``explorer.seconds``."""
-
-
 BUSY = 1.5
 """``Speeds.busy`` from which it is said."""
 
@@ -112,7 +112,8 @@ def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
         if stage.name in speeds.update:
             evaluations = 1 + -(-settings.updates // settings.evaluate_every)  # the last one measures more
             work = settings.updates * speeds.update[stage.name] + evaluations * speeds.evaluation[stage.name]
-            found[stage.name] = speeds.load + work / settings.num_workers + START * (settings.num_workers > 1)
+            found[stage.name] = speeds.load + AROUND_STAGE + work / settings.num_workers
+            found[stage.name] += START * (settings.num_workers > 1)
         elif stage.online and level_of(config, stage.name) == "latent":
             found[stage.name] = _improve(config, speeds)
     if config.evaluation is not None:

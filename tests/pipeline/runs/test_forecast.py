@@ -8,7 +8,7 @@ import pytest
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from pipeline.runs.forecast import AROUND, BY_TOKEN, START, WRITING, Speeds, from_speeds, lines
+from pipeline.runs.forecast import AROUND, AROUND_STAGE, BY_TOKEN, START, WRITING, Speeds, from_speeds, lines
 from pipeline.stages.speed import extrapolated, measured_speeds
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
@@ -37,8 +37,10 @@ def test_stages_add_up() -> None:
         explorer={"seconds": 20.0},
     )
     found = from_speeds(config, SPEEDS)
-    assert found["actions"] == pytest.approx(2 + 250 * 0.5 + 4 * 3)  # evaluated at 100, 200 and, for longer, at the end
-    assert found["clone"] == pytest.approx(2 + (100 * 0.25 + 2 * 1) / 2 + START)
+    assert found["actions"] == pytest.approx(
+        2 + AROUND_STAGE + 250 * 0.5 + 4 * 3
+    )  # evaluated at 100, 200 and, for longer, at the end
+    assert found["clone"] == pytest.approx(2 + AROUND_STAGE + (100 * 0.25 + 2 * 1) / 2 + START)
     assert found["improve"] == pytest.approx(START + 2 + 10 * (40 * 0.01 / 2 + 0.1 + AROUND))
     # Base and two latent policies, each sampled and greedy; the two also by token; texts at half of the 128 sequences.
     assert found["evaluate"] == pytest.approx(START + 2 + 100 * (3 * 2 + 2 * BY_TOKEN) * 0.01 / 2 + 3 * 1.5)
