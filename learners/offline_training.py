@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,7 +139,11 @@ def one_update(
     size = min(rows, settings.microbatch_size or rows)
     positions = accelerator.reduce(stage.positions(batch).float(), reduction="mean").clamp(min=1)
     generator = torch.Generator(accelerator.device).manual_seed(rollout_seed(seed, update, accelerator.process_index))
-    with gathered(stage), accelerator.autocast():
+    # Not accelerate's own: its number type is one for the whole process, and stages may differ.
+    autocast = partial(
+        torch.autocast, accelerator.device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"
+    )
+    with gathered(stage), autocast():
         context = stage.whole_batch(batch, accelerator, size)
     step = TrainingStep(
         update=update, updates=settings.updates, positions=float(positions), generator=generator, context=context
@@ -146,9 +151,9 @@ def one_update(
     totals: dict[str, torch.Tensor] = {}
     for first in range(0, rows, size):
         last = first + size >= rows
-        with accelerator.accumulate(module) if last else accelerator.no_sync(module), accelerator.autocast():
+        with accelerator.accumulate(module) if last else accelerator.no_sync(module), autocast():
             loss, metrics = module(batch.rows(first, min(first + size, rows)), step)
-            accelerator.backward(loss)
+            accelerator.backward(loss.float())
         for name, value in {"loss": loss.detach(), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value
     if not torch.isfinite(totals["loss"]):

@@ -20,6 +20,12 @@ if os.path.expanduser("~") == "~":
 # an update 30 times slower: two threads need both cores at the same instant.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Servers on this machine (MLflow, Ray's dashboard) are not reached through a proxy, whatever the shell says of others.
+if any(name.lower().endswith("_proxy") for name in os.environ):
+    for _name in ("no_proxy", "NO_PROXY"):
+        if os.environ.get(_name) != "*":
+            os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "localhost,127.0.0.1,::1"]))
+
 gc.set_threshold(50_000)  # as in rollout_workers
 
 __all__ = ["open_run"]

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
 from pipeline.console.displays import Display
+from pipeline.preflight.number_type import with_types_of
 from pipeline.run import resume, run
 from pipeline.runs.folder_name import name_problem
 from pipeline.runs.layout import BROUGHT, CONFIG, LOCK
@@ -35,7 +36,8 @@ def run_job(config: RunConfig, run_dir: Path, display: Display | None = None) ->
                     f"{run_dir} is not a run folder, but not empty ({', '.join(names[:3])}); give another folder"
                 )
             return run(config, run_dir, display)
-        if load_config(run_dir / CONFIG, check_paths=False) != config:
+        stored = load_config(run_dir / CONFIG, check_paths=False)
+        if with_types_of(config, stored) != stored:
             raise ValueError(f"{run_dir} holds a run of another config ({CONFIG} differs); give another folder")
         return resume(run_dir, display)
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.gates import judgement
 from pipeline.pages.explorer.write import wants_page, write_at_end
 from pipeline.pages.report.write import write_at_end as write_report
 from pipeline.preflight.base_model import tuned_start
+from pipeline.preflight.number_type import decided
 from pipeline.rl.rollout_metrics import tied_warning
 from pipeline.runs import interrupts, manifest, seals
 from pipeline.runs.context import StageContext, StageResult
@@ -46,8 +47,8 @@ from rollout_workers.tasks import build_task
 
 
 def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
-    """Run all stages in a new folder ``run_dir`` and return it. ``display``: how to show it; None decides by what
-    stdout is.
+    """Run all stages in a new folder ``run_dir`` and return it, in the number types that are fast here where the config
+    says ``auto``. ``display``: how to show it; None decides by what stdout is.
 
     Raises:
         ValueError: the folder holds a run already, or its name is not one that every part of a run can be given.
@@ -62,7 +63,11 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
                 f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another "
                 "folder"
             )
-        manifest.put(run_dir, CONFIG, dump_config(config).encode(), keep=True)
+        config, reasons = decided(config)
+        text = "".join(f"# {reason}\n" for reason in reasons) + dump_config(config)
+        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
+        for reason in reasons:
+            Events(run_dir).note("number_type", reason)
         return execute(config, run_dir, display)
 
 

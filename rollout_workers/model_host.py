@@ -76,6 +76,22 @@ def _fill(policy: LatentPolicy | WholeModel, path: Path) -> None:
     policy.load_state_dict(tensors, strict=False)
 
 
+def latent_host(model: LatentActionLM, tokenizer: PreTrainedTokenizerBase, policy_dtype: torch.dtype) -> Host:
+    """A host of ``model``, changed for sampling: without inverse dynamics model, new modules in the base's dtype."""
+    world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
+    model.inverse_dynamics = None
+    model.cast_modules()
+    return Host(
+        level="latent",
+        base=model.base,
+        model=model,
+        policy=model.policy.to(policy_dtype),
+        tokenizer=tokenizer,
+        world_hash=world,
+        codebook_hash=codebook,
+    )
+
+
 def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -> Host:
     """Load a model for sampling: without inverse dynamics model, the world model in the base's dtype.
 
@@ -88,19 +104,7 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
     )
     if spec.level == "latent":
         model = LatentActionLM.from_pretrained(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust).to(device)
-        world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
-        model.inverse_dynamics = None
-        model.cast_modules()
-        policy = model.policy.to(policy_dtype)
-        return Host(
-            level="latent",
-            base=model.base,
-            model=model,
-            policy=policy,
-            tokenizer=tokenizer,
-            world_hash=world,
-            codebook_hash=codebook,
-        )
+        return latent_host(model, tokenizer, policy_dtype)
     lm = load_base(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust)
     if spec.level == "base":
         return Host(level="base", base=BaseLM(lm).to(device), model=None, policy=None, tokenizer=tokenizer)

@@ -20,6 +20,7 @@ _POINTER = b"version https://git-lfs"
 _LENGTH = 8
 """Bytes in front of a safetensors header that say how long it is."""
 _AGAIN = "copy it again"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEADER = 100_000_000
 """Bytes that safetensors allows a header."""
 _LONGEST = 120
@@ -42,6 +43,8 @@ class WeightFiles:
     """By name, as the files call them."""
     files: dict[str, str]
     """Name of the file that holds each tensor."""
+    dtype: str | None = None
+    """Number type of the first tensor, as torch calls it; ``None`` for one that is not of 16 or 32 bits."""
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
@@ -91,6 +94,12 @@ def _why(path: Path) -> str | None:
     return f"it should have {wanted} bytes, but has {size}" if wanted != size else None
 
 
+def _dtype(path: Path) -> str | None:
+    with safe_open(path, framework="np") as tensors:
+        first = next(iter(tensors.keys()), None)
+        return None if first is None else _DTYPES.get(tensors.get_slice(first).get_dtype())
+
+
 def read_folder(folder: Path) -> WeightFiles:
     """The tensors of ``folder`` in the files that ``from_pretrained`` would take: one file, or shards with an index.
 
@@ -100,7 +109,9 @@ def read_folder(folder: Path) -> WeightFiles:
     """
     if (folder / SINGLE).is_file():
         shapes = read_shapes(folder / SINGLE)
-        return WeightFiles(listed=SINGLE, shapes=shapes, files=dict.fromkeys(shapes, SINGLE))
+        return WeightFiles(
+            listed=SINGLE, shapes=shapes, files=dict.fromkeys(shapes, SINGLE), dtype=_dtype(folder / SINGLE)
+        )
     if not (folder / INDEX).is_file():
         raise Incomplete(_no_weights(folder))
     names = sorted(set(_read_index(folder / INDEX).values()))
@@ -114,6 +125,7 @@ def read_folder(folder: Path) -> WeightFiles:
         listed=INDEX,
         shapes={tensor: shape for shapes in found.values() for tensor, shape in shapes.items()},
         files={tensor: name for name, shapes in found.items() for tensor in shapes},
+        dtype=_dtype(folder / names[0]),
     )
 
 

@@ -62,6 +62,8 @@ def submit(
         from pipeline.cluster import submit as jobs
         from pipeline.preflight.resources import cluster_problems
 
+        for line in jobs.not_sent():
+            print_error(f"warning: {line}")
         with jobs.at(address) as client, jobs.staged(settings) as folder:
             scarce = cluster_problems(settings, jobs.node_resources(address))
             print_problems(config, [] if elastic else scarce, scarce if elastic else [])
@@ -109,7 +111,10 @@ def job(config: ConfigFile, run_dir: RunDir, overrides: Overrides = None, quiet:
 
     First the storage is checked on all nodes. A run of the same config that the folder holds already is continued.
     """
+    from pipeline.cluster.job_folder import own_folder
+
     folder = run_dir.absolute()
+    own_folder()
     # A stopped job receives it; processes that a script starts ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with exit_on_error(USAGE):

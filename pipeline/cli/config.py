@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson, ConfigFile, Overrides
 from pipeline.cli.output import echo, plan, print_json, print_problems
-from pipeline.cli.session import examined, exit_on_error
+from pipeline.cli.session import Prospect, examined, exit_on_error, prospect
 from pipeline.storage.disk_space import folder_problems
 
 config_app = typer.Typer(no_args_is_help=True, help="Check, show or describe a config.")
@@ -23,15 +23,17 @@ def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJso
     with exit_on_error(USAGE):
         settings, (errors, warnings, notes) = examined(config, overrides or [])
         errors += folder_problems(Path("runs"), "--run-dir")
+    told = Prospect() if errors or settings is None else prospect(settings)
     if as_json:
-        print_json({"ok": not errors, "errors": errors, "warnings": warnings, "notes": notes})
+        found = {"ok": not errors, "errors": errors, "warnings": warnings, "notes": notes}
+        print_json(found | {"number_types": told.types, "seconds": told.seconds})
     else:
         print_problems(config, errors, warnings)
     if errors or settings is None:
         raise typer.Exit(USAGE)
     if not as_json:
         echo("ok")
-        for line in [*plan(settings), *(f"  {note}" for note in notes)]:
+        for line in [*plan(settings), *(f"  {line}" for line in (*notes, *told.lines))]:
             echo(line)
 
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.options import FAILED, USAGE, AsJson, Overrides
 from pipeline.cli.output import echo, print_json
-from pipeline.cli.session import exit_on_error
+from pipeline.cli.session import Prospect, checked, exit_on_error, prospect
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Also say how long the run of this config takes here.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """List what is installed, what is missing, and the command that installs it."""
     from pipeline.preflight import doctor as examination
 
     findings = examination.examine()
+    with exit_on_error(USAGE):
+        told = Prospect() if config is None else prospect(checked(config, overrides or [], also=[]))
     if as_json:
-        print_json(examination.as_data(findings))
+        print_json(examination.as_data(findings) | {"number_types": told.types, "seconds": told.seconds})
     else:
-        echo(examination.as_text(findings))
+        echo("\n".join([examination.as_text(findings), *told.lines]))
     raise typer.Exit(0 if examination.is_fine(findings) else FAILED)
 
 

@@ -70,6 +70,10 @@ def export(
             else (out or (target if source and source.run_dir == target else Path.cwd()) / "export").absolute()
         )
         place = _store(source, store) if register is not None else None
+        if register is not None:
+            from pipeline.serving.registry import require_names
+
+            require_names(register, alias)
     with working():
         if source is not None:
             exporting.export(source, folder, base=base, reference=reference_base)
@@ -80,17 +84,17 @@ def export(
 def _store(source: Source | None, store: str | None) -> tuple[str, str]:
     """(tracking URI, experiment) where a model is registered."""
     from configs.schema import Tracking
-    from pipeline.tracking.uris import tracking_uri
+    from pipeline.tracking.uris import experiment_of, tracking_uri
 
     config = None if source is None else source.config()
     tracking = Tracking() if config is None else config.tracking
     if store is not None:
-        return tracking_uri(store, Path.cwd()), tracking.experiment
+        return tracking_uri(store, Path.cwd()), experiment_of(tracking)
     if source is None or source.run_dir is None or config is None:
         raise ValueError(
             "which MLflow store? This is not a run: name it with --store URI, e.g. --store sqlite:///runs/mlflow.db"
         )
-    return tracking_uri(tracking.uri, source.run_dir), tracking.experiment
+    return tracking_uri(tracking.uri, source.run_dir), experiment_of(tracking)
 
 
 def _register(folder: Path, name: str, place: tuple[str, str], alias: str | None) -> Registered:

@@ -10,8 +10,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,52 @@ def examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, Findin
             errors += [m for m in found.errors if m not in errors and not any(name in m for name in problems.dropped)]
         return None, found._replace(errors=errors)
     return config, check(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """What a run will compute in, and how long it will take: ``Prospect(types=["base.dtype: float32 (...)"],
+    seconds={"actions": 61.0}, lines=["base.dtype: ...", "actions   1m01s", "in all    1m01s"])``."""
+
+    types: Sequence[str] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    lines: Sequence[str] = ()
+
+
+def prospect(config: RunConfig) -> Prospect:
+    """Decides the number types of ``config`` and measures its work for a few seconds; where a part of it cannot be done
+    before the run, the last line says so."""
+    from pipeline.preflight.number_type import decided
+    from pipeline.runs.environment import calm_libraries
+    from pipeline.runs.forecast import from_speeds, lines
+
+    config, types = decided(config)
+    if why := _unmeasured(config):
+        return Prospect(types=types, lines=[*types, f"how long it takes was not measured: {why}"])
+    from pipeline.stages.speed import measured_speeds
+
+    calm_libraries()
+    try:
+        speeds = measured_speeds(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        return Prospect(types=types, lines=[*types, f"how long it takes is not known: {_message(error)}"])
+    seconds = from_speeds(config, speeds)
+    return Prospect(types=types, seconds=seconds, lines=[*types, *lines(config, seconds, speeds.busy)])
+
+
+def _unmeasured(config: RunConfig) -> str:
+    """Why the work of ``config`` is not tried here before its run; "" where it is."""
+    from pipeline.preflight.number_type import devices, free_memory, parameters_of
+
+    if config.cluster.address != "local" or config.rollout.engine != "local":
+        return "the work is not this process's (cluster.address, rollout.engine)"
+    if config.base.train is not None:
+        return "base.train is yet to make the base LM"
+    if devices(config) != {"cpu"}:
+        return "only processors are measured, not GPUs"
+    if (needed := 4 * parameters_of(config)) > free_memory() / 2:
+        return f"the base LM's {needed / 2**30:.1f} GiB are more than half of the memory that is free"
+    return ""
 
 
 def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput | None = None) -> RunConfig:

@@ -12,14 +12,18 @@ import typer
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson, ConfigFile, Overrides
 from pipeline.cli.output import echo, print_error, print_json, print_table
-from pipeline.cli.session import exit_on_error
+from pipeline.cli.session import exit_on_error, prospect
+from pipeline.console.progress import clock
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.stage_table import ACTIONS, CLONE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from configs.schema import RunConfig, TaskConfig
 
+QUICK = 10_000_000
+"""Parameters of a base LM that needs no forecast."""
 task_app = typer.Typer(no_args_is_help=True, help="Prompts and their verifier.")
 app.add_typer(task_app, name="task")
 
@@ -88,12 +92,26 @@ def init(
         model = str(Path(base).absolute()) if Path(base).is_dir() else base
         config = init_config.config_of(found, _tokenizer(model), base=model, out=out.absolute())
         out.write_text(init_config.text_of(found, config), encoding="utf-8")
+        seconds = _seconds(out)
+        if (fitting := init_config.sized(config, seconds)) != config:
+            out.write_text(init_config.text_of(found, fitting), encoding="utf-8")
+            echo(f"fewer updates than usual, for on this machine the run would take {clock(sum(seconds.values()))}")
     options = found.task.options
     echo(
         f"{out}: {found.rows} rows, prompt {options['prompt']!r}, answer {options['answer']!r} judged by "
         f"{options['verifier']!r}" + (f"; not shown to the model: {', '.join(found.unused)}" if found.unused else "")
     )
     echo(f"next: latent-control task check {out}; latent-control sample {out}; latent-control run {out}")
+
+
+def _seconds(out: Path) -> dict[str, float]:
+    """How long the stages of a new config take here; nothing for a base LM that is quick everywhere. Its samples are
+    yet to be made: rows stand in for them."""
+    from configs.loading import load_config
+    from pipeline.preflight.number_type import parameters_of
+
+    config = load_config(out, [f"{name}.data=[{{kind: task}}]" for name in (ACTIONS, CLONE)], check_paths=False)
+    return prospect(config).seconds if parameters_of(config) > QUICK else {}
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ import ray
 
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
+from pipeline.cluster.ray_token import has_token
 from pipeline.runs import interrupts
+from pipeline.runs.errors import RunError, first_line
 
 # Workers import the packages from here when they are not installed; several threads per actor would fight for the
 # cores.
@@ -31,6 +34,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
 }
+STARTS, SLOW = 5, "timed out during startup"
+"""Attempts to start a private Ray, and what Ray says of one that was too slow."""
 
 
 def cpus_wanted(config: RunConfig) -> float:
@@ -78,15 +83,37 @@ def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) ->
     if address == "local":
         own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
         own |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
-    ray.init(
-        address=address,
-        **own,
-        runtime_env={"env_vars": worker_environment()},
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+        if not has_token():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
+    _start(address, own)
     interrupts.listen_again()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(address: str, own: dict[str, Any]) -> None:
+    """``ray.init``; a private Ray that takes long on a busy machine gets more than the half minute that Ray gives it.
+
+    Raises:
+        RunError: in one sentence.
+    """
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address=address,
+                **own,
+                runtime_env={"env_vars": worker_environment()},
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # what Ray raises of a slow start is no more special
+            if SLOW in str(error) and address == "local" and attempt < STARTS:
+                continue
+            raise RunError(
+                f"Ray cannot be {'started here' if address == 'local' else f'joined at {address}'}: "
+                f"{first_line(error)}; look at RAY_AUTH_MODE and its token (as on the head), RAY_TMPDIR, and what "
+                "memory and processors are free"
+            ) from error

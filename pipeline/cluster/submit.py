@@ -21,6 +21,7 @@ from ray.util.state.exception import RayStateApiException
 
 from configs.loading import dump_config
 from configs.paths import path_fields
+from configs.redaction import public_environment
 from configs.schema import RunConfig
 from pipeline.cluster.connect import DRIVER_ENVIRONMENT
 from pipeline.runs.errors import first_line
@@ -106,12 +107,29 @@ def staged(config: RunConfig) -> Iterator[Path]:
         yield folder
 
 
+def sent() -> dict[str, str]:
+    """This shell's variables for MLflow, which the driver needs, without those that hold secrets: all who reach the
+    dashboard can read what a job is sent with."""
+    return {name: value for name, value in public_environment().items() if name.startswith("MLFLOW_")}
+
+
+def not_sent() -> list[str]:
+    """What is to be said of the others."""
+    names = [name for name in os.environ if name.startswith("MLFLOW_") and name not in sent()]
+    if not names:
+        return []
+    return [
+        f"{', '.join(sorted(names))}: not sent with the job, whose variables all who reach the dashboard can read; set "
+        "them where the nodes start Ray"
+    ]
+
+
 def submit(client: JobSubmissionClient, folder: Path, run_dir: Path) -> str:
     """Start the staged job; returns its submission id."""
     entrypoint = shlex.join(["python", "-m", "pipeline", "job", CONFIG, "--run-dir", str(run_dir)])
     submission_id: str = client.submit_job(
         entrypoint=f"exec {entrypoint}",  # the signal of a stop is for the driver, not for a shell around it
-        runtime_env={"working_dir": str(folder), "env_vars": JOB_ENVIRONMENT},
+        runtime_env={"working_dir": str(folder), "env_vars": JOB_ENVIRONMENT | sent()},
         metadata={"run_dir": str(run_dir)},
     )
     return submission_id

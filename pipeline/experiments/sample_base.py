@@ -25,6 +25,7 @@ from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import RunConfig
 from latent_control.text import load_tokenizer
 from pipeline.cluster.connect import connected
+from pipeline.preflight.number_type import decided
 from pipeline.rl.heldout import heldout_requests
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.play import players
@@ -141,7 +142,7 @@ def sample(config: RunConfig, out: Path, samples: int, say: Callable[[str], None
             "demonstrations or from the replay buffer of a run (data: [{kind: replay, path: RUN}])"
         )
     prompts = len(task.prompts("train"))
-    base = config.base
+    base = decided(config)[0].base
     host = HostSpec(
         level="base", checkpoint=resolve_base(config), dtype=base.dtype, trust_remote_code=base.trust_remote_code
     )

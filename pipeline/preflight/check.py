@@ -5,6 +5,7 @@ Heavy imports happen inside the functions, so that the command line can import t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +23,13 @@ from pipeline.preflight.base_model import (
     tuned_start,
 )
 from pipeline.preflight.data_sources import sampled_problems, source_problems
+from pipeline.preflight.number_type import slow_choices
 from pipeline.preflight.problems import Findings, placed
 from pipeline.preflight.prompts import Prompts
 from pipeline.preflight.resources import local_problems
+from pipeline.preflight.surroundings import ray_problems
+from pipeline.storage.disk_space import folder_problems
+from pipeline.tracking.uris import URI, heeded
 
 if TYPE_CHECKING:
     from rollout_workers.tasks import AgentTask, Task
@@ -33,10 +38,11 @@ if TYPE_CHECKING:
 def check(config: RunConfig) -> Findings:
     """All errors and warnings of ``config`` at once; takes seconds."""
     errors = cross_field_problems(config) + missing_paths(config.model_dump(mode="json"))
-    warnings = simulation_warning(config) + tuned_start(config)
+    warnings = simulation_warning(config) + tuned_start(config) + list(tracking_warnings(config))
     errors += source_problems(config)
     errors += _engine(config)
     errors += local_problems(config)
+    errors += ray_problems(config)
     errors += tracking_problems(config)
     task = check_task(config, errors, warnings)
     found = Findings(errors=errors, warnings=warnings, notes=[])
@@ -91,6 +97,7 @@ def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
     errors += misshaped
     if not any(error.startswith("base.model:") for error in misshaped):
         errors += file_problems(config, warnings)
+        warnings += slow_choices(config)
     errors += sampled_problems(config, model, tokenizer, warnings)
     if not any(error.startswith("base.model:") for error in misshaped):
         _texts(config, task, Prompts(config, model, tokenizer), found)
@@ -165,9 +172,25 @@ def _engine(config: RunConfig) -> Iterator[str]:
 
 
 def tracking_problems(config: RunConfig) -> Iterator[str]:
-    """A store in a file whose folder does not exist."""
-    uri = config.tracking.uri
+    """A store in a file whose folder does not exist or cannot be written."""
+    uri = config.tracking.uri or os.environ.get(URI)
     if config.tracking.enabled and uri is not None and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
         if not folder.is_dir():
             yield f"tracking.uri: the folder {folder} does not exist; make it, or leave tracking.uri null"
+        else:
+            yield from folder_problems(folder, "tracking.uri")
+
+
+def tracking_warnings(config: RunConfig) -> Iterator[str]:
+    """What the environment says of tracking, and a server that does not answer or refuses the login: a run goes on
+    without it, and can be sent later."""
+    yield from heeded(config.tracking)
+    uri = config.tracking.uri or os.environ.get(URI)
+    if config.tracking.enabled and uri is not None and uri.startswith(("http://", "https://")):
+        from pipeline.tracking.mlflow_store import experiments
+
+        try:
+            experiments(uri)
+        except ValueError as error:
+            yield f"tracking.uri: {error}; a run goes on without it, latent-control sync RUN sends it later"

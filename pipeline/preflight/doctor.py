@@ -144,8 +144,19 @@ def _machine() -> Iterator[MachineFinding]:
     yield MachineFinding(name="CPUs", state="ok", found=str(cpus_here()))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield MachineFinding(name="memory", state="ok", found=f"{memory:.0f} GiB")
+    yield from _number_types()
     yield _isolation()
     yield _gpu()
+
+
+def _number_types() -> Iterator[MachineFinding]:
+    """What ``auto`` stands for here."""
+    if _version("torch") is None:
+        return
+    from pipeline.preflight.number_type import bfloat16_on
+
+    fast, why = bfloat16_on("cpu")
+    yield MachineFinding(name="number type", state="ok", found=f"{'bfloat16' if fast else 'float32'}: {why}")
 
 
 def _isolation() -> MachineFinding:

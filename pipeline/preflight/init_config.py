@@ -39,6 +39,10 @@ FEWEST = 20
 HELDOUT = ("test", "validation", "valid", "dev")
 """Names of splits that are held out."""
 FEWEST_CODES, MOST_CODES = 4, 64
+LONGEST = 3600.0
+"""Seconds that a first run should take at most."""
+FEWEST_UPDATES = {"actions": 150, "clone": 100, "improve": 20}
+"""Below these there is nothing to see."""
 _SHARE = {"heldout_share": 0.2}
 
 
@@ -200,6 +204,16 @@ def config_of(found: RowsFound, tokenizer: PreTrainedTokenizerBase, *, base: str
         },
         "rollout": {"num_workers": 2, "max_new_tokens": room},
         "evaluation": evaluation,
+    }
+
+
+def sized(config: dict[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """``config`` with as many updates as take ``LONGEST`` on this machine, by the forecast of its stages; never more
+    than it had."""
+    share = LONGEST / max(LONGEST, sum(seconds.values()))
+    fewer = {name: max(least, round(config[name]["updates"] * share)) for name, least in FEWEST_UPDATES.items()}
+    return {**config} | {
+        name: {**config[name], "updates": min(updates, config[name]["updates"])} for name, updates in fewer.items()
     }
 
 

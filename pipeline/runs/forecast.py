@@ -1,17 +1,20 @@
-"""Expected seconds of each stage, from the newest run with the same settings in the same folder."""
+"""Expected seconds of each stage: of the newest run with the same settings in the same folder, else from speeds that
+were measured on this machine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
 from configs.schema import RunConfig
+from pipeline.console.progress import clock
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, SUMMARY
-from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES
+from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES, level_of, planned
 
 NEIGHBOURS = 5
 """Newest runs in the same folder that are searched."""
@@ -59,3 +62,111 @@ def _neighbours(run_dir: Path) -> list[Path]:
 def _took(summary: Mapping[str, Any]) -> dict[str, float]:
     stages = {name: float(stage["seconds"]) for name, stage in summary.get("stages", {}).items()}
     return stages | {name: float(seconds) for name, seconds in summary.get("took", {}).items()}
+
+
+# -- from measured speeds ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Measured seconds, e.g. ``Speeds(load=2.0, update={"actions": 0.1}, evaluation={"actions": 0.2}, rollout=0.01,
+    tokens=12.0, learn=0.1, cores=2)``."""
+
+    load: float
+    """Of loading the model once."""
+    update: Mapping[str, float]
+    """Of an update, by offline stage; those that could not be measured are left out."""
+    evaluation: Mapping[str, float]
+    """Of an evaluation on held-out sequences, by offline stage."""
+    rollout: float
+    """Of a rollout in one worker, the others at rest."""
+    tokens: float
+    """Of a rollout; no time."""
+    learn: float
+    """Of the policy's forward and backward passes in an update of reinforcement learning."""
+    cores: int
+    busy: float = 1.0
+    """Wall seconds per second as above while it was measured: more than 1 where other processes had the cores."""
+
+
+AROUND_STAGE = 1.0
+"""Seconds of an offline stage beside loading, updates and evaluations: data, tokenizer, saving."""
+START = 12.0
+"""Seconds of a stage on Ray beside its work: Ray and its workers start, and end."""
+AROUND = 0.15
+"""Seconds of an update of reinforcement learning beside decoding and learning: verifier, batch, replay buffer,
+publishing (``benchmarks/rllib_overhead.py``)."""
+BY_TOKEN = 2.0
+"""Cost of a rollout that is greedy by token, relative to by code (docs/evaluation.md)."""
+WRITING = 12.0
+"""Seconds of report and explorer beside ``explorer.seconds``."""
+BUSY = 1.5
+"""``Speeds.busy`` from which it is said."""
+
+
+def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
+    """Seconds of each stage that can be told from ``speeds``, in order."""
+    found = {}
+    for stage in planned(config):
+        settings = stage.settings(config)
+        if stage.name in speeds.update:
+            evaluations = 1 + -(-settings.updates // settings.evaluate_every)  # the last one measures more
+            work = settings.updates * speeds.update[stage.name] + evaluations * speeds.evaluation[stage.name]
+            found[stage.name] = speeds.load + AROUND_STAGE + work / settings.num_workers
+            found[stage.name] += START * (settings.num_workers > 1)
+        elif stage.online and level_of(config, stage.name) == "latent":
+            found[stage.name] = _improve(config, speeds)
+    if config.evaluation is not None:
+        found[EVALUATE] = START + speeds.load + _evaluation(config, speeds)
+    if config.explorer.enabled or config.report.enabled:
+        found[PAGES] = WRITING + config.explorer.seconds * config.explorer.enabled
+    return found
+
+
+def unknown_stages(config: RunConfig, seconds: Mapping[str, float]) -> list[str]:
+    """Stages of the config without a number in ``seconds``."""
+    return [stage.name for stage in planned(config) if stage.name not in seconds]
+
+
+def _sampling(config: RunConfig, speeds: Speeds, rollouts: float) -> float:
+    """Seconds for rollouts on all workers: more threads than cores gain nothing."""
+    workers = config.rollout.num_workers
+    at_once = min(workers, max(1.0, speeds.cores / config.rollout.torch_threads))
+    return rollouts * speeds.rollout / at_once
+
+
+def _improve(config: RunConfig, speeds: Speeds) -> float:
+    improve = config.improve
+    assert improve is not None
+    sampling = _sampling(config, speeds, improve.prompts_per_update * improve.group_size)
+    learning = speeds.learn + AROUND
+    update = max(sampling, learning) if improve.mode == "async" else sampling + learning
+    looks = improve.updates // improve.evaluate_every if improve.evaluate_every else 0
+    return (
+        START + speeds.load + improve.updates * update + looks * _sampling(config, speeds, 2 * improve.evaluate_prompts)
+    )
+
+
+def _evaluation(config: RunConfig, speeds: Speeds) -> float:
+    """Every variant sampled and greedy, a latent policy also greedy by token; their texts."""
+    settings = config.evaluation
+    assert settings is not None
+    latent = len({stage.variant for stage in planned(config) if stage.variant and stage.policy})
+    passes = (1 + latent) * (settings.samples_per_prompt + 1) + latent * BY_TOKEN
+    texts = [
+        seconds * settings.marginal_sequences / section.evaluation_sequences
+        for stage in planned(config)
+        if (seconds := speeds.evaluation.get(stage.name)) and (section := stage.settings(config))
+    ]
+    return _sampling(config, speeds, settings.prompts * passes) + (1 + latent) * max(texts, default=0.0)
+
+
+def lines(config: RunConfig, seconds: Mapping[str, float], busy: float) -> Iterator[str]:
+    """A forecast in words: each stage, and all of them together; that others are at work where the machine is
+    ``busy``."""
+    for name, value in seconds.items():
+        yield f"{name:9} {clock(value)}"
+    unknown = unknown_stages(config, seconds)
+    without = f" without {', '.join(unknown)}, which cannot be told before" if unknown else ""
+    others = f"; other processes are at work now: {busy:.1f} times as long beside them" if busy > BUSY else ""
+    yield f"{'in all':9} {clock(sum(seconds.values()))}{without}{others}"

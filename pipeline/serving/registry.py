@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     Raises: ValueError: the export's weights are not as they were written, its base LM is a folder outside of it, it
         cannot answer a prompt, or the store refuses.
     """
+    require_names(name, alias)
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}): export it again")
     if not base_inside(folder) and Path(base_path(folder)).exists():
@@ -75,6 +77,17 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     return Registered(
         name=name, version=version, uri=f"models:/{name}/{version}", alias=alias, store=without_secrets(store)
     )
+
+
+def require_names(name: str, alias: str | None) -> None:
+    """``ValueError`` for a model's name or alias that MLflow refuses, which it does once the version is made."""
+    if not name.strip() or {"/", ":"} & {*name} or name in (".", ".."):
+        raise ValueError(f"--register: {name!r} is no name of a model: leave out / and :")
+    if alias is not None and not re.fullmatch(r"(?!latest$|v\d+$)[\w-]{1,255}", alias, re.ASCII | re.IGNORECASE):
+        raise ValueError(
+            f"--alias: {alias!r} is no alias: take letters, digits, _ and -, but not 'latest' or v1, which MLflow "
+            "keeps for itself"
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from configs.plain_text import escaped
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
+from pipeline.preflight.number_type import with_types_of
 from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, EVALUATION, OUTCOMES, STAGES
@@ -80,12 +81,13 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     from rollout_workers.rollouts import HostSpec
 
     run_dir = target if (target / CONFIG).is_file() else target.parent.parent
-    if config is None:
-        if not (run_dir / CONFIG).is_file():
-            raise ValueError(
-                f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config"
-            )
-        config = load_config(run_dir / CONFIG, [], check_paths=False)
+    own = load_config(run_dir / CONFIG, [], check_paths=False) if (run_dir / CONFIG).is_file() else None
+    if config is None and own is None:
+        raise ValueError(
+            f"{target} is neither a run folder nor a checkpoint inside one: say on which task with --config"
+        )
+    config = own if config is None else config if own is None else with_types_of(config, own)
+    assert config is not None
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if (target / CONFIG).is_file():

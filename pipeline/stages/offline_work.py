@@ -45,12 +45,23 @@ def build_stage(job: OfflineJob) -> OfflineStage:
     else:
         assert isinstance(job.settings, Actions)
         model = new_model(job.settings, job.base, config, dtype)
+    return stage_on(model, job)
+
+
+def stage_on(model: LatentActionLM, job: OfflineJob) -> OfflineStage:
+    """The job's stage with this model."""
     if job.stage == TOKEN_SFT:
         return TokenSFTStage(model)
     if isinstance(job.settings, ImproveOffline):
-        return ImproveOfflineStage(model, job.settings, config.rollout.temperature)
+        return ImproveOfflineStage(model, job.settings, job.config.rollout.temperature)
     kinds: dict[type[Training], Any] = {Actions: ActionsStage, Clone: CloneStage, Finetune: FinetuneStage}
     return kinds[type(job.settings)](model, job.settings)
+
+
+def accelerator_of(settings: Training) -> Accelerator:
+    """This process's."""
+    cpu = settings.gpus_per_worker == 0 and not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, **settings.accelerate)
 
 
 def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> LatentActionLM:
@@ -75,11 +86,7 @@ def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> La
 def work(job: OfflineJob, log: Log) -> None:
     """Train the stage in this process, which may be one of several; the main one evaluates, logs and saves."""
     config, settings = job.config, job.settings
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        cpu=settings.gpus_per_worker == 0 and not torch.cuda.is_available(),
-        **settings.accelerate,
-    )
+    accelerator = accelerator_of(settings)
     stage = build_stage(job)
     start = start_of(job)
     optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)

@@ -58,6 +58,39 @@ def quiet_mlflow() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
+def login_problem(error: BaseException) -> str:
+    """What to do where a server refuses the login, by the error of MLflow's client; "" for other errors."""
+    refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+    if not refused and not re.search(r"error code 40[13]\b", str(error)):
+        return ""
+    return (
+        "the MLflow server refuses the login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+        "MLFLOW_TRACKING_TOKEN, in the shell that starts this"
+    )
+
+
+def experiments(uri: str) -> dict[str, str]:
+    """{id: name} of the newest experiments of a store.
+
+    Raises:
+        ValueError: it does not answer, or refuses the login; with the remedy.
+    """
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        found = MlflowClient(tracking_uri=uri).search_experiments(max_results=20)
+    except (MlflowException, OSError, SQLAlchemyError) as error:
+        words = login_problem(error) or (
+            f"no MLflow server answers at {without_secrets(uri)}: "
+            f"{without_secrets(str(error)).partition(chr(10))[0][:300]}"
+        )
+        raise ValueError(words) from error
+    return {experiment.experiment_id: experiment.name for experiment in found}
+
+
 def stored_metrics(uri: str, run_id: str) -> list[tuple[str, int, float]] | None:
     """(key, step, value) of all that a run was sent, samples of the machine left out; ``None``: the store does not
     answer, or has no such run."""
@@ -81,6 +114,8 @@ class MlflowStore:
     def __init__(self, uri: str, experiment: str, run_dir: Path) -> None:
         self.uri, self.experiment, self.run_dir = uri, experiment, run_dir
         self.experiment_id = ""
+        self.stray = ""
+        """Why artifacts are not stored; "" where they are."""
         self.client: Any = None
 
     def open(self) -> None:
@@ -98,6 +133,7 @@ class MlflowStore:
                     raise
                 found = self.client.get_experiment_by_name(self.experiment)  # another run made it meanwhile
         if found is not None:
+            self.stray = self._stray(found.artifact_location)
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(found.experiment_id)
             self.experiment_id = found.experiment_id
@@ -113,6 +149,16 @@ class MlflowStore:
         sqlite = self.uri.startswith("sqlite:///")
         folder = (Path(self.uri.removeprefix("sqlite:///")) if sqlite else self.run_dir.resolve()).parent
         return (folder / "mlartifacts" / valid_key(self.experiment).replace("/", "_")).as_uri()
+
+    def _stray(self, location: str) -> str:
+        """Of a sqlite file that was moved: its experiment goes on keeping artifacts where it was made."""
+        own = self._artifacts()
+        if own is None or location == own or Path(location).parts[-2:] != Path(own).parts[-2:]:
+            return ""
+        return (
+            f"the store was moved: move it back, or set tracking.experiment to a new name; {self.experiment!r} keeps "
+            f"artifacts at {location}"
+        )
 
 
 class MlflowRun:
@@ -212,6 +258,8 @@ class MlflowRun:
         """Store a copy of a file, or of all files in a folder; of a config without secrets."""
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")
+        if self.id and self._store.stray:
+            raise ValueError(self._store.stray)
         if self.id and path.name == CONFIG:
             self._store.client.log_text(self.id, without_secrets(path.read_text(encoding="utf-8")), CONFIG)
         elif self.id:

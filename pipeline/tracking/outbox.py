@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from configs.redaction import without_secrets
+from pipeline.tracking.mlflow_store import login_problem
 from rollout_workers import telemetry
 
 AWAY_SECONDS = 2.0
@@ -19,8 +20,6 @@ _HOPELESS = frozenset(
         "INVALID_PARAMETER_VALUE",
         "BAD_REQUEST",
         "MALFORMED_REQUEST",
-        "PERMISSION_DENIED",
-        "UNAUTHENTICATED",
         "NOT_IMPLEMENTED",
         "RESOURCE_DOES_NOT_EXIST",
         "RESOURCE_ALREADY_EXISTS",
@@ -44,6 +43,7 @@ class Outbox(threading.Thread):
         self._away = False
         self._closed = False
         self._refused: list[str] = []
+        self._reason = ""
 
     def put(self, what: str, call: Callable[[], None]) -> None:
         """Queue a call; ``what`` names it in a warning."""
@@ -69,7 +69,8 @@ class Outbox(threading.Thread):
         """What the store has not: calls that it refused, and those that still wait; "" when it has all."""
         with self._changed:
             waiting, refused = len(self._calls), list(self._refused)
-        said = [f"{waiting} records wait for it"] if waiting else []
+        why = f" ({self._reason})" if self._away and self._reason else ""
+        said = [f"{waiting} records wait for it{why}"] if waiting else []
         said += [f"it refused {len(refused)}, first {refused[0]}"] if refused else []
         return " and ".join(said)
 
@@ -113,7 +114,9 @@ class Outbox(threading.Thread):
             ours = isinstance(error, FileNotFoundError | ImportError) or (
                 isinstance(error, ValueError) and not isinstance(error, OSError)
             )
-            hopeless = ours or getattr(error, "error_code", "") in _HOPELESS
+            login = login_problem(error)
+            self._reason = reason = login or reason
+            hopeless = not login and (ours or getattr(error, "error_code", "") in _HOPELESS)
             if hopeless:
                 _LOG.warning("tracking: %s was not stored: %s", what, reason)
                 self._refused.append(f"{what} ({reason})")

@@ -197,23 +197,13 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 
 def _announce(address: str, store: Store, say: Callable[[str], None]) -> None:
-    experiments = {store.experiment_id: "this run"} if store.experiment_id is not None else _experiments(address)
-    for line in links(address, store, experiments):
+    if store.experiment_id is not None:
+        found = {store.experiment_id: "this run"}
+    else:
+        from pipeline.tracking.mlflow_store import experiments
+
+        found = experiments(address)
+    for line in links(address, store, found):
         say(line)
-    if not experiments:
+    if not found:
         say(f"no experiments in {store.uri} yet: {address}")
-
-
-def _experiments(address: str) -> dict[str, str]:
-    """{id: name} of the newest experiments, as the running server lists them."""
-    request = urllib.request.Request(
-        f"{address.rstrip('/')}/api/2.0/mlflow/experiments/search",
-        data=json.dumps({"max_results": 20}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found = json.load(answer).get("experiments", [])
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"no MLflow server answers at {address}: {error}") from error
-    return {e["experiment_id"]: e["name"] for e in found}

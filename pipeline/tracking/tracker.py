@@ -22,7 +22,7 @@ from pipeline.runs.layout import METRICS
 from pipeline.tracking.mlflow_store import Data, MlflowRun, MlflowStore, quiet_mlflow, valid_key
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.system_metrics import Sampler
-from pipeline.tracking.uris import flatten, tracking_uri
+from pipeline.tracking.uris import experiment_of, flatten, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 START_SECONDS = 60.0
@@ -52,7 +52,7 @@ class Tracker:
             self._outbox = Outbox(note)
             self._outbox.start()
             # The tables of a new sqlite store take seconds: begun now, while the models are loaded.
-            store = MlflowStore(self.uri, settings.experiment, run_dir)
+            store = MlflowStore(self.uri, experiment_of(settings), run_dir)
             self._store = store
             self._outbox.put("opening the store", store.open)
 

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.redaction import without_secrets
+from configs.redaction import HIDDEN, without_secrets
+from configs.schema import Tracking
 from pipeline.runs.layout import MLFLOW
+
+URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+"""Variables of MLflow's that hold where the config names no store and no experiment."""
+DEFAULT: str = Tracking.model_fields["experiment"].default
 
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
-    """The store of a run: ``uri`` with a sqlite path made absolute; by default ``mlflow.db`` beside the run folders."""
+    """The store of a run: ``uri`` with a sqlite path made absolute; without it the server that the run's stages are on
+    already, else what ``MLFLOW_TRACKING_URI`` says, else ``mlflow.db`` beside the run folders."""
+    beside, named = f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}", os.environ.get(URI)
     if uri is None:
-        return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+        known = str((read_record(run_dir) or {}).get("tracking_uri") or "")
+        if known.startswith("sqlite:///"):
+            return beside  # also after the folder was moved
+        uri = known if known and HIDDEN not in known else named or beside
     if uri.startswith("sqlite:///"):
         # MLflow would take a relative one from the working folder, which in a Ray job is a temporary one.
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     return uri
+
+
+def experiment_of(settings: Tracking) -> str:
+    """The experiment's name: the config's; where that is the default, what ``MLFLOW_EXPERIMENT_NAME`` says."""
+    return settings.experiment if settings.experiment != DEFAULT else os.environ.get(EXPERIMENT) or DEFAULT
+
+
+def heeded(settings: Tracking) -> list[str]:
+    """What the environment says about tracking, and whether it holds."""
+    said = []
+    for name, key, own, default in (
+        (URI, "tracking.uri", settings.uri, None),
+        (EXPERIMENT, "tracking.experiment", settings.experiment, DEFAULT),
+    ):
+        if (value := os.environ.get(name)) and settings.enabled and value != own:
+            holds = f"holds, as the config has no {key}" if own == default else f"does not hold: {key} is {own}"
+            said.append(without_secrets(f"{name}={value} {holds}"))
+    return said
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:

@@ -79,3 +79,19 @@ def test_what_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
         init_config.look(path)
     with pytest.raises(ValueError, match="does not exist"):
         init_config.look(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "updates"),
+    [
+        ({}, (600, 500, 100)),
+        ({"actions": 3000.0, "improve": 600.0}, (600, 500, 100)),
+        ({"actions": 7200.0}, (300, 250, 50)),
+        ({"actions": 36000.0, "improve": 36000.0}, (150, 100, 20)),
+    ],
+)
+def test_a_first_run_takes_an_hour_at_most(seconds: dict[str, float], updates: tuple[int, int, int]) -> None:
+    config = {name: {"updates": n} for name, n in (("actions", 600), ("clone", 500), ("improve", 100))} | {"seed": 0}
+    found = init_config.sized(config, seconds)
+    assert tuple(found[name]["updates"] for name in ("actions", "clone", "improve")) == updates
+    assert config["actions"]["updates"] == 600 and found["seed"] == 0
