@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from configs.schema import PathStr, Section
 from rollout_workers.tasks.protocol import (
@@ -30,6 +30,7 @@ from rollout_workers.tasks.protocol import (
     split_of,
 )
 from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
+from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
@@ -79,6 +80,8 @@ class RowsOptions(Judging):
     """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2
     """Share of the prompts that is held out."""
+    max_gib: PositiveFloat = MAX_GIB
+    """Memory that the rows may take in each process, GiB, held-out ones and examples apart; more is refused."""
     shots_path: PathStr | None = None
     """A file with the examples of ``task.shots``; ``null``: the first rows to train on."""
 
@@ -231,12 +234,12 @@ def build_rows(name: str, options: Mapping[str, object], *, shots: int = 0) -> R
             f"{{path: data.{name if name in ('parquet', 'dataset') else 'jsonl'}}}"
         )
     settings = read_options(kind, options, name)
-    every, held = settings.sources()
-    items = [_item(row, place, settings) for place, row in every]
-    if held is None:
+    every, apart = settings.sources()
+    items = _items(every, settings)
+    if apart is None:
         train, heldout = split_items(items, settings.heldout_share)
     else:
-        train, heldout = items, [_item(row, place, settings) for place, row in held]
+        train, heldout = items, _items(apart, settings)
     return Rows(name, train, heldout, settings, _examples(train, heldout, settings, shots))
 
 
@@ -246,7 +249,7 @@ def _examples(train: Sequence[Item], heldout: Sequence[Item], options: RowsOptio
         raise ValueError(f"task.options.shots_path is {options.shots_path!r}, but task.shots is 0; set task.shots")
     held = {item.prompt for item in heldout}
     if options.shots_path is not None:
-        rows = [_item(row, place, options) for place, row in read_file(Path(options.shots_path))]
+        rows = _items(read_file(Path(options.shots_path)), options)
     else:
         rows = [item for item in train if item.prompt not in held]
     found: dict[str, Item] = {}
@@ -269,6 +272,10 @@ def split_items(items: Sequence[Item], heldout_share: float) -> tuple[list[Item]
         held.remove(ranked[-1])
     train = [item for item in items if item.prompt not in held or (len(ranked) == 1 and item.ids)]
     return train, [item for item in items if item.prompt in held]
+
+
+def _items(rows: Iterable[tuple[str, Row]], options: RowsOptions) -> list[Item]:
+    return [_item(row, place, options) for place, row in bounded_rows(rows, options.max_gib)]
 
 
 def _item(row: Row, place: str, options: RowsOptions) -> Item:

@@ -13,18 +13,18 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from configs.schema import Section
+from rollout_workers.tasks.row_limits import LARGEST, LONGEST, batch_rows, bounded_line, whole_document
 
 Row = dict[str, object]
 M = TypeVar("M", bound=Section)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files of rows; ``.gz`` may follow."""
 WANTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-_LONGEST_FIELD = 1 << 27
 EXTRA = "pip install -c requirements.lock -e '.[tasks]'"
 
 
@@ -134,8 +134,9 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, decoded one by one so that an error names its line; a byte order mark is no part of the text."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            bounded_line(line, f"{path}, line {number}")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -144,12 +145,16 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
 def _json(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Lines; or one document where the first line begins an array or, in a .json file, is no object of its own."""
     read = lines(path)
     first = next(((number, line) for number, line in read if line.strip()), None)
     if first is not None and (first[1].lstrip().startswith("[") or (kind == ".json" and not _whole(first[1]))):
-        yield from _document(path, first[1] + "".join(line for _, line in read))
+        yield from _document(path, whole_document(path, itertools.chain([first[1]], (line for _, line in read))))
         return
     for number, line in itertools.chain([first] if first else [], read):
         if line.strip():
@@ -216,7 +221,7 @@ def _row(value: object, place: str, unit: str) -> Row:
 
 def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Rows of a file with a header; fields may hold line breaks within quotes."""
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST)
     read = (line for _, line in lines(path))
     header = next(read, "")
     delimiter = "\t" if kind == ".tsv" else max(",;\t", key=header.count)
@@ -246,11 +251,13 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, R
     import pyarrow.parquet
 
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as data:
+        with _opened(path) as data:
+            if suffix(path) != path.suffix.lower() and data.seek(LARGEST + 1) > LARGEST:
+                raise ValueError(f"{path}: more than {LARGEST >> 20} MiB without .gz; Parquet compresses by itself")
             file = pyarrow.parquet.ParquetFile(data)
             wanted = columns if columns is None or set(columns) <= set(file.schema_arrow.names) else None
             count = itertools.count(1)
-            for batch in file.iter_batches(batch_size=256, columns=wanted, use_threads=False):
+            for batch in file.iter_batches(batch_rows(path, file.metadata), columns=wanted, use_threads=False):
                 for row in _typed(batch):
                     yield f"{path}, row {next(count)}", row
     except (pyarrow.ArrowException, OSError) as error:
