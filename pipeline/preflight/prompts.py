@@ -73,7 +73,8 @@ class PromptReading:
             yield f"{self.place}: {more} cannot be used; {self.failed[0]}"
         if self.largest >= rows:
             yield (
-                f"{self.place}: {what} have the token id {self.largest}, but the base LM's are 0 to {rows - 1}; {remedy}"
+                f"{self.place}: {what} have the token id {self.largest}, but the base LM's are 0 to {rows - 1}; "
+                f"{remedy}"
             )
 
     def warnings(self, token: str | None, what: str) -> Iterator[str]:

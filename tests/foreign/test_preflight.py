@@ -13,7 +13,7 @@ import pytest
 
 from configs.loading import load_config
 from configs.yaml_text import write
-from pipeline.preflight import chat_template
+from latent_control.bases import chat_template
 from pipeline.preflight.check import check
 from pipeline.preflight.problems import Findings
 from pipeline.storage.disk_space import folder_problems
@@ -158,7 +158,7 @@ def chat(folder: Path, template: str, prompts: list[str] | None = None) -> list[
         ("{% if messages[0]['role'] == 'user' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
         ("<s> always the same", "leaves their texts out"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 2 s"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
         (
             "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
             "takes more than",
