@@ -164,8 +164,15 @@ def _engine(config: RunConfig) -> Iterator[str]:
 
 
 def tracking_problems(config: RunConfig) -> Iterator[str]:
-    """A store in a file whose folder does not exist."""
+    """A store in a file whose folder does not exist; an address whose secrets were taken out."""
+    from pipeline.tracking.uris import tracking_uri
+
     uri = config.tracking.uri
+    if config.tracking.enabled:
+        try:
+            tracking_uri(uri, Path())
+        except ValueError as error:
+            yield str(error)
     if config.tracking.enabled and uri is not None and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
         if not folder.is_dir():

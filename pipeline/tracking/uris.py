@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.redaction import without_secrets
+from configs.redaction import HIDDEN, without_secrets
 from pipeline.runs.layout import MLFLOW
 
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
-    """The store of a run: ``uri`` with a sqlite path made absolute; by default ``mlflow.db`` beside the run folders."""
+    """The store of a run: ``uri`` with a sqlite path made absolute; by default ``mlflow.db`` beside the run folders.
+
+    Raises:
+        ValueError: the secrets were taken out of ``uri``.
+    """
     if uri is None:
         return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    if HIDDEN in uri:
+        raise ValueError(f"tracking.uri is {uri}, a copy without its secrets: write them again in place of {HIDDEN}")
     if uri.startswith("sqlite:///"):
         # MLflow would take a relative one from the working folder, which in a Ray job is a temporary one.
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from rollout_workers.tasks.protocol import (
     require_split,
     split_of,
 )
-from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
+from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options, row_files, suffix
 from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
@@ -39,6 +40,8 @@ from rollout_workers.tasks.verifiers import answer_problem
 
 BETWEEN = "\n\n"
 """Stands between the turns of a conversation that is shown, or given to a base LM without chat template."""
+FIRST = 100
+"""Rows by which a column of class labels is known: some have no label."""
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -80,6 +83,8 @@ class RowsOptions(Judging):
     """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2
     """Share of the prompts that is held out."""
+    class_names: bool = False
+    """Class labels of Hugging Face's ``datasets`` by their names instead of their numbers."""
     max_gib: PositiveFloat = MAX_GIB
     """Memory that the rows may take in each process, GiB, held-out ones and examples apart; more is refused."""
     shots_path: PathStr | None = None
@@ -87,7 +92,20 @@ class RowsOptions(Judging):
 
     def sources(self) -> tuple[Iterable[tuple[str, Row]], Iterable[tuple[str, Row]] | None]:
         """Rows with their places, and the held-out ones where they are apart."""
-        return read_file(Path(self.path)), None if self.heldout_path is None else read_file(Path(self.heldout_path))
+        read = partial(read_file, class_names=self.class_names)
+        return read(Path(self.path)), None if self.heldout_path is None else read(Path(self.heldout_path))
+
+    def unnamed_classes(self) -> list[str]:
+        """Columns that hold the numbers of classes whose names are known."""
+        files = [] if isinstance(self, DatasetOptions) else row_files(Path(self.path))[:1]
+        if self.class_names or any(suffix(file) != ".parquet" for file in files):
+            return []
+        both = (self.model_copy(update={"class_names": named}).sources()[0] for named in (False, True))
+        rows = [(plain, named) for (_, plain), (_, named) in islice(zip(*both, strict=True), FIRST)]
+        found = {
+            key for plain, named in rows for key in plain if isinstance(named[key], str) > isinstance(plain[key], str)
+        }
+        return sorted(found)
 
 
 class DatasetOptions(RowsOptions):
@@ -104,8 +122,8 @@ class DatasetOptions(RowsOptions):
         """Rows of the two splits."""
         if self.heldout_path is not None:
             raise ValueError("task.options.heldout_path is for files; of a data set set task.options.heldout_split")
-        held = None if self.heldout_split is None else read_dataset(self.path, self.subset, self.heldout_split)
-        return read_dataset(self.path, self.subset, self.split), held
+        read = partial(read_dataset, self.path, self.subset, class_names=self.class_names)
+        return read(self.split), None if self.heldout_split is None else read(self.heldout_split)
 
 
 class Rows:
@@ -142,6 +160,10 @@ class Rows:
     def verifier(self) -> Verifier:
         """What judges."""
         return self._judging.verifier
+
+    def unnamed_classes(self) -> list[str]:
+        """Columns of class labels that are read as numbers."""
+        return self._judging.unnamed_classes() if isinstance(self._judging, RowsOptions) else []
 
     def items(self) -> Iterator[Item]:
         """Those of both splits."""

@@ -69,7 +69,7 @@ def test_what_only_some_conversation_sets_off_is_bounded_too(tokenizer: PreTrain
 
 def test_a_macro_that_calls_itself_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = ENDLESS
-    with pytest.raises(ValueError, match="refuses this conversation|takes more than"):
+    with pytest.raises(ValueError, match=r"refuses this conversation|takes more than"):
         encode_messages(tokenizer, TURNS)
 
 
