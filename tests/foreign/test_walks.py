@@ -121,6 +121,7 @@ SHORT = [
     "improve.group_size=4",
     "rollout.num_workers=1",
     "evaluation.prompts=8",
+    "explorer.seconds=1",
 ]
 
 

@@ -98,3 +98,14 @@ def test_another_template_is_looked_at_again(tokenizer: PreTrainedTokenizerBase)
     tokenizer.chat_template = ONE_STEP
     with pytest.raises(TemplateBoundError, match="MiB of memory for one conversation"):
         render(tokenizer, TURNS, tokenize=False)
+
+
+def test_there_is_no_other_way_to_a_template() -> None:
+    packages = ("configs", "latent_control", "rollout_workers", "learners", "pipeline")
+    calls = {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        if ".apply_chat_template(" in path.read_text().replace("``tokenizer.apply_chat_template(", "")
+    }
+    assert calls == {"latent_control/bases/chat_template.py"}
