@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from latent_control.bases.chat_template import TEMPLATE_ERRORS, render
+from latent_control.bases.chat_template import TEMPLATE_ERRORS, TemplateBoundError, render
 from latent_control.bases.foreign_code import BASE_KEY, code_refused
 from latent_control.bases.loading import load_config
 from latent_control.bases.weight_files import file_problem
@@ -102,6 +102,9 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
     Sources disagree for many models (Gemma, Phi, GLM, most fine-tuned ones), and any of them may be what a model was
     trained to stop with.
+
+    Raises:
+        TemplateBoundError: rendering the template takes more than a conversation can need.
     """
     turn = _turn_end(tokenizer, str(tokenizer.chat_template))
     return _ids(turn, tokenizer.eos_token_id, tokenizer.init_kwargs.get(_MODEL_ENDS))
@@ -112,7 +115,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
     tokenizer's.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or as ``end_tokens``.
     """
     turn = _turn_end(tokenizer, str(tokenizer.chat_template)) if chat else None
     ends = _ids(turn, tokenizer.eos_token_id, end_tokens(tokenizer))
@@ -143,6 +146,10 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     try:
         last, _ = after_turn(tokenizer)
         return after_turn(tokenizer, {"role": "user", "content": "?"})[0] if last is None else last
+    except TemplateBoundError as error:
+        raise TemplateBoundError(
+            f"the chat template of {tokenizer.name_or_path!r} {error}; mend or remove it"
+        ) from error
     except TEMPLATE_ERRORS:  # encode_messages says what is wrong
         return None
 

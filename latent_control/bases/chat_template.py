@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 10
+"""Of a processor; of the clock it may be more where others use the machine."""
+PATIENCE = 120.0
 MEMORY = 2**30
 """Bytes that rendering one conversation may take."""
 CHARACTERS = 4_000_000
@@ -51,6 +54,10 @@ class TemplateBoundError(ValueError):
     """A chat template takes more than a conversation can need."""
 
 
+class _Grown(TemplateBoundError):
+    """This process took more memory while a template was rendered."""
+
+
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> Any:
     """``tokenizer.apply_chat_template(messages, **options)`` within bounds.
 
@@ -60,7 +67,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: An
     """
     if said := _short_of(tokenizer, str(tokenizer.chat_template)):
         raise TemplateBoundError(said)
-    return _counted(tokenizer, messages, options)
+    try:
+        return _counted(tokenizer, messages, options)
+    except _Grown as error:  # by the template, or by another thread of this process
+        if said := bound_problem(tokenizer, messages):
+            raise TemplateBoundError(said) from error
+        return tokenizer.apply_chat_template(list(messages), **options)
 
 
 def bound_problem(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
@@ -77,12 +89,12 @@ def rendering_problem(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
     child.start()
     theirs.close()
     try:
-        if not ours.poll(SECONDS):
-            return f"{BOUND} {SECONDS} s for one conversation"
-        said: str | None = ours.recv()
+        said: str | None = ours.recv() if ours.poll(PATIENCE) else f"{BOUND} {PATIENCE:g} s for one conversation"
         return said
     except EOFError:
-        return f"{BOUND} {MEMORY >> 20} MiB of memory for one conversation"
+        child.join(PATIENCE)
+        much = f"{SECONDS} s" if child.exitcode == -signal.SIGXCPU else f"{MEMORY >> 20} MiB of memory"
+        return f"{BOUND} {much} for one conversation"
     finally:
         child.kill()
         child.join()
@@ -98,9 +110,11 @@ def _short_of(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, out: Connection) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     try:
         text = _counted(tokenizer, messages, {"add_generation_prompt": True, "tokenize": False})
-    except MemoryError:
+    except (MemoryError, _Grown):
         return
     except TemplateBoundError as error:
         out.send(str(error))
@@ -134,7 +148,7 @@ def _steps() -> Iterator[None]:
         if steps > STEPS:
             raise TemplateBoundError(f"{BOUND} {STEPS:,} steps for one conversation")
         if _peak() > peak:
-            raise TemplateBoundError(f"{BOUND} {MEMORY >> 20} MiB of memory for one conversation")
+            raise _Grown(f"{BOUND} {MEMORY >> 20} MiB of memory for one conversation")
         return line
 
     sys.settrace(lambda frame, event, given: line if frame.f_code.co_filename == _TEMPLATE else None)

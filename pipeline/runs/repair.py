@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def _filled(kept: Any, now: Any, name: str, missing: list[str]) -> Any:
         there = now if isinstance(now, Mapping) else {}
         return {key: _filled(value, there.get(key), f"{name}.{key}", missing) for key, value in kept.items()}
     if isinstance(kept, list):
-        others = [*now, *kept] if isinstance(now, list) else kept
-        return [_filled(one, others[place], f"{name}[{place}]", missing) for place, one in enumerate(kept)]
+        others = chain(now if isinstance(now, list) else (), repeat(None))
+        both = enumerate(zip(kept, others, strict=False))
+        return [_filled(one, other, f"{name}[{place}]", missing) for place, (one, other) in both]
     if not isinstance(kept, str) or HIDDEN not in kept:
         return kept
     for whole in (now, os.environ.get(URI)):

@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar, cast
 from pydantic import ValidationError
 
 from configs.schema import Section
-from rollout_workers.tasks.row_limits import LARGEST, LONGEST, batch_rows, bounded_line, whole_document
+from rollout_workers.tasks.row_limits import LARGEST, LONGEST, batch_rows, require_whole, whole_document
 
 Row = dict[str, object]
 M = TypeVar("M", bound=Section)
@@ -139,7 +139,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, decoded one by one so that an error names its line; a byte order mark is no part of the text."""
     with _opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
-            bounded_line(line, f"{path}, line {number}")
+            require_whole(line, f"{path}, line {number}")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

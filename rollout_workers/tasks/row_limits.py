@@ -22,14 +22,13 @@ _ROW_BYTES = 1024
 """What a task keeps beside a row."""
 
 
-def bounded_line(line: bytes, place: str) -> bytes:
-    """The line as it was read, up to ``LONGEST + 1`` bytes; ``ValueError`` where that was not all."""
+def require_whole(line: bytes, place: str) -> None:
+    """``ValueError`` where a line, of which up to ``LONGEST + 1`` bytes were read, has more than may be."""
     if len(line) > LONGEST:
         raise ValueError(
             f"{place}: longer than {LONGEST >> 20} MiB, the most that a line may have; write one row a line, or remove "
             f"it: {line[:60]!r}"
         )
-    return line
 
 
 def whole_document(path: object, lines: Iterable[str]) -> str:

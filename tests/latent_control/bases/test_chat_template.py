@@ -3,6 +3,8 @@ does it where it is harmless."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import resource
 import sys
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from latent_control.bases import chat_template
 from latent_control.bases.chat_template import TemplateBoundError, render
 from latent_control.preference import Reading, encode
 from latent_control.text import encode_messages, end_token, end_tokens, load_tokenizer
@@ -47,12 +50,13 @@ def test_what_would_not_end_is_refused_in_bounded_time_and_memory(
     tokenizer: PreTrainedTokenizerBase, use: str, bomb: str
 ) -> None:
     tokenizer.chat_template = bomb + PLAIN
-    begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match="takes more than"):
         USES[use](tokenizer)
-    assert end_tokens(tokenizer) == (tokenizer.eos_token_id,)  # asked for whether there is a chat or not
-    assert end_token(tokenizer, chat=True) == tokenizer.eos_token_id
-    assert time.monotonic() - begun < 60
+    for ask in (end_tokens, lambda t: end_token(t, chat=True)):  # never another end without a word
+        with pytest.raises(ValueError, match=r"the chat template of .* takes more than .*; mend or remove it"):
+            ask(tokenizer)
+    assert time.process_time() - begun < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB: a child took it
 
 
@@ -98,6 +102,16 @@ def test_another_template_is_looked_at_again(tokenizer: PreTrainedTokenizerBase)
     tokenizer.chat_template = ONE_STEP
     with pytest.raises(TemplateBoundError, match="MiB of memory for one conversation"):
         render(tokenizer, TURNS, tokenize=False)
+
+
+def test_another_thread_s_memory_is_not_the_template_s(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = PLAIN
+    wanted = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    here, grown = os.getpid(), itertools.count(0, chat_template.MEMORY)
+    monkeypatch.setattr(chat_template, "_peak", lambda: next(grown) if os.getpid() == here else 0)
+    assert render(tokenizer, TURNS, tokenize=False) == wanted
 
 
 def test_there_is_no_other_way_to_a_template() -> None:
