@@ -35,21 +35,21 @@ KINDS = ("jsonl", "array", "csv", "parquet", "messages", "dataset")
 ASKED = ("text", "chat", "few-shot")
 BASES = ("base", "instruct", "lora")
 ANSWERS = ("few", "many")
-WALKS = {
-    (("jsonl", "csv"), "text", "base", "few"): "",
-    (("array", "parquet"), "text", "base", "many"): "slow",
-    (("csv", "array"), "chat", "instruct", "few"): "slow",
-    (("parquet", "jsonl"), "chat", "instruct", "few"): "slow",
-    (("jsonl", "array"), "few-shot", "lora", "many"): "slow",
-    (("parquet", "csv"), "few-shot", "lora", "many"): "slow",
-    (("messages",), "text", "instruct", "many"): "slow",
-    (("messages",), "chat", "lora", "many"): "",
-    (("messages",), "few-shot", "base", "few"): "slow",
-    (("dataset",), "text", "lora", "few"): "slow",
-    (("dataset",), "chat", "base", "many"): "slow",
-    (("dataset",), "few-shot", "instruct", "few"): "slow",
-}
-"""(rows to train on, held-out ones where they come apart), prompts, base, answers: ``slow`` or not."""
+WALKS = [
+    (("jsonl", "csv"), "text", "base", "few"),
+    (("array", "parquet"), "text", "base", "many"),
+    (("csv", "array"), "chat", "instruct", "few"),
+    (("parquet", "jsonl"), "chat", "instruct", "few"),
+    (("jsonl", "array"), "few-shot", "lora", "many"),
+    (("parquet", "csv"), "few-shot", "lora", "many"),
+    (("messages",), "text", "instruct", "many"),
+    (("messages",), "chat", "lora", "many"),
+    (("messages",), "few-shot", "base", "few"),
+    (("dataset",), "text", "lora", "few"),
+    (("dataset",), "chat", "base", "many"),
+    (("dataset",), "few-shot", "instruct", "few"),
+]
+"""(rows to train on, held-out ones where they come apart), prompts, base, answers."""
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %} "
     "{% endif %}{% endfor %}"
@@ -188,13 +188,8 @@ def one_ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "which",
-    [
-        pytest.param(which, id="-".join(["+".join(which[0]), *which[1:]]), marks=[pytest.mark.slow] if slow else [])
-        for which, slow in WALKS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", WALKS, ids=lambda which: "-".join(["+".join(which[0]), *which[1:]]))
 def test_walk(
     which: tuple[tuple[str, ...], str, str, str], tmp_path: Path, one_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
