@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_control.bases.chat_template import render
 from latent_control.bases.loading import REWARD_MODEL, UNTRAINED_REWARD_MODEL, load_config, load_model, require_whole
 from latent_control.text import load_tokenizer
 
@@ -94,7 +95,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, readi
         if not tokenizer.chat_template:
             raise ValueError(f"chat is true, but {tokenizer.name_or_path!r} has no chat template; set it to false")
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        ids = render(tokenizer, messages, tokenize=True, return_dict=False)
     else:
         ids = tokenizer(f"{prompt}{'' if prompt[-1:].isspace() else ' '}{response}")["input_ids"]
     return list(cast("list[int]", ids))[-reading.max_length :] or [cast("int", tokenizer.pad_token_id)]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from latent_control.bases.chat_template import TEMPLATE_ERRORS, TemplateBoundError, render
 from latent_control.bases.foreign_code import BASE_KEY, code_refused
 from latent_control.bases.loading import load_config
 from latent_control.bases.weight_files import file_problem
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 OF_ITS_OWN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """``tokenizer_class`` of a tokenizer that is all in its ``tokenizer.json``."""
-TEMPLATE_ERRORS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What rendering a chat template can raise: it is a program that came with the model."""
 _MODEL_ENDS = "model_end_token_ids"
 """Where a loaded tokenizer keeps the end tokens of the model beside it; saved with it in tokenizer_config.json."""
 
@@ -112,6 +102,9 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
     Sources disagree for many models (Gemma, Phi, GLM, most fine-tuned ones), and any of them may be what a model was
     trained to stop with.
+
+    Raises:
+        TemplateBoundError: rendering the template takes more than a conversation can need.
     """
     turn = _turn_end(tokenizer, str(tokenizer.chat_template))
     return _ids(turn, tokenizer.eos_token_id, tokenizer.init_kwargs.get(_MODEL_ENDS))
@@ -122,7 +115,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
     tokenizer's.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or as ``end_tokens``.
     """
     turn = _turn_end(tokenizer, str(tokenizer.chat_template)) if chat else None
     ends = _ids(turn, tokenizer.eos_token_id, end_tokens(tokenizer))
@@ -138,7 +131,7 @@ def after_turn(tokenizer: PreTrainedTokenizerBase, *following: dict[str, str]) -
     when the messages ``following`` come after it. Without such a token ``None``, and all of the text."""
     place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": place}, *following]
-    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=bool(following), tokenize=False)
+    whole = render(tokenizer, messages, add_generation_prompt=bool(following), tokenize=False)
     text = cast("str", whole).rpartition(place)[2]
     tokens = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     closing = max((token for token in tokens if token and text.lstrip().startswith(token)), key=len, default=None)
@@ -153,6 +146,10 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     try:
         last, _ = after_turn(tokenizer)
         return after_turn(tokenizer, {"role": "user", "content": "?"})[0] if last is None else last
+    except TemplateBoundError as error:
+        raise TemplateBoundError(
+            f"the chat template of {tokenizer.name_or_path!r} {error}; mend or remove it"
+        ) from error
     except TEMPLATE_ERRORS:  # encode_messages says what is wrong
         return None
 
@@ -197,7 +194,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
         for message in messages
     ]
     try:
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = render(tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     except TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split())
         raise ValueError(

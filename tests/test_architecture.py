@@ -284,7 +284,7 @@ END_TOKENS = {
     "latent_control/preference.py",  # reward models read whole texts, and pad with it where there is no pad token
     "latent_control/auto.py",  # generate's argument
     "learners/base_training.py",  # makes the tokenizer
-    "pipeline/preflight/chat_template.py",  # tries a template, bounded, before anybody relies on it
+    "latent_control/bases/chat_template.py",  # renders templates, within bounds
 }
 
 

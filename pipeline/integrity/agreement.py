@@ -24,7 +24,7 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
     Steps that a restart did again are left out: the store keeps what it was sent first.
     """
     record = read_record(run_dir)
-    uri = tracking_uri(config.tracking.uri, run_dir)
+    uri = "" if record is None else tracking_uri(config.tracking.uri, run_dir)
     if record is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return [], ""
     compared, problems = 0, list[str]()

@@ -29,6 +29,11 @@ def check_answers(task: Task) -> tuple[list[str], list[str]]:
     errors: list[str] = []
     warnings: list[str] = []
     for member in task.tasks if isinstance(task, Mixture) else (task,):
+        if isinstance(member, Rows) and (numbers := member.unnamed_classes()):
+            warnings.append(
+                f"task: {', '.join(map(repr, numbers))} of {member.name} are numbers of classes that have names; to "
+                "ask for the names, set task.options.class_names: true"
+            )
         if isinstance(member, Rows) and member.verifier in MOST:
             _play(member, MOST[member.verifier], errors, warnings)
     return errors, warnings

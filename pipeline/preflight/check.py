@@ -22,14 +22,14 @@ from pipeline.preflight.base_model import (
     shape_problems,
     tuned_start,
 )
-from pipeline.preflight.data_sources import sampled_problems, source_problems
+from pipeline.preflight.data_sources import Builder, source_problems
 from pipeline.preflight.number_type import slow_choices
 from pipeline.preflight.problems import Findings, placed
 from pipeline.preflight.prompts import Prompts
 from pipeline.preflight.resources import local_problems
 from pipeline.preflight.surroundings import ray_problems
 from pipeline.storage.disk_space import folder_problems
-from pipeline.tracking.uris import URI, heeded
+from pipeline.tracking.uris import URI, heeded, tracking_uri
 
 if TYPE_CHECKING:
     from rollout_workers.tasks import AgentTask, Task
@@ -39,30 +39,30 @@ def check(config: RunConfig) -> Findings:
     """All errors and warnings of ``config`` at once; takes seconds."""
     errors = cross_field_problems(config) + missing_paths(config.model_dump(mode="json"))
     warnings = simulation_warning(config) + tuned_start(config) + list(tracking_warnings(config))
-    errors += source_problems(config)
+    build = Builder()
+    errors += source_problems(config, build)
     errors += _engine(config)
     errors += local_problems(config)
     errors += ray_problems(config)
     errors += tracking_problems(config)
-    task = check_task(config, errors, warnings)
+    task = check_task(config, build, errors, warnings)
     found = Findings(errors=errors, warnings=warnings, notes=[])
     if config.base.train is not None and task is not None:
         from learners.base_training import unsuitable
 
         errors += unsuitable(config.base.train, task, config.task.name)
     elif config.base.train is None and not any(e.startswith("base.model:") for e in errors):
-        _with_base(config, task, found)
+        _with_base(config, task, build, found)
     return Findings(*(list(dict.fromkeys(lines)) for lines in found))
 
 
-def check_task(config: RunConfig, errors: list[str], warnings: list[str]) -> Task | None:
+def check_task(config: RunConfig, build: Builder, errors: list[str], warnings: list[str]) -> Task | None:
     """The task of the config, where it can be built; what is wrong with it, its rows' own answers included."""
     from pipeline.preflight.answers import check_answers
-    from rollout_workers.tasks import build_task
     from rollout_workers.tasks.rewards import unknown_parts
 
     try:
-        task = build_task(config.task)
+        task = build(config.task)
         if not len(task.prompts("train")) or not len(task.prompts("heldout")):
             errors.append(f"task: {config.task.name} with these options has no prompts; widen task.options")
         errors += unknown_parts(task, config.reward)
@@ -81,7 +81,7 @@ def check_task(config: RunConfig, errors: list[str], warnings: list[str]) -> Tas
     return task
 
 
-def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
+def _with_base(config: RunConfig, task: Task | None, build: Builder, found: Findings) -> None:
     """The checks that need the base LM's config and tokenizer."""
     errors, warnings, _ = found
     try:
@@ -98,9 +98,8 @@ def _with_base(config: RunConfig, task: Task | None, found: Findings) -> None:
     if not any(error.startswith("base.model:") for error in misshaped):
         errors += file_problems(config, warnings)
         warnings += slow_choices(config)
-    errors += sampled_problems(config, model, tokenizer, warnings)
     if not any(error.startswith("base.model:") for error in misshaped):
-        _texts(config, task, Prompts(config, model, tokenizer), found)
+        _texts(config, task, Prompts(config, model, tokenizer, build), found)
 
 
 def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findings) -> None:
@@ -172,8 +171,13 @@ def _engine(config: RunConfig) -> Iterator[str]:
 
 
 def tracking_problems(config: RunConfig) -> Iterator[str]:
-    """A store in a file whose folder does not exist or cannot be written."""
+    """A store in a file whose folder does not exist or cannot be written; an address whose secrets were taken out."""
     uri = config.tracking.uri or os.environ.get(URI)
+    if config.tracking.enabled:
+        try:
+            tracking_uri(uri, Path())
+        except ValueError as error:
+            yield str(error)
     if config.tracking.enabled and uri is not None and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
         if not folder.is_dir():

@@ -12,63 +12,55 @@ from pipeline.runs.errors import first_line
 from pipeline.runs.layout import REPLAY
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from rollout_workers.tasks import Task
 
 SAMPLES = "-samples.jsonl"
 """End of the name of a file that ``latent-control sample`` makes."""
 
 
-def source_problems(config: RunConfig) -> Iterator[str]:
+class Builder:
+    """Builds tasks, those of equal settings once: ``build = Builder(); task = build(config.task)``."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Task | ValueError] = {}
+
+    def __call__(self, settings: TaskConfig) -> Task:
+        """The task; ``ValueError`` where it cannot be built."""
+        from rollout_workers.tasks import build_task
+
+        key = settings.model_dump_json()
+        if key not in self._built:
+            try:
+                self._built[key] = build_task(settings)
+            except ValueError as error:
+                self._built[key] = error
+        found = self._built[key]
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+
+def source_problems(config: RunConfig, build: Builder) -> Iterator[str]:
     """Existing text files and replay folders that are unreadable, empty or of an unknown kind, and tasks that cannot be
     built."""
     for name, section in offline_sections(config):
         for index, source in enumerate(section.data):
             if source.task is not None:  # the run's own is checked as such
-                yield from _task_problems(source.task, f"{name}.data[{index}].task")
+                yield from _task_problems(source.task, f"{name}.data[{index}].task", build)
             if source.path is not None and Path(source.path).exists():
                 problem = _replay_problem(Path(source.path)) if source.kind == "replay" else _text_problem(source)
                 if problem:
                     yield f"{name}.data[{index}].path: {problem}"
 
 
-def _task_problems(settings: TaskConfig, place: str) -> Iterator[str]:
+def _task_problems(settings: TaskConfig, place: str, build: Builder) -> Iterator[str]:
     """That it cannot be built."""
-    from rollout_workers.tasks import build_task
-
     try:
-        build_task(settings)
+        build(settings)
     except ValueError as error:
         missing, said = str(settings.options.get("path", "")), str(error).replace("task.options", f"{place}.options")
         made = missing.endswith(SAMPLES) and not Path(missing).exists()
         yield f"{place}.options.path: {said}, made by latent-control sample CONFIG" if made else f"{place}: {said}"
-
-
-def sampled_problems(
-    config: RunConfig, model: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, warnings: list[str]
-) -> Iterator[str]:
-    """Rows of ``latent-control sample`` with token ids that the base LM lacks; a warning where they are another
-    tokenizer's."""
-    from rollout_workers.tasks import build_task
-    from rollout_workers.tasks.dataset_rows import Rows
-    from rollout_workers.tasks.sampled_ids import fingerprint, foreign
-
-    size = model.get_text_config().vocab_size
-    for name, section in offline_sections(config):
-        for index, source in enumerate(section.data):
-            try:
-                task = None if source.task is None else build_task(source.task)
-            except ValueError:  # source_problems says why
-                continue
-            rows = task.sampled() if isinstance(task, Rows) else []
-            own = [ids for ids in rows if ids.tokenizer == fingerprint(tokenizer)]
-            if len(own) < len(rows):
-                theirs = next(ids.tokenizer for ids in rows if ids.tokenizer != fingerprint(tokenizer))
-                warnings.append(f"{name}.data[{index}]: {foreign(theirs, config.base.model)}")
-            if (largest := max((max(*ids.prompt, *ids.response) for ids in own), default=0)) >= size:
-                yield (
-                    f"{name}.data[{index}]: a row has the token id {largest}, but the base LM's are 0 to {size - 1}; "
-                    "make the file again by latent-control sample CONFIG"
-                )
 
 
 def _replay_problem(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from latent_control.text import encode_plain
 from pipeline.preflight.data_sources import SAMPLES
 from rollout_workers.judging.numerals import number_of
 from rollout_workers.tasks import Prompt, build_task
-from rollout_workers.tasks.dataset_rows import Rows
+from rollout_workers.tasks.dataset_rows import DatasetOptions, Rows, RowsOptions
 from rollout_workers.tasks.encoding import encode_prompt
 from rollout_workers.tasks.row_files import (
     Row,
@@ -25,6 +25,7 @@ from rollout_workers.tasks.row_files import (
     saved_dataset,
     split_files,
 )
+from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import answers_of, asked, conversation, spellings, value_at
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
         ValueError: no such file, a broken row, too few rows, or no key for the prompt or the answer; names the keys.
     """
     name, options, read = _source(path)
-    rows = [row for _, row in islice(read(), ENOUGH)]
+    rows = [row for _, row in islice(bounded_rows(read, MAX_GIB), ENOUGH)]
     if len(rows) < FEWEST:
         raise ValueError(f"{path} has {len(rows)} rows; give at least {FEWEST}: a fifth of them is held out")
     prompt_key = _key("prompt", prompt, PROMPTS, rows, lambda value: bool(asked(value) or spellings(value)))
@@ -104,8 +105,9 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
     )
 
 
-def _source(path: Path) -> tuple[str, dict[str, Any], Callable[[], Iterator[tuple[str, Row]]]]:
-    """Name of the task, its options and its rows to train on: splits of a data set, or of a folder, stay apart."""
+def _source(path: Path) -> tuple[str, dict[str, Any], Iterator[tuple[str, Row]]]:
+    """Name of the task, its options and its rows to train on: splits of a data set, or of a folder, stay apart; class
+    labels are read by their names."""
     if path.is_dir():
         splits = list(dataset_splits(str(path))) if saved_dataset(path) else []
         known = splits or [name for name in ("train", *HELDOUT) if split_files(path, name)]
@@ -114,8 +116,12 @@ def _source(path: Path) -> tuple[str, dict[str, Any], Callable[[], Iterator[tupl
             held = next((name for name in HELDOUT if name in known and name != split), None)
             apart = {"heldout_split": held} if held else _SHARE
             options = {"path": str(path), "split": split, **apart}
-            return "dataset", options, lambda: read_dataset(str(path), None, split)
-    return "rows", {"path": str(path), **_SHARE}, lambda: read_file(path)
+            named = DatasetOptions.model_validate(options).unnamed_classes()
+            options |= {"class_names": True} if named else {}
+            return "dataset", options, read_dataset(str(path), None, split, class_names=True)
+    plain: dict[str, Any] = {"path": str(path), **_SHARE}
+    named = RowsOptions.model_validate(plain).unnamed_classes()
+    return "rows", plain | ({"class_names": True} if named else {}), read_file(path, class_names=True)
 
 
 def _key(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import offline_sections, row_length
-from configs.schema import DataSource, RunConfig
+from configs.schema import DataSource, RunConfig, TaskConfig
 from pipeline.preflight.chat_template import template_problem
 from pipeline.preflight.problems import Findings
 from pipeline.runs.errors import first_line
@@ -27,6 +27,8 @@ MADE = 500
 """Prompts of a task that a program makes: they are alike."""
 SHOWN = 2000
 """Characters of the prompt that is shown."""
+OWN_TOKENIZER = "take the tokenizer that came with the model, or resize the model (resize_token_embeddings) and save it"
+SAMPLE_AGAIN = "make the file again by latent-control sample CONFIG"
 FAILED = 100
 """Rows that cannot be encoded, after which no more are tried."""
 
@@ -64,15 +66,15 @@ class PromptReading:
         if len(self.different) < 2:
             self.different.add(tuple(map(int, ids)))
 
-    def problems(self, rows: int, what: str) -> Iterator[str]:
-        """What no model with an embedding of ``rows`` rows can read."""
+    def problems(self, rows: int, what: str, remedy: str = OWN_TOKENIZER) -> Iterator[str]:
+        """What no model with an embedding of ``rows`` rows can read; ``remedy``: for token ids beyond it."""
         if self.failed:
             more = f"{len(self.failed)} of {self.seen} {what}"
             yield f"{self.place}: {more} cannot be used; {self.failed[0]}"
         if self.largest >= rows:
             yield (
-                f"{self.place}: {what} have the token id {self.largest}, but the base LM's are 0 to {rows - 1}; take "
-                "the tokenizer that came with the model, or resize the model (resize_token_embeddings) and save it"
+                f"{self.place}: {what} have the token id {self.largest}, but the base LM's are 0 to {rows - 1}; "
+                f"{remedy}"
             )
 
     def warnings(self, token: str | None, what: str) -> Iterator[str]:
@@ -114,11 +116,12 @@ def read(
 
 @dataclass(frozen=True)
 class Prompts:
-    """The check: ``Prompts(config, model, tokenizer)``, ``model`` being the base LM's config."""
+    """The check: ``Prompts(config, model, tokenizer, build)``, ``model`` being the base LM's config."""
 
     config: RunConfig
     model: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    build: Callable[[TaskConfig], Task]
 
     @property
     def rows(self) -> int:
@@ -175,13 +178,14 @@ class Prompts:
         from rollout_workers.tasks.dataset_rows import Rows
 
         said, usable = [], True
+        read_by_split: dict[str, PromptReading] = {}
         for split in ("train", "heldout"):
             prompts = task.prompts(split)
             made = not isinstance(task, Rows) and len(prompts) > MADE
             chosen = [prompts[len(prompts) * i // MADE] for i in range(MADE)] if made else prompts
             found = read("task", chosen, self._encoded, self.tokenizer.unk_token_id)
+            read_by_split[split] = found
             yield from found.problems(self.rows, f"{split} prompts")
-            yield from self._lengths(task, found, split)
             usable = usable and not found.failed
             findings.warnings.extend(found.warnings(self.tokenizer.unk_token, f"{split} prompts"))
             if len(found.different) == 1 and len({prompt.text for prompt in chosen[:8]}) > 1:
@@ -191,6 +195,7 @@ class Prompts:
                 )
             many = f"{found.seen:,} of {len(prompts):,}" if found.seen < len(prompts) else f"{found.seen:,}"
             said.append(f"{many} {split}, {min(found.lengths, default=0)} to {found.longest} tokens")
+        yield from self._lengths(task, read_by_split)
         findings.notes.append(f"prompts   {'; '.join(said)}")
         if usable:
             findings.notes.extend(shown(task.prompts("heldout")[0], self.config, self.tokenizer))
@@ -205,14 +210,18 @@ class Prompts:
         except ValueError as error:
             raise ValueError(f"{prompt.id}: {first_line(error)}") from error
 
-    def _lengths(self, task: Task, found: PromptReading, split: str) -> Iterator[str]:
+    def _lengths(self, task: Task, by_split: dict[str, PromptReading]) -> Iterator[str]:
         """Prompts that are too long for the config, or leave no room for a response."""
         limit, wanted = self.config.task.max_prompt_tokens, self.config.rollout.max_new_tokens
-        if many := sum(length > limit for length in found.lengths):
+        found = max(by_split.values(), key=lambda reading: reading.longest)
+        if found.longest > limit:
+            many = {split: sum(length > limit for length in one.lengths) for split, one in by_split.items()}
+            said = " and ".join(
+                f"{many[split]} of {one.seen} {split}" for split, one in by_split.items() if many[split]
+            )
             yield (
-                f"task.max_prompt_tokens: {limit}, but {many} of {found.seen} {split} prompts of {task.name} have "
-                f"more, {found.example} has {found.longest} tokens; set that many, fewer task.shots, or remove "
-                "the longest rows"
+                f"task.max_prompt_tokens: {limit}, but {said} prompts of {task.name} have more, {found.example} has "
+                f"{found.longest} tokens; set that many, fewer task.shots, or remove the longest rows"
             )
         if found.longest + wanted > self.positions:
             room = self.positions - found.longest
@@ -226,12 +235,10 @@ class Prompts:
 
     def _sources(self) -> Iterator[tuple[str, DataSource, int, Task | None]]:
         """Place, source, longest row and the source's own task, of every stage that trains on rows."""
-        from rollout_workers.tasks import build_task
-
         for name, section in offline_sections(self.config):
             for index, source in enumerate(section.data):
                 try:
-                    own = None if source.task is None else build_task(source.task)
+                    own = None if source.task is None else self.build(source.task)
                 except ValueError:  # source_problems says why
                     continue
                 yield f"{name}.data[{index}]", source, row_length(self.config, section), own
@@ -241,13 +248,19 @@ class Prompts:
     ) -> Iterator[str]:
         """Of demonstrations, texts or rollouts that are trained on."""
         from pipeline.data.sources import Encoder
+        from rollout_workers.tasks.dataset_rows import Rows
+        from rollout_workers.tasks.sampled_ids import fingerprint, foreign
 
+        sampled = task.sampled() if source.kind == "task" and isinstance(task, Rows) else []
+        others = (ids.tokenizer for ids in sampled if ids.tokenizer != fingerprint(self.tokenizer))
+        if theirs := next(others, None):
+            warnings.append(f"{name}: {foreign(theirs, self.config.base.model)}")
         encoder = Encoder(tokenizer=self.tokenizer, chat=self.config.task.chat, max_length=length)
         found = read(name, rows_to_train(source, task, encoder), lambda row: _training_row(row, encoder),
                      self.tokenizer.unk_token_id)  # fmt: skip
         if not found.seen and not found.failed:
             found.failed.append("it gives no training rows; check its path, column and min_reward")
-        yield from found.problems(self.rows, "rows to train on")
+        yield from found.problems(self.rows, "rows to train on", SAMPLE_AGAIN if sampled else OWN_TOKENIZER)
         warnings += found.warnings(self.tokenizer.unk_token, "rows to train on")
         if found.longest > self.positions:
             yield (

@@ -12,6 +12,7 @@ from typing import Any
 from configs.schema import RunConfig, TaskConfig
 from pipeline.preflight.answers import check_answers
 from pipeline.preflight.check import check_task
+from pipeline.preflight.data_sources import Builder
 from rollout_workers.tasks import Failure, Prompt, Score, Split, Task, build_task, score_all
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -45,7 +46,8 @@ def check(config: TaskConfig, run: RunConfig | None = None, *, count: int, seed:
         ValueError: the task cannot be built.
     """
     started = time.perf_counter()
-    task = build_task(config)
+    build = Builder()
+    task = build(config)
     seconds = time.perf_counter() - started
     twin = build_task(config)
     problems: list[str] = []
@@ -54,7 +56,7 @@ def check(config: TaskConfig, run: RunConfig | None = None, *, count: int, seed:
     if run is None:
         errors, warnings = check_answers(task)
     else:
-        check_task(run, errors, warnings)
+        check_task(run, build, errors, warnings)
     splits = {split: _split(task, twin, split, problems) for split in SPLITS}
     shared = set(splits["train"].pop("texts")) & set(splits["heldout"].pop("texts"))
     if shared:

@@ -63,6 +63,11 @@ def kept(run_dir: Path, name: str) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def wrote(run_dir: Path, name: str, data: bytes) -> bool:
+    """Whether a file had these bytes when it was put."""
+    return hashlib.sha256(data).hexdigest() in _content(run_dir)["files"].get(name, [])
+
+
 def renew(run_dir: Path, keep: str) -> None:
     """Know all small files as they are now, and the text of ``keep``: after the manifest itself was damaged or lost."""
     names = sorted(path.relative_to(run_dir).as_posix() for pattern in _PATTERNS for path in run_dir.glob(pattern))

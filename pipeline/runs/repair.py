@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from configs.loading import load_config
 from configs.paths import path_fields
 from configs.redaction import HIDDEN, without_secrets
-from configs.yaml_text import read
+from configs.yaml_text import read, write
 from pipeline.runs import manifest
 from pipeline.runs.events import Events
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVENTS, MANIFEST, METRICS, stage_record
@@ -18,7 +21,8 @@ from pipeline.runs.stage_table import planned
 from pipeline.storage import checkpoints
 
 _LOG = logging.getLogger(__name__)
-
+URI, LOGIN = "MLFLOW_TRACKING_URI", ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Variables that MLflow's client reads."""
 
 HOW = (
     *("num_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "keep_checkpoints", "keep_best"),
@@ -31,15 +35,14 @@ def mend(run_dir: Path, restore_config: bool) -> None:
     """Restore a config that is missing or invalid; write the run's manifest again where it is damaged.
 
     Raises:
-        ValueError: the config was changed; the message has both values.
+        ValueError: the config was changed (the message has both values), or a secret of the one to restore is nowhere.
     """
     problems, text = manifest.problems(run_dir), manifest.kept(run_dir, CONFIG)
     if CONFIG in problems and text is not None and (restore_config or not _is_config(run_dir / CONFIG)):
+        whole = _with_secrets(run_dir, text)
         (run_dir / CONFIG).unlink(missing_ok=True)
-        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        said = f"{CONFIG} {problems.pop(CONFIG)}"
-        hidden = f", which keeps no passwords: write them again for {HIDDEN}" if HIDDEN in text else ""
-        _say(run_dir, "config_restored", f"{said}; it was put back from {MANIFEST}{hidden}")
+        manifest.put(run_dir, CONFIG, whole.encode(), keep=True)
+        _say(run_dir, "config_restored", f"{CONFIG} {problems.pop(CONFIG)}; it was put back from {MANIFEST}")
     _refuse_changes(run_dir, text)
     if MANIFEST in problems:
         _say(run_dir, "manifest_renewed", f"{MANIFEST}: {problems[MANIFEST]}; they are taken as they are")
@@ -54,6 +57,47 @@ def mend(run_dir: Path, restore_config: bool) -> None:
     on_purpose = f"if it was changed on purpose, delete {MANIFEST} there"
     changed = _listed(_values(text), _values(without_secrets((run_dir / CONFIG).read_text())))
     raise ValueError(f"{run_dir}: {CONFIG} {problems[CONFIG]} since the run began{changed}; {remedy}, or, {on_purpose}")
+
+
+def _with_secrets(run_dir: Path, text: str) -> str:
+    """The config that the manifest keeps without its secrets, with those of the file that it replaces, or of MLflow's
+    variables."""
+    if HIDDEN not in text or manifest.wrote(run_dir, CONFIG, text.encode()):  # asterisks of the user's own
+        return text
+    try:
+        now = read((run_dir / CONFIG).read_text())[0]
+    except (OSError, ValueError):
+        now = None
+    missing: list[str] = []
+    tree = _filled(read(text)[0], now, "", missing)
+    if missing:
+        raise ValueError(
+            f"{run_dir}: {CONFIG} cannot be put back: {MANIFEST} keeps no secrets, and {missing[0]} lacks one; set "
+            f"{URI} to the whole address (or, of a server, {' and '.join(LOGIN)}), or write {CONFIG} again by hand and "
+            f"delete {MANIFEST}"
+        )
+    return write(tree)
+
+
+def _filled(kept: Any, now: Any, name: str, missing: list[str]) -> Any:
+    """``kept`` with what ``now`` has in the same places for what is hidden; ``missing`` names what was not found."""
+    if isinstance(kept, Mapping):
+        there = now if isinstance(now, Mapping) else {}
+        return {key: _filled(value, there.get(key), f"{name}.{key}", missing) for key, value in kept.items()}
+    if isinstance(kept, list):
+        others = chain(now if isinstance(now, list) else (), repeat(None))
+        both = enumerate(zip(kept, others, strict=False))
+        return [_filled(one, other, f"{name}[{place}]", missing) for place, (one, other) in both]
+    if not isinstance(kept, str) or HIDDEN not in kept:
+        return kept
+    for whole in (now, os.environ.get(URI)):
+        # What is no address may have asterisks of the user's own.
+        if isinstance(whole, str) and without_secrets(whole) == kept and not (HIDDEN in whole and "://" in whole):
+            return whole
+    if name == ".tracking.uri" and kept.startswith("http") and os.environ.keys() >= set(LOGIN):
+        return re.sub(r"(?<=//)[^/]*@", "", kept)
+    missing.append(f"{name[1:]} ({kept})")
+    return kept
 
 
 def _refuse_changes(run_dir: Path, text: str | None) -> None:

@@ -43,7 +43,7 @@ class Tracker:
         self, settings: Tracking, run_dir: Path, group: str, note: Callable[[str, str], None] = lambda kind, text: None
     ) -> None:
         self._settings, self._run_dir, self._group = settings, run_dir, group
-        self.uri = tracking_uri(settings.uri, run_dir)
+        self.uri = tracking_uri(settings.uri if settings.enabled else None, run_dir)
         self._outbox: Outbox | None = None
         self._run: MlflowRun | None = None
         self._sampler: Sampler | None = None

@@ -19,7 +19,13 @@ DEFAULT: str = Tracking.model_fields["experiment"].default
 
 def tracking_uri(uri: str | None, run_dir: Path) -> str:
     """The store of a run: ``uri`` with a sqlite path made absolute; without it the server that the run's stages are on
-    already, else what ``MLFLOW_TRACKING_URI`` says, else ``mlflow.db`` beside the run folders."""
+    already, else what ``MLFLOW_TRACKING_URI`` says, else ``mlflow.db`` beside the run folders.
+
+    Raises:
+        ValueError: the secrets were taken out of ``uri``.
+    """
+    if uri is not None and HIDDEN in uri:
+        raise ValueError(f"tracking.uri is {uri}, a copy without its secrets: write them again in place of {HIDDEN}")
     beside, named = f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}", os.environ.get(URI)
     if uri is None:
         known = str((read_record(run_dir) or {}).get("tracking_uri") or "")

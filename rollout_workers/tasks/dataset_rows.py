@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from configs.schema import PathStr, Section
 from rollout_workers.tasks.protocol import (
@@ -29,7 +30,8 @@ from rollout_workers.tasks.protocol import (
     require_split,
     split_of,
 )
-from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options
+from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options, row_files, suffix
+from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
@@ -38,6 +40,8 @@ from rollout_workers.tasks.verifiers import answer_problem
 
 BETWEEN = "\n\n"
 """Stands between the turns of a conversation that is shown, or given to a base LM without chat template."""
+FIRST = 100
+"""Rows by which a column of class labels is known: some have no label."""
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -79,12 +83,29 @@ class RowsOptions(Judging):
     """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2
     """Share of the prompts that is held out."""
+    class_names: bool = False
+    """Class labels of Hugging Face's ``datasets`` by their names instead of their numbers."""
+    max_gib: PositiveFloat = MAX_GIB
+    """Memory that the rows may take in each process, GiB, held-out ones and examples apart; more is refused."""
     shots_path: PathStr | None = None
     """A file with the examples of ``task.shots``; ``null``: the first rows to train on."""
 
     def sources(self) -> tuple[Iterable[tuple[str, Row]], Iterable[tuple[str, Row]] | None]:
         """Rows with their places, and the held-out ones where they are apart."""
-        return read_file(Path(self.path)), None if self.heldout_path is None else read_file(Path(self.heldout_path))
+        read = partial(read_file, class_names=self.class_names)
+        return read(Path(self.path)), None if self.heldout_path is None else read(Path(self.heldout_path))
+
+    def unnamed_classes(self) -> list[str]:
+        """Columns that hold the numbers of classes whose names are known."""
+        files = [] if isinstance(self, DatasetOptions) else row_files(Path(self.path))[:1]
+        if self.class_names or any(suffix(file) != ".parquet" for file in files):
+            return []
+        both = (self.model_copy(update={"class_names": named}).sources()[0] for named in (False, True))
+        rows = [(plain, named) for (_, plain), (_, named) in islice(zip(*both, strict=True), FIRST)]
+        found = {
+            key for plain, named in rows for key in plain if isinstance(named[key], str) > isinstance(plain[key], str)
+        }
+        return sorted(found)
 
 
 class DatasetOptions(RowsOptions):
@@ -101,8 +122,8 @@ class DatasetOptions(RowsOptions):
         """Rows of the two splits."""
         if self.heldout_path is not None:
             raise ValueError("task.options.heldout_path is for files; of a data set set task.options.heldout_split")
-        held = None if self.heldout_split is None else read_dataset(self.path, self.subset, self.heldout_split)
-        return read_dataset(self.path, self.subset, self.split), held
+        read = partial(read_dataset, self.path, self.subset, class_names=self.class_names)
+        return read(self.split), None if self.heldout_split is None else read(self.heldout_split)
 
 
 class Rows:
@@ -139,6 +160,10 @@ class Rows:
     def verifier(self) -> Verifier:
         """What judges."""
         return self._judging.verifier
+
+    def unnamed_classes(self) -> list[str]:
+        """Columns of class labels that are read as numbers."""
+        return self._judging.unnamed_classes() if isinstance(self._judging, RowsOptions) else []
 
     def items(self) -> Iterator[Item]:
         """Those of both splits."""
@@ -231,12 +256,12 @@ def build_rows(name: str, options: Mapping[str, object], *, shots: int = 0) -> R
             f"{{path: data.{name if name in ('parquet', 'dataset') else 'jsonl'}}}"
         )
     settings = read_options(kind, options, name)
-    every, held = settings.sources()
-    items = [_item(row, place, settings) for place, row in every]
-    if held is None:
+    every, apart = settings.sources()
+    items = _items(every, settings)
+    if apart is None:
         train, heldout = split_items(items, settings.heldout_share)
     else:
-        train, heldout = items, [_item(row, place, settings) for place, row in held]
+        train, heldout = items, _items(apart, settings)
     return Rows(name, train, heldout, settings, _examples(train, heldout, settings, shots))
 
 
@@ -246,7 +271,7 @@ def _examples(train: Sequence[Item], heldout: Sequence[Item], options: RowsOptio
         raise ValueError(f"task.options.shots_path is {options.shots_path!r}, but task.shots is 0; set task.shots")
     held = {item.prompt for item in heldout}
     if options.shots_path is not None:
-        rows = [_item(row, place, options) for place, row in read_file(Path(options.shots_path))]
+        rows = _items(read_file(Path(options.shots_path)), options)
     else:
         rows = [item for item in train if item.prompt not in held]
     found: dict[str, Item] = {}
@@ -269,6 +294,10 @@ def split_items(items: Sequence[Item], heldout_share: float) -> tuple[list[Item]
         held.remove(ranked[-1])
     train = [item for item in items if item.prompt not in held or (len(ranked) == 1 and item.ids)]
     return train, [item for item in items if item.prompt in held]
+
+
+def _items(rows: Iterable[tuple[str, Row]], options: RowsOptions) -> list[Item]:
+    return [_item(row, place, options) for place, row in bounded_rows(rows, options.max_gib)]
 
 
 def _item(row: Row, place: str, options: RowsOptions) -> Item:

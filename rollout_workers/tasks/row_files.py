@@ -13,19 +13,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from configs.install import install_command
 from configs.schema import Section
+from rollout_workers.tasks.row_limits import LARGEST, LONGEST, batch_rows, require_whole, whole_document
 
 Row = dict[str, object]
 M = TypeVar("M", bound=Section)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files of rows; ``.gz`` may follow."""
 WANTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-_LONGEST_FIELD = 1 << 27
 EXTRA = install_command("tasks")
 
 
@@ -110,12 +110,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return found
 
 
-def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, Row]]:
+def read_file(
+    path: Path, columns: Sequence[str] | None = None, *, class_names: bool = False
+) -> Iterator[tuple[str, Row]]:
     """(place, row) of each row of a file, or of each file of a folder; all rows of this house are read here.
 
     By the file's suffix: .csv and .tsv (all values are texts), .json (an array, an object that holds one, or lines),
     .parquet (only ``columns``, where it has them); any other is JSON lines. ``.gz`` may follow. Values are as in the
-    file: whole numbers of any size, decimals and dates stay what they are.
+    file: whole numbers of any size, decimals and dates stay what they are; with ``class_names``, class labels of
+    Hugging Face's ``datasets`` are names instead of numbers.
 
     Raises:
         ValueError: names file, line or row, value and remedy.
@@ -124,7 +127,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
         kind = suffix(file)
         try:
             if kind == ".parquet":
-                yield from _parquet(file, columns)
+                yield from _parquet(file, columns, class_names)
             elif kind in (".csv", ".tsv"):
                 yield from _csv(file, kind)
             else:
@@ -135,8 +138,9 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, decoded one by one so that an error names its line; a byte order mark is no part of the text."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            require_whole(line, f"{path}, line {number}")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -145,12 +149,16 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
 def _json(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Lines; or one document where the first line begins an array or, in a .json file, is no object of its own."""
     read = lines(path)
     first = next(((number, line) for number, line in read if line.strip()), None)
     if first is not None and (first[1].lstrip().startswith("[") or (kind == ".json" and not _whole(first[1]))):
-        yield from _document(path, first[1] + "".join(line for _, line in read))
+        yield from _document(path, whole_document(path, itertools.chain([first[1]], (line for _, line in read))))
         return
     for number, line in itertools.chain([first] if first else [], read):
         if line.strip():
@@ -217,7 +225,7 @@ def _row(value: object, place: str, unit: str) -> Row:
 
 def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Rows of a file with a header; fields may hold line breaks within quotes."""
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST)
     read = (line for _, line in lines(path))
     header = next(read, "")
     delimiter = "\t" if kind == ".tsv" else max(",;\t", key=header.count)
@@ -242,17 +250,19 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{path}, line {table.line_num}: not CSV ({error}); mend or remove the line") from error
 
 
-def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, Row]]:
+def _parquet(path: Path, columns: Sequence[str] | None, class_names: bool) -> Iterator[tuple[str, Row]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as data:
+        with _opened(path) as data:
+            if suffix(path) != path.suffix.lower() and data.seek(LARGEST + 1) > LARGEST:
+                raise ValueError(f"{path}: more than {LARGEST >> 20} MiB without .gz; Parquet compresses by itself")
             file = pyarrow.parquet.ParquetFile(data)
             wanted = columns if columns is None or set(columns) <= set(file.schema_arrow.names) else None
             count = itertools.count(1)
-            for batch in file.iter_batches(batch_size=256, columns=wanted, use_threads=False):
-                for row in _typed(batch):
+            for batch in file.iter_batches(batch_rows(path, file.metadata), columns=wanted, use_threads=False):
+                for row in _typed(batch, class_names):
                     yield f"{path}, row {next(count)}", row
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | gzip.BadGzipFile):
@@ -261,7 +271,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[str, R
         raise ValueError(f"{path} is not a readable Parquet file: {reason}; write it again or remove it") from error
 
 
-def _typed(batch: Any) -> list[Row]:
+def _typed(batch: Any, class_names: bool) -> list[Row]:
     """The rows of an Arrow batch; a narrow float becomes the shortest decimal that says it: 0.1, not 0.10000000149."""
     import numpy
     import pyarrow
@@ -272,21 +282,38 @@ def _typed(batch: Any) -> list[Row]:
         for row in rows:
             if row[field.name] is not None:
                 row[field.name] = float(str(narrow[field.type](row[field.name])))
+    for name, names in _classes(batch.schema).items() if class_names else ():
+        for row in rows:
+            if isinstance(number := row.get(name), int) and 0 <= number < len(names):
+                row[name] = names[number]
     return rows
 
 
-def read_dataset(source: str, subset: str | None, split: str) -> Iterator[tuple[str, Row]]:
+def _classes(schema: Any) -> dict[str, list[str]]:
+    """Names of the class labels, by column, as ``datasets`` writes them into what it saves."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))["info"]["features"]
+        labels = {name: feature["names"] for name, feature in features.items() if feature["_type"] == "ClassLabel"}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {name: list(map(str, names)) for name, names in labels.items() if isinstance(names, list)}
+
+
+def read_dataset(
+    source: str, subset: str | None, split: str, *, class_names: bool = False
+) -> Iterator[tuple[str, Row]]:
     """(place, row) of a split of a Hugging Face data set: a ``save_to_disk`` folder, a folder of files named after
     their splits, or what ``load_dataset`` takes."""
     if subset is None and not saved_dataset(Path(source)) and (files := split_files(Path(source), split)):
-        yield from itertools.chain.from_iterable(map(read_file, files))
+        for file in files:
+            yield from read_file(file, class_names=class_names)
         return
     found = dataset_splits(source, subset)
     if split not in found:
         raise ValueError(f"task.options: the data set {source} has no split {split!r}; {near(split, sorted(found))}")
     count = itertools.count(1)
     for batch in found[split].with_format("arrow").iter(batch_size=256):
-        for row in _typed(batch):
+        for row in _typed(batch, class_names):
             yield f"{source}, {split} row {next(count)}", row
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -20,6 +22,7 @@ from configs.loading import dump_config, load_config
 from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
 from pipeline.cli.session import new_folder
+from pipeline.runs import manifest
 from pipeline.runs.errors import AtWorkError
 from pipeline.runs.process import at_work, at_work_elsewhere, is_alive, read_process
 from pipeline.runs.status import overview
@@ -158,3 +161,21 @@ def test_a_name_that_a_later_stage_could_not_use_is_refused_before_anything_star
     )
     assert told.exit_code == USAGE and "--run-dir" in told.output and "\x1b" not in told.output
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_on_a_file_system_without_locks_the_record_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """NFS without its lock service, FUSE: a run starts, and a second one is refused all the same."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with at_work(tmp_path):
+        manifest.put(tmp_path, "config.yaml", b"a: 1\n", keep=True)
+        with pytest.raises(AtWorkError, match=f"process {os.getpid()} on"), at_work(tmp_path):
+            pass
+    with at_work(tmp_path):
+        assert not manifest.problems(tmp_path).keys() & {"config.yaml", "manifest.json"}

@@ -230,7 +230,9 @@ def test_damaged_ids_are_found_before_work_starts(base: Path, tmp_path: Path, da
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = [samples_source(str(path), chat=False)]
     settings = config.model_dump(mode="json") | {"actions": {"data": data, **LAYERS}, "clone": {}}
-    assert any(said in error for error in check(RunConfig.model_validate(settings)).errors)
+    found_errors = check(RunConfig.model_validate(settings)).errors
+    assert sum("token id" in error for error in found_errors) == 1  # one check, and one owner
+    assert any(said in error and "latent-control sample" in error for error in found_errors)
     rows[1][COLUMN] = "mine"  # a column of the user's that has this name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert not check(RunConfig.model_validate(settings)).errors
