@@ -85,14 +85,12 @@ def load_host(spec: HostSpec, device: torch.device, policy_dtype: torch.dtype) -
     if spec.level == "latent":
         model = LatentActionLM.from_pretrained(spec.checkpoint, dtype=spec.dtype, trust_remote_code=trust).to(device)
         world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
-        model.inverse_dynamics = None
-        model.cast_modules()
-        policy = model.policy.to(policy_dtype)
+        model.hosted(policy_dtype)
         return Host(
             level="latent",
             base=model.base,
             model=model,
-            policy=policy,
+            policy=model.policy,
             tokenizer=tokenizer,
             world_hash=world,
             codebook_hash=codebook,

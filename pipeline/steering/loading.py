@@ -99,10 +99,7 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = "auto" if config is None else config.base.dtype
     model = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
-    # As rollout workers and exports host it.
-    model.inverse_dynamics = None
-    model.cast_modules().policy.float()
-    model = model.eval().requires_grad_(False).to(place)
+    model = model.hosted().eval().requires_grad_(False).to(place)
     tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
     task, prompts, note = _task(config, note)
     name = source.checkpoint.name if source.run_dir is None else f"{source.run_dir.name}/{source.checkpoint.name}"
