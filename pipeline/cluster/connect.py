@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,12 +75,10 @@ def joined(address: str, cpus_wanted: float) -> Iterator[None]:
         yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
-    own: dict[str, Any] = {}
-    if address == "local":
-        own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
+    private: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)), "include_dashboard": False}
     ray.init(
         address=address,
-        **own,
+        **(private if address == "local" else {}),
         runtime_env={"env_vars": worker_environment()},
         logging_level="ERROR",
         log_to_driver=False,
