@@ -635,7 +635,6 @@ MANY_PARAMETERS = {
     "latent_control/auto.py:generate",
     "latent_control/losses.py:clipped_surrogate",
     "learners/collate.py:__init__",
-    "pipeline/data/batches.py:heldout_batches",
     "pipeline/data/batches.py:training_batches",
     "pipeline/replay/reader.py:__init__",
     "pipeline/tracking/results.py:keep",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from configs.loading import load_config
 from configs.redaction import without_secrets
@@ -49,6 +49,14 @@ class Source:
     def config(self) -> RunConfig | None:
         """The run's config."""
         return None if self.run_dir is None else load_config(self.run_dir / RUN_CONFIG, [], check_paths=False)
+
+    def load(self, config: RunConfig | None, base: str | Path | None) -> tuple[LatentActionLM, PreTrainedTokenizerBase]:
+        """Model and tokenizer by the settings of ``config``, where there is one; ``base``: where the base LM lies, when
+        it moved."""
+        trust = config is not None and config.base.trust_remote_code
+        dtype = "auto" if config is None else config.base.dtype
+        model = LatentActionLM.from_pretrained(self.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
+        return model, load_tokenizer(base or tokenizer_path(self.checkpoint), trust_remote_code=trust)
 
 
 def find(target: Path) -> Source:
@@ -112,10 +120,7 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give another folder with -o, or remove it")
     config = source.config()
-    trust = config is not None and config.base.trust_remote_code
-    dtype = "auto" if config is None else config.base.dtype
-    latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
-    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    latent, tokenizer = source.load(config, base)
     if any(is_foreign(part) for part in (latent.base.lm, latent.base.lm.config, tokenizer)):
         raise ValueError(
             f"the base LM {latent.base_source} needs Python code of its own ({BASE_KEY}: true), which neither the "
