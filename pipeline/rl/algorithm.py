@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ray
@@ -110,8 +109,8 @@ class LatentRL(Algorithm):
         self.guards.check(batch)
         self._log_batch(batch)
         started = time.perf_counter()
-        with self.learner_timeout.watch():
-            results = self.stream.while_serving(partial(self.learner_group.update, **self._minibatches(batch)))
+        with self.learner_timeout.watch(), self.stream.serving():
+            results = self.learner_group.update(**self._minibatches(batch))
         seconds_updating = time.perf_counter() - started
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         broken = BROKEN[round(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))]
