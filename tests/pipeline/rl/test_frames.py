@@ -26,7 +26,7 @@ class Here(Exception):
 
 
 def own_frames(frames: Iterable[traceback.FrameSummary]) -> list[str]:
-    """"file:function" of each frame that lies in a package of ours."""
+    """ "file:function" of each frame that lies in a package of ours."""
     inside = [frame for frame in frames if any(Path(frame.filename).is_relative_to(ROOT / name) for name in PACKAGES)]
     return [f"{Path(frame.filename).relative_to(ROOT).as_posix()}:{frame.name}" for frame in inside]
 
