@@ -8,7 +8,6 @@ one for a claim about a method.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
-from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY, stage_record
+from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, stage_record
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, TOKEN_SFT, level_of
+from pipeline.runs.summary import read_summary
 from pipeline.tracking.uris import flatten
 
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
@@ -101,10 +101,8 @@ def _costs(
 ) -> dict[str, float | None]:
     """Wall seconds and trained parameters of the stages behind the variant, rollouts and tokens of its RL; ``None``:
     not known."""
-    path = folder / SUMMARY
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
     level = config.improve.level if config.improve is not None else "latent"
-    cost = variant_costs(stages, level=level).get(variant, {})
+    cost = variant_costs(read_summary(folder).get("stages", {}), level=level).get(variant, {})
     last = curve[-1] if curve else {}
     known = {"seconds": cost.get("cost_seconds"), "tokens": last.get("tokens"), "rollouts": last.get("rollouts")}
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from configs.schema import RunConfig
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, SUMMARY
 from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES
+from pipeline.runs.summary import read_summary
 
 NEIGHBOURS = 5
 """Newest runs in the same folder that are searched."""
@@ -30,7 +30,7 @@ def expected_seconds(run_dir: Path, config: RunConfig) -> dict[str, float]:
     for folder in _neighbours(run_dir):
         try:
             other = load_config(folder / CONFIG, check_paths=False)
-            took = _took(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+            took = _took(read_summary(folder))
         except (ValueError, OSError, RecursionError):
             continue  # what is damaged tells nothing
         if any(getattr(other, section) != getattr(config, section) for section in EVERYWHERE):

@@ -27,9 +27,10 @@ from latent_control.text import load_tokenizer
 from pipeline.runs import manifest
 from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
-from pipeline.runs.layout import SUMMARY, TOKEN_INFO
+from pipeline.runs.layout import TOKEN_INFO
 from pipeline.runs.policies import checkpoint_of
 from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
+from pipeline.runs.summary import read_summary
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
@@ -152,9 +153,6 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
 def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None) -> dict[str, Any]:
     """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
     sealed = source.checkpoint / checkpoints.MANIFEST
-    found = None
-    if source.run_dir is not None and (source.run_dir / SUMMARY).is_file():
-        found = json.loads((source.run_dir / SUMMARY).read_text()).get("evaluation")
     return {
         "format": FORMAT,
         "run": None if source.run_dir is None else source.run_dir.name,
@@ -165,7 +163,7 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
         "replay_sha256": None if source.run_dir is None else replay_hash(source.run_dir) or None,
         "trained_with": _versions(source.checkpoint),
         "exported_by": git_commit(),
-        "evaluation": found,
+        "evaluation": None if source.run_dir is None else read_summary(source.run_dir).get("evaluation"),
         "config": None if config is None else json.loads(without_secrets(config.model_dump_json())),
     }
 
