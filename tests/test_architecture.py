@@ -598,6 +598,16 @@ def test_the_lock_pins_what_the_project_asks_for():
     assert not {re.split(r"[\[<>=~ ]", d)[0].lower() for d in wanted} - canonical
 
 
+def test_the_page_on_the_architecture_names_what_there_is():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Glossary")[0]
+    named = {name for text in re.findall(r"`([^`\n]+)`", page) for name in text.split() if "=" not in name}
+    files = {name for name in named if name.endswith(".py")}
+    assert len(files) > 25 and not [name for name in files if not (ROOT / name).is_file()]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in MODULES)))
+    members = {name for name in named - files if re.fullmatch(r"[A-Za-z_]+(\.[a-z_]+)?", name)}
+    assert len(members) > 25 and not {name for name in members if not set(name.split(".")) <= words}
+
+
 def test_tests_mirror_the_packages():
     """A folder of tests is a folder of code, or one of those that stand for none."""
     besides = {"chaos", "foreign", "oracles", "support", "fixtures", "docs", "benchmarks"}
