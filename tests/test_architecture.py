@@ -426,7 +426,6 @@ SET_FROM_OUTSIDE = {
     "pipeline/cli/main.py": {"excepthook"},
     "pipeline/cli/panels.py": {"rich_help_panel"},
     "pipeline/console/displays.py": {"file"},
-    "pipeline/pages/explorer/reading.py": {"anywhere", "states"},
     "pipeline/rl/config.py": {"broadcast_env_runner_states", "env_config", "merge_env_runner_states"},
     "pipeline/rl/learner_timeout.py": {"daemon"},
     "pipeline/runs/interrupts.py": {
@@ -442,7 +441,7 @@ SET_FROM_OUTSIDE = {
     "rollout_workers/engines/vllm.py": {"choose", "environ", "job"},
     "rollout_workers/engines/vllm_model.py": {"_cpu_skip_gemm_dispatch"},
     "rollout_workers/environments/java.py": {"close", "server"},
-    "rollout_workers/episode_player.py": {"end", "ids", "lost"},
+    "rollout_workers/episode_player.py": {"end", "lost"},
     "rollout_workers/judging/function.py": {"met", "stderr", "stdout"},
     "rollout_workers/judging/gym.py": {"refused"},
     "rollout_workers/judging/maths.py": {"refused"},
