@@ -232,9 +232,9 @@ def test_heldout_batches_share_and_size(tmp_path: Path, settings: dict[str, Any]
     assert [len(rows_of(batch)) for batch in whole] == [12, 12, 6]
     train = {row for batch in some(training_batches(mix, **settings), 80) for row in batch}
     assert not train & {row for batch in whole for row in rows_of(batch) if len(row) > 6}
-    few = DataSource(kind="text", path=str(write_jsonl(tmp_path / "few.jsonl", ["w1"])))
+    blank = DataSource(kind="text", path=str(write_jsonl(tmp_path / "blank.jsonl", ["  "])))
     with pytest.raises(ValueError, match="holds out no sequence"):
-        heldout_batches([few], **settings, count=3)
+        heldout_batches([blank], **settings, count=3)
 
 
 def test_parquet_texts_and_folders_of_all_kinds(
