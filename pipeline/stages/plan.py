@@ -11,7 +11,7 @@ from configs.schema import RunConfig
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.layout import CHECKPOINTS, STAGES, stage_record
-from pipeline.runs.stage_table import BASE, Stage, level_of, planned, start_of
+from pipeline.runs.stage_table import BASE, Stage, planned, start_of
 from pipeline.stages.base_model import resolve_base
 
 Work = Callable[[StageContext, Stage, Path | None], StageResult]
@@ -27,7 +27,11 @@ def work_of(stage: Stage) -> Work:
     """The function that runs a stage."""
     if stage.name == BASE:
         return train_base_stage
-    return _online if stage.online else _offline
+    if stage.online:
+        from pipeline.stages.improve import run_improve
+
+        return run_improve
+    return _offline
 
 
 def begun(run_dir: Path) -> set[str]:
@@ -54,17 +58,6 @@ def _offline(context: StageContext, stage: Stage, source: Path | None) -> StageR
 
     config = context.config
     return run_offline(context, stage.name, stage.settings(config), source, resolve_base(config))
-
-
-def _online(context: StageContext, stage: Stage, source: Path | None) -> StageResult:
-    from pipeline.stages.improve import run_improve
-
-    if source is None:
-        raise ValueError(
-            "the improve stage needs latent actions: add the actions section, "
-            "or set actions.init to a checkpoint with actions.updates=0"
-        )
-    return run_improve(context, stage.name, source, level_of(context.config, stage.name))
 
 
 def train_base_stage(context: StageContext, _: Stage, __: Path | None) -> StageResult:

@@ -63,4 +63,4 @@ def test_few_frames_lie_between_the_command_and_the_update(
         main()
     frames = own_frames(traceback.extract_tb(found.tb))
     assert (frames[0], frames[-1]) == ("pipeline/cli/main.py:main", "learners/learner.py:_update")
-    assert len(frames) <= 12, frames
+    assert len(frames) <= 8, frames
