@@ -172,8 +172,7 @@ class DecoderStack(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
-        states = states.to(self.head.weight.dtype)
-        self._fed = states
+        self._fed = states = states.to(self.head.weight.dtype)
         try:
             # What is embedded is not read; some architectures change it in place (CTRL).
             return self.decoder(

@@ -83,9 +83,8 @@ def heldout_batches(
     seed: int,
     count: int,
 ) -> list[TokenBatch]:
-    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size``.
-
-    Fewer when the sources hold out fewer; ``ValueError`` when there is none.
+    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size``;
+    fewer when the sources hold out fewer, ``ValueError`` when there is none.
     """
     encoder = Encoder(tokenizer=tokenizer, chat=chat, max_length=max_length)
     streams = [heldout_rows(source, task, encoder, seed=seed + 1 + i) for i, source in enumerate(sources)]
