@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,15 @@ from pydantic_core import ErrorDetails
 
 from configs.checks import cross_field_problems
 from configs.complaints import complaint, section_class, shown, unknown_key
-from configs.paths import BUNDLED, missing_paths, nothing_at, resolve_paths
+from configs.paths import (
+    BUNDLED,
+    missing_paths,
+    nothing_at,
+    packaged_config,
+    packaged_configs,
+    resolve_packaged,
+    resolve_paths,
+)
 from configs.schema import RunConfig, TaskConfig
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
@@ -38,19 +47,24 @@ class ConfigErrors(ValueError):
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths: bool = True) -> RunConfig:
     """The config in ``path`` with ``overrides`` (``improve.updates=3``; values are YAML) applied, its paths absolute.
 
-    Relative paths, those in overrides too, are relative to the folder of the file. ``check_paths=False`` leaves out
-    whether anything is there (a finished stage's input may be gone).
+    Relative paths, those in overrides too, are relative to the folder of the file. Where no file is at ``path`` and it
+    is the bare name of a config that comes with the program (``quickstart``), that one is taken, and overrides are
+    relative to the working folder. ``check_paths=False`` leaves out whether anything is there (a finished stage's
+    input may be gone).
 
     Raises:
         ConfigErrors: with one message for each problem.
     """
     path = Path(path)
-    data, lines, messages = _read_file(path)
+    packaged = packaged_config(path)
+    data, lines, messages = _read_file(packaged or path)
+    if packaged is not None:
+        resolve_packaged(data)
     origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:
         messages += _apply(data, override, origins)
     messages += [f"{dotted(place)}: expected a finite number, got {value}" for place, value in _not_finite(data, ())]
-    resolve_paths(data, path.parent)
+    resolve_paths(data, Path() if packaged is not None else path.parent)
     config, wrong = _validate(data)
     messages += [_with_origin(complaint(error), error["loc"], origins) for error in wrong]
     if check_paths:
@@ -102,7 +116,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int], list[str
             )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigErrors([f"no config file: {nothing_at(path.absolute())}"]) from None
+        raise ConfigErrors([f"no config file: {nothing_at(path.absolute())}{_packaged_hint(path)}"]) from None
     except IsADirectoryError:
         raise ConfigErrors([f"{path} is a folder; give the YAML file"]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -114,6 +128,17 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int], list[str
     if not isinstance(data, dict):
         raise ConfigErrors([f"{path}: expected a mapping of sections (base: ..., actions: ...), got {shown(data)}"])
     return data, lines, duplicates
+
+
+def _packaged_hint(path: Path) -> str:
+    """Of a file that is not there: the packaged config with that name, or with which names there are some."""
+    names = packaged_configs()
+    if path.stem in names:
+        return f"; {path.stem} alone takes the config of that name that comes with this program"
+    near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}, which comes with this program?"
+    return f"; those that come with this program: {', '.join(names)}" if len(path.parts) == 1 else ""
 
 
 def _apply(data: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> list[str]:

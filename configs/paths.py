@@ -19,6 +19,18 @@ BASE_MODEL: KeyPath = ("base", "model")
 MODELS: tuple[KeyPath, ...] = (BASE_MODEL, ("evaluation", "embedder"))
 """Fields that may hold the hub id of a model instead of a path."""
 BUNDLED = "smollm2-135m-instruct"
+PACKAGED = Path(__file__).resolve().parent
+"""The folder of the configs that come with the program, known by their bare names from any folder."""
+
+
+def packaged_configs() -> dict[str, Path]:
+    """``{"quickstart": <this folder>/quickstart.yaml, ...}``."""
+    return {path.stem: path for path in sorted(PACKAGED.glob("*.yaml"))}
+
+
+def packaged_config(given: Path) -> Path | None:
+    """The packaged config that ``given`` names; ``None`` where a file is there, or it is not a bare name of one."""
+    return None if given.is_file() else packaged_configs().get(str(given).removesuffix(".yaml"))
 
 
 def path_fields(data: Any) -> Iterator[tuple[KeyPath, str, Callable[[str], None]]]:
@@ -82,6 +94,18 @@ def resolve_paths(data: Any, folder: Path) -> None:
         ):
             put(str((folder / path).resolve()))
     _resolve_tasks(data, folder)
+
+
+def resolve_packaged(data: Any) -> None:
+    """The paths of a packaged config: models that come with it lie in its folder; what runs leave behind (``../runs``,
+    a base LM to train) lies where it would if the packages were in the working folder, and never in the package."""
+    resolve_paths(data, PACKAGED)
+    trained, above = _base_is_trained(data), PACKAGED.parent
+    for place, value, put in path_fields(data):
+        path = Path(value)
+        made = not path.is_relative_to(PACKAGED) or (trained and place == BASE_MODEL)
+        if path.is_relative_to(above) and made:
+            put(str(Path.cwd() / path.relative_to(above)))
 
 
 def _resolve_tasks(data: Any, folder: Path) -> None:

@@ -156,12 +156,19 @@ class Actions(Training):
     inverse_dynamics_layers: PositiveInt | None = None
     """Blocks of the inverse dynamics model; ``null`` is 2, or 1 where the base LM has 1."""
     merge_layers: PositiveInt = 2
+    policy_kind: Literal["blocks", "mlp"] = "blocks"
+    """``blocks``: decoder blocks like the base's last ones; ``mlp``: a residual MLP on the base's final state, with no
+    attention and no cache of its own."""
     policy_layers: PositiveInt | None = None
-    """Blocks of the latent policy; ``null`` is 2, or 1 where the base LM has 1."""
+    """Blocks of the latent policy (``null`` is 2, or 1 where the base LM has 1), or layers of the MLP (``null`` is
+    2)."""
+    policy_width: PositiveInt | None = None
+    """Inner width of an ``mlp`` policy; ``null`` is 256, or the base's width where that is less."""
     inverse_dynamics_reads: Literal["late", "final"] = "late"
     """``late``: the hidden state before the base's last blocks (blocks start as copies of those); ``final``: its last
     one (the paper)."""
-    policy_reads: Literal["late", "final"] = "late"
+    policy_reads: Literal["late", "final", "both"] | None = None
+    """``null``: ``late`` for ``blocks``, ``final`` for ``mlp``, which may read ``both`` side by side."""
     span: Annotated[int, Field(ge=1, le=64)] = 1
     """Tokens for which a code is held: the policy chooses once per span, and its horizon shrinks by that factor."""
     look_ahead: PositiveInt | None = None
@@ -186,6 +193,12 @@ class Actions(Training):
 class Clone(Training):
     """Stage 1b: clone the codes into the latent policy."""
 
+    passes: PositiveInt = 1
+    """Passes over the rows: ``updates / passes`` different batches go through the base and the inverse dynamics model
+    once; from the second pass on, their states and codes come from memory, in a new order each time. Of an ``mlp``
+    policy, whose own share of an update is small, that makes updates cheap."""
+    cache_megabytes: NonNegativeInt = 2048
+    """Memory of each worker for those states; what does not fit is computed again."""
     targets: Literal["soft", "hard"] = "soft"
     """``soft``: KL to the inverse dynamics distribution; ``hard``: cross-entropy with its argmax (the paper)."""
     fit_temperature: tuple[PositiveFloat, ...] = ()
@@ -286,6 +299,11 @@ class Improve(Section):
     """Passes over each batch of rollouts (cheap: base features are computed once)."""
     minibatches: PositiveInt = 1
     """Optimiser steps per pass."""
+    target_kl: PositiveFloat | None = None
+    """Latent level: no further steps on a batch once the exact KL(policy at its beginning || policy now) over all codes
+    is beyond this, in nats per choice, so that more ``epochs`` or a higher rate do no harm; ``null``: all steps."""
+    trains: Literal["all", "head"] = "all"
+    """Latent level: what is trained of the policy, all of it or its last linear layer."""
     microbatch_tokens: PositiveInt = 16384
     """Padded tokens per forward-backward pass; bounds memory."""
     clip_low: PositiveFloat = 0.2
@@ -371,6 +389,10 @@ class RolloutConfig(Section):
     first of them, its tokens with the one that completes it (docs/tasks.md)."""
     batch_size: PositiveInt = 128
     """Rows decoded at once in a worker."""
+    prefix_cache_mb: NonNegativeInt = 256
+    """Engine ``local``: what the base has computed of prompts (in an environment also of responses) is kept in at most
+    this many megabytes of each worker, over calls, groups, turns and policy versions; what was used longest ago leaves;
+    0: nothing is kept."""
     turns: Turns = Turns()
     static_cache: bool = False
     """Engine ``local`` on a GPU: caches of fixed size for ``batch_size`` rows and each decoding step as one CUDA graph.
@@ -463,6 +485,9 @@ class Cluster(Section):
     stall_seconds: PositiveFloat = 3600.0
     """A run that has finished no update for so long writes every thread's stack to ``<run>/stall.txt`` and exits with
     1."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where a local Ray answers Prometheus (docs/observe.md) from the run's start to its end; ``null``: at a free port,
+    while ``improve`` and the evaluation run. A joined cluster has its own: ``ray start --metrics-export-port``."""
     autoscale: Autoscale | None = None
     """``null``: ``rollout.num_workers`` stays, but for ``latent-control scale``."""
 

@@ -31,6 +31,13 @@ def position_ids(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def last_positions(attention_mask: torch.Tensor, count: int) -> torch.Tensor:
+    """``position_ids`` of the last ``count`` columns, [B, count]."""
+    positions = position_ids(attention_mask)
+    assert positions is not None
+    return positions[:, -count:]
+
+
 def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
     """The stack of blocks of ``lm`` without its language head."""
     found = lm.get_decoder()
@@ -84,8 +91,12 @@ class DecoderStack(nn.Module):
     there are more), fed with hidden states in place of embeddings.
     """
 
+    stateless = False
+    """A position's logits depend on the states before it, too."""
+
     def __init__(self, decoder: PreTrainedModel, blocks: int, outputs: int) -> None:
         super().__init__()
+        self.state_width: int = decoder.config.hidden_size
         if blocks < 1:
             raise ValueError(f"{blocks} blocks asked for: choose at least 1")
         config = copy.deepcopy(decoder.config)
@@ -161,8 +172,7 @@ class DecoderStack(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
-        states = states.to(self.head.weight.dtype)
-        self._fed = states
+        self._fed = states = states.to(self.head.weight.dtype)
         try:
             # What is embedded is not read; some architectures change it in place (CTRL).
             return self.decoder(
@@ -184,3 +194,8 @@ class DecoderStack(nn.Module):
     ) -> torch.Tensor:
         """Logits [B, T, outputs] of ``states`` [B, T, D]."""
         return self.head(self.hidden(states, attention_mask, cache, positions))
+
+    def logits_at(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[M, outputs] at the positions ``mask`` [B, T] of states [B, T, D]: at token level, those of all positions
+        would be B x T x V numbers."""
+        return self.head(self.hidden(states)[mask])

@@ -19,6 +19,8 @@ from latent_control.decoding.guide import Allowed, Codes, make_guide
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.merge import Merge
 from latent_control.notebook_views import count, table
+from latent_control.policies.latent import latent_policy
+from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import PretrainedMixin
 from latent_control.records import Features, Generation
 from latent_control.spans import Spans, lay_spans
@@ -50,7 +52,7 @@ class LatentActionLM(PretrainedMixin):
             config.merge_layers,
             identity_start=config.head == "residual",
         )
-        self.policy = DecoderStack(self.base.decoder, config.policy_layers, config.num_actions)
+        self.policy = latent_policy(self.base.decoder, config)
         self.inverse_dynamics = (
             DecoderStack(self.base.decoder, config.inverse_dynamics_layers, config.num_actions)
             if inverse_dynamics
@@ -91,7 +93,7 @@ class LatentActionLM(PretrainedMixin):
 
     def policy_logits(self, features: Features, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """pi [B, T, N], from the prefix alone."""
-        return self.policy(features.read(self.config.policy_reads), attention_mask)
+        return self.policy(features.read(self.config.policy_state), attention_mask)
 
     def world_logits(self, features: Features, actions: torch.Tensor) -> torch.Tensor:
         """log p(x_{t+1} | x_{1:t}, a_t) up to a constant, [B, T, V], for codes ``actions`` [B, T]."""
@@ -220,10 +222,11 @@ def latent_actor(model: LatentActionLM) -> ActionDecoder:
         assert final is not None
         return world_logits(final, actions).argmax(-1)
 
+    policy = model.policy
     return ActionDecoder(
-        stack=model.policy,
-        reads=model.config.policy_reads,
-        head=model.policy.head,
+        stack=None if isinstance(policy, MlpPolicy) else policy,
+        reads=model.config.policy_state,
+        head=policy if isinstance(policy, MlpPolicy) else policy.head,
         emit=emit,
         world_logits=world_logits,
         span=model.config.span,

@@ -22,6 +22,7 @@ from latent_control.bases.loading import load_config
 from latent_control.bases.weight_files import read_shapes
 from latent_control.config import LatentActionConfig
 from latent_control.decoder_stack import DecoderStack, decoder_blocks, decoder_of
+from latent_control.policies.latent import LatentPolicy, latent_policy
 from latent_control.published import read_published
 from latent_control.tensor_files import as_readable_as, read_weights, require_tensors
 
@@ -118,7 +119,7 @@ def with_policy(source: Path, folder: Path, weights: Mapping[str, np.ndarray]) -
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
 
 
-def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> DecoderStack:
+def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> LatentPolicy:
     """The latent policy of a checkpoint alone, without loading the base LM's weights.
 
     Raises:
@@ -129,7 +130,7 @@ def load_policy(folder: str | Path, *, trust_remote_code: bool = False) -> Decod
     base_config = load_config(base_path(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code)
-    policy = DecoderStack(decoder_of(lm), shape.policy_layers, shape.num_actions)
+    policy = latent_policy(decoder_of(lm), shape)
     wanted = {f"policy.{name}": tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     require_tensors(folder, wanted, read_shapes(folder / WEIGHTS), "policy.")
     with safe_open(folder / WEIGHTS, framework="pt") as tensors:
@@ -143,7 +144,7 @@ class PretrainedMixin(nn.Module):
 
     config: LatentActionConfig
     base: BaseLM
-    policy: DecoderStack
+    policy: LatentPolicy
     inverse_dynamics: DecoderStack | None
     base_source: str | None
     """Folder or hub id of the base LM."""
@@ -172,14 +173,15 @@ class PretrainedMixin(nn.Module):
         config = LatentActionConfig(**given)
         lm = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
         depth = len(decoder_blocks(decoder_of(lm))[1])
-        fitting = {name: min(depth, getattr(config, name)) for name in BLOCKS if name not in given}
+        blocks = [name for name in BLOCKS if name == BLOCKS[0] or config.policy_kind == "blocks"]
+        fitting = {name: min(depth, getattr(config, name)) for name in blocks if name not in given}
         config = dataclasses.replace(config, **fitting)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             model = cls(lm, config)
         model.base_source = lm.name_or_path if isinstance(base, PreTrainedModel) else str(base)
-        if config.policy_reads == "late":
+        if isinstance(model.policy, DecoderStack) and config.policy_state == "late":
             model.policy.start_from(model.base.decoder)
         if config.inverse_dynamics_reads == "late" and model.inverse_dynamics is not None:
             model.inverse_dynamics.start_from(model.base.decoder)

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def read_state(reads: str, final: torch.Tensor | None, late: torch.Tensor | None) -> torch.Tensor | None:
+    """Of the base's states at some positions [..., D] the one that ``reads`` names; "both": the final one and the late
+    one side by side, [..., 2 D]. ``None`` where the base does not supply it."""
+    if reads == "both":
+        return None if final is None or late is None else torch.cat([final, late], -1)
+    return late if reads == "late" else final
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """What one pass of the base LM supplies.
@@ -27,10 +35,16 @@ class Features:
     """[B, T, D], the hidden state ``n`` blocks before the base's end; ``None`` when nothing reads it."""
 
     def read(self, reads: str) -> torch.Tensor:
-        """The state a stack with ``reads`` ("final" or "late") takes, [B, T, D]."""
-        state = self.late if reads == "late" else self.final
+        """The state a stack with ``reads`` ("final", "late" or "both") takes, [B, T, D or 2 D]."""
+        state = read_state(reads, self.final, self.late)
         assert state is not None, f"features hold no {reads!r} state"
         return state
+
+    def last(self) -> Features:
+        """The same at the last position alone, [B, 1, D]."""
+        return replace(
+            self, **{name: None if (x := getattr(self, name)) is None else x[:, -1:] for name in ("final", "late")}
+        )
 
     def detach(self) -> Features:
         """The same features outside the autograd graph."""
@@ -107,7 +121,8 @@ class Generation:
     support: torch.Tensor | None = None
     """[B, T, k] int64, the actions that each was sampled from, where ``top_k`` left some out"""
     features: tuple[torch.Tensor, ...] | None = None
-    """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for"""
+    """Per row [P + length - 1, D]: the state the policy reads at each position that was fed, when asked for; [length,
+    D], at those where an action was chosen, where it reads no other"""
 
     def rows(self) -> list[list[tuple[int, int, float]]]:
         """(token, code, log-probability of the code) of every generated token, row by row."""

@@ -39,6 +39,8 @@ class LanguageHead(nn.Linear):
 class WholeModel(nn.Module):
     """The whole base LM as a policy: it reads tokens, there are no features of anything frozen."""
 
+    stateless = False
+
     def __init__(self, base: BaseLM) -> None:
         super().__init__()
         self.base = base.requires_grad_(True)
@@ -56,6 +58,10 @@ class WholeModel(nn.Module):
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of states [..., D]."""
         return self.base.logits(states)
+
+    def logits_at(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[M, V] at the positions ``mask`` [B, T] of token ids [B, T]."""
+        return self.head(self.hidden(tokens)[mask])
 
 
 def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, DecoderStack | WholeModel]:

@@ -19,10 +19,10 @@ from configs.schema import Improve
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.aliases import event_log_prob, unpack
 from latent_control.base_lm import BaseLM
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
+from latent_control.policies.latent import LatentPolicy
 from latent_control.token_policy import WholeModel
 from learners.rl_module import PolicyModule
 
@@ -61,11 +61,17 @@ def group_size(rollouts: Sequence[RolloutRecord]) -> int:
     return size
 
 
-def collate(rollouts: Sequence[RolloutRecord], span: int = 1) -> Batch:
+def choice_starts(rollouts: Sequence[RolloutRecord], alone: bool) -> list[int]:
+    """The column of each rollout's first choice: its prompt's last one, or 0 where rows are responses ``alone``."""
+    return [0 if alone else len(r.prompt_tokens) - 1 for r in rollouts]
+
+
+def collate(rollouts: Sequence[RolloutRecord], span: int = 1, *, alone: bool = False) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
     Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that
-    chose one is.
+    chose one is. ``alone``: the policy reads no position but the one at which it chooses, so that rows begin at the
+    prompt's last token, as the features do that were shipped.
 
     Raises:
         ValueError: a rollout was decoded by token.
@@ -76,13 +82,14 @@ def collate(rollouts: Sequence[RolloutRecord], span: int = 1) -> Batch:
     """
     if any(r.decode == "token" for r in rollouts):
         raise ValueError("rollouts decoded by token have no sampled codes to train on: sample them with decode='code'")
-    lengths = [len(r.prompt_tokens) + len(r) - 1 for r in rollouts]
+    starts = choice_starts(rollouts, alone)
+    lengths = [start + len(r) for start, r in zip(starts, rollouts, strict=True)]
     shape = (len(rollouts), max(lengths))
     tokens, actions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     logp, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    for row, (r, length) in enumerate(zip(rollouts, lengths, strict=True)):
-        taken = slice(len(r.prompt_tokens) - 1, length)
-        tokens[row, :length] = np.concatenate([r.prompt_tokens, r.tokens[:-1]])
+    for row, (r, start, length) in enumerate(zip(rollouts, starts, lengths, strict=True)):
+        taken = slice(start, length)
+        tokens[row, :length] = np.concatenate([r.prompt_tokens[-start - 1 :], r.tokens[:-1]])
         actions[row, taken], logp[row, taken] = r.actions, r.action_logp
         mask[row, taken] = choices(r.generated, len(r), span) & (r.reward is not None)
     columns = {
@@ -94,24 +101,24 @@ def collate(rollouts: Sequence[RolloutRecord], span: int = 1) -> Batch:
     }
     batch = {name: torch.from_numpy(column) for name, column in columns.items()}
     if rollouts[0].events is not None:
-        batch |= collate_events(rollouts, shape)
+        batch |= collate_events(rollouts, starts, shape)
     if len(rollouts[0].support):
         support = np.zeros((*shape, rollouts[0].support.shape[1]), np.int64)
-        for row, (r, length) in enumerate(zip(rollouts, lengths, strict=True)):
-            support[row, len(r.prompt_tokens) - 1 : length] = r.support
+        for row, (r, start, length) in enumerate(zip(rollouts, starts, lengths, strict=True)):
+            support[row, start:length] = r.support
         batch["support"] = torch.from_numpy(support)
     if rollouts[0].features is not None:
         batch["features"] = pad_features([r.features for r in rollouts], shape[1])
     return batch
 
 
-def collate_events(rollouts: Sequence[Any], shape: tuple[int, int]) -> Batch:
+def collate_events(rollouts: Sequence[Any], starts: Sequence[int], shape: tuple[int, int]) -> Batch:
     """Which codes would have emitted each token, ``events`` [B, T, ceil(N / 8)] uint8; the log-probabilities of those
     in place of the actions' own."""
     logp = np.zeros(shape, np.float32)
     events = np.zeros((*shape, rollouts[0].events.shape[1]), np.uint8)
-    for row, r in enumerate(rollouts):
-        taken = slice(len(r.prompt_tokens) - 1, len(r.prompt_tokens) - 1 + len(r))
+    for row, (r, start) in enumerate(zip(rollouts, starts, strict=True)):
+        taken = slice(start, start + len(r))
         logp[row, taken], events[row, taken] = r.event_logp, r.events
     return {Columns.ACTION_LOGP: torch.from_numpy(logp), "events": torch.from_numpy(events)}
 
@@ -146,15 +153,15 @@ def pad_features(features: Sequence[Any], width: int) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if padded.dtype == np.uint16 else tensor
 
 
-def moved_rewards(rollouts: Sequence[RolloutRecord], mask: torch.Tensor) -> torch.Tensor:
+def moved_rewards(rollouts: Sequence[RolloutRecord], starts: Sequence[int], mask: torch.Tensor) -> torch.Tensor:
     """[B, T]: each turn's reward at the turn's last choice, and their sum taken off the rollout's last one, which has
     the whole reward."""
     moved = np.zeros(mask.shape)
-    for row, (r, chosen) in enumerate(zip(rollouts, mask.numpy(), strict=True)):
+    for row, (r, start, chosen) in enumerate(zip(rollouts, starts, mask.numpy(), strict=True)):
         places = np.flatnonzero(chosen)
         if not len(places) or not len(r.turn_rewards):
             continue
-        turn = np.cumsum(np.diff(r.generated.astype(np.int8), prepend=0) == 1)[places - (len(r.prompt_tokens) - 1)] - 1
+        turn = np.cumsum(np.diff(r.generated.astype(np.int8), prepend=0) == 1)[places - start] - 1
         ends = places[np.append(np.flatnonzero(np.diff(turn)), len(turn) - 1)]
         moved[row, ends] = r.turn_rewards
         moved[row, ends[-1]] -= r.turn_rewards.sum(dtype=np.float64)
@@ -163,8 +170,9 @@ def moved_rewards(rollouts: Sequence[RolloutRecord], mask: torch.Tensor) -> torc
 
 class Collate(ConnectorV2):
     """``collate`` on the learner's device, then what is computed once per batch with the policy as it is before the
-    update: features (when not shipped), log-probabilities under it (decoupled PPO), its KL to ``reference`` (when that
-    is a penalty), the critic's values; and from all that the advantages."""
+    update: features (when not shipped), log-probabilities of the actions taken (decoupled PPO) and of all
+    (``target_kl``), its KL to ``reference`` (when that is a penalty), the critic's values; and from all that the
+    advantages."""
 
     def __init__(
         self,
@@ -176,7 +184,7 @@ class Collate(ConnectorV2):
         span: int,
         sampling: Mapping[str, Any],
         module: PolicyModule,
-        reference: DecoderStack | WholeModel | None,
+        reference: LatentPolicy | WholeModel | None,
         average: Callable[[torch.Tensor], torch.Tensor],
         rows_at_once: int = 32,
     ) -> None:
@@ -188,30 +196,35 @@ class Collate(ConnectorV2):
 
     def __call__(self, *, episodes: list[RolloutRecord], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
-        batch = {name: column.to(self.device) for name, column in collate(episodes, self.span).items()}
+        alone = self.module.policy.stateless and episodes[0].features is not None
+        batch = {name: column.to(self.device) for name, column in collate(episodes, self.span, alone=alone).items()}
         total, places = (self.average(torch.tensor(float(x), device=self.device)) for x in rescored_gap(episodes))
         batch["rescored_gap"] = (total / places if places else total).expand(len(episodes))
         if "features" not in batch:
             batch["features"] = self._by_rows(batch, lambda part: self._features(part["tokens"]))
         if self.improve.importance_cap is not None:
             batch["proximal_logp"] = self._by_rows(batch, self._proximal)
+        if self.improve.target_kl is not None and self.module.model_config["level"] == "latent":
+            batch["start_log_probs"] = self._by_rows(batch, self._start_log_probs)
         if self.reference is not None:
             batch["penalty_kl"] = self._by_rows(batch, self._penalty_kl)
         places = Places(batch[Columns.LOSS_MASK])
-        estimate = self.algorithm.estimate(self._outcomes(episodes, batch, places))
+        estimate = self.algorithm.estimate(self._outcomes(episodes, choice_starts(episodes, alone), batch, places))
         batch[Columns.ADVANTAGES] = places.spread(estimate.advantages)
         if estimate.returns is not None:
             batch["returns"] = places.spread(estimate.returns)
         return {DEFAULT_MODULE_ID: batch}
 
-    def _outcomes(self, rollouts: Sequence[RolloutRecord], batch: Batch, places: Places) -> Outcomes:
+    def _outcomes(
+        self, rollouts: Sequence[RolloutRecord], starts: Sequence[int], batch: Batch, places: Places
+    ) -> Outcomes:
         def of_rollouts(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float64, device=self.device)
 
         kl = batch.get("penalty_kl")
         penalties = None if kl is None else -self.improve.kl_coefficient * places.gather(kl)
         if self.improve.credit == "turn":
-            moved = places.gather(moved_rewards(rollouts, batch[Columns.LOSS_MASK].cpu()).to(self.device))
+            moved = places.gather(moved_rewards(rollouts, starts, batch[Columns.LOSS_MASK].cpu()).to(self.device))
             penalties = moved if penalties is None else penalties + moved
         return Outcomes(
             rewards=of_rollouts([r.reward or 0.0 for r in rollouts]),
@@ -247,16 +260,28 @@ class Collate(ConnectorV2):
         """Log-probabilities [B, T] of the actions taken, under the policy being trained."""
         mask = part[Columns.LOSS_MASK]
         actions = part[Columns.ACTIONS][mask]
-        logits, support = _logits(self.module.policy, part), support_at(part)
+        logits, support = self.module.policy.logits_at(part["features"], part[Columns.LOSS_MASK]), support_at(part)
         log_probs = action_log_probs(logits, keep=actions, support=support, **self.sampling)
         return _at(mask, event_log_prob(log_probs, actions, events_at(part, log_probs.shape[1])))
+
+    def _start_log_probs(self, part: Batch) -> torch.Tensor:
+        """[B, T, N] under the policy being trained, without truncation; 0 where nothing was chosen."""
+        mask = part[Columns.LOSS_MASK]
+        logits = self.module.policy.logits_at(part["features"], mask)
+        found = torch.zeros(*mask.shape, logits.shape[-1], device=mask.device)
+        found[mask] = action_log_probs(logits, temperature=self.sampling["temperature"])
+        return found
 
     def _penalty_kl(self, part: Batch) -> torch.Tensor:
         """The exact KL(policy || reference), [B, T], of their distributions without truncation."""
         assert self.reference is not None
         temperature = self.sampling["temperature"]
-        log_probs = action_log_probs(_logits(self.module.policy, part), temperature=temperature)
-        reference = action_log_probs(_logits(self.reference, part), temperature=temperature)
+        log_probs = action_log_probs(
+            self.module.policy.logits_at(part["features"], part[Columns.LOSS_MASK]), temperature=temperature
+        )
+        reference = action_log_probs(
+            self.reference.logits_at(part["features"], part[Columns.LOSS_MASK]), temperature=temperature
+        )
         return _at(part[Columns.LOSS_MASK], kl_divergence(log_probs, reference))
 
     def _values(self, part: Batch) -> torch.Tensor:
@@ -281,11 +306,6 @@ class Places:
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """[B, A] -> [B, T], 0 elsewhere."""
         return _at(self.mask, values[self.taken])
-
-
-def _logits(policy: DecoderStack | WholeModel, part: Batch) -> torch.Tensor:
-    """[M, N] at the loss positions only: at token level, all positions would take B x T x V numbers."""
-    return policy.head(policy.hidden(part["features"])[part[Columns.LOSS_MASK]])
 
 
 def _at(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ class FeatureCache:
 
     def _compute(self, fed: torch.Tensor, rows: list[int], lengths: list[int]) -> dict[int, torch.Tensor]:
         # Right padding needs no mask: under causal attention no real position sees it.
-        states = self._model.features(fed).read(self._model.config.policy_reads)
+        states = self._model.features(fed).read(self._model.config.policy_state)
         self.computed += len(rows)
         return {row: states[place, : lengths[row]] for place, row in enumerate(rows)}
 

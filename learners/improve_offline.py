@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from configs.schema import ImproveOffline
-from latent_control.decoder_stack import DecoderStack
 from latent_control.distributions import action_log_probs
 from latent_control.losses import REGRESSION_WEIGHTS, Metrics, weighted_regression
 from latent_control.model import LatentActionLM
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import RolloutBatch, TokenBatch
 from learners.features import FeatureCache
 from learners.offline_training import OfflineStage, TrainingStep
@@ -56,5 +56,5 @@ class ImproveOfflineStage(OfflineStage):
             positions=step.positions,
         )
 
-    def _log_probs(self, policy: DecoderStack, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return action_log_probs(policy.head(policy.hidden(states)[mask]), temperature=self.temperature)
+    def _log_probs(self, policy: LatentPolicy, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return action_log_probs(policy.logits_at(states, mask), temperature=self.temperature)

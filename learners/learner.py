@@ -19,7 +19,7 @@ from configs.schema import Improve
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
-from latent_control.losses import clipped_surrogate, value_loss
+from latent_control.losses import clipped_surrogate, kl_divergence, value_loss
 from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
@@ -113,7 +113,7 @@ class PolicyLearner(TorchLearner):
         module = own["module"]
         path = base_path(module["checkpoint"]) if module["level"] == "latent" else module["checkpoint"]
         lm = load_base(path, dtype=own["dtype"], trust_remote_code=module["trust_remote_code"])
-        base = BaseLM(lm, own["late_blocks"] if own["reads"] == "late" else 0)
+        base = BaseLM(lm, own["late_blocks"] if own["reads"] in ("late", "both") else 0)
         if own["reads"] == "late":
             base.drop_late_blocks()
         return base.to(self._device)
@@ -123,8 +123,7 @@ class PolicyLearner(TorchLearner):
         return [p for p in module.unwrapped().policy.parameters() if p.requires_grad]
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep its count of updates when
-        the new one is 0."""
+        """Take ``state`` as it is: RLlib would ignore weights older than its own, and keep a count of 0."""
         if WEIGHTS_SEQ_NO in state:
             self._weights_seq_no = 0
         super().set_state(state)
@@ -133,7 +132,7 @@ class PolicyLearner(TorchLearner):
         """RLlib shuffles epochs with numpy's global stream: make it depend on seed and update alone, so that resume
         shuffles alike."""
         super().before_gradient_based_update(timesteps=timesteps)
-        self._steps_taken, self._broken = 0, 0.0
+        self._steps_taken, self._broken, self._far = 0, 0.0, False
         np.random.seed(rollout_seed(self.config.seed or 0, self._weights_seq_no) % 2**32)
 
     def compute_loss_for_module(
@@ -145,6 +144,8 @@ class PolicyLearner(TorchLearner):
         actions = batch[Columns.ACTIONS][mask]
         logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
         reference = self._reference_log_probs(batch)
+        whole = reference is not None or "start_log_probs" in batch
+        full = action_log_probs(logits, temperature=sampling["temperature"]) if whole else None
         loss, metrics = clipped_surrogate(
             action_log_probs(logits, keep=actions, support=support_at(batch), **sampling),
             actions=actions,
@@ -156,11 +157,14 @@ class PolicyLearner(TorchLearner):
             kl_coefficient=self.improve.kl_coefficient,
             entropy_coefficient=self.improve.entropy_coefficient,
             reference_log_probs=reference,
-            full_log_probs=None if reference is None else action_log_probs(logits, temperature=sampling["temperature"]),
+            full_log_probs=full,
             proximal_logp=None if proximal is None else proximal[mask],
             importance_cap=self.improve.importance_cap or math.inf,
             events=events_at(batch, logits.shape[1]),
         )
+        if "start_log_probs" in batch and full is not None:
+            kl = kl_divergence(batch["start_log_probs"][mask], full.detach())
+            metrics["kl_to_start"] = batch["weights"][mask] @ kl
         if "penalty_kl" in batch:
             metrics["kl_to_reference"] = (batch["weights"] * batch["penalty_kl"])[mask].sum()
         if Columns.VF_PREDS in fwd_out:
@@ -173,15 +177,12 @@ class PolicyLearner(TorchLearner):
         return loss
 
     def _reference_log_probs(self, batch: Batch) -> torch.Tensor | None:
-        """[M, N] at a microbatch's loss positions; never kept for a whole batch, which at token level would take B x T
-        x V numbers."""
+        """[M, N] at a microbatch's loss positions; of a whole batch at token level it would be B x T x V numbers."""
         if self.reference is None:
             return None
         with torch.no_grad():
-            hidden = self.reference.hidden(batch["features"])[batch[Columns.LOSS_MASK]]
-            return action_log_probs(
-                self.reference.head(hidden), temperature=self.config.learner_config_dict["sampling"]["temperature"]
-            )
+            logits = self.reference.logits_at(batch["features"], batch[Columns.LOSS_MASK])
+            return action_log_probs(logits, temperature=self.config.learner_config_dict["sampling"]["temperature"])
 
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
@@ -189,8 +190,10 @@ class PolicyLearner(TorchLearner):
         A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
         update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
         again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 0, or the number that
-        ``_fault`` gave.
+        ``_fault`` gave. Nor is a step taken once the policy is farther from where it began than ``target_kl``.
         """
+        if self._far:
+            return {}, {DEFAULT_MODULE_ID: torch.zeros(())}, {}
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
         columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
@@ -209,7 +212,8 @@ class PolicyLearner(TorchLearner):
                 loss_sum += self._backward(part)
         gradients = {ref: p.grad for ref, p in self._params.items() if p.grad is not None}
         self._broken = self._broken or float(self._fault(gradients))
-        if not self._broken:
+        self._far = not self._broken and self._beyond_target()
+        if not self._broken and not self._far:
             self._set_learning_rate()
             self.apply_gradients(self.postprocess_gradients(gradients))
             self._steps_taken += 1
@@ -235,8 +239,7 @@ class PolicyLearner(TorchLearner):
         return count
 
     def _fault(self, gradients: dict[Any, torch.Tensor]) -> int:
-        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for others for ever.
-
+        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for ever.
         1: loss or gradient is not finite; 2: workers did not find their log-probabilities again; 3: worker and learner
         differ in them.
         """
@@ -251,6 +254,11 @@ class PolicyLearner(TorchLearner):
             return 0
         gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
         return 0 if gap <= bound else 3
+
+    def _beyond_target(self) -> bool:
+        """Whether earlier steps of this update led farther than ``target_kl``; the same on every learner."""
+        moved = self._average(torch.as_tensor(self._sums.get("kl_to_start", 0.0)).clone())
+        return bool(moved > (self.improve.target_kl or math.inf))
 
     def _set_learning_rate(self) -> None:
         share = learning_rate_share(self.improve, self._weights_seq_no - 1)

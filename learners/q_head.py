@@ -92,7 +92,7 @@ def transitions(
         states=states[starts],
         actions=batch.actions[:, 1:][starts],
         rewards=torch.where(last, rewards[rows].float(), 0.0),
-        support=supported(model.policy.head(model.policy.hidden(states)[starts]), share),
+        support=supported(model.policy.logits_at(states, starts), share),
         last=last,
         rollouts=rows,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ray.rllib.utils.typing import StateDict
 from torch import nn
 
 from latent_control.base_lm import load_base
-from latent_control.decoder_stack import DecoderStack
+from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import Trains, WholeModel, token_policy
 
@@ -21,12 +21,22 @@ CRITIC = "critic."
 
 
 def build_policy(
-    *, level: str, checkpoint: str, token_trains: Trains, token_blocks: int, trust_remote_code: bool
-) -> DecoderStack | WholeModel:
-    """The policy as the earlier stages left it: the cloned latent policy of a latent-action ``checkpoint``, or, at
-    level "token", a policy over tokens that is still the base LM in folder ``checkpoint``."""
+    *,
+    level: str,
+    checkpoint: str,
+    token_trains: Trains,
+    token_blocks: int,
+    trust_remote_code: bool,
+    trains: Literal["all", "head"] = "all",
+) -> LatentPolicy | WholeModel:
+    """The policy as the earlier stages left it, its untrained parameters frozen: the cloned latent policy of a
+    latent-action ``checkpoint``, of which ``trains`` may leave the head alone, or, at level "token", a policy over
+    tokens that is still the base LM in folder ``checkpoint``."""
     if level == "latent":
-        return load_policy(checkpoint, trust_remote_code=trust_remote_code)
+        policy = load_policy(checkpoint, trust_remote_code=trust_remote_code)
+        if trains == "head":
+            policy.requires_grad_(False).head.requires_grad_(True)
+        return policy
     lm = load_base(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
     return token_policy(lm, token_trains, token_blocks)[1]
 
@@ -62,7 +72,7 @@ class PolicyModule(TorchRLModule):
         for parameter in self.policy.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         self.critic = (
-            Critic(self.policy.head.in_features) if with_critic and isinstance(self.policy, DecoderStack) else None
+            None if isinstance(self.policy, WholeModel) or not with_critic else Critic(self.policy.state_width)
         )
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -94,7 +104,7 @@ class PolicyModule(TorchRLModule):
         """Logits at the loss positions only, [M, actions], and the critic's values [M]: ``features`` [B, T, D] right
         padded, ``loss_mask`` [B, T]."""
         mask = batch[Columns.LOSS_MASK]
-        output = {Columns.ACTION_DIST_INPUTS: self.policy.head(self.policy.hidden(batch["features"])[mask])}
+        output = {Columns.ACTION_DIST_INPUTS: self.policy.logits_at(batch["features"], mask)}
         return output if self.critic is None else output | {Columns.VF_PREDS: self.critic(batch["features"][mask])}
 
     _forward = _forward_train

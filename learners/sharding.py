@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from latent_control.decoder_stack import decoder_blocks
+from latent_control.decoder_stack import DecoderStack, decoder_blocks
 from latent_control.model import LatentActionLM
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -32,9 +32,8 @@ def shard(stage: nn.Module, model: LatentActionLM, device: torch.device, workers
     """Split the tensors of ``stage`` and its ``model`` over ``workers`` processes, in place; make the optimiser
     afterwards."""
     mesh = init_device_mesh(device.type, (workers,))
-    decoders = [model.base.decoder, model.policy.decoder]
-    if model.inverse_dynamics is not None:
-        decoders.append(model.inverse_dynamics.decoder)
+    stacks = [part for part in (model.policy, model.inverse_dynamics) if isinstance(part, DecoderStack)]
+    decoders = [model.base.decoder, *(stack.decoder for stack in stacks)]
     for decoder in decoders:
         for block in decoder_blocks(decoder)[1]:
             fully_shard(block, mesh=mesh)

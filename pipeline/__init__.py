@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.runs.open_run import Run
+
+# MLflow asks for it when it is imported; a container's user with no entry and no HOME has none.
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = tempfile.gettempdir()
 
 # Read when torch is loaded. Its threads would otherwise wait for each other by spinning, which on a busy machine makes
 # an update 30 times slower: two threads need both cores at the same instant.

@@ -131,7 +131,8 @@ def _supervised(config: RunConfig, run_dir: Path) -> Iterator[None]:
         interrupts.say_last(f"ended by {name}; continue with: latent-control resume {run_dir}")
 
     with noted(run_dir), interrupts.listening(last_words):
-        if config.cluster.address == "local" or is_connected():  # who has connected has looked at the storage, too
+        # Who has connected has looked at the storage, too; a local Ray that exports metrics does so from the start.
+        if (config.cluster.address == "local" and config.cluster.metrics_port is None) or is_connected():
             yield
             return
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
@@ -144,8 +145,9 @@ def _supervised(config: RunConfig, run_dir: Path) -> Iterator[None]:
 def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterator[tuple[StageContext, Tracker]]:
     """What the stages write to: the run's log with its display, and MLflow."""
     write_environment(run_dir)
-    tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=Events(run_dir).note)
-    log = RunLog(run_dir, tracker=tracker, display=display)
+    events = Events(run_dir)
+    tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
+    log = RunLog(run_dir, tracker=tracker, display=display, events=events)
     with log.showing(ahead(config, run_dir)):
         try:
             yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker

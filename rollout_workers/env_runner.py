@@ -18,8 +18,10 @@ from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from ray.rllib.utils.typing import StateDict
 
+from latent_control.decoding.prefix_tree import prompt_counts
 from latent_control.distributions import rollout_seed
 from latent_control.pretrained import array_hash
+from rollout_workers import telemetry
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.response_player import player_for
@@ -177,7 +179,10 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and
         metrics."""
         started = time.perf_counter()
+        engine = self._rehost(request.host or self.settings.host)
+        before = prompt_counts(engine.tree)
         rollouts = self.sample(request=request)
+        read, found = (now - then for now, then in zip(prompt_counts(engine.tree), before, strict=True))
         sampled = request.temperature > 0 and request.decode == "code"
         if request.policy is not None and sampled and self.engine is not None:
             rollouts = rescored(self.engine, request, rollouts, self.policy_version)
@@ -185,7 +190,18 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
         seconds = time.perf_counter() - started
-        summary = summary_of(request, rollouts, worker=self.worker_index, hashes=self.hashes, seconds=seconds)
+        summary = summary_of(
+            request,
+            rollouts,
+            worker=self.worker_index,
+            hashes=self.hashes,
+            seconds=seconds,
+            prompt_tokens=(read, found),
+        )
+        worker = str(self.worker_index)
+        telemetry.count("worker_rollouts_total", len(rollouts), worker=worker)
+        telemetry.count("worker_tokens_total", tokens, worker=worker)
+        telemetry.seconds("worker_request_seconds", seconds, worker=worker)
         return rollouts, (summary, self.get_metrics())
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:

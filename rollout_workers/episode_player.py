@@ -80,6 +80,7 @@ class Player:
                     prompts=tuple(tuple(episodes[number].ids) for number in live),
                     repeats=1,
                     seeds=tuple(rollout_seed(episodes[number].seed, turn) for number in live),
+                    keep_responses=turn + 1 < self.limits.max_turns,
                 )
             )
             for place, number in enumerate(live):

@@ -54,7 +54,8 @@ def row_of(generation: Generation, row: int) -> Row:
 def joined(turns: Sequence[Row], observations: Sequence[Sequence[int]], finish_reason: str) -> Row:
     """The row of an episode: ``turns`` with the token ids of ``observations`` between them (one fewer).
 
-    The last turn was decoded after all that went before it, so its features are those of the whole row.
+    The last turn was decoded after all that went before it, so its features are those of the whole row, unless each
+    turn has just those of its own places (of two turns or more, the last one's prompt has more than one token).
     """
     lengths = [len(seen) for seen in observations]
 
@@ -65,6 +66,7 @@ def joined(turns: Sequence[Row], observations: Sequence[Sequence[int]], finish_r
             parts += [np.full((length, *values.shape[1:]), fill, values.dtype), values]
         return np.concatenate(parts)
 
+    alone = all(turn.features is not None and len(turn.features) == len(turn) for turn in turns)
     generated = [np.ones(len(turns[0]), bool)]
     for turn, length in zip(turns[1:], lengths, strict=True):
         generated += [np.zeros(length, bool), np.ones(len(turn), bool)]
@@ -81,7 +83,7 @@ def joined(turns: Sequence[Row], observations: Sequence[Sequence[int]], finish_r
         support=column("support", 0) if len(turns[0].support) else turns[0].support,
         event_logp=None if turns[0].event_logp is None else column("event_logp", 0.0),
         events=None if turns[0].events is None else column("events", 0),
-        features=turns[-1].features,
+        features=column("features", 0) if alone else turns[-1].features,
     )
 
 

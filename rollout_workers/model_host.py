@@ -12,9 +12,10 @@ from configs.schema import Reward as RewardSettings
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import TaskConfig as TaskSettings
 from latent_control.base_lm import BaseLM, load_base
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.model import LatentActionLM, latent_actor
+from latent_control.policies.latent import LatentPolicy
+from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
 from latent_control.tensor_files import read_weights, require_tensors
 from latent_control.text import load_tokenizer
@@ -43,7 +44,7 @@ class Host:
     base: BaseLM
     model: LatentActionLM | None
     """``None`` at the levels without latent actions."""
-    policy: DecoderStack | WholeModel | None
+    policy: LatentPolicy | WholeModel | None
     tokenizer: PreTrainedTokenizerBase
     world_hash: str = ""
     codebook_hash: str = ""
@@ -51,17 +52,20 @@ class Host:
     def actor(self) -> ActionDecoder:
         """How this host acts."""
         if self.model is not None:
-            assert isinstance(self.policy, DecoderStack)
+            assert not isinstance(self.policy, WholeModel | None)
             self.model.policy = self.policy
             return latent_actor(self.model)
-        return base_actor(self.base) if self.policy is None else token_actor(self.base, self.policy)
+        if self.policy is None:
+            return base_actor(self.base)
+        assert not isinstance(self.policy, MlpPolicy), "a policy over tokens is made of blocks"
+        return token_actor(self.base, self.policy)
 
-    def steered_by(self, policy: DecoderStack | WholeModel) -> Host:
+    def steered_by(self, policy: LatentPolicy | WholeModel) -> Host:
         """This host with another policy; one that is a whole model replaces the base too."""
         return replace(self, policy=policy, base=policy.base if isinstance(policy, WholeModel) else self.base)
 
 
-def _fill(policy: DecoderStack | WholeModel, path: Path) -> None:
+def _fill(policy: LatentPolicy | WholeModel, path: Path) -> None:
     """Load the trained tensors of a token-level policy: all of them, for the others are the base's."""
     tensors, trained = (
         read_weights(path),

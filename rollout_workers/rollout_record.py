@@ -109,7 +109,13 @@ def rescored(engine: RolloutEngine, request: RolloutRequest, rollouts: list[Roll
 
 
 def summary_of(
-    request: RolloutRequest, rollouts: Sequence[Rollout], *, worker: int, hashes: Mapping[int, str], seconds: float
+    request: RolloutRequest,
+    rollouts: Sequence[Rollout],
+    *,
+    worker: int,
+    hashes: Mapping[int, str],
+    seconds: float,
+    prompt_tokens: tuple[int, int] = (0, 0),
 ) -> RolloutSummary:
     """What the driver sees of a finished request."""
     return RolloutSummary(
@@ -129,6 +135,7 @@ def summary_of(
             {r.failure.partition(":")[0]: r.failure for r in rollouts if r.failure is not None}.values()
         ),
         gib=psutil.Process().memory_info().rss / 2**30,
+        prompt_tokens=prompt_tokens,
         code_counts=_code_counts(rollouts),
     )
 

@@ -199,5 +199,7 @@ class RolloutSummary:
     """"kind: message" of verifier failures, each kind once."""
     gib: float = 0.0
     """Memory the worker's process holds."""
+    prompt_tokens: tuple[int, int] = (0, 0)
+    """Of all calls of the base for the request: those it computed, those it found in the prefix cache."""
     code_counts: Mapping[int, int] = field(default_factory=dict)
     """How often each code was chosen; empty at token level."""

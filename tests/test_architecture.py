@@ -400,7 +400,8 @@ SET_FROM_OUTSIDE = {
     },
     "latent_control/decoding/engine.py": {"end", "rows", "start"},
     "latent_control/decoding/lean_blocks.py": {"data"},
-    "latent_control/decoding/prefill.py": {"logits", "stack_cache"},
+    "latent_control/decoding/prefill.py": {"computed", "logits", "reused", "stack_cache"},
+    "latent_control/decoding/prefix_tree.py": {"end", "parent", "used"},
     "latent_control/decoding/slot_memory.py": {"data"},
     "latent_control/decoding/static_engine.py": {"end", "start"},
     "latent_control/model.py": {"data"},
@@ -428,6 +429,7 @@ SET_FROM_OUTSIDE = {
     "pipeline/console/displays.py": {"file"},
     "pipeline/rl/config.py": {"broadcast_env_runner_states", "env_config", "merge_env_runner_states"},
     "pipeline/rl/learner_timeout.py": {"daemon"},
+    "pipeline/runs/metrics_log.py": {"at"},
     "pipeline/runs/interrupts.py": {
         "asked",
         "daemon",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.sampling_params import special_tokens
 from latent_control.distributions import action_log_probs
 from latent_control.model import LatentActionLM
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import TokenBatch
 from latent_control.text import padded
 
@@ -33,12 +33,12 @@ class Choices:
 
 @torch.no_grad()
 def read_choices(
-    model: LatentActionLM, policies: Sequence[DecoderStack], batch: TokenBatch, *, temperature: float, top_k: int | None
+    model: LatentActionLM, policies: Sequence[LatentPolicy], batch: TokenBatch, *, temperature: float, top_k: int | None
 ) -> Choices:
     """One base pass over right-padded rows; each of ``policies`` (of the model's own shape) at every choice."""
     features = model.features(batch.input_ids[:, :-1])
     starts = model.spans(batch.response_mask[:, 1:]).starts
-    states = features.read(model.config.policy_reads)
+    states = features.read(model.config.policy_state)
     found = [
         action_log_probs(policy(states)[starts], temperature=temperature, top_k=top_k).exp() for policy in policies
     ]
@@ -93,12 +93,12 @@ def _world_logits(model: LatentActionLM, final: torch.Tensor, codes: torch.Tenso
 class Walker:
     """Policies on the straight line between two of one shape, through their weights; one copy of them in memory."""
 
-    def __init__(self, model: LatentActionLM, first: DecoderStack, last: DecoderStack) -> None:
+    def __init__(self, model: LatentActionLM, first: LatentPolicy, last: LatentPolicy) -> None:
         self.model, self.first, self.last = model, first, last
         self._policy = copy.deepcopy(first)
 
     @torch.no_grad()
-    def at(self, share: float) -> DecoderStack:
+    def at(self, share: float) -> LatentPolicy:
         """The policy at ``share`` of the way, valid until the next call."""
         for own, a, b in zip(self._policy.parameters(), self.first.parameters(), self.last.parameters(), strict=True):
             own.copy_(torch.lerp(a, b, share))
@@ -129,7 +129,7 @@ class Walker:
         for r, (start, own) in enumerate(zip(starts, actions, strict=True)):
             response[r, start : start + len(own)] = True
             codes[r, start : start + len(own)] = torch.tensor(own, device=codes.device)
-        states = self.model.features(ids[:, :-1]).read(self.model.config.policy_reads)
+        states = self.model.features(ids[:, :-1]).read(self.model.config.policy_state)
         chosen = self.model.spans(response[:, 1:]).starts
         taken = codes[:, 1:][chosen]
         low, high = (

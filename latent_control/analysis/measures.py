@@ -170,7 +170,7 @@ def rollout_logp(
     policy's own top k, outside of which a code has probability 0: -inf.
     """
     batch = batch.to(model.codebook.device)
-    states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_reads)
+    states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_state)
     support = batch.support[:, 1:] if batch.support.shape[-1] else None
     log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k, support=support)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import is_accelerate_available, logging
 
 from latent_control.bases.foreign_code import BASE_KEY, code_refused
 from latent_control.bases.support import require_supported
@@ -190,7 +190,9 @@ def _weights(source: str | Path, folder: Path, kind: Kind, trust_remote_code: bo
             None,
             rows,
         )
-    if why := _unjudgeable(config, kind, trust_remote_code):
+    # transformers lays a model out without memory only beside accelerate; without it, loading finds the same faults.
+    alone = None if is_accelerate_available() else "accelerate is not installed"
+    if why := _unjudgeable(config, kind, trust_remote_code) or alone:
         return FolderVerdict(
             [], f"{source}: {why}, so its tensors' names and shapes were not compared with the model's", rows
         )

@@ -17,7 +17,7 @@ class ActionDecoder:
     (``token_policy``)."""
 
     stack: DecoderStack | None
-    """Blocks between the base's state and ``head``; ``None``: the head reads the state as it is."""
+    """Blocks between the base's state and ``head``; ``None``: the head reads the state at one position as it is."""
     reads: str
     """Which of the base's states the stack (or head) reads, "final" or "late"."""
     head: Callable[[torch.Tensor], torch.Tensor]

@@ -19,10 +19,11 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import PREFILL_TOKENS, Entry, Prefilled, PromptQueue, left_pad
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams, special_tokens
-from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory
+from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory, slot_layers
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
-from latent_control.records import Generation
+from latent_control.records import Generation, read_state
 
 # Entering or squeezing copies caches, so it waits until this share of the slots is free.
 ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
@@ -31,8 +32,8 @@ ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
 class Engine:
     """Decodes ``params.repeats`` rollouts of each prompt [B, P] on at most ``params.batch_size`` slots.
 
-    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's own caches are
-    made again from the kept states, while the base's stay: its weights do not depend on the policy.
+    ``refresh`` is asked before every step for the policy's version; when that has changed, the policy's caches are made
+    again from the kept states, while the base's stay.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Engine:
         attention_mask: torch.Tensor | None = None,
         *,
         refresh: Callable[[], int] | None = None,
+        tree: PrefixTree | None = None,
     ) -> None:
         self.base, self.actor, self.params, self.refresh = base, actor, params, refresh
         rows, device = len(input_ids) * params.repeats, input_ids.device
@@ -52,16 +54,17 @@ class Engine:
         self.uniforms = uniform_streams(params.seeds(rows), self.longest).flatten().to(device)
         self.stop_tokens, self.pad_token = special_tokens(base.lm, params.stop_token)
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
-        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots)
+        self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots, tree=tree)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
         base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
-        # per step: cells of [rows, longest], actions, tokens, logp, versions
-        self.chosen: list[tuple[torch.Tensor, ...]] = []
+        self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells, actions, tokens, logp, versions
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
         self.supports: list[tuple[torch.Tensor, ...]] = []  # per step: cells, the actions that could be sampled
         self.features: list[torch.Tensor | None] = [None] * rows
         self.version = refresh() if refresh else 0
-        self.keeps_states = params.return_features or (refresh is not None and actor.stack is not None)
+        self.keeps_responses = params.keep_responses and self.prompts.tree is not None
+        self.written: list[list[int]] = [[] for _ in range(rows if self.keeps_responses else 0)]
+        self.keeps_states = params.return_features or bool((refresh or self.keeps_responses) and actor.stack)
         self.memory = SlotMemory(self.slots, 0)
         self.rows_in: list[int | None] = []  # per used slot, its row; None once that has finished
         self.position, self.next_tokens = (torch.zeros(self.slots, dtype=torch.long, device=device) for _ in range(2))
@@ -160,7 +163,7 @@ class Engine:
             memory.reserve(before=0, after=1)
         self.seen.data[:rows, memory.end] = True
         final, late = self._base_step()
-        state = late if self.actor.reads == "late" else final
+        state = read_state(self.actor.reads, final, late)
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
         if self.states is not None:
             self.states.data[:rows, memory.end] = state
@@ -230,6 +233,8 @@ class Engine:
         ended = watch(rows, chosen, actions.tolist()) if watch else [False] * len(rows)
         for slot, row, token, end in zip(slots, rows, chosen, ended, strict=True):
             self.lengths[row] += 1
+            if self.keeps_responses:
+                self.written[row].append(token)
             if end or token in self.stop_tokens:
                 self.stopped[row] = True
             elif self.lengths[row] < self.limits[row]:
@@ -237,10 +242,21 @@ class Engine:
             self._leave(slot, row)
 
     def _leave(self, slot: int, row: int) -> None:
+        if self.keeps_responses:
+            self._keep_response(slot, row)
         if self.params.return_features:
             assert self.states is not None
-            self.features[row] = self.states.data[slot, self.memory.end - self._filled(row) : self.memory.end].clone()
+            kept = self.lengths[row] if self.actor.stack is None else self._filled(row)
+            self.features[row] = self.states.data[slot, self.memory.end - kept : self.memory.end].clone()
         self.rows_in[slot] = None
+
+    def _keep_response(self, slot: int, row: int) -> None:
+        """Put what the row has read, its prompt and all but its last token, into the tree: a next turn follows it."""
+        assert self.prompts.tree and self.base_cache
+        columns = slice(self.memory.end - self._filled(row), self.memory.end)
+        tokens = (*self.prompts.tokens(row // self.params.repeats), *self.written[row][:-1])
+        states = self.states.data[slot, columns] if self.states is not None and self.actor.stack is not None else None
+        self.prompts.tree.insert(tokens, slot_layers(self.base_cache, slot, columns), states, None)
 
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""
@@ -261,10 +277,8 @@ class Engine:
 
     def _refresh_policy(self) -> None:
         """Make the policy's caches again from the states it read; the base's caches stay."""
-        if self.actor.stack is None:
-            return
         self.prompts.refresh()
-        if not self.rows_in:
+        if self.actor.stack is None or not self.rows_in:
             return
         assert self.states is not None and self.stack_cache is not None
         rows, columns = len(self.rows_in), slice(self.memory.start, self.memory.end)

@@ -8,8 +8,9 @@ changes both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from torch import nn
 from transformers import Cache
 from transformers.activations import SiLUActivation
 
-from latent_control.decoder_stack import position_ids
+from latent_control.decoder_stack import last_positions
 from latent_control.decoding.slot_memory import SlotLayer
 from latent_control.linear import linear
 
@@ -140,21 +141,28 @@ class LeanBlock:
         return self._finish(x, torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1))
 
     def prefill(
-        self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None, *, last_only: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Whole prompts [B, P, D]; ``mask`` [B, 1, P, P], True where a position may look, ``None`` for all before it.
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        mask: torch.Tensor | None,
+        extend: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        *,
+        last_only: bool,
+    ) -> torch.Tensor:
+        """The last positions [B, S, D] of rows of W; ``mask`` [B, 1, S, W], True where one may look, ``None`` for all
+        before it (then S = W). ``extend`` puts their keys and values [B, kv_heads, S, d] behind the row's others.
 
-        Returns:
-            (states [B, P, D], or of the last position only [B, 1, D]; keys and values [B, kv_heads, P, d])
+        Returns: states [B, S, D], or of the last position only [B, 1, D].
         """
         queries, keys, values = (projected.transpose(1, 2) for projected in self._project(x, rotation))
+        keys, values = extend(keys, values)
         if last_only:
             x, queries, mask = x[:, -1:], queries[:, :, -1:], None if mask is None else mask[:, :, -1:]
         causal, grouped = mask is None and not last_only, self.heads != self.kv_heads
         mixed = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=grouped
         )
-        return self._finish(x, mixed.transpose(1, 2).flatten(2)), keys, values
+        return self._finish(x, mixed.transpose(1, 2).flatten(2))
 
     def _project(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values [..., heads, d] of x [..., D]."""
@@ -243,25 +251,25 @@ class LeanBlocks:
     def prefill(
         self, x: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, late_blocks: int = 0, *, last_only: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Whole prompts: x [B, P, D], left padded as ``attention_mask`` [B, P] says; fills the empty ``cache``.
+        """Prompts [B, W], left padded as ``attention_mask`` [B, W] says, of which ``cache`` holds all but the last S
+        positions: x [B, S, D] is what enters there, and the cache is extended.
 
-        Returns: as ``step``, for all positions [B, P, D]; with ``last_only`` the last state is that of the last
+        Returns: as ``step``, for all S positions [B, S, D]; with ``last_only`` the last state is that of the last
             position, [B, 1, D]
         """
-        mask = None
-        if not bool(attention_mask.all()):
-            width = attention_mask.shape[1]
+        mask, (width, fed) = None, (attention_mask.shape[1], x.shape[1])
+        if fed < width or not bool(attention_mask.all()):
             causal = torch.ones(width, width, dtype=torch.bool, device=x.device).tril()
             # A padded position may look at itself, or it would have nothing to look at.
             eye = torch.eye(width, dtype=torch.bool, device=x.device)
-            mask = (causal & attention_mask.bool()[:, None, None]) | eye
-        rotation, late = self._rotation(x, position_ids(attention_mask)), None
+            mask = ((causal & attention_mask.bool()[:, None, None]) | eye)[:, :, width - fed :]
+        rotation, late = self._rotation(x, last_positions(attention_mask, fed)), None
         for number, block in enumerate(self.blocks):
             if number == self._entry(late_blocks):
                 late = x
             last = self.complete and number == len(self.blocks) - 1
-            x, keys, values = block.prefill(x, rotation, mask, last_only=last_only and last)
-            cache.update(keys, values, number)
+            extend = partial(cache.update, layer_idx=number)
+            x = block.prefill(x, rotation, mask, extend, last_only=last_only and last)
         return (self.final_norm(x), late) if self.complete else (None, x)
 
     def _entry(self, late_blocks: int) -> int:

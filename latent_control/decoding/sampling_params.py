@@ -56,6 +56,8 @@ class SamplingParams:
     """Rows decoded at once; ``None``: all."""
     return_features: bool = False
     """Also return the states that the policy read."""
+    keep_responses: bool = False
+    """Put responses into the prefix tree, too: a next turn goes on from them."""
     aliases: int | None = None
     """Number of most likely codes to search for those that emit the chosen one's token (``Generation.events``)."""
     decode: Decode = "code"

@@ -127,6 +127,16 @@ class SlotLayer(CacheLayerMixin):
         return -1
 
 
+def slot_layers(cache: Cache, slot: int, columns: slice) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    """Per layer, keys and values [H, n, d] of a slot's ``columns``; ``None`` where a block stores nothing."""
+    return [
+        (layer.key_buffer.data[slot, :, columns], layer.value_buffer.data[slot, :, columns])
+        if isinstance(layer, SlotLayer)
+        else None
+        for layer in cache.layers
+    ]
+
+
 class SpanMemory:
     """What a span of tokens carries on from its beginning: a value of each kind for every slot [slots, ...]."""
 

@@ -16,6 +16,7 @@ import torch
 
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
+from latent_control.records import read_state
 
 # Columns beyond the longest row: the number of steps between two moves of everything to the left.
 ROOM = 64
@@ -83,7 +84,7 @@ class StaticEngine(Engine):
         x = self.base.decoder.get_input_embeddings()(self.next_tokens)
         self.place = self.lean_base.place(self.position, self.seen.data[..., 0], x)
         final, late = self.lean_base.step(x, self.place, self.base_cache, self.base.late_blocks)
-        state = late if self.actor.reads == "late" else final
+        state = read_state(self.actor.reads, final, late)
         assert state is not None, f"the base supplies no {self.actor.reads!r} state"
         hidden = state if self.actor.stack is None else self._stack_step(self.actor.stack, state)
         return final, state, self.actor.head(hidden)

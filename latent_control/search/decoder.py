@@ -20,6 +20,7 @@ from latent_control.decoding.action_decoder import ActionDecoder
 from latent_control.decoding.lean_blocks import lean_blocks
 from latent_control.decoding.slot_memory import SlotLayer, SlotMemory
 from latent_control.distributions import action_log_probs, sample_actions, uniform_streams
+from latent_control.records import read_state
 from latent_control.search.q_head import QHead, best_supported, supported
 from latent_control.search.segments import Layers, Path, Segment, width
 
@@ -223,7 +224,7 @@ class ChunkDecoder:
             place = None
             features = self.base.features(tokens[:, None], seen.long(), rows.base_cache, rows.positions[:, None])
             final, late = (None if x is None else x[:, -1] for x in (features.final, features.late))
-        hidden = late if self.actor.reads == "late" else final
+        hidden = read_state(self.actor.reads, final, late)
         assert hidden is not None, f"the base supplies no {self.actor.reads!r} state"
         rows.state = hidden
         if stack is not None and place is not None and self.lean_policy is not None:

@@ -33,7 +33,7 @@ def latent_control(
 ) -> None:
     """Teach a language model latent actions, then improve it by reinforcement learning over them.
 
-    Begin with: latent-control run configs/quickstart.yaml
+    Begin with: latent-control run quickstart
     """
     if debug:
         os.environ[DEBUG] = "1"

@@ -1,4 +1,4 @@
-"""Commands ``submit``, ``job`` and ``scale``. Nothing heavy is imported before one runs."""
+"""Commands ``submit``, ``job``, ``cluster-files`` and ``scale``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -119,6 +119,64 @@ def job(config: ConfigFile, run_dir: RunDir, overrides: Overrides = None, quiet:
     with exit_on_error(FAILED, resumable=folder):
         done = run_job(settings, folder, Display() if quiet else None)
     finish(done, quiet)
+
+
+@app.command("cluster-files")
+def cluster_files(
+    kind: Annotated[Literal["kuberay", "slurm"], typer.Argument(help="A RayJob, or a batch script.")],
+    config: ConfigFile,
+    run_dir: RunDir,
+    overrides: Overrides = None,
+    cpus: Annotated[int, typer.Option("--node-cpus", min=1, help="CPUs of a node.")] = 16,
+    gpus: Annotated[int, typer.Option("--node-gpus", min=0, help="GPUs of a node.")] = 0,
+    memory: Annotated[int, typer.Option("--node-memory", min=1, help="GiB of a node.")] = 64,
+    image: Annotated[str, typer.Option("--image", help="kuberay: the image, see the Dockerfile.")] = "latent-control",
+    claim: Annotated[
+        str, typer.Option("--claim", help="kuberay: the volume claim (ReadWriteMany) that is mounted.")
+    ] = "shared-rwx",
+) -> None:
+    """Print the file that runs CONFIG on Kubernetes or Slurm, with as many nodes as it needs."""
+    with exit_on_error(USAGE):
+        settings, errors, warnings = _examined(config, [*(overrides or []), JOINED])
+        if not run_dir.is_absolute():
+            errors.append(f"--run-dir: {run_dir} is relative; give an absolute path that all nodes mount")
+        elif kind == "kuberay" and (outside := _outside(config, run_dir)):
+            errors.append(outside)
+        print_problems(config, errors, warnings)
+        if settings is None or errors:
+            raise typer.Exit(USAGE)
+        from pipeline.cluster.manifests import ClusterPlan, job_name, rayjob, sbatch
+        from pipeline.preflight.resources import nodes_needed
+
+        head_cpus = max(0, cpus - settings.cluster.learner_threads)
+        plan = ClusterPlan(
+            name=job_name(run_dir),
+            nodes=nodes_needed(settings, {"CPU": cpus, "GPU": gpus}, {"CPU": head_cpus, "GPU": gpus}),
+            cpus=cpus,
+            head_cpus=head_cpus,
+            gpus=gpus,
+            memory=memory,
+            command=("latent-control", "job", _named(config), *(overrides or []), "--run-dir", str(run_dir)),
+        )
+        echo(sbatch(plan) if kind == "slurm" else rayjob(plan, image, claim, _mount(run_dir)), nl=False)
+
+
+def _named(config: Path) -> str:
+    """A config as every node finds it: by its name where it comes with the program, else by its absolute path."""
+    from configs.paths import packaged_config
+
+    return str(config) if packaged_config(config) is not None else str(config.absolute())
+
+
+def _mount(run_dir: Path) -> Path:
+    return Path(*run_dir.parts[:2])
+
+
+def _outside(config: Path, run_dir: Path) -> str:
+    named, mount = Path(_named(config)), _mount(run_dir)
+    if not named.is_absolute() or named.is_relative_to(mount):
+        return ""
+    return f"{named} is outside of {mount}, which the pods mount (the first folder of --run-dir); copy it there"
 
 
 @app.command()

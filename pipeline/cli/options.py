@@ -15,11 +15,23 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 failed while working; 2 wrong config or usage, nothing was started; 3 done, but a gate of "
     "the config failed; 130 interrupted (0 after SIGTERM: the state is saved)."
 )
+
+
+def _say_which(given: Path) -> Path:
+    """Says so when a bare name stands for a config that comes with the program."""
+    from configs.paths import packaged_config
+
+    if (found := packaged_config(given)) is not None:
+        typer.echo(f"{given}: {found}, which comes with this program", err=True)
+    return given
+
+
 ConfigFile = Annotated[
     Path,
     typer.Argument(
         metavar="CONFIG",
-        help="A YAML file, e.g. configs/quickstart.yaml.",
+        help="A YAML file, or the name of one that comes with this program, e.g. quickstart.",
+        callback=_say_which,
         autocompletion=shell_completion.config_files,
     ),
 ]

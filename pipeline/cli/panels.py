@@ -9,7 +9,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Look": ("runs", "show", "ui", "explain", "report", "steer", "evaluate", "audit", "diagnose"),
     "Compare and choose": ("compare", "pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
     "Use": ("export", "serve"),
-    "On a cluster, and repair": ("submit", "job", "scale", "sync", "reproduce"),
+    "On a cluster, and repair": ("submit", "job", "cluster-files", "scale", "sync", "reproduce"),
 }
 MORE = "More"
 

@@ -22,6 +22,10 @@ BaseFolder = Annotated[
     str | None, typer.Option("--base", help="Where the base LM lies now, if it moved since training.")
 ]
 
+MetricsPort = Annotated[
+    int | None, typer.Option("--metrics-port", min=1, max=65535, help="Where a local Ray answers Prometheus.")
+]
+
 
 @app.command()
 def export(
@@ -137,6 +141,7 @@ def serve(
         ),
     ] = None,
     base: BaseFolder = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Answer /v1/completions and /v1/chat/completions (OpenAI's protocol, with codes) until Ctrl-C."""
     target = target.absolute()
@@ -158,6 +163,7 @@ def serve(
                 address=address,
                 decode=decode,
                 base=base,
+                metrics_port=metrics_port,
             )
             deploy.require_port(settings)
             if not exporting.is_export(target):

@@ -20,9 +20,11 @@ BASH_SEPARATOR = "="
 
 
 def config_files(incomplete: str) -> list[str]:
-    """YAML files and folders with this prefix; without one, those of ``configs/`` too."""
+    """YAML files and folders with this prefix, and the configs that come with the program."""
+    from configs.paths import packaged_configs
+
     found = [path for path in _paths(incomplete) if path.endswith((".yaml", ".yml", "/"))]
-    return found + ([] if incomplete else [path for path in _paths("configs/") if path.endswith(".yaml")])
+    return found + [name for name in packaged_configs() if name.startswith(incomplete)]
 
 
 def run_folders(incomplete: str) -> list[str]:

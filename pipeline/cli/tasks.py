@@ -146,8 +146,9 @@ def _task(target: str, overrides: list[str]) -> tuple[TaskConfig, RunConfig | No
     """The task of a config file, and that, or the task of that name; overrides are ``task.options.key=value`` for
     both."""
     from configs.loading import load_config, load_task
+    from configs.paths import packaged_config
 
-    if target.endswith((".yaml", ".yml")):
+    if target.endswith((".yaml", ".yml")) or packaged_config(Path(target)) is not None:
         run = load_config(target, overrides, check_paths=False)
         return run.task, run
     return load_task(target, overrides, Path.cwd()), None

@@ -64,18 +64,19 @@ def connected(config: RunConfig) -> Iterator[None]:
     A private Ray gets at least the CPUs the config asks for, since on one machine they only bound how many actors
     start.
     """
-    with joined(config.cluster.address, cpus_wanted(config)):
+    with joined(config.cluster.address, cpus_wanted(config), config.cluster.metrics_port):
         yield
 
 
 @contextmanager
-def joined(address: str, cpus_wanted: float) -> Iterator[None]:
-    """As ``connected``, with an address and a number of CPUs."""
+def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) -> Iterator[None]:
+    """As ``connected``, with an address, a number of CPUs and, for a private Ray, the port of its metrics."""
     if ray.is_initialized():
         yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
     private: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)), "include_dashboard": False}
+    private |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     ray.init(
         address=address,
         **(private if address == "local" else {}),

@@ -33,25 +33,32 @@ class JsonLines(Display):
     def __init__(self, file: IO[str]) -> None:
         self._writer = Writer(file)
         self._began: dict[str, float] = {}
+        self._at: dict[str, Any] = {}
+        """The run, its stage and update, on every line from where they are known."""
 
     def emit(self, event: str, **facts: Any) -> None:
         """One line."""
-        record = {"event": event, "time": round(time.time(), 3)} | facts
+        record = {"event": event, "time": round(time.time(), 3)} | self._at | facts
         self._writer.line(json.dumps(_finite(record), default=str))
 
     def begin(self, ahead: Ahead) -> None:
+        self._at = {"run": ahead.run_dir.name}
         self.emit("start", run_dir=str(ahead.run_dir), stages=dict(ahead.stages), version=own_version())
 
     def stage_begins(self, name: str, total: int, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()) -> None:
         """``stage_start``; ``done``: updates done before a restart."""
         self._began[name] = time.monotonic()
-        self.emit("stage_start", stage=name, updates=total, done=earlier[-1][0] if earlier else 0)
+        done = earlier[-1][0] if earlier else 0
+        self._at |= {"stage": name, "update": done}
+        self.emit("stage_start", updates=total, done=done)
 
     def step(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        self.emit("step", stage=stage, step=step, **metrics)
+        self._at |= {"stage": stage, "update": step}
+        self.emit("step", step=step, **metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
         seconds = time.monotonic() - self._began[name] if name in self._began else 0.0
+        self._at = {name: value for name, value in self._at.items() if name == "run"}
         self.emit("stage_end", stage=name, kept=kept, **{"seconds": round(seconds, 3)} | facts)
 
     def message(self, text: str, kind: str = "") -> None:

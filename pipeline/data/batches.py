@@ -60,6 +60,18 @@ def training_batches(
         yield _batch(rows)
 
 
+def repeated(batches: Iterator[TokenBatch], *, distinct: int, seed: int, start: int) -> Iterator[TokenBatch]:
+    """The first ``distinct`` of ``batches`` (those of update 0 on) over and over, from update ``start`` on; in a new
+    order in each pass after the first."""
+    kept: list[TokenBatch] = []
+    for update in itertools.count(start):
+        turn, place = divmod(update, distinct)
+        number = int(np.random.default_rng((seed, turn)).permutation(distinct)[place]) if turn else place
+        while len(kept) <= number:
+            kept.append(next(batches))
+        yield kept[number]
+
+
 def heldout_batches(
     sources: Sequence[DataSource],
     *,
@@ -71,9 +83,8 @@ def heldout_batches(
     seed: int,
     count: int,
 ) -> list[TokenBatch]:
-    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size``.
-
-    Fewer when the sources hold out fewer; ``ValueError`` when there is none.
+    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size``;
+    fewer when the sources hold out fewer, ``ValueError`` when there is none.
     """
     encoder = Encoder(tokenizer=tokenizer, chat=chat, max_length=max_length)
     streams = [heldout_rows(source, task, encoder, seed=seed + 1 + i) for i, source in enumerate(sources)]

@@ -40,7 +40,7 @@ def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
                 f"the Q head in {folder} was trained with another {what} (hash {found[:12]}, the checkpoint's is "
                 f"{wanted[:12]}): train one on a run with the same actions stage"
             )
-    wanted = _reads(host.model.config.policy_reads, host.model.config.late_blocks)
+    wanted = _reads(host.model.config.policy_state, host.model.config.late_blocks)
     found = _reads(shape.reads, shape.late_blocks)
     if wanted != found:
         raise ValueError(

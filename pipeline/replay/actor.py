@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.replay.writer import Added, ReplayWriter
+from rollout_workers import telemetry
 
 
 class ReplayActor:
@@ -18,7 +19,7 @@ class ReplayActor:
 
     def __init__(self, folder: Path, rows_per_shard: int, run_id: str) -> None:
         self._writer = ReplayWriter(folder, rows_per_shard, run_id)
-        self._incarnation = uuid.uuid4().hex
+        self._run, self._incarnation = run_id, uuid.uuid4().hex
 
     def add(self, refs: Sequence[Any]) -> Added:
         """Store the lists of rollouts behind ``refs`` (handed over inside a list, so that Ray does not fetch them
@@ -34,6 +35,7 @@ class ReplayActor:
                 lost.append(str(error).partition("\n")[0])
                 continue
             rows, duplicates = rows + added.rows, duplicates + added.duplicates
+        telemetry.count("replay_rows_total", rows, run=self._run)
         return Added(rows=rows, duplicates=duplicates, lost=tuple(lost), actor=self._incarnation)
 
     def flush(self) -> Added:

@@ -89,6 +89,7 @@ def algorithm_config(
         "token_trains": host.token_trains,
         "token_blocks": host.token_blocks,
         "trust_remote_code": host.trust_remote_code,
+        "trains": improve.trains,
     }
     sampling = {"temperature": config.rollout.temperature, "top_k": config.rollout.top_k}
     rllib = workers_config(config, settings, num_actions)

@@ -39,8 +39,15 @@ def rollout_metrics(batch: Sequence[FinishedRequest], *, version: int, num_actio
         "rollout_nodes": len({s.node for s in summaries}),
         "staleness_mean": sum(age * count for age, count in ages.items()) / ages.total(),
         "staleness_max": max(ages),
+        **prefix_metrics(summaries),
         **code_measures(summaries, num_actions),
     }
+
+
+def prefix_metrics(summaries: Sequence[RolloutSummary]) -> dict[str, float]:
+    """Share of the prompt tokens that the workers' prefix caches held; nothing where there are none."""
+    read, found = (sum(s.prompt_tokens[kind] for s in summaries) for kind in (0, 1))
+    return {"prefix_cache_share": found / (read + found)} if read + found else {}
 
 
 def worker_metrics(pool: RolloutPool) -> dict[str, float]:

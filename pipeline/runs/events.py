@@ -14,6 +14,7 @@ from configs.redaction import without_secrets
 from pipeline.runs.layout import EVENTS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
+from rollout_workers import telemetry
 
 Say = Callable[..., None]
 """``say(text, kind, **facts)``; without a kind the text is for the display only."""
@@ -25,11 +26,14 @@ class Events:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / EVENTS
+        self.at: dict[str, Any] = {"run": run_dir.name}
+        """What every event says besides its own facts: the run, and its stage and update once there is one."""
 
     def note(self, kind: str, text: str, **facts: Any) -> None:
         """``note("worker_lost", "worker 2 died: ...", worker=2)``; a full disk raises nothing: events report
         failures."""
-        told = json.loads(without_secrets(json.dumps({"text": text} | facts, default=str)))
+        telemetry.count("events_total", run=self.at["run"], kind=kind)
+        told = json.loads(without_secrets(json.dumps({"text": text} | self.at | facts, default=str)))
         line = checksummed_jsonl.line({"time": round(time.time(), 3), "kind": kind} | told)
         try:
             torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")

@@ -20,6 +20,7 @@ from pipeline.runs.events import Events
 from pipeline.runs.layout import METRICS
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
+from rollout_workers import telemetry
 
 _RESERVED = ("stage", "step", "time", "crc32")
 
@@ -56,13 +57,19 @@ class RunLog:
     """
 
     def __init__(
-        self, run_dir: Path, *, quiet: bool = False, tracker: _Tracker | None = None, display: Display | None = None
+        self,
+        run_dir: Path,
+        *,
+        quiet: bool = False,
+        tracker: _Tracker | None = None,
+        display: Display | None = None,
+        events: Events | None = None,
     ) -> None:
         self.path = run_dir / METRICS
         self._tracker = tracker
         self.display = display or (Display() if quiet else automatic())
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._events = Events(run_dir)
+        self._events = events or Events(run_dir)
         if self.path.is_file():
             self._keep(lambda record: True)
         self._file = self.path.open("a", encoding="utf-8")
@@ -79,6 +86,7 @@ class RunLog:
     def begin(self, stage: str, total_updates: int) -> None:
         """A stage of ``total_updates`` (0: it has none) starts; what an earlier start logged of it counts as done."""
         earlier = [(int(r["step"]), _numbers(r)) for r in records(self.path) if r.get("stage") == stage]
+        self._events.at |= {"stage": stage, "update": earlier[-1][0] if earlier else 0}
         self.display.stage_begins(stage, total_updates, earlier)
 
     def advance(self, stage: str, step: int) -> None:
@@ -107,6 +115,8 @@ class RunLog:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(checksummed_jsonl.line({"stage": stage, "step": step, "time": round(time.time(), 3)} | finite))
         self._file.flush()
+        self._events.at |= {"stage": stage, "update": step}
+        telemetry.step(self._events.at["run"], stage, step, values)
         if self._tracker is not None:
             self._tracker.log(values, step)
         return values

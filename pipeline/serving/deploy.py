@@ -7,12 +7,14 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.install import install_command
 from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 LARGEST_BODY = 8 << 20
 QUEUED_BATCHES = 8
 """More waiting requests than this many batches are turned away (503)."""
-INSTALL = "pip install -c requirements.lock -e '.[serve]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class ServingSettings:
     decode: Decode | None = None
     """Where a request does not say; ``None``: as the export says"""
     base: str | None = None
+    metrics_port: int | None = None
+    """Where a local Ray answers Prometheus"""
 
 
 def check(settings: ServingSettings) -> None:
@@ -72,7 +75,7 @@ def check(settings: ServingSettings) -> None:
     try:
         from ray import serve
     except ImportError as error:
-        raise ValueError(f"Ray Serve is not installed ({error.name}): {INSTALL}") from error
+        raise ValueError(f"Ray Serve is not installed ({error.name}): {install_command('serve')}") from error
     del serve
 
 
@@ -95,6 +98,7 @@ def application(settings: ServingSettings) -> Any:
 
     from pipeline.serving.protocol import DecodedRow
     from pipeline.serving.service import DecodingRow, Service
+    from rollout_workers import telemetry
 
     @serve.deployment(
         name="latent-control",
@@ -119,10 +123,16 @@ def application(settings: ServingSettings) -> Any:
         @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)
         async def decode(self, rows: list[DecodingRow]) -> list[DecodedRow]:
             # In a thread: requests are read, and health checks answered, meanwhile.
-            return await asyncio.to_thread(self.service.decode, rows)
+            decoded = await asyncio.to_thread(self.service.decode, rows)
+            telemetry.count("server_tokens_total", sum(len(row.tokens) for row in decoded), model=settings.name)
+            return decoded
 
         async def __call__(self, request: Request) -> Response:
-            return await answer(self.service, request, self.decode)
+            started = time.perf_counter()
+            response = await answer(self.service, request, self.decode)
+            telemetry.count("server_requests_total", model=settings.name, status=str(response.status_code))
+            telemetry.seconds("server_request_seconds", time.perf_counter() - started, model=settings.name)
+            return response
 
     return Replica.bind()  # type: ignore[attr-defined]
 
@@ -148,7 +158,7 @@ def running(settings: ServingSettings) -> Iterator[str]:
     """The application on Ray for the duration of a block; yields its address."""
     from ray import serve
 
-    with joined(settings.address, settings.replicas * settings.threads + 1):
+    with joined(settings.address, settings.replicas * settings.threads + 1, settings.metrics_port):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:

@@ -31,6 +31,7 @@ from pipeline.runs.layout import TOKEN_INFO
 from pipeline.runs.policies import checkpoint_of
 from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
 from pipeline.runs.summary import read_summary
+from pipeline.serving.model_card import CARD, model_card
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
 from pipeline.tracking.lineage import replay_hash
@@ -143,6 +144,7 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
         for folder in (staging, *([] if reference else [staging / BASE])):
             tokenizer.save_pretrained(folder, save_jinja_files=False)
         (staging / PROVENANCE).write_text(json.dumps(about, indent=1) + "\n")
+        (staging / CARD).write_text(model_card(about, str(base or latent.base_source), latent.config), encoding="utf-8")
 
     checkpoints.write(out, files=files, info={"stage": "export"})
     if source.run_dir is not None:

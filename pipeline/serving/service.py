@@ -15,6 +15,7 @@ from latent_control.auto import LatentActionForCausalLM
 from latent_control.auto_generation import decoding_of
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.records import Generation
 from latent_control.text import config_ends, encode_messages, encode_text, left_padded, load_tokenizer, spoken_text
@@ -62,6 +63,9 @@ class DecodingRow:
         return new
 
 
+PREFIX_CACHE_MB = 512
+"""What a replica keeps of prompts over requests and users."""
+
 Decode = Callable[[DecodingRow], Awaitable[DecodedRow]]
 
 
@@ -90,6 +94,7 @@ class Service:
             folder, base=base, device_map=device or "auto", trust_remote_code=False
         )
         self.latent = model.latent
+        self.tree = PrefixTree(PREFIX_CACHE_MB)
         self.tokenizer = load_tokenizer(folder, key=None)
         self.ends = list(config_ends(model.generation_config))
         stop = model.generation_config.stop_strings or ()
@@ -235,12 +240,14 @@ class Service:
             row_seeds=[ask.seed for ask in asks],
             guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
             watch=watch if any(row.stream is not None for row in rows) else None,
+            keep_responses=True,  # a conversation goes on from them
         )
         out = generate(
             self.latent.base,
             self.latent.actor(),
             params,
             *left_padded([ask.prompt for ask in asks], device),
+            tree=self.tree,
         )
         return [self._answer(row, out, index) for index, row in enumerate(rows)]
 

@@ -47,7 +47,7 @@ from rollout_workers.rollouts import HostSpec, Rollout
 TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "rescored_gap"),
-    *("kl_to_reference", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
+    *("kl_to_reference", "kl_to_start", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
     "gradients_default_optimizer_global_norm",
 )
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
@@ -76,8 +76,8 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
         return Start(
             host=host,
             num_actions=shape.num_actions,
-            reads=shape.policy_reads,
-            late_blocks=shape.policy_layers,
+            reads=shape.policy_state,
+            late_blocks=shape.late_blocks,
             learning_rate=improve.learning_rate,
             span=shape.span,
         )

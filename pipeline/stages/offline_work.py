@@ -22,7 +22,7 @@ from learners.finetune import FinetuneStage, TokenSFTStage
 from learners.improve_offline import ImproveOfflineStage
 from learners.offline_training import Hooks, OfflineStage, make_optimizer, train
 from learners.sharding import optimizer_state, restore_optimizer, shard, whole, whole_model_state
-from pipeline.data.batches import heldout_batches, training_batches
+from pipeline.data.batches import heldout_batches, repeated, training_batches
 from pipeline.replay.dataset import HELDOUT, read_rollouts, rollout_batches
 from pipeline.runs import interrupts, seals
 from pipeline.runs.layout import TOKEN_INFO
@@ -60,8 +60,10 @@ def new_model(settings: Actions, base: str, config: RunConfig, dtype: str) -> La
         "head",
         "inverse_dynamics_layers",
         "merge_layers",
-        "policy_layers",
         "inverse_dynamics_reads",
+        "policy_kind",
+        "policy_layers",
+        "policy_width",
         "policy_reads",
     )
     arguments = {name: getattr(settings, name) for name in (*shape, "span", "look_ahead")}
@@ -139,7 +141,12 @@ def streams(
         "max_length": row_length(config, settings),
         "seed": config.seed,
     }
-    batches = training_batches(settings.data, batch_size=settings.batch_size, **reading, **dealt)
+    passes = settings.passes if isinstance(settings, Clone) else 1
+    again = {"start": 0} if passes > 1 else {}
+    batches = training_batches(settings.data, batch_size=settings.batch_size, **reading, **dealt | again)
+    if passes > 1:
+        distinct = -(-settings.updates // passes)
+        batches = repeated(batches, distinct=max(1, distinct), seed=config.seed, start=start)
     return batches, heldout_batches(
         settings.data, batch_size=min(32, settings.batch_size), count=settings.evaluation_sequences, **reading
     )

@@ -108,7 +108,7 @@ def new_head(model: LatentActionLM, settings: QSettings, seed: int) -> QHead:
             hidden=settings.hidden,
             num_actions=model.config.num_actions,
             span=model.config.span,
-            reads=model.config.policy_reads,
+            reads=model.config.policy_state,
             late_blocks=model.config.late_blocks,
             support=settings.support,
             world_hash=world_hash(model),

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from configs.redaction import without_secrets
+from rollout_workers import telemetry
 
 AWAY_SECONDS = 2.0
 """How long ``drained`` waits when the store did not answer before."""
@@ -48,6 +49,7 @@ class Outbox(threading.Thread):
         """Queue a call; ``what`` names it in a warning."""
         with self._changed:
             self._calls.append((what, call))
+            telemetry.gauge("tracking_waiting", len(self._calls))
             self._changed.notify_all()
 
     def drained(self, seconds: float) -> bool:
@@ -91,6 +93,7 @@ class Outbox(threading.Thread):
                 pause = _FIRST_RETRY
                 with self._changed:
                     self._calls.popleft()
+                    telemetry.gauge("tracking_waiting", len(self._calls))
                     self._changed.notify_all()
             else:
                 self._hurry.wait(pause)

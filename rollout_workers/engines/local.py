@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import RolloutConfig as RolloutSettings
-from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.generate import generate
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from latent_control.text import left_padded
 from latent_control.token_policy import WholeModel
@@ -31,6 +32,8 @@ class LocalEngine:
         self.host, self.settings = host, settings
         self.level, self.world_hash, self.codebook_hash = host.level, host.world_hash, host.codebook_hash
         self.tokenizer: PreTrainedTokenizerBase = host.tokenizer
+        frozen = not isinstance(host.policy, WholeModel)
+        self.tree = PrefixTree(settings.prefix_cache_mb) if settings.prefix_cache_mb and frozen else None
 
     @classmethod
     def load(
@@ -39,7 +42,7 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: DecoderStack | WholeModel) -> None:
+    def use(self, policy: LatentPolicy | WholeModel) -> None:
         """Steer by this very policy: changes of its weights in place need no further call."""
         self.host = self.host.steered_by(policy)
 
@@ -53,6 +56,7 @@ class LocalEngine:
             repeats=job.repeats,
             row_seeds=job.seeds,
             return_features=job.keep_features,
+            keep_responses=job.keep_responses,
             aliases=job.aliases,
             watch=stop_watch(self.tokenizer, self.settings.stop),
             decode=job.decode,
@@ -66,6 +70,7 @@ class LocalEngine:
                 *left_padded(job.prompts, self.host.base.lm.device),
                 refresh=job.refresh,
                 static=self.settings.static_cache,
+                tree=self.tree,
             )
 
     def rescore(self, rollouts: Sequence[Rollout], *, temperature: float, top_k: int | None) -> list[np.ndarray]:

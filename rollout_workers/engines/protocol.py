@@ -10,7 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Decode
-from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.prefix_tree import PrefixTree
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from rollout_workers.rollouts import Rollout
 
@@ -39,6 +40,8 @@ class DecodeJob:
     aliases: int | None = None
     """Also find the codes, among this many most likely ones, that would have emitted the same token (engine
     ``local``)."""
+    keep_responses: bool = False
+    """A next turn will go on from the responses: keep what the base has computed of them, where the engine can."""
     refresh: Callable[[], int] | None = None
     """Asked between decoding steps: may call the engine's ``use`` and returns the policy version from now on."""
 
@@ -52,10 +55,12 @@ class RolloutEngine(Protocol):
     world_hash: str
     """Of base LM, merge and codebook; "" at the levels without latent actions."""
     codebook_hash: str
+    tree: PrefixTree | None
+    """What is kept of prompts over calls; ``None``: nothing, or the engine itself keeps it."""
     ships_features: bool
     """Whether ``keep_features`` is possible; without it the learner recomputes them."""
 
-    def use(self, policy: DecoderStack) -> None:
+    def use(self, policy: LatentPolicy) -> None:
         """Steer by ``policy`` as it is now; called again whenever its weights have changed."""
         ...
 

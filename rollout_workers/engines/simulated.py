@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import load_config
-from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.stop_strings import stopped_length
+from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import base_path, read_shape
 from latent_control.records import Generation
 from latent_control.text import end_tokens, load_tokenizer
@@ -60,6 +61,7 @@ class SimulatedEngine:
     """Uniform codes and tokens at a stated rate and length; a rollout depends on its own seed alone."""
 
     ships_features = True
+    tree: PrefixTree | None = None
 
     def __init__(
         self,
@@ -71,8 +73,11 @@ class SimulatedEngine:
         width: int,
         dtype: torch.dtype,
         stop: Sequence[str] = (),
+        stateless: bool = False,
     ) -> None:
-        """``num_actions`` is ``None`` where an action is a token; ``width`` and ``dtype`` are the features'."""
+        """``num_actions`` is ``None`` where an action is a token; ``width`` and ``dtype`` are the features', which are
+        those of choices alone where the policy is ``stateless``."""
+        self.stateless = stateless
         self.options, self.tokenizer, self.level = options, tokenizer, level
         self.num_actions, self.width, self.dtype, self.stop = num_actions, width, dtype, stop
         self.ends = end_tokens(tokenizer)
@@ -91,17 +96,19 @@ class SimulatedEngine:
         base = base_path(spec.checkpoint) if latent else spec.checkpoint
         config = load_config(base, trust_remote_code=trust)
         dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else config.dtype or torch.float32
+        shape = read_shape(Path(spec.checkpoint)) if latent else None
         return cls(
             read_options(settings),
             load_tokenizer(base, trust_remote_code=trust),
             level=spec.level,
-            num_actions=read_shape(Path(spec.checkpoint)).num_actions if latent else None,
+            num_actions=None if shape is None else shape.num_actions,
+            stateless=shape is not None and shape.policy_kind == "mlp",
             width=config.get_text_config().hidden_size,
             dtype=dtype,
             stop=settings.stop,
         )
 
-    def use(self, policy: DecoderStack) -> None:
+    def use(self, policy: LatentPolicy) -> None:
         """Nothing is steered."""
 
     def generate(self, job: DecodeJob) -> Generation:
@@ -114,7 +121,7 @@ class SimulatedEngine:
         tokens[live] = torch.from_numpy(np.concatenate([tokens for tokens, _, _ in rows]))
         actions[live] = torch.from_numpy(np.concatenate([actions for _, actions, _ in rows]))
         choices = self.num_actions or len(self.words)
-        prompts = [len(prompt) for prompt in job.prompts for _ in range(job.repeats)]
+        fed = [0 if self.stateless else len(prompt) - 1 for prompt in job.prompts for _ in range(job.repeats)]
         return Generation(
             tokens=tokens,
             actions=actions,
@@ -123,7 +130,8 @@ class SimulatedEngine:
             finish_reasons=tuple(reason for _, _, reason in rows),
             versions=self._pass_time(job, live),
             features=tuple(
-                torch.zeros(p + int(n) - 1, self.width, dtype=self.dtype) for p, n in zip(prompts, lengths, strict=True)
+                torch.zeros(before + int(n), self.width, dtype=self.dtype)
+                for before, n in zip(fed, lengths, strict=True)
             )
             if job.keep_features
             else None,

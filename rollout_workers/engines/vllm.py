@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import RolloutConfig as RolloutSettings
 from configs.schema import Section
 from latent_control.bases.loading import BASE, load_config, require_whole
-from latent_control.decoder_stack import DecoderStack
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.stop_strings import stopped_length
 from latent_control.distributions import action_log_probs, likeliest, sample_actions, uniform_streams
+from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import WEIGHTS, base_path, read_shape, weights_hash
 from latent_control.records import Generation
 from latent_control.text import end_tokens, load_tokenizer
@@ -98,6 +99,7 @@ class VllmEngine:
     numbers."""
 
     ships_features = False
+    tree: PrefixTree | None = None
     level = "latent"
 
     def __init__(
@@ -161,10 +163,13 @@ class VllmEngine:
             stop=settings.stop,
         )
 
-    def use(self, policy: DecoderStack) -> None:
-        """Copy the weights; what vLLM has cached of prompts was made by the old ones."""
-        self.model.policy.load(policy.state_dict())
-        self.llm.reset_prefix_cache()
+    def use(self, policy: LatentPolicy) -> None:
+        """Copy the weights; what vLLM has cached of prompts was made by the old ones, unless policies have no cache."""
+        from rollout_workers.engines.vllm_model import load_policy
+
+        load_policy(self.model.policy, policy.state_dict())
+        if not policy.stateless:
+            self.llm.reset_prefix_cache()
 
     def generate(self, job: DecodeJob) -> Generation:
         """Decode the job. ``keep_features`` and ``refresh`` are not possible here."""

@@ -21,6 +21,7 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from latent_control.config import LatentActionConfig
 from latent_control.merge import Merge
+from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import WEIGHTS, read_shape
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -78,6 +79,14 @@ class PolicyBlocks(nn.Module):
                 own[name].copy_(tensor)
 
 
+def load_policy(policy: PolicyBlocks | MlpPolicy, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Take the weights of a latent policy's state, in place."""
+    if isinstance(policy, MlpPolicy):
+        policy.load_state_dict(dict(tensors))
+    else:
+        policy.load(tensors)
+
+
 class LatentLlama(LlamaForCausalLM):
     """Made by vLLM from the base LM's folder; ``hf_overrides`` must name the checkpoint as ``latent_checkpoint``."""
 
@@ -87,7 +96,13 @@ class LatentLlama(LlamaForCausalLM):
         self.checkpoint = Path(config.latent_checkpoint)
         self.shape = read_shape(self.checkpoint)
         width = config.hidden_size
-        self.policy = PolicyBlocks(vllm_config, self.shape)
+        self.policy: PolicyBlocks | MlpPolicy
+        if self.shape.policy_kind == "mlp":
+            self.policy = MlpPolicy(
+                width, self.shape.num_actions, layers=self.shape.policy_layers, width=self.shape.policy_width
+            )
+        else:
+            self.policy = PolicyBlocks(vllm_config, self.shape)
         self.merge = Merge(
             width, self.shape.merge_size or config.intermediate_size, self.shape.merge_layers, identity_start=False
         )
@@ -102,7 +117,8 @@ class LatentLlama(LlamaForCausalLM):
         intermediate_tensors: Any = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Base's final states and the policy's hidden states side by side, [T, 2D]."""
+        """Base's final states and the policy's hidden states side by side, [T, 2D]; of an MLP policy the former alone,
+        [T, D]."""
         x = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual: torch.Tensor | None = None
         late, late_at = x, len(self.model.layers) - self.shape.policy_layers
@@ -111,14 +127,20 @@ class LatentLlama(LlamaForCausalLM):
                 late = x if residual is None else x + residual
             x, residual = layer(positions, x, residual)
         final = self.model.norm(x, residual)[0]
-        return torch.cat([final, self.policy(positions, late if self.shape.policy_reads == "late" else final)], -1)
+        if isinstance(self.policy, MlpPolicy):
+            return final
+        return torch.cat([final, self.policy(positions, late if self.shape.policy_state == "late" else final)], -1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Token logits [M, V] under the codes that ``choose`` picks for these rows, from states [M, 2D]."""
-        final, hidden = hidden_states.chunk(2, -1)
+        """Token logits [M, V] under the codes that ``choose`` picks for these rows, from what ``forward`` gave."""
+        if isinstance(self.policy, MlpPolicy):
+            final, logits = hidden_states, self.policy(hidden_states)
+        else:
+            final, hidden = hidden_states.chunk(2, -1)
+            logits = self.policy.head(hidden)
         if self.table is None:
             self.table = self.merge.table(self.codebook)
-        merged = self.merge.lookup(final, self.choose(self.policy.head(hidden)), self.table)
+        merged = self.merge.lookup(final, self.choose(logits), self.table)
         if self.shape.head == "official":
             merged = self.model.norm(merged) - final
         return super().compute_logits(merged)
@@ -128,8 +150,9 @@ class LatentLlama(LlamaForCausalLM):
         loaded = super().load_weights(weights)
         with safe_open(self.checkpoint / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.policy.load(
-            {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")}
+        load_policy(
+            self.policy,
+            {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")},
         )
         own = dict(self.named_parameters())
         for name in tensors.keys() & own.keys() - {name for name in own if name.startswith("policy.")}:

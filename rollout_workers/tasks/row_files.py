@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from configs.install import install_command
 from configs.schema import Section
 
 Row = dict[str, object]
@@ -25,7 +26,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files of rows; ``.gz`` may follow."""
 WANTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 _LONGEST_FIELD = 1 << 27
-EXTRA = "pip install -c requirements.lock -e '.[tasks]'"
+EXTRA = install_command("tasks")
 
 
 def near(word: str, known: Sequence[str]) -> str:

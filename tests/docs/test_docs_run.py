@@ -43,7 +43,7 @@ QUICK = {
     "runs",
     "show",
 }
-QUICK |= {"init", "audit", "diagnose", "compare", "export", "scale", "off-policy"}
+QUICK |= {"init", "audit", "diagnose", "compare", "export", "scale", "off-policy", "cluster-files"}
 SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health", "steer": "/"}, {"submit", "job"}
 NO_SERVER = {"--prompt", "--terminal"}
 OUTPUTS = ("-o", "--out", "--run-dir")
@@ -169,7 +169,7 @@ def invoke(folder: Path, *words: str, codes: frozenset[int] | set[int] = frozens
 
 def outputs_of(folder: Path, words: Sequence[str]) -> list[Path]:
     """What the command will write, cleared away."""
-    if "--help" in words:
+    if "--help" in words or words[0] == "cluster-files":  # it prints; the run folder is the cluster's
         return []
     outputs = [folder / words[i + 1] for i, word in enumerate(words) if word in OUTPUTS]
     outputs += [folder / f"{Path(words[1]).stem}-samples.jsonl"] if words[0] == "sample" else []

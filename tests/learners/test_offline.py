@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,27 @@ def test_a_collapsed_codebook_stops_several_workers_with_the_same_advice(make_jo
     job = make_job("actions", actions(updates=2, anneal_share=0.5, min_alive_share=1.0, num_workers=2), "two")
     with pytest.raises(ValueError, match=r"(?s)the codebook has collapsed.*Raise actions.usage_weight"):
         run_workers(job, lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "mlp"])
+def test_passes_read_each_batch_once_and_move_the_policy_as_if_it_were_read_again(
+    make_job: Jobs, tiny_checkpoint: Path, tiny_base: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve updates in three passes: four batches through the base; without memory twelve, and the same weights."""
+    source = tiny_checkpoint
+    if kind == "mlp":
+        shape = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_kind": "mlp"}
+        source = LatentActionLM.from_base(tiny_base, num_actions=8, seed=1, **shape).save_pretrained(
+            tiny_base.parent / "mlp_to_clone"
+        )
+    stages: list[CloneStage] = []
+    made = CloneStage.__init__
+    monkeypatch.setattr(CloneStage, "__init__", lambda self, *args: (stages.append(self), made(self, *args))[1])
+    weights = []
+    for room in (64, 0):
+        job = make_job("clone", clone(updates=12, passes=3, cache_megabytes=room), f"{kind}-{room}")
+        job = replace(job, source=str(source))
+        done(job)
+        weights.append(LatentActionLM.from_pretrained(job.result).policy.state_dict())
+    assert [stage.read for stage in stages] == [4, 12]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

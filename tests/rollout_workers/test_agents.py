@@ -23,11 +23,12 @@ from configs.schema import Architecture, DataSource, ImproveOffline, Reward, Run
 from latent_control import LatentActionLM
 from latent_control.algorithms.common import Outcomes
 from latent_control.algorithms.reinforce_pp import reinforce_pp
+from latent_control.decoding import prefill
 from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
-from latent_control.pretrained import array_hash
+from latent_control.pretrained import array_hash, read_shape
 from learners.base_training import encode_rows, new_model, word_tokenizer
-from learners.collate import Places, collate, moved_rewards
+from learners.collate import Places, choice_starts, collate, moved_rewards
 from pipeline.data.batches import training_batches
 from pipeline.preflight.check import check
 from pipeline.replay.dataset import read_rollouts, rollout_batches
@@ -263,7 +264,14 @@ def test_offline_batches_take_the_loss_on_responses_only() -> None:
 # -- a real engine and learner -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["span 1", "span 2"])
+KINDS: dict[str, dict[str, Any]] = {
+    "span 1": {"policy_layers": 1},
+    "span 2": {"policy_layers": 1, "span": 2},
+    "mlp": {"policy_kind": "mlp", "policy_width": 16},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def checkpoint(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -276,10 +284,8 @@ def checkpoint(
         torch.manual_seed(5)
         new_model(shape, TOKENIZER).save_pretrained(folder / "base")
     TOKENIZER.save_pretrained(folder / "base")
-    layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
-    model = randomise(
-        LatentActionLM.from_base(folder / "base", num_actions=NUM_ACTIONS, seed=1, span=request.param, **layers)
-    )
+    layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, **KINDS[request.param]}
+    model = randomise(LatentActionLM.from_base(folder / "base", num_actions=NUM_ACTIONS, seed=1, **layers))
     model.codebook.data *= 8
     return model.save_pretrained(folder / "checkpoint")
 
@@ -290,16 +296,16 @@ def configured(checkpoint: Path, **improve: Any) -> tuple[RunConfig, Any]:
     config = rl_config(
         checkpoint.parent / "base", improve=improve, rollout={"max_new_tokens": 5, "turns": turns}, task=TOY
     )
-    span = LatentActionLM.from_pretrained(checkpoint).config.span
+    shape = read_shape(checkpoint)
     host = HostSpec(level="latent", checkpoint=str(checkpoint))
     return config, algorithm_config(
         config,
         host,
         num_actions=NUM_ACTIONS,
-        reads="late",
-        late_blocks=1,
+        reads=shape.policy_state,
+        late_blocks=shape.late_blocks,
         learning_rate=config.improve.learning_rate,
-        span=span,
+        span=shape.span,
     )
 
 
@@ -347,7 +353,9 @@ def test_stored_log_probabilities_are_those_of_one_teacher_forced_pass(
         assert np.allclose(r.action_logp[chosen], found[chosen], atol=2e-5)
         assert not r.action_logp[~chosen].any() and (r.action_logp[chosen] < 0).all()
         assert np.array_equal(emitted[r.mask], r.tokens[r.mask])
-        assert r.features is not None and np.allclose(r.features, features.read("late")[0].numpy(), atol=2e-5)
+        read = features.read(model.config.policy_state)[0].numpy()
+        read = read[len(r.prompt_tokens) - 1 :] * r.mask[:, None] if model.policy.stateless else read
+        assert r.features is not None and np.allclose(r.features, read, atol=2e-5)
         assert len(r.tokens) == len(r.generated) == len(r.actions) == len(r.action_logp)
         seen += int((~r.mask).sum())
     assert seen > 100 and len({len(r) for r in rollouts}) >= 3
@@ -363,6 +371,29 @@ def test_an_episode_does_not_depend_on_its_company(runner: LMEnvRunner, rollouts
             and np.array_equal(one.actions, same.actions)
         )
     assert len({r.text for r in rollouts}) > 4
+
+
+def test_turns_go_on_from_what_the_base_has_read(
+    runner: LMEnvRunner, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same episodes without a prefix tree; with one, openings are read once and turns cost what is new in them."""
+    tree = runner.engine.tree
+    assert tree is not None and tree.computed > 0
+    tree.computed = tree.reused = 0
+    monkeypatch.setattr(prefill, "SHARED_TOKENS", 1)
+    again = runner.sample(request=replace(REQUEST, seeds=(4,) * 4))
+    # New in a turn: the last token of the one before, which was never fed, and the observation; less where two
+    # episodes went the same way.
+    assert 0 < tree.computed <= sum(int((~r.mask).sum() + (np.diff(r.mask.astype(int)) == 1).sum()) for r in again)
+    runner.engine.tree = None
+    try:
+        alone = runner.sample(request=REQUEST)
+    finally:
+        runner.engine.tree = tree
+    for one, other in zip(rollouts, alone, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist() and one.actions.tolist() == other.actions.tolist()
+        np.testing.assert_allclose(one.action_logp, other.action_logp, atol=1e-4)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-4)
 
 
 def test_token_counts_leave_observations_out(runner: LMEnvRunner, rollouts: list[Rollout]) -> None:
@@ -500,9 +531,9 @@ def test_collate_masks_observations() -> None:
 def test_turn_rewards_count_where_they_came() -> None:
     """0.25 in the first turn, 0.75 in the second, and 0.5 more that the weights put on the end."""
     mask = collate([episode()])[Columns.LOSS_MASK]
-    moved = moved_rewards([episode()], mask)
+    moved = moved_rewards([episode()], choice_starts([episode()], False), mask)
     assert moved.tolist() == [[0, 0, 0.25, 0, 0, 0, 0, -0.25]]
-    assert moved_rewards([episode(turn_rewards=np.empty(0, np.float32))], mask).any().item() is False
+    assert moved_rewards([episode(turn_rewards=np.empty(0, np.float32))], [2], mask).any().item() is False
     places = Places(mask)
     outcomes = Outcomes(
         rewards=torch.tensor([1.5]),

@@ -25,6 +25,7 @@ from latent_control.decoding import prefill, static_engine
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
+from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import action_log_probs, uniform_streams
@@ -50,8 +51,17 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 6, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_implementation": "eager"},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
 }
-POLICIES = ("late", "final", "span 2", "span 3", "last_blocks", "added_blocks", "all", "base")
-WITHOUT_STACK = ("all", "base")
+LATENT: dict[str, dict[str, Any]] = {
+    "late": {"policy_layers": 1},
+    "final": {"policy_layers": 1, "policy_reads": "final"},
+    "span 2": {"policy_layers": 1, "span": 2},
+    "span 3": {"policy_layers": 1, "span": 3},
+    "mlp": {"policy_kind": "mlp"},
+    "mlp on both": {"policy_kind": "mlp", "policy_reads": "both", "span": 2},
+}
+POLICIES = (*LATENT, "last_blocks", "added_blocks", "all", "base")
+FIXED = ("all", "base")
+"""Have no versions here."""
 VERSIONS = 4
 PIECES = [a + b + c for a in "xyz" for b in ("", "x", "y", "z") for c in ("", "y", "xy", "zz")]
 """What each token writes, several of them alike: strings are met inside of tokens and across them."""
@@ -67,11 +77,19 @@ class Subject:
     actor: ActionDecoder
     model: LatentActionLM | None = None
     versions: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    tree: PrefixTree = field(default_factory=lambda: PrefixTree(0.05))
+    """So small that prefixes leave all the time."""
+
+    @property
+    def policy(self) -> torch.nn.Module | None:
+        """What changes with a version."""
+        head = self.actor.head
+        return head if isinstance(head, torch.nn.Module) and self.actor.stack is None else self.actor.stack
 
     def use(self, version: int) -> None:
         """Take the weights of a version, in place."""
-        if self.actor.stack is not None:
-            self.actor.stack.load_state_dict(self.versions[version])
+        if self.policy is not None:
+            self.policy.load_state_dict(self.versions[version])
 
     @torch.no_grad()
     def states(self, row: Sequence[int]) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -104,16 +122,10 @@ def make_subject(kind: str, policy: str) -> Subject:
     settings = shape | {"vocab_size": VOCABULARY, "pad_token_id": PAD} if kind == "gpt2" else SHAPE | shape
     lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
-    if policy in ("late", "final") or policy.startswith("span"):
-        span = int(policy.split()[1]) if policy.startswith("span") else 1
-        reads = policy if policy in ("late", "final") else "late"
-        arguments: dict[str, Any] = {
-            "policy_layers": 1,
-            "inverse_dynamics_layers": 1,
-            "policy_reads": reads,
-            "span": span,
-        }
-        model = LatentActionLM.from_base(lm, num_actions=CODES, seed=1, **arguments).eval()
+    if policy in LATENT:
+        model = LatentActionLM.from_base(
+            lm, num_actions=CODES, seed=1, inverse_dynamics_layers=1, **LATENT[policy]
+        ).eval()
         assert model.policy is not None
         for weight, std in [(w, 0.3) for w in model.merge.parameters()] + [(model.policy.head.weight, 0.6)]:
             torch.nn.init.normal_(weight, std=std, generator=generator)
@@ -126,8 +138,8 @@ def make_subject(kind: str, policy: str) -> Subject:
         if base.late_blocks:
             base.drop_late_blocks()
         subject = Subject(base=base, actor=token_actor(base, tokens))
-    if subject.actor.stack is not None:
-        start = {name: p.clone() for name, p in subject.actor.stack.state_dict().items()}
+    if subject.policy is not None:
+        start = {name: p.clone() for name, p in subject.policy.state_dict().items()}
         for version in range(VERSIONS):
             noise = {name: torch.randn(p.shape, generator=generator) * 0.1 * (version > 0) for name, p in start.items()}
             subject.versions.append({name: p + noise[name] for name, p in start.items()})
@@ -154,6 +166,8 @@ class Case:
     top_k: int | None
     aliases: int | None
     keep_features: bool
+    shared: bool = False
+    """With a prefix tree that earlier cases have filled, and responses kept."""
     codes: list[list[int]] | None
     allowed: list[list[int]] | None
     barred: dict[int, list[int]]
@@ -175,8 +189,7 @@ def random_case(seed: int) -> Case:
     policies = [p for p in POLICIES if not (kind == "gpt2" and p == "added_blocks")]
     policy = str(draw.choice(policies))
     way = str(draw.choice(["lean", "transformers", "static"])) if kind in LLAMA_SHAPED else "transformers"
-    latent = policy in ("late", "final") or policy.startswith("span")
-    span = int(policy.split()[1]) if policy.startswith("span") else 1
+    latent, span = policy in LATENT, LATENT.get(policy, {}).get("span", 1)
     prompts = [draw.integers(3, VOCABULARY, draw.integers(1, 15)).tolist() for _ in range(draw.integers(1, 9))]
     repeats = int(draw.integers(1, 7))
     rows = len(prompts) * repeats
@@ -215,9 +228,7 @@ def random_case(seed: int) -> Case:
         allowed=allowed,
         barred=barred,
         watched=chance(0.25),
-        changes=sorted(draw.choice(20, 3, replace=False).tolist())
-        if policy not in WITHOUT_STACK and chance(0.35)
-        else [],
+        changes=sorted(draw.choice(20, 3, replace=False).tolist()) if policy not in FIXED and chance(0.35) else [],
         stop_strings=["".join(draw.choice(list("xyz"), draw.integers(1, 6))) for _ in range(draw.integers(1, 3))]
         if chance(0.4)
         else [],
@@ -225,7 +236,7 @@ def random_case(seed: int) -> Case:
     if latent and chance(0.3):
         codes_summed = int(draw.integers(1, CODES + 1)) if chance(0.7) else None
         case = replace(case, decode="token", mixture_codes=codes_summed, top_k=None, aliases=None)
-    return case
+    return replace(case, shared=policy != "all" and chance(0.4))
 
 
 def ends_here(row: int, token: int, code: int) -> bool:
@@ -240,6 +251,7 @@ def decoded_by(way: str) -> Iterator[None]:
         if way == "transformers":
             patch.setattr(prefill, "lean_blocks", lambda decoder: None)
         patch.setattr(static_engine, "ROOM", 2)
+        patch.setattr(prefill, "SHARED_TOKENS", 1)
         yield
 
 
@@ -275,6 +287,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             repeats=case.repeats,
             row_seeds=case.streams,
             return_features=case.keep_features,
+            keep_responses=case.shared,
             aliases=case.aliases,
             decode=case.decode,
             mixture_codes=case.mixture_codes,
@@ -289,6 +302,7 @@ def run(case: Case, subject: Subject, *, slots: int | None = None) -> Generation
             mask,
             refresh=refresh if case.changes else None,
             static=case.way == "static",
+            tree=subject.tree if case.shared else None,
         )
 
 
@@ -362,7 +376,7 @@ def _check_row(case: Case, subject: Subject, out: Generation, row: int, verdict:
         fault(length, "something follows the end")
     if case.keep_features:
         assert out.features is not None
-        found = out.features[row]
+        found, read = out.features[row], read[len(read) - length if subject.actor.stack is None else 0 :]
         if found.shape != read.shape or not torch.allclose(found.float(), read.float(), rtol=0, atol=1e-3):
             fault(0, "features are not those of the tokens")
 

@@ -14,7 +14,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from configs.schema import RunConfig
 from latent_control.decoding.engine import Engine
-from latent_control.pretrained import array_hash
+from latent_control.pretrained import array_hash, read_shape
 from latent_control.token_policy import Trains
 from learners.learner import PolicyLearner
 from pipeline.rl.config import algorithm_config
@@ -109,7 +109,9 @@ def host_of(checkpoint: Path, level: str = "latent", trains: Trains = "last_bloc
 def rllib_config(config: RunConfig, host: HostSpec) -> Any:
     """RLlib's config with ``EvenRunner`` as worker."""
     assert config.improve is not None
-    actions, reads = (NUM_ACTIONS, "late") if host.level == "latent" else (2, TOKEN_READS[host.token_trains])
+    latent = host.level == "latent"
+    reads = read_shape(Path(host.checkpoint)).policy_state if latent else TOKEN_READS[host.token_trains]
+    actions = NUM_ACTIONS if latent else 2
     rate, late_blocks = config.improve.learning_rate, 1 if reads == "late" else 0
     rllib = algorithm_config(
         config, host, num_actions=actions, reads=reads, late_blocks=late_blocks, learning_rate=rate

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from latent_control.analysis.explain import read_choices, token_log_probs
-from latent_control.decoder_stack import DecoderStack
 from latent_control.model import LatentActionLM
+from latent_control.policies.latent import LatentPolicy
 from latent_control.records import TokenBatch
 from pipeline.pages.explorer.corpus import Corpus
 
@@ -35,7 +35,7 @@ class Models:
     """The model after RL, the policy before it, and how codes are sampled."""
 
     model: LatentActionLM
-    before: DecoderStack
+    before: LatentPolicy
     tokenizer: Any
     temperature: float
     top_k: int | None

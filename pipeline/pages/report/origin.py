@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.install import install_command
 from configs.loading import dump_config
 from configs.redaction import without_secrets
 from pipeline.pages.report.records import Link, ReportSection, Table
@@ -64,7 +65,7 @@ def reproduce(sources: Sources) -> ReportSection:
     again = "\n".join(
         [
             *([f"git checkout {clean}"] if clean else []),
-            "pip install -c requirements.lock -e .",
+            install_command(),
             f"latent-control run {quoted}/{CONFIG} --run-dir runs/{shlex.quote(run + '-again')}",
         ]
     )

@@ -497,7 +497,7 @@ def test_a_loader_asks_for_no_network(folder: Path, classifier: Path, monkeypatc
         raise OSError("no network")
 
     def refuse_others(connection: socket.socket, address: object) -> None:
-        if "127.0.0.1" in str(address):  # this machine is no network: another test may look for its MLflow server
+        if "127.0.0.1" in str(address):  # no network: another test's MLflow client may still look for its server
             raise ConnectionRefusedError(str(address))
         refuse(address)
 

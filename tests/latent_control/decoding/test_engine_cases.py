@@ -148,6 +148,10 @@ def case_of(prompts: list[int], limits: list[int], slots: int) -> Case:
         barred={},
         watched=False,
         changes=[],
+        stop_strings=[],
+        shared=False,
+        decode="code",
+        mixture_codes=None,
     )
 
 

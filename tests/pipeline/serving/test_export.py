@@ -47,7 +47,7 @@ def test_the_folder_holds_what_answers_and_nothing_else(
     exported: Path, finished_run: Path, tiny_checkpoint: Path
 ) -> None:
     files = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
-    assert {Path(name).suffix for name in files} == {".json", ".safetensors"}
+    assert {Path(name).suffix for name in files} == {".json", ".md", ".safetensors"}
     assert {
         "latent_actions.safetensors",
         "base/model.safetensors",

@@ -1,0 +1,1 @@
+"""Latent policies: which code comes next, from the base's states."""
