@@ -24,6 +24,7 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         _update,
         _staleness,
         _batches,
+        _actions,
         _data,
         _rollout,
         _evaluation,
@@ -248,6 +249,11 @@ def _batches(config: RunConfig) -> Iterator[str]:
             )
         for key in SHARDING & section.accelerate.keys():
             yield f"{name}.accelerate.{key}: set {name}.shard: true instead, which splits the model over the workers"
+    if config.base.train is not None:
+        yield from _architecture(config.base)
+
+
+def _actions(config: RunConfig) -> Iterator[str]:
     actions = config.actions
     if actions is not None and actions.look_ahead is not None and actions.look_ahead < actions.span:
         yield (
@@ -259,8 +265,6 @@ def _batches(config: RunConfig) -> Iterator[str]:
         yield (
             f"actions.final_temperature: {last} is above actions.temperature = {first}, but it must not rise; swap them"
         )
-    if config.base.train is not None:
-        yield from _architecture(config.base)
 
 
 def _architecture(base: Base) -> Iterator[str]:

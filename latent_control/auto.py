@@ -112,9 +112,7 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
     def wrap(cls, latent: LatentActionLM) -> LatentActionForCausalLM:
         """A model for ``transformers``, without its inverse dynamics model; world model and policy as rollout workers
         host them."""
-        latent.inverse_dynamics = None
-        latent.cast_modules().policy.float()
-        model = cls(LatentControlConfig.of(latent), latent)
+        model = cls(LatentControlConfig.of(latent.hosted()), latent)
         model.generation_config = greedy_defaults(latent.base.lm)
         return model.eval().requires_grad_(False)
 

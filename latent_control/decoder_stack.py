@@ -172,17 +172,16 @@ class DecoderStack(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States [B, T, D] before the head; ``cache`` is extended in place."""
-        arguments: dict[str, Any] = {
-            "attention_mask": attention_mask,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
-        arguments["position_ids"] = position_ids(attention_mask) if positions is None else positions
-        states = states.to(self.head.weight.dtype)
-        self._fed = states
+        self._fed = states = states.to(self.head.weight.dtype)
         try:
             # What is embedded is not read; some architectures change it in place (CTRL).
-            return self.decoder(inputs_embeds=torch.zeros_like(states), **arguments).last_hidden_state
+            return self.decoder(
+                inputs_embeds=torch.zeros_like(states),
+                attention_mask=attention_mask,
+                position_ids=position_ids(attention_mask) if positions is None else positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
         finally:
             self._fed = None
 

@@ -75,6 +75,14 @@ def load_classifier(
     Raises: ValueError: tensors are missing (but for a new head), or it needs code of its own, or there is neither pad
         nor end token.
     """
+    tokenizer = _padding_tokenizer(model)
+    kind = UNTRAINED_REWARD_MODEL if new_head else REWARD_MODEL
+    classifier = load_model(model, kind, dtype=dtype, trust_remote_code=False, key=None)
+    classifier.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not this
+    return classifier, tokenizer
+
+
+def _padding_tokenizer(model: str) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(model, key=None)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -83,10 +91,7 @@ def load_classifier(
                 "tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    kind = UNTRAINED_REWARD_MODEL if new_head else REWARD_MODEL
-    classifier = load_model(model, kind, dtype=dtype, trust_remote_code=False, key=None)
-    classifier.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not this
-    return classifier, tokenizer
+    return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, reading: Reading) -> list[int]:

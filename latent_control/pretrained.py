@@ -216,6 +216,13 @@ class PretrainedMixin(nn.Module):
             f"no latent-action checkpoint in {str(folder)!r}: neither {CONFIG} nor a config.json with num_code is there"
         )
 
+    def hosted(self, policy_dtype: torch.dtype = torch.float32) -> Self:
+        """As rollout workers and exports host it (in another precision another rounding writes other tokens): without
+        its inverse dynamics model, the world model in the base's dtype, the policy in ``policy_dtype``."""
+        self.inverse_dynamics = None
+        self.cast_modules().policy.to(policy_dtype)
+        return self
+
     @classmethod
     def _load_ours(
         cls,

@@ -39,7 +39,7 @@ from pipeline.runs.status import finished as has_finished
 from pipeline.runs.summary import read_summary
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.evaluate import evaluate_stage
-from pipeline.stages.plan import Planned, plan
+from pipeline.stages.plan import plan, work_of
 from pipeline.storage import checkpoints
 from pipeline.tracking.stage_record import note_result, tracking
 from pipeline.tracking.tracker import Tracker
@@ -101,7 +101,34 @@ def nothing_left(run_dir: Path) -> bool:
 
 
 def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
-    """Every stage that is not done yet, then the evaluation; ``summary.json`` grows with them."""
+    """Every stage that is not done yet, then the evaluation and the pages; ``summary.json`` grows with them."""
+    with _supervised(config, run_dir), _logged(config, run_dir, display) as (context, tracker):
+        # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
+        summary: dict[str, Any] = read_summary(run_dir) | _warned(context) | {"stages": {}}
+        made: dict[str, Path] = {}
+        for stage in plan(config, run_dir):
+            source, done = start_of(config, stage.name, made), finished(context, stage.name)
+            kept = done is not None
+            if not kept or config.evaluation is None:  # an evaluation is of the stages that there were
+                for name in ("evaluation", "gates", "took"):
+                    summary.pop(name, None)
+            if done is None:
+                started = time.perf_counter()
+                seals.stage_begins(run_dir, stage.name)
+                with tracking(context, tracker, stage.name, source):
+                    result = work_of(stage)(context, stage, source)
+                    if stage.name != BASE:
+                        note_result(tracker, context, result, source)
+                done = _record(context, stage.name, result, time.perf_counter() - started)
+            _include(context, summary, stage.name, *done, kept=kept)
+            made[stage.name] = done[0].checkpoint
+        _finish(context, tracker, summary)
+    return run_dir
+
+
+@contextmanager
+def _supervised(config: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Begin and end are events, signals end the work in order, and a cluster is joined once."""
     calm_libraries()
 
     def last_words(name: str) -> None:
@@ -111,27 +138,28 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None) ->
     with noted(run_dir), interrupts.listening(last_words):
         # Who has connected has looked at the storage, too; a local Ray that exports metrics does so from the start.
         if (config.cluster.address == "local" and config.cluster.metrics_port is None) or is_connected():
-            return _stages(config, run_dir, display)
+            yield
+            return
         # One connection for all: between two, Ray would clear away the working directory that a job was sent with.
         with connected(config):
             require_shared_storage(config, run_dir)
-            return _stages(config, run_dir, display)
+            yield
 
 
-def _stages(config: RunConfig, run_dir: Path, display: Display | None) -> Path:
+@contextmanager
+def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterator[tuple[StageContext, Tracker]]:
+    """What the stages write to: the run's log with its display, and MLflow."""
     write_environment(run_dir)
     events = Events(run_dir)
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
     log = RunLog(run_dir, tracker=tracker, display=display, events=events)
-    context = StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task))
     with log.showing(ahead(config, run_dir)):
         try:
-            _work(context, tracker)
+            yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker
         finally:
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
     log.close()
-    return run_dir
 
 
 def note_lost(log: RunLog, run_dir: Path, lost: str) -> None:
@@ -145,7 +173,7 @@ def note_lost(log: RunLog, run_dir: Path, lost: str) -> None:
 
 def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     """What a display shows before the run starts."""
-    stages = {stage.name: int(stage.settings.updates) for stage in plan(config, run_dir)}
+    stages = {stage.name: int(stage.settings(config).updates) for stage in plan(config, run_dir)}
     stages |= {EVALUATE: 0} if config.evaluation is not None else {}
     rl = config.improve
     return Ahead(
@@ -157,47 +185,43 @@ def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     )
 
 
-def _work(context: StageContext, tracker: Tracker) -> None:
-    """Every stage, the evaluation, the pages."""
-    config, run_dir, log = context.config, context.run_dir, context.log
-    warnings = simulation_warning(config) + tuned_start(config)
+def _warned(context: StageContext) -> dict[str, list[str]]:
+    """The summary's ``warnings`` of what the config says, shown now."""
+    warnings = simulation_warning(context.config) + tuned_start(context.config)
     for warning in warnings:
-        log.message(warning)
-    # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
-    summary: dict[str, Any] = read_summary(run_dir) | ({"warnings": warnings} if warnings else {}) | {"stages": {}}
-    whole = evaluated(run_dir, summary)
-    made: dict[str, Path] = {}
-    for stage in plan(config, run_dir):
-        kept = finished(context, stage)
-        if kept is None or config.evaluation is None:  # an evaluation is of the stages that there were
-            whole = False
-            for name in ("evaluation", "gates", "took"):
-                summary.pop(name, None)
-        result, seconds = kept or tracked(context, tracker, stage, start_of(config, stage.name, made))
-        summary["stages"][stage.name] = {
-            "seconds": seconds,
-            "checkpoint": os.path.relpath(result.checkpoint, run_dir),
-            "metrics": result.metrics,
-        }
-        log.done(stage.name, kept=kept is not None, **summary["stages"][stage.name])
-        if config.improve is not None and stage.name in ONLINE:
-            for warning in tied_warning(stage.name, config.improve, result.metrics.get("tied_groups")):
-                summary.setdefault("warnings", []).append(warning)
-                log.message(warning)
-        made[stage.name] = result.checkpoint
-        if kept is None:
-            manifest.put_json(run_dir, SUMMARY, summary)
-        elif seals.unrecorded(run_dir, [stage.name]):  # of a version before, or the manifest was lost
-            seals.stage_ended(run_dir, stage.name, Path(resolve_base(config)))
-    took = summary.setdefault("took", {})
-    if config.evaluation is not None and made.keys() - {BASE}:
-        if not whole:
+        context.log.message(warning)
+    return {"warnings": warnings} if warnings else {}
+
+
+def _include(
+    context: StageContext, summary: dict[str, Any], stage: str, result: StageResult, seconds: float, *, kept: bool
+) -> None:
+    """Add a stage that is done, ``kept`` from an earlier start or not, to the summary."""
+    config, run_dir, log = context.config, context.run_dir, context.log
+    summary["stages"][stage] = _entry(context, result, seconds)
+    log.done(stage, kept=kept, **summary["stages"][stage])
+    if config.improve is not None and stage in ONLINE:
+        for warning in tied_warning(stage, config.improve, result.metrics.get("tied_groups")):
+            summary.setdefault("warnings", []).append(warning)
+            log.message(warning)
+    if not kept:
+        manifest.put_json(run_dir, SUMMARY, summary)
+    elif seals.unrecorded(run_dir, [stage]):  # of a version before, or the manifest was lost
+        seals.stage_ended(run_dir, stage, Path(resolve_base(config)))
+
+
+def _finish(context: StageContext, tracker: Tracker, summary: dict[str, Any]) -> None:
+    """The evaluation, unless an earlier start did it and no stage was done since, and the pages."""
+    config, run_dir, log = context.config, context.run_dir, context.log
+    kept, took = evaluated(run_dir, summary), summary.setdefault("took", {})
+    if config.evaluation is not None and summary["stages"].keys() - {BASE}:
+        if not kept:
             with interrupts.at_once(), _timed(took, EVALUATE):
                 summary["evaluation"], verdicts = evaluate_stage(context, tracker, summary)
             if config.gates:
                 summary["gates"] = judgement(verdicts)
             manifest.put_json(run_dir, SUMMARY, summary)
-        log.done(EVALUATE, kept=whole, seconds=took[EVALUATE])
+        log.done(EVALUATE, kept=kept, seconds=took[EVALUATE])
         log.display.evaluation(summary["evaluation"])
     if wants_page(config) or config.report.enabled:
         log.begin(PAGES, 0)
@@ -222,52 +246,36 @@ def _timed(took: dict[str, float], name: str) -> Iterator[None]:
     took[name] = round(time.perf_counter() - started, 3)
 
 
-def finished(context: StageContext, stage: Planned) -> tuple[StageResult, float] | None:
-    """The result of a stage that an earlier start of this run completed; a damaged record is made again from the
-    result's manifest."""
-    name = stage_record(stage.name)
-    result = context.result(stage.name)
-    wrong = manifest.problems(context.run_dir)
-    there, problem = (context.run_dir / name).is_file(), wrong.get(name)
-    if not there and not problem:
+def finished(context: StageContext, stage: str) -> tuple[StageResult, float] | None:
+    """The result and the seconds of a stage that an earlier start of this run completed; a damaged record is made again
+    from the result's manifest."""
+    name, result, wrong = stage_record(stage), context.result(stage), manifest.problems(context.run_dir)
+    problem = wrong.get(name)
+    if not (context.run_dir / name).is_file() and not problem:
         return None
-    other = wrong.get(f"{CHECKPOINTS}/{stage.name}/{MANIFEST}")
-    if stage.name != BASE and (problems := checkpoints.verify(result) or ([f"its result {other}"] if other else [])):
-        context.log.message(f"{stage.name}: {problems[0]}; the stage is done again", "result_damaged", stage=stage.name)
+    other = wrong.get(f"{CHECKPOINTS}/{stage}/{MANIFEST}")
+    if stage != BASE and (problems := checkpoints.verify(result) or ([f"its result {other}"] if other else [])):
+        context.log.message(f"{stage}: {problems[0]}; the stage is done again", "result_damaged", stage=stage)
         return None
-    if problem and stage.name == BASE:
+    if problem and stage == BASE:
         return None
     if problem:
-        context.log.message(
-            f"{stage.name}: {name} {problem}; made again from the result", "record_damaged", stage=stage.name
-        )
-        record = {
-            "seconds": 0.0,
-            "checkpoint": os.path.relpath(result, context.run_dir),
-            "metrics": checkpoints.read_info(result)["metrics"],
-        }
-        manifest.put_json(context.run_dir, name, record)
+        context.log.message(f"{stage}: {name} {problem}; made again from the result", "record_damaged", stage=stage)
+        found = StageResult(checkpoint=result, metrics=checkpoints.read_info(result)["metrics"])
+        manifest.put_json(context.run_dir, name, _entry(context, found, 0.0))
     saved = json.loads((context.run_dir / name).read_text())
-    return StageResult(checkpoint=(context.run_dir / saved["checkpoint"]).resolve(), metrics=saved["metrics"]), saved[
-        "seconds"
-    ]
+    checkpoint = (context.run_dir / saved["checkpoint"]).resolve()
+    return StageResult(checkpoint=checkpoint, metrics=saved["metrics"]), saved["seconds"]
 
 
-def tracked(context: StageContext, tracker: Tracker, stage: Planned, source: Path | None) -> tuple[StageResult, float]:
-    """Run a stage as a separate MLflow run and record that it is done."""
-    started = time.perf_counter()
-    seals.stage_begins(context.run_dir, stage.name)
-    with tracking(context, tracker, stage.name, source):
-        result = stage.work(context, source)
-        if stage.name != BASE:
-            note_result(tracker, context, result, source)
-    seconds = time.perf_counter() - started
-    record = {
-        "seconds": seconds,
-        "checkpoint": os.path.relpath(result.checkpoint, context.run_dir),
-        "metrics": result.metrics,
-        "driver_peak_gib": peak_gib(),
-    }
-    seals.stage_ended(context.run_dir, stage.name, Path(resolve_base(context.config)))
-    manifest.put_json(context.run_dir, stage_record(stage.name), record)
+def _record(context: StageContext, stage: str, result: StageResult, seconds: float) -> tuple[StageResult, float]:
+    """Record that a stage is done; what ``finished`` will find."""
+    seals.stage_ended(context.run_dir, stage, Path(resolve_base(context.config)))
+    entry = _entry(context, result, seconds) | {"driver_peak_gib": peak_gib()}
+    manifest.put_json(context.run_dir, stage_record(stage), entry)
     return result, seconds
+
+
+def _entry(context: StageContext, result: StageResult, seconds: float) -> dict[str, Any]:
+    checkpoint = os.path.relpath(result.checkpoint, context.run_dir)
+    return {"seconds": seconds, "checkpoint": checkpoint, "metrics": result.metrics}

@@ -110,7 +110,7 @@ class Player:
 
     def _act(self, engine: RolloutEngine, episode: _Episode, row: Row) -> None:
         episode.turns.append(row)
-        episode.ids += row.tokens.tolist()
+        episode.ids.extend(row.tokens.tolist())
         episode.texts.append(decode_response(engine.tokenizer, row.tokens.tolist(), self.stop))
 
     def _see(self, engine: RolloutEngine, episode: _Episode, outcome: Step | Lost, room: int) -> None:
@@ -122,17 +122,16 @@ class Player:
         text = shortened(engine.tokenizer, outcome.observation, self.limits.max_observation_tokens) + MARK
         closed = episode.ids[-1] in end_tokens(engine.tokenizer)
         seen = encode_observation(engine.tokenizer, text, chat=self.chat, closed=closed)
-        if outcome.terminated:
-            episode.end = "terminated"
-        elif outcome.truncated:
-            episode.end = "environment_limit"
-        elif len(episode.turns) == self.limits.max_turns:
-            episode.end = "turn_limit"
-        elif len(episode.ids) + len(seen) + room > self.limits.max_tokens:
-            episode.end = "token_limit"
-        else:
+        ends = {
+            "terminated": outcome.terminated,
+            "environment_limit": outcome.truncated,
+            "turn_limit": len(episode.turns) == self.limits.max_turns,
+            "token_limit": len(episode.ids) + len(seen) + room > self.limits.max_tokens,
+        }
+        episode.end = next((name for name, reached in ends.items() if reached), "")
+        if not episode.end:
             episode.observations.append(seen)
-            episode.ids += seen
+            episode.ids.extend(seen)
 
     def _finished(self, episode: _Episode, max_new_tokens: int) -> PlayedEpisode:
         row = joined(episode.turns, episode.observations, episode.end)

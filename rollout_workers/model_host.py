@@ -79,13 +79,12 @@ def _fill(policy: LatentPolicy | WholeModel, path: Path) -> None:
 def latent_host(model: LatentActionLM, tokenizer: PreTrainedTokenizerBase, policy_dtype: torch.dtype) -> Host:
     """A host of ``model``, changed for sampling: without inverse dynamics model, new modules in the base's dtype."""
     world, codebook = world_hash(model), weights_hash([("codebook", model.codebook)])
-    model.inverse_dynamics = None
-    model.cast_modules()
+    model.hosted(policy_dtype)
     return Host(
         level="latent",
         base=model.base,
         model=model,
-        policy=model.policy.to(policy_dtype),
+        policy=model.policy,
         tokenizer=tokenizer,
         world_hash=world,
         codebook_hash=codebook,

@@ -44,10 +44,7 @@ def code_refused(source: str | Path, *, key: str | None = BASE_KEY) -> Iterator[
     except ValueError as error:
         if "trust_remote_code=True" not in str(error):
             raise
-        other = "take a model whose architecture transformers knows"
-        remedy = (
-            other
-            if key is None
-            else f"read that code, then set {key}: true (trust_remote_code=True in Python), or {other}"
-        )
+        remedy = "take a model whose architecture transformers knows"
+        if key is not None:
+            remedy = f"read that code, then set {key}: true (trust_remote_code=True in Python), or {remedy}"
         raise NeedsCode(f"{source} needs Python code of its own (auto_map), which is not run; {remedy}") from error

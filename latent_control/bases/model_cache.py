@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from latent_control.tensor_files import as_readable_as
@@ -67,12 +68,10 @@ def content_hash(path: Path) -> str:
     path = path.resolve()
     record = cache_root() / HASHES / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     before = _marks(path)
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         said = json.loads(record.read_text(encoding="utf-8"))
         if said["marks"] == before:
             return str(said["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
     started = time.time()
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

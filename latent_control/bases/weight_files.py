@@ -114,19 +114,24 @@ def read_folder(folder: Path) -> WeightFiles:
         )
     if not (folder / INDEX).is_file():
         raise Incomplete(_no_weights(folder))
+    found = _read_shards(folder)
+    return WeightFiles(
+        listed=INDEX,
+        shapes={tensor: shape for shapes in found.values() for tensor, shape in shapes.items()},
+        files={tensor: name for name, shapes in found.items() for tensor in shapes},
+        dtype=_dtype(folder / next(iter(found))),
+    )
+
+
+def _read_shards(folder: Path) -> dict[str, dict[str, Shape]]:
+    """File -> its tensors, for all that the index names."""
     names = sorted(set(_read_index(folder / INDEX).values()))
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise Incomplete(
             f"{folder} lacks {len(absent)} of the {len(names)} files that its {INDEX} names: {first_names(absent)}; "
             "copy the whole folder again"
         )
-    found = {name: read_shapes(folder / name) for name in names}
-    return WeightFiles(
-        listed=INDEX,
-        shapes={tensor: shape for shapes in found.values() for tensor, shape in shapes.items()},
-        files={tensor: name for name, shapes in found.items() for tensor in shapes},
-        dtype=_dtype(folder / names[0]),
-    )
+    return {name: read_shapes(folder / name) for name in names}
 
 
 def _read_index(path: Path) -> dict[str, str]:

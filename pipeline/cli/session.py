@@ -106,7 +106,7 @@ def checked(path: Path, overrides: list[str], also: list[str], output: RunOutput
     errors = errors + also
     print_problems(path, errors, warnings)
     if output is not None:
-        output.errors += errors
+        output.errors.extend(errors)
     if errors or config is None:
         raise typer.Exit(USAGE)
     return config
@@ -185,7 +185,7 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
         for message in messages:
             print_error(f"error: {message}{hint}")
         if output is not None:
-            output.errors += messages
+            output.errors.extend(messages)
         if resumable is not None and (resumable / CONFIG).is_file():
             again = f"latent-control run {shlex.quote(str(resumable / CONFIG))}"
             print_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -79,13 +80,11 @@ def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) ->
         yield
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in DRIVER_ENVIRONMENT.items()})
-    own: dict[str, Any] = {}
-    if address == "local":
-        own = {"num_cpus": max(os.cpu_count() or 1, int(cpus_wanted + 0.999)), "include_dashboard": False}
-        own |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
-        if not has_token():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
-    _start(address, own)
+    private: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus_wanted)), "include_dashboard": False}
+    private |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
+    if address == "local" and not has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
+    _start(address, private if address == "local" else {})
     interrupts.listen_again()
     try:
         yield

@@ -241,13 +241,12 @@ def waiting_reason(
     ``waiting_reason([("LMEnvRunner", {"CPU": 1})], [{"CPU": 2}], {"CPU": 2})`` is
     ``"waiting: 1 LMEnvRunner (1 CPU each); in use: 2 of 2 CPU"``.
     """
-    wanted: Counter[tuple[str, str]] = Counter()
-    for name, needs in actors:
-        wanted[
-            name, " + ".join(f"{amount:g} {kind}" for kind, amount in sorted(needs.items()) if amount) or "nothing"
-        ] += 1
-    if not wanted:
+    if not actors:
         return ""
+    wanted = Counter(
+        (name, " + ".join(f"{amount:g} {kind}" for kind, amount in sorted(needs.items()) if amount) or "nothing")
+        for name, needs in actors
+    )
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     state = ", ".join(
         f"{used.get(kind, 0):g} of {amount:g} {kind}" if used else f"{amount:g} {kind}"

@@ -118,6 +118,15 @@ class StageProgress:
         # Updates before a restart took no time of this process: its first logged step is where it began.
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
+    def begin(self, total: int) -> None:
+        """It starts, now."""
+        self.total, self.state, self.began, self.took = total, "current", time.monotonic(), None
+
+    def end(self, kept: bool) -> None:
+        """It is done; ``kept`` if before a restart."""
+        self.took = None if kept else self.elapsed
+        self.state, self.step = "done", max(self.step, self.total)
+
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a logged step."""
         self._recent.append((step, time.monotonic()))
@@ -178,10 +187,9 @@ class RunProgress:
 
     def begin(self, name: str, total: int) -> StageProgress:
         """A stage starts."""
-        stage = self.stages.setdefault(name, StageProgress(name, total))
-        stage.total, stage.state, stage.began, stage.took = total, "current", time.monotonic(), None
-        self.current = stage
-        return stage
+        self.current = self.stages.setdefault(name, StageProgress(name, total))
+        self.current.begin(total)
+        return self.current
 
     def of(self, name: str, step: int) -> StageProgress:
         """The stage ``name``; one that was not begun ends at its step."""
@@ -200,8 +208,7 @@ class RunProgress:
     def end(self, name: str, *, kept: bool = False) -> StageProgress:
         """A stage is done; ``kept`` if before a restart."""
         stage = self.of(name, 0)
-        stage.took = None if kept else stage.elapsed
-        stage.state, stage.step = "done", max(stage.step, stage.total)
+        stage.end(kept)
         self.current = None if self.current is stage else self.current
         return stage
 

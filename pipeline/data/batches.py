@@ -82,29 +82,16 @@ def heldout_batches(
     max_length: int,
     seed: int,
     count: int,
-    rank: int = 0,
-    world: int = 1,
 ) -> list[TokenBatch]:
-    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size`` over all
-    ranks.
-
-    Fewer when the sources hold out fewer; always a multiple of ``world``. ``ValueError`` when there is none.
+    """Up to ``count`` held-out sequences, mixed like the training data, in batches of up to ``batch_size``;
+    fewer when the sources hold out fewer, ``ValueError`` when there is none.
     """
-    _share(batch_size, rank, world)
     encoder = Encoder(tokenizer=tokenizer, chat=chat, max_length=max_length)
     streams = [heldout_rows(source, task, encoder, seed=seed + 1 + i) for i, source in enumerate(sources)]
     rows = _mixed(streams, [source.weight for source in sources], count, seed)
-    rows = rows[: len(rows) // world * world]
     if not rows:
-        raise ValueError(
-            f"the data holds out fewer than {world} sequences (one per worker); use more data or fewer workers"
-        )
-    batches = []
-    for first in range(0, len(rows), batch_size):
-        whole = rows[first : first + batch_size]
-        share = _share(len(whole), rank, world)
-        batches.append(_batch(whole[share.start : share.stop]))
-    return batches
+        raise ValueError("the data holds out no sequence; use more data")
+    return [_batch(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 
 
 def _mixed(streams: Sequence[Iterator[TokenRow]], weights: Sequence[float], count: int, seed: int) -> list[TokenRow]:

@@ -8,7 +8,6 @@ one for a claim about a method.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, student
 from pipeline.pages.page import Points, chart, page
-from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, SUMMARY, stage_record
+from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, stage_record
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, TOKEN_SFT, level_of
+from pipeline.runs.summary import read_summary
 from pipeline.tracking.uris import flatten
 
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
@@ -101,10 +101,8 @@ def _costs(
 ) -> dict[str, float | None]:
     """Wall seconds and trained parameters of the stages behind the variant, rollouts and tokens of its RL; ``None``:
     not known."""
-    path = folder / SUMMARY
-    stages = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
     level = config.improve.level if config.improve is not None else "latent"
-    cost = variant_costs(stages, level=level).get(variant, {})
+    cost = variant_costs(read_summary(folder).get("stages", {}), level=level).get(variant, {})
     last = curve[-1] if curve else {}
     known = {"seconds": cost.get("cost_seconds"), "tokens": last.get("tokens"), "rollouts": last.get("rollouts")}
     return {
@@ -196,11 +194,9 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
     about = {"a": float(left.mean()), "b": float(right.mean()), "prompts": len(common), "seeds": [len(a), len(b)]}
     if len(a) == 1:
         return about | {"unit": "prompts"} | paired_difference(left[0], right[0], seed=0)
-    same = sorted(run.config.seed for run in a) == sorted(run.config.seed for run in b) and len(
-        {run.config.seed for run in a}
-    ) == len(a)
-    orders = [np.argsort([run.config.seed for run in side]) for side in (a, b)]
-    means = [rates.mean(1)[order] for rates, order in zip((left, right), orders, strict=True)]
+    seeds = [[run.config.seed for run in side] for side in (a, b)]
+    same = sorted(seeds[0]) == sorted(seeds[1]) and len(set(seeds[0])) == len(a)
+    means = [rates.mean(1)[np.argsort(own)] for rates, own in zip((left, right), seeds, strict=True)]
     found = seed_difference(means[0], means[1], paired=same)
     if found["low"] == found["high"]:  # seeds that happen to agree do not make a difference certain
         found = paired_difference(left.mean(0), right.mean(0), seed=0)
@@ -226,14 +222,10 @@ def verdict(result: Mapping[str, Any]) -> str:
         return "no verdict: " + "; ".join(result["notes"])
     found = result["success"]["sampled"]
     ratio = result["costs"]["a_over_b"]["seconds"]
-    counted = (
-        f"{found['prompts']} prompts"
-        if found["unit"] == "prompts"
-        else f"{found['seeds'][0]} and {found['seeds'][1]} seeds"
-    )
-    caveat = (
-        "; one run a side: the interval is over prompts, other seeds may differ" if found["unit"] == "prompts" else ""
-    )
+    counted, caveat = f"{found['seeds'][0]} and {found['seeds'][1]} seeds", ""
+    if found["unit"] == "prompts":
+        counted = f"{found['prompts']} prompts"
+        caveat = "; one run a side: the interval is over prompts, other seeds may differ"
     mean, low, high = found["mean"], found["low"], found["high"]
     if low > 0:
         cost = f" at {ratio:.2g} of the cost" if ratio else ""

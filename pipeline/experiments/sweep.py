@@ -23,10 +23,11 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, cpus_wanted
 from pipeline.evaluation.gates import ALIASES, final_of, measure_of
-from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
+from pipeline.runs.layout import CONFIG, METRICS
 from pipeline.runs.metrics_log import series
 from pipeline.runs.stage_table import IMPROVE
 from pipeline.runs.status import finished
+from pipeline.runs.summary import read_summary
 from pipeline.storage.atomic import write_atomic
 
 SWEEP = "sweep.json"
@@ -123,8 +124,7 @@ def trial_config(config: Path, base: Sequence[str], trial: SweepTrial, sweep: st
 
 def done(folder: Path, config: RunConfig) -> bool:
     """Whether the run in ``folder`` has all its stages and its evaluation."""
-    file = folder / SUMMARY
-    return file.is_file() and finished(config, json.loads(file.read_text(encoding="utf-8")))
+    return finished(config, read_summary(folder))
 
 
 def measured(folder: Path, metric: str) -> tuple[float | None, float | None, float | None]:
@@ -133,7 +133,7 @@ def measured(folder: Path, metric: str) -> tuple[float | None, float | None, flo
     if metric == "reward":
         rewards = series(folder / METRICS, IMPROVE, "reward")[-LAST:]
         return (statistics.mean(rewards) if rewards else None), None, None
-    evaluation = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("evaluation") or {}
+    evaluation = read_summary(folder).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")
     row: Mapping[str, Any] = evaluation.get(variant or final_of(evaluation), {}) if evaluation else {}
     low, high = row.get(f"{ALIASES.get(name, name)}_interval") or (None, None)

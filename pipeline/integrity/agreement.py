@@ -33,11 +33,13 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
         stored = stored_metrics(uri, run_id)
         if stored is None:
             return problems, ""
-        for key, step, value in stored:
-            said = logged.get((key, step))
-            compared += said is not None
-            if said is not None and not _same(said, value):
-                problems.append(f"{stage} {step}: {key} is {value:g} in MLflow, {said:g} in {METRICS}")
+        both = [(key, step, value, logged[key, step]) for key, step, value in stored if (key, step) in logged]
+        compared += len(both)
+        problems += [
+            f"{stage} {step}: {key} is {value:g} in MLflow, {said:g} in {METRICS}"
+            for key, step, value, said in both
+            if not _same(said, value)
+        ]
     return problems, f"{compared} numbers agree with {without_secrets(uri)}" if compared else ""
 
 

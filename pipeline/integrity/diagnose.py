@@ -83,9 +83,7 @@ def diagnose(run_dir: Path) -> Diagnosis:
         status=overview(run_dir).status,
         metrics=records(run_dir / METRICS),
     )
-    found = next(rule(traces) for rule in _RULES if rule(traces) is not None)
-    assert found is not None
-    return found
+    return next(filter(None, (rule(traces) for rule in _RULES)))
 
 
 def _finished(t: _Traces) -> Diagnosis | None:

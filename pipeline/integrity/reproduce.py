@@ -135,16 +135,20 @@ def _sampled_again(stream: RequestStream, taken: Mapping[int, Sequence[_Taken]])
         yield stream.pool.take(one.positions[0] for one in taken[update])
 
 
-def _from_buffer(
-    stream: RequestStream, published: PublishedPolicies, taken: Mapping[int, Sequence[_Taken]], run_dir: Path
-) -> Iterator[list[FinishedRequest]]:
-    """Each update's batch out of the replay buffer, or of the quarantine."""
-    rows = {
+def _stored(run_dir: Path) -> dict[str, dict[str, Any]]:
+    return {
         row["rollout_id"]: row
         for folder in (REPLAY, QUARANTINE)
         if (run_dir / folder).is_dir()
         for row in ReplayReader(run_dir / folder, shuffle=False).rows()
     }
+
+
+def _from_buffer(
+    stream: RequestStream, published: PublishedPolicies, taken: Mapping[int, Sequence[_Taken]], run_dir: Path
+) -> Iterator[list[FinishedRequest]]:
+    """Each update's batch out of the replay buffer, or of the quarantine."""
+    rows = _stored(run_dir)
     for update in range(1, max(taken) + 1):
         batch = []
         for one in taken[update]:

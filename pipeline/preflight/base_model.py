@@ -81,7 +81,7 @@ def _hub_answers() -> bool:
 def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
     """Incomplete weight files of the base LM, its adapter or the text encoder; no weight is read."""
     from latent_control.bases import adapters
-    from latent_control.bases.loading import BASE, ENCODER, judge
+    from latent_control.bases.loading import BASE, judge
 
     model, trust = config.base.model, config.base.trust_remote_code
     try:
@@ -96,12 +96,18 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
     if unjudged:
         warnings.append(f"base.model: {unjudged}")
     if config.evaluation is not None and config.evaluation.embedder is not None:
-        try:
-            found = judge(config.evaluation.embedder, ENCODER, trust_remote_code=False, key=None)
-        except ValueError as error:
-            yield placed("evaluation.embedder", error)
-            return
-        yield from (f"evaluation.embedder: {problem}" for problem in found.problems)
+        yield from _embedder_problems(config.evaluation.embedder)
+
+
+def _embedder_problems(embedder: str) -> Iterator[str]:
+    from latent_control.bases.loading import ENCODER, judge
+
+    try:
+        found = judge(embedder, ENCODER, trust_remote_code=False, key=None)
+    except ValueError as error:
+        yield placed("evaluation.embedder", error)
+        return
+    yield from (f"evaluation.embedder: {problem}" for problem in found.problems)
 
 
 def shape_problems(config: RunConfig, model: PreTrainedConfig) -> Iterator[str]:

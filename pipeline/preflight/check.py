@@ -71,14 +71,19 @@ def check_task(config: RunConfig, build: Builder, errors: list[str], warnings: l
     except ValueError as error:
         errors.append(placed("task", error))
         return None
-    if config.evaluation is not None and config.evaluation.slices:
-        from pipeline.evaluation.slices import field_problems
-
-        prompts = task.prompts("heldout")
-        errors += field_problems(
-            config.evaluation.slices, [prompts[i].metadata for i in range(min(config.evaluation.prompts, len(prompts)))]
-        )
+    errors += _slice_problems(config, task)
     return task
+
+
+def _slice_problems(config: RunConfig, task: Task) -> list[str]:
+    """Fields that the evaluation is to be cut by, and that its prompts lack."""
+    if config.evaluation is None or not config.evaluation.slices:
+        return []
+    from pipeline.evaluation.slices import field_problems
+
+    prompts = task.prompts("heldout")
+    asked = [prompts[i].metadata for i in range(min(config.evaluation.prompts, len(prompts)))]
+    return field_problems(config.evaluation.slices, asked)
 
 
 def _with_base(config: RunConfig, task: Task | None, build: Builder, found: Findings) -> None:

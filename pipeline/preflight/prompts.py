@@ -41,7 +41,6 @@ class PromptReading:
     total: int | None = None
     """``None``: rows of a stream, whose number nobody knows."""
     seen: int = 0
-    shortest: int = 0
     longest: int = 0
     example: str = ""
     """The longest row's name."""
@@ -52,8 +51,14 @@ class PromptReading:
     failed: list[str] = field(default_factory=list)
     different: set[tuple[int, ...]] = field(default_factory=set)
 
-    def add(self, name: str, ids: Sequence[int], unknown: int | None) -> None:
-        """Count a row of token ids."""
+    def take(self, row: Any, encode: Callable[[Any], tuple[str, Sequence[int]]], unknown: int | None) -> None:
+        """Count a row; ``encode`` gives its name and token ids, and its ``ValueError`` says what is wrong with it."""
+        self.seen += 1
+        try:
+            name, ids = encode(row)
+        except ValueError as error:
+            self.failed.append(first_line(error))
+            return
         if not len(ids):
             self.failed.append(f"{name}: it has no tokens")
             return
@@ -94,19 +99,14 @@ class PromptReading:
 def read(
     place: str, rows: Iterable[Any], encode: Callable[[Any], tuple[str, Sequence[int]]], unknown: int | None
 ) -> PromptReading:
-    """Encode ``rows`` for ``SECONDS`` at most, those of a sequence in a seeded order. ``encode`` gives name and ids;
-    its ``ValueError`` says what is wrong with a row."""
-    found, deadline = PromptReading(place), time.monotonic() + SECONDS
-    if isinstance(rows, Sequence):
-        found.total, some = len(rows), rows
+    """``PromptReading.take`` of ``rows`` for ``SECONDS`` at most, those of a sequence in a seeded order."""
+    some, deadline = rows if isinstance(rows, Sequence) else None, time.monotonic() + SECONDS
+    found = PromptReading(place, total=None if some is None else len(some))
+    if some is not None:
         rows = (some[index] for index in random.Random(0).sample(range(len(some)), len(some)))
     try:
         for row in rows:
-            found.seen += 1
-            try:
-                found.add(*encode(row), unknown)
-            except ValueError as error:
-                found.failed.append(first_line(error))
+            found.take(row, encode, unknown)
             if time.monotonic() > deadline or len(found.failed) >= FAILED:
                 break
     except ValueError as error:  # of a stream itself: a broken line, a column that is not there

@@ -63,10 +63,11 @@ def check(config: TaskConfig, run: RunConfig | None = None, *, count: int, seed:
         problems.append(f"{len(shared)} prompts are in both splits, e.g. {min(shared)[:60]!r}")
     heldout = task.prompts("heldout")
     prompts = [heldout[i] for i in range(min(count, len(heldout)))]
-    rows = []
-    for kind, (asked, answers) in _answers(task, prompts, random.Random(seed), warnings).items():
-        if asked:
-            rows.append(_played(task, kind, asked, answers, problems, warnings))
+    rows = [
+        _played(task, kind, asked, answers, problems, warnings)
+        for kind, (asked, answers) in _answers(task, prompts, random.Random(seed), warnings).items()
+        if asked
+    ]
     warnings += _compared(rows)
     scorer = getattr(task, "scorer", None)
     printed = getattr(getattr(scorer, "isolation", None), "printed", "")

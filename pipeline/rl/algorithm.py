@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ray
@@ -110,7 +109,8 @@ class LatentRL(Algorithm):
         self.guards.check(batch)
         self._log_batch(batch)
         started = time.perf_counter()
-        results = self.stream.while_serving(partial(self._update, batch))
+        with self.learner_timeout.watch(), self.stream.serving():
+            results = self.learner_group.update(**self._minibatches(batch))
         seconds_updating = time.perf_counter() - started
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         broken = BROKEN[round(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))]
@@ -131,19 +131,17 @@ class LatentRL(Algorithm):
         for name, value in metrics.items():
             self.metrics.log_value(("improve", name), value, window=1)
 
-    def _update(self, batch: Sequence[FinishedRequest]) -> list[dict[str, Any]]:
-        """The learner's part: its metrics."""
+    def _minibatches(self, batch: Sequence[FinishedRequest]) -> dict[str, Any]:
+        """How the learner takes a batch, as RLlib's arguments."""
         improve, learners = self.improve, max(1, self.run_config.cluster.num_learners)
         rows = max(1, math.ceil(sum(one.summary.rollouts for one in batch) / learners))
-        with self.learner_timeout.watch():
-            results: list[dict[str, Any]] = self.learner_group.update(
-                training_data=TrainingData(episodes_refs=[one.rollouts for one in batch]),
-                num_epochs=improve.epochs,
-                minibatch_size=math.ceil(rows / improve.minibatches),
-                num_total_minibatches=improve.epochs * improve.minibatches,
-                shuffle_batch_per_epoch=improve.minibatches > 1,
-            )
-        return results
+        return {
+            "training_data": TrainingData(episodes_refs=[one.rollouts for one in batch]),
+            "num_epochs": improve.epochs,
+            "minibatch_size": math.ceil(rows / improve.minibatches),
+            "num_total_minibatches": improve.epochs * improve.minibatches,
+            "shuffle_batch_per_epoch": improve.minibatches > 1,
+        }
 
     def _report_silent_learners(self, text: str) -> None:
         self.pool.watch.say(text, "learner_silent", update=self.policy.version + 1)

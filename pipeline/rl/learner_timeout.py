@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 
+from pipeline.rl.rllib_private import actors_of
+
 
 class LearnerTimeout:
     """``with timeout.watch(): ...``: learner actors that have not answered within ``seconds`` are killed, which those
@@ -31,10 +33,10 @@ class LearnerTimeout:
 
     def all_healthy(self) -> bool:
         """Whether RLlib knows of no learner that is lost."""
-        return not self.group.is_remote or self.group._worker_manager.num_healthy_actors() >= len(self.group)
+        return not self.group.is_remote or actors_of(self.group).num_healthy_actors() >= len(self.group)
 
     def _kill(self) -> None:
-        learners = self.group._worker_manager.actors()
+        learners = actors_of(self.group).actors()
         silent = f"the {len(learners)} learner actors have" if len(learners) > 1 else "the learner actor has"
         self.report(
             f"{silent} not answered for {self.seconds:g} s; raise cluster.learner_timeout_seconds if that is not long "

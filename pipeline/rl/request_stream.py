@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from configs.schema import Improve, RunConfig
 from latent_control.algorithms import ALGORITHMS
@@ -21,8 +23,6 @@ from pipeline.rl.published_policies import PublishedPolicies
 from pipeline.rl.rollout_metrics import action_ages
 from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
 from rollout_workers.rollouts import RolloutRequest
-
-T = TypeVar("T")
 
 SERVE_EVERY = 0.01
 """Seconds between two looks at the workers while the learner works."""
@@ -80,9 +80,9 @@ class RequestStream(ABC):
     def next_batch(self) -> list[FinishedRequest]:
         """Wait for what the next update trains on; raises what ``RolloutPool.take_when`` raises."""
 
-    def while_serving(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, during which workers get what this stream has for them."""
-        return work()
+    def serving(self) -> AbstractContextManager[None]:
+        """A block in which the learner works; meanwhile workers get what this stream has for them."""
+        return nullcontext()
 
     def request(self, positions: Sequence[int]) -> RolloutRequest:
         """The request for the prompts at these positions, which are open from now on."""
@@ -147,13 +147,21 @@ class AsyncStream(RequestStream):
             self.metrics[f"staleness_{age}"] = ages[age] / ages.total()
         return batch
 
-    def while_serving(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in a thread; meanwhile this one hands the workers what they ask for."""
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """A block during which a thread hands the workers what they ask for; what that raises is raised at its end."""
+        done = threading.Event()
         with ThreadPoolExecutor(1) as thread:
-            future = thread.submit(work)
-            while not wait([future], timeout=SERVE_EVERY).done:
-                self.pool.poll()
-        return future.result()
+            served = thread.submit(self._serve, done)
+            try:
+                yield
+            finally:
+                done.set()
+        served.result()
+
+    def _serve(self, done: threading.Event) -> None:
+        while not done.wait(SERVE_EVERY):
+            self.pool.poll()
 
     def unfinished(self) -> list[int]:
         """Positions asked for, or to be asked for next, and not trained on."""
@@ -213,9 +221,9 @@ class RecordedStream(RequestStream):
         """The next recorded batch."""
         return next(self.batches)
 
-    def while_serving(self, work: Callable[[], T]) -> T:
+    def serving(self) -> AbstractContextManager[None]:
         """As the stream it stands for."""
-        return self.stream.while_serving(work)
+        return self.stream.serving()
 
 
 STREAMS: dict[str, type[RequestStream]] = {"sync": SyncStream, "async": AsyncStream}

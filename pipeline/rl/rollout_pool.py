@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
 from configs.schema import Cluster, RunConfig
+from pipeline.rl.rllib_private import actors_of
 from pipeline.rl.worker_health import Health, WorkerWatch
 from pipeline.runs import interrupts
 from pipeline.runs.errors import RunError, first_line
@@ -98,7 +99,7 @@ class RolloutPool:
         node: str = "",
         health: Health | None = None,
     ) -> None:
-        self.workers, self.restore = group._worker_manager, group.probe_unhealthy_env_runners
+        self.workers, self.restore = actors_of(group), group.probe_unhealthy_env_runners
         self.stamp, self.in_flight, self.node = stamp, in_flight, node
         self.watch = WorkerWatch(self.workers, timeout=timeout, health=health or Health(Cluster()))
         self.waiting: deque[RolloutRequest] = deque()

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from configs.schema import RunConfig
 from pipeline.rl.autoscale import Demand, next_demand
+from pipeline.rl.rllib_private import new_worker, resources_of
 from pipeline.rl.rollout_pool import RolloutPool
 from pipeline.runs.control import read_request
 from pipeline.runs.events import Say
@@ -89,14 +90,7 @@ class WorkerGroup:
 
     def _start(self) -> None:
         self.started += 1
-        # Not by its add_workers, which adds it before it is up, and gives it the number of one that has gone.
-        actor = self.group._make_worker(
-            env_creator=self.group._env_creator,
-            validate_env=None,
-            worker_index=self.started,
-            num_workers=self.started,
-            config=self.group._remote_config_obj_ref,
-        )
+        actor = new_worker(self.group, self.started)
         self.joining[actor.ping.remote()] = actor
         self.asked, self.complained = time.monotonic(), False
 
@@ -110,7 +104,7 @@ class WorkerGroup:
         ray.kill(self.pool.release(worker))
 
     def _room(self) -> str:
-        each, free = self.group._remote_args, ray.available_resources()
+        each, free = resources_of(self.group), ray.available_resources()
         left = f"free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
         return f"each needs {each['num_cpus']:g} CPUs and {each['num_gpus']:g} GPUs, {left}"
 

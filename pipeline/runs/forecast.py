@@ -3,7 +3,6 @@ were measured on this machine."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.console.progress import clock
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, SUMMARY
 from pipeline.runs.stage_table import EVALUATE, PAGES, STAGES, level_of, planned
+from pipeline.runs.summary import read_summary
 
 NEIGHBOURS = 5
 """Newest runs in the same folder that are searched."""
@@ -33,7 +33,7 @@ def expected_seconds(run_dir: Path, config: RunConfig) -> dict[str, float]:
     for folder in _neighbours(run_dir):
         try:
             other = load_config(folder / CONFIG, check_paths=False)
-            took = _took(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+            took = _took(read_summary(folder))
         except (ValueError, OSError, RecursionError):
             continue  # what is damaged tells nothing
         if any(getattr(other, section) != getattr(config, section) for section in EVERYWHERE):

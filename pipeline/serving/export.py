@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from configs.loading import load_config
 from configs.redaction import without_secrets
@@ -27,9 +27,10 @@ from latent_control.text import load_tokenizer
 from pipeline.runs import manifest
 from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
-from pipeline.runs.layout import SUMMARY, TOKEN_INFO
+from pipeline.runs.layout import TOKEN_INFO
 from pipeline.runs.policies import checkpoint_of
 from pipeline.runs.stage_table import ACTIONS, POLICY_STAGES
+from pipeline.runs.summary import read_summary
 from pipeline.serving.model_card import CARD, model_card
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sha256_file
@@ -50,6 +51,14 @@ class Source:
     def config(self) -> RunConfig | None:
         """The run's config."""
         return None if self.run_dir is None else load_config(self.run_dir / RUN_CONFIG, [], check_paths=False)
+
+    def load(self, config: RunConfig | None, base: str | Path | None) -> tuple[LatentActionLM, PreTrainedTokenizerBase]:
+        """Model and tokenizer by the settings of ``config``, where there is one; ``base``: where the base LM lies, when
+        it moved."""
+        trust = config is not None and config.base.trust_remote_code
+        dtype = "auto" if config is None else config.base.dtype
+        model = LatentActionLM.from_pretrained(self.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
+        return model, load_tokenizer(base or tokenizer_path(self.checkpoint), trust_remote_code=trust)
 
 
 def find(target: Path) -> Source:
@@ -113,10 +122,7 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give another folder with -o, or remove it")
     config = source.config()
-    trust = config is not None and config.base.trust_remote_code
-    dtype = "auto" if config is None else config.base.dtype
-    latent = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
-    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    latent, tokenizer = source.load(config, base)
     if any(is_foreign(part) for part in (latent.base.lm, latent.base.lm.config, tokenizer)):
         raise ValueError(
             f"the base LM {latent.base_source} needs Python code of its own ({BASE_KEY}: true), which neither the "
@@ -149,9 +155,6 @@ def export(source: Source, out: Path, *, base: str | None = None, reference: boo
 def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None) -> dict[str, Any]:
     """Where a policy comes from: run, checkpoint, hashes, config and what its evaluation found."""
     sealed = source.checkpoint / checkpoints.MANIFEST
-    found = None
-    if source.run_dir is not None and (source.run_dir / SUMMARY).is_file():
-        found = json.loads((source.run_dir / SUMMARY).read_text()).get("evaluation")
     return {
         "format": FORMAT,
         "run": None if source.run_dir is None else source.run_dir.name,
@@ -162,7 +165,7 @@ def provenance(source: Source, latent: LatentActionLM, config: RunConfig | None)
         "replay_sha256": None if source.run_dir is None else replay_hash(source.run_dir) or None,
         "trained_with": _versions(source.checkpoint),
         "exported_by": git_commit(),
-        "evaluation": found,
+        "evaluation": None if source.run_dir is None else read_summary(source.run_dir).get("evaluation"),
         "config": None if config is None else json.loads(without_secrets(config.model_dump_json())),
     }
 

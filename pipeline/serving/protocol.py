@@ -7,7 +7,7 @@ import secrets
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -214,14 +214,19 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
-def _validated(content: dict[str, Any], kind: type[Kind]) -> Kind:
+def _require_characters(content: Mapping[str, Any]) -> None:
+    """JSON can spell halves of characters, which no text has."""
     for name, value in content.items():
-        try:  # JSON can spell halves of characters, which no text has
+        try:
             json.dumps([name, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise RefusedRequest(
                 f"{name[:80]} has half of a character (a lone surrogate): send whole ones", param=name[:80]
             ) from error
+
+
+def _validated(content: dict[str, Any], kind: type[Kind]) -> Kind:
+    _require_characters(content)
     for name, neutral in NEUTRAL.items():
         if (value := content.pop(name, None)) not in (None, neutral):
             raise RefusedRequest(

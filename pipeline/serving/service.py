@@ -151,21 +151,21 @@ class Service:
             "data": [about | {"num_codes": self.limits.num_actions, "code_span": self.limits.span}],
         }
 
+    def _conversation(self, request: ChatRequest) -> list[int]:
+        """Token ids by the chat template."""
+        if not self.tokenizer.chat_template:
+            raise RefusedRequest("the model's tokenizer has no chat template: use /v1/completions", param="messages")
+        turns = [message.model_dump() for message in request.messages]
+        require_bounds(["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages")
+        try:
+            return encode_messages(self.tokenizer, turns)
+        except ValueError as error:  # the template refuses the conversation
+            raise RefusedRequest(str(error), param="messages") from error
+
     def _prompts(self, request: Request) -> list[list[int]]:
         """Token ids of each prompt."""
         if isinstance(request, ChatRequest):
-            if not self.tokenizer.chat_template:
-                raise RefusedRequest(
-                    "the model's tokenizer has no chat template: use /v1/completions", param="messages"
-                )
-            turns = [message.model_dump() for message in request.messages]
-            require_bounds(
-                ["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages"
-            )
-            try:
-                return [encode_messages(self.tokenizer, turns)]
-            except ValueError as error:  # the template refuses the conversation
-                raise RefusedRequest(str(error), param="messages") from error
+            return [self._conversation(request)]
         assert isinstance(request, CompletionRequest)
         given: Any = request.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_POLICY
 from pipeline.runs.metrics_log import series, total
+from pipeline.runs.stage_table import Stage, level_of
 from pipeline.stages.token_checkpoint import token_start, write_info
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
@@ -93,17 +96,36 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
     )
 
 
-def run_improve(context: StageContext, stage: str, source: Path, level: str) -> StageResult:
-    """Train the policy of ``level`` from ``source`` until ``improve.updates``; the result replaces the policy and
+def run_improve(context: StageContext, stage: Stage, source: Path | None) -> StageResult:
+    """Train the policy of ``stage`` from ``source`` until ``improve.updates``; the result replaces the policy and
     nothing else.
+
+    When a part dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is rebuilt from the
+    newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest. An error of data, reward or code
+    comes out as it is.
 
     Raises:
         RunError: parts of it were lost too often, or workers, verifiers or numbers fail too often.
+        ValueError: there are no latent actions to start from.
     """
-    improve = context.config.improve
+    config, improve = context.config, context.config.improve
     assert improve is not None
-    start = starting_point(context.config, improve, source, level)
-    return ImproveStage(context=context, stage=stage, source=source, start=start, improve=improve).run()
+    if source is None:
+        raise ValueError(
+            "the improve stage needs latent actions: add the actions section, "
+            "or set actions.init to a checkpoint with actions.updates=0"
+        )
+    start = starting_point(config, improve, source, level_of(config, stage.name))
+    work = ImproveStage(context=context, stage=stage.name, source=source, start=start, improve=improve)
+    with connected(config):
+        torch.set_num_threads(config.cluster.learner_threads)
+        rebuilds, weights = itertools.count(1), None
+        while weights is None:
+            try:
+                weights = work.train()
+            except LOSSES as error:
+                work.rest(error, next(rebuilds))
+    return work.finish(weights)
 
 
 @dataclass(kw_only=True)
@@ -119,28 +141,7 @@ class ImproveStage:
     rewards: list[float] = field(default_factory=list)
     """The mean reward of each update so far."""
 
-    def run(self) -> StageResult:
-        """All updates that are left; then the result is written.
-
-        When a part dies that cannot be replaced in flight (a learner, the replay buffer's actor), all is rebuilt from
-        the newest checkpoint, ``cluster.max_rebuilds`` times, each time after a longer rest. An error of data, reward
-        or code comes out as it is.
-        """
-        with connected(self.context.config):
-            torch.set_num_threads(self.context.config.cluster.learner_threads)
-            weights = self._until_done()
-        return self._finish(weights)
-
-    def _until_done(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        rebuilt = 0
-        while True:
-            try:
-                return self._train()
-            except LOSSES as error:
-                rebuilt += 1
-                self._rest(error, rebuilt)
-
-    def _rest(self, error: Exception, number: int) -> None:
+    def rest(self, error: Exception, number: int) -> None:
         """Wait before rebuild ``number``; ``RunError`` when there were too many."""
         most, lost = self.context.config.cluster.max_rebuilds, first_line(error)
         if number > most:
@@ -154,20 +155,40 @@ class ImproveStage:
             interrupts.check()
             time.sleep(0.1)
 
-    def _train(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Workers and learner, from their making to their end; the policy's weights at the last update."""
+    def train(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The updates that are left; the policy's weights at the last one. ``Stopped`` comes out between two of
+        them."""
+        cluster = self.context.config.cluster
+        with self._algorithm() as algorithm, Watchdog(self.context.run_dir, cluster.stall_seconds) as watchdog:
+            scaler = Scaler(self.context.config, self.context.run_dir, algorithm.worker_group, self.context.log.message)
+            for update in range(algorithm.policy.version + 1, self.improve.updates + 1):
+                watchdog.pat()
+                scaler.before_update()
+                metrics = update_metrics(algorithm.train())
+                scaler.after_update(metrics)
+                self.rewards.append(metrics["reward"])
+                try:
+                    metrics |= self._heldout(algorithm, update)
+                finally:  # the update is done, whatever comes between its evaluation and the end of it
+                    self.context.log.log(self.stage, update, metrics)
+                if update % self.improve.checkpoint_every == 0 and update < self.improve.updates:
+                    self._save(algorithm, update)
+        return algorithm.weights
+
+    @contextmanager
+    def _algorithm(self) -> Iterator[LatentRL]:
+        """Workers and learner as the newest checkpoint left them, from their making to their end."""
         algorithm = build(self.context.config, self.start)
         try:
             self._restore(algorithm)
             self.context.log.begin(self.stage, self.improve.updates)
             try:
-                self._updates(algorithm)
+                yield algorithm
             except interrupts.Stopped as stop:
                 if stop.whole and algorithm.policy.version > 0:
                     self._save(algorithm, algorithm.policy.version)
                 raise
             algorithm.flush()
-            return algorithm.weights
         finally:
             algorithm.stop()
 
@@ -190,23 +211,6 @@ class ImproveStage:
         if wrong := ledger.begin(algorithm.policy.version, skipped):
             log.message(f"{stage}: the ledger's {wrong}; begun again", "ledger_mended", stage=stage)
         log.truncate(stage, algorithm.policy.version)
-
-    def _updates(self, algorithm: LatentRL) -> None:
-        """The updates that are left. ``Stopped`` comes out between two of them."""
-        scaler = Scaler(self.context.config, self.context.run_dir, algorithm.worker_group, self.context.log.message)
-        with Watchdog(self.context.run_dir, self.context.config.cluster.stall_seconds) as watchdog:
-            for update in range(algorithm.policy.version + 1, self.improve.updates + 1):
-                watchdog.pat()
-                scaler.before_update()
-                metrics = update_metrics(algorithm.train())
-                scaler.after_update(metrics)
-                self.rewards.append(metrics["reward"])
-                try:
-                    metrics |= self._heldout(algorithm, update)
-                finally:  # the update is done, whatever comes between its evaluation and the end of it
-                    self.context.log.log(self.stage, update, metrics)
-                if update % self.improve.checkpoint_every == 0 and update < self.improve.updates:
-                    self._save(algorithm, update)
 
     def _heldout(self, algorithm: LatentRL, update: int) -> dict[str, float]:
         """Success on held-out prompts where one is due; the best policy so far is kept if that is wanted."""
@@ -240,7 +244,7 @@ class ImproveStage:
         checkpoints.write(self.context.checkpoints / f"{self.stage}-{update:08d}", files=files, info=info)
         seals.saved(self.context.run_dir, self.stage, keep=self.improve.keep_checkpoints)
 
-    def _finish(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> StageResult:
+    def finish(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> StageResult:
         """Write the result: the source checkpoint with the new policy, or the token-level policy by itself."""
         rewards, context, stage = self.rewards, self.context, self.stage
         metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}

@@ -1,41 +1,37 @@
-"""The stages that a config names, each with the function that runs it, and what each starts from."""
+"""The stages that a config names, the function that runs each, and what each starts from."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from configs.schema import RunConfig
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.layout import CHECKPOINTS, STAGES, stage_record
-from pipeline.runs.stage_table import BASE, Stage, level_of, planned, start_of
+from pipeline.runs.stage_table import BASE, Stage, planned, start_of
 from pipeline.stages.base_model import resolve_base
 
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A stage of a run: how it is run, given the checkpoint that it starts from."""
-
-    name: str
-    settings: Any
-    work: Callable[[StageContext, Path | None], StageResult]
+Work = Callable[[StageContext, Stage, Path | None], StageResult]
+"""How a stage is run, given the checkpoint that it starts from."""
 
 
-def plan(config: RunConfig, run_dir: Path) -> list[Planned]:
+def plan(config: RunConfig, run_dir: Path) -> list[Stage]:
     """The stages of the run ``config`` in ``run_dir``, begun or not, in order."""
-    return [
-        Planned(
-            name=stage.name,
-            settings=stage.settings(config),
-            work=train_base_stage if stage.name == BASE else partial(_online if stage.online else _offline, stage),
-        )
-        for stage in planned(config, begun(run_dir))
-    ]
+    return planned(config, begun(run_dir))
+
+
+def work_of(stage: Stage) -> Work:
+    """The function that runs a stage."""
+    if stage.name == BASE:
+        return train_base_stage
+    if stage.online:
+        from pipeline.stages.improve import run_improve
+
+        return run_improve
+    return _offline
 
 
 def begun(run_dir: Path) -> set[str]:
@@ -57,25 +53,14 @@ def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:
     return {name: source for name, source in found.items() if source is not None}
 
 
-def _offline(stage: Stage, context: StageContext, source: Path | None) -> StageResult:
+def _offline(context: StageContext, stage: Stage, source: Path | None) -> StageResult:
     from pipeline.stages.offline import run_offline
 
     config = context.config
     return run_offline(context, stage.name, stage.settings(config), source, resolve_base(config))
 
 
-def _online(stage: Stage, context: StageContext, source: Path | None) -> StageResult:
-    from pipeline.stages.improve import run_improve
-
-    if source is None:
-        raise ValueError(
-            "the improve stage needs latent actions: add the actions section, "
-            "or set actions.init to a checkpoint with actions.updates=0"
-        )
-    return run_improve(context, stage.name, source, level_of(context.config, stage.name))
-
-
-def train_base_stage(context: StageContext, _: Path | None) -> StageResult:
+def train_base_stage(context: StageContext, _: Stage, __: Path | None) -> StageResult:
     """Train the small base LM from scratch into ``base.model``."""
     from learners.base_training import WordTask, train_base
 

@@ -114,24 +114,29 @@ def _play_all(
     config: RunConfig, settings: Evaluation, hosts: Mapping[str, HostSpec], prompts: int, say: Callable[[str], None]
 ) -> dict[str, Played]:
     """All passes of every variant, on separate workers."""
-    played: dict[str, Played] = {}
+    played, samples = dict[str, Played](), settings.samples_per_prompt
     with players(config) as pool:
         for name, host in hosts.items():
             play = partial(_play, pool, config, host, prompts)
-            sampled, _ = play(settings.samples_per_prompt, config.rollout.temperature)
-            greedy, seconds = play(1, 0.0)
-            by_token, token_seconds = play(1, 0.0, "token") if host.level == "latent" else (None, 0.0)
-            played[name] = Played(
-                sampled=outcomes_of(name, "sampled", sampled, settings.samples_per_prompt),
-                greedy=outcomes_of(name, "greedy", greedy, 1),
-                greedy_token=None if by_token is None else outcomes_of(name, "greedy_token", by_token, 1),
-                token_cost=token_seconds / seconds if token_seconds else None,
-                usage=_usage(host, sampled),
-            )
-            rates = played[name].successes(settings.samples_per_prompt).items()
+            played[name] = _passes(name, host, samples, config.rollout.temperature, play)
+            rates = played[name].successes(samples).items()
             said = (f"{MODES[mode]} {values.mean():.3f}" for mode, values in rates)
             say(f"{name}: {', '.join(said)}")
     return played
+
+
+def _passes(name: str, host: HostSpec, samples: int, temperature: float, play: Callable[..., Any]) -> Played:
+    """Of one variant: sampled, greedy, and greedy by token."""
+    sampled, _ = play(samples, temperature)
+    greedy, seconds = play(1, 0.0)
+    by_token, token_seconds = play(1, 0.0, "token") if host.level == "latent" else (None, 0.0)
+    return Played(
+        sampled=outcomes_of(name, "sampled", sampled, samples),
+        greedy=outcomes_of(name, "greedy", greedy, 1),
+        greedy_token=None if by_token is None else outcomes_of(name, "greedy_token", by_token, 1),
+        token_cost=token_seconds / seconds if token_seconds else None,
+        usage=_usage(host, sampled),
+    )
 
 
 def _usage(host: HostSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -28,9 +28,9 @@ def read_pairs(path: Path, heldout_share: float) -> tuple[list[Pair], list[Pair]
     """
     found: dict[str, list[Pair]] = {"train": [], "heldout": []}
     for place, row in read_file(path):
-        for key in KEYS:
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"{place}: {key!r} is {row.get(key)!r:.60}, not a text; a row needs {', '.join(KEYS)}")
+        if wrong := [key for key in KEYS if not isinstance(row.get(key), str)]:
+            said = f"{wrong[0]!r} is {row.get(wrong[0])!r:.60}, not a text; a row needs {', '.join(KEYS)}"
+            raise ValueError(f"{place}: {said}")
         pair = Pair(**{key: str(row[key]) for key in KEYS})
         if pair.chosen == pair.rejected:
             raise ValueError(f"{place}: chosen and rejected are the same text; remove the row")

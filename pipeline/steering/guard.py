@@ -65,22 +65,17 @@ class RequestGuard:
             return 403, f"this service is not called {host[:100]!r}: open it at the address it printed"
         if method in ("GET", "HEAD"):
             return None  # without CORS headers, what these answer is unreadable elsewhere
-        origin = headers.get("origin")
-        if (origin is not None and origin != f"http://{host}") or headers.get("sec-fetch-site", "same-origin") not in (
-            "same-origin",
-            "none",
-        ):
+        origin, site = headers.get("origin", f"http://{host}"), headers.get("sec-fetch-site", "none")
+        if origin != f"http://{host}" or site not in ("same-origin", "none"):
             return 403, "a page of another origin may not ask here"
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return 415, "send JSON, and say so: content-type: application/json"
         length = headers.get("content-length", "")
         if not length.isdecimal():
             return 411, "say the body's size: content-length"
-        return (
-            (413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read")
-            if int(length) > LARGEST_BODY
-            else None
-        )
+        if int(length) > LARGEST_BODY:
+            return 413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read"
+        return None
 
     def _is_ours(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from configs.schema import RunConfig
 from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
-from latent_control.pretrained import tokenizer_path
-from latent_control.text import encode_text, load_tokenizer
+from latent_control.text import encode_text
 from pipeline.serving import export
 from pipeline.serving.protocol import ModelLimits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
@@ -95,15 +94,9 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
     """
     source = export.find(target)
     config, note = _config(source)
-    trust = config is not None and config.base.trust_remote_code
+    model, tokenizer = source.load(config, base)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = "auto" if config is None else config.base.dtype
-    model = LatentActionLM.from_pretrained(source.checkpoint, base=base, dtype=dtype, trust_remote_code=trust)
-    # As rollout workers and exports host it.
-    model.inverse_dynamics = None
-    model.cast_modules().policy.float()
-    model = model.eval().requires_grad_(False).to(place)
-    tokenizer = load_tokenizer(base or tokenizer_path(source.checkpoint), trust_remote_code=trust)
+    model = model.hosted().eval().requires_grad_(False).to(place)
     task, prompts, note = _task(config, note)
     name = source.checkpoint.name if source.run_dir is None else f"{source.run_dir.name}/{source.checkpoint.name}"
     limits = ModelLimits(

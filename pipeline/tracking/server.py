@@ -20,6 +20,7 @@ from urllib.parse import quote
 from configs.paths import nothing_at
 from pipeline.runs.layout import MLFLOW
 from pipeline.runs.stage_table import ACTIONS, ONLINE
+from pipeline.tracking.uris import read_record
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
@@ -57,8 +58,7 @@ def find_store(target: str) -> Store:
         raise FileNotFoundError(nothing_at(path))
     if path.is_file():
         return Store(uri=f"sqlite:///{path}")
-    if (path / MLFLOW).is_file():
-        known = json.loads((path / MLFLOW).read_text(encoding="utf-8"))
+    if known := read_record(path):
         return Store(uri=known["tracking_uri"], experiment_id=str(known["experiment_id"]), runs=known["runs"])
     if (path / "mlflow.db").is_file():
         return Store(uri=f"sqlite:///{path / 'mlflow.db'}")

@@ -15,6 +15,12 @@ from typing import Any
 _EXACT = 2**53
 _DATES: dict[str, Any] = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
 _TEXTS: dict[str, Callable[[str], Any]] = {"Fraction": Fraction, "Decimal": Decimal}
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    **_TEXTS,
+    "int": lambda text: int(text, 16),
+    "float": float.fromhex,
+    "bytes": bytes.fromhex,
+}
 _MANY: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -71,10 +77,4 @@ def decode(value: Any) -> Any:
         return datetime.timedelta(*held)
     if kind == "complex":
         return complex(*(float.fromhex(part) for part in held))
-    known: dict[str, Callable[[str], Any]] = {
-        **_TEXTS,
-        "int": lambda text: int(text, 16),
-        "float": float.fromhex,
-        "bytes": bytes.fromhex,
-    }
-    return known[kind](held)
+    return _FROM_TEXT[kind](held)

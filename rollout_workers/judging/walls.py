@@ -35,6 +35,10 @@ _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """By ABI version, the number of rights on files."""
 _SET_PDEATHSIG, _SET_SECCOMP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS, _FILTER = 1, 22, 36, 38, 2
 _NEWUSER, _NEWNET, _CLONE_THREAD = 0x10000000, 0x40000000, 0x00010000
+_SYSTEM = (
+    *("/usr/lib", "/usr/lib64", "/lib", "/lib64"),
+    *("/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache"),
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # Of the parent of the forks, and of each fork. What is on neither list is answered with EPERM.
@@ -136,18 +140,7 @@ def what_python_reads() -> list[Path]:
     }
     files = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name)
     found |= {Path(file).parent for file in files if file}
-    found |= {
-        Path(p)
-        for p in (
-            "/usr/lib",
-            "/usr/lib64",
-            "/lib",
-            "/lib64",
-            "/usr/share/zoneinfo",
-            "/etc/localtime",
-            "/etc/ld.so.cache",
-        )
-    }
+    found |= set(map(Path, _SYSTEM))
     # A package that lies right in the home folder must not open all of it.
     return sorted(p for p in found if p.exists() and not home.is_relative_to(p.resolve()))
 

@@ -123,9 +123,8 @@ class AgentTask:
         return self._played[split, index]
 
     def _gold(self, prompt: Prompt) -> Demonstration:
-        worlds = self.worlds
-        opening = worlds.begin([prompt.metadata])[0]
-        actions = worlds.gold(0)
+        opening = self.worlds.begin([prompt.metadata])[0]
+        actions = self.worlds.gold(0)
         if not actions:
             raise ValueError(
                 f"{self.name} has no gold path for {prompt.id}; train on texts or on rollouts instead (data: kind "
@@ -136,7 +135,7 @@ class AgentTask:
         for turn, (action, following) in enumerate(pairwise(actions)):
             if turn in wrong:
                 break
-            outcome = worlds.step({0: action})[0]
+            outcome = self.worlds.step({0: action})[0]
             if isinstance(outcome, Lost):
                 raise ValueError(f"{self.name}: the gold path of {prompt.id} breaks at {action!r}: {outcome.message}")
             if outcome.terminated:

@@ -147,16 +147,16 @@ def build_mixture(options: Mapping[str, object], build: Callable[[TaskConfig], T
         raise ValueError(
             "task.options.tasks of mixture is empty; name a task, e.g. tasks: [countdown, reasoning_gym/gcd]"
         )
-    tasks = []
-    for number, member in enumerate(settings.tasks):
-        if member.name == "mixture":
-            raise ValueError(f"task.options.tasks[{number}] is a mixture itself; name its tasks here")
-        if shared := sorted(member.model_fields_set & {"chat", "max_prompt_tokens"}):
-            raise ValueError(
-                f"task.options.tasks[{number}].{shared[0]}: all of a mixture share it; set task.{shared[0]}"
-            )
-        try:
-            tasks.append(build(member))
-        except ValueError as error:
-            raise ValueError(f"task.options.tasks[{number}] ({member.name}): {error}") from error
+    tasks = [_member(f"task.options.tasks[{number}]", one, build) for number, one in enumerate(settings.tasks)]
     return Mixture(tasks, [member.weight for member in settings.tasks])
+
+
+def _member(place: str, member: TaskConfig, build: Callable[[TaskConfig], Task]) -> Task:
+    if member.name == "mixture":
+        raise ValueError(f"{place} is a mixture itself; name its tasks here")
+    if shared := sorted(member.model_fields_set & {"chat", "max_prompt_tokens"}):
+        raise ValueError(f"{place}.{shared[0]}: all of a mixture share it; set task.{shared[0]}")
+    try:
+        return build(member)
+    except ValueError as error:
+        raise ValueError(f"{place} ({member.name}): {error}") from error

@@ -204,6 +204,19 @@ class Preferred:
 
 def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, preference: Preference | None) -> Scorer:
     """The scorer that options name; ``ValueError`` when a section of theirs or a package is missing."""
+    _require_sections(verifier, python, preference)
+    if verifier == "math" and find_spec("math_verify") is None:
+        raise ValueError(f"task.options.verifier math needs the package math-verify, which is not installed; {EXTRA}")
+    if python is not None:
+        return Own(python, limits)
+    if preference is not None:
+        return Preferred(preference)
+    if verifier in ("regex", "math"):
+        return Regex(limits) if verifier == "regex" else Maths(limits)
+    return Verified(verifier)
+
+
+def _require_sections(verifier: Verifier, python: Python | None, preference: Preference | None) -> None:
     for name, section in (("python", python), ("preference", preference)):
         example = {"python": "{path: reward.py}", "preference": "{model: FOLDER}"}[name]
         if verifier == name and section is None:
@@ -215,12 +228,3 @@ def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, pref
                 f"task.options.{name} is not used with task.options.verifier {verifier}; set that to "
                 f"{name}, or leave it out"
             )
-    if verifier == "math" and find_spec("math_verify") is None:
-        raise ValueError(f"task.options.verifier math needs the package math-verify, which is not installed; {EXTRA}")
-    if python is not None:
-        return Own(python, limits)
-    if preference is not None:
-        return Preferred(preference)
-    if verifier in ("regex", "math"):
-        return Regex(limits) if verifier == "regex" else Maths(limits)
-    return Verified(verifier)

@@ -97,12 +97,9 @@ def load_models(before: Path, after: Path, config: RunConfig, tokenizer: Any) ->
     trusted = config.base.trust_remote_code
     device = torch.device("cuda" if config.rollout.gpus_per_worker and torch.cuda.is_available() else "cpu")
     model = LatentActionLM.from_pretrained(after, dtype=config.base.dtype, trust_remote_code=trusted).to(device)
-    # As rollout workers and exports host it: in half precision another rounding writes other tokens.
-    model.inverse_dynamics = None
-    model.cast_modules().policy.float()
     first = load_policy(before, trust_remote_code=trusted).eval().float().to(device)
     return Models(
-        model=model,
+        model=model.hosted(),
         before=first,
         tokenizer=tokenizer,
         temperature=config.rollout.temperature,

@@ -144,6 +144,16 @@ class Effects:
     """[N], own states"""
     states: int = 0
 
+    def add(self, chosen: torch.Tensor, own: torch.Tensor, mixture: torch.Tensor, world: torch.Tensor) -> None:
+        """Count m states: the codes ``chosen`` there [m], log p(token | that code) [m, V], of the mixture [m, V], and
+        of every code [m, N, V]."""
+        for total, value in ((self.own, own.exp()), (self.mixture, mixture.exp())):
+            total.index_add_(0, chosen, value)
+        self.kl.index_add_(0, chosen, (own.exp() * (own - mixture)).sum(-1))
+        self.counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.counts.dtype))
+        self.anywhere += world.exp().sum(0)
+        self.states += len(chosen)
+
     def top(self, code: int) -> list[tuple[int, float, float, float]]:
         """(token, mean p, mean p of the mixture, log of their ratio) of what the code raises most and lowers most, in
         this order."""
@@ -198,10 +208,5 @@ def effects(found: Read, codes: np.ndarray, models: Models, clock: Clock, share:
         prior = torch.from_numpy(found.before[found.states[places]]).to(device).log()
         mixture = torch.logsumexp(prior[..., None] + world, 1)  # [m, V]
         own = world[torch.arange(len(places), device=device), chosen]
-        for total, value in ((sums.own, own.exp()), (sums.mixture, mixture.exp())):
-            total.index_add_(0, chosen, value)
-        sums.kl.index_add_(0, chosen, (own.exp() * (own - mixture)).sum(-1))
-        sums.counts.index_add_(0, chosen, torch.ones(len(places), device=device))
-        sums.anywhere += world.exp().sum(0)
-        sums.states += len(places)
+        sums.add(chosen, own, mixture, world)
     return sums

@@ -28,6 +28,12 @@ def peak_gib(metrics: Sequence[Mapping[str, Any]], driver: float | None = None) 
     return max([*sums, *([] if driver is None else [driver])], default=None)
 
 
+NOTE = (
+    "Tokens: generated ones only. Memory: driver and rollout workers, the largest worker counting for each; for "
+    "stages without workers the driver's peak up to then."
+)
+
+
 def cost(sources: Sources) -> ReportSection:
     """A row for each stage that has begun, and their sum; then what each model cost to make."""
     done: Mapping[str, Any] = sources.stages
@@ -38,19 +44,12 @@ def cost(sources: Sources) -> ReportSection:
     # What is no stage: the evaluation, and the pages at the end, where the run wrote down how long they took.
     rows += [[name, clock(took), f"{took:.1f}", *["–"] * 5] for name, took in sources.summary.get("took", {}).items()]
     seconds = sum(float(done[name]["seconds"]) for name in done)
-    lines = [
-        f"The finished stages took {clock(seconds)} together, starting Ray and loading models included; the "
-        "evaluation is not in it."
-    ]
-    note = (
-        "Tokens: generated ones only. Memory: driver and rollout workers, the largest worker counting for each; for "
-        "stages without workers the driver's peak up to then."
-    )
+    together = f"The finished stages took {clock(seconds)} together, starting Ray and loading models included; the "
     return ReportSection(
         name="cost",
         title="Cost",
-        lines=lines,
-        tables=[Table(title="By stage", head=HEAD, rows=rows, note=note), *_models(sources)],
+        lines=[together + "evaluation is not in it."],
+        tables=[Table(title="By stage", head=HEAD, rows=rows, note=NOTE), *_models(sources)],
     )
 
 

@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
+from configs.schema import RunConfig
 from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
-from pipeline.experiments.sweep import SweepTrial, choices, overrides, parse_range, table
+from pipeline.experiments.sweep import SweepTrial, choices, done, overrides, parse_range, table
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -74,6 +75,15 @@ def config_file(config: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     path = tmp_path_factory.mktemp("sweep") / "config.yaml"
     path.write_text(dump_config(settings))
     return path
+
+
+def test_a_run_whose_summary_was_damaged_is_not_done(tmp_path: Path) -> None:
+    config = RunConfig(base={"model": "x"}, actions={}, evaluation=None, improve=None)
+    assert not done(tmp_path, config), "no summary"
+    (tmp_path / "summary.json").write_text('{"stages": {"actions": {}}}')
+    assert done(tmp_path, config)
+    (tmp_path / "summary.json").write_text('{"stages": {"acti')
+    assert not done(tmp_path, config)
 
 
 def test_every_points_errors_are_told_before_anything_starts(config_file: Path, tmp_path: Path) -> None:

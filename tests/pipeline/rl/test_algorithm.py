@@ -74,13 +74,13 @@ def consumed(
 ) -> Iterator[list[tuple[int, list[FinishedRequest], list[Rollout]]]]:
     """What each update is given: (version before it, answers, their rollouts out of the object store)."""
     found: list[tuple[int, list[FinishedRequest], list[Rollout]]] = []
-    original = LatentRL._update
+    original = LatentRL._minibatches
 
     def spy(self: LatentRL, answers: list[FinishedRequest]) -> Any:
         found.append((self.policy.version, answers, [r for a in answers for r in ray.get(a.rollouts)]))
         return original(self, answers)
 
-    monkeypatch.setattr(LatentRL, "_update", spy)
+    monkeypatch.setattr(LatentRL, "_minibatches", spy)
     yield found
 
 

@@ -4,6 +4,8 @@ it."""
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from pipeline.rl.request_stream import STREAMS, RequestMaker
 from pipeline.rl.rollout_metrics import rollout_metrics
 from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
 from pipeline.rl.worker_health import Health
+from pipeline.runs.errors import RunError
 from rollout_workers.rollouts import PolicyVersion, RolloutRequest, RolloutSummary
 
 # A pool that loses a request waits for ever.
@@ -514,6 +517,37 @@ def test_no_rollout_is_staler_than_allowed_and_no_prompt_lost_whatever_the_worke
     wanted = stream(state["next_position"])
     unasked = [wanted[p] for p in state["unasked"]]
     assert sorted(consumed + unasked) == sorted(wanted), "everything asked for is consumed or remembered"
+
+
+def test_workers_are_served_while_the_learner_works(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    window = Window(pool, max_staleness=1)
+    window.training_step()
+    by: list[int] = []
+    cluster.act = lambda _: by.append(threading.get_ident())
+    with window.stream.serving():
+        while len(by) < 3:
+            time.sleep(0.01)
+    served = len(by)
+    time.sleep(0.1)
+    assert len(by) == served and threading.get_ident() not in by
+
+
+def test_what_goes_wrong_while_serving_is_raised_once_the_learner_is_done(make_pool: Make) -> None:
+    pool, cluster = make_pool(2)
+    window, done = Window(pool, max_staleness=1), list[str]()
+    window.training_step()
+
+    def fail(_: FakeCluster) -> None:
+        done.append("served")
+        raise RunError("too many died")
+
+    cluster.act = fail
+    with pytest.raises(RunError, match="too many died"), window.stream.serving():
+        while not done:
+            time.sleep(0.01)
+        done.append("learned")
+    assert done == ["served", "learned"]
 
 
 @pytest.mark.parametrize("stale", ["wait", "drop", "reweight"])

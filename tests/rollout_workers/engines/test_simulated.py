@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from pipeline.preflight.check import check
 from pipeline.rl.algorithm import LatentRL
 from pipeline.run import execute
 from pipeline.runs.context import StageResult
-from pipeline.stages.plan import Planned
+from pipeline.runs.stage_table import Stage
 from pipeline.stages.play import evaluate
 from rollout_workers.engines import DecodeJob, load_engine
 from rollout_workers.engines.simulated import SimulatedEngine, read_options
@@ -161,10 +160,9 @@ def test_nobody_takes_it_for_a_real_run(config: Config, tiny_base: Path, tmp_pat
 
 def test_a_run_on_it_says_so_in_its_summary(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = StageResult(checkpoint=tmp_path, metrics={})
-    monkeypatch.setattr(
-        "pipeline.run.plan",
-        lambda *_: [Planned(name="base", settings=SimpleNamespace(updates=1), work=lambda context, source: done)],
-    )
+    base = Stage(name="base", section="improve")
+    monkeypatch.setattr("pipeline.run.plan", lambda *_: [base])
+    monkeypatch.setattr("pipeline.run.work_of", lambda stage: lambda *_: done)
     execute(config(rollout=FAST, evaluation=None, tracking={"enabled": False}), tmp_path, Display())
     assert "SIMULATED" in closing_words(tmp_path)
 
