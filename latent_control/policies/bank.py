@@ -9,7 +9,6 @@ Axes: K slots, R rows, P pairs of row and member, D width of the base, N codes.
 from __future__ import annotations
 
 import copy
-import math
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -172,22 +171,8 @@ class PolicyBank:
         return {key: (tensor.T if tensor.ndim == 2 else tensor).clone() for key, tensor in buffers.items()}
 
     def blend(self, asked: str | Mapping[str, float]) -> Blend:
-        """A member by name, or several with their weights.
-
-        Raises:
-            ValueError: there is no such member, there are too many or none, or a weight is not a number above 0.
-        """
-        weights = {asked: 1.0} if isinstance(asked, str) else asked
-        if not 1 <= len(weights) <= MOST_MIXED:
-            raise ValueError(f"{len(weights)} policies are mixed: give 1 to {MOST_MIXED}")
-        if unknown := [name for name in weights if name not in self.members]:
-            raise ValueError(f"there is no policy {unknown[0]!r:.80}; there are {', '.join(self.members)}")
-        if wrong := [name for name, weight in weights.items() if not is_weight(weight)]:
-            raise ValueError(
-                f"the weight of {wrong[0]!r:.80} is {weights[wrong[0]]!r:.40}: give a number above 0 and up to "
-                f"{LARGEST_WEIGHT:g}"
-            )
-        return tuple((self.members[name], float(weight)) for name, weight in weights.items())
+        """``blend`` of the bank's members."""
+        return blend(self.members, asked)
 
     def logits(self, states: torch.Tensor, blends: Sequence[Blend]) -> torch.Tensor:
         """Logits [R, N] of states [R, D], of each row by its own blend; of a mix, sum_i w_i log pi_i, renormalised."""
@@ -229,7 +214,24 @@ class PolicyBank:
         self.free += range(old, new)
 
 
-def is_weight(weight: object) -> bool:
-    """Whether a member can have this weight in a mix."""
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    return number and math.isfinite(weight) and 0 < weight <= LARGEST_WEIGHT  # type: ignore[arg-type, operator]
+def blend(members: Mapping[str, Member], asked: str | Mapping[str, float]) -> Blend:
+    """A member by name, or several with their weights.
+
+    Raises:
+        ValueError: there is no such member, there are too many or none, or a weight is not a number above 0.
+    """
+    weights = {asked: 1.0} if isinstance(asked, str) else asked
+    if not 1 <= len(weights) <= MOST_MIXED:
+        raise ValueError(f"{len(weights)} policies are mixed: give 1 to {MOST_MIXED}")
+    if unknown := [name for name in weights if name not in members]:
+        raise ValueError(f"there is no policy {unknown[0]!r:.80}; there are {', '.join([*members][:20])}")
+    if wrong := [name for name, weight in weights.items() if not _is_weight(weight)]:
+        raise ValueError(
+            f"the weight of {wrong[0]!r:.80} is {weights[wrong[0]]!r:.40}: give a number above 0 and up to "
+            f"{LARGEST_WEIGHT:g}"
+        )
+    return tuple((members[name], float(weight)) for name, weight in weights.items())
+
+
+def _is_weight(weight: object) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= LARGEST_WEIGHT

@@ -192,7 +192,8 @@ def test_no_banned_code_was_chosen_by_enumeration(model: LatentActionLM) -> None
     draws = torch.tensor([0.0, *torch.linspace(0, 1, 101)[1:-1].tolist(), 1 - 2**-53], dtype=torch.float64)
     assert made.features is not None and guide is not None
     for row, states in enumerate(made.features):
-        logits = guide.apply(bank.logits(states, [blends[row // 20]] * len(states)), [row] * len(states), [0] * len(states))
+        count = len(states)
+        logits = guide.apply(bank.logits(states, [blends[row // 20]] * count), [row] * count, [0] * count)
         for log_probs in action_log_probs(logits, temperature=1.5):
             assert {code for code in range(CODES) if log_probs[code] == float("-inf")} == banned
             assert not banned & set(sample_actions(log_probs.expand(len(draws), -1), draws).tolist())
