@@ -1,8 +1,8 @@
 """Many ``mlp`` policies of one shape in one batch: each row reads the weights of its own member.
 
-Weights are stacked [K, ...], a slot for each member. Rows are sorted by slot; where neighbouring slots have equally many
-rows, one batched product on a view of the stack serves them all, so that no weight is ever copied (on a CPU copying
-costs more than the product: ``benchmarks/bank.py``).
+Weights are stacked [K, ...], a slot for each member. Rows are sorted by slot; where neighbouring slots have equally
+many rows, one batched product on a view of the stack serves them all, so that no weight is ever copied (on a CPU
+copying costs more than the product).
 Axes: K slots, R rows, P pairs of row and member, D width of the base, N codes.
 """
 
@@ -43,7 +43,7 @@ weight 1 is that member."""
 
 
 class Run(NamedTuple):
-    """Neighbouring slots with equally many rows each, which lie one after the other: ``Run(slot=3, slots=2, rows=4)``."""
+    """Neighbouring slots with equally many rows each, which follow each other: ``Run(slot=3, slots=2, rows=4)``."""
 
     slot: int
     slots: int
