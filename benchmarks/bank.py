@@ -3,9 +3,9 @@
     python benchmarks/bank.py [--parts decode serve] [--repeats 5] [--quick] [--out DIR]
 
 ``decode``: tokens per second of processor time (one thread) of the engine on the tiny base LM (64 codes) when the rows
-of a batch belong to 1, 8, 32 or 256 policies, in turn, over the plain engine with one policy in the same round. 512 prompts
-of 24 tokens, 256 rows at once (and 2048 prompts, 1024 rows), mixed lengths (mean 16, cut to 4..48), for three sizes of
-policy; bytes held for each further policy over its own bytes.
+of a batch belong to 1, 8, 32 or 256 policies, in turn, over the plain engine with one policy in the same round. 512
+prompts of 24 tokens, 256 rows at once (and 2048 prompts, 1024 rows), mixed lengths (mean 16, cut to 4..48), for three
+sizes of policy; bytes held for each further policy over its own bytes.
 ``serve``: 32 policies on Ray Serve, 8 clients that ask one after the other through the ``openai`` client, names in turn
 against one name in the same round: median and 95th percentile of the time to an answer; then the seconds from the call
 of ``bank add`` to the new policy's first answer under that load, and failed requests.
