@@ -13,6 +13,7 @@ import torch
 
 from latent_control.policies.bank import Blend, Member, PolicyBank, blend
 from pipeline.serving.bank import INDEX, LATEST, WORLD, BankIndex, UnknownMember, policy_like, read_index, read_member
+from pipeline.serving.protocol import RefusedRequest, Request
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,21 @@ class ServedMembers:
                     self._read()
                     self.stamp = found
         return self.view
+
+    def chosen(self, request: Request) -> tuple[str, Blend, tuple[int, ...]]:
+        """Of a request: the name of the policy in full, the policy, and the codes that it may not choose.
+
+        Raises:
+            RefusedRequest: it names no policy, an unknown one, or a weight that cannot be.
+        """
+        view, param = self.now(), "model" if request.mix is None else "mix"
+        asked = request.model if request.mix is None else request.mix
+        if asked is None:
+            raise RefusedRequest("model is missing: name a policy of the bank (/v1/models lists them)", param=param)
+        try:
+            return *view.blend(asked), tuple(view.index.banned)
+        except ValueError as error:
+            raise RefusedRequest(str(error), 404 if isinstance(error, UnknownMember) else 400, param) from error
 
     def _found(self) -> tuple[int, ...]:
         """What tells one index from another: it is replaced, never written to."""

@@ -19,7 +19,7 @@ from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.model import latent_actor
 from latent_control.records import Generation
 from latent_control.text import config_ends, encode_messages, encode_text, left_padded, load_tokenizer, spoken_text
-from pipeline.serving.bank import WORLD, UnknownMember, is_bank
+from pipeline.serving.bank import WORLD, is_bank
 from pipeline.serving.members import ServedMembers
 from pipeline.serving.protocol import (
     ChatRequest,
@@ -149,22 +149,12 @@ class Service:
         request, limits = parse(body, kind), self.limits
         if self.members is None:
             return request, decode_requests(request, self._prompts(request), limits), limits.model
-        view = self.members.now()
-        asked = request.model if request.mix is None else request.mix
-        if asked is None:
-            raise RefusedRequest("model is missing: name a policy of the bank (/v1/models lists them)", param="model")
-        try:
-            name, member = view.blend(asked)
-        except ValueError as error:
-            status, param = 404 if isinstance(error, UnknownMember) else 400, "model" if request.mix is None else "mix"
-            raise RefusedRequest(str(error), status, param) from error
-        limits = replace(limits, banned=tuple(view.index.banned))
+        name, member, banned = self.members.chosen(request)
+        limits = replace(limits, banned=banned)
         return request, decode_requests(request, self._prompts(request), limits, member), name
 
     def _models(self) -> dict[str, Any]:
-        names: list[dict[str, Any]] = [{"id": self.limits.model}]
-        if self.members is not None:
-            names = self.members.now().listed()
+        names = [{"id": self.limits.model}] if self.members is None else self.members.now().listed()
         shape = {"num_codes": self.limits.num_actions, "code_span": self.limits.span}
         about = {"object": "model", "owned_by": "latent-control"}
         return {"object": "list", "data": [name | about | shape for name in names]}
