@@ -27,7 +27,7 @@ GROWTH = 8
 """A full stack grows by an eighth: at most this much of it lies idle."""
 
 
-class Member:
+class BankMember:
     """A policy of a bank. Its slot is its own for as long as anybody holds this object: rows under way keep a member
     that was removed."""
 
@@ -37,13 +37,13 @@ class Member:
         self.slot = slot
 
 
-Blend: TypeAlias = tuple[tuple[Member, float], ...]
+Blend: TypeAlias = tuple[tuple[BankMember, float], ...]
 """Members and their weights w: the policy proportional to prod_i pi_i^w_i (a product of experts). One member with
 weight 1 is that member."""
 
 
-class Run(NamedTuple):
-    """Neighbouring slots with equally many rows each, which follow each other: ``Run(slot=3, slots=2, rows=4)``."""
+class SlotRun(NamedTuple):
+    """Neighbouring slots with equally many rows each, which follow each other: ``SlotRun(slot=3, slots=2, rows=4)``."""
 
     slot: int
     slots: int
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     """[P], its inverse"""
     slots: torch.Tensor
     """[P], sorted"""
-    runs: tuple[Run, ...]
+    runs: tuple[SlotRun, ...]
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +69,9 @@ def plan(slots: tuple[int, ...], device: torch.device) -> Plan:
     groups = [(slot, len(list(group))) for slot, group in groupby(slots[pair] for pair in order)]
     # Within a run, slot minus place is constant, and so is the number of rows.
     together = groupby(enumerate(groups), key=lambda item: (item[1][0] - item[0], item[1][1]))
-    runs = tuple(Run(first[1][0], 1 + len(list(rest)), first[1][1]) for _, rest in together for first in [next(rest)])
+    runs = tuple(
+        SlotRun(first[1][0], 1 + len(list(rest)), first[1][1]) for _, rest in together for first in [next(rest)]
+    )
     places = torch.tensor(order, device=device)
     return Plan(places, places.argsort(), torch.tensor(sorted(slots), device=device), runs)
 
@@ -126,7 +128,7 @@ class PolicyBank:
 
     def __init__(self, like: MlpPolicy) -> None:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in like.state_dict().items()}
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, BankMember] = {}
         self.free: list[int] = []
         self.batch = _Batch()
         self.network = copy.deepcopy(like)  # its forward pass, over stacked layers
@@ -140,7 +142,7 @@ class PolicyBank:
         """Slots, used or not."""
         return len(self.network.get_buffer("head.weight"))
 
-    def put(self, name: str, weights: Mapping[str, torch.Tensor]) -> Member:
+    def put(self, name: str, weights: Mapping[str, torch.Tensor]) -> BankMember:
         """Add a member, or replace the weights of the one that has this name; no other member is touched.
 
         Raises:
@@ -193,12 +195,12 @@ class PolicyBank:
         logits: torch.Tensor = self.network(states[rows.order])
         return logits[rows.back]
 
-    def _new_member(self) -> Member:
+    def _new_member(self) -> BankMember:
         if not self.free:
             self._grow()
         slot = min(self.free)  # low ones first: used slots lie together
         self.free.remove(slot)
-        member = Member(slot)
+        member = BankMember(slot)
         # Not at exit, when nobody needs a slot.
         weakref.finalize(member, self.free.append, slot).atexit = False
         return member
@@ -214,7 +216,7 @@ class PolicyBank:
         self.free += range(old, new)
 
 
-def blend(members: Mapping[str, Member], asked: str | Mapping[str, float]) -> Blend:
+def blend(members: Mapping[str, BankMember], asked: str | Mapping[str, float]) -> Blend:
     """A member by name, or several with their weights.
 
     Raises:

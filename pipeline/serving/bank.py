@@ -36,6 +36,7 @@ from latent_control.pretrained import (
 )
 from latent_control.pretrained import world_hash_of as hash_of_world
 from latent_control.tensor_files import read_weights, require_tensors
+from pipeline.runs.layout import LOCK
 from pipeline.serving.export import Source, export, read_provenance
 from pipeline.storage import checkpoints
 from pipeline.storage.atomic import sealed, unseal, write_atomic
@@ -277,7 +278,7 @@ def _write_index(bank: Path, index: BankIndex) -> None:
 def _changing(bank: Path) -> Iterator[tuple[BankIndex, Callable[[BankIndex], None]]]:
     """The index, and how to write its successor, while nobody else changes it."""
     read_index(bank)
-    with locked(bank / ".lock"):
+    with locked(bank / LOCK):
         yield read_index(bank), lambda changed: _write_index(bank, changed)
 
 

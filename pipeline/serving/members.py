@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from latent_control.policies.bank import Blend, Member, PolicyBank, blend
+from latent_control.policies.bank import BankMember, Blend, PolicyBank, blend
 from pipeline.serving.bank import INDEX, LATEST, WORLD, BankIndex, UnknownMember, policy_like, read_index, read_member
 from pipeline.serving.protocol import RefusedRequest, Request
 
@@ -23,7 +23,7 @@ class View:
     """What the folder said when it was last read; replaced whole, so that readers need no lock."""
 
     index: BankIndex = field(default_factory=BankIndex)
-    members: Mapping[str, Member] = field(default_factory=dict)
+    members: Mapping[str, BankMember] = field(default_factory=dict)
     """By ``NAME@VERSION``; one that is in the index alone could not be read"""
 
     def listed(self) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from latent_control.decoding.guide import make_guide
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.distributions import action_log_probs, sample_actions
 from latent_control.model import latent_actor
-from latent_control.policies.bank import Blend, PolicyBank, Run, plan
+from latent_control.policies.bank import Blend, PolicyBank, SlotRun, plan
 from latent_control.policies.mlp import MlpPolicy
 from latent_control.records import Generation
 
@@ -43,7 +43,7 @@ def bank_of(policies: dict[str, MlpPolicy]) -> PolicyBank:
 def test_runs_by_hand() -> None:
     """Slots 2, 2, 3, 3, 4, 7: two neighbours with two rows each are one product; 4 has one row, 7 is no neighbour."""
     made = plan((3, 2, 7, 2, 3, 4), torch.device("cpu"))
-    assert made.runs == (Run(2, 2, 2), Run(4, 1, 1), Run(7, 1, 1))
+    assert made.runs == (SlotRun(2, 2, 2), SlotRun(4, 1, 1), SlotRun(7, 1, 1))
     assert made.slots.tolist() == [2, 2, 3, 3, 4, 7] and made.order.tolist() == [1, 3, 0, 4, 5, 2]
     assert made.order[made.back].tolist() == list(range(6))
 
