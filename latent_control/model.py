@@ -19,6 +19,7 @@ from latent_control.decoding.guide import Allowed, Codes, make_guide
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.merge import Merge
 from latent_control.notebook_views import count, table
+from latent_control.policies.bank import PolicyBank
 from latent_control.policies.latent import latent_policy
 from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import PretrainedMixin
@@ -210,9 +211,9 @@ class LatentActionLM(PretrainedMixin):
         return table("LatentActionLM", self.summary())
 
 
-def latent_actor(model: LatentActionLM) -> ActionDecoder:
-    """The policy picks a code; the world model emits that code's most likely token. The codes' share of the merge is
-    tabulated."""
+def latent_actor(model: LatentActionLM, bank: PolicyBank | None = None) -> ActionDecoder:
+    """The policy (of ``bank``, where rows name theirs) picks a code; the world model emits that code's most likely
+    token. The codes' share of the merge is tabulated."""
     table = model.merge.table(model.codebook)
 
     def world_logits(final: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -230,6 +231,7 @@ def latent_actor(model: LatentActionLM) -> ActionDecoder:
         emit=emit,
         world_logits=world_logits,
         span=model.config.span,
+        bank=bank,
     )
 
 

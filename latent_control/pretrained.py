@@ -294,9 +294,12 @@ class PretrainedMixin(nn.Module):
 
 def world_hash(model: PretrainedMixin) -> str:
     """Hash of what turns a code into a token besides the base: codebook and merge module."""
-    return weights_hash(
-        (name, tensor) for name, tensor in model.new_modules().items() if name.startswith(("codebook", "merge"))
-    )
+    return world_hash_of(model.new_modules())
+
+
+def world_hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """``world_hash`` of a checkpoint's tensors."""
+    return weights_hash((name, tensor) for name, tensor in tensors.items() if name.startswith(("codebook", "merge")))
 
 
 def base_hash(model: PretrainedMixin) -> str:

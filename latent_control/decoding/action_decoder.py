@@ -9,6 +9,7 @@ import torch
 
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import DecoderStack
+from latent_control.policies.bank import PolicyBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class ActionDecoder:
     token"""
     span: int = 1
     """Tokens for which an action is held."""
+    bank: PolicyBank | None = None
+    """Policies in place of ``head`` for rows that name theirs (``SamplingParams.members``)."""
 
 
 def base_actor(base: BaseLM) -> ActionDecoder:

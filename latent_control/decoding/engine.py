@@ -56,6 +56,11 @@ class Engine:
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
         self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots, tree=tree)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
+        if params.members is not None and (actor.bank is None or len(params.members) != len(input_ids)):
+            raise ValueError(
+                f"members names policies for {len(params.members)} of {len(input_ids)} prompts, of "
+                f"{'no' if actor.bank is None else 'the'} bank: name one for each prompt, of the actor's bank"
+            )
         base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
         self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells, actions, tokens, logp, versions
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
@@ -120,7 +125,9 @@ class Engine:
             slots = torch.tensor([slot for slot, _ in pairs], device=self.position.device)
             rows = torch.tensor([entry.index for _, entry in pairs], device=self.position.device)
             self._place(prompts, rows, slots)
-            all_logits.append(prompts.logits[rows])
+            named = self.params.members is not None
+            own = [entry.row for _, entry in pairs]
+            all_logits.append(self._logits(own, prompts.states[rows, -1]) if named else prompts.logits[rows])
             if prompts.final is not None:
                 finals.append(prompts.final[rows])
         for slot, entry in entering:
@@ -171,8 +178,15 @@ class Engine:
         self.position[live] += 1  # not of finished rows, which may stand at the last position there is
         memory.end += 1
         if len(live) < rows:
-            return None if final is None else final[live], self.actor.head(hidden[live])
-        return final, self.actor.head(hidden)
+            final, hidden = None if final is None else final[live], hidden[live]
+        return final, self._logits([self.rows_in[slot] for slot in live], hidden)
+
+    def _logits(self, rows: Sequence[int | None], hidden: torch.Tensor) -> torch.Tensor:
+        """[b, actions] of live ``rows``; by each one's own policy, where rows name theirs."""
+        members, bank = self.params.members, self.actor.bank
+        if members is None or bank is None:
+            return self.actor.head(hidden)
+        return bank.logits(hidden, [members[row // self.params.repeats] for row in rows if row is not None])
 
     def _base_step(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         rows = self.memory.rows

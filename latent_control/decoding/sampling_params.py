@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from latent_control.decoding.guide import Guide, Watch
 from latent_control.distributions import rollout_seed
+from latent_control.policies.bank import Blend
 from latent_control.text import config_ends
 
 Decode: TypeAlias = Literal["code", "token"]
@@ -68,6 +69,8 @@ class SamplingParams:
     mixture_codes: int | None = MIXTURE_CODES
     """The k likeliest codes that the mixture sums over; ``None``: all. Each costs a pass of merge module and language
     head."""
+    members: Sequence[Blend] | None = None
+    """Of each prompt, the members of the actor's bank whose policy chooses (``PolicyBank.blend``)."""
     guide: Guide | None = None
     """Codes that are forced or allowed."""
     watch: Watch | None = None

@@ -102,6 +102,8 @@ class StaticEngine(Engine):
             self.states.data[:, memory.end] = state
         self.position[live] += 1
         memory.end += 1
+        if self.params.members is not None:  # which rows there are is no part of the graph
+            logits[live] = self._logits([self.rows_in[slot] for slot in live], state[live])
         return None if final is None else final[live], logits[live]
 
     def _squeeze(self) -> None:

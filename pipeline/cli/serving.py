@@ -1,4 +1,4 @@
-"""Commands ``export`` and ``serve``. Nothing heavy is imported before one runs."""
+"""Commands ``export``, ``serve`` and ``bank``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import FAILED, USAGE, AsJson
-from pipeline.cli.output import echo, print_json
+from pipeline.cli.output import echo, print_json, print_table
 from pipeline.cli.session import exit_on_error, working
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ BaseFolder = Annotated[
 MetricsPort = Annotated[
     int | None, typer.Option("--metrics-port", min=1, max=65535, help="Where a local Ray answers Prometheus.")
 ]
+
+
+bank_app = typer.Typer(no_args_is_help=True, help="Many small policies on one base LM and codebook, served together.")
+app.add_typer(bank_app, name="bank")
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder.")]
+PolicySource = Annotated[Path, typer.Argument(metavar="RUN", help="A run (its last policy), or RUN/checkpoints/STAGE.")]
+MemberName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A member; @VERSION may be an alias.")]
 
 
 @app.command()
@@ -121,7 +128,9 @@ def _report(target: Path, folder: Path, registered: Registered | None, as_json: 
 def serve(
     target: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER_OR_RUN", help="An export, a run (its last policy), or RUN/checkpoints/STAGE."),
+        typer.Argument(
+            metavar="FOLDER_OR_RUN", help="An export, a run (its last policy), RUN/checkpoints/STAGE, or a bank."
+        ),
     ],
     host: Annotated[
         str, typer.Option("--host", help="Address to bind to; 0.0.0.0 opens the service to the network.")
@@ -153,6 +162,7 @@ def serve(
         with exit_on_error(USAGE):
             from pipeline.serving import deploy
             from pipeline.serving import export as exporting
+            from pipeline.serving.bank import is_bank
 
             settings = deploy.ServingSettings(
                 folder=target,
@@ -170,10 +180,117 @@ def serve(
                 metrics_port=metrics_port,
             )
             deploy.require_port(settings)
-            if not exporting.is_export(target):
+            if not exporting.is_export(target) and not is_bank(target):
                 source = exporting.find(target)
                 settings = replace(settings, folder=Path(temporary) / "export", base=None)
                 exporting.export(source, settings.folder, base=base, reference=True)
             deploy.check(settings)
         with exit_on_error(FAILED):
             deploy.serve_forever(settings, echo)
+
+
+@bank_app.command("create")
+def bank_create(
+    bank: Bank,
+    source: Annotated[
+        Path, typer.Option("--from", metavar="RUN", help="Whose base LM, codebook and merge module its policies share.")
+    ],
+    base: BaseFolder = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle-base", help="Copy the base LM instead of naming its place.")
+    ] = False,
+) -> None:
+    """Make a bank without policies; a run's own is added by bank add."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+        from pipeline.serving.export import find
+
+        banks.create(find(source.absolute()), bank.absolute(), base=base, bundle=bundle)
+    echo(f"add policies: latent-control bank add {bank} NAME RUN")
+
+
+@bank_app.command("add")
+def bank_add(
+    bank: Bank,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in requests.")],
+    run: PolicySource,
+    alias: Annotated[str, typer.Option("--alias", help="What then means this version.")] = "latest",
+) -> None:
+    """Add RUN's policy as the next version of NAME; a server of the bank answers with it at once."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+        from pipeline.serving.export import find
+
+        member = banks.add(bank.absolute(), name, find(run.absolute()), alias=alias)
+    echo(f"{member} is {name}@{alias}")
+
+
+@bank_app.command("list")
+def bank_list(bank: Bank, as_json: AsJson = False) -> None:
+    """List the policies of a bank: versions, aliases, lineage."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+
+        index = banks.read_index(bank.absolute())
+        records = {member: banks.read_record(bank.absolute(), member) for member in index.hashes()}
+    if as_json:
+        print_json({"members": records, "aliases": index.aliases, "banned": index.banned})
+        return
+    rows = [
+        [member, " ".join(alias for alias, n in index.aliases.get(one["name"], {}).items() if n == one["version"])]
+        + [str(one[key] or "") for key in ("run", "stage", "added")] + [one["sha256"][:12]]
+        for member, one in records.items()
+    ]  # fmt: skip
+    print_table(str(bank), ["policy", "aliases", "run", "stage", "added", "hash"], rows)
+    if index.banned:
+        echo(f"banned codes: {', '.join(map(str, index.banned))}")
+
+
+@bank_app.command("remove")
+def bank_remove(bank: Bank, member: MemberName) -> None:
+    """Remove one version, or all of a name; requests under way end as they began."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+
+        echo(f"removed: {', '.join(banks.remove(bank.absolute(), member))}")
+
+
+@bank_app.command("alias")
+def bank_alias(
+    bank: Bank,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME@ALIAS", help="For example concise@champion; NAME is NAME@latest.")
+    ],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version, or another alias.")],
+) -> None:
+    """Point an alias at a version."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+
+        own, _, alias = name.partition("@")
+        alias = alias or banks.LATEST
+        echo(f"{own}@{alias} is {banks.point(bank.absolute(), own, alias, version)}")
+
+
+@bank_app.command("ban")
+def bank_ban(
+    bank: Bank,
+    codes: Annotated[list[int] | None, typer.Argument(metavar="[CODES]...", help="None: ban no code.")] = None,
+) -> None:
+    """Ban these codes, and no others, for all policies of a bank."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+
+        banks.ban(bank.absolute(), codes or [])
+    echo(f"banned codes: {', '.join(map(str, codes or [])) or 'none'}")
+
+
+@bank_app.command("take")
+def bank_take(
+    bank: Bank, member: MemberName, out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="New.")]
+) -> None:
+    """Write one policy as a checkpoint, for all other commands: steer, evaluate, search, export."""
+    with exit_on_error(USAGE):
+        from pipeline.serving import bank as banks
+
+        echo(f"{banks.take(bank.absolute(), member, out.absolute())}: {out}")

@@ -19,6 +19,7 @@ from configs.schema import Decode
 from latent_control.pretrained import base_path, read_shape
 from pipeline.cluster.connect import joined
 from pipeline.runs import interrupts
+from pipeline.serving.bank import WORLD, is_bank, read_index
 from pipeline.serving.export import is_export, weight_problems
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ class ServingSettings:
 
 def check(settings: ServingSettings) -> None:
     """``ValueError`` for what would fail only in a replica."""
-    if not is_export(settings.folder):
+    bank = is_bank(settings.folder)
+    folder = settings.folder / WORLD if bank else settings.folder
+    if not is_export(folder):
         raise ValueError(f"{settings.folder} is no export; make one with latent-control export RUN -o FOLDER")
-    if damaged := weight_problems(settings.folder):
-        raise ValueError(f"{settings.folder} is damaged ({damaged[0]}): export it again")
-    read_shape(settings.folder)
-    base = settings.base or base_path(settings.folder)
+    if damaged := weight_problems(folder):
+        raise ValueError(f"{folder} is damaged ({damaged[0]}): export it again")
+    read_shape(folder)
+    if bank and not read_index(settings.folder).members:
+        raise ValueError(f"{settings.folder} has no members: latent-control bank add {settings.folder} NAME RUN")
+    base = settings.base or base_path(folder)
     if base.startswith(("/", ".")) and not Path(base).is_dir():
         raise ValueError(
             f"the base LM of {settings.folder} lay at {base}, where it is no longer: say where it is now "

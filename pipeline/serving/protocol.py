@@ -18,6 +18,7 @@ from pydantic import (
     FailFast,
     Field,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -27,6 +28,7 @@ from configs.schema import Decode
 from latent_control.decoding.guide import is_one_row, make_guide
 from latent_control.decoding.sampling_params import require_temperature
 from latent_control.distributions import rollout_seed
+from latent_control.policies.bank import MOST_MIXED, Blend
 from latent_control.text import spoken_text, whole_characters
 
 # Arguments of OpenAI's that mean nothing here, at the values at which they mean nothing there either.
@@ -98,6 +100,8 @@ class Request(BaseModel):
     """Codes forced from the first token on, for all rows or for each; null leaves one to the policy."""
     allowed_codes: Allowed | None = None
     """Codes the policy may choose, for all rows or for each."""
+    mix: dict[StrictStr, StrictFloat | StrictInt] | None = Field(None, max_length=MOST_MIXED)
+    """Of a bank: policies by name with their weights, in place of ``model``"""
 
 
 class CompletionRequest(Request):
@@ -138,6 +142,8 @@ class ModelLimits:
     """Where a request says none"""
     decode: Decode = "code"
     """Where a request says none"""
+    banned: tuple[int, ...] = ()
+    """Codes that no request may choose"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +159,8 @@ class DecodeRequest:
     stop: tuple[str, ...] = ()
     codes: tuple[int | None, ...] | None = None
     allowed: tuple[int, ...] | None = None
+    member: Blend | None = None
+    """Of a bank: whose policy chooses"""
 
 
 @dataclass(kw_only=True)
@@ -264,13 +272,18 @@ def require_bounds(prompts: Sequence[str | Sequence[int]], n: int, limits: Model
         )
 
 
-def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: ModelLimits) -> list[DecodeRequest]:
-    """The rows that a request needs: ``n`` of each prompt (token ids), one after the other.
+def decode_requests(
+    request: Request, prompts: Sequence[Sequence[int]], limits: ModelLimits, member: Blend | None = None
+) -> list[DecodeRequest]:
+    """The rows that a request needs: ``n`` of each prompt (token ids), one after the other; of a bank, ``member``
+    chooses their codes.
 
     Raises:
         RefusedRequest: another model is asked for, a number does not fit it, or there are too many rows.
     """
-    if request.model is not None and request.model != limits.model:
+    if member is None and request.mix is not None:
+        raise RefusedRequest("mix names policies of a bank, and one model is served here: leave it out", param="mix")
+    if member is None and request.model is not None and request.model != limits.model:
         raise RefusedRequest(f"the model {request.model!r:.80} is not served here; {limits.model!r} is", 404, "model")
     rows = len(prompts) * request.n
     wanted = request.max_tokens or getattr(request, "max_completion_tokens", None) or limits.max_tokens
@@ -286,7 +299,7 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
             param="stop",
         )
     codes = _each(request.codes, rows, "codes", wanted)
-    allowed = _each(request.allowed_codes, rows, "allowed_codes", limits.num_actions)
+    allowed = _without(_each(request.allowed_codes, rows, "allowed_codes", limits.num_actions), codes, rows, limits)
     try:
         make_guide(codes, allowed, rows=rows, num_actions=limits.num_actions, span=limits.span)
     except ValueError as error:
@@ -312,6 +325,7 @@ def decode_requests(request: Request, prompts: Sequence[Sequence[int]], limits: 
             stop=stop,
             codes=None if codes is None or codes[row] is None else tuple(codes[row]),
             allowed=None if allowed is None or allowed[row] is None else tuple(allowed[row]),
+            member=member,
         )
         for row in range(rows)
     ]
@@ -330,6 +344,23 @@ def _require_fit(prompt: Sequence[int], wanted: int, limits: ModelLimits) -> Non
             "positions: shorten one of them",
             param="max_tokens",
         )
+
+
+def _without(allowed: list[Any] | None, codes: list[Any] | None, rows: int, limits: ModelLimits) -> list[Any] | None:
+    """Allowed codes of each row without those that are banned for all."""
+    banned = set(limits.banned)
+    if not banned:
+        return allowed
+    if wrong := [code for row in codes or [] for code in row or [] if code in banned]:
+        raise RefusedRequest(f"codes has {wrong[0]}, which is banned here for all", param="codes")
+    every = range(limits.num_actions)
+    left = [[code for code in (row or every) if code not in banned] for row in allowed or [None] * rows]
+    if not all(left):
+        raise RefusedRequest(
+            f"allowed_codes leaves a row no code: {', '.join(map(str, limits.banned))} are banned here for all",
+            param="allowed_codes",
+        )
+    return left
 
 
 def _each(given: Any, rows: int, name: str, most: int) -> list[Any] | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from latent_control.decoding.generate import generate
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.model import latent_actor
 from latent_control.records import Generation
 from latent_control.text import config_ends, encode_messages, encode_text, left_padded, load_tokenizer, spoken_text
+from pipeline.serving.bank import WORLD, is_bank
+from pipeline.serving.members import ServedMembers
 from pipeline.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -89,12 +92,16 @@ class Service:
         base: str | None = None,
         decode: str | None = None,
     ) -> None:
-        """``decode``: where a request does not say; ``None``: the export's own."""
+        """``folder``: an export, or a bank, whose members are served; ``decode``: where a request does not say;
+        ``None``: the export's own."""
+        bank, folder = (folder, folder / WORLD) if is_bank(folder) else (None, folder)
         model = LatentActionForCausalLM.from_pretrained(
             folder, base=base, device_map=device or "auto", trust_remote_code=False
         )
         self.latent = model.latent
         self.tree = PrefixTree(PREFIX_CACHE_MB)
+        self.members = None if bank is None else ServedMembers(bank, self.latent.base.lm.device)
+        self.actor = latent_actor(self.latent, None if self.members is None else self.members.bank)
         self.tokenizer = load_tokenizer(folder, key=None)
         self.ends = list(config_ends(model.generation_config))
         stop = model.generation_config.stop_strings or ()
@@ -124,32 +131,38 @@ class Service:
 
     async def _respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
         kinds: dict[str, type[Request]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
-        pages: dict[str, dict[str, Any]] = {"/health": {"status": "ok"}, "/v1/models": self._models()}
+        pages: dict[str, Callable[[], dict[str, Any]]] = {
+            "/health": lambda: {"status": "ok"},
+            "/v1/models": self._models,
+        }
         if path not in kinds and path not in pages:
             raise RefusedRequest(f"there is nothing at {path or '/'}; there are {', '.join([*kinds, *pages])}", 404)
         if method != (needed := "GET" if path in pages else "POST"):
             raise RefusedRequest(f"{path} takes {needed}, not {method}", 405)
         if path in pages:
-            return Reply(status=200, body=pages[path])
+            return Reply(status=200, body=await asyncio.to_thread(pages[path]))
         # In a thread: others are read, and health checks answered, while a long text is tokenised.
-        request, asks = await asyncio.to_thread(self._asks, body, kinds[path])
-        wording = Wording(chat=isinstance(request, ChatRequest), model=self.limits.model)
+        request, asks, model = await asyncio.to_thread(self._asks, body, kinds[path])
+        wording = Wording(chat=isinstance(request, ChatRequest), model=model)
         if request.stream:
             return Reply(status=200, body=self._events(asks, wording, decode_row))
         answers = await asyncio.gather(*(decode_row(self._row(ask)) for ask in asks))
         return Reply(status=200, body=wording.whole(answers, sum(len(ask.prompt) for ask in asks[:: request.n])))
 
-    def _asks(self, body: bytes, kind: type[Request]) -> tuple[Request, list[DecodeRequest]]:
-        """The request in a body and the rows it needs."""
-        request = parse(body, kind)
-        return request, decode_requests(request, self._prompts(request), self.limits)
+    def _asks(self, body: bytes, kind: type[Request]) -> tuple[Request, list[DecodeRequest], str]:
+        """The request in a body, the rows it needs, and the name of the model that answers."""
+        request, limits = parse(body, kind), self.limits
+        if self.members is None:
+            return request, decode_requests(request, self._prompts(request), limits), limits.model
+        name, member, banned = self.members.chosen(request)
+        limits = replace(limits, banned=banned)
+        return request, decode_requests(request, self._prompts(request), limits, member), name
 
     def _models(self) -> dict[str, Any]:
-        about = {"id": self.limits.model, "object": "model", "owned_by": "latent-control"}
-        return {
-            "object": "list",
-            "data": [about | {"num_codes": self.limits.num_actions, "code_span": self.limits.span}],
-        }
+        names = [{"id": self.limits.model}] if self.members is None else self.members.now().listed()
+        shape = {"num_codes": self.limits.num_actions, "code_span": self.limits.span}
+        about = {"object": "model", "owned_by": "latent-control"}
+        return {"object": "list", "data": [name | about | shape for name in names]}
 
     def _conversation(self, request: ChatRequest) -> list[int]:
         """Token ids by the chat template."""
@@ -239,12 +252,13 @@ class Service:
             stop_token=self.ends,
             row_seeds=[ask.seed for ask in asks],
             guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
+            members=[ask.member for ask in asks if ask.member is not None] or None,
             watch=watch if any(row.stream is not None for row in rows) else None,
             keep_responses=True,  # a conversation goes on from them
         )
         out = generate(
             self.latent.base,
-            self.latent.actor(),
+            self.actor,
             params,
             *left_padded([ask.prompt for ask in asks], device),
             tree=self.tree,

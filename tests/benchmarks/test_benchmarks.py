@@ -147,6 +147,11 @@ def test_verifiers(tmp_path: Path) -> None:
     assert {row["responses"] for row in found} == {"arithmetic", "mixed", "sentences"}
 
 
+def test_bank(tmp_path: Path) -> None:
+    rows = run("bank", tmp_path, "--parts", "decode")["rows"]
+    assert [row["policies"] for row in rows] == [1, 3] and {row["bytes / own"] for row in rows} == {1.0}
+
+
 def test_decode(tmp_path: Path) -> None:
     measured = run("decode", tmp_path, "--models", "tiny")["measured"]
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())

@@ -7,6 +7,7 @@ stopped, ``submit`` and ``job`` go to a cluster of three Ray nodes on this machi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -27,9 +28,12 @@ from cluster_fixtures import LocalCluster, free_port
 from doc_commands import GROUPS, NOT_HERE, ROOT, smaller, typed, written
 from typer.testing import CliRunner
 
+from latent_control import LatentActionLM
+from latent_control.policies.latent import latent_policy
 from pipeline.cli.main import app
 from pipeline.cli.options import INTERRUPTED
 from pipeline.experiments import pilot
+from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures", "run_fixtures", "cluster_fixtures")
 QUICK = {
@@ -207,6 +211,8 @@ def prepare(page: str, words: Words, folder: Path) -> None:
         invoke(folder, *smaller(("run", "configs/improve_offline.yaml", "--run-dir", "runs/offline")))
     if "--q" in words:
         invoke(folder, *smaller(("train-q", "runs/first")))
+    if page == "bank.md":
+        with_bank(folder, full=words[:2] != ("bank", "create"))
     if "token_level" in words:
         with_baseline = ("run", "configs/quickstart.yaml", "improve.token_baseline=true", "--run-dir", "runs/first")
         invoke(folder, *smaller(with_baseline))
@@ -214,6 +220,21 @@ def prepare(page: str, words: Words, folder: Path) -> None:
         rows = pilot.PilotData(path=folder / "data.jsonl", prompt="prompt", answer="answer", verifier="exact")
         base = str(ROOT / "configs/models/countdown-1m")
         pilot.written(folder / "pilot.yaml", pilot.template(rows, base, chat=False, max_new_tokens=17, heldout=8))
+
+
+def with_bank(folder: Path, *, full: bool) -> None:
+    """Two runs with ``mlp`` policies on the codebook of ``runs/first``, and a bank of them."""
+    model = LatentActionLM.from_pretrained(folder / "runs/first/checkpoints/actions")
+    model.config = dataclasses.replace(model.config, policy_kind="mlp", policy_reads=None)
+    for name in ("concise", "formal"):
+        shutil.copytree(folder / "runs/first", folder / "runs" / name, ignore=lambda *_: {"checkpoints"})
+        model.policy = latent_policy(model.base.decoder, model.config)
+        checkpoint = folder / "runs" / name / "checkpoints/improve"
+        checkpoints.write(checkpoint, files=lambda staging: model.save_pretrained(staging) and None, info={})
+    if full:
+        invoke(folder, "bank", "create", "bank", "--from", "runs/concise")
+        for name in ("concise", "formal"):
+            invoke(folder, "bank", "add", "bank", name, f"runs/{name}")
 
 
 def has_what_it_needs(words: Words) -> bool:
@@ -258,6 +279,7 @@ def started(folder: Path, words: Sequence[str], environment: dict[str, str]) -> 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if is_server(case.values[1])])
 def test_a_server_starts_answers_and_stops(page: str, words: Words, own: Path) -> None:
+    prepare(page, words, own)
     port = free_port()
     with started(own, [*words, "--port", str(port)], dict(os.environ)) as process:
         deadline = time.monotonic() + 300

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PROGRAM = "latent-control"
-GROUPS = ("config", "reward", "task")
+GROUPS = ("bank", "config", "reward", "task")
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z0-9_|.-]*$")
 TEXT_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 

@@ -90,8 +90,10 @@ def test_decoding_equals_a_pass_over_what_was_written(
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_a_new_version_under_way_asks_nothing_of_the_caches(model: LatentActionLM) -> None:
-    """The actor keeps no second cache; after the change, choices are those of the new weights on the same states."""
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_new_version_under_way_asks_nothing_of_the_caches(model: LatentActionLM, batch_size: int | None) -> None:
+    """The actor keeps no second cache; after the change, choices are those of the new weights on the same states, those
+    of rows that waited for a slot meanwhile, too."""
     ids, mask = padded()
     changing = MlpPolicy(model.policy.state_width, 8, layers=2, width=24)
     changing.load_state_dict(model.policy.state_dict())
@@ -100,13 +102,15 @@ def test_a_new_version_under_way_asks_nothing_of_the_caches(model: LatentActionL
     steps = iter(range(100))
 
     def refresh() -> int:
-        if next(steps) == 3:
+        if next(steps) == 5:
             changing.load_state_dict(other)
         return int(next(iter(changing.parameters())).equal(next(iter(other.values()))))
 
     own, model.policy = model.policy, changing
     try:
-        params = SamplingParams(max_new_tokens=8, row_seeds=(1, 2, 3), return_features=True)
+        params = SamplingParams(
+            max_new_tokens=[2, *[8] * 5], seed=1, repeats=2, batch_size=batch_size, stop_token=-1, return_features=True
+        )
         with torch.no_grad():
             engine = Engine(model.base, model.actor(), params, ids, mask, refresh=refresh)
             made = engine.run()
