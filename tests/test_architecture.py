@@ -442,6 +442,7 @@ SET_FROM_OUTSIDE = {
         "whole_program",
     },
     "rollout_workers/engines/vllm.py": {"choose", "environ", "job"},
+    "latent_control/policies/bank.py": {"atexit", "plan"},
     "rollout_workers/engines/vllm_model.py": {"_cpu_skip_gemm_dispatch"},
     "rollout_workers/environments/java.py": {"close", "server"},
     "rollout_workers/episode_player.py": {"end", "lost"},

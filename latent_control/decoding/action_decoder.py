@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +33,18 @@ class ActionDecoder:
     """Tokens for which an action is held."""
     bank: PolicyBank | None = None
     """Policies in place of ``head`` for rows that name theirs (``SamplingParams.members``)."""
+
+    def logits(self, hidden: torch.Tensor, members: Sequence[Any] | None) -> torch.Tensor:
+        """[B, actions] of hidden [B, D]; by each row's own policy, where ``members`` names them."""
+        return self.head(hidden) if members is None or self.bank is None else self.bank.logits(hidden, members)
+
+    def require_members(self, members: Sequence[object] | None, prompts: int) -> None:
+        """``ValueError`` unless there is a bank and a policy of it for each of the prompts, or no members at all."""
+        if members is not None and (self.bank is None or len(members) != prompts):
+            raise ValueError(
+                f"members names policies for {len(members)} of {prompts} prompts, of "
+                f"{'no' if self.bank is None else 'the'} bank: name one for each prompt, of the actor's bank"
+            )
 
 
 def base_actor(base: BaseLM) -> ActionDecoder:

@@ -56,11 +56,7 @@ class Engine:
         ids, mask = left_pad(input_ids, attention_mask, self.pad_token)
         self.prompts = PromptQueue(base, actor, ids, mask, repeats=params.repeats, slots=self.slots, tree=tree)
         self.lean_base, self.lean_stack = self.prompts.lean_base, self.prompts.lean_stack
-        if params.members is not None and (actor.bank is None or len(params.members) != len(input_ids)):
-            raise ValueError(
-                f"members names policies for {len(params.members)} of {len(input_ids)} prompts, of "
-                f"{'no' if actor.bank is None else 'the'} bank: name one for each prompt, of the actor's bank"
-            )
+        actor.require_members(params.members, len(input_ids))
         base.require_steady(max(self._filled(row) + 1 + limit for row, limit in enumerate(self.limits)))
         self.chosen: list[tuple[torch.Tensor, ...]] = []  # per step: cells, actions, tokens, logp, versions
         self.events: list[tuple[torch.Tensor, ...]] = []  # per step: cells, event_logp, packed events
@@ -183,10 +179,8 @@ class Engine:
 
     def _logits(self, rows: Sequence[int | None], hidden: torch.Tensor) -> torch.Tensor:
         """[b, actions] of live ``rows``; by each one's own policy, where rows name theirs."""
-        members, bank = self.params.members, self.actor.bank
-        if members is None or bank is None:
-            return self.actor.head(hidden)
-        return bank.logits(hidden, [members[row // self.params.repeats] for row in rows if row is not None])
+        named, each = self.params.members, self.params.repeats
+        return self.actor.logits(hidden, named and [named[row // each] for row in rows if row is not None])
 
     def _base_step(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         rows = self.memory.rows
@@ -257,20 +251,12 @@ class Engine:
 
     def _leave(self, slot: int, row: int) -> None:
         if self.keeps_responses:
-            self._keep_response(slot, row)
+            _keep_response(self, slot, row)
         if self.params.return_features:
             assert self.states is not None
             kept = self.lengths[row] if self.actor.stack is None else self._filled(row)
             self.features[row] = self.states.data[slot, self.memory.end - kept : self.memory.end].clone()
         self.rows_in[slot] = None
-
-    def _keep_response(self, slot: int, row: int) -> None:
-        """Put what the row has read, its prompt and all but its last token, into the tree: a next turn follows it."""
-        assert self.prompts.tree and self.base_cache
-        columns = slice(self.memory.end - self._filled(row), self.memory.end)
-        tokens = (*self.prompts.tokens(row // self.params.repeats), *self.written[row][:-1])
-        states = self.states.data[slot, columns] if self.states is not None and self.actor.stack is not None else None
-        self.prompts.tree.insert(tokens, slot_layers(self.base_cache, slot, columns), states, None)
 
     def _squeeze(self) -> None:
         """When nobody is left to enter, close the gaps that finished rows leave."""
@@ -303,6 +289,16 @@ class Engine:
             cache, _ = self.prompts.read_policy(states, mask)
             assert cache is not None
             self.memory.place_cache(self.stack_cache, cache, slots - part, slots)
+
+
+def _keep_response(engine: Engine, slot: int, row: int) -> None:
+    """Put what the row has read, its prompt and all but its last token, into the tree: a next turn follows it."""
+    memory, prompts, states = engine.memory, engine.prompts, engine.states
+    assert prompts.tree is not None and engine.base_cache is not None
+    columns = slice(memory.end - engine._filled(row), memory.end)
+    tokens = (*prompts.tokens(row // engine.params.repeats), *engine.written[row][:-1])
+    read = None if states is None or engine.actor.stack is None else states.data[slot, columns]
+    prompts.tree.insert(tokens, slot_layers(engine.base_cache, slot, columns), read, None)
 
 
 def _results(engine: Engine) -> Generation:

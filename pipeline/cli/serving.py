@@ -136,9 +136,7 @@ def serve(
         str, typer.Option("--host", help="Address to bind to; 0.0.0.0 opens the service to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The model's name in requests; default: the folder's.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Model name in requests; default: the folder's.")] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 32,
     batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
