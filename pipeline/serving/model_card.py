@@ -43,7 +43,7 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER", padding_side="left")
 | trained by | $trained |
 | data | $data |
 | SHA-256 of the base LM, of the replay buffer | `$base_hash`, `$replay_hash` |
-| made by latent-control at commit | `$commit` |
+| commit of `latent-control` | `$commit` |
 
 ## Evaluation
 

@@ -126,6 +126,7 @@ def test_a_slow_start_of_ray_is_waited_for(slow: int, starts: int, monkeypatch: 
             raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever this process's other tests have started
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with contextlib.suppress(RunError), joined("local", 1):
         pass
@@ -137,6 +138,7 @@ def test_a_cluster_that_does_not_let_us_in_is_one_sentence(monkeypatch: pytest.M
         raise ConnectionError("Could not find any running Ray instance.\nmore")
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(RunError, match=r"joined at auto: .*any running Ray instance.*RAY_AUTH_MODE"), joined("auto", 1):
         pass
 

@@ -22,11 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("configs", "latent_control", "rollout_workers", "learners", "pipeline")
 GAP = "\0"
 """Stands for what an f-string fills in."""
+BATCH = (
+    "job-name nodes ntasks ntasks-per-node cpus-per-task gpus-per-node mem requeue overlap exclude head num-cpus block"
+)
 OTHERS = {
     "latent_control/auto.py": {"--local-dir"},  # hf download
     "latent_control/bases/smollm2.py": {"--no-deps"},  # pip
     "pipeline/preflight/doctor.py": {"--no-deps"},
     "pipeline/cli/cluster.py": {"--follow"},  # ray job logs
+    "pipeline/cluster/manifests.py": {f"--{name}" for name in BATCH.split()},  # sbatch, srun, ray start
+    "configs/schema.py": {"--metrics-export-port"},  # ray start
     "pipeline/runs/environment.py": {"--always", "--dirty", "--abbrev", "--exclude"},  # git describe
     "pipeline/tracking/server.py": {"--backend-store-uri", "--workers"},  # mlflow server
     "pipeline/tracking/system_metrics.py": {"--query-gpu", "--format"},  # nvidia-smi

@@ -117,7 +117,7 @@ def test_a_token_beyond_the_embedding(tmp_path: Path) -> None:
     from pipeline.preflight.prompts import PromptReading
 
     reading = PromptReading("task")
-    reading.add("row 1", [1, 2, 57], None)
+    reading.take("row 1", lambda name: (name, [1, 2, 57]), None)
     (error,) = reading.problems(57, "train prompts")
     assert error.startswith(
         "task: train prompts have the token id 57, but the base LM's are 0 to 56; take the tokenizer"
