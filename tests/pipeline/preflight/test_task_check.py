@@ -57,7 +57,8 @@ class Moody(Countdown):
 
 
 def test_a_task_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_check, "build_task", lambda _: Moody())
+    monkeypatch.setattr("rollout_workers.tasks.build_task", lambda _: Moody())  # once by the builder
+    monkeypatch.setattr(task_check, "build_task", lambda _: Moody())  # and its twin
     problems = task_check.check(TaskConfig(), count=4, seed=0)["problems"]
     assert any("prompts are in both splits" in p for p in problems)
     assert any("not deterministic: 4 of 4 gold answers" in p for p in problems)

@@ -196,7 +196,7 @@ def test_a_registered_model_answers_in_a_clean_environment(exported: Path, tmp_p
     registered = json.loads(done.stdout)["registered"]
     assert (registered["uri"], registered["alias"]) == ("models:/countdown/1", "champion")
     kept = [path for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()]
-    assert {path.suffix for path in kept} <= {".json", ".safetensors", ".py", ".yaml", ".txt", ""}
+    assert {path.suffix for path in kept} <= {".json", ".safetensors", ".py", ".yaml", ".txt", ".md", ""}
     assert not [path for path in kept if path.suffix == "" and path.name != "MLmodel"]
     signature = next(path for path in kept if path.name == "MLmodel").read_text()
     assert "allowed_codes" in signature
