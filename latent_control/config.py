@@ -99,6 +99,10 @@ class LatentActionConfig:
         """Which of the base's states the policy reads."""
         return self.policy_reads or ("final" if self.policy_kind == "mlp" else "late")
 
+    def state_width(self, width: int) -> int:
+        """Numbers in that state, on a base of ``width``."""
+        return 2 * width if self.policy_state == "both" else width
+
     @property
     def late_blocks(self) -> int:
         """How many blocks before the base's end the ``late`` state is taken; 0 when nothing reads it."""

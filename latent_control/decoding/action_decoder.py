@@ -21,7 +21,7 @@ class ActionDecoder:
     stack: DecoderStack | None
     """Blocks between the base's state and ``head``; ``None``: the head reads the state at one position as it is."""
     reads: str
-    """Which of the base's states the stack (or head) reads, "final" or "late"."""
+    """Which of the base's states the stack (or head) reads, "final", "late" or "both"."""
     head: Callable[[torch.Tensor], torch.Tensor]
     """hidden [B, D] -> logits [B, actions]"""
     emit: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]

@@ -16,7 +16,7 @@ def latent_policy(decoder: PreTrainedModel, config: LatentActionConfig) -> Laten
     if config.policy_kind == "blocks":
         return DecoderStack(decoder, config.policy_layers, config.num_actions)
     return MlpPolicy(
-        decoder.config.hidden_size * (2 if config.policy_state == "both" else 1),
+        config.state_width(decoder.config.hidden_size),
         config.num_actions,
         layers=config.policy_layers,
         width=config.policy_width,

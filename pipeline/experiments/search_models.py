@@ -50,7 +50,7 @@ def require_fit(shape: QShape, host: Host, folder: Path | None) -> None:
 
 
 def _reads(reads: str, late_blocks: int) -> str:
-    return f"{reads}, {late_blocks} blocks before the end" if reads == "late" else reads
+    return f"{reads}, {late_blocks} blocks before the end" if reads != "final" else reads
 
 
 def load_latent(checkpoint: Path, config: RunConfig) -> Host:

@@ -104,7 +104,7 @@ def new_head(model: LatentActionLM, settings: QSettings, seed: int) -> QHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = QShape(
-            width=model.base.width,
+            width=model.config.state_width(model.base.width),
             hidden=settings.hidden,
             num_actions=model.config.num_actions,
             span=model.config.span,

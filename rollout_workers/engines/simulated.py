@@ -96,14 +96,14 @@ class SimulatedEngine:
         base = base_path(spec.checkpoint) if latent else spec.checkpoint
         config = load_config(base, trust_remote_code=trust)
         dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else config.dtype or torch.float32
-        shape = read_shape(Path(spec.checkpoint)) if latent else None
+        shape, width = read_shape(Path(spec.checkpoint)) if latent else None, config.get_text_config().hidden_size
         return cls(
             read_options(settings),
             load_tokenizer(base, trust_remote_code=trust),
             level=spec.level,
             num_actions=None if shape is None else shape.num_actions,
             stateless=shape is not None and shape.policy_kind == "mlp",
-            width=config.get_text_config().hidden_size,
+            width=width if shape is None else shape.state_width(width),
             dtype=dtype,
             stop=settings.stop,
         )

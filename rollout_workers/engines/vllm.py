@@ -140,9 +140,15 @@ class VllmEngine:
                 f"engine vllm hosts {' and '.join(ARCHITECTURES)}, but {base} is {architecture}: set "
                 "rollout.engine: local"
             )
-        if (span := read_shape(Path(spec.checkpoint)).span) > 1:
+        shape = read_shape(Path(spec.checkpoint))
+        if shape.span > 1:
             raise ValueError(
-                f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {span}: set "
+                f"engine vllm chooses a code for every token, those of {spec.checkpoint} last for {shape.span}: set "
+                "rollout.engine: local"
+            )
+        if shape.policy_state == "both":
+            raise ValueError(
+                f"engine vllm gives an mlp the base's final state alone, that of {spec.checkpoint} reads both: set "
                 "rollout.engine: local"
             )
         require_whole(base, BASE, trust_remote_code=spec.trust_remote_code)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from cluster_fixtures import free_port
 from run_fixtures import command
@@ -81,11 +82,13 @@ def test_names_are_prometheus_names() -> None:
         assert not {"le", "job", "instance"} & set(tags)
 
 
-def test_without_ray_nothing_happens(tmp_path: Path) -> None:
+def test_counting_starts_no_ray() -> None:
+    before = ray.is_initialized()
     telemetry.count("events_total", 0, run="a", kind="b")
     telemetry.count("events_total", run="a", kind="b")
     telemetry.seconds("worker_request_seconds", 0.0, worker="1")
     telemetry.step("a", "improve", 3, {"reward": math.nan, "not_exported": 1.0})
+    assert ray.is_initialized() == before
 
 
 def test_events_say_run_stage_and_update(tmp_path: Path) -> None:

@@ -163,3 +163,14 @@ def test_a_checkpoint_from_before_is_one_of_blocks(make_model: Callable[..., Lat
 def test_shapes_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LatentActionConfig(**settings)
+
+
+def test_whatever_reads_the_policys_state_has_its_width(model: LatentActionLM) -> None:
+    """The Q head of a search, too, which would not load states of two widths otherwise."""
+    from pipeline.stages.q_head import new_head
+
+    settings = type("Settings", (), {"hidden": 8, "support": 0.1})()
+    features = model.features(torch.tensor([[5, 9, 11]]))
+    states = features.read(model.config.policy_state)
+    assert states.shape[-1] == model.config.state_width(model.base.width) == model.policy.state_width
+    assert new_head(model, settings, 0)(states[0]).shape == (3, 8)
