@@ -107,11 +107,9 @@ def read_folder(folder: Path) -> WeightFiles:
         Incomplete: there are none, or some are missing.
         ValueError: one is not whole.
     """
-    if (folder / SINGLE).is_file():
-        shapes = read_shapes(folder / SINGLE)
-        return WeightFiles(
-            listed=SINGLE, shapes=shapes, files=dict.fromkeys(shapes, SINGLE), dtype=_dtype(folder / SINGLE)
-        )
+    if (single := folder / SINGLE).is_file():
+        shapes = read_shapes(single)
+        return WeightFiles(listed=SINGLE, shapes=shapes, files=dict.fromkeys(shapes, SINGLE), dtype=_dtype(single))
     if not (folder / INDEX).is_file():
         raise Incomplete(_no_weights(folder))
     found = _read_shards(folder)

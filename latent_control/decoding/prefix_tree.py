@@ -179,10 +179,8 @@ def past_cache(prefixes: Sequence[Prefix], lengths: Sequence[int], like: Cache) 
             for node, taken in prefix.first(length):
                 own = node.layers[number]
                 assert own is not None
-                keys[row, :, place : place + taken], values[row, :, place : place + taken] = (
-                    own[0][:, :taken],
-                    own[1][:, :taken],
-                )
+                keys[row, :, place : place + taken] = own[0][:, :taken]
+                values[row, :, place : place + taken] = own[1][:, :taken]
                 place += taken
         like.update(keys, values, number)
     return like

@@ -97,9 +97,7 @@ class Sampled:
     def words(self) -> list[str]:
         """The responses that were not judged or are not rows, counted by reason."""
         every, setting = f"of {self.responses} responses", self.rollout
-        said = [
-            f"{count} {every} could not be judged: {message!r:.300}" for message, count in self.failures.most_common()
-        ]
+        said = [f"{count} {every} could not be judged: {why!r:.300}" for why, count in self.failures.most_common()]
         if self.blank:
             said.append(f"{self.blank} {every} have no text (the base LM ended at once): left out")
         if self.truncated:

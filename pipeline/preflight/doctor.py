@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -172,14 +172,17 @@ def _isolation() -> MachineFinding:
     missing = [name for name in walls if not any(wall.startswith(name) for wall in standing)]
     if not missing:
         return MachineFinding(name="isolation", state="ok", found=found)
-    remedy = "SECURITY.md has the consequences"
-    if "system calls" in missing:
-        how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
-        allow = "set task.options.limits.allow_unconfined: true"
-        remedy = f"reasoning-gym and math are refused here: {how}, or {allow}; {remedy}"
-    return MachineFinding(
-        name="isolation", state="optional", found=f"{found}; not: {', '.join(missing)}", remedy=remedy
-    )
+    found = f"{found}; not: {', '.join(missing)}"
+    return MachineFinding(name="isolation", state="optional", found=found, remedy=_isolation_remedy(missing))
+
+
+def _isolation_remedy(missing: Sequence[str]) -> str:
+    consequences = "SECURITY.md has the consequences"
+    if "system calls" not in missing:
+        return consequences
+    how = "apt-get install libseccomp2 (Linux)" if sys.platform == "linux" else "run on Linux"
+    allow = "set task.options.limits.allow_unconfined: true"
+    return f"reasoning-gym and math are refused here: {how}, or {allow}; {consequences}"
 
 
 def _gpu() -> MachineFinding:

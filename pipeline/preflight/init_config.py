@@ -130,8 +130,7 @@ def _key(
     """``given``, or the known key, or dotted key that ends in one, that most rows have a usable value at."""
 
     def there(key: str) -> bool:
-        found = sum(usable(value) for value in _values(rows, key))
-        return 2 * found >= len(rows)
+        return 2 * sum(usable(value) for value in _values(rows, key)) >= len(rows)
 
     keys = list(dict.fromkeys(key for row in rows[:FEWEST] for key in _keys(row)))
     if given is not None:

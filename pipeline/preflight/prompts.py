@@ -225,9 +225,7 @@ class Prompts:
             )
         if found.longest + wanted > self.positions:
             room = self.positions - found.longest
-            remedy = (
-                f"set at most {room}" if room > 0 else "remove such prompts, or take a base LM that reads longer ones"
-            )
+            remedy = f"set at most {room}" if room > 0 else "remove such prompts, or use a base LM with a longer window"
             yield (
                 f"rollout.max_new_tokens: {wanted} after a prompt of {found.longest} tokens ({found.example}) passes "
                 f"the window of {self.positions}; {remedy}"

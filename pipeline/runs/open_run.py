@@ -130,10 +130,7 @@ class Run:
 
         done = [name for name in LATENT_STAGES if name in self.checkpoints]
         if stage is None and not done:
-            raise ValueError(
-                f"{self.folder.name} has no latent policy yet: no stage of it is done; latent-control "
-                f"show {self.folder}"
-            )
+            raise ValueError(f"{self.folder.name} has no latent policy yet: latent-control show {self.folder}")
         if stage is not None and stage not in done:
             raise ValueError(
                 f"no latent policy after stage {stage!r}; this run has: {', '.join(reversed(done)) or 'none yet'}"

@@ -29,8 +29,7 @@ def read_pairs(path: Path, heldout_share: float) -> tuple[list[Pair], list[Pair]
     found: dict[str, list[Pair]] = {"train": [], "heldout": []}
     for place, row in read_file(path):
         if wrong := [key for key in KEYS if not isinstance(row.get(key), str)]:
-            said = f"{wrong[0]!r} is {row.get(wrong[0])!r:.60}, not a text; a row needs {', '.join(KEYS)}"
-            raise ValueError(f"{place}: {said}")
+            raise ValueError(f"{place}: {wrong[0]!r} is {row.get(wrong[0])!r:.60}, not a text; give {', '.join(KEYS)}")
         pair = Pair(**{key: str(row[key]) for key in KEYS})
         if pair.chosen == pair.rejected:
             raise ValueError(f"{place}: chosen and rejected are the same text; remove the row")

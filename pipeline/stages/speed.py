@@ -146,8 +146,7 @@ class Rehearsal:
         rollout, improve = self.config.rollout, self.config.improve
         torch.set_num_threads(rollout.torch_threads)
         self.model.base.lm.to(self.dtype)
-        bf16 = improve is not None and improve.mixed_precision == "bf16"
-        dtype = torch.bfloat16 if bf16 else torch.float32
+        dtype = torch.bfloat16 if improve is not None and improve.mixed_precision == "bf16" else torch.float32
         engine = LocalEngine(latent_host(self.model, self.tokenizer, dtype), rollout)
 
         def decode(prompts: int, most: int) -> int:

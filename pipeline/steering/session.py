@@ -28,10 +28,8 @@ def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
         elif span and not gaps and int(span[2]) - int(span[1]) + len(found) < MOST_CODES:
             found += range(int(span[1]), int(span[2]) + 1)
         elif part:
-            raise ValueError(
-                f"{what}: {part[:40]!r} is not a code; write numbers with commas, "
-                + ("3,_,17" if gaps else "3,5,10-12")
-            )
+            example = "3,_,17" if gaps else "3,5,10-12"
+            raise ValueError(f"{what}: {part[:40]!r} is not a code; write numbers with commas, {example}")
     return found
 
 

@@ -72,6 +72,19 @@ def _random_steps(rng: random.Random, numbers: Sequence[int]) -> list[Step]:
     return steps
 
 
+def _added_up(numbers: Sequence[int]) -> list[Step]:
+    """Steps that add ``numbers`` up from left to right, and take away where a sum would leave 0..149."""
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        op = "+" if apply(total, "+", number) is not None else "-"
+        a, b = (total, number) if op == "+" else (max(total, number), min(total, number))
+        result = apply(a, op, b)
+        assert result is not None, (a, op, b)
+        steps.append((a, op, b, result))
+        total = result
+    return steps
+
+
 def _render(steps: Sequence[Step]) -> str:
     return " , ".join(f"{a} {op} {b} = {result}" for a, op, b, result in steps)
 
@@ -85,14 +98,18 @@ class CountdownOptions:
     largest: int = 25
     """Problems draw their numbers from 1 to this, at most 149."""
     skill: float = 0.35
-    """Share of the demonstrations that solve their problem; the others are random valid steps that miss the target."""
+    """Share of the demonstrations that solve their problem."""
+    habit: float = 0.0
+    """Share that adds the numbers up from left to right, whatever the target is. All others are random valid steps that
+    miss the target."""
     seed: int = 0
     """Another seed: other problems in another order. Which problems are held out does not depend on it."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("numbers", 3, 4), ("largest", 5, MAX_VALUE), ("skill", 0, 1), ("seed", 0, 2**63)):
+        bounds = {"numbers": (3, 4), "largest": (5, MAX_VALUE), "skill": (0, 1), "habit": (0, 1), "seed": (0, 2**63)}
+        for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            whole = name != "skill"
+            whole = name in ("numbers", "largest", "seed")
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int if whole else (int, float))
@@ -102,6 +119,9 @@ class CountdownOptions:
                 raise ValueError(
                     f"task.options.{name} of countdown is {value!r}; it must be {kind} from {low} to {high}"
                 )
+        if self.skill + self.habit > 1:
+            most = f"at most {1 - self.skill:g} with skill {self.skill}"
+            raise ValueError(f"task.options.habit of countdown is {self.habit}; it must be {most}")
 
 
 def countdown_options(options: Mapping[str, object]) -> CountdownOptions:
@@ -132,7 +152,7 @@ class Countdown:
         return LazySequence(LENGTHS[split], lambda index: self._problem(split, index)[0])
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:
-        """A response to each prompt: ``skill`` of them solve it, the others are random valid steps that do not."""
+        """A response to each prompt; ``CountdownOptions`` says how many of them solve it."""
         require_split(split)
         return LazySequence(LENGTHS[split], lambda index: self._demonstration(split, index))
 
@@ -169,9 +189,12 @@ class Countdown:
     def _demonstration(self, split: Split, index: int) -> Demonstration:
         prompt, steps = self._problem(split, index)
         rng = self._rng("demonstration", split, index)
-        if rng.random() < self.options.skill:
+        drawn = rng.random()
+        if drawn < self.options.skill:
             return Demonstration(prompt=prompt, response=_render(steps))
         numbers: tuple[int, ...] = prompt.metadata["numbers"]  # type: ignore[assignment]
+        if drawn < self.options.skill + self.options.habit:
+            return Demonstration(prompt=prompt, response=_render(_added_up(numbers)))
         while (steps := _random_steps(rng, numbers))[-1][3] == prompt.metadata["target"]:
             pass  # some other random steps miss it: a - b and a + b differ for positive numbers
         return Demonstration(prompt=prompt, response=_render(steps))

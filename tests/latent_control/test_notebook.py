@@ -106,7 +106,7 @@ class TestOpenRun:
             (lambda: open_run(tmp_path), r"is not a run folder: it has no config\.yaml"),
             (lambda: run.metrics("imprve"), r"stage 'imprve' logged nothing in run; these did: clone, improve"),
             (run.rollouts, "stored no rollouts"),
-            (run.model, "no stage of it is done"),
+            (run.model, "no latent policy yet"),
             (lambda: run.model("evaluate"), "no latent policy after stage 'evaluate'; this run has: none yet"),
         ):
             with pytest.raises(ValueError, match=said):

@@ -123,6 +123,25 @@ def test_countdown_demonstrations_are_valid_and_solve_their_share(numbers: int) 
     assert all(set(f"{demo.prompt.text} {demo.response}".split()) <= vocabulary for demo in demos)
 
 
+def test_countdown_demonstrations_of_a_habit_add_the_numbers_up() -> None:
+    task = Countdown(CountdownOptions(skill=0.3, habit=0.5))
+    demos = list(task.demonstrations("train")[:2000])
+    habits = 0
+    for demo in demos:
+        a, b, c = demo.prompt.metadata["numbers"]  # type: ignore[misc]
+        habits += demo.response == f"{a} + {b} = {a + b} , {a + b} + {c} = {a + b + c}"
+    assert 0.47 < habits / 2000 < 0.60, "half of them, and the few whose target that is"
+    assert all(task.score(demo.prompt, demo.response).parts["format"] == 1.0 for demo in demos)
+    far = Countdown(CountdownOptions(largest=149, skill=0.0, habit=1.0))
+    responses = {demo.prompt.text.partition(" ->")[0]: demo.response for demo in far.demonstrations("train")[:500]}
+    for numbers, response in responses.items():
+        a, b, c = map(int, numbers.split())
+        first = a + b if a + b <= 149 else max(a, b) - min(a, b)
+        assert response.endswith(f"= {first + c if first + c <= 149 else max(first, c) - min(first, c)}"), numbers
+    with pytest.raises(ValueError, match=r"habit of countdown is 0\.8; it must be at most 0.7"):
+        CountdownOptions(skill=0.3, habit=0.8)
+
+
 def test_sequences_are_bounded_and_sliceable() -> None:
     prompts = Countdown().prompts("heldout")
     assert prompts[-1] == prompts[len(prompts) - 1]
