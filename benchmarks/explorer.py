@@ -1,7 +1,7 @@
 """The explorer's page: its size, how soon it is interactive, axe-core's findings, requests, errors; does its gain add
 up to the real one?
 
-    python benchmarks/explorer.py --runs runs/quickstart-a runs/quickstart-b      (finished runs, which are only read)
+    python benchmarks/explorer.py --runs runs/countdown-a runs/countdown-b      (finished runs, which are only read)
 
 Pages of 2,000 rollouts with 64 and with 128 codes are made up, at 24 tokens a rollout and at the most that a page
 takes; hostile texts are among their words. *Interactive* is the time from the start of navigation to the first view

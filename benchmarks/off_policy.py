@@ -1,6 +1,6 @@
 """Off-policy estimates against the online truth on countdown: how often do their 95 % intervals cover it?
 
-    python benchmarks/off_policy.py --runs RUN_DIR ...        finished quickstart runs (their clone stage is the start)
+    python benchmarks/off_policy.py --runs RUN_DIR ...        finished countdown runs (their clone stage is the start)
 
 Each run starts reinforcement learning from its cloned policy twice, with other prompts each time. Every policy on the
 way also plays prompts that are not trained on ("traffic": what a policy in service would leave behind). A repeat is a

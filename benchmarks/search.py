@@ -1,6 +1,6 @@
 """Search at equal budget on countdown: does a tree over chunks of codes beat as many tokens of best-of-n?
 
-    python benchmarks/search.py --runs RUN_DIR ... --q Q_DIR ...     finished quickstart runs, and a train-q checkpoint
+    python benchmarks/search.py --runs RUN_DIR ... --q Q_DIR ...     finished countdown runs, and a train-q checkpoint
     for each
 
 For each run's improved and cloned policy: MCTS and MCTS-Q, valued by the verifier (then best-of-n is pass@n, and both

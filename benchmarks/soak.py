@@ -3,8 +3,8 @@ update 100 to 1,000.
 
     python benchmarks/soak.py --minutes 60 [--quick]
 
-A run of the quickstart's shape (its base LM and codes, one update after the other) is started, ended by SIGTERM after
-that time, and judged by its own metrics ``driver_gib`` and ``worker_gib``: resident memory at the end of each update.
+A run of countdown.yaml's shape (its base LM and codes, one update after the other) is started, ended by SIGTERM
+after that time, and judged by its own metrics ``driver_gib`` and ``worker_gib``: resident memory after each update.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             "-m",
             "pipeline",
             "run",
-            str(ROOT / "configs" / "quickstart.yaml"),
+            str(ROOT / "configs" / "countdown.yaml"),
             "--run-dir",
             str(run_dir),
             "--quiet",

@@ -9,7 +9,7 @@ optimiser step per batch, fp32, AdamW, temperature 1, 2 cores. Ours: two workers
 driver (2 threads), the replay buffer written; only the policy is trained. TRL: one process with 2 threads; it trains
 all parameters, by the last base's token probabilities, and generates with transformers. ``fixed``: every response has
 exactly that many tokens on both sides (no end token), 64 random codes. ``natural``: responses end by themselves, ours
-from the cloned checkpoint given (of the quickstart). Rounds of updates alternate, start-up and the first round (3
+from the cloned checkpoint given (of countdown.yaml). Rounds of updates alternate, start-up and the first round (3
 updates or more) are not timed.
 """
 

@@ -126,8 +126,10 @@ class Architecture(Section):
 
 
 class BaseTraining(Training):
-    """Training of a small base LM from scratch on the task's demonstrations."""
+    """Training of a small base LM on the task's demonstrations."""
 
+    init: PathStr | None = None
+    """Folder of a model that such a training made, from which this one goes on; ``null``: random weights."""
     max_length: PositiveInt = 256
     """Longer sequences are cut to this many tokens."""
     architecture: Architecture = Architecture()

@@ -1,4 +1,4 @@
-"""Trains a small base LM from scratch on a task's demonstrations: how the embedded model was made.
+"""Trains a small base LM on a task's demonstrations: how the embedded models were made.
 
 A plain torch loop on one device; what it leaves out against the other offline stages: several workers, accumulation,
 resuming. The loss is over response tokens only, so the model says nothing about how prompts are distributed.
@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from configs.schema import Architecture, BaseTraining
+from latent_control.bases.loading import BASE, load_model
 from latent_control.tensor_files import as_readable_as
+from latent_control.text import load_tokenizer
 from learners.learning_rate import learning_rate_share
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -75,10 +77,14 @@ class WordTask(Protocol):
         ...
 
 
+def _vocabulary(words: Sequence[str]) -> dict[str, int]:
+    # A word given twice must not leave an id without a word: the last ids would lie beyond the model's embedding.
+    return {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL, *words)))}
+
+
 def word_tokenizer(words: Sequence[str], context: int = CONTEXT_TOKENS) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word or run of punctuation, which starts every text with ``<s>``."""
-    # A word given twice must not leave an id without a word: the last ids would lie beyond the model's embedding.
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys((*SPECIAL, *words)))}
+    vocabulary = _vocabulary(words)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # punctuation apart from words
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -120,6 +126,10 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) ->
         )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
+
+
+def _made_before(folder: str) -> PreTrainedModel:
+    return load_model(folder, BASE, dtype=torch.float32, trust_remote_code=False).train()
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[_Demonstration], max_length: int) -> Rows:
@@ -177,6 +187,8 @@ def unsuitable(config: BaseTraining, task: object, name: str) -> Iterator[str]:
             f"base.train: needs a task with a fixed vocabulary, which {name!r} has not; set task.name: countdown, or "
             "leave base.train out and name a trained model in base.model"
         )
+    elif config.init is not None and load_tokenizer(config.init).get_vocab() != _vocabulary(task.words):
+        yield f"base.train.init: {config.init} was trained on the words of another task than {name}; set null"
 
 
 @contextmanager
@@ -202,7 +214,7 @@ def train_base(config: BaseTraining, *, task: WordTask, folder: Path, seed: int,
     with _threads(threads), torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = word_tokenizer(task.words, max(CONTEXT_TOKENS, config.max_length))
-        model = new_model(config.architecture, tokenizer)
+        model = new_model(config.architecture, tokenizer) if config.init is None else _made_before(config.init)
         _train(config, model, tokenizer, task, log)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,5 +1,5 @@
 """Latent actions on three architectures: base LMs of Llama, GPT-2 and Qwen2 shape, trained alike on countdown, then
-quickstart on each.
+countdown.yaml on each.
 
     python benchmarks/studies/bases.py --out runs/study
 

@@ -3,7 +3,7 @@ official head.
 
     python benchmarks/studies/codebook.py
 
-Same base LM, demonstrations, modules, optimiser, batches and number of updates (quickstart's ``actions`` section). VQ
+Same base LM, demonstrations, modules, optimiser, batches and number of updates (countdown.yaml's). VQ
 is that of van den Oord et al. (2017): the inverse dynamics model gives a vector, the nearest codebook vector takes its
 place (straight-through), squared errors pull the two together (commitment weight 0.25); the codebook starts at vectors
 of the first batch, which helps it. Measured on held-out demonstrations: cross-entropy with codes, live codes, code
@@ -95,7 +95,7 @@ class VQStage(OfflineStage):
 def found(case: str, seed: int, updates: int) -> dict[str, float]:
     """Measures of one codebook."""
     overrides = [*CASES[case], f"seed={seed}", f"actions.updates={updates}"]
-    config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
+    config = load_config(ROOT / "configs" / "countdown.yaml", overrides)
     assert config.actions is not None
     model = new_model(config.actions, config.base.model, config, "float32")
     stage = VQStage(model) if case == "VQ" else ActionsStage(model, config.actions)

@@ -1,6 +1,6 @@
-"""What the studies share: quickstart runs by seed, kept once made; intervals over seeds; the result file and its page.
+"""What the studies share: countdown runs by seed, kept once made; intervals over seeds; the result file and its page.
 
-Every run is ``latent-control run configs/quickstart.yaml`` with overrides, one worker and one learner thread, so that
+Every run is ``latent-control run configs/countdown.yaml`` with overrides, one worker and one learner thread, so that
 two fit on two cores side by side.
 """
 
@@ -54,7 +54,7 @@ class Curve:
         return [statistics.mean(self.rewards[i - window : i]) for i in range(window, len(self.rewards) + 1)]
 
 
-def run(out: Path, overrides: Sequence[str], config: str = "quickstart") -> Path:
+def run(out: Path, overrides: Sequence[str], config: str = "countdown") -> Path:
     """The finished run in ``out``, made unless it is there."""
     if not (out / "done").exists():
         subprocess.run(["rm", "-rf", str(out)], check=True)
@@ -75,7 +75,7 @@ def run(out: Path, overrides: Sequence[str], config: str = "quickstart") -> Path
 
 
 def cloned(out: Path, seed: int, *overrides: str) -> Path:
-    """Checkpoint of quickstart's codes and cloned policy, measured on a few prompts and texts."""
+    """Checkpoint of countdown's codes and cloned policy, measured on a few prompts and texts."""
     return (
         run(out / f"cloned-{seed}", [f"seed={seed}", "improve=null", "evaluation.prompts=64", *overrides])
         / "checkpoints"

@@ -1,4 +1,4 @@
-"""Latent actions against the best token-level baseline on quickstart: same trainer, prompts, rewards, batches,
+"""Latent actions against the best token-level baseline on countdown.yaml: same trainer, prompts, rewards, batches,
 evaluation.
 
     python benchmarks/studies/latent_vs_token.py --sweep --out runs/study    # all settings of each side, one seed
@@ -52,7 +52,7 @@ EVALUATION = ["evaluation.marginal_sequences=0", "evaluation.prompts=256", "eval
 
 
 def overrides(side: str, rate: float, epochs: int, temperature: float) -> list[str]:
-    """What a setting changes of quickstart."""
+    """What a setting changes of countdown.yaml."""
     return [
         *SIDES[side][0],
         f"improve.learning_rate={rate}",

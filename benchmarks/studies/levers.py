@@ -1,4 +1,4 @@
-"""What each setting of reinforcement learning is worth on quickstart: algorithms, passes, temperature, aliases,
+"""What each setting of reinforcement learning is worth on countdown.yaml: algorithms, passes, temperature, aliases,
 placement, fine-tuning.
 
     python benchmarks/studies/levers.py --out runs/study

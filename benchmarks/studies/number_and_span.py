@@ -20,7 +20,7 @@ UPDATES, LAST, SEEDS = 80, 20, (0, 1, 2)
 
 
 def settings(number: int, span: int) -> list[str]:
-    """What a setting changes of quickstart."""
+    """What a setting changes of countdown.yaml."""
     return [f"actions.num_actions={number}", f"actions.span={span}"]
 
 

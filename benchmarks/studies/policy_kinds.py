@@ -3,7 +3,7 @@
     python benchmarks/studies/policy_kinds.py RUN [--kinds blocks mlp] [--rates 5e-4] [--epochs 1 2] [--target-kl 0.05]
         [--seeds 0] [--updates 150] [--clone-updates 6000 --clone-passes 12] [--width 256] [--out FILE]
 
-``RUN`` is a finished run whose codebook all kinds share (quickstart's, say). Each kind is cloned from its inverse
+``RUN`` is a finished run whose codebook all kinds share (countdown.yaml's, say). Each kind is cloned from its inverse
 dynamics model by the run's own ``clone`` settings (an MLP's number of updates and passes may be others), then trained
 by the run's own ``improve`` settings with the rate, passes and bound of each row, in this process: an ``LMEnvRunner``
 samples, a ``PolicyLearner`` updates. A row: mean reward of the last 20 updates, success on held-out prompts sampled,

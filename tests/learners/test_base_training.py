@@ -149,3 +149,13 @@ def test_a_saved_tokenizer_is_read_as_it_was(family: Any, tmp_path: Path) -> Non
     text = "3 7 25 -> 29 :"
     assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert load_tokenizer(tmp_path, padding_side="left").padding_side == "left"
+
+
+def test_training_goes_on_from_a_model_made_before(tmp_path: Path) -> None:
+    first = _train(tmp_path / "first")
+    again = TINY.model_copy(update={"init": str(tmp_path / "first"), "updates": 20, "warmup_updates": 0})
+    assert _train(tmp_path / "second", again)[20]["heldout_loss"] < first[40]["heldout_loss"]
+    other = word_tokenizer(["a", "b"])
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"base\.train\.init: .*other was trained on the words of another task"):
+        _train(tmp_path / "third", TINY.model_copy(update={"init": str(tmp_path / "other")}))

@@ -62,17 +62,17 @@ def test_run_folder_holds_what_the_readme_says(learned: Path) -> None:
     assert all(
         (learned / stage["checkpoint"]).is_dir() and stage["seconds"] > 0 for stage in summary["stages"].values()
     )
-    assert {"base", "cloned", "improved"} <= summary["evaluation"].keys() and summary["evaluation"]["prompts"] == 256
+    assert {"base", "cloned", "improved"} <= summary["evaluation"].keys() and summary["evaluation"]["prompts"] == 128
     assert (learned / "config.yaml").is_file()
     assert set(json.loads((learned / "mlflow.json").read_text())["runs"]) == {"actions", "clone", "improve", "evaluate"}
-    assert [record["step"] for record in metrics(learned, "improve")] == list(range(1, 51))
+    assert [record["step"] for record in metrics(learned, "improve")] == list(range(1, 31))
 
 
 def test_every_rollout_is_in_the_replay_buffer_once(learned: Path) -> None:
     rollouts = pd.read_parquet(learned / "replay")
-    assert len(rollouts) == 50 * 16 * 8
+    assert len(rollouts) == 30 * 16 * 8
     assert rollouts.rollout_id.is_unique
-    assert sorted(rollouts.policy_version.unique()) == list(range(50))
+    assert sorted(rollouts.policy_version.unique()) == list(range(30))
     logged = {record["step"] - 1: record["reward"] for record in metrics(learned, "improve")}
     stored = rollouts.groupby("policy_version").reward.mean()
     assert all(abs(stored[version] - reward) < 1e-6 for version, reward in logged.items())
@@ -98,7 +98,7 @@ def test_audit_finds_a_run_in_order_and_every_kind_of_damage(learned: Path, tmp_
         "tracking",
     ]
     answers = {one["question"]: one["answer"] for one in found["findings"]}
-    assert "800 consumed, each once" in answers["prompts"] and "6400 consumed once" in answers["rollouts"]
+    assert "480 consumed, each once" in answers["prompts"] and "3840 consumed once" in answers["rollouts"]
     ledger, shards = (
         sorted((run_dir / "ledger/improve").glob("*.parquet")),
         sorted((run_dir / "replay").glob("*/*.parquet")),
@@ -132,7 +132,7 @@ def test_worker_and_learner_agree_on_log_probabilities(learned: Path) -> None:
 
 @pytest.mark.slow
 def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
-    result = json.loads(call("evaluate", str(learned / "checkpoints" / "improve"), "--prompts", "256", "--json"))
+    result = json.loads(call("evaluate", str(learned / "checkpoints" / "improve"), "--prompts", "128", "--json"))
     whole = json.loads((learned / "summary.json").read_text())["evaluation"]
     assert result["improve"]["greedy"] == whole["improved"]["greedy"]
     assert result["improve"]["sampled"] == whole["improved"]["sampled"]
@@ -235,7 +235,7 @@ def test_replay_buffer_alone_improves_the_policy_and_judges_it(learned: Path, tm
     evaluation = json.loads((tmp_path / "offline" / "summary.json").read_text())["evaluation"]
     assert evaluation["differences"]["offline - cloned"]["sampled"]["low"] > 0
     judged = json.loads(call("off-policy", str(tmp_path / "offline"), "--replay", str(learned), "--json"))
-    assert judged["checkpoint"] == "improve_offline" and 0 < judged["report"]["prompts"] < 0.3 * 50 * 16
+    assert judged["checkpoint"] == "improve_offline" and 0 < judged["report"]["prompts"] < 0.3 * 30 * 16
     # What reinforcement learning was trained on says nothing about it.
     assert json.loads(call("off-policy", str(learned), "--replay", str(learned), "--json"))["verdict"] == "unknown"
 

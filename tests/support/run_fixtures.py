@@ -43,10 +43,10 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shortened quickstart, one for all processes of ``pytest -n``. Do not change it."""
     shorter = [
-        "actions.updates=220",
-        "clone.updates=160",
-        "improve.updates=50",
-        "evaluation.prompts=256",
+        "actions.updates=150",
+        "clone.updates=100",
+        "improve.updates=30",
+        "evaluation.prompts=128",
         "cluster.learner_threads=1",
     ]
     shorter += ["explorer.seconds=1"]

@@ -1,7 +1,7 @@
-"""The quickstart over several seeds: success of base, cloned and improved, wall time, and the gain with its interval.
+"""A packaged config over several seeds: success of base, cloned and improved, wall time, the gain with its interval.
 
-    python benchmarks/quickstart.py --seeds 0 1 2 --out runs/bench        runs them (about 3 minutes each on 2 cores)
-    python benchmarks/quickstart.py --collect RUN_DIR ...                 only reads finished run folders, of any config
+    python benchmarks/whole_run.py quickstart --seeds 0 1 2 --out runs/bench     runs them, minutes each on 2 cores
+    python benchmarks/whole_run.py NAME --collect RUN_DIR ...                    only reads finished run folders
 
 Prints a table and writes ``benchmarks/results/<name>.json`` with machine and date.
 """
@@ -23,11 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def play(seed: int, out: Path, overrides: list[str]) -> Path:
-    """Run the quickstart with ``seed``; its wall time, start-up included, goes beside the summary."""
+def play(config: str, seed: int, out: Path, overrides: list[str]) -> Path:
+    """Run ``config`` with ``seed``; its wall time, start-up included, goes beside the summary."""
     run_dir = out / f"seed{seed}"
     started = time.perf_counter()
-    config = str(ROOT / "configs" / "quickstart.yaml")
     subprocess.run(
         [sys.executable, "-m", "pipeline", "run", config, f"seed={seed}", *overrides, "--run-dir", str(run_dir)],
         cwd=ROOT,
@@ -76,14 +75,15 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a packaged config's name; the result's, too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs") / "benchmark-quickstart")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "benchmark")
     parser.add_argument("--collect", type=Path, nargs="+", help="finished run folders to read instead of running")
-    parser.add_argument("--name", default="quickstart")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
     folders = arguments.collect or [
-        play(seed, arguments.out.absolute(), arguments.overrides) for seed in arguments.seeds
+        play(arguments.config, seed, arguments.out.absolute() / arguments.config, arguments.overrides)
+        for seed in arguments.seeds
     ]
     rows = [read(folder) for folder in folders]
     machine = {
@@ -92,7 +92,7 @@ def main() -> None:
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    target = ROOT / "benchmarks" / "results" / f"{arguments.name}.json"
+    target = ROOT / "benchmarks" / "results" / f"{arguments.config}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"machine": machine, "runs": rows}, indent=1))
     print(report(rows))
