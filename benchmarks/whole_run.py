@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs") / "benchmark")
     parser.add_argument("--collect", type=Path, nargs="+", help="finished run folders to read instead of running")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folders = arguments.collect or [
         play(arguments.config, seed, arguments.out.absolute() / arguments.config, arguments.overrides)
         for seed in arguments.seeds
