@@ -28,9 +28,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
 from configs.schema import RunConfig
+from latent_control.algorithms import ALGORITHMS
+from latent_control.algorithms.common import Outcomes
 from latent_control.base_lm import load_base
 from latent_control.losses import clipped_surrogate
-from learners.collate import collate
+from learners.collate import Places, collate, group_size
 from learners.learner import PolicyLearner, microbatches, position_weights
 from pipeline.rl.config import algorithm_config
 from rollout_workers.env_runner import LMEnvRunner
@@ -86,6 +88,15 @@ def latent_update(learner: PolicyLearner, rollouts: Sequence[Rollout]) -> float:
     return time.perf_counter() - started
 
 
+def grpo_advantages(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
+    """[B, T], as the learner's own."""
+    places = Places(mask)
+    rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64)
+    valid, size = torch.ones(len(rollouts), dtype=torch.bool), group_size(rollouts)
+    outcomes = Outcomes(rewards=rewards, valid=valid, group_size=size, taken=places.taken)
+    return places.spread(ALGORITHMS["grpo"].estimate(outcomes).advantages)
+
+
 def token_level(name: str, rollouts: Sequence[Rollout], most_tokens: int) -> Callable[[], float]:
     """A full token-level update in plain torch."""
     lm = load_base(base_folder(name), dtype=torch.float32).train().requires_grad_(True)
@@ -94,7 +105,8 @@ def token_level(name: str, rollouts: Sequence[Rollout], most_tokens: int) -> Cal
 
     def update() -> float:
         started = time.perf_counter()
-        batch = collate(plain, "grpo")
+        batch = collate(plain)
+        batch[Columns.ADVANTAGES] = grpo_advantages(plain, batch[Columns.LOSS_MASK])
         batch["weights"] = position_weights(batch[Columns.LOSS_MASK], "token")
         optimizer.zero_grad(set_to_none=True)
         for rows in microbatches(batch["lengths"], most_tokens):

@@ -30,7 +30,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class RolloutRecord(Protocol):
-    """What is read of a rollout record (the workers' ``episodes.Rollout``; learners do not import workers)."""
+    """What is read of a rollout record (``rollout_workers.rollouts.Rollout``; learners do not import workers)."""
 
     group_id: str
     prompt_tokens: np.ndarray
@@ -77,8 +77,9 @@ def collate(rollouts: Sequence[RolloutRecord], span: int = 1, *, alone: bool = F
         ValueError: a rollout was decoded by token.
 
     Columns: tokens, actions [B, T] int64; action_logp [B, T] float32; loss_mask [B, T] bool (False throughout for a
-    rollout without a reward); lengths [B]; support [B, T, k] when a top k was sampled from; features [B, T, D] when
-    they were shipped.
+    rollout without a reward); lengths [B], filled columns of each row; support [B, T, k] when a top k was sampled from;
+    features [B, T, D] when they were shipped; events [B, T, ceil(N / 8)] uint8 when the workers recorded them:
+    action_logp is then the log-probability of the event, not of the code.
     """
     if any(r.decode == "token" for r in rollouts):
         raise ValueError("rollouts decoded by token have no sampled codes to train on: sample them with decode='code'")

@@ -107,7 +107,7 @@ class Rollout:
     """int32 [P]"""
     tokens: np.ndarray
     """int32 [T], generated, the end token included; in an episode of several turns also the observations between
-    (``mask``)"""
+    (``generated`` tells them apart)"""
     actions: np.ndarray
     """int32 [T]; 0 at observed tokens, as ``action_logp``"""
     action_logp: np.ndarray

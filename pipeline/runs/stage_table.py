@@ -1,4 +1,5 @@
-"""The stages of a run in the order they run: one row each, from which every other list of stages is derived."""
+"""The stages of a run in the order they run, one row each. What a config may name of them (``configs.gates.VARIANTS``,
+``RunConfig.stages``) is held against these rows by a test."""
 
 from __future__ import annotations
 

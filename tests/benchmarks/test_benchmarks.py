@@ -176,6 +176,12 @@ def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     ]
 
 
+def test_update(tmp_path: Path) -> None:
+    (measured,) = run("update", tmp_path, "--models", "tiny")["measured"].values()
+    sides = {"latent", "token-level", "recompute", "put and get", "put and get, bare"}
+    assert measured["seconds"].keys() == sides and measured["rollouts"] == 16
+
+
 def test_publish(tmp_path: Path) -> None:
     content = run("publish", tmp_path)
     slow = {name: 1 / statistics.median(rates) for name, rates in content["gigabytes_per_second"].items()}

@@ -61,8 +61,6 @@ ARTIFACTS = {
     "run manifest": "manifest.json",
 }
 CASES = [(artifact, damage) for artifact in ARTIFACTS for damage in DAMAGES]
-SHORT = ("checkpoint tensors", "torn")
-"""The one that is resumed to its end among the quick tests."""
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +145,8 @@ def test_a_flipped_digit_in_the_metrics_is_found(interrupted: Run, tmp_path: Pat
     assert [record["step"] for record in records(path) if record["stage"] == "improve"][:2] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("artifact", "damage"),
-    [pytest.param(*case, marks=() if case == SHORT else pytest.mark.slow) for case in CASES if case[0] != "config"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("artifact", "damage"), [case for case in CASES if case[0] != "config"])
 def test_the_resumed_run_is_the_undisturbed_one(
     interrupted: Run, whole: Run, tiny_checkpoint: Path, tmp_path: Path, artifact: str, damage: str
 ) -> None:

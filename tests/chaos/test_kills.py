@@ -15,7 +15,7 @@ from pipeline.integrity.diagnose import diagnose
 from pipeline.runs.events import read_events
 
 pytest_plugins = ("rl_fixtures",)
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 
 def kinds(run: Run) -> list[str]:
@@ -41,7 +41,6 @@ def test_killed_and_stopped_workers_cost_nothing(whole: Run, tiny_checkpoint: Pa
     assert diagnose(run.folder).state == "finished"
 
 
-@pytest.mark.slow
 def test_lost_learner_and_lost_replay_buffer_are_rebuilt_from_the_newest_checkpoint(
     whole: Run, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -57,7 +56,6 @@ def test_lost_learner_and_lost_replay_buffer_are_rebuilt_from_the_newest_checkpo
     assert_undisturbed(run, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_silent_learner_is_named_and_rebuilt(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
     """Stopped (SIGSTOP) in the midst of it."""
@@ -76,19 +74,16 @@ def test_a_silent_learner_is_named_and_rebuilt(tiny_checkpoint: Path, tmp_path: 
     assert_whole(run, UPDATES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_stopped_run_leaves_within_ten_seconds_and_goes_on(tiny_checkpoint: Path, tmp_path: Path, mode: str) -> None:
     assert max(scenarios.seconds_to_leave(tmp_path, tiny_checkpoint, mode, times=2)["seconds"]) < 10
 
 
-@pytest.mark.slow
 def test_an_exception_ends_everything_within_ten_seconds(tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = scenarios.seconds_from_exception(tmp_path, tiny_checkpoint)
     assert found["seconds"][0] < 10 and "KeyError: 'no such key'" in found["error"]
 
 
-@pytest.mark.slow
 def test_twenty_killed_workers(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """0 rollouts lost or doubled, the right number of updates, full strength within 10 s each (median)."""
     found = scenarios.worker_kills(tmp_path, tiny_checkpoint, kills=20, last=5)
@@ -96,12 +91,10 @@ def test_twenty_killed_workers(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert statistics.median(found["seconds"]) < 10
 
 
-@pytest.mark.slow
 def test_driver_killed_at_ten_random_points(whole: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert scenarios.driver_kills(tmp_path, tiny_checkpoint, whole, points=10)["bit-equal"] == 10
 
 
-@pytest.mark.slow
 def test_a_store_that_is_away_for_a_third_of_the_run_has_everything_once_afterwards(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
