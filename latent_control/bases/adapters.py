@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from latent_control.bases import smollm2
 from latent_control.bases.loading import (
     BASE,
-    judge,
+    examine,
     load_config,
     load_model,
     local_folder,
@@ -129,7 +129,7 @@ def adapter_problems(adapter: str | Path, *, trust_remote_code: bool) -> tuple[l
     """
     folder, base = Path(adapter), adapted_base(adapter)
     shapes = read_shapes(folder / WEIGHTS)
-    verdict, place = judge(base, BASE, trust_remote_code=trust_remote_code), local_folder(base)
+    verdict, place = examine(base, BASE, trust_remote_code=trust_remote_code), local_folder(base)
     if verdict.problems or verdict.unjudged or place is None:
         return verdict.problems, verdict.unjudged
     with quiet():

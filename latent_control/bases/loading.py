@@ -144,12 +144,12 @@ def load_model(
 
 
 def require_whole(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> None:
-    """``ValueError`` with all that ``judge`` finds wrong with the files of ``source``."""
-    if problems := judge(source, kind, trust_remote_code=trust_remote_code, key=key).problems:
+    """``ValueError`` with all that ``examine`` finds wrong with the files of ``source``."""
+    if problems := examine(source, kind, trust_remote_code=trust_remote_code, key=key).problems:
         raise ValueError("; ".join(problems))
 
 
-def judge(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> FolderVerdict:
+def examine(source: str | Path, kind: Kind, *, trust_remote_code: bool, key: str | None = BASE_KEY) -> FolderVerdict:
     """Whether the files of ``source`` hold the model that its config describes; no weight is read, nothing is
     downloaded.
 

@@ -31,7 +31,7 @@ class Verdict:
     """The gate in words that MLflow allows in the name of a tag."""
 
 
-def judge(gates: Sequence[str], result: Mapping[str, Any], final: str) -> list[Verdict]:
+def judge_gates(gates: Sequence[str], result: Mapping[str, Any], final: str) -> list[Verdict]:
     """Every gate's verdict on an evaluation.
 
     Args:

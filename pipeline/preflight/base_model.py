@@ -81,14 +81,14 @@ def _hub_answers() -> bool:
 def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
     """Incomplete weight files of the base LM, its adapter or the text encoder; no weight is read."""
     from latent_control.bases import adapters
-    from latent_control.bases.loading import BASE, judge
+    from latent_control.bases.loading import BASE, examine
 
     model, trust = config.base.model, config.base.trust_remote_code
     try:
         if adapter := adapters.adapter_folder(model):
             problems, unjudged = adapters.adapter_problems(adapter, trust_remote_code=trust)
         else:
-            problems, unjudged, _ = judge(adapters.sources_of(model)[0], BASE, trust_remote_code=trust)
+            problems, unjudged, _ = examine(adapters.sources_of(model)[0], BASE, trust_remote_code=trust)
     except ValueError as error:
         yield placed("base.model", error)
         return
@@ -100,10 +100,10 @@ def file_problems(config: RunConfig, warnings: list[str]) -> Iterator[str]:
 
 
 def _embedder_problems(embedder: str) -> Iterator[str]:
-    from latent_control.bases.loading import ENCODER, judge
+    from latent_control.bases.loading import ENCODER, examine
 
     try:
-        found = judge(embedder, ENCODER, trust_remote_code=False, key=None)
+        found = examine(embedder, ENCODER, trust_remote_code=False, key=None)
     except ValueError as error:
         yield placed("evaluation.embedder", error)
         return

@@ -28,7 +28,7 @@ EVALUATION, OUTCOMES = "evaluation.json", "evaluation.parquet"
 """Measures of each variant; every judged response (``pipeline.evaluation.outcomes``)."""
 EXPLORER, REPORT = "explorer.html", "report.html"
 
-CHECKPOINTS, STAGES = "checkpoints", "stages"
+CHECKPOINTS, STAGE_RECORDS = "checkpoints", "stages"
 REPLAY, LEDGER = "replay", "ledger"
 QUARANTINE = "quarantine"
 """The rollouts of skipped updates, in the replay buffer's form."""
@@ -44,4 +44,4 @@ TOKEN_POLICY, TOKEN_INFO = "token_policy.safetensors", "token_policy.json"
 
 def stage_record(stage: str) -> str:
     """Name, within the run folder, of the record of a finished stage: ``stages/improve.json``."""
-    return f"{STAGES}/{stage}.json"
+    return f"{STAGE_RECORDS}/{stage}.json"

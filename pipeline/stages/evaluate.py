@@ -12,11 +12,11 @@ from configs.loading import load_config
 from configs.plain_text import escaped
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
-from pipeline.evaluation.gates import Verdict, applicable, final_of, judge, judgement, tags
+from pipeline.evaluation.gates import Verdict, applicable, final_of, judge_gates, judgement, tags
 from pipeline.preflight.number_type import with_types_of
 from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
-from pipeline.runs.layout import CONFIG, EVALUATION, OUTCOMES, STAGES
+from pipeline.runs.layout import CONFIG, EVALUATION, OUTCOMES, STAGE_RECORDS
 from pipeline.runs.stage_table import EVALUATE
 from pipeline.tracking.stage_record import tracking
 from pipeline.tracking.tracker import Tracker
@@ -49,7 +49,7 @@ def evaluate_stage(
         manifest.know(context.run_dir, [OUTCOMES])
         for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
-        verdicts = judge(config.gates, result, final_of(result))
+        verdicts = judge_gates(config.gates, result, final_of(result))
         tracker.tag(tags(verdicts) if verdicts else {})
     return result, verdicts
 
@@ -91,7 +91,7 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
     count = prompts or (config.evaluation.prompts if config.evaluation else 512)
     common: dict[str, Any] = {"dtype": config.base.dtype, "trust_remote_code": config.base.trust_remote_code}
     if (target / CONFIG).is_file():
-        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / STAGES).glob("*.json"))}
+        records = {p.stem: json.loads(p.read_text()) for p in sorted((target / STAGE_RECORDS).glob("*.json"))}
         hosts = variants(config, {name: (target / record["checkpoint"]).resolve() for name, record in records.items()})
     else:
         records = {}
@@ -106,5 +106,5 @@ def evaluate(target: Path, *, config: RunConfig | None, prompts: int | None) -> 
         manifest.know_own(target, file)
     add_costs(config, result, records)
     if gates := applicable(config.gates, result):
-        result["gates"] = judgement(judge(gates, result, final_of(result)))
+        result["gates"] = judgement(judge_gates(gates, result, final_of(result)))
     return result

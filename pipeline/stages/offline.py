@@ -10,7 +10,7 @@ from configs.schema import Actions, Training
 from pipeline.cluster.connect import connected
 from pipeline.runs import seals
 from pipeline.runs.context import LastMetrics, StageContext, StageResult
-from pipeline.stages.offline_job import OfflineJob, start_of
+from pipeline.stages.offline_job import OfflineJob, updates_done
 from pipeline.stages.offline_work import work
 from pipeline.stages.ray_train import run_workers
 
@@ -33,7 +33,7 @@ def run_offline(context: StageContext, stage: str, settings: Training, source: P
         last(metrics)
         context.log.log(stage, update, metrics)
 
-    start = start_of(job, context.log.message)
+    start = updates_done(job, context.log.message)
     context.log.truncate(stage, start)
     context.log.begin(stage, settings.updates)
     if settings.num_workers == 1:

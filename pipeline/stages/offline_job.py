@@ -36,7 +36,7 @@ class OfflineJob:
         return circumstances(self.config, Path(self.checkpoints).parent, self.stage, update)
 
 
-def start_of(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -> int:
+def updates_done(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -> int:
     """Updates that the newest valid checkpoint has behind it."""
     found, skipped = checkpoints.newest_valid(Path(job.checkpoints), job.stage)
     for reason in skipped:

@@ -28,7 +28,7 @@ from pipeline.runs import interrupts, seals
 from pipeline.runs.layout import TOKEN_INFO
 from pipeline.runs.stage_table import TOKEN_SFT
 from pipeline.stages.fit_temperature import sharpen
-from pipeline.stages.offline_job import Log, OfflineJob, start_of
+from pipeline.stages.offline_job import Log, OfflineJob, updates_done
 from pipeline.stages.offline_measures import measure
 from pipeline.stages.token_checkpoint import write_info
 from pipeline.storage import checkpoints
@@ -88,7 +88,7 @@ def work(job: OfflineJob, log: Log) -> None:
     config, settings = job.config, job.settings
     accelerator = accelerator_of(settings)
     stage = build_stage(job)
-    start = start_of(job)
+    start = updates_done(job)
     optimizer = restored(job, stage, accelerator, Path(job.checkpoints) / f"{job.stage}-{start:08d}" if start else None)
     tokenizer = load_tokenizer(
         stage.model.base_source or str(job.source), trust_remote_code=config.base.trust_remote_code

@@ -10,7 +10,7 @@ from typing import cast
 from configs.schema import RunConfig
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.context import StageContext, StageResult
-from pipeline.runs.layout import CHECKPOINTS, STAGES, stage_record
+from pipeline.runs.layout import CHECKPOINTS, STAGE_RECORDS, stage_record
 from pipeline.runs.stage_table import BASE, Stage, planned, start_of
 from pipeline.stages.base_model import resolve_base
 
@@ -38,7 +38,7 @@ def begun(run_dir: Path) -> set[str]:
     """The stages of which a run has a record or a checkpoint, or had: its manifest knows."""
     files = (path.relative_to(run_dir).as_posix() for path in run_dir.glob("*/*"))
     names = [name.split("/") for name in (*manifest.known(run_dir), *files)]
-    return {of[1].partition("-")[0].removesuffix(".json") for of in names if of[0] in (STAGES, CHECKPOINTS)}
+    return {of[1].partition("-")[0].removesuffix(".json") for of in names if of[0] in (STAGE_RECORDS, CHECKPOINTS)}
 
 
 def sources_of(config: RunConfig, run_dir: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from base_families import FAMILIES, TOLERANCE, conformance, tiny_model, tried  # noqa: E402
 
 from latent_control import LatentActionLM  # noqa: E402
-from latent_control.bases.loading import BASE, judge  # noqa: E402
+from latent_control.bases.loading import BASE, examine  # noqa: E402
 
 PARITY = ROOT / "tests" / "fixtures" / "official_parity"
 WORK = ("deepseek_v3", "phimoe", "ctrl")
@@ -45,7 +45,7 @@ def test_a_family_decodes_as_transformers_does(family: str, tmp_path: Path) -> N
 def test_a_family_is_refused_with_the_reason(family: str, tmp_path: Path) -> None:
     lm = tiny_model(family)
     lm.save_pretrained(tmp_path)
-    (problem,) = judge(tmp_path, BASE, trust_remote_code=False).problems
+    (problem,) = examine(tmp_path, BASE, trust_remote_code=False).problems
     with pytest.raises(ValueError, match=rf"{type(lm).__name__} is not supported: .*{REFUSED[family]}.*; take a "):
         LatentActionLM.from_base(tmp_path)
     with pytest.raises(ValueError) as of_a_loaded_one:

@@ -24,7 +24,7 @@ from latent_control.decoding.sampling_params import MIXTURE_CODES, SamplingParam
 from learners.collate import collate
 from pipeline.cli.output import result_table
 from pipeline.evaluation import results
-from pipeline.evaluation.gates import judge
+from pipeline.evaluation.gates import judge_gates
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.evaluation.results import Played
@@ -417,7 +417,7 @@ def test_summaries_from_before_are_shown_as_they_were() -> None:
 
 
 def test_a_gate_names_the_one_it_looks_at() -> None:
-    verdicts = judge(["improved.greedy >= 0.6", "greedy_token >= 0.6"], evaluation(), "improved")
+    verdicts = judge_gates(["improved.greedy >= 0.6", "greedy_token >= 0.6"], evaluation(), "improved")
     assert [(v.value, v.passed) for v in verdicts] == [(0.5, False), (0.75, True)]
     sections: dict[str, Any] = {"base": {"model": "x"}, "actions": {}, "clone": {}, "improve": {}}
     assert cross_field_problems(RunConfig(**sections, gates=["cloned.greedy_token >= 0.1"])) == []

@@ -11,7 +11,7 @@ import pytest
 from configs.gates import parse_gate
 from configs.schema import Evaluation, Improve
 from pipeline.cli.output import result_table
-from pipeline.evaluation.gates import judge, measure_of
+from pipeline.evaluation.gates import judge_gates, measure_of
 from pipeline.evaluation.outcomes import Mode, Outcome
 from pipeline.evaluation.results import Played, differences, variant_numbers
 from pipeline.pages.report.codebook import usage_of
@@ -107,7 +107,7 @@ def test_the_policys_own_codes_are_printed_and_the_others_named_for_their_model(
 @pytest.mark.parametrize("name", ["code_perplexity", "inverse_dynamics_code_perplexity"])
 def test_gates_with_the_older_name_hold_on_new_and_older_evaluations(name: str) -> None:
     new, old = {"inverse_dynamics_code_perplexity": 51.5}, {"code_perplexity": 51.5}
-    assert judge([f"{name} >= 40"], {"improved": new}, "improved")[0].value == 51.5
+    assert judge_gates([f"{name} >= 40"], {"improved": new}, "improved")[0].value == 51.5
     assert measure_of(old, "code_perplexity") == 51.5
     assert parse_gate("policy_code_perplexity >= 3").measure == "policy_code_perplexity"
 

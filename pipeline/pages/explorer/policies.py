@@ -14,7 +14,7 @@ from latent_control.model import LatentActionLM
 from latent_control.pretrained import load_policy
 from pipeline.pages.explorer.reading import Models
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
-from pipeline.runs.layout import STAGES, stage_record
+from pipeline.runs.layout import STAGE_RECORDS, stage_record
 from pipeline.runs.stage_table import IMPROVE, behind
 from pipeline.runs.status import overview
 from pipeline.storage import checkpoints
@@ -38,7 +38,7 @@ def policies_of(run_dir: Path, *, hashes: bool = True) -> tuple[Path, Path]:
     there = [path for stage in behind("improved")[:-1] if (path := run_dir / stage_record(stage)).is_file()]
     if not there:
         raise ValueError(
-            f"{run_dir / STAGES} has no record of what the improve stage started from: the run folder is not whole"
+            f"{run_dir / STAGE_RECORDS} has no record of what improve started from: the run folder is not whole"
         )
     before, after = (
         (run_dir / str(read_json(path).get("checkpoint"))).resolve()

@@ -22,7 +22,7 @@ from configs.schema import RunConfig
 from latent_control import LatentActionLM
 from latent_control.base_lm import load_base
 from latent_control.bases import loading
-from latent_control.bases.loading import BASE, ENCODER, REWARD_MODEL, judge, load_model
+from latent_control.bases.loading import BASE, ENCODER, REWARD_MODEL, examine, load_model
 from latent_control.bases.weight_files import absent_by_number, read_shapes
 from latent_control.preference import load_classifier, require_reward_model
 from latent_control.pretrained import load_policy
@@ -228,7 +228,7 @@ def test_a_broken_base_is_refused_from_its_files(
 
 
 def test_the_whole_base_passes(folder: Path) -> None:
-    assert errors_of(folder) == [] and judge(folder, BASE, trust_remote_code=False).unjudged is None
+    assert errors_of(folder) == [] and examine(folder, BASE, trust_remote_code=False).unjudged is None
     shards(folder)
     assert errors_of(folder) == [] and LatentActionLM.from_base(folder, policy_layers=1, inverse_dynamics_layers=1)
 
@@ -328,14 +328,14 @@ def make(folder: Path, name: str, **changed: Any) -> Path:
 @pytest.mark.parametrize("name", INTACT)
 def test_what_an_architecture_leaves_out_passes_and_what_it_needs_does_not(name: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "base", name)
-    assert judge(folder, BASE, trust_remote_code=False)[:2] == ([], None)
+    assert examine(folder, BASE, trust_remote_code=False)[:2] == ([], None)
     assert load_base(folder) is not None
     tensors = load_file(folder / WEIGHTS)
     needed = sorted(
         key for key in tensors if key not in INTACT[name][2] and tensors[key].ndim == 2 and "head" not in key
     )
     drop(folder, needed[len(needed) // 2])
-    (problem,) = judge(folder, BASE, trust_remote_code=False).problems
+    (problem,) = examine(folder, BASE, trust_remote_code=False).problems
     assert "lacks" in problem or "of another shape" in problem or "missing: " in problem
 
 
@@ -349,7 +349,7 @@ def test_names_without_the_prefix_of_the_head_s_model_pass(tmp_path: Path) -> No
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
-    assert judge(folder, BASE, trust_remote_code=False)[:2] == ([], None)
+    assert examine(folder, BASE, trust_remote_code=False)[:2] == ([], None)
     assert torch.equal(load_base(folder).transformer.h[1].mlp.c_fc.weight, whole.transformer.h[1].mlp.c_fc.weight)
 
 
@@ -367,30 +367,30 @@ def test_a_missing_part_of_an_expert_is_named_as_in_the_file(tmp_path: Path) -> 
 def test_quantised_models_and_models_with_code_are_let_pass_with_a_word(folder: Path) -> None:
     settings(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     drop(folder, "model.norm.weight")
-    problems, unjudged, rows = judge(folder, BASE, trust_remote_code=False)
+    problems, unjudged, rows = examine(folder, BASE, trust_remote_code=False)
     assert not problems and rows and unjudged is not None and "it is quantised" in unjudged
     cut(folder / WEIGHTS, -4)  # whole files are asked for all the same
-    assert judge(folder, BASE, trust_remote_code=False).problems
+    assert examine(folder, BASE, trust_remote_code=False).problems
 
 
 def test_tokens_for_pictures_may_lie_beyond_a_text_model_s_embedding(folder: Path) -> None:
     longer_tokenizer(folder)
     settings(folder, "tokenizer_config.json", image_token="word-too-many")
-    assert judge(folder, BASE, trust_remote_code=False).problems == []
+    assert examine(folder, BASE, trust_remote_code=False).problems == []
 
 
 def test_a_hub_id_is_judged_by_what_the_cache_holds(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert "not all, on this machine yet" in str(judge("some-one/no-model", BASE, trust_remote_code=False).unjudged)
+    assert "not all, on this machine yet" in str(examine("some-one/no-model", BASE, trust_remote_code=False).unjudged)
     monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_: str(folder / "config.json"))
-    assert judge("some-one/model", BASE, trust_remote_code=False)[:2] == ([], None)
+    assert examine("some-one/model", BASE, trust_remote_code=False)[:2] == ([], None)
     cut(folder / WEIGHTS, -4)
-    assert "should have" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
+    assert "should have" in examine("some-one/model", BASE, trust_remote_code=False).problems[0]
     (folder / WEIGHTS).unlink()
-    assert "not all, on this machine yet" in str(judge("some-one/model", BASE, trust_remote_code=False).unjudged)
+    assert "not all, on this machine yet" in str(examine("some-one/model", BASE, trust_remote_code=False).unjudged)
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
-    assert "has no weights" in judge("some-one/model", BASE, trust_remote_code=False).problems[0]
+    assert "has no weights" in examine("some-one/model", BASE, trust_remote_code=False).problems[0]
 
 
 # -- reward models, encoders, our own checkpoints ----------------------------------------------------------------------
@@ -435,7 +435,10 @@ def test_a_text_encoder_needs_its_blocks_but_no_head(folder: Path, tmp_path: Pat
     assert errors_of(folder, evaluation=evaluation) == []
     config = transformers.BertConfig(**SMALL, intermediate_size=64)
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    assert judge(tmp_path / "bert", ENCODER, trust_remote_code=False)[:2] == ([], None)  # no pooler, another head
+    assert examine(tmp_path / "bert", ENCODER, trust_remote_code=False)[:2] == (
+        [],
+        None,
+    )  # no pooler, another head
     load_model(tmp_path / "bert", ENCODER, dtype=torch.float32, trust_remote_code=False)
     drop(tmp_path / "bert", "bert.encoder.layer.1.output.dense.weight")
     with pytest.raises(ValueError, match=r"lacks 1 .*encoder.layer.1.output.dense.weight"):
@@ -504,7 +507,7 @@ def test_a_loader_asks_for_no_network(folder: Path, classifier: Path, monkeypatc
     monkeypatch.setattr(socket.socket, "connect", refuse_others)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     load_classifier(str(classifier), new_head=True)
-    judge(classifier, REWARD_MODEL, trust_remote_code=False)
+    examine(classifier, REWARD_MODEL, trust_remote_code=False)
     embedding.embed(["1"], str(folder))
     assert not asked
 

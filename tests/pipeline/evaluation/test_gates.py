@@ -10,7 +10,7 @@ from configs.checks import cross_field_problems
 from configs.gates import Gate, final_variant, measures, parse_gate
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
-from pipeline.evaluation.gates import applicable, final_of, judge, judgement, tags
+from pipeline.evaluation.gates import applicable, final_of, judge_gates, judgement, tags
 
 FULL = {"samples_per_prompt": 4, "pass_at": (1, 4), "slices": ("target",), "embedder": "encoder"}
 
@@ -117,7 +117,7 @@ def test_verdicts_by_hand() -> None:
         "semantic_diversity >= 1",
         "coverage > 0",
     ]
-    verdicts = judge(gates, RESULT, "improved")
+    verdicts = judge_gates(gates, RESULT, "improved")
     assert [v.passed for v in verdicts] == [True, False, True, False, False, False]
     assert [v.value for v in verdicts] == [0.6, 0.6, 0.6, 0.3, None, None]
     assert judgement(verdicts)["passed"] is False
