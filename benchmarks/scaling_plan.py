@@ -47,6 +47,8 @@ class Setting:
     """``rollout.batch_size``: decoded at once on a GPU."""
     recompute: int = 0
     """1: the learner runs the base LM itself; 0: features travel."""
+    stateless: int = 0
+    """1: an ``mlp`` policy, which learns from the states of choices alone: prompts do not travel."""
     refresh: int = 0
     """1: ``improve.refresh_in_flight``."""
     memory_tb: float = 3.35
@@ -81,7 +83,8 @@ def learn_rate(s: Setting) -> float:
     """Rollouts/s of a learner's GPU: 6 FLOP per policy weight and position, 2 per base weight where features are
     recomputed."""
     flop = 1e9 * (6 * s.policy_billions + 2 * s.base_billions * s.recompute)
-    return s.matmul_tflops * 1e12 * s.matmul_share / (flop * (s.prompt_tokens + s.response_tokens))
+    positions = s.response_tokens if s.stateless else s.prompt_tokens + s.response_tokens
+    return s.matmul_tflops * 1e12 * s.matmul_share / (flop * positions)
 
 
 def standstill(s: Setting, workers: int, rows: float) -> float:
@@ -92,7 +95,7 @@ def standstill(s: Setting, workers: int, rows: float) -> float:
     gigabytes, nodes = 4 * s.policy_billions, math.ceil(workers / s.gpus_per_node)
     broadcast = gigabytes / s.network_gb * math.ceil(math.log2(nodes + 1))
     positions = rows * (s.prompt_tokens + s.response_tokens / 2)
-    again = 2e9 * s.policy_billions * positions / (s.matmul_tflops * 1e12 * s.matmul_share)
+    again = 0 if s.stateless else 2e9 * s.policy_billions * positions / (s.matmul_tflops * 1e12 * s.matmul_share)
     return gigabytes / s.load_gb + (again if s.refresh else broadcast)
 
 
@@ -105,7 +108,8 @@ def plan(s: Setting, workers: int, learners: int) -> dict[str, Any]:
     decode = update * s.response_tokens / (busy * decode_rate(s, rows))
     learn, gigabytes = update / (learners * learn_rate(s)), 4 * s.policy_billions
     reduce, publish = 2 * gigabytes / s.link_gb * (learners - 1) / learners, gigabytes / s.publish_gb
-    features = 0 if s.recompute else 2e-9 * s.width * (s.prompt_tokens + s.response_tokens - 1)
+    positions = s.response_tokens if s.stateless else s.prompt_tokens + s.response_tokens - 1
+    features = 0 if s.recompute else 2e-9 * s.width * positions
     seconds = {
         "workers": decode + standstill(s, workers, rows),
         "learners": learn + reduce + publish,  # it waits while its weights are published

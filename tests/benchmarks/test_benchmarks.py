@@ -182,6 +182,25 @@ def test_update(tmp_path: Path) -> None:
     assert measured["seconds"].keys() == sides and measured["rollouts"] == 16
 
 
+@pytest.mark.slow
+def test_the_gpu_session_on_the_processor(tmp_path: Path) -> None:
+    script = [str(ROOT / "benchmarks" / "gpu_session.sh"), str(tmp_path)]
+    environment = os.environ | {
+        "CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+    }
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    steps = [line for line in done.stdout.splitlines() if ": exit " in line]
+    assert done.returncode == 0, (tmp_path / "session.log").read_text()[-3000:]
+    assert [step.partition(":")[0] for step in steps][:3] == [
+        "kernel parity, CUDA graphs",
+        "shares of the card",
+        "quickstart",
+    ]
+    assert (tmp_path / "gpu.json").is_file() and (tmp_path / "quickstart" / "summary.json").is_file()
+
+
 def test_publish(tmp_path: Path) -> None:
     content = run("publish", tmp_path)
     slow = {name: 1 / statistics.median(rates) for name, rates in content["gigabytes_per_second"].items()}

@@ -55,6 +55,17 @@ def test_a_step_reads_weights_and_caches(planner: ModuleType, setting: Any) -> N
     assert planner.decode_rate(setting, 1) == pytest.approx(1.5e12 / 2.001e9)
 
 
+def test_a_stateless_policy_learns_from_responses_alone(planner: ModuleType, setting: Any) -> None:
+    small = planner.replace(setting, stateless=1)
+    # 6 x 0.25e9 x 800 positions = 1.2e12 at 13.5e12 FLOP/s
+    assert planner.learn_rate(small) == pytest.approx(11.25)
+    # 4,000 rollouts x 800 states x 1,000 x 2 bytes = 6.4 GB to one node at 2 GB/s, of 899 states before
+    assert planner.plan(small, 4, 1)["seconds"]["network"] == pytest.approx(3.2)
+    assert planner.plan(setting, 4, 1)["seconds"]["network"] == pytest.approx(3.596)
+    # 1 GB loaded at 4 GB/s; in flight there are no caches of the policy to compute again
+    assert planner.standstill(planner.replace(small, refresh=1), 4, 1000) == pytest.approx(0.25)
+
+
 def test_learning_counts_the_base_only_where_it_runs(planner: ModuleType, setting: Any) -> None:
     # 6 x 0.25e9 x 900 positions = 1.35e12 at 13.5e12 FLOP/s; with the base 2 x 0.5e9 more per position
     assert planner.learn_rate(setting) == pytest.approx(10)
