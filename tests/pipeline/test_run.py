@@ -118,7 +118,7 @@ def test_audit_finds_a_run_in_order_and_every_kind_of_damage(learned: Path, tmp_
         path.write_bytes(data)
 
     assert "ledger" in broken(ledger[0], flip)
-    assert {"files", "rollouts"} <= broken(shards[1], flip)
+    assert {"files", "rollouts"} <= broken(shards[0], flip)
     assert broken(run_dir / "checkpoints/improve/latent_actions.safetensors", flip) >= {"files"}
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     without = "".join(line for line in lines if '"stage": "improve", "step": 7,' not in line)
