@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.app import app, bank_app
+from pipeline.cli.options import FAILED, USAGE, AsJson, Bank
 from pipeline.cli.output import echo, print_json, print_table
 from pipeline.cli.session import exit_on_error, working
 
@@ -27,9 +27,6 @@ MetricsPort = Annotated[
 ]
 
 
-bank_app = typer.Typer(no_args_is_help=True, help="Many small policies on one base LM and codebook, served together.")
-app.add_typer(bank_app, name="bank")
-Bank = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder.")]
 PolicySource = Annotated[Path, typer.Argument(metavar="RUN", help="A run (its last policy), or RUN/checkpoints/STAGE.")]
 MemberName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A member; @VERSION may be an alias.")]
 

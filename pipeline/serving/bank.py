@@ -46,7 +46,8 @@ INDEX, WORLD, MEMBERS, LATEST = "bank.json", "world", "members", "latest"
 MOST_MEMBERS = 4096
 _LARGEST_INDEX, _LARGEST_RECORD, _HEADER = 4 << 20, 1 << 16, 1 << 16
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Word = Annotated[str, Field(pattern=NAME)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
 """No number, as versions are"""
 Number = Annotated[StrictInt, Field(ge=1, le=10**9)]
