@@ -63,7 +63,9 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
                 f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another "
                 "folder"
             )
-        return execute(begin(config, run_dir), run_dir, display)
+        config = begin(config, run_dir)
+        with _supervised(config, run_dir):
+            return execute(config, run_dir, display)
 
 
 def begin(config: RunConfig, run_dir: Path) -> RunConfig:
@@ -93,7 +95,9 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
         return run_dir
     with at_work(run_dir):
         mend(run_dir, restore_config)
-        return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
+        config = load_config(run_dir / CONFIG, [], check_paths=False)
+        with _supervised(config, run_dir):
+            return execute(config, run_dir, display)
 
 
 def nothing_left(run_dir: Path) -> bool:
@@ -106,15 +110,13 @@ def nothing_left(run_dir: Path) -> bool:
     return has_finished(config, summary) and pages and not any(checkpoints.verify(result) for result in results)
 
 
-def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
-    """Every stage that is not done yet, then the evaluation and the pages; ``summary.json`` grows with them."""
-    with _supervised(config, run_dir):
-        return run_stages(config, run_dir, display)
+def execute(config: RunConfig, run_dir: Path, display: Display | None = None, workers: Any = None) -> Path:
+    """Every stage that is not done yet, then the evaluation and the pages; ``summary.json`` grows with them. Its caller
+    sees to signals, Ray, and what is noted of the end.
 
-
-def run_stages(config: RunConfig, run_dir: Path, display: Display | None = None, workers: Any = None) -> Path:
-    """``execute`` inside of a program that sees to signals and Ray; ``workers``: those that the run shares with
-    others."""
+    Args:
+        workers: rollout workers that the run shares with others (``pipeline.rl.shared_pool.Share``).
+    """
     with _logged(config, run_dir, display, workers) as (context, tracker):
         # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
         summary: dict[str, Any] = read_summary(run_dir) | _warned(context) | {"stages": {}}

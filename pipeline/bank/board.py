@@ -51,44 +51,47 @@ class MemberDisplay(Display):
 
 
 class Board:
-    """Lines about all runs at most every ``EVERY`` seconds: ``board.look(at_work=8, ended=1)``."""
+    """Lines about all runs at most every ``EVERY`` seconds: ``board.look(displays, at_work=8)``."""
 
-    def __init__(self, displays: Sequence[MemberDisplay], say: Say) -> None:
-        self.displays, self.say = displays, say
+    def __init__(self, say: Say) -> None:
+        self.say = say
         self.began = self._shown = time.monotonic()
         self._tokens = 0.0
 
-    @property
-    def steps(self) -> int:
+    @staticmethod
+    def steps(displays: Sequence[MemberDisplay]) -> int:
         """Updates of all runs so far."""
-        return sum(stage.step for display in self.displays if (stage := display.stage) is not None)
+        return sum(stage.step for display in displays if (stage := display.stage) is not None)
 
-    def look(self, at_work: int, ended: int) -> None:
+    def look(self, displays: Sequence[MemberDisplay], *, at_work: int) -> None:
         """Show how all are doing, if it is time."""
         now = time.monotonic()
         if now - self._shown < EVERY:
             return
-        tokens = sum(display.tokens for display in self.displays)
-        speed, self._tokens = (tokens - self._tokens) / (now - self._shown), tokens
-        self._shown = now
-        self.say(f"{time.strftime('%H:%M:%S')} {at_work} at work, {ended} ended  {speed:.0f} tok/s{self._left(now)}")
-        for line in self._cells():
+        tokens = sum(display.tokens for display in displays)
+        speed, self._tokens = max(0.0, tokens - self._tokens) / (now - self._shown), tokens
+        self._shown, left = now, self._left(displays, now)
+        at = time.strftime("%H:%M:%S")
+        self.say(f"{at} {at_work} at work, {len(displays) - at_work} ended  {speed:.0f} tok/s{left}")
+        for line in _cells(displays):
             self.say(line)
 
-    def _left(self, now: float) -> str:
+    def _left(self, displays: Sequence[MemberDisplay], now: float) -> str:
         """The time left, if all go on as fast as they did."""
-        stages = [stage for display in self.displays if (stage := display.stage) is not None and stage.total]
+        stages = [stage for display in displays if (stage := display.stage) is not None and stage.total]
         done, whole = sum(stage.step for stage in stages), sum(stage.total for stage in stages)
         return f"  ETA {clock((now - self.began) * (whole - done) / done)}" if done else ""
 
-    def _cells(self) -> Iterator[str]:
-        cells = []
-        for display in self.displays:
-            stage = display.stage
-            if stage is None or not stage.step:
-                continue
-            reward = f" {number(stage.metrics['reward'])}" if "reward" in stage.metrics else ""
-            cells.append(f"{display.name[:12]} {stage.step}/{stage.total}{reward}".ljust(_CELL))
-        each = COLUMNS // _CELL
-        for first in range(0, len(cells), each):
-            yield "  " + "".join(cells[first : first + each]).rstrip()
+
+def _cells(displays: Sequence[MemberDisplay]) -> Iterator[str]:
+    """Updates and reward of each run, several in a line."""
+    cells = []
+    for display in displays:
+        stage = display.stage
+        if stage is None or not stage.step:
+            continue
+        reward = f" {number(stage.metrics['reward'])}" if "reward" in stage.metrics else ""
+        cells.append(f"{display.name[:12]} {stage.step}/{stage.total}{reward}".ljust(_CELL))
+    each = COLUMNS // _CELL
+    for first in range(0, len(cells), each):
+        yield "  " + "".join(cells[first : first + each]).rstrip()

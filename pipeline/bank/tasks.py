@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from configs.yaml_text import dotted
 from latent_control.pretrained import base_path, read_shape
 from pipeline.runs.folder_name import name_problem
 from pipeline.runs.layout import CONFIG
+from pipeline.runs.process import at_work_elsewhere
 from pipeline.serving import bank as banks
 from pipeline.serving.export import read_provenance
 
@@ -54,6 +56,7 @@ def read_tasks(bank: Path, files: Sequence[Path], overrides: Sequence[str], out:
     """
     index, fixed = banks.read_index(bank), sections_of(bank)
     tasks: list[MemberTask] = []
+    there = _at_work(out)
     wrong: dict[Path, list[str]] = {}
     for file in files:
         try:
@@ -62,7 +65,7 @@ def read_tasks(bank: Path, files: Sequence[Path], overrides: Sequence[str], out:
             wrong[file] = list(errors.messages)
             continue
         task = MemberTask(name=own.get("name", file.stem), start=own.get("start", ""), config=config, file=file)
-        wrong[file] = [*_problems(task, index, out), *_disagreements(task, tasks)]
+        wrong[file] = [*_problems(task, index, out), *_disagreements(task, tasks, there)]
         tasks.append(task)
     if any(wrong.values()):
         raise TaskErrors({file: lines for file, lines in wrong.items() if lines})
@@ -120,19 +123,31 @@ def _unsuitable(config: RunConfig) -> Iterator[str]:
             yield text
 
 
-def _disagreements(task: MemberTask, others: Sequence[MemberTask]) -> Iterator[str]:
+def _at_work(out: Path) -> tuple[Path, RunConfig] | None:
+    """A run whose workers are at work in ``out`` now, which further ones will share."""
+    if not at_work_elsewhere(out):
+        return None
+    for file in sorted(out.glob(f"*/{CONFIG}")):
+        with suppress(ConfigErrors):
+            return file, load_config(file, check_paths=False)
+    return None
+
+
+def _disagreements(
+    task: MemberTask, others: Sequence[MemberTask], there: tuple[Path, RunConfig] | None
+) -> Iterator[str]:
     """Where a task asks for another kind of workers than those before it, or has the name of one."""
     for other in others:
         if other.name == task.name:
             yield f"name: {task.name} is also that of {other.file}; give it another"
-    if not others:
+    first = there or next(((other.file, other.config) for other in others), None)
+    if first is None:
         return
-    first = others[0]
-    mine, theirs = _of_workers(task.config), _of_workers(first.config)
+    mine, theirs = _of_workers(task.config), _of_workers(first[1])
     for place in mine:
-        if mine[place] != theirs[place]:
+        if mine[place] != theirs[place] and "auto" not in (mine[place], theirs[place]):  # decided by the machine
             yield (
-                f"{place}: {mine[place]}, but {first.file} has {theirs[place]}; all tasks share the workers: give it "
+                f"{place}: {mine[place]}, but {first[0]} has {theirs[place]}; all tasks share the workers: give it "
                 f"once, by --set {place}=..."
             )
 
@@ -142,8 +157,7 @@ def _of_workers(config: RunConfig) -> dict[str, Any]:
     data = config.model_dump(mode="json")
     found = {f"rollout.{key}": value for key, value in data["rollout"].items() if key not in EACH_ITS_OWN}
     found |= {f"cluster.{key}": value for key, value in data["cluster"].items()}
-    precision = None if config.improve is None else config.improve.mixed_precision
-    return found | {"improve.mixed_precision": precision}
+    return found | {"improve.mixed_precision": None if config.improve is None else config.improve.mixed_precision}
 
 
 def _changes(run_dir: Path, config: RunConfig) -> Iterator[str]:

@@ -6,162 +6,45 @@ ordinary run in a folder of its own, whose loop is that of a run alone: where it
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from configs.loading import load_config
 from configs.schema import RunConfig
-from latent_control.pretrained import load_policy, read_shape, weights_hash
-from pipeline.bank.board import Board, MemberDisplay
+from latent_control.pretrained import read_shape
+from pipeline.bank.board import Board
+from pipeline.bank.inbox import Inbox
 from pipeline.bank.tasks import MemberTask
-from pipeline.bank.turns import Turns, give_way
+from pipeline.bank.trainee import Trainee, prepared, trainee_in
+from pipeline.bank.turns import give_way
 from pipeline.cluster.connect import connected
 from pipeline.cluster.shared_storage import require_shared_storage
-from pipeline.console.displays import Display
-from pipeline.replay.actor import SharedReplayActor
+from pipeline.replay.actor import SharedReplayActor, beside_driver
 from pipeline.rl.config import shared_workers
 from pipeline.rl.rollout_pool import this_node
 from pipeline.rl.shared_pool import Share, SharedPool
 from pipeline.rl.watchdog import Watchdog
 from pipeline.rl.worker_health import Health
-from pipeline.run import begin, nothing_left, run_stages
 from pipeline.runs import interrupts
 from pipeline.runs.environment import calm_libraries
-from pipeline.runs.errors import RunError, first_line
+from pipeline.runs.errors import first_line
 from pipeline.runs.events import Say
-from pipeline.runs.layout import CONFIG, METRICS
-from pipeline.runs.metrics_log import series
+from pipeline.runs.layout import CONFIG
 from pipeline.runs.process import at_work
-from pipeline.runs.repair import mend
-from pipeline.runs.stage_table import IMPROVE
-from pipeline.runs.starts import note_end, noted
+from pipeline.runs.starts import note_end
 from pipeline.serving import bank as banks
-from pipeline.serving.export import find
-from pipeline.stages.improve import RECENT, beside_driver, mean
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec
 
-STARTS = "starts"
-"""Folder for the checkpoints of members that others start from."""
 LOOK = 0.1
 """Seconds to wait for rollouts before it is looked after everything else."""
-
-
-class MemberEnded(RunError):
-    """One policy's run ended before its time; the others' has nothing to do with it."""
-
-
-@dataclass(kw_only=True)
-class Trainee:
-    """One policy while it is trained."""
-
-    name: str
-    config: RunConfig
-    """Its number types decided"""
-    run_dir: Path
-    display: Display
-    state: Literal["ahead", "training", "finished", "stopped", "failed"] = "ahead"
-    reason: str = ""
-    """Why it failed"""
-    member: str = ""
-    """``NAME@VERSION`` in the bank, once it has finished"""
-    turns: Turns | None = field(default=None, repr=False)
-
-    def summary(self) -> dict[str, Any]:
-        """How it ended, for programs and tables; rewards are the means of the first and the last updates."""
-        rewards = series(self.run_dir / METRICS, IMPROVE, "reward")
-        return {
-            "name": self.name,
-            "state": self.state,
-            "reason": self.reason,
-            "member": self.member,
-            "updates": len(rewards),
-            "reward_first": mean(rewards[:RECENT]) if rewards else None,
-            "reward_last": mean(rewards[-RECENT:]) if rewards else None,
-            "run": str(self.run_dir),
-        }
-
-    def start(self, bank: Path, share: Share) -> None:
-        """Let it work up to where it waits for the first time."""
-        self.state = "training"
-        self.turns = Turns(partial(self._work, bank, share))
-        self.go_on()
-
-    def go_on(self) -> None:
-        """Let it work until it waits again; its end is noted here."""
-        assert self.turns is not None
-        self._until_it_waits(self.turns.go_on)
-
-    def abort(self, error: BaseException) -> None:
-        """End it where it waits."""
-        if self.turns is not None and not self.turns.ended:
-            self._until_it_waits(partial(self.turns.abort, error))
-
-    def _until_it_waits(self, work: Any) -> None:
-        assert self.turns is not None
-        try:
-            work()
-        except interrupts.Stopped:
-            self.state = "stopped"
-        except MemberEnded as ended:
-            self.state, self.reason = "failed", first_line(ended)
-        else:
-            self.state = "finished" if self.turns.ended else self.state
-
-    def _work(self, bank: Path, share: Share) -> None:
-        """The run, from its start or its newest checkpoint to its place in the bank."""
-        try:
-            if not nothing_left(self.run_dir):
-                with at_work(self.run_dir), noted(self.run_dir):
-                    mend(self.run_dir, restore_config=False)
-                    run_stages(self.config, self.run_dir, self.display, share)
-            self.member = added(bank, self.name, self.run_dir)
-        except Exception as error:
-            raise MemberEnded(first_line(getattr(error, "cause", None) or error)) from error
-
-
-def added(bank: Path, name: str, run_dir: Path) -> str:
-    """``NAME@VERSION`` of a finished run's policy in the bank, which is added unless an earlier start did that."""
-    source = find(run_dir)
-    digest = weights_hash(load_policy(source.checkpoint).state_dict().items())
-    for number, known in banks.read_index(bank).members.get(name, {}).items():
-        if known == digest:
-            return f"{name}@{number}"
-    return banks.add(bank, name, source)
-
-
-def prepared(bank: Path, tasks: Sequence[MemberTask], out: Path, displays: Sequence[Display]) -> list[Trainee]:
-    """A run folder for each task, or the one that an earlier start has begun."""
-    trainees = []
-    for task, display in zip(tasks, displays, strict=True):
-        run_dir = out / task.name
-        run_dir.mkdir(parents=True, exist_ok=True)
-        begun = (run_dir / CONFIG).is_file()
-        config = (
-            load_config(run_dir / CONFIG, check_paths=False) if begun else begin(_started(bank, task, out), run_dir)
-        )
-        trainees.append(Trainee(name=task.name, config=config, run_dir=run_dir, display=display))
-    return trainees
-
-
-def _started(bank: Path, task: MemberTask, out: Path) -> RunConfig:
-    """The task's config, with the policy that it starts from as a checkpoint."""
-    if not task.start:
-        return task.config
-    member = banks.read_index(bank).resolve(task.start)
-    folder = out / STARTS / member
-    if not folder.exists():
-        banks.take(bank, member, folder)
-    actions = task.config.actions
-    assert actions is not None
-    return task.config.model_copy(update={"actions": actions.model_copy(update={"init": str(folder)})})
 
 
 def train(bank: Path, tasks: Sequence[MemberTask], out: Path, *, say: Say) -> list[Trainee]:
@@ -177,38 +60,68 @@ def train(bank: Path, tasks: Sequence[MemberTask], out: Path, *, say: Say) -> li
     calm_libraries()
     out.mkdir(parents=True, exist_ok=True)
     with at_work(out):
-        displays = [MemberDisplay(task.name, say) for task in tasks]
-        trainees = prepared(bank, tasks, out, displays)
+        trainees = prepared(bank, tasks, out, say)
         config = trainees[0].config
         with interrupts.listening(partial(_last_words, trainees)), connected(config):
             if config.cluster.address != "local":
                 require_shared_storage(config, out)
             torch.set_num_threads(config.cluster.learner_threads)
             with _sharing(bank, config, say) as sharing, Watchdog(out, config.cluster.stall_seconds) as watchdog:
-                _take_turns(bank, trainees, sharing, Board(displays, say), watchdog)
+                Training(bank=bank, out=out, trainees=trainees, sharing=sharing, say=say).run(watchdog)
             interrupts.check()
     return trainees
 
 
-def _take_turns(bank: Path, trainees: Sequence[Trainee], sharing: Sharing, board: Board, watchdog: Watchdog) -> None:
-    """Start all, then let each go on whenever rollouts have come, until all have ended."""
-    steps = 0
-    try:
-        for trainee in trainees:
-            interrupts.check()
-            trainee.start(bank, sharing.share(trainee.name))
-        while working := [trainee for trainee in trainees if trainee.state == "training"]:
-            sharing.pool.poll(LOOK)
-            for trainee in working:
-                trainee.go_on()
-            if board.steps != steps:
-                steps = board.steps
-                watchdog.pat()
-            board.look(len(working), len(trainees) - len(working))
-    except BaseException as error:
-        for trainee in trainees:
-            trainee.abort(error)
-        raise
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Many runs that take turns."""
+
+    bank: Path
+    out: Path
+    trainees: list[Trainee]
+    """Those who come later are added"""
+    sharing: Sharing
+    say: Say
+
+    def run(self, watchdog: Watchdog) -> None:
+        """Start all, then let each go on whenever rollouts have come, until all have ended."""
+        board, inbox, steps = Board(self.say), Inbox(self.out), 0
+        try:
+            for trainee in self.trainees:
+                interrupts.check()
+                trainee.start(self.bank, self.sharing.share(trainee.name))
+            while working := [trainee for trainee in self.trainees if trainee.state == "training"]:
+                self.sharing.pool.poll(LOOK)
+                for trainee in working:
+                    trainee.go_on()
+                displays = [trainee.display for trainee in self.trainees]
+                if board.steps(displays) != steps:
+                    steps = board.steps(displays)
+                    watchdog.pat()
+                board.look(displays, at_work=len(working))
+                for name, wanted in inbox.take().items():
+                    self._heed(name, wanted)
+        except BaseException as error:
+            for trainee in self.trainees:
+                trainee.abort(error)
+            raise
+
+    def _heed(self, name: str, wanted: str) -> None:
+        """Start or stop a policy by request."""
+        known = {trainee.name: trainee for trainee in self.trainees}
+        at_work = name in known and known[name].state == "training"
+        if wanted == "stop" and at_work:
+            known[name].abort(interrupts.Stopped(signal.SIGTERM, whole=True))
+            self.say(f"{name}: stopped by request")
+        elif wanted == "start" and not at_work and (self.out / name / CONFIG).is_file():
+            try:
+                trainee = trainee_in(self.out / name, self.say)
+            except (ValueError, OSError) as error:
+                self.say(f"{name}: cannot be started: {first_line(error)}")
+                return
+            self.say(f"{name}: started by request")
+            self.trainees[:] = [one for one in self.trainees if one.name != name] + [trainee]
+            trainee.start(self.bank, self.sharing.share(name))
 
 
 def _last_words(trainees: Sequence[Trainee], name: str) -> None:

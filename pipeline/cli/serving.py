@@ -210,14 +210,35 @@ def bank_add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in requests.")],
     run: PolicySource,
     alias: Annotated[str, typer.Option("--alias", help="What then means this version.")] = "latest",
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="MODEL", help="Also register it in MLflow under MODEL.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="MLflow's tracking URI; default: the run's own.")
+    ] = None,
 ) -> None:
     """Add RUN's policy as the next version of NAME; a server of the bank answers with it at once."""
     with exit_on_error(USAGE):
+        if register is None and store is not None:
+            raise ValueError("--store needs --register MODEL")
         from pipeline.serving import bank as banks
         from pipeline.serving.export import find
 
-        member = banks.add(bank.absolute(), name, find(run.absolute()), alias=alias)
+        source = find(run.absolute())
+        place = None if register is None else _store(source, store)
+        if register is not None:
+            from pipeline.serving.registry import require_names
+
+            require_names(register, None)
+        member = banks.add(bank.absolute(), name, source, alias=alias)
     echo(f"{member} is {name}@{alias}")
+    if register is None or place is None:
+        return
+    with exit_on_error(FAILED):
+        from pipeline.serving.registry import register_member
+
+        done = register_member(bank.absolute(), member, register, store=place[0], experiment=place[1])
+    echo(f"registered in {done.store}: {done.uri}")
 
 
 @bank_app.command("list")

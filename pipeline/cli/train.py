@@ -15,7 +15,7 @@ from pipeline.runs.layout import CONFIG, LOCK, MANIFEST
 from pipeline.storage.disk_space import folder_problems
 
 if TYPE_CHECKING:
-    from pipeline.bank.train import Trainee
+    from pipeline.bank.trainee import Trainee
 
 
 @app.command()
@@ -102,7 +102,13 @@ def bank_train(
             raise typer.Exit(USAGE)
         from pipeline.bank import estimate
         from pipeline.bank.train import train
+        from pipeline.bank.trainee import hand_over
+        from pipeline.runs.process import at_work_elsewhere
 
+        if not only_check and at_work_elsewhere(folder):
+            hand_over(bank.absolute(), found, folder)
+            echo(f"handed over to the training at work in {folder}: {', '.join(task.name for task in found)}")
+            return
         if only_check or not quiet:
             for line in estimate.lines([task.config for task in found]):
                 say(line)
@@ -111,6 +117,26 @@ def bank_train(
     with exit_on_error(FAILED):
         ended = train(bank.absolute(), found, folder, say=say)
     _report_trained(bank, folder, ended, as_json)
+
+
+@bank_app.command("stop")
+def bank_stop(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of bank train --out, at work.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Policies to stop.")],
+) -> None:
+    """Stop policies of a training at work, and save what they have done; bank train with their files goes on."""
+    with exit_on_error(USAGE):
+        from pipeline.bank.inbox import ask
+        from pipeline.runs.process import at_work_elsewhere
+
+        folder = existing(folder)
+        if missing := [name for name in names if not (folder / name / CONFIG).is_file()]:
+            raise ValueError(f"{folder} has no policy {missing[0]!r:.80}: give the names of its folders")
+        if not at_work_elsewhere(folder):
+            raise ValueError(f"nobody trains in {folder} now: there is nothing to stop")
+        for name in names:
+            ask(folder, name, "stop")
+    echo(f"asked to stop: {', '.join(names)}")
 
 
 def _report_trained(bank: Path, folder: Path, ended: list[Trainee], as_json: bool) -> None:

@@ -76,6 +76,16 @@ class SharedReplayActor:
         return self._of[buffer]
 
 
+def beside_driver(kind: type) -> Any:
+    """An actor class that restarts, and drops what it has written already. It stays on the driver's node: another one,
+    once lost, would take along what is not on the disk yet."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(kind)
+
+
 class ReplayHandle:
     """What a run asks of its ``ReplayActor``."""
 

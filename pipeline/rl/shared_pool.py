@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import methodcaller
 from typing import Any
@@ -104,7 +105,7 @@ class SharedPool(RolloutPool):
         call: list[RolloutRequest] = []
         rows = 0
         while self.waiting:
-            name = self.shares.first({request.member.name for request in self.waiting})
+            name = self.shares.first(request.member.name for request in self.waiting)
             request = next(one for one in self.waiting if one.member.name == name)
             alone = request.request_id in self.losses
             if call and (alone or rows + rows_of(request) > self._call_rows):
@@ -133,6 +134,9 @@ class SharedPool(RolloutPool):
             except MemberFailed as failed:
                 call = self.running.pop(report)
                 self.watch.received(call.worker)
+                for rollouts in call.rollouts:  # whose errors Ray would print, were they not looked at
+                    with suppress(MemberFailed):
+                        ray.get(rollouts)
                 self._requeue(one for one in call.requests if one.member.name != failed.member)
                 if failed.member in self.members:
                     self.members[failed.member].fail(f"a rollout worker could not go on: {failed.reason}")

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
 from configs.schema import Improve, RunConfig
 from latent_control.pretrained import read_shape, with_policy
 from pipeline.cluster.connect import connected
-from pipeline.replay.actor import Buffer, ReplayActor, ReplayHandle, SharedReplayHandle
+from pipeline.replay.actor import Buffer, ReplayActor, ReplayHandle, SharedReplayHandle, beside_driver
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
@@ -29,7 +27,7 @@ from pipeline.rl.config import algorithm_config, without_workers
 from pipeline.rl.guards import BROKEN
 from pipeline.rl.ledger import Ledger
 from pipeline.rl.resume_point import resume_point
-from pipeline.rl.rollout_pool import PartLost, this_node
+from pipeline.rl.rollout_pool import PartLost
 from pipeline.rl.shared_pool import Share
 from pipeline.rl.watchdog import Watchdog
 from pipeline.rl.worker_group import Scaler, Unscaled
@@ -315,13 +313,6 @@ def replay_actor(context: StageContext, stage: str) -> ReplayHandle:
     if context.workers is not None:
         return SharedReplayHandle(context.workers.replay, buffer)
     return ReplayHandle(beside_driver(ReplayActor).remote(*buffer))
-
-
-def beside_driver(kind: type) -> Any:
-    """An actor class that restarts, and drops what it has written already. It stays on the driver's node: another one,
-    once lost, would take along what is not on the disk yet."""
-    here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(kind)
 
 
 def update_metrics(result: dict[str, Any]) -> dict[str, float]:
