@@ -1,6 +1,8 @@
-"""The policy bank: what many policies in one batch cost, in memory, decoding and serving.
+"""The policy bank: what many policies in one batch cost, in memory, decoding and serving, and what is saved by training
+them together.
 
-    python benchmarks/bank.py [--parts decode serve] [--repeats 5] [--quick] [--out DIR]
+    python benchmarks/bank.py [--parts decode serve train] [--policies 16] [--updates 100] [--repeats 5] [--quick]
+        [--out DIR]
 
 ``decode``: tokens per second of processor time (one thread) of the engine on the tiny base LM (64 codes) when the rows
 of a batch belong to 1, 8, 32 or 256 policies, in turn, over the plain engine with one policy in the same round. 512
@@ -9,6 +11,9 @@ sizes of policy; bytes held for each further policy over its own bytes.
 ``serve``: 32 policies on Ray Serve, 8 clients that ask one after the other through the ``openai`` client, names in turn
 against one name in the same round: median and 95th percentile of the time to an answer; then the seconds from the call
 of ``bank add`` to the new policy's first answer under that load, and failed requests.
+``train``: seconds of ``latent-control bank train`` for K policies of U updates (8 x 8 rollouts of countdown, different
+rewards) on one finished bank, and of K times ``latent-control run`` with the same settings, one after another; whole
+commands, Ray's start-ups included, in turn, after no warm-up.
 """
 
 from __future__ import annotations
@@ -16,7 +21,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
+import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +45,7 @@ from latent_control.model import latent_actor
 from latent_control.policies.bank import PolicyBank
 from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import with_policy
+from pipeline.bank.tasks import sections_of
 from pipeline.serving import bank as banks
 from pipeline.serving.export import Source
 
@@ -207,17 +217,90 @@ def serving(count: int, requests: int, repeats: int) -> tuple[list[dict[str, Any
     }
 
 
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def task_files(folder: Path, policies: int, updates: int, prompts: int) -> list[Path]:
+    """A task file for each policy; JSON is YAML."""
+    files = []
+    for number in range(policies):
+        task = {
+            "seed": number,
+            "reward": {"weights": {"success": 1.0, "format": 0.1 * (number % 10), "length": 0.01 * number}},
+            "improve": {"updates": updates, "prompts_per_update": prompts, "epochs": 2, "learning_rate": 2e-4},
+            "rollout": {"num_workers": 2, "max_new_tokens": 16, "batch_size": 256},
+            "cluster": {"learner_threads": 1},
+            "tracking": {"enabled": False},
+        }
+        files.append(folder / f"p{number}.yaml")
+        files[-1].write_text(json.dumps(task))
+    return files
+
+
+def command(*words: Any) -> None:
+    """A command of this project, to its end."""
+    subprocess.run([sys.executable, "-m", "pipeline", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def training(policies: int, updates: int, prompts: int, repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row of the table, and the raw numbers."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, rounds = Path(name), itertools.count()
+        bank, _ = made_bank(folder, 0)
+        files = task_files(folder, policies, updates, prompts)
+
+        def together() -> float:
+            place = folder / f"together{next(rounds)}"
+            shutil.copytree(bank, place / "bank")
+            started = time.perf_counter()
+            command("bank", "train", place / "bank", *files, "--out", place / "runs", "--quiet")
+            return time.perf_counter() - started
+
+        def after_another() -> float:
+            place = folder / f"alone{next(rounds)}"
+            configs = []
+            for file in files:
+                alone = json.loads(file.read_text()) | sections_of(bank)
+                alone |= {"explorer": {"enabled": False}, "report": {"enabled": False}}
+                configs.append(place.with_name(f"{place.name}-{file.name}"))
+                configs[-1].write_text(json.dumps(alone))
+            started = time.perf_counter()
+            for config in configs:
+                command("run", config, "--run-dir", place / config.stem, "--quiet")
+            return time.perf_counter() - started
+
+        measured: dict[str, list[float]] = {"together": [], "after another": []}
+        for number in range(repeats):
+            for side in (together, after_another)[:: -1 if number % 2 else 1]:
+                measured["together" if side is together else "after another"].append(side())
+    found = ratio(measured["after another"], measured["together"])
+    row = {
+        "trained": f"{policies} policies, {updates} updates of {prompts} x 8 rollouts, seconds",
+        "together": spread(measured["together"]),
+        "one after another": spread(measured["after another"]),
+        "times as fast": f"{found['median']:.2f} ({found['min']:.2f} - {found['max']:.2f})",
+    }
+    return row, {"policies": policies, "updates": updates, "prompts": prompts, "ratio": found} | measured
+
+
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__)
-    parser.add_argument("--parts", nargs="+", choices=("decode", "serve"), default=["decode", "serve"])
+    parser.add_argument("--parts", nargs="+", choices=("decode", "serve", "train"), default=["decode", "serve"])
+    parser.add_argument("--policies", type=int, default=16, help="trained together")
+    parser.add_argument("--updates", type=int, default=100, help="of each")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data: dict[str, Any] = {"served": None, "decoding": []}
+    data: dict[str, Any] = {"served": None, "decoding": [], "training": None}
     rows: list[dict[str, Any]] = []
+    if "train" in options.parts:
+        sizes = (2, 1, 2) if options.quick else (options.policies, options.updates, 8)
+        row, data["training"] = training(*sizes, 1 if options.quick else options.repeats)
+        rows = [row]
+        print(row, flush=True)
     if "serve" in options.parts:
         served_rows, data["served"] = serving(*((3, 2) if options.quick else (SERVED, 12)), options.repeats)
-        rows += served_rows
+        rows = served_rows
         print(*served_rows, data["served"], sep="\n")
     if "decode" in options.parts:
         cases = [(SIZES, MEMBERS, BATCH), (SIZES[:1], (256,), 4 * BATCH)]

@@ -34,7 +34,7 @@ from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from latent_control.records import Generation
 from pipeline.cluster.connect import connected
-from pipeline.replay.actor import ReplayActor
+from pipeline.replay.actor import ReplayActor, ReplayHandle
 from pipeline.rl.accounting import Records
 from pipeline.rl.config import algorithm_config
 from rollout_workers.engines import DecodeJob
@@ -118,7 +118,7 @@ def latent(checkpoint: Path, config: RunConfig, runner: type[LMEnvRunner] | None
         config, host, num_actions=ACTIONS, reads="late", late_blocks=2, learning_rate=config.improve.learning_rate
     )
     algorithm = (rllib.env_runners(env_runner_cls=runner) if runner else rllib).build_algo()
-    algorithm.attach(Records(replay=ray.remote(num_cpus=0)(ReplayActor).remote(str(replay), 4096, "a")))
+    algorithm.attach(Records(replay=ReplayHandle(ray.remote(num_cpus=0)(ReplayActor).remote(str(replay), 4096, "a"))))
     return algorithm
 
 

@@ -30,7 +30,7 @@ from models import endless
 from configs.schema import RunConfig
 from latent_control.pretrained import base_path
 from pipeline.cluster.connect import connected
-from pipeline.replay.actor import ReplayActor
+from pipeline.replay.actor import ReplayActor, ReplayHandle
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.config import algorithm_config
@@ -75,7 +75,7 @@ def our_side(case: Case, work: Path, metrics: list[dict[str, float]]) -> Iterato
             config, host, num_actions=64, reads="late", late_blocks=2, learning_rate=LEARNING_RATE
         ).build_algo()
         replay = ray.remote(num_cpus=0)(ReplayActor).remote(str(work / case.name), 4096, "a")
-        algorithm.attach(Records(replay=replay))
+        algorithm.attach(Records(replay=ReplayHandle(replay)))
 
         def train(updates: int) -> float:
             started = time.perf_counter()

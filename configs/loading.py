@@ -57,14 +57,59 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
     """
     path = Path(path)
     packaged = packaged_config(path)
-    data, lines, messages = _read_file(packaged or path)
+    file = _read_file(packaged or path)
     if packaged is not None:
-        resolve_packaged(data)
+        resolve_packaged(file[0])
+    return _load(file, overrides, Path() if packaged is not None else path.parent, check_paths)
+
+
+def load_part(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    fixed: Mapping[str, Any],
+    defaults: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, type],
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The config of a file that holds some of its sections, and the file's values of keys that are no config's.
+
+    Args:
+        fixed: sections that neither the file nor overrides may have; paths in them are absolute.
+        defaults: values of sections where the file has others.
+        own: keys that are no config's, with the type of each.
+
+    Raises:
+        ConfigErrors: with one message for each problem.
+    """
+    data, lines, messages = _read_file(path)
+    values = {key: data.pop(key) for key in own if key in data}
+    messages += [
+        f"{key}: expected {'a text' if own[key] is str else own[key].__name__}, got {shown(value)}"
+        for key, value in values.items()
+        if not isinstance(value, own[key])
+    ]
+    given = {*data, *(override.partition("=")[0].partition(".")[0].strip() for override in overrides)}
+    messages += [f"{key}: is not for a task to say; leave it out" for key in fixed if key in given]
+    for key, section in defaults.items():
+        below = data.setdefault(key, {})
+        if isinstance(below, dict):
+            data[key] = {**section, **below}
+    return _load((data | dict(fixed), lines, messages), overrides, path.parent, True), values
+
+
+def _load(
+    file: tuple[dict[str, Any], dict[KeyPath, int], list[str]],
+    overrides: Sequence[str],
+    folder: Path,
+    check_paths: bool,
+) -> RunConfig:
+    """The config of (values, lines, what is wrong already), whose paths are relative to ``folder``."""
+    data, lines, messages = file
     origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:
         messages += _apply(data, override, origins)
     messages += [f"{dotted(place)}: expected a finite number, got {value}" for place, value in _not_finite(data, ())]
-    resolve_paths(data, Path() if packaged is not None else path.parent)
+    resolve_paths(data, folder)
     config, wrong = _validate(data)
     messages += [_with_origin(complaint(error), error["loc"], origins) for error in wrong]
     if check_paths:

@@ -63,12 +63,20 @@ def run(config: RunConfig, run_dir: Path, display: Display | None = None) -> Pat
                 f"{run_dir} holds a run already: continue it with latent-control resume {run_dir}, or name another "
                 "folder"
             )
-        config, reasons = decided(config)
-        text = "".join(f"# {reason}\n" for reason in reasons) + dump_config(config)
-        manifest.put(run_dir, CONFIG, text.encode(), keep=True)
-        for reason in reasons:
-            Events(run_dir).note("number_type", reason)
-        return execute(config, run_dir, display)
+        config = begin(config, run_dir)
+        with _supervised(config, run_dir):
+            return execute(config, run_dir, display)
+
+
+def begin(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Make ``run_dir``, which is empty, the folder of a run of ``config``; returns the config with its number types
+    decided."""
+    config, reasons = decided(config)
+    text = "".join(f"# {reason}\n" for reason in reasons) + dump_config(config)
+    manifest.put(run_dir, CONFIG, text.encode(), keep=True)
+    for reason in reasons:
+        Events(run_dir).note("number_type", reason)
+    return config
 
 
 def resume(run_dir: Path, display: Display | None = None, restore_config: bool = False) -> Path:
@@ -87,7 +95,9 @@ def resume(run_dir: Path, display: Display | None = None, restore_config: bool =
         return run_dir
     with at_work(run_dir):
         mend(run_dir, restore_config)
-        return execute(load_config(run_dir / CONFIG, [], check_paths=False), run_dir, display)
+        config = load_config(run_dir / CONFIG, [], check_paths=False)
+        with _supervised(config, run_dir):
+            return execute(config, run_dir, display)
 
 
 def nothing_left(run_dir: Path) -> bool:
@@ -100,9 +110,14 @@ def nothing_left(run_dir: Path) -> bool:
     return has_finished(config, summary) and pages and not any(checkpoints.verify(result) for result in results)
 
 
-def execute(config: RunConfig, run_dir: Path, display: Display | None = None) -> Path:
-    """Every stage that is not done yet, then the evaluation and the pages; ``summary.json`` grows with them."""
-    with _supervised(config, run_dir), _logged(config, run_dir, display) as (context, tracker):
+def execute(config: RunConfig, run_dir: Path, display: Display | None = None, workers: Any = None) -> Path:
+    """Every stage that is not done yet, then the evaluation and the pages; ``summary.json`` grows with them. Its caller
+    sees to signals, Ray, and what is noted of the end.
+
+    Args:
+        workers: rollout workers that the run shares with others (``pipeline.rl.shared_pool.Share``).
+    """
+    with _logged(config, run_dir, display, workers) as (context, tracker):
         # Of an earlier start: what is not made again stays, also if this start is interrupted while it makes the rest.
         summary: dict[str, Any] = read_summary(run_dir) | _warned(context) | {"stages": {}}
         made: dict[str, Path] = {}
@@ -147,7 +162,9 @@ def _supervised(config: RunConfig, run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterator[tuple[StageContext, Tracker]]:
+def _logged(
+    config: RunConfig, run_dir: Path, display: Display | None, workers: Any
+) -> Iterator[tuple[StageContext, Tracker]]:
     """What the stages write to: the run's log with its display, and MLflow."""
     write_environment(run_dir)
     events = Events(run_dir)
@@ -155,7 +172,8 @@ def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterat
     log = RunLog(run_dir, tracker=tracker, display=display, events=events)
     with log.showing(ahead(config, run_dir)):
         try:
-            yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker
+            task = build_task(config.task)
+            yield StageContext(config=config, run_dir=run_dir, log=log, task=task, workers=workers), tracker
         finally:
             note_lost(log, run_dir, tracker.lost())
             tracker.close()

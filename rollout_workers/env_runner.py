@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -19,13 +20,13 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED, NUM_ENV_STEPS_SAMPLED
 from ray.rllib.utils.typing import StateDict
 
 from latent_control.decoding.prefix_tree import prompt_counts
-from latent_control.distributions import rollout_seed
 from latent_control.pretrained import array_hash
 from rollout_workers import telemetry
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
+from rollout_workers.episode_player import Player
 from rollout_workers.model_host import WorkerSettings
-from rollout_workers.response_player import player_for
-from rollout_workers.rollout_record import Behaviour, rescored, rollout_of, summary_of
+from rollout_workers.response_player import ResponsePlayer, player_for
+from rollout_workers.rollout_record import Behaviour, rescored, rollouts_of, row_seeds, summary_of
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest, RolloutSummary
 from rollout_workers.tasks import Prompt, Score, build_task
 from rollout_workers.tasks.rewards import reward_hash
@@ -143,37 +144,14 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             self._use(request.policy)
         self.hashes = {self.policy_version: self.policy_hash}
         prompts = [self.task.prompts(request.split)[index] for index in request.prompt_indices]
-        streams = list(zip(request.seeds, request.prompt_indices, strict=True))
-        seeds = [rollout_seed(seed, index, place) for seed, index in streams for place in range(request.group_size)]
-        baselines = self._baselines(engine, prompts) if request.greedy_baseline else [None] * len(prompts)
-        job = DecodeJob(
-            prompts=(),
-            repeats=request.group_size,
-            seeds=tuple(seeds),
-            max_new_tokens=self.settings.rollout.max_new_tokens,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            keep_features=request.ship_features,
-            aliases=request.aliases,
-            decode=request.decode,
-            mixture_codes=request.mixture_codes,
-            refresh=None if request.board is None else Follower(request.board, self.policy_version, self._use),
-        )
-        played = self.player.play(engine, prompts, job)
+        limit = self.settings.rollout.max_new_tokens
+        baselines = baselines_of(request, engine, self.player, prompts, limit)
+        follow = None if request.board is None else Follower(request.board, self.policy_version, self._use)
+        played = self.player.play(engine, prompts, replace(job_of(request, limit), refresh=follow))
         behaviour = Behaviour(
             version=self.policy_version, hashes=self.hashes, reward_hash=self.reward_hash, worker=self.worker_index
         )
-        return [
-            rollout_of(engine, request, one, behaviour, number, seeds[number], baselines[number // request.group_size])
-            for number, one in enumerate(played)
-        ]
-
-    def _baselines(self, engine: RolloutEngine, prompts: Sequence[Prompt]) -> list[float | None]:
-        """Reward of each prompt's greedy rollout with the policy as loaded; ``None`` where the verifier failed."""
-        seeds, limit = (0,) * len(prompts), self.settings.rollout.max_new_tokens  # greedy decoding draws nothing
-        job = DecodeJob(prompts=(), repeats=1, seeds=seeds, max_new_tokens=limit, temperature=0.0)
-        verdicts = [played.verdict for played in self.player.play(engine, prompts, job)]
-        return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
+        return rollouts_of(engine, request, played, behaviour, baselines)
 
     def sample_request(self, request: RolloutRequest) -> tuple[list[Rollout], tuple[RolloutSummary, dict[str, Any]]]:
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and
@@ -186,9 +164,6 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         sampled = request.temperature > 0 and request.decode == "code"
         if request.policy is not None and sampled and self.engine is not None:
             rollouts = rescored(self.engine, request, rollouts, self.policy_version)
-        tokens = sum(rollout.new_tokens for rollout in rollouts)
-        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, tokens, reduce="sum")
-        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, tokens, reduce="lifetime_sum")
         seconds = time.perf_counter() - started
         summary = summary_of(
             request,
@@ -198,11 +173,17 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             seconds=seconds,
             prompt_tokens=(read, found),
         )
+        return rollouts, (summary, self.counted(summary))
+
+    def counted(self, summary: RolloutSummary) -> dict[str, Any]:
+        """Count what was sampled for a request; RLlib's metrics of it."""
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, summary.tokens, reduce="sum")
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, summary.tokens, reduce="lifetime_sum")
         worker = str(self.worker_index)
-        telemetry.count("worker_rollouts_total", len(rollouts), worker=worker)
-        telemetry.count("worker_tokens_total", tokens, worker=worker)
-        telemetry.seconds("worker_request_seconds", seconds, worker=worker)
-        return rollouts, (summary, self.get_metrics())
+        telemetry.count("worker_rollouts_total", summary.rollouts, worker=worker)
+        telemetry.count("worker_tokens_total", summary.tokens, worker=worker)
+        telemetry.seconds("worker_request_seconds", summary.seconds, worker=worker)
+        return self.get_metrics()
 
     def _rehost(self, wanted: HostSpec | None) -> RolloutEngine:
         """Host the model a request is for; evaluation asks for several in turn."""
@@ -217,15 +198,73 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         """Load the weights of ``policy`` unless they are loaded."""
         if (policy.version, policy.weights_hash) == (self.policy_version, self.policy_hash):
             return
-        weights = ray.get(policy.weights) if isinstance(policy.weights, ray.ObjectRef) else policy.weights
-        found = array_hash(weights)
-        if found != policy.weights_hash:
-            raise ValueError(
-                f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was "
-                f"{policy.weights_hash[:12]}"
-            )
-        self.module.set_state(weights)
+        self.module.set_state(weights_of(policy))
         assert self.engine is not None
         self.engine.use(self.module.policy)
         self.policy_version, self.policy_hash = policy.version, policy.weights_hash
         self.hashes[policy.version] = policy.weights_hash
+
+
+def job_of(request: RolloutRequest, max_new_tokens: int) -> DecodeJob:
+    """What is to be decoded for a request, but for its prompts."""
+    return DecodeJob(
+        prompts=(),
+        repeats=request.group_size,
+        seeds=row_seeds(request),
+        max_new_tokens=max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        keep_features=request.ship_features,
+        aliases=request.aliases,
+        decode=request.decode,
+        mixture_codes=request.mixture_codes,
+    )
+
+
+def baselines_of(
+    request: RolloutRequest,
+    engine: RolloutEngine,
+    player: Player | ResponsePlayer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+) -> list[float | None]:
+    """Reward of each prompt's greedy rollout with the engine's policy, where the request asks for it; ``None`` where it
+    does not, or the verifier failed."""
+    if not request.greedy_baseline:
+        return [None] * len(prompts)
+    seeds = (0,) * len(prompts)  # greedy decoding draws nothing
+    job = DecodeJob(prompts=(), repeats=1, seeds=seeds, max_new_tokens=max_new_tokens, temperature=0.0)
+    verdicts = [played.verdict for played in player.play(engine, prompts, job)]
+    return [verdict.reward if isinstance(verdict, Score) else None for verdict in verdicts]
+
+
+def weights_of(policy: PolicyVersion) -> Mapping[str, Any]:
+    """The weights of a published policy; ``ValueError`` unless they have the hash that was announced."""
+    weights: Mapping[str, Any] = (
+        ray.get(policy.weights) if isinstance(policy.weights, ray.ObjectRef) else policy.weights
+    )
+    if (found := array_hash(weights)) != policy.weights_hash:
+        raise ValueError(
+            f"weights of policy version {policy.version} arrived with hash {found[:12]}, announced was "
+            f"{policy.weights_hash[:12]}"
+        )
+    return weights
+
+
+class NoRolloutWorker(EnvRunner):
+    """In the place of the rollout workers of a run that samples with those of others: RLlib asks for the spaces."""
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        """As of ``LMEnvRunner``."""
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    def set_state(self, state: StateDict) -> None:
+        """Weights travel with requests."""
+
+    def assert_healthy(self) -> None:
+        """There is nothing to break."""
+
+    def sample(self, **_: Any) -> list[Rollout]:
+        """Nothing."""
+        return []

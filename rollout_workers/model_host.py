@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,7 @@ from configs.schema import TaskConfig as TaskSettings
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.model import LatentActionLM, latent_actor
+from latent_control.policies.bank import PolicyBank
 from latent_control.policies.latent import LatentPolicy
 from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
@@ -37,6 +40,18 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemberSettings:
+    """One of the policies that a worker samples for; plain data, which travels with each of its requests, so that a
+    worker that was started again, or late, knows all that there is to know."""
+
+    name: str
+    worker: WorkerSettings
+    """Its task, verifier and reward; the worker's own are not read."""
+    module: Mapping[str, Any]
+    """``model_config`` of its RLModule: which checkpoint it starts from, and what is trained of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """A loaded model as the worker uses it."""
 
@@ -49,12 +64,12 @@ class Host:
     world_hash: str = ""
     codebook_hash: str = ""
 
-    def actor(self) -> ActionDecoder:
-        """How this host acts."""
+    def actor(self, bank: PolicyBank | None = None) -> ActionDecoder:
+        """How this host acts; rows that name a member of ``bank`` act as that."""
         if self.model is not None:
             assert not isinstance(self.policy, WholeModel | None)
             self.model.policy = self.policy
-            return latent_actor(self.model)
+            return latent_actor(self.model, bank)
         if self.policy is None:
             return base_actor(self.base)
         assert not isinstance(self.policy, MlpPolicy), "a policy over tokens is made of blocks"

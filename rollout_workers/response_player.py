@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Worlds
 from rollout_workers.episode_player import PlayedEpisode, Player
-from rollout_workers.generated_row import row_of
+from rollout_workers.generated_row import Row, row_of
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.tasks import AgentTask, Prompt, Task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
@@ -28,10 +28,21 @@ class ResponsePlayer:
         Raises:
             ValueError: a prompt is longer than ``task.max_prompt_tokens``.
         """
-        rollout, encoded = self.settings.rollout, [self._encode(engine, prompt) for prompt in prompts]
-        generation = engine.generate(replace(job, prompts=tuple(encoded)))
-        places = [place for place in range(len(prompts)) for _ in range(job.repeats)]
-        rows = [row_of(generation, number) for number in range(len(places))]
+        encoded = self.encoded(engine, prompts)
+        generation = engine.generate(replace(job, prompts=encoded))
+        rows = [row_of(generation, number) for number in range(len(prompts) * job.repeats)]
+        return self.judged(engine, prompts, encoded, rows)
+
+    def encoded(self, engine: RolloutEngine, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+        """The prompts' token ids; ``ValueError`` for one that is longer than ``task.max_prompt_tokens``."""
+        return tuple(self._encode(engine, prompt) for prompt in prompts)
+
+    def judged(
+        self, engine: RolloutEngine, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]], rows: Sequence[Row]
+    ) -> list[PlayedEpisode]:
+        """The verifier's word on ``rows``, equally many for each prompt, prompts outer."""
+        rollout, each = self.settings.rollout, len(rows) // len(prompts)
+        places = [place for place in range(len(prompts)) for _ in range(each)]
         texts = [decode_response(engine.tokenizer, row.tokens.tolist(), rollout.stop) for row in rows]
         responses = [
             Response(text=text, new_tokens=len(row), limit=rollout.max_new_tokens, stopped=row.finish_reason == "stop")

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import ray
 
+from latent_control.distributions import rollout_seed
 from latent_control.text import whole_characters
 from rollout_workers.engines import RolloutEngine
 from rollout_workers.episode_player import PlayedEpisode
@@ -88,6 +89,27 @@ def rollout_of(
         events=row.events,
         features=row.features,
     )
+
+
+def rollouts_of(
+    engine: RolloutEngine,
+    request: RolloutRequest,
+    played: Sequence[PlayedEpisode],
+    behaviour: Behaviour,
+    baselines: Sequence[float | None],
+) -> list[Rollout]:
+    """The records of a request's rollouts; ``baselines`` has one for each prompt."""
+    seeds, each = row_seeds(request), request.group_size
+    return [
+        rollout_of(engine, request, one, behaviour, number, seeds[number], baselines[number // each])
+        for number, one in enumerate(played)
+    ]
+
+
+def row_seeds(request: RolloutRequest) -> tuple[int, ...]:
+    """The random stream of each rollout: of the seed and number of its prompt and of its place in the group."""
+    streams = zip(request.seeds, request.prompt_indices, strict=True)
+    return tuple(rollout_seed(seed, index, place) for seed, index in streams for place in range(request.group_size))
 
 
 def rescored(engine: RolloutEngine, request: RolloutRequest, rollouts: list[Rollout], version: int) -> list[Rollout]:

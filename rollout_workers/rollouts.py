@@ -78,6 +78,8 @@ class RolloutRequest:
     """Codes compared to find those that would have emitted the same token; ``None``: none."""
     greedy_baseline: bool = False
     """Also play each prompt once greedily; its reward is the ``baseline`` of the prompt's rollouts."""
+    member: Any = None
+    """The policy's ``MemberSettings``, for a worker of many policies."""
     board: Any = None
     """Actor handle of a ``PolicyBoard``: rollouts in flight go on with newer policies as they are published; ``None``:
     they don't."""

@@ -26,6 +26,7 @@ ROOMS = (
     {"__main__"},
     {"cli"},
     {"job"},
+    {"bank"},
     {"experiments"},
     {"integrity"},
     {"run"},

@@ -15,6 +15,9 @@ from pipeline.cli.options import DEBUG, EXIT_CODES
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", epilog=EXIT_CODES)
 
+bank_app = typer.Typer(no_args_is_help=True, help="Many small policies on one base LM and codebook: train, serve.")
+app.add_typer(bank_app, name="bank")
+
 
 def _say_version(wanted: bool) -> None:
     if wanted:

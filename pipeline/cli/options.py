@@ -50,4 +50,5 @@ AsJsonLines = Annotated[
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=shell_completion.run_folders)
 ]
+Bank = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only; metrics.jsonl is still written.")]

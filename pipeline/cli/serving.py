@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.app import app
-from pipeline.cli.options import FAILED, USAGE, AsJson
+from pipeline.cli.app import app, bank_app
+from pipeline.cli.options import FAILED, USAGE, AsJson, Bank
 from pipeline.cli.output import echo, print_json, print_table
 from pipeline.cli.session import exit_on_error, working
 
@@ -27,9 +27,6 @@ MetricsPort = Annotated[
 ]
 
 
-bank_app = typer.Typer(no_args_is_help=True, help="Many small policies on one base LM and codebook, served together.")
-app.add_typer(bank_app, name="bank")
-Bank = Annotated[Path, typer.Argument(metavar="BANK", help="The bank's folder.")]
 PolicySource = Annotated[Path, typer.Argument(metavar="RUN", help="A run (its last policy), or RUN/checkpoints/STAGE.")]
 MemberName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A member; @VERSION may be an alias.")]
 
@@ -213,14 +210,35 @@ def bank_add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in requests.")],
     run: PolicySource,
     alias: Annotated[str, typer.Option("--alias", help="What then means this version.")] = "latest",
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="MODEL", help="Also register it in MLflow under MODEL.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URI", help="MLflow's tracking URI; default: the run's own.")
+    ] = None,
 ) -> None:
     """Add RUN's policy as the next version of NAME; a server of the bank answers with it at once."""
     with exit_on_error(USAGE):
+        if register is None and store is not None:
+            raise ValueError("--store needs --register MODEL")
         from pipeline.serving import bank as banks
         from pipeline.serving.export import find
 
-        member = banks.add(bank.absolute(), name, find(run.absolute()), alias=alias)
+        source = find(run.absolute())
+        place = None if register is None else _store(source, store)
+        if register is not None:
+            from pipeline.serving.registry import require_names
+
+            require_names(register, None)
+        member = banks.add(bank.absolute(), name, source, alias=alias)
     echo(f"{member} is {name}@{alias}")
+    if register is None or place is None:
+        return
+    with exit_on_error(FAILED):
+        from pipeline.serving.registry import register_member
+
+        done = register_member(bank.absolute(), member, register, store=place[0], experiment=place[1])
+    echo(f"registered in {done.store}: {done.uri}")
 
 
 @bank_app.command("list")

@@ -26,6 +26,7 @@ from pipeline.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
+    from pipeline.bank.tasks import MemberTask
     from pipeline.console.displays import Display
     from pipeline.preflight.problems import Findings
 
@@ -52,6 +53,26 @@ def examined(path: Path, overrides: list[str]) -> tuple[RunConfig | None, Findin
             errors += [m for m in found.errors if m not in errors and not any(name in m for name in problems.dropped)]
         return None, found._replace(errors=errors)
     return config, check(config)
+
+
+Lines = dict[Path, list[str]]
+"""Messages by file"""
+
+
+def examine_tasks(
+    bank: Path, files: Sequence[Path], overrides: Sequence[str], out: Path
+) -> tuple[list[MemberTask], Lines, Lines]:
+    """The tasks of a bank's training, with all errors and warnings of all files; no tasks where there are errors."""
+    from pipeline.bank.tasks import TaskErrors, read_tasks
+    from pipeline.preflight.check import check
+
+    try:
+        tasks = read_tasks(bank, files, overrides, out)
+    except TaskErrors as errors:
+        return [], {file: list(lines) for file, lines in errors.by_file.items()}, {}
+    found = {task.file: check(task.config) for task in tasks}
+    wrong = {file: one.errors for file, one in found.items() if one.errors}
+    return [] if wrong else tasks, wrong, {file: one.warnings for file, one in found.items() if one.warnings}
 
 
 @dataclass(frozen=True, kw_only=True)

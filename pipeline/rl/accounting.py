@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
+from pipeline.replay.actor import ReplayHandle
 from pipeline.replay.writer import Added
 from pipeline.rl.ledger import Attempt, Ledger, Outcome
 from pipeline.rl.published_policies import PublishedPolicies
@@ -20,8 +20,7 @@ class Records:
     """Where a stage keeps what happens to its rollouts; what is ``None`` is not kept."""
 
     ledger: Ledger | None = None
-    replay: Any = None
-    """Handle of a ``ReplayActor``."""
+    replay: ReplayHandle | None = None
     quarantine: Callable[[int, list[Rollout]], None] | None = None
     """Keeps the rollouts of a skipped update."""
 
@@ -109,7 +108,7 @@ class Accounting:
         """
         if self.records.replay is not None:
             self._await_stored()
-            self._stored(ray.get(self.records.replay.flush.remote()))
+            self._stored(ray.get(self.records.replay.flush()))
             self._replay_actor = ""
         if self.records.ledger is not None:
             self.note([])
@@ -118,13 +117,13 @@ class Accounting:
     def stop(self) -> None:
         """Stop the replay buffer's actor; ``flush`` first what is to be kept."""
         if self.records.replay is not None:
-            ray.kill(self.records.replay)  # two that write one replay buffer would be one too many
+            self.records.replay.stop()
 
     def _store(self, refs: list[ray.ObjectRef]) -> None:
         """Hand the rollouts to the replay buffer; one batch may be on its way while the learner works."""
         if self.records.replay is not None:
             self._await_stored()
-            self._writing = self.records.replay.add.remote(refs)
+            self._writing = self.records.replay.add(refs)
 
     def _await_stored(self) -> None:
         if self._writing is not None:

@@ -24,6 +24,7 @@ from pipeline.rl.published_policies import PublishedPolicies
 from pipeline.rl.request_stream import STREAMS, RecordedStream, RequestMaker, RequestStream
 from pipeline.rl.rollout_metrics import IdleTime, rollout_metrics, worker_metrics
 from pipeline.rl.rollout_pool import FinishedRequest, PartLost, RolloutPool, this_node
+from pipeline.rl.shared_pool import MemberPool
 from pipeline.rl.worker_group import WorkerGroup
 from pipeline.rl.worker_health import Health
 from pipeline.runs.errors import RunError
@@ -52,7 +53,7 @@ class LatentRL(Algorithm):
             ) from error
         run: RunConfig = config.env_config["run"]
         self.published = PublishedPolicies()
-        self.pool = RolloutPool(
+        self.pool: RolloutPool = RolloutPool(
             self.env_runner_group,
             timeout=run.cluster.worker_timeout_seconds,
             stamp=self.published.stamp,
@@ -80,6 +81,13 @@ class LatentRL(Algorithm):
             published=self.published,
         )
         self.stream: RequestStream = STREAMS[self.improve.mode](make, self.pool, self.accounting)
+
+    def share(self, pool: MemberPool) -> None:
+        """Sample with the workers behind ``pool``, which are those of other runs, too."""
+        pool.stamp_by(self.published.stamp)
+        self.pool = pool
+        self.use(self.run_config)
+        self.idle = IdleTime(pool)
 
     def attach(self, records: Records) -> None:
         """Record every update into ``records`` from now on."""
@@ -204,5 +212,5 @@ class LatentRL(Algorithm):
         self.accounting.stop()
         self.published.stop()
         self.worker_group.stop()
-        self.pool.workers.clear()  # RLlib would wait for what they are at
+        self.pool.stop()
         super().cleanup()

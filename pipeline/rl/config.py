@@ -6,13 +6,15 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from configs.schema import RunConfig
 from latent_control.algorithms import ALGORITHMS
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from pipeline.rl.algorithm import LatentRL
-from rollout_workers.env_runner import LMEnvRunner
+from rollout_workers.bank_runner import BankEnvRunner
+from rollout_workers.env_runner import LMEnvRunner, NoRolloutWorker
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.rollouts import HostSpec
 
@@ -117,3 +119,24 @@ def algorithm_config(
         },
     )
     return rllib
+
+
+def without_workers(rllib: AlgorithmConfig) -> AlgorithmConfig:
+    """The config of a run that samples with the workers of others."""
+    return rllib.env_runners(env_runner_cls=NoRolloutWorker, num_env_runners=0, create_local_env_runner=True)
+
+
+def shared_workers(config: RunConfig, settings: WorkerSettings, num_actions: int) -> EnvRunnerGroup:
+    """Rollout workers for many policies in the world that ``settings`` name; ``stop`` them."""
+    rllib = workers_config(config, settings, num_actions).env_runners(env_runner_cls=BankEnvRunner)
+    assert settings.host is not None
+    module = {
+        "level": settings.host.level,
+        "checkpoint": settings.host.checkpoint,
+        "token_trains": settings.host.token_trains,
+        "token_blocks": settings.host.token_blocks,
+        "trust_remote_code": settings.host.trust_remote_code,
+        "critic": False,
+    }
+    rllib.rl_module(rl_module_spec=RLModuleSpec(module_class=PolicyModule, model_config=module))
+    return EnvRunnerGroup(config=rllib, local_env_runner=False)

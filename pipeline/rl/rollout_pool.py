@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import methodcaller
 from typing import Any
 
@@ -43,12 +44,13 @@ class FinishedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A request in a worker's hands."""
+    """A call that a worker is at, for one request or several."""
 
     worker: int
-    request: RolloutRequest
-    rollouts: ray.ObjectRef
-    attempt: int
+    requests: tuple[RolloutRequest, ...]
+    rollouts: tuple[ray.ObjectRef, ...]
+    """Of each request"""
+    attempts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,10 @@ class RolloutPool:
             ]
             self._requeue([one.request for one in gone])
 
+    def stop(self) -> None:
+        """Let the workers go; RLlib would wait for what they are at."""
+        self.workers.clear()
+
     def take_lost(self) -> list[LostRequest]:
         """What was lost since the last call."""
         lost, self.lost = self.lost, []
@@ -162,12 +168,13 @@ class RolloutPool:
 
     def release(self, worker: int) -> Any:
         """Take a worker out of the group, and what it has in its hands back into the queue; returns its handle."""
-        self._requeue(self._take_back(worker, "its worker was stopped"))
+        self._requeue(chain(*(call.requests for call in self._take_back(worker, "its worker was stopped"))))
         return self.watch.remove(worker)
 
     def stamps(self) -> dict[int, int | None]:
         """Every open request's policy version, ``None`` while it waits for a worker."""
-        handed_out = [call.request for call in self.running.values()] + [one.request for one in self.finished.values()]
+        handed_out = [request for call in self.running.values() for request in call.requests]
+        handed_out += [one.request for one in self.finished.values()]
         waiting: dict[int, int | None] = {request.request_id: None for request in self.waiting}
         return waiting | {request.request_id: request.policy.version for request in handed_out if request.policy}
 
@@ -200,7 +207,8 @@ class RolloutPool:
     def _restart_silent(self) -> None:
         """A worker that has not answered in time is killed, and counts as one that died."""
         for worker in self.watch.silent():
-            requests = [call.request.request_id for call in self.running.values() if call.worker == worker]
+            calls = [call for call in self.running.values() if call.worker == worker]
+            requests = [request.request_id for call in calls for request in call.requests]
             self._lose(worker, self.watch.end_silent(worker, requests))
 
     def _dispatch(self) -> None:
@@ -211,14 +219,22 @@ class RolloutPool:
         for depth in range(self.in_flight):
             for worker in able:
                 if self.waiting and self.watch.loads[worker] <= depth:
-                    self._send(worker, self.stamp(self.waiting.popleft()))
+                    self._send(worker, tuple(map(self.stamp, self._next_call())))
 
-    def _send(self, worker: int, request: RolloutRequest) -> None:
-        call = self.workers.actors()[worker].apply.options(num_returns=2)
-        rollouts, report = call.remote(methodcaller("sample_request", request))
-        attempt = self._handed[request.request_id]
-        self._handed[request.request_id] += 1
-        self.running[report] = Running(worker=worker, request=request, rollouts=rollouts, attempt=attempt)
+    def _next_call(self) -> list[RolloutRequest]:
+        """What one worker gets next, out of the queue."""
+        return [self.waiting.popleft()]
+
+    def _work(self, requests: tuple[RolloutRequest, ...]) -> Any:
+        """What a worker is to do for a call; it returns the rollouts of each request, then what the driver sees."""
+        return methodcaller("sample_request", requests[0])
+
+    def _send(self, worker: int, requests: tuple[RolloutRequest, ...]) -> None:
+        call = self.workers.actors()[worker].apply.options(num_returns=len(requests) + 1)
+        *rollouts, report = call.remote(self._work(requests))
+        attempts = tuple(self._handed[request.request_id] for request in requests)
+        self._handed.update(request.request_id for request in requests)
+        self.running[report] = Running(worker=worker, requests=requests, rollouts=tuple(rollouts), attempts=attempts)
         self.watch.sent(worker)
 
     def _collect(self, ready: list[ray.ObjectRef]) -> None:
@@ -227,43 +243,64 @@ class RolloutPool:
             if call is None:
                 continue  # lost with its worker a moment ago
             try:
-                summary, metrics = ray.get(report)
+                answers = self._answers(ray.get(report))
             except RayActorError as error:
                 self._lose(call.worker, error)
                 continue
             self.running.pop(report)
             self.watch.received(call.worker)
-            self.losses.pop(call.request.request_id, None)
-            self.watch.health.answered(call.worker, summary.gib)
-            self.finished[call.request.request_id] = FinishedRequest(
-                request=call.request, rollouts=call.rollouts, summary=summary, attempt=call.attempt, metrics=metrics
-            )
+            for place, (summary, metrics) in enumerate(answers):
+                request = call.requests[place]
+                self.losses.pop(request.request_id, None)
+                self.watch.health.answered(call.worker, summary.gib)
+                self._finish(
+                    FinishedRequest(
+                        request=request,
+                        rollouts=call.rollouts[place],
+                        summary=summary,
+                        attempt=call.attempts[place],
+                        metrics=metrics,
+                    )
+                )
+
+    def _answers(self, report: Any) -> list[tuple[RolloutSummary, dict[str, Any]]]:
+        """What a call's report says of each of its requests."""
+        return [report]
+
+    def _finish(self, finished: FinishedRequest) -> None:
+        self.finished[finished.request.request_id] = finished
 
     def _lose(self, worker: int, error: Exception) -> None:
-        """All that lay in a dead worker's hands is queued again; the first request is the one it was working on."""
+        """All that lay in a dead worker's hands is queued again; the first call is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
-        requests = self._take_back(worker, f"its worker was lost: {first_line(error)}")
-        blamed = requests[0]
-        self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
-        if self.losses[blamed.request_id] >= MOST_LOSSES:
-            raise RunError(
-                f"request {blamed.request_id} (prompts {blamed.prompt_indices}) was lost with its worker "
-                f"{MOST_LOSSES} times; last: {first_line(error)}"
-            ) from error
-        self._requeue(requests)
+        calls = self._take_back(worker, f"its worker was lost: {first_line(error)}")
+        for blamed in calls[0].requests:
+            self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
+        self._requeue(chain(*(call.requests for call in calls)))
+        for blamed in calls[0].requests:
+            if self.losses[blamed.request_id] >= MOST_LOSSES:
+                self._give_up(blamed, error)
         self.watch.died(worker, first_line(error))
 
-    def _take_back(self, worker: int, why: str) -> list[RolloutRequest]:
+    def _give_up(self, request: RolloutRequest, error: Exception) -> None:
+        """A request has cost too many workers their life."""
+        raise RunError(
+            f"request {request.request_id} (prompts {request.prompt_indices}) was lost with its worker "
+            f"{MOST_LOSSES} times; last: {first_line(error)}"
+        ) from error
+
+    def _take_back(self, worker: int, why: str) -> list[Running]:
         """What is in a worker's hands, first come first."""
         reports = [report for report, call in self.running.items() if call.worker == worker]
-        calls = [self.running[report] for report in reports]
-        self.lost += [
-            LostRequest(request=call.request, attempt=call.attempt, worker=worker, reason=why) for call in calls
-        ]
-        for report in reports:
-            del self.running[report]
+        calls = [self.running.pop(report) for report in reports]
+        for call in calls:
             self.watch.received(worker)
-        return [call.request for call in calls]
+            for request, attempt in zip(call.requests, call.attempts, strict=True):
+                self._note_lost(LostRequest(request=request, attempt=attempt, worker=worker, reason=why))
+        return calls
+
+    def _note_lost(self, lost: LostRequest) -> None:
+        self.lost.append(lost)
 
     def _requeue(self, requests: Iterable[RolloutRequest]) -> None:
         """Put requests back to their place in the queue."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,24 @@ class WorkerGroup:
 class Scaler:
     """Between two updates: brings the number of workers to what was asked for, or to what autoscaling thinks right."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, workers: WorkerGroup, say: Say) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        workers: WorkerGroup,
+        say: Say,
+        progressed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``progressed`` is called before each update."""
         self.settings, self.run_dir, self.workers, self.say = config.cluster.autoscale, run_dir, workers, say
+        self.progressed = progressed
         self.demand = Demand(workers=config.rollout.num_workers)
         self.applied, self.problem = self.demand.workers, ""
         workers.report_to(say)
 
     def before_update(self) -> None:
         """Look at the control file, start and stop workers."""
+        self.progressed()
         if (asked := self._asked()) is not None:
             self.demand = Demand(workers=asked)
         if self.demand.workers != self.applied:  # once: a worker that cannot start must not be started at every update
@@ -140,3 +150,16 @@ class Scaler:
                 self.problem = str(error)
                 self.say(self.problem)
             return None
+
+
+class Unscaled:
+    """In the place of a ``Scaler`` where the workers are shared."""
+
+    def __init__(self, pool: RolloutPool, say: Say) -> None:
+        pool.watch.report_to(say)
+
+    def before_update(self) -> None:
+        """Nothing."""
+
+    def after_update(self, metrics: Mapping[str, float]) -> None:
+        """Nothing."""

@@ -91,7 +91,7 @@ class WorkerWatch:
         """When each worker last answered, or was asked while it had nothing to do."""
         self._stuck_since: float | None = None
         """Since when there is work and nobody to do it."""
-        self._busy_seconds, self._ticked = 0.0, time.monotonic()
+        self._busy_seconds, self._busy_told, self._ticked = 0.0, 0.0, time.monotonic()
 
     def report_to(self, say: Say) -> None:
         """Tell ``say`` of every loss and restart."""
@@ -113,8 +113,13 @@ class WorkerWatch:
     def busy_seconds(self) -> float:
         """Seconds since the last call that workers had work in their hands, summed over the workers."""
         self._tick()
-        seconds, self._busy_seconds = self._busy_seconds, 0.0
+        seconds, self._busy_told = self._busy_seconds - self._busy_told, self._busy_seconds
         return seconds
+
+    def busy_in_all(self) -> float:
+        """The same since the start."""
+        self._tick()
+        return self._busy_seconds
 
     def _tick(self) -> None:
         """Count the time since the last change of any load."""

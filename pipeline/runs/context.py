@@ -20,6 +20,8 @@ class StageContext:
     run_dir: Path
     log: RunLog
     task: Task
+    workers: Any = None
+    """Rollout workers that the run shares with others (``pipeline.rl.shared_pool.Share``); ``None``: its own."""
 
     @property
     def checkpoints(self) -> Path:

@@ -46,7 +46,8 @@ INDEX, WORLD, MEMBERS, LATEST = "bank.json", "world", "members", "latest"
 MOST_MEMBERS = 4096
 _LARGEST_INDEX, _LARGEST_RECORD, _HEADER = 4 << 20, 1 << 16, 1 << 16
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Word = Annotated[str, Field(pattern=NAME)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
 """No number, as versions are"""
 Number = Annotated[StrictInt, Field(ge=1, le=10**9)]
@@ -158,8 +159,8 @@ def add(bank: Path, name: str, source: Source, *, alias: str = LATEST) -> str:
             last=index.last | {name: number},
             aliases=index.aliases | {name: index.aliases.get(name, {}) | {alias: number}},
         )
-        write_atomic(_file(bank, f"{name}@{number}", "safetensors"), save(tensors))
-        write_atomic(_file(bank, f"{name}@{number}", "json"), sealed(record))
+        write_atomic(file_of(bank, f"{name}@{number}", "safetensors"), save(tensors))
+        write_atomic(file_of(bank, f"{name}@{number}", "json"), sealed(record))
         write(changed)
     return f"{name}@{number}"
 
@@ -180,7 +181,7 @@ def remove(bank: Path, asked: str) -> list[str]:
         write(_checked(index, members=others[0] | kept[0], aliases=others[1] | kept[1]))
         for member in gone:
             for ending in ("json", "safetensors"):
-                _file(bank, member, ending).unlink(missing_ok=True)
+                file_of(bank, member, ending).unlink(missing_ok=True)
     return gone
 
 
@@ -210,7 +211,7 @@ def ban(bank: Path, codes: Sequence[int]) -> None:
 
 def read_record(bank: Path, member: str) -> dict[str, Any]:
     """Hash and lineage of ``NAME@VERSION``."""
-    return _unsealed(_file(bank, member, "json"), _LARGEST_RECORD)
+    return _unsealed(file_of(bank, member, "json"), _LARGEST_RECORD)
 
 
 def read_member(bank: Path, member: str, digest: str, like: MlpPolicy) -> dict[str, torch.Tensor]:
@@ -219,7 +220,7 @@ def read_member(bank: Path, member: str, digest: str, like: MlpPolicy) -> dict[s
     Raises:
         ValueError: the file is missing, larger than it can be, of another shape or type, or was changed.
     """
-    path, wanted = _file(bank, member, "safetensors"), like.state_dict()
+    path, wanted = file_of(bank, member, "safetensors"), like.state_dict()
     size = path.stat().st_size if path.is_file() else 0
     if size > (most := sum(tensor.nbytes for tensor in wanted.values()) + _HEADER):
         raise ValueError(f"{path} has {size} bytes, a policy of the bank's shape {most} at most: add it again")
@@ -260,7 +261,8 @@ def take(bank: Path, asked: str, out: Path) -> str:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _file(bank: Path, member: str, ending: str) -> Path:
+def file_of(bank: Path, member: str, ending: str) -> Path:
+    """Where the weights (``safetensors``) or the record (``json``) of ``NAME@VERSION`` lie."""
     return bank / MEMBERS / f"{member}.{ending}"
 
 

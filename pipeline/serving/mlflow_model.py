@@ -1,5 +1,5 @@
-"""The MLflow model, as code: MLflow copies this file and ``latent_control`` beside the export and runs it where the
-model is loaded.
+"""The MLflow model, as code: MLflow copies this file and ``latent_control`` beside the export (or a bank's member) and
+runs it where the model is loaded.
 
 So it imports nothing else of this project, and is never unpickled. One row in, one row out; see
 ``pipeline/serving/registry.py``.
@@ -20,16 +20,39 @@ class LatentModel(mlflow.pyfunc.PythonModel):
     signature. A prompt is encoded as in training: where that was a chat, as a user message."""
 
     def load_context(self, context: Any) -> None:
-        """Load the export once."""
+        """Load the export once; or a member, and its bank's world from where ``model_config["world"]`` says.
+
+        Raises:
+            ValueError: that is not the world of the member's bank, or the member was changed.
+        """
         from latent_control import LatentActionForCausalLM
         from latent_control.text import load_tokenizer
 
-        folder = Path(context.artifacts["export"])
+        member = context.artifacts.get("member")
+        folder = Path(context.artifacts["export"] if member is None else context.model_config["world"])
         self.model = LatentActionForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        if member is not None:
+            self._become(Path(member), folder)
         self.tokenizer = load_tokenizer(folder, key=None)
         record = folder / "provenance.json"
         trained = json.loads(record.read_text()).get("config") if record.is_file() else None
         self.chat = bool(trained and trained["task"]["chat"])
+
+    def _become(self, member: Path, world: Path) -> None:
+        """Put the policy of ``member`` in the place of the world's own."""
+        from latent_control.pretrained import weights_hash, world_hash
+        from latent_control.tensor_files import read_weights
+
+        record = json.loads((member / "member.json").read_text())
+        if (found := world_hash(self.model.latent)) != record["world_hash"]:
+            raise ValueError(
+                f"{world} has the world hash {found[:12]}; {record['name']}@{record['version']} belongs to the bank "
+                f"whose world has {record['world_hash'][:12]}: load it with model_config={{'world': 'BANK/world'}}"
+            )
+        tensors = read_weights(member / "member.safetensors")
+        if weights_hash(tensors.items()) != record["sha256"]:
+            raise ValueError(f"{member} is not what was registered: its hash differs from its record's")
+        self.model.latent.policy.load_state_dict(tensors)
 
     def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """A frame with the columns text, codes and finish_reason, for a frame (or records) with the columns of the

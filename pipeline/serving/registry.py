@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 import latent_control
 from configs.redaction import without_secrets
 from latent_control.pretrained import base_path
+from pipeline.serving import bank as banks
 from pipeline.serving.export import base_inside, read_provenance, weight_problems
 from pipeline.tracking.mlflow_store import MlflowStore, quiet_mlflow
 
@@ -51,6 +54,48 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
             f"{folder} refers to a base LM at {base_path(folder)}, which other machines lack: export "
             "without --reference-base"
         )
+    logged = Logged(folder=folder, artifacts={"export": str(folder)}, tags={"stage": "export"} | _tags(folder))
+    return _register(logged, name, store=store, experiment=experiment, alias=alias)
+
+
+def register_member(
+    bank: Path, member: str, name: str, *, store: str, experiment: str, alias: str | None = None
+) -> Registered:
+    """As ``register``, of ``NAME@VERSION`` of a bank: its own few megabytes alone. It names the bank's world by its
+    hash, and is loaded with that: ``mlflow.pyfunc.load_model(uri, model_config={"world": "BANK/world"})``.
+
+    Raises:
+        ValueError: there is no such member, or the store refuses.
+    """
+    require_names(name, alias)
+    record, world = banks.read_record(bank, member), bank / banks.WORLD
+    tags = {f"bank_{key}": str(record[key]) for key in ("world_hash", "base_sha256")} | {
+        key: str(record[key]) for key in ("sha256", "parent", "run", "checkpoint") if record[key]
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in ("safetensors", "json"):
+            shutil.copyfile(banks.file_of(bank, member, ending), Path(folder) / f"member.{ending}")
+        logged = Logged(
+            folder=bank,
+            artifacts={"member": folder},
+            tags={"stage": "bank", "member": member} | tags,
+            model_config={"world": str(world.absolute())},
+        )
+        return _register(logged, name, store=store, experiment=experiment, alias=alias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """What becomes a version of a model."""
+
+    folder: Path
+    """What its MLflow run is about"""
+    artifacts: dict[str, str]
+    tags: dict[str, str]
+    model_config: dict[str, str] | None = None
+
+
+def _register(logged: Logged, name: str, *, store: str, experiment: str, alias: str | None) -> Registered:
     quiet_mlflow()
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -58,15 +103,15 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
     from pipeline.serving.mlflow_model import LatentModel
 
     answering = LatentModel()  # what does not answer here would not where it is loaded
-    answering.load_context(SimpleNamespace(artifacts={"export": str(folder)}))
+    answering.load_context(SimpleNamespace(artifacts=logged.artifacts, model_config=logged.model_config))
     answering.predict(None, {"prompt": ["1"]}, {"max_tokens": 1})
     try:
         with _pointed_at(mlflow, store):
-            place = MlflowStore(store, experiment, folder)
+            place = MlflowStore(store, experiment, logged.folder)
             place.open()
-            version = _log(mlflow, folder, name, place.experiment_id)
+            version = _log(mlflow, logged, name, place.experiment_id)
             client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
-            for key, value in _tags(folder).items():
+            for key, value in logged.tags.items():
                 client.set_model_version_tag(name, version, key, value)
             if alias is not None:
                 client.set_registered_model_alias(name, alias, version)
@@ -108,24 +153,25 @@ def _pointed_at(mlflow: Any, store: str) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def _log(mlflow: Any, folder: Path, name: str, experiment_id: str) -> str:
+def _log(mlflow: Any, logged: Logged, name: str, experiment_id: str) -> str:
     """The new version's number."""
     os.environ["MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK"] = "true"  # they are given below
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    tags = {"stage": "export"} | _tags(folder)
-    with mlflow.start_run(experiment_id=experiment_id, run_name=f"export/{name}", tags=tags), warnings.catch_warnings():
+    title = f"{logged.tags['stage']}/{name}"
+    with mlflow.start_run(experiment_id=experiment_id, run_name=title, tags=logged.tags), warnings.catch_warnings():
         # it asks for an example, from which it would find out the signature given here
         warnings.simplefilter("ignore", UserWarning)
-        logged = mlflow.pyfunc.log_model(
+        made = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(CODE),
-            artifacts={"export": str(folder)},
+            artifacts=logged.artifacts,
+            model_config=logged.model_config,
             code_paths=[str(Path(latent_control.__file__).parent)],
             pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in PACKAGES],
             signature=signature(),
             registered_model_name=name,
         )
-    return str(logged.registered_model_version)
+    return str(made.registered_model_version)
 
 
 def signature() -> Any:

@@ -12,26 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import save_file
 
 from configs.schema import Improve, RunConfig
 from latent_control.pretrained import read_shape, with_policy
 from pipeline.cluster.connect import connected
-from pipeline.replay.actor import ReplayActor
+from pipeline.replay.actor import Buffer, ReplayActor, ReplayHandle, SharedReplayHandle, beside_driver
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
-from pipeline.rl.config import algorithm_config
+from pipeline.rl.config import algorithm_config, without_workers
 from pipeline.rl.guards import BROKEN
 from pipeline.rl.ledger import Ledger
 from pipeline.rl.resume_point import resume_point
-from pipeline.rl.rollout_pool import PartLost, this_node
+from pipeline.rl.rollout_pool import PartLost
+from pipeline.rl.shared_pool import Share
 from pipeline.rl.watchdog import Watchdog
-from pipeline.rl.worker_group import Scaler
+from pipeline.rl.worker_group import Scaler, Unscaled
 from pipeline.rl.worker_health import LONGEST_REST
 from pipeline.runs import interrupts, seals
 from pipeline.runs.context import StageContext, StageResult
@@ -151,21 +150,19 @@ class ImproveStage:
         text = f"{self.stage}: {lost}; rebuilt from the newest checkpoint in {rest:g} s ({number} of {most} times)"
         self.context.log.message(text, "rebuilt", stage=self.stage, number=number, reason=type(error).__name__)
         rested = time.monotonic() + rest
+        pause = partial(time.sleep, 0.1) if self.context.workers is None else self.context.workers.pause
         while time.monotonic() < rested:
             interrupts.check()
-            time.sleep(0.1)
+            pause()
 
     def train(self) -> Mapping[str, np.ndarray[Any, Any]]:
         """The updates that are left; the policy's weights at the last one. ``Stopped`` comes out between two of
         them."""
-        cluster = self.context.config.cluster
-        with self._algorithm() as algorithm, Watchdog(self.context.run_dir, cluster.stall_seconds) as watchdog:
-            scaler = Scaler(self.context.config, self.context.run_dir, algorithm.worker_group, self.context.log.message)
+        with self._algorithm() as algorithm, self._own_workers(algorithm) as workers:
             for update in range(algorithm.policy.version + 1, self.improve.updates + 1):
-                watchdog.pat()
-                scaler.before_update()
+                workers.before_update()
                 metrics = update_metrics(algorithm.train())
-                scaler.after_update(metrics)
+                workers.after_update(metrics)
                 self.rewards.append(metrics["reward"])
                 try:
                     metrics |= self._heldout(algorithm, update)
@@ -178,7 +175,7 @@ class ImproveStage:
     @contextmanager
     def _algorithm(self) -> Iterator[LatentRL]:
         """Workers and learner as the newest checkpoint left them, from their making to their end."""
-        algorithm = build(self.context.config, self.start)
+        algorithm = build(self.context.config, self.start, self.context.workers)
         try:
             self._restore(algorithm)
             self.context.log.begin(self.stage, self.improve.updates)
@@ -191,6 +188,17 @@ class ImproveStage:
             algorithm.flush()
         finally:
             algorithm.stop()
+
+    @contextmanager
+    def _own_workers(self, algorithm: LatentRL) -> Iterator[Scaler | Unscaled]:
+        """Who changes the number of workers between updates, and ends the run if it hangs; shared ones are not its
+        affair."""
+        context = self.context
+        if context.workers is not None:
+            yield Unscaled(algorithm.pool, context.log.message)
+            return
+        with Watchdog(context.run_dir, context.config.cluster.stall_seconds) as watchdog:
+            yield Scaler(context.config, context.run_dir, algorithm.worker_group, context.log.message, watchdog.pat)
 
     def _restore(self, algorithm: LatentRL) -> None:
         """Go back to the newest valid checkpoint, log and ledger with it."""
@@ -268,8 +276,8 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def build(config: RunConfig, start: Start) -> LatentRL:
-    """Workers and learner, started; ``stop`` them."""
+def build(config: RunConfig, start: Start, workers: Share | None = None) -> LatentRL:
+    """Workers (unless they are shared ``workers``) and learner, started; ``stop`` them."""
     rllib = algorithm_config(
         config,
         start.host,
@@ -280,7 +288,9 @@ def build(config: RunConfig, start: Start) -> LatentRL:
         span=start.span,
     )
     with interrupts.at_once():
-        algorithm: LatentRL = rllib.build_algo()
+        algorithm: LatentRL = (rllib if workers is None else without_workers(rllib)).build_algo()
+    if workers is not None:
+        algorithm.share(workers.join(rllib.env_config["worker"], rllib.rl_module_spec.model_config))
     return algorithm
 
 
@@ -296,14 +306,13 @@ def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Ro
     context.log.message(text, "update_skipped", stage=stage, update=update)
 
 
-def replay_actor(context: StageContext, stage: str) -> Any:
-    """The actor that writes this stage's rollouts to Parquet; it restarts, and drops what it has written already."""
-    # Beside the driver: another node, once lost, would take along what is not on the disk yet.
-    beside = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-    writer = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside)(ReplayActor)
-    return writer.remote(
-        str(context.run_dir / REPLAY), context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
-    )
+def replay_actor(context: StageContext, stage: str) -> ReplayHandle:
+    """What writes this stage's rollouts to Parquet."""
+    folder, run_id = str(context.run_dir / REPLAY), f"{context.run_dir.name}-{stage}"
+    buffer = Buffer(folder, context.config.replay.rows_per_shard, run_id)
+    if context.workers is not None:
+        return SharedReplayHandle(context.workers.replay, buffer)
+    return ReplayHandle(beside_driver(ReplayActor).remote(*buffer))
 
 
 def update_metrics(result: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import RunConfig, Training
+from configs.schema import Actions, RunConfig, Training
+from latent_control.pretrained import CONFIG, read_config
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 
@@ -42,3 +43,12 @@ def updates_done(job: OfflineJob, say: Callable[[str], None] = lambda _: None) -
     for reason in skipped:
         say(f"skipped checkpoint {reason}")
     return 0 if found is None else int(found.name.rsplit("-", 1)[1])
+
+
+def passes_on(settings: Training) -> bool:
+    """Whether a stage only hands on ``actions.init``: a checkpoint for inference (an export, a bank's world), which
+    has no inverse dynamics model to measure it by."""
+    if not isinstance(settings, Actions) or settings.init is None or settings.updates:
+        return False
+    folder = Path(settings.init)
+    return (folder / CONFIG).is_file() and not read_config(folder)["inverse_dynamics"]

@@ -25,7 +25,7 @@ from pipeline.preflight.resources import cpus_here
 from pipeline.runs.forecast import Speeds
 from pipeline.runs.stage_table import BASE, IMPROVE_OFFLINE, Stage, planned
 from pipeline.stages.base_model import resolve_base
-from pipeline.stages.offline_job import OfflineJob
+from pipeline.stages.offline_job import OfflineJob, passes_on
 from pipeline.stages.offline_measures import measure_whole
 from pipeline.stages.offline_work import accelerator_of, new_model, stage_on, streams
 from rollout_workers.engines.local import LocalEngine
@@ -226,7 +226,7 @@ def measured_speeds(config: RunConfig) -> Speeds:
     updates: dict[str, float] = {}
     evaluations: dict[str, float] = {}
     for stage in planned(config):
-        if not (stage.online or stage.name in (BASE, IMPROVE_OFFLINE)):
+        if not (stage.online or stage.name in (BASE, IMPROVE_OFFLINE) or passes_on(stage.settings(config))):
             with suppress(ValueError, OSError):  # data that are made later, e.g. by latent-control sample
                 updates[stage.name], evaluations[stage.name] = _offline(work, stage, timed)
     learn = 0.0

@@ -14,6 +14,7 @@ from latent_control.decoding.prefix_tree import PrefixTree
 from latent_control.decoding.rescoring import choices, rescored_logp
 from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
+from latent_control.policies.bank import PolicyBank
 from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from latent_control.text import left_padded
@@ -28,8 +29,8 @@ class LocalEngine:
 
     ships_features = True
 
-    def __init__(self, host: Host, settings: RolloutSettings) -> None:
-        self.host, self.settings = host, settings
+    def __init__(self, host: Host, settings: RolloutSettings, bank: PolicyBank | None = None) -> None:
+        self.host, self.settings, self.bank = host, settings, bank
         self.level, self.world_hash, self.codebook_hash = host.level, host.world_hash, host.codebook_hash
         self.tokenizer: PreTrainedTokenizerBase = host.tokenizer
         frozen = not isinstance(host.policy, WholeModel)
@@ -61,11 +62,12 @@ class LocalEngine:
             watch=stop_watch(self.tokenizer, self.settings.stop),
             decode=job.decode,
             mixture_codes=job.mixture_codes,
+            members=job.members,
         )
         with torch.inference_mode():
             return generate(
                 self.host.base,
-                self.host.actor(),
+                self.host.actor(self.bank),
                 params,
                 *left_padded(job.prompts, self.host.base.lm.device),
                 refresh=job.refresh,

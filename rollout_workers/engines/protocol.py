@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Decode
 from latent_control.decoding.prefix_tree import PrefixTree
+from latent_control.policies.bank import Blend
 from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from rollout_workers.rollouts import Rollout
@@ -42,6 +43,8 @@ class DecodeJob:
     ``local``)."""
     keep_responses: bool = False
     """A next turn will go on from the responses: keep what the base has computed of them, where the engine can."""
+    members: tuple[Blend, ...] | None = None
+    """Of each prompt, whose policy of the engine's bank chooses (engine ``local``); ``None``: the engine's own."""
     refresh: Callable[[], int] | None = None
     """Asked between decoding steps: may call the engine's ``use`` and returns the policy version from now on."""
 

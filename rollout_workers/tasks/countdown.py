@@ -22,6 +22,7 @@ HELDOUT_SHARE = 0.1
 # ASCII digits only: str.isdigit() and \d accept other scripts, and int() accepts huge texts.
 _STEP = re.compile(r"([0-9]{1,3}) ([-+*/]) ([0-9]{1,3}) = ([0-9]{1,3})")
 _LONGEST_RESPONSE = 400
+_WANTED = "+-*/0123456789"
 
 Step = tuple[int, str, int, int]
 """``(25, "-", 3, 22)`` is ``25 - 3 = 22``."""
@@ -104,8 +105,19 @@ class CountdownOptions:
     miss the target."""
     seed: int = 0
     """Another seed: other problems in another order. Which problems are held out does not depend on it."""
+    use: str = ""
+    """Operators and digits, e.g. ``"+*"``, for the part ``use`` of a score: the share of them that valid steps have."""
+    avoid: str = ""
+    """The same for the part ``avoid``: 1 for valid steps that have none of them, else 0."""
 
     def __post_init__(self) -> None:
+        for name in ("use", "avoid"):
+            wanted = getattr(self, name)
+            if not isinstance(wanted, str) or not set(wanted) <= set(_WANTED):
+                raise ValueError(
+                    f"task.options.{name} of countdown is {wanted!r}; it must be a text of operators and digits, e.g. "
+                    "'+*' or '7'"
+                )
         bounds = {"numbers": (3, 4), "largest": (5, MAX_VALUE), "skill": (0, 1), "habit": (0, 1), "seed": (0, 2**63)}
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -139,12 +151,13 @@ class Countdown:
     """The task; see the module's docstring."""
 
     name = "countdown"
-    parts = ("success", "format")
     words = (*map(str, range(MAX_VALUE + 1)), *SYMBOLS)
     """Every word of a prompt or response: the vocabulary of a base LM trained for this task."""
 
     def __init__(self, options: CountdownOptions | None = None) -> None:
         self.options = options or CountdownOptions()
+        wanted = [name for name in ("use", "avoid") if getattr(self.options, name)]
+        self.parts = ("success", "format", *wanted)
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Problems of the split. Train and held-out share no problem (multiset of numbers and target)."""
@@ -159,14 +172,21 @@ class Countdown:
     def score(self, prompt: Prompt, text: str) -> Score:
         """Reward 1 when the steps use every number and end at the target, else 0.
 
-        The part ``format`` is 1 when every step is valid, wherever they end; it is logged and not rewarded.
+        The part ``format`` is 1 when every step is valid, wherever they end; it is logged and not rewarded, nor are
+        ``use`` and ``avoid``, where the options ask for them.
         """
         numbers: tuple[int, ...] = prompt.metadata["numbers"]  # type: ignore[assignment]
         left = check_steps(text, numbers)
         success = left == [prompt.metadata["target"]]
-        return Score(
-            reward=float(success), success=success, parts={"success": float(success), "format": float(left is not None)}
-        )
+        parts = {"success": float(success), "format": float(left is not None)} | self._wanted(text, left is not None)
+        return Score(reward=float(success), success=success, parts=parts)
+
+    def _wanted(self, text: str, valid: bool) -> dict[str, float]:
+        """The parts ``use`` and ``avoid``."""
+        use, avoid = set(self.options.use), set(self.options.avoid)
+        found = {"use": len(use & set(text)) / len(use)} if use else {}
+        found |= {"avoid": float(not avoid & set(text))} if avoid else {}
+        return {name: value * valid for name, value in found.items()}
 
     def _rng(self, *key: object) -> random.Random:
         # Seeding with a text is by SHA-512: the same on every machine and Python version.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from typer.testing import CliRunner
 from configs.loading import dump_config
 from latent_control import LatentActionLM
 from latent_control.pretrained import load_policy, weights_hash
+from latent_control.text import load_tokenizer
 from pipeline.cli.main import app
 from pipeline.serving import bank as banks
 from pipeline.serving import deploy
@@ -413,3 +417,50 @@ def test_the_openai_client_while_members_come_and_go(ray_session: None, bank: Pa
             for thread in threads:
                 thread.join()
         assert failed == []
+
+
+# -- MLflow ------------------------------------------------------------------------------------------------------------
+
+READ_BACK = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+version = mlflow.MlflowClient().get_model_version("formal", "1")
+folder = mlflow.artifacts.download_artifacts("models:/formal/1")
+model = mlflow.pyfunc.load_model("models:/formal/1", model_config={"world": sys.argv[2]})
+answer = model.predict([{"prompt": "3 5 7"}], params={"max_tokens": 6})
+try:
+    mlflow.pyfunc.load_model("models:/formal/1", model_config={"world": sys.argv[3]})
+    refused = ""
+except Exception as error:
+    refused = str(error)
+import latent_control
+print(json.dumps({"tags": version.tags, "folder": folder, "codes": answer["codes"][0], "refused": refused,
+                  "code": latent_control.__file__}))
+"""
+
+
+def test_a_member_is_a_small_model_version_that_names_its_bank(bank: Path, run_of: RunOf, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    said = command("add", bank, "formal", run_of("formal-7", 7), "--register", "formal", "--store", store)
+    assert "formal@2 is formal@latest" in said and "models:/formal/1" in said
+    other = banks.create(find(run_of("other", 1, world=9)), tmp_path / "other")
+    bare = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    found = subprocess.run(
+        [sys.executable, "-c", READ_BACK, store, bank / "world", other / "world"],
+        cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    read = json.loads(found.stdout.splitlines()[-1])
+    record = banks.read_record(bank, "formal@2")
+    named = {"bank_world_hash": record["world_hash"], "bank_base_sha256": record["base_sha256"]}
+    assert read["tags"] | named | {"sha256": record["sha256"], "member": "formal@2"} == read["tags"]
+    files = [path for path in Path(read["folder"]).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 4e6 and not [path for path in files if path.suffix == ".pkl"]
+    assert "belongs to the bank whose world has" in read["refused"]
+    assert Path(read["code"]).is_relative_to(tmp_path), "the code that travels, not this one"
+    banks.take(bank, "formal@2", tmp_path / "taken")
+    model = LatentActionLM.from_pretrained(tmp_path / "taken")
+    tokens = load_tokenizer(str(bank / "world"))("3 5 7", return_tensors="pt").input_ids
+    codes = model.generate(tokens, max_new_tokens=6, temperature=0.0).actions[0].tolist()
+    assert read["codes"] == codes[: len(read["codes"])]

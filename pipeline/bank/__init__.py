@@ -1,0 +1,1 @@
+"""Training of many policies at once on one bank."""
