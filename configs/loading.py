@@ -24,6 +24,7 @@ from configs.paths import (
     resolve_packaged,
     resolve_paths,
 )
+from configs.recipes import fill
 from configs.schema import RunConfig, TaskConfig
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
@@ -45,7 +46,8 @@ class ConfigErrors(ValueError):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths: bool = True) -> RunConfig:
-    """The config in ``path`` with ``overrides`` (``improve.updates=3``; values are YAML) applied, its paths absolute.
+    """The config in ``path`` with ``overrides`` (``improve.updates=3``; values are YAML) applied, what its recipe says
+    filled in, its paths absolute.
 
     Relative paths, those in overrides too, are relative to the folder of the file. Where no file is at ``path`` and it
     is the bare name of a config that comes with the program (``quickstart``), that one is taken, and overrides are
@@ -108,6 +110,7 @@ def _load(
     origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:
         messages += _apply(data, override, origins)
+    fill(data)
     messages += [f"{dotted(place)}: expected a finite number, got {value}" for place, value in _not_finite(data, ())]
     resolve_paths(data, folder)
     config, wrong = _validate(data)

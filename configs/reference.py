@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from configs.recipes import RECIPES, shown
+
 HEAD = """# Reference: every setting
 
 Made by `latent-control config reference` from the schema; a test keeps it so. `section.key` is what the command line
@@ -14,8 +16,17 @@ overrides (`latent-control run CONFIG improve.updates=300`). Sections that are `
 
 
 def reference(schema: Mapping[str, Any]) -> str:
-    """One table per section, in the order of the config."""
-    return "\n".join([HEAD, *_section("", schema, schema)])
+    """One table per section, in the order of the config, and what each recipe fills."""
+    return "\n".join([HEAD, *_section("", schema, schema), *_recipes()])
+
+
+def _recipes() -> Iterator[str]:
+    yield "## Recipes\n"
+    yield "What `improve.recipe` fills unless it is set by hand; `latent-control config show` prints it.\n"
+    yield from ("| recipe | settings |", "|---|---|")
+    for name, settings in RECIPES.items():
+        yield f"| `{name}` | {', '.join(f'`{place}: {shown(value)}`' for place, value in settings.items())} |"
+    yield ""
 
 
 def _section(path: str, node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:

@@ -52,6 +52,10 @@ class Reward(Section):
     length: 0.1}``; ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens)
     and ``stop`` (it ended by itself). ``success`` stays the verifier's verdict, whatever is rewarded
     (docs/rewards.md)."""
+    overlong_share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Soft penalty of long responses (DAPO): the part ``overlong`` falls from 0 to -1 over this last share of
+    ``rollout.max_new_tokens`` and is added to the reward (with weight 1 unless ``weights`` names it); ``null``:
+    none."""
 
 
 class DataSource(Section):
@@ -254,6 +258,9 @@ class Improve(Section):
     """Stage 3: reinforcement learning of the latent policy alone."""
 
     updates: NonNegativeInt = 150
+    recipe: Literal["dapo", "dr_grpo", "gspo", "cispo"] | None = None
+    """A published recipe by name: fills the settings listed under "Recipes" at the end of docs/reference.md, except
+    those that are set by hand; ``null``: none."""
     algorithm: Literal["grpo", "dr_grpo", "rloo", "remax", "reinforce_pp", "ppo"] = "grpo"
     """How advantages are estimated: from the prompt's other rollouts (``grpo``; ``dr_grpo``, without the standard
     deviation; ``rloo``), its greedy rollout (``remax``), the whole batch (``reinforce_pp``) or a critic (``ppo``, a
@@ -288,8 +295,10 @@ class Improve(Section):
     it comes (its prompts are requested again); or train on it all the same, its weight truncated by
     ``importance_cap``."""
     importance_cap: PositiveFloat | None = None
-    """Async only: the loss at each position is weighted by min(importance_cap, pi_learner / pi_behaviour), pi_learner
-    being the policy at the start of the update (decoupled PPO); ``null``: no weights."""
+    """Truncated importance sampling, in both modes: the loss at each position is weighted by min(importance_cap,
+    pi_learner / pi_behaviour), pi_learner being the policy as the update begins (decoupled PPO). Async: corrects for
+    older policies; sync: for what workers compute otherwise than the learner (bfloat16, vllm), within
+    ``max_logp_mismatch``. ``null``: no weights."""
     refresh_in_flight: bool = False
     """Async only: rollouts in flight go on with each new policy at once. The base's key-value cache stays, the policy's
     is rebuilt."""
@@ -314,6 +323,12 @@ class Improve(Section):
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Of the probabilities of each action, or the geometric mean of a whole rollout's (GSPO; its clip is far
+    narrower)."""
+    surrogate: Literal["ppo", "cispo"] = "ppo"
+    """What is maximised: ``ppo``: min(ratio x advantage, clipped ratio x advantage); ``cispo``: clipped ratio x
+    advantage x log-probability without a gradient through the ratio, so that clipped actions keep theirs."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the exact KL(policy || cloned policy)."""
     kl_in: Literal["loss", "reward"] = "loss"
@@ -323,7 +338,12 @@ class Improve(Section):
     probability takes the place of the code's own in the ratio: less variance, at the cost of as many runs of the world
     model's head; ``null``: none."""
     entropy_coefficient: float = 0.0
-    loss_mean: Literal["token", "sequence"] = "token"
+    loss_mean: Literal["token", "sequence", "constant"] = "token"
+    """All tokens of a minibatch count alike; or all rollouts; or tokens are summed and divided by the number of
+    rollouts times ``rollout.max_new_tokens`` (Dr. GRPO)."""
+    mask_truncated: bool = False
+    """Leave rollouts that were cut at a limit out of the loss (DAPO's overlong filtering). Their rewards still count in
+    their group's mean."""
     gradient_clip: PositiveFloat = 1.0
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """As of the other stages."""

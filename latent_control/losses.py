@@ -90,6 +90,44 @@ def cloning_loss(
     return loss, {"agreement": agreement.detach()}
 
 
+Surrogate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(ratio, the same clipped, advantages, log-probabilities of the actions; all [M]) -> what is maximised, [M]."""
+
+
+def ppo_surrogate(
+    ratio: torch.Tensor, clipped: torch.Tensor, advantages: torch.Tensor, logp: torch.Tensor
+) -> torch.Tensor:
+    """min(r A, clip(r) A) (Schulman et al., 2017): no gradient where the ratio has left the interval already."""
+    return torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def cispo_surrogate(
+    ratio: torch.Tensor, clipped: torch.Tensor, advantages: torch.Tensor, logp: torch.Tensor
+) -> torch.Tensor:
+    """stopgrad(clip(r)) A log pi (CISPO; MiniMax, 2025, "MiniMax-M1"): every action keeps its gradient, with a bounded
+    weight."""
+    return clipped.detach() * advantages * logp
+
+
+SURROGATES: dict[str, Surrogate] = {"ppo": ppo_surrogate, "cispo": cispo_surrogate}
+"""By ``improve.surrogate``."""
+
+
+def sequence_mean(values: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+    """The mean of each sequence's values at each of its positions: values [M] and the sequences' numbers [M] -> [M]."""
+    size = int(sequences.max()) + 1 if len(sequences) else 0
+    sums = values.new_zeros(size).index_add(0, sequences, values)
+    return (sums / torch.bincount(sequences, minlength=size).clamp(min=1))[sequences]
+
+
+def truncated_importance(log_ratio: torch.Tensor, weights: torch.Tensor, cap: float) -> tuple[torch.Tensor, Metrics]:
+    """min(cap, exp(log_ratio)), [M], of the learner's probability by the sampler's (Espeholt et al., 2018); ``weights``
+    as of the surrogate."""
+    ratio = torch.exp(log_ratio)
+    capped = (weights * (ratio > cap)).sum()
+    return ratio.clamp(max=cap), {"importance_mean": (weights * ratio).sum(), "importance_capped_share": capped}
+
+
 def clipped_surrogate(
     log_probs: torch.Tensor,
     *,
@@ -106,8 +144,10 @@ def clipped_surrogate(
     proximal_logp: torch.Tensor | None = None,
     importance_cap: float = math.inf,
     events: torch.Tensor | None = None,
+    sequences: torch.Tensor | None = None,
+    surrogate: str = "ppo",
 ) -> tuple[torch.Tensor, Metrics]:
-    """Stage 3: PPO's clipped surrogate on the action ratio (Schulman et al., 2017), with exact KL and entropy over N.
+    """Stage 3: a surrogate (``SURROGATES``) on the clipped ratio of actions, with exact KL and entropy over N.
 
     Args:
         log_probs: of the current policy under the sampler's truncation, [M, N].
@@ -116,27 +156,25 @@ def clipped_surrogate(
         reference_log_probs: of the cloned policy without truncation [M, N], needed when ``kl_coefficient`` > 0.
         full_log_probs: of the current policy without truncation [M, N], for the KL; ``None``: ``log_probs`` are.
         proximal_logp: of the actions under the policy at the start of the update [M]: the ratio is to it, and the
-            surrogate is weighted by min(importance_cap, pi_proximal / pi_behaviour) (decoupled PPO, Hilton et al.,
-            2022; truncation as in Espeholt et al., 2018).
+            surrogate is weighted by ``truncated_importance`` (decoupled PPO, Hilton et al., 2022).
         events: [M, N] bool, codes of the same consequence (``aliases``): ratio and log-probabilities are theirs.
+        sequences: [M] int64, the rollout that each position is of: the ratio is the geometric mean of the rollout's
+            (GSPO; Zheng et al., 2025). ``None``: each action has its own.
 
     Metrics are weighted sums too, so those of microbatches add up.
     """
     logp = event_log_prob(log_probs, actions, events)
-    ratio = torch.exp(logp - (action_logp if proximal_logp is None else proximal_logp))
+    log_ratio = logp - (action_logp if proximal_logp is None else proximal_logp)
+    ratio = torch.exp(log_ratio if sequences is None else sequence_mean(log_ratio, sequences))
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    objective = SURROGATES[surrogate](ratio, clipped, advantages, logp)
     importance: Metrics = {}
     if proximal_logp is not None:
-        older = torch.exp(proximal_logp - action_logp)
-        surrogate = surrogate * older.clamp(max=importance_cap)
-        importance = {
-            "importance_mean": (weights * older).sum(),
-            "importance_capped_share": (weights * (older > importance_cap)).sum(),
-        }
+        factor, importance = truncated_importance(proximal_logp - action_logp, weights, importance_cap)
+        objective = objective * factor
     # 0 log 0 = 0, in the gradient too: actions outside the support have log-probability -inf.
     entropy = -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)
-    loss = -(weights * surrogate).sum() - entropy_coefficient * (weights * entropy).sum()
+    loss = -(weights * objective).sum() - entropy_coefficient * (weights * entropy).sum()
     metrics = {
         "entropy": (weights * entropy).sum(),
         "clip_share": (weights * (ratio != clipped)).sum(),

@@ -48,6 +48,9 @@ class RolloutRecord(Protocol):
     turn_rewards: np.ndarray
     rescored_logp: np.ndarray | None
 
+    @property
+    def truncated(self) -> bool: ...
+
     def __len__(self) -> int: ...
 
 
@@ -66,12 +69,15 @@ def choice_starts(rollouts: Sequence[RolloutRecord], alone: bool) -> list[int]:
     return [0 if alone else len(r.prompt_tokens) - 1 for r in rollouts]
 
 
-def collate(rollouts: Sequence[RolloutRecord], span: int = 1, *, alone: bool = False) -> Batch:
+def collate(
+    rollouts: Sequence[RolloutRecord], span: int = 1, *, alone: bool = False, mask_truncated: bool = False
+) -> Batch:
     """Right-padded columns: the model is fed prompt + tokens[:-1]; action t sits where it was taken, at P - 1 + t.
 
     Only tokens that were generated are loss positions; where codes last for ``span`` tokens, only the position that
     chose one is. ``alone``: the policy reads no position but the one at which it chooses, so that rows begin at the
-    prompt's last token, as the features do that were shipped.
+    prompt's last token, as the features do that were shipped. ``mask_truncated``: rollouts that were cut have no loss
+    position either.
 
     Raises:
         ValueError: a rollout was decoded by token.
@@ -92,7 +98,8 @@ def collate(rollouts: Sequence[RolloutRecord], span: int = 1, *, alone: bool = F
         taken = slice(start, length)
         tokens[row, :length] = np.concatenate([r.prompt_tokens[-start - 1 :], r.tokens[:-1]])
         actions[row, taken], logp[row, taken] = r.actions, r.action_logp
-        mask[row, taken] = choices(r.generated, len(r), span) & (r.reward is not None)
+        counts = r.reward is not None and not (mask_truncated and r.truncated)
+        mask[row, taken] = choices(r.generated, len(r), span) & counts
     columns = {
         "tokens": tokens,
         Columns.ACTIONS: actions,
@@ -198,7 +205,8 @@ class Collate(ConnectorV2):
     def __call__(self, *, episodes: list[RolloutRecord], **_: Any) -> dict[str, Batch]:
         """RLlib's entry: a list of rollouts -> ``{module id: batch}``."""
         alone = self.module.policy.stateless and episodes[0].features is not None
-        batch = {name: column.to(self.device) for name, column in collate(episodes, self.span, alone=alone).items()}
+        columns = collate(episodes, self.span, alone=alone, mask_truncated=self.improve.mask_truncated)
+        batch = {name: column.to(self.device) for name, column in columns.items()}
         total, places = (self.average(torch.tensor(float(x), device=self.device)) for x in rescored_gap(episodes))
         batch["rescored_gap"] = (total / places if places else total).expand(len(episodes))
         if "features" not in batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from configs.schema import Improve
 from latent_control.base_lm import BaseLM, load_base
 from latent_control.decoding.rescoring import mismatch_bound
 from latent_control.distributions import action_log_probs, rollout_seed
-from latent_control.losses import clipped_surrogate, kl_divergence, value_loss
+from latent_control.losses import Metrics, clipped_surrogate, kl_divergence, value_loss
 from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
@@ -34,17 +34,29 @@ PADDING, SMALL_PASS = 0.1, 512
 def position_weights(
     mask: torch.Tensor, loss_mean: str, average: Callable[[torch.Tensor], torch.Tensor] = lambda count: count
 ) -> torch.Tensor:
-    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for tokens, or equal for
-    sequences.
+    """Each loss position's share in the mean over a minibatch, [B, T] summing to 1: equal for sequences, else equal for
+    tokens.
 
     ``average`` takes a count's mean over all learners: since DDP averages their gradients, positions then count the
     same on every learner, however many each of them has.
     """
     mask = mask.float()
-    if loss_mean == "token":
+    if loss_mean != "sequence":
         return mask / average(mask.sum()).clamp(min=1e-6)
     lengths = mask.sum(1, keepdim=True)
     return mask / lengths.clamp(min=1) / average((lengths > 0).float().sum()).clamp(min=1e-6)
+
+
+def constant_scale(
+    mask: torch.Tensor, longest: int, average: Callable[[torch.Tensor], torch.Tensor] = lambda count: count
+) -> torch.Tensor:
+    """What turns a mean over tokens into their sum divided by ``longest`` times the number of rollouts, a constant, so
+    that no token counts less for being part of a long rollout (Liu et al., 2025, "Dr. GRPO"); mask [B, T] -> scalar.
+
+    Rollouts without a loss position are not counted.
+    """
+    rollouts = average(mask.any(1).float().sum())
+    return average(mask.float().sum()) / (longest * rollouts).clamp(min=1e-6)
 
 
 def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
@@ -67,10 +79,43 @@ def microbatches(lengths: torch.Tensor, most_tokens: int) -> list[torch.Tensor]:
     return chunks
 
 
+def surrogate_loss(
+    improve: Improve,
+    sampling: Mapping[str, Any],
+    batch: Batch,
+    logits: torch.Tensor,
+    *,
+    reference: torch.Tensor | None,
+    full: torch.Tensor | None,
+) -> tuple[torch.Tensor, Metrics]:
+    """``clipped_surrogate`` of a microbatch with the policy's logits [M, N]; ``reference`` and ``full`` are its
+    log-probabilities without truncation, where a KL asks for them."""
+    mask, proximal = batch[Columns.LOSS_MASK], batch.get("proximal_logp")
+    actions = batch[Columns.ACTIONS][mask]
+    return clipped_surrogate(
+        action_log_probs(logits, keep=actions, support=support_at(batch), **sampling),
+        actions=actions,
+        action_logp=batch[Columns.ACTION_LOGP][mask],
+        advantages=batch[Columns.ADVANTAGES][mask],
+        weights=batch["weights"][mask],
+        clip_low=improve.clip_low,
+        clip_high=improve.clip_high,
+        kl_coefficient=improve.kl_coefficient,
+        entropy_coefficient=improve.entropy_coefficient,
+        reference_log_probs=reference,
+        full_log_probs=full,
+        proximal_logp=None if proximal is None else proximal[mask],
+        importance_cap=improve.importance_cap or math.inf,
+        events=events_at(batch, logits.shape[1]),
+        sequences=mask.nonzero()[:, 0] if improve.ratio == "sequence" else None,
+        surrogate=improve.surrogate,
+    )
+
+
 class PolicyLearner(TorchLearner):
     """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``recompute`` (whether features come from
     a base LM of its own), ``module`` (arguments of ``build_policy``), ``sampling`` (temperature and top_k of the
-    behaviour policy), ``reads`` (which base state the policy takes)."""
+    behaviour policy), ``reads`` (which base state the policy takes), ``longest`` (tokens of the longest response)."""
 
     def build(self) -> None:
         """Build the module, then the connector, which needs the device and maybe the base LM and the reference
@@ -78,6 +123,7 @@ class PolicyLearner(TorchLearner):
         super().build()
         own: dict[str, Any] = self.config.learner_config_dict
         self.improve: Improve = own["improve"]
+        self.longest: int = own["longest"]
         base = self._base(own) if own["recompute"] and own["reads"] != "tokens" else None
         reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
         self.reference = reference if self.improve.kl_in == "loss" else None
@@ -141,27 +187,12 @@ class PolicyLearner(TorchLearner):
         """The clipped surrogate of one microbatch, as its share of the minibatch's mean, and the critic's loss where
         there is one."""
         mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
-        actions = batch[Columns.ACTIONS][mask]
-        logits, proximal = fwd_out[Columns.ACTION_DIST_INPUTS], batch.get("proximal_logp")
+        logits = fwd_out[Columns.ACTION_DIST_INPUTS]
         reference = self._reference_log_probs(batch)
         whole = reference is not None or "start_log_probs" in batch
         full = action_log_probs(logits, temperature=sampling["temperature"]) if whole else None
-        loss, metrics = clipped_surrogate(
-            action_log_probs(logits, keep=actions, support=support_at(batch), **sampling),
-            actions=actions,
-            action_logp=batch[Columns.ACTION_LOGP][mask],
-            advantages=batch[Columns.ADVANTAGES][mask],
-            weights=batch["weights"][mask],
-            clip_low=self.improve.clip_low,
-            clip_high=self.improve.clip_high,
-            kl_coefficient=self.improve.kl_coefficient,
-            entropy_coefficient=self.improve.entropy_coefficient,
-            reference_log_probs=reference,
-            full_log_probs=full,
-            proximal_logp=None if proximal is None else proximal[mask],
-            importance_cap=self.improve.importance_cap or math.inf,
-            events=events_at(batch, logits.shape[1]),
-        )
+        loss, metrics = surrogate_loss(self.improve, sampling, batch, logits, reference=reference, full=full)
+        loss = loss * self._scale
         if "start_log_probs" in batch and full is not None:
             kl = kl_divergence(batch["start_log_probs"][mask], full.detach())
             metrics["kl_to_start"] = batch["weights"][mask] @ kl
@@ -195,7 +226,10 @@ class PolicyLearner(TorchLearner):
         if self._far:
             return {}, {DEFAULT_MODULE_ID: torch.zeros(())}, {}
         columns: Batch = dict(batch[DEFAULT_MODULE_ID])
-        columns["weights"] = position_weights(columns[Columns.LOSS_MASK], self.improve.loss_mean, self._average)
+        mask = columns[Columns.LOSS_MASK]
+        columns["weights"] = position_weights(mask, self.improve.loss_mean, self._average)
+        constant = self.improve.loss_mean == "constant"
+        self._scale = constant_scale(mask, self.longest, self._average) if constant else 1.0
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
         self._mismatch_bound = mismatch_bound(
             columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32

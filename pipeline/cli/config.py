@@ -39,11 +39,15 @@ def config_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJso
 
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the whole config, defaults filled in, as YAML."""
+    """Print the whole config, defaults and recipe filled in, as YAML."""
     from configs.loading import dump_config, load_config
+    from configs.recipes import differing, filled
 
     with exit_on_error(USAGE):
-        echo(dump_config(load_config(config, overrides or [], check_paths=False)), nl=False)
+        settings = load_config(config, overrides or [], check_paths=False)
+        for line in (*filled(settings), *differing(settings)):
+            echo(f"# {line}")
+        echo(dump_config(settings), nl=False)
 
 
 @config_app.command("schema")

@@ -31,7 +31,7 @@ CAUTIONS: tuple[tuple[str, float, str], ...] = (
     ("updates_skipped", 0.0, "updates were skipped: quarantine/ has their rollouts"),
     ("clip_share", 0.2, "large steps: lower improve.learning_rate"),
     ("logp_gap", 0.05, "worker and learner disagree on log-probabilities"),
-    ("importance_capped_share", 0.2, "rollouts are too old: lower improve.max_staleness"),
+    ("importance_capped_share", 0.2, "workers sample otherwise than the learner: lower improve.max_staleness"),
 )
 """(metric, bound, warning above the bound); docs/metrics.md has the reasons."""
 UNITS = {"evaluate": "models"}

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs import recipes
 from configs.checks import cross_field_problems, simulation_warning
 from configs.paths import missing_paths
 from configs.schema import RunConfig
@@ -39,6 +40,7 @@ def check(config: RunConfig) -> Findings:
     """All errors and warnings of ``config`` at once; takes seconds."""
     errors = cross_field_problems(config) + missing_paths(config.model_dump(mode="json"))
     warnings = simulation_warning(config) + tuned_start(config) + list(tracking_warnings(config))
+    warnings += recipes.differing(config)
     build = Builder()
     errors += source_problems(config, build)
     errors += _engine(config)
@@ -46,7 +48,7 @@ def check(config: RunConfig) -> Findings:
     errors += ray_problems(config)
     errors += tracking_problems(config)
     task = check_task(config, build, errors, warnings)
-    found = Findings(errors=errors, warnings=warnings, notes=[])
+    found = Findings(errors=errors, warnings=warnings, notes=[*recipes.filled(config)])
     if config.base.train is not None and task is not None:
         from learners.base_training import unsuitable
 

@@ -116,6 +116,7 @@ def algorithm_config(
             "span": span,
             "late_blocks": late_blocks,
             "dtype": host.dtype,
+            "longest": config.rollout.max_new_tokens,
         },
     )
     return rllib

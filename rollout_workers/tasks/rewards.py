@@ -17,6 +17,8 @@ from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_a
 GENERIC = ("length", "stop")
 """Parts that every task has: minus the share of ``max_new_tokens`` that was used; whether the rollout ended by
 itself."""
+OVERLONG = "overlong"
+"""The part that ``reward.overlong_share`` adds."""
 _SMALL = 2**20
 
 
@@ -43,7 +45,9 @@ def reward_hash(task: TaskConfig, reward: Reward) -> str:
     named = copy.deepcopy({"name": task.name, "options": task.options})
     for options, key, _ in task_paths(named):
         options[key] = _content(Path(str(options[key])))
-    definition = {"task": task.name, "options": named["options"], "weights": reward.weights}
+    definition: dict[str, object] = {"task": task.name, "options": named["options"], "weights": reward.weights}
+    if reward.overlong_share is not None:
+        definition["overlong_share"] = reward.overlong_share
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -60,14 +64,14 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def part_names(task: Task) -> tuple[str, ...]:
+def part_names(task: Task, reward: Reward) -> tuple[str, ...]:
     """Every part that a weight can be put on, the task's own first."""
-    return (*task.parts, *GENERIC)
+    return (*task.parts, *GENERIC, *([OVERLONG] if reward.overlong_share is not None else []))
 
 
 def unknown_parts(task: Task, reward: Reward) -> list[str]:
     """A message for each weight on a part that ``task`` does not have."""
-    known = part_names(task)
+    known = part_names(task, reward)
     return [
         f"reward.weights.{name}: {_hint(name, known, task.name)}" for name in reward.weights or () if name not in known
     ]
@@ -96,16 +100,24 @@ def judge_all(
 def weigh(task: str, reward: Reward, verdict: Score, response: Response) -> Score:
     """A verdict of ``task`` with the generic parts added and the reward that the weights ask for."""
     parts = {**verdict.parts, "length": -response.new_tokens / response.limit, "stop": float(response.stopped)}
-    return Score(reward=_weighted(parts, reward.weights, task, verdict.reward), success=verdict.success, parts=parts)
+    if reward.overlong_share is not None:
+        parts[OVERLONG] = overlong(response.new_tokens, response.limit, reward.overlong_share)
+    return Score(reward=_weighted(parts, reward, task, verdict.reward), success=verdict.success, parts=parts)
 
 
-def _weighted(parts: Mapping[str, float], weights: Mapping[str, float] | None, task: str, own: float) -> float:
-    if weights is None:
-        return own
+def overlong(new_tokens: int, limit: int, share: float) -> float:
+    """0 up to (1 - share) of ``limit``, then down a line to -1 at ``limit`` (Yu et al., 2025, "DAPO", equation 13)."""
+    return min(0.0, (limit - share * limit - new_tokens) / (share * limit))
+
+
+def _weighted(parts: Mapping[str, float], reward: Reward, task: str, own: float) -> float:
+    weights = reward.weights or {}
     missing = sorted(weights.keys() - parts.keys())
     if missing:
         raise ValueError(f"reward.weights: {_hint(missing[0], tuple(parts), task)}")
-    return sum(weight * parts[name] for name, weight in weights.items())
+    total = own if reward.weights is None else sum(weight * parts[name] for name, weight in weights.items())
+    unnamed = reward.overlong_share is not None and OVERLONG not in weights
+    return total + parts[OVERLONG] if unnamed else total
 
 
 def _hint(name: str, known: tuple[str, ...], task: str) -> str:

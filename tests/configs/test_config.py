@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from configs.complaints import known_keys
 from configs.loading import ConfigErrors, config_schema, dump_config, load_config
-from configs.schema import RunConfig
+from configs.recipes import RECIPES, by_hand, differing
+from configs.reference import reference
+from configs.schema import Improve, RunConfig
 from configs.yaml_text import YamlProblem, read, write
+from pipeline.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 MINIMAL = "base: {model: some-org/some-model}\n"
+CLONED = "actions: {}\nclone: {}\n"
 
 
 @pytest.fixture
@@ -333,3 +339,53 @@ def test_words_that_yaml_1_1_would_change_stay_words(text):
 def test_a_tag_that_would_run_code_is_refused():
     with pytest.raises(YamlProblem):
         read("!!python/object/apply:os.system [echo]")
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_a_recipe_fills_its_settings(self, write_config, name):
+        config = load_config(write_config(f"{CLONED}improve: {{recipe: {name}}}\n"))
+        for place, value in RECIPES[name].items():
+            section, key = place.split(".")
+            assert getattr(getattr(config, section), key) == value, place
+        assert by_hand(config) == {} and list(differing(config)) == []
+
+    def test_the_schema_and_the_table_name_the_same_recipes(self):
+        assert set(get_args(Improve.model_fields["recipe"].annotation)[0].__args__) == RECIPES.keys()
+        assert {place for settings in RECIPES.values() for place in settings} <= set(known_keys())
+
+    def test_what_is_set_by_hand_stays_and_is_named(self, write_config):
+        path = write_config(f"{CLONED}reward: {{overlong_share: 0.5}}\nimprove: {{recipe: dapo, clip_low: 0.1}}\n")
+        config = load_config(path, ["improve.clip_high=0.3"])
+        assert (config.improve.clip_low, config.improve.clip_high, config.reward.overlong_share) == (0.1, 0.3, 0.5)
+        assert config.improve.mask_truncated is True and config.improve.loss_mean == "token"
+        assert list(differing(config)) == [
+            "improve.clip_low: 0.1 is set by hand, improve.recipe: dapo has 0.2",
+            "improve.clip_high: 0.3 is set by hand, improve.recipe: dapo has 0.28",
+            "reward.overlong_share: 0.5 is set by hand, improve.recipe: dapo has 0.2",
+        ]
+
+    def test_an_override_names_a_recipe_and_a_dump_holds_what_it_filled(self, write_config, tmp_path):
+        config = load_config(write_config(f"{CLONED}improve: {{updates: 3}}\n"), ["improve.recipe=gspo"])
+        assert (config.improve.ratio, config.improve.clip_high) == ("sequence", 4e-4)
+        copy = tmp_path / "config.yaml"
+        copy.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(copy) == config
+
+    @pytest.mark.parametrize("value", ["dappo", "[dapo]", "3"])
+    def test_a_recipe_that_is_none_is_an_error_that_names_those_there_are(self, write_config, value):
+        message = only_error(write_config(f"improve: {{recipe: {value}}}\n"))
+        assert message.startswith("improve.recipe: expected 'dapo', 'dr_grpo', 'gspo' or 'cispo', got")
+
+    def test_a_section_that_is_none_is_the_users_error(self, write_config):
+        assert only_error(write_config("reward: 3\nimprove: {recipe: dapo}\n")).startswith("reward: expected a section")
+
+    def test_show_and_reference_say_what_a_recipe_fills(self, write_config):
+        path = write_config(f"{CLONED}improve: {{recipe: dr_grpo, algorithm: grpo}}\n")
+        shown = CliRunner().invoke(app, ["config", "show", str(path)]).output
+        assert "# improve.recipe: dr_grpo has improve.loss_mean: constant\n" in shown
+        assert "# improve.algorithm: grpo is set by hand, improve.recipe: dr_grpo has dr_grpo\n" in shown
+        assert "\n  loss_mean: constant\n" in shown
+        assert "| `dr_grpo` | `improve.algorithm: dr_grpo`, `improve.loss_mean: constant` |" in reference(
+            config_schema()
+        )

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from configs.recipes import RECIPES as PRESETS
 from latent_control.algorithms import ALGORITHMS, AdvantageEstimate, Outcomes
 from latent_control.losses import clipped_surrogate, kl_divergence, value_loss
-from learners.learner import position_weights
+from learners.learner import constant_scale, position_weights
+from rollout_workers.tasks.rewards import overlong
 
 ORACLES = Path(__file__).resolve().parent.parent / "oracles"
 sys.path.insert(0, str(ORACLES))
-from cases import SEEDS, Case, case, distributions  # noqa: E402
+from cases import CAP, LENGTHS, LIMIT, RECIPES, SEEDS, WINDOW, Case, case, distributions  # noqa: E402
 
 VERL, TRL = (json.loads((ORACLES / f"{peer}.json").read_text()) for peer in ("verl", "trl"))
 MEANS = ("token", "sequence")
@@ -98,6 +100,72 @@ def test_the_clipped_surrogate_is_verls_and_trls(mean: str, seed: int) -> None:
     assert loss(one, theirs(seed, "rloo"), mean) == pytest.approx(float(theirs(seed, f"loss_{mean}")), abs=1e-5)
     centred = torch.from_numpy(one.rewards - one.rewards.mean())[:, None].expand(one.mask.shape)
     assert loss(one, centred, mean) == pytest.approx(TRL["answers"][seed][mean], abs=1e-5)
+
+
+def recipe(one: Case, advantages: torch.Tensor, name: str) -> tuple[float, torch.Tensor]:
+    """Our loss of one of ``RECIPES``, and its gradient by the new log-probabilities [B, T]."""
+    asked = RECIPES[name]
+    mask, sampler, old = (torch.from_numpy(x) for x in (one.mask, one.sampler, one.old))
+    new = torch.from_numpy(one.new).requires_grad_()
+    weights = position_weights(mask, asked["loss_mean"]).double()
+    truncated = {"proximal_logp": old[mask], "importance_cap": CAP} if name == "truncated" else {}
+    found, _ = clipped_surrogate(
+        new[mask][:, None],
+        actions=torch.zeros(int(mask.sum()), dtype=torch.long),
+        action_logp=(sampler if truncated else old)[mask],
+        advantages=advantages[mask],
+        weights=weights[mask],
+        clip_low=asked["clip_low"],
+        clip_high=asked["clip_high"],
+        sequences=mask.nonzero()[:, 0] if asked.get("ratio") == "sequence" else None,
+        surrogate=asked.get("surrogate", "ppo"),
+        **truncated,
+    )
+    found = found * (constant_scale(mask, mask.shape[1]) if asked["loss_mean"] == "constant" else 1.0)
+    found.backward()
+    assert new.grad is not None
+    return float(found.detach()), new.grad
+
+
+def assert_same(found: tuple[float, torch.Tensor], theirs: dict[str, Any], times: float = 1.0) -> None:
+    assert found[0] * times == pytest.approx(theirs["loss"], abs=1e-5)
+    assert torch.allclose(found[1] * times, torch.tensor(theirs["gradient"], dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipes_loss_and_gradient_are_trls(name: str, seed: int) -> None:
+    one = case(seed)
+    centred = torch.from_numpy(one.rewards - one.rewards.mean())[:, None].expand(one.mask.shape)
+    assert_same(recipe(one, centred, name), TRL["answers"][seed]["recipes"][name])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipes_loss_and_gradient_are_verls(name: str, seed: int) -> None:
+    one = case(seed)
+    assert_same(recipe(one, theirs(seed, "rloo"), name), VERL["answers"][seed]["recipes"][name])
+
+
+def test_the_recipes_compared_are_those_on_offer_but_for_the_width_of_two_clips() -> None:
+    """Those of gspo and cispo would not bite on the cases."""
+    assert RECIPES.keys() - {"truncated"} == PRESETS.keys()
+    for name, preset in PRESETS.items():
+        wanted = {key.partition(".")[2]: value for key, value in preset.items()}
+        same = RECIPES[name].keys() - ({"clip_low", "clip_high"} if name in ("gspo", "cispo") else set())
+        defaults = {"clip_low": 0.2, "clip_high": 0.2}
+        assert {key: RECIPES[name][key] for key in same} == {key: {**defaults, **wanted}[key] for key in same}
+
+
+def test_every_recipes_answers_differ_from_the_others() -> None:
+    for peer in (TRL, VERL):
+        gradients = [[answer["recipes"][name]["gradient"] for answer in peer["answers"]] for name in RECIPES]
+        assert all(a != b for i, a in enumerate(gradients) for b in gradients[:i])
+
+
+def test_the_soft_overlong_penalty_is_trls() -> None:
+    found = [overlong(length, LIMIT, WINDOW / LIMIT) for length in LENGTHS]
+    assert found == pytest.approx(TRL["overlong"]) and TRL["overlong"] == [0.0, 0.0, 0.0, -0.05, -0.5, -0.95, -1.0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

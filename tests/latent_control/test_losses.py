@@ -74,6 +74,34 @@ def test_importance_weights_are_truncated(cap: float, weight: float, capped: flo
     assert metrics["importance_capped_share"] == capped and metrics["logp_gap"] == pytest.approx(LN2)
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "advantage", "weight"),
+    [(0.25, 1.0, 1.3), (0.25, -1.0, 1.3), (1.0, -1.0, 0.8), (0.4, 2.0, 1.25)],  # ratios 2, 2, 0.5 and 1.25
+)
+def test_cispo_bounds_the_weight_and_keeps_the_gradient(behaviour: float, advantage: float, weight: float) -> None:
+    """d/dlogits of -w A log pi(0) = -w A (onehot - pi), where PPO's has no gradient once clipped."""
+    found, _, gradient = surrogate([0.5, 0.5], behaviour, advantage, surrogate="cispo")
+    assert found == pytest.approx(weight * advantage * LN2, rel=1e-5)
+    assert torch.allclose(gradient, -weight * advantage * torch.tensor([[0.5, -0.5]]), atol=1e-6)
+
+
+def test_a_sequences_ratio_is_the_geometric_mean_of_its_actions() -> None:
+    """Ratios 2 and 1/2 of one rollout are 1 together; 4 alone is clipped at 1.3."""
+    probability, behaviour = torch.tensor([0.5, 0.5, 0.8]), torch.tensor([0.25, 1.0, 0.2])
+    loss, metrics = clipped_surrogate(
+        torch.stack([probability, 1 - probability], 1).log(),
+        actions=torch.zeros(3, dtype=torch.long),
+        action_logp=behaviour.log(),
+        advantages=torch.tensor([3.0, 3.0, 1.0]),
+        weights=torch.tensor([0.25, 0.25, 0.5]),
+        clip_low=0.2,
+        clip_high=0.3,
+        sequences=torch.tensor([0, 0, 4]),
+    )
+    assert float(loss) == pytest.approx(-(0.5 * 3.0 + 0.5 * 1.3), rel=1e-5)
+    assert float(metrics["ratio_mean"]) == pytest.approx(0.5 + 0.5 * 4.0) and metrics["clip_share"] == 0.5
+
+
 def test_at_ratio_one_the_gradient_is_that_of_reinforce() -> None:
     _, _, gradient = surrogate([0.25, 0.75], 0.25, 2.0)
     # d/dlogits of -A log pi(0) = -A (onehot - pi)

@@ -36,7 +36,7 @@ from latent_control.decoder_stack import DecoderStack
 from latent_control.distributions import action_log_probs
 from latent_control.pretrained import array_hash
 from learners.collate import Places, collate, group_size
-from learners.learner import PolicyLearner, microbatches, position_weights
+from learners.learner import PolicyLearner, constant_scale, microbatches, position_weights
 from learners.rl_module import build_policy
 from pipeline.storage import checkpoints
 from rollout_workers import env_runner
@@ -127,6 +127,25 @@ def test_shares_of_two_learners_average_to_those_of_one(loss_mean: str) -> None:
     assert torch.allclose(torch.cat(parts) / 2, position_weights(whole, loss_mean))
 
 
+def test_a_constant_mean_divides_the_sum_by_rollouts_times_the_longest() -> None:
+    """Three positions of two rollouts (the third has none) of up to 6 tokens: each counts 1/12, 4 times less than in
+    the mean."""
+    assert position_weights(MASK, "constant").tolist() == position_weights(MASK, "token").tolist()
+    assert float(constant_scale(MASK, 6)) == pytest.approx(0.25)
+    assert float(constant_scale(torch.zeros(2, 3, dtype=torch.bool), 6)) == 0.0
+
+
+def test_constant_shares_of_two_learners_average_to_those_of_one() -> None:
+    """Two and one rollouts with 3 and 1 positions of up to 4: each position counts 1/12 of the whole."""
+    whole = torch.tensor([[True, True], [True, False], [True, False], [False, False]])
+    means = iter([1.5, 2.0, 1.5, 2.0])  # rollouts and positions, as both learners are told
+    for part in whole.split(2):
+        weights = position_weights(part, "token", lambda _: torch.tensor(2.0))
+        scale = constant_scale(part, 4, lambda _: torch.tensor(next(means)))
+        # Each counts 1 / 12 in the end: DDP halves what two learners have.
+        assert torch.allclose(weights[part] * scale / 2, torch.tensor(1 / 12))
+
+
 def test_microbatches_hold_every_row_once_under_the_limit() -> None:
     lengths = torch.tensor([3, 9, 1, 4, 4, 12, 2])
     chunks = microbatches(lengths, 12)
@@ -193,6 +212,12 @@ def test_collate_masks_a_failed_rollout_whole() -> None:
     assert batch[Columns.LOSS_MASK].sum(1).tolist() == [2, 0, 2]
 
 
+def test_truncated_rollouts_can_be_left_out() -> None:
+    ended = [toy(finish_reason=end) for end in ("stop", "length", "terminated", "token_limit")]
+    assert collate(ended)[Columns.LOSS_MASK].sum(1).tolist() == [2, 2, 2, 2]
+    assert collate(ended, mask_truncated=True)[Columns.LOSS_MASK].sum(1).tolist() == [2, 0, 2, 0]
+
+
 @pytest.mark.parametrize("groups", ["aab", "aabbb", "abab"])
 def test_broken_groups_are_refused(groups: str) -> None:
     with pytest.raises(AssertionError, match="broken groups"):
@@ -202,13 +227,15 @@ def test_broken_groups_are_refused(groups: str) -> None:
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "settings", [{"loss_mean": "token"}, {"loss_mean": "sequence"}, {"loss_mean": "constant", "ratio": "sequence"}]
+)
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_microbatched_gradient_is_the_full_batch_gradient(
-    learner: Learners, rollouts: list[Rollout], loss_mean: str, tokens: int
+    learner: Learners, rollouts: list[Rollout], settings: dict[str, str], tokens: int
 ) -> None:
-    whole = gradient(learner(**FREE, loss_mean=loss_mean), rollouts)
-    assert_close(gradient(learner(**FREE, loss_mean=loss_mean, microbatch_tokens=tokens), rollouts), whole)
+    whole = gradient(learner(**FREE, **settings), rollouts)
+    assert_close(gradient(learner(**FREE, **settings, microbatch_tokens=tokens), rollouts), whole)
 
 
 def test_token_and_sequence_mean_are_different_losses(learner: Learners, rollouts: list[Rollout]) -> None:
@@ -383,6 +410,43 @@ def test_base_features_are_computed_once_per_rollout_not_per_epoch(
     monkeypatch.setattr(BaseLM, "features", count)
     update(trained, [replace(r, features=None) for r in rollouts])
     assert sum(rows) == 16
+
+
+def test_a_constant_mean_is_the_token_mean_times_its_share_of_the_longest(
+    learner: Learners, rollouts: list[Rollout]
+) -> None:
+    """16 rollouts of up to 6 tokens: the gradient of the mean over tokens, times the tokens there are by 96."""
+    tokens, constant = (gradient(learner(**FREE, loss_mean=mean), rollouts) for mean in ("token", "constant"))
+    share = sum(len(r) for r in rollouts) / 96
+    assert share < 0.7
+    assert_close(constant, {name: share * g for name, g in tokens.items()})
+
+
+def test_metrics_stay_means_over_tokens_whatever_the_loss_divides_by(
+    learner: Learners, rollouts: list[Rollout]
+) -> None:
+    found = [update(learner(loss_mean=mean), rollouts) for mean in ("token", "constant")]
+    assert found[1]["entropy"] == pytest.approx(found[0]["entropy"]) and found[1]["ratio_mean"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("settings", [{"ratio": "sequence"}, {"surrogate": "cispo"}])
+def test_at_the_first_step_every_surrogate_has_the_same_gradient(
+    learner: Learners, rollouts: list[Rollout], settings: dict[str, str]
+) -> None:
+    """All ratios are 1 there: what differs is later steps."""
+    plain, other = (gradient(learner(**FREE, loss_mean="sequence", **more), rollouts) for more in ({}, settings))
+    assert_close(other, plain, 1e-5)
+
+
+def test_truncated_rollouts_move_nothing_but_count_in_their_group(learner: Learners, rollouts: list[Rollout]) -> None:
+    """Masking the second half of each group leaves the gradient of the others, whose advantages stay."""
+    ends = [replace(r, finish_reason="length" if i % 4 > 1 else "stop") for i, r in enumerate(rollouts)]
+    masked = gradient(learner(**FREE, mask_truncated=True, loss_mean="constant"), ends)
+    others = [replace(r, reward=r.reward if i % 4 < 2 else 9.0) for i, r in enumerate(ends)]
+    with pytest.raises(AssertionError):  # their rewards are part of the mean and spread
+        assert_close(gradient(learner(**FREE, mask_truncated=True, loss_mean="constant"), others), masked, 0.05)
+    longer = [r if i % 4 < 2 else shortened(r, 1) for i, r in enumerate(ends)]
+    assert_close(gradient(learner(**FREE, mask_truncated=True, loss_mean="constant"), longer), masked, 1e-5)
 
 
 def test_more_epochs_than_one_move_the_ratio(learner: Learners, rollouts: list[Rollout]) -> None:

@@ -23,6 +23,8 @@ class Case:
     """[B, T], log-probabilities of the actions under the behaviour policy"""
     new: np.ndarray
     reference: np.ndarray
+    sampler: np.ndarray
+    """[B, T], as ``old`` would be if the workers computed it otherwise"""
     group: int
     discount: float
     gae_lambda: float
@@ -48,6 +50,7 @@ def case(seed: int) -> Case:
         old=old,
         new=old + rng.normal(0, 0.3, (rows, length)),
         reference=old + rng.normal(0, 0.3, (rows, length)),
+        sampler=old + np.random.default_rng([seed, 2]).normal(0, 0.5, (rows, length)),
         group=group,
         discount=float(rng.choice([1.0, 0.9])),
         gae_lambda=float(rng.choice([1.0, 0.95])),
@@ -57,6 +60,20 @@ def case(seed: int) -> Case:
 
 
 SEEDS = range(15)
+CAP = 1.3
+"""At which importance weights are truncated."""
+LENGTHS = (1, 79, 80, 81, 90, 99, 100)
+"""Of responses that may have 100 tokens, the last 20 of them at a price."""
+LIMIT, WINDOW = 100, 20
+RECIPES: dict[str, dict[str, Any]] = {
+    "dapo": {"loss_mean": "token", "clip_low": 0.2, "clip_high": 0.28},
+    "dr_grpo": {"loss_mean": "constant", "clip_low": 0.2, "clip_high": 0.2},
+    "gspo": {"loss_mean": "sequence", "ratio": "sequence", "clip_low": 0.02, "clip_high": 0.04},
+    "cispo": {"loss_mean": "token", "surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.2},
+    "truncated": {"loss_mean": "token", "clip_low": 0.2, "clip_high": 0.2},
+}
+"""What peers and we compute the loss with; the clips of gspo and cispo are such that they bite on these numbers.
+"truncated" weighs actions by min(CAP, old / sampler)."""
 
 
 def distributions(seed: int) -> tuple[np.ndarray, np.ndarray]:

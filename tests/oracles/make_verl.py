@@ -1,5 +1,5 @@
-"""Writes ``verl.json``: verl's own advantages, losses and KL estimators on the cases. Run it where verl is installed,
-from the repository: ``python tests/oracles/make_verl.py``."""
+"""Writes ``verl.json``: verl's own advantages, losses, gradients and KL estimators on the cases. Run it where verl is
+installed, from the repository: ``python tests/oracles/make_verl.py``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from cases import SEEDS, Case, case, distributions
+from cases import CAP, RECIPES, SEEDS, Case, case, distributions
 from verl.trainer.ppo import core_algos as verl
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.workers.config import ActorConfig
+
+LOSSES = {"dapo": "vanilla", "dr_grpo": "vanilla", "gspo": "gspo", "cispo": "cispo", "truncated": "vanilla"}
+MEANS = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
+"""verl's names of the recipes' losses and of our means."""
 
 
 def tensors(one: Case) -> SimpleNamespace:
     found: dict[str, Any] = {
-        name: torch.from_numpy(getattr(one, name)) for name in ("rewards", "baselines", "values", "old", "new")
+        name: torch.from_numpy(getattr(one, name))
+        for name in ("rewards", "baselines", "values", "old", "new", "sampler")
     }
     mask = torch.from_numpy(one.mask)
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
@@ -28,6 +35,23 @@ def tensors(one: Case) -> SimpleNamespace:
 def rounded(values: torch.Tensor) -> Any:
     """As lists: the file stays small."""
     return json.loads(json.dumps(values.double().tolist()), parse_float=lambda text: round(float(text), 10))
+
+
+def recipe(t: SimpleNamespace, advantages: torch.Tensor, name: str) -> dict[str, Any]:
+    """Loss and gradient by the new log-probabilities [B, T] of one of ``RECIPES``."""
+    asked, new = RECIPES[name], t.new.clone().requires_grad_()
+    config = ActorConfig(
+        strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_c=1e9,
+        clip_ratio_low=asked["clip_low"], clip_ratio_high=asked["clip_high"],
+    )  # fmt: skip
+    weights = None
+    if name == "truncated":
+        weights, _ = compute_rollout_correction_weights(t.old - t.sampler, t.mask, rollout_is_threshold=CAP)
+    loss, _ = verl.get_policy_loss_fn(LOSSES[name])(
+        t.old, new, advantages, t.mask, MEANS[asked["loss_mean"]], config, weights
+    )
+    loss.backward()
+    return {"loss": float(loss.detach()), "gradient": rounded(new.grad)}
 
 
 def answers(seed: int) -> dict[str, Any]:
@@ -57,6 +81,7 @@ def answers(seed: int) -> dict[str, Any]:
         found |= {f"loss_{ours}": float(loss), f"effective_clip_{ours}": float(clipped)}
         value_loss, _ = verl.compute_value_loss(t.values, returns, t.values, t.mask, 1e9, loss_agg_mode=theirs)
         found[f"value_loss_{ours}"] = float(value_loss)
+    found["recipes"] = {name: recipe(t, advantages, name) for name in RECIPES}
     policy, reference = map(torch.from_numpy, distributions(seed))
     return found | {kind: rounded(verl.kl_penalty_forward(policy, reference, kind)) for kind in ("k1", "k2", "k3")}
 

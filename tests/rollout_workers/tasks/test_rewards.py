@@ -37,13 +37,33 @@ def test_weights_add_up_by_hand_and_success_stays_the_verifiers() -> None:
 
 
 def test_unknown_parts_are_named_with_those_there_are() -> None:
-    assert part_names(Countdown()) == ("success", "format", "length", "stop")
+    assert part_names(Countdown(), Reward()) == ("success", "format", "length", "stop")
     (message,) = unknown_parts(Countdown(), Reward(weights={"fromat": 1.0, "stop": 1.0}))
     assert (
         message.startswith("reward.weights.fromat:")
         and "did you mean 'format'" in message
         and "success, format, length, stop" in message
     )
+
+
+@pytest.mark.parametrize(("new_tokens", "part"), [(1, 0.0), (12, 0.0), (13, -0.25), (14, -0.5), (16, -1.0)])
+def test_the_last_quarter_of_the_limit_costs(new_tokens: int, part: float) -> None:
+    """Of 16 tokens the last 4 take a quarter each off the task's own reward, or their weight's share of it."""
+    response = Response(text="25 + 7 = 32 , 32 - 3 = 29", new_tokens=new_tokens, limit=16, stopped=True)
+    own = judge(Countdown(), Reward(overlong_share=0.25), PROBLEM, response)
+    assert own.reward == pytest.approx(1.0 + part) and own.parts["overlong"] == pytest.approx(part) and own.success
+    for weights, reward in (({"success": 2.0}, 2.0 + part), ({"success": 2.0, "overlong": 0.5}, 2.0 + part / 2)):
+        found = judge(Countdown(), Reward(weights=weights, overlong_share=0.25), PROBLEM, response)
+        assert found.reward == pytest.approx(reward)
+
+
+def test_the_part_is_there_only_where_it_is_asked_for() -> None:
+    assert unknown_parts(Countdown(), Reward(weights={"overlong": 1.0}, overlong_share=0.2)) == []
+    (message,) = unknown_parts(Countdown(), Reward(weights={"overlong": 1.0}))
+    assert message.startswith("reward.weights.overlong:")
+    with pytest.raises(ValueError, match="'overlong' is no part"):
+        judge(Countdown(), Reward(weights={"overlong": 1.0}), PROBLEM, MISSED)
+    assert reward_hash(TaskConfig(), Reward()) != reward_hash(TaskConfig(), Reward(overlong_share=0.2))
 
 
 def test_hash_changes_with_task_options_and_weights_only() -> None:
