@@ -41,6 +41,10 @@ class FinishedRequest:
     metrics: dict[str, Any] = field(default_factory=dict)
     """RLlib's, of the call."""
 
+    def lost(self, reason: str) -> LostRequest:
+        """The record of its loss."""
+        return LostRequest(request=self.request, attempt=self.attempt, worker=self.summary.worker, reason=reason)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
@@ -51,6 +55,16 @@ class Running:
     rollouts: tuple[ray.ObjectRef, ...]
     """Of each request"""
     attempts: tuple[int, ...]
+
+    def finished(self, place: int, summary: RolloutSummary, metrics: dict[str, Any]) -> FinishedRequest:
+        """Its request number ``place``, answered."""
+        return FinishedRequest(
+            request=self.requests[place],
+            rollouts=self.rollouts[place],
+            summary=summary,
+            attempt=self.attempts[place],
+            metrics=metrics,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +101,7 @@ class RolloutPool:
     A lost worker's requests go back to their place in the queue; RLlib restarts the worker. An exception inside a
     worker is a bug or a user's error and is raised here as it is. Rollouts are return values of the workers' calls, so
     this process owns them: they outlive the worker that made them (what a worker itself puts into the object store dies
-    with it). A lost node takes them along: ``take`` fetches those that do not lie on ``node``, the driver's, and asks
-    again for what is gone.
+    with it). A lost node takes them along: ``take`` fetches those that do not lie on the driver's ``node``.
     """
 
     def __init__(
@@ -108,7 +121,7 @@ class RolloutPool:
         self.running: dict[ray.ObjectRef, Running] = {}
         """By the reference to the call's (summary, metrics), in the order of sending."""
         self.finished: dict[int, FinishedRequest] = {}
-        self.losses: dict[int, int] = {}
+        self.losses: Counter[int] = Counter()
         self.lost: list[LostRequest] = []
         """Lost since the last ``take_lost``."""
         self._handed: Counter[int] = Counter()
@@ -136,8 +149,7 @@ class RolloutPool:
 
         Raises:
             TimeoutError: no worker came back in time.
-            RunError: a request was lost with its worker too often, or workers die too often
-                (``pipeline.rl.worker_health``).
+            RunError: a request was lost with its worker too often, or workers die too often (``worker_health``).
             Stopped: the run was asked to end.
         """
         while True:
@@ -150,11 +162,7 @@ class RolloutPool:
                     del self._handed[i]
                 return [self.finished.pop(i) for i in chosen]
             gone = [self.finished.pop(i) for i in lost]
-            why = "its rollouts went with their node"
-            self.lost += [
-                LostRequest(request=one.request, attempt=one.attempt, worker=one.summary.worker, reason=why)
-                for one in gone
-            ]
+            self.lost += [one.lost("its rollouts went with their node") for one in gone]
             self._requeue([one.request for one in gone])
 
     def stop(self) -> None:
@@ -180,13 +188,8 @@ class RolloutPool:
 
     def forget(self) -> None:
         """Drop all requests; what a worker is at is finished and thrown away."""
-        self.waiting.clear()
-        self.running.clear()
-        self.finished.clear()
-        self.losses.clear()
-        self.lost.clear()
-        self._handed.clear()
-        self.watch.loads.clear()
+        for held in (self.waiting, self.running, self.finished, self.losses, self.lost, self._handed, self.watch.loads):
+            held.clear()
 
     def poll(self, seconds: float = 0.0) -> None:
         """Fetch what is finished, waiting up to ``seconds`` for the first of it, requeue what was lost, keep the
@@ -239,8 +242,7 @@ class RolloutPool:
 
     def _collect(self, ready: list[ray.ObjectRef]) -> None:
         for report in ready:
-            call = self.running.get(report)
-            if call is None:
+            if (call := self.running.get(report)) is None:
                 continue  # lost with its worker a moment ago
             try:
                 answers = self._answers(ray.get(report))
@@ -250,18 +252,9 @@ class RolloutPool:
             self.running.pop(report)
             self.watch.received(call.worker)
             for place, (summary, metrics) in enumerate(answers):
-                request = call.requests[place]
-                self.losses.pop(request.request_id, None)
+                del self.losses[call.requests[place].request_id]
                 self.watch.health.answered(call.worker, summary.gib)
-                self._finish(
-                    FinishedRequest(
-                        request=request,
-                        rollouts=call.rollouts[place],
-                        summary=summary,
-                        attempt=call.attempts[place],
-                        metrics=metrics,
-                    )
-                )
+                self._finish(call.finished(place, summary, metrics))
 
     def _answers(self, report: Any) -> list[tuple[RolloutSummary, dict[str, Any]]]:
         """What a call's report says of each of its requests."""
@@ -274,8 +267,7 @@ class RolloutPool:
         """All that lay in a dead worker's hands is queued again; the first call is the one it was working on."""
         self.workers.set_actor_state(worker, healthy=False)
         calls = self._take_back(worker, f"its worker was lost: {first_line(error)}")
-        for blamed in calls[0].requests:
-            self.losses[blamed.request_id] = self.losses.get(blamed.request_id, 0) + 1
+        self.losses.update(blamed.request_id for blamed in calls[0].requests)
         self._requeue(chain(*(call.requests for call in calls)))
         for blamed in calls[0].requests:
             if self.losses[blamed.request_id] >= MOST_LOSSES:
@@ -284,10 +276,8 @@ class RolloutPool:
 
     def _give_up(self, request: RolloutRequest, error: Exception) -> None:
         """A request has cost too many workers their life."""
-        raise RunError(
-            f"request {request.request_id} (prompts {request.prompt_indices}) was lost with its worker "
-            f"{MOST_LOSSES} times; last: {first_line(error)}"
-        ) from error
+        what = f"request {request.request_id} (prompts {request.prompt_indices})"
+        raise RunError(f"{what} was lost with its worker {MOST_LOSSES} times; last: {first_line(error)}") from error
 
     def _take_back(self, worker: int, why: str) -> list[Running]:
         """What is in a worker's hands, first come first."""
