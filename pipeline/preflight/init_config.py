@@ -12,7 +12,9 @@ from configs.schema import TaskConfig
 from configs.yaml_text import write
 from latent_control.text import encode_plain
 from pipeline.preflight.data_sources import SAMPLES
+from rollout_workers.judging.maths import final
 from rollout_workers.judging.numerals import number_of
+from rollout_workers.judging.texts import last_box
 from rollout_workers.tasks import Prompt, build_task
 from rollout_workers.tasks.dataset_rows import DatasetOptions, Rows, RowsOptions
 from rollout_workers.tasks.encoding import encode_prompt
@@ -27,6 +29,7 @@ from rollout_workers.tasks.row_files import (
 )
 from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import answers_of, asked, conversation, spellings, value_at
+from rollout_workers.tasks.scorer_options import Verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
 ENOUGH = 10_000
 """Rows of which lengths, tokens and slices are taken."""
 PROMPTS = ("prompt", "question", "problem", "instruction", "input", "query", "text", "messages", "conversations")
-ANSWERS = ("answer", "answers", "solution", "target", "output", "response", "completion", "label", "ground_truth")
+ANSWERS = (
+    *("answer", "answers", "answerKey", "answer_key", "final_answer", "expected_answer", "correct_answer", "solution"),
+    *("target", "output", "response", "completion", "label", "ground_truth"),
+)
 FEWEST = 20
 """With fewer, the held-out fifth is too small for a result."""
 HELDOUT = ("test", "validation", "valid", "dev")
@@ -84,7 +90,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
     if not chat and any(len(asked(value)) > 1 for value in _values(rows, prompt_key)):
         raise ValueError(f"{path}: {prompt_key!r} holds conversations of several turns; add --chat")
     texts = [text for value in _values(rows, answer_key) for text in answers_of(value)]
-    verifier = "number" if texts and all(number_of(text) is not None for text in texts) else "exact"
+    verifier = _verifier(texts)
     task = TaskConfig(
         name=name, chat=chat, options={**options, "prompt": prompt_key, "answer": answer_key, "verifier": verifier}
     )
@@ -103,6 +109,15 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
         slices=tuple(key for key in others if 2 <= len({str(row.get(key)) for row in rows}) <= 8),
         unused=others,
     )
+
+
+def _verifier(texts: Sequence[str]) -> Verifier:
+    """``number`` for numbers; where each text marks its answer (``#### 72``, a box), what judges that alone."""
+    marked = all("####" in text or last_box(text) is not None for text in texts)
+    ends = [final(text) for text in texts] if marked else texts
+    if texts and all(number_of(text) is not None for text in ends):
+        return "number"
+    return "math" if texts and marked else "exact"
 
 
 def _source(path: Path) -> tuple[str, dict[str, Any], Iterator[tuple[str, Row]]]:

@@ -124,7 +124,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
     """The function ``name`` of the file; neighbours of the file can be imported.
 
     Raises:
-        TypeError: it cannot be called with row and response, or is async.
+        TypeError: it cannot be called with row and response in this order, or is async.
     """
     sys.path.append(str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("reward", path)
@@ -137,8 +137,13 @@ def load(path: str, name: str) -> Callable[..., Any]:
         raise TypeError(f"{name} is {_shown(function)}, which cannot be called")
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
         raise TypeError(f"{name} is async; write def {name}(row, response), which may call asyncio.run")
+    taken: list[str] = []
     with contextlib.suppress(ValueError):  # C code does not say what it takes
-        inspect.signature(function).bind({}, "")
+        signature = inspect.signature(function)
+        signature.bind({}, "")
+        taken = list(signature.parameters)
+    if taken[:1] == ["response"] or taken[1:2] == ["row"]:
+        raise TypeError(f"{name} takes {', '.join(taken[:2])}; write def {name}(row, response), in this order")
     return function
 
 

@@ -8,21 +8,25 @@ from functools import lru_cache
 from typing import Any
 
 from rollout_workers.judging.expressions import Guard
-from rollout_workers.judging.numerals import number_of
+from rollout_workers.judging.numerals import close, number_of
 from rollout_workers.judging.outcome import TypedFailure
-from rollout_workers.judging.texts import LONGEST, last_box, plain
+from rollout_workers.judging.texts import LONGEST, last_box, plain, said
 
 LONGEST_FORMULA = 500
 """Characters of a last line that is read as a formula without being marked as one."""
 _guard = Guard()
 _FORMULA = re.compile(r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SAYS = re.compile(r"(?i:####|\banswer(?: is)? ?:| answer is\b)")
-_CHOICE = re.compile(r"\W{0,3}([A-H])\b(?!\s*[-+*/=^(])")
+_SAYS = re.compile(
+    r"(?i:####|\banswer ?:|\b(?:answer|option|choice) is\b ?:?)|答案(?:[是为為] ?:?|:)|答え(?:[はが]|:)|답(?:[은는]|:)"
+)
+_ALONE = r"\b(?!\s*[-+*/=^(])(?![\s),/&]*(?:(?:or|and)\b)?[\s(]*[A-H]\b)"
+_CHOICE, _MARKED_CHOICE = re.compile(rf"\W{{0,3}}([A-H]){_ALONE}"), re.compile(rf"(?=\(?.[).:])\(?([A-H]){_ALONE}")
+_LABEL = re.compile(r"[^\W\d_]{3,}(?: [^\W\d_]+){0,3} ?:[ *]*(?=\S)")
 _NO_WORD = r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)"
 _WORD, _PROSE = re.compile(_NO_WORD + "[A-Za-z]{3,}"), re.compile(_NO_WORD + "[A-Za-z]{2,} ")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]*)\}")
 _BASE = re.compile(r"[0-9A-F]_\{?(\d+)\}?$")
-_BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|[\s$~]|\*\*")
+_BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|(?<!\d) | (?!\d)|[$~]|\*\*")
 _ROOT = re.compile(r"√\s?(\d+|\w|\([^()]*\))")
 _REPEATING = re.compile(r"(\d{1,30})\.(\d{0,30})\\overline\s?\{?(\d{1,30})\}?")
 _SIGNS = str.maketrans(
@@ -48,16 +52,16 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         return judged(row, response)
 
     def judged(row: Any, response: str) -> float:
-        answer, text = _plain(str(row["answer"])), _plain(response[-LONGEST:])
+        answer, text = said(_plain(str(row["answer"]))), said(_plain(response[-LONGEST:]))
         wanted = _letters(final(answer))
         if not wanted or wanted.count("{") != wanted.count("}"):
             raise TypedFailure("verifier_error", f"the answer {answer[:60]!r} is blank, or its braces do not match")
-        choice = _CHOICE.match(_SAYS.split(text)[-1]) if len(wanted) == 1 and _SAYS.search(text) else None
+        choice = _choice(text) if len(wanted) == 1 else None
         if wanted in (_letters(text), _letters(final(text)), choice and choice[1]):
             return 1.0
         words = not re.search(r"[\d\\]", wanted) and _WORD.search(wanted)
         bases = [_BASE.search(_letters(final(each))) for each in (answer, text)]  # math-verify drops them
-        if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]):
+        if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]) or _apart(answer, text):
             return 0.0
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.
@@ -84,15 +88,30 @@ def _fraction(found: re.Match[str]) -> str:
     return rf"\frac{{{int(whole + once + again) - int(whole + once)}}}{{{below}}}"
 
 
+def _choice(text: str) -> re.Match[str] | None:
+    """The letter that a text chooses, behind ``answer is`` or marked as one (``B) 42``); none where it names two."""
+    return _CHOICE.match(_SAYS.split(text)[-1]) if _SAYS.search(text) else _MARKED_CHOICE.match(final(text))
+
+
+def _apart(answer: str, text: str) -> bool:
+    """Whether both are single numbers that differ; math-verify rounds at the sixth place, where 1e-8 is 1e-9."""
+    ends = final(answer), final(text)
+    one, two = map(number_of, ends)
+    if one is None or two is None or "," in "".join(ends) or text.count("\\boxed") > 1:
+        return False
+    return ("%" in ends[0]) == ("%" in ends[1]) and not close(one, two)
+
+
 def final(text: str) -> str:
     """The answer that a text ends with: what its last box holds, else what follows ``answer is`` or ``####``, else its
-    last line; of these the formula where there is one."""
+    last line without a label (``Sum: 7``); of these the formula where there is one."""
     if (box := last_box(text)) is not None:
         return box.strip()
-    lines = (_SAYS.split(text)[-1].strip() or text).splitlines()
+    lines = (_SAYS.split(text)[-1].strip(" *:\n") or text).splitlines()
     line = (lines[0] if _SAYS.search(text) else lines[-1]).strip(" *:") if lines else ""
+    line = _LABEL.sub("", line, count=1) if _LABEL.match(line) else line
     formulas = [next(filter(None, found.groups())) for found in _FORMULA.finditer(line)]
-    return formulas[0].strip() if len(formulas) == 1 else line.removesuffix(".")
+    return formulas[0].strip() if len(formulas) == 1 else line.removesuffix(".").removesuffix("。")
 
 
 def _letters(text: str) -> str:
@@ -100,6 +119,7 @@ def _letters(text: str) -> str:
     brackets."""
     while (shown := _STYLE.sub(r"\1", text)) != text:
         text = shown
+    text = " ".join(text.split())
     words = _WORD.search(text) and "\\" not in text
     bare = _BLANKS.sub("", text).removesuffix(".").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     bare = re.sub(r"^\(([A-Za-z])\)$", r"\1", bare)

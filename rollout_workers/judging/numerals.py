@@ -38,7 +38,7 @@ _NUMBER = re.compile(
         )
         (?: (?P<point> \.[0-9]++ ) | (?P<comma> (?(listed) (?!) | ,[0-9]++ (?! [.,][0-9] ) ) ) )?
         (?: [eE] (?P<exponent> [-+]?[0-9]{{1,9}}+ ) (?![{_LETTER}])
-          | [ ]? (?: [\u00d7xX*\u00b7\u22c5] | \\times | \\cdot ) [ ]? 10 [ ]? (?: \^|\*\* ) [ ]?
+          | [ ]? (?: [\u00d7xX*\u00b7\u22c5] | \\times | \\cdot ) [ ]{{0,2}} 10 [ ]? (?: \^|\*\* ) [ ]?
             [{{(]? (?P<ten> [-+]?[0-9]{{1,9}}+ ) [)}}]?
           | [ ]? (?: \^|\*\* ) [ ]? [{{(]? (?P<power> [-+]?[0-9]{{1,9}}+ ) [)}}]?
           | (?(over) (?!) | [ ]?/[ ]? (?P<under> [0-9]++ (?: \.[0-9]++ )? ) (?! [ ]?/ | ,[0-9] ) )
@@ -47,8 +47,10 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_CLOSE = Fraction(1, 10**6)
 _CURRENCY = re.compile("[ $\u00a2-\u00a5\u20a0-\u20c0]*")
-_FRACTION = re.compile(r"(?:(\d) ?)?\\[cdt]?frac ?(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
+_PART = r"(?:\{{ ?(?P<sign_{0}>[-+]?) ?(?P<{0}>[0-9][0-9, _']*+(?:\.[0-9]++)?) ?\}}|(?P<digit_{0}>[0-9]))"
+_FRACTION = re.compile(rf"(?:(?P<whole>[0-9]) ?)?\\[cdt]?frac ?{_PART.format('over')} ?{_PART.format('under')}")
 _TYPESET = ((r"{,}", ","), (r"\!", ""), (r"\,", " "), ("\\ ", " "), (r"\%", "%"))
 
 
@@ -74,6 +76,15 @@ def number_of(text: str) -> Fraction | None:
     return next(iter(_readings(found)), None)
 
 
+def close(one: Fraction, two: Fraction) -> bool:
+    """Whether two numbers are the same: whole ones exactly, others to one part in a million, and no further apart than
+    a millionth where one of the two is whole."""
+    room = max(abs(one), abs(two))
+    if 1 in (one.denominator, two.denominator):
+        room = min(room, Fraction(1))
+    return abs(one - two) <= _CLOSE * room
+
+
 def _untypeset(text: str) -> str:
     """Plain, LaTeX's blanks and fractions written out."""
     text = plain(text)
@@ -81,7 +92,14 @@ def _untypeset(text: str) -> str:
         return text
     for typeset, written in _TYPESET:
         text = text.replace(typeset, written)
-    return _FRACTION.sub(lambda f: f"{f[1] + ' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
+    return _FRACTION.sub(_one_line, text)
+
+
+def _one_line(fraction: re.Match[str]) -> str:
+    r"""``2 1/2`` of ``2\frac{1}{2}``, ``-1/2`` of ``\frac{1}{-2}``."""
+    over, under = (re.sub("[ ,_']", "", fraction[part] or fraction[f"digit_{part}"]) for part in ("over", "under"))
+    sign = "-" if (fraction["sign_over"] == "-") != (fraction["sign_under"] == "-") else ""
+    return f"{fraction['whole'] + ' ' if fraction['whole'] else ''}{sign}{over}/{under}"
 
 
 def _readings(found: re.Match[str]) -> tuple[Fraction, ...]:

@@ -11,11 +11,15 @@ LONGEST = 20_000
 _MARKS = 8
 """Combining marks on one character, at most; more is no writing, and putting them in order takes squared time."""
 _SAME = dict(
-    [(c, "'") for c in "\u2018\u2019\u201a\u201b\u2032\u02bc"]
+    [(c, "'") for c in "\u00b4\u02bb\u02bc\u2018\u2019\u201a\u201b\u2032\u2039\u203a"]
     + [(c, '"') for c in "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb"]
     + [(c, "-") for c in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"]
     + [("\u066b", "."), ("\u066c", ","), ("\u2044", "/"), ("\u2215", "/")]
 )
+_NO_WIDTH = set(
+    map(chr, (0x034F, 0x115F, 0x1160, 0x20E3, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+"""Beside Unicode's format characters: joiners, fillers, selectors of a variant (of an emoji, of a Han character)."""
 _SPACELESS = (
     "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aad\u1b00-\u1b7f\u3005-\u3007"
     "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9df\uac00-\ud7ff\uf900-\ufaff"
@@ -40,7 +44,7 @@ class _Characters(dict[int, str]):
             self[code] = _SAME[char]
         elif digit is not None:
             self[code] = str(digit)
-        elif unicodedata.category(char) in ("Cf", "Cs"):
+        elif unicodedata.category(char) in ("Cf", "Cs") or char in _NO_WIDTH:
             self[code] = ""
         else:
             self[code] = "".join(_SAME.get(c, c) for c in unicodedata.normalize("NFKC", char))
@@ -87,6 +91,13 @@ def joined(left: str, right: str) -> bool:
     if unicodedata.category(right)[0] == "M":
         return True
     return bool(_JOINED.match(right)) and bool(_JOINED.match(left) or unicodedata.category(left)[0] == "M")
+
+
+def said(text: str) -> str:
+    """What a text says after its thoughts (``</think>``) and, where it marks it, as its answer (``<answer>``)."""
+    for before, after in (("</think>", "<think>"), ("<answer>", "</answer>")):
+        text = text.rpartition(before)[2].partition(after)[0].strip() or text
+    return text
 
 
 def last_box(text: str) -> str | None:

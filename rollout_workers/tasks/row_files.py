@@ -155,21 +155,23 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _json(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     """Lines; or one document where the first line begins an array or, in a .json file, is no object of its own."""
-    read = lines(path)
-    first = next(((number, line) for number, line in read if line.strip()), None)
-    if first is not None and (first[1].lstrip().startswith("[") or (kind == ".json" and not _whole(first[1]))):
-        yield from _document(path, whole_document(path, itertools.chain([first[1]], (line for _, line in read))))
+    read = ((number, line) for number, line in lines(path) if line.strip())
+    begin = list(itertools.islice(read, 2))
+    every = itertools.chain(begin, read)
+    if begin and (
+        begin[0][1].lstrip().startswith("[") or (kind == ".json" and not _whole(begin[0][1], len(begin) == 1))
+    ):
+        yield from _document(path, whole_document(path, (line for _, line in every)))
         return
-    for number, line in itertools.chain([first] if first else [], read):
-        if line.strip():
-            place = f"{path}, line {number}"
-            yield place, _row(_parsed(line, place, "line"), place, "line")
+    for number, line in every:
+        place = f"{path}, line {number}"
+        yield place, _row(_parsed(line, place, "line"), place, "line")
 
 
-def _whole(line: str) -> bool:
-    """Whether the line is a row; an object that is nothing but a list of rows is a document."""
+def _whole(line: str, alone: bool) -> bool:
+    """Whether the line is a row; an object that holds a list of rows, and stands there alone, is a document."""
     try:
-        return not _listed(json.loads(line))
+        return not _listed(json.loads(line)) or not alone
     except (ValueError, RecursionError):
         return False
 
@@ -259,7 +261,10 @@ def _parquet(path: Path, columns: Sequence[str] | None, class_names: bool) -> It
             if suffix(path) != path.suffix.lower() and data.seek(LARGEST + 1) > LARGEST:
                 raise ValueError(f"{path}: more than {LARGEST >> 20} MiB without .gz; Parquet compresses by itself")
             file = pyarrow.parquet.ParquetFile(data)
-            wanted = columns if columns is None or set(columns) <= set(file.schema_arrow.names) else None
+            names = file.schema_arrow.names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"{path}: column {twice[0]!r} stands there twice; write each under a name of its own")
+            wanted = columns if columns is None or set(columns) <= set(names) else None
             count = itertools.count(1)
             for batch in file.iter_batches(batch_rows(path, file.metadata), columns=wanted, use_threads=False):
                 for row in _typed(batch, class_names):
@@ -273,20 +278,33 @@ def _parquet(path: Path, columns: Sequence[str] | None, class_names: bool) -> It
 
 def _typed(batch: Any, class_names: bool) -> list[Row]:
     """The rows of an Arrow batch; a narrow float becomes the shortest decimal that says it: 0.1, not 0.10000000149."""
-    import numpy
-    import pyarrow
-
     rows: list[Row] = batch.to_pylist()
-    narrow = {pyarrow.float32(): numpy.float32, pyarrow.float16(): numpy.float16}
-    for field in (field for field in batch.schema if field.type in narrow):
+    for field in (field for field in batch.schema if "float" in str(field.type)):  # Arrow calls 64 bits double
         for row in rows:
-            if row[field.name] is not None:
-                row[field.name] = float(str(narrow[field.type](row[field.name])))
+            row[field.name] = _shortest(row[field.name], field.type)
     for name, names in _classes(batch.schema).items() if class_names else ():
         for row in rows:
             if isinstance(number := row.get(name), int) and 0 <= number < len(names):
                 row[name] = names[number]
     return rows
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type, and of its members."""
+    import numpy
+    import pyarrow.types as types
+
+    if value is None:
+        return None
+    if types.is_float32(kind) or types.is_float16(kind):
+        return float(str((numpy.float32 if types.is_float32(kind) else numpy.float16)(value)))
+    if types.is_struct(kind):
+        return {field.name: _shortest(value[field.name], field.type) for field in kind}
+    if types.is_map(kind):
+        return [(key, _shortest(child, kind.item_type)) for key, child in value]
+    if types.is_dictionary(kind):
+        return _shortest(value, kind.value_type)
+    return [_shortest(child, kind.value_type) for child in value] if isinstance(value, list) else value
 
 
 def _classes(schema: Any) -> dict[str, list[str]]:

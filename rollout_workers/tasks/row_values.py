@@ -43,17 +43,23 @@ def value_at(row: Row, key: str) -> object:
     Raises:
         KeyError: there is nothing.
     """
-    if key in row:
-        return row[key]
-    value: object = row
-    for part in key.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise KeyError(key)
-    return value
+    found = _inside(row, key)
+    if not found:
+        raise KeyError(key)
+    return found[0]
+
+
+def _inside(value: object, key: str) -> tuple[object, ...]:
+    """What stands at the key, alone; names may have dots of their own, the longest name goes first."""
+    if isinstance(value, Mapping):
+        names = [key, *(key[:at] for at in range(len(key) - 2, 0, -1) if key[at] == ".")]
+        children = [(value[name], key[len(name) + 1 :]) for name in names if name in value]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        index, _, rest = key.partition(".")
+        children = [(value[int(index)], rest)] if index.isdecimal() and int(index) < len(value) else []
+    else:
+        return ()
+    return next((found for child, rest in children if (found := _inside(child, rest) if rest else (child,))), ())
 
 
 def required(row: Row, key: str, place: str, option: str) -> object:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from rollout_workers.judging import pattern
 from rollout_workers.tasks.forks import Confinement, forks
 from rollout_workers.tasks.protocol import Failure, Score
+from rollout_workers.tasks.rewards import GENERIC
 from rollout_workers.tasks.row_files import EXTRA, Row, near
 from rollout_workers.tasks.sandbox import Function, Isolation
 from rollout_workers.tasks.scorer_options import Limits, Preference, Python, Verifier
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 LARGEST = 1e16
 """A part of a score that is larger is no number to learn from: squares of its advantages leave float32."""
+
+
+_OURS = ("reward", "success", "score", "answered", *GENERIC)
+"""Parts that a row's score has anyway."""
 
 
 class Scorer(Protocol):
@@ -106,6 +111,10 @@ class Own:
     def __init__(self, settings: Python, limits: Limits) -> None:
         self.settings = settings
         self.parts = ("success", "score", *settings.parts)
+        if ours := [name for name in settings.parts if name in _OURS]:
+            raise ValueError(
+                f"task.options.python.parts names {ours[0]!r}, which every score has; call that part otherwise"
+            )
         require_function(Path(settings.path), settings.function)
         self.isolation = Isolation(
             Function(
@@ -132,6 +141,10 @@ class Own:
         for name, number in numbers.items():
             if not abs(number) <= LARGEST:
                 return Failure(kind="reward_not_finite", message=f"{name} is {number:g}, beyond {LARGEST:g}")
+        if numbers.get("success", 1.0) not in (0.0, 1.0):
+            return Failure(
+                kind="reward_invalid", message=f"success is {numbers['success']:g}, neither true (1) nor false (0)"
+            )
         reward = numbers["reward"]
         success = bool(numbers["success"]) if "success" in numbers else reward >= self.settings.success_at
         more = {name: numbers[name] for name in self.settings.parts}

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from rollout_workers.judging.numerals import last_number, number_of, numbers
-from rollout_workers.judging.texts import LONGEST, folded, joined, last_box
+from rollout_workers.judging.numerals import close, last_number, number_of, numbers
+from rollout_workers.judging.texts import LONGEST, folded, joined, last_box, said
 
-_CLOSE = Fraction(1, 10**6)
+_INSIDE = re.compile(r"[0-9][.,]$|(?:^|[^\w)\]}])-$")
+"""Before a digit: that digit goes on with a number."""
 
 
 def exact(answer: str, text: str) -> bool:
@@ -26,10 +27,17 @@ def contains(answer: str, text: str) -> bool:
     place = found.find(wanted)
     while place >= 0:
         end = place + len(wanted)
-        if not joined(found[max(0, place - 1) : place], wanted[:1]) and not joined(wanted[-1:], found[end : end + 1]):
+        if not _joined(found[max(0, place - 2) : place], wanted[0], wanted[-1], found[end : end + 2]):
             return True
         place = found.find(wanted, place + 1)
     return False
+
+
+def _joined(before: str, first: str, last: str, after: str) -> bool:
+    """Whether what stands around goes on with the first or last word, or number: ``5 cm`` is not in ``2.5 cm``."""
+    if joined(before[-1:], first) or joined(last, after[:1]):
+        return True
+    return bool((first.isdigit() and _INSIDE.search(before)) or (last.isdigit() and re.match("[.,][0-9]", after)))
 
 
 def number(answer: str, text: str) -> bool:
@@ -39,19 +47,13 @@ def number(answer: str, text: str) -> bool:
     the two is whole.
     """
     wanted = next(iter(_marked(answer)), None)
-    return wanted is not None and any(_close(wanted, found) for found in _marked(text))
+    return wanted is not None and any(close(wanted, found) for found in _marked(text))
 
 
 def _marked(text: str) -> tuple[Fraction, ...]:
-    box = last_box(text[-LONGEST:])
+    text = said(text[-LONGEST:])
+    box = last_box(text)
     return (last_number(box) if box is not None else ()) or last_number(text)
-
-
-def _close(wanted: Fraction, found: Fraction) -> bool:
-    room = max(abs(wanted), abs(found))
-    if 1 in (wanted.denominator, found.denominator):
-        room = min(room, Fraction(1))
-    return abs(wanted - found) <= _CLOSE * room
 
 
 VERIFIERS: Mapping[str, Callable[[str, str], bool]] = {"exact": exact, "number": number, "contains": contains}

@@ -17,7 +17,7 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.cli.main import app
 from pipeline.preflight.check import check
-from pipeline.preflight.init_config import samples_of
+from pipeline.preflight.init_config import look, samples_of
 from rollout_workers.tasks import TASKS, build_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +186,28 @@ def test_what_is_held_out_is_not_asked_for_twice(tmp_path: Path) -> None:
     config = load_config(out, check_paths=False)
     assert config.evaluation is not None
     assert config.evaluation.prompts == len(build_task(config.task).prompts("heldout")) > 0
+
+
+def test_the_answer_of_a_choice_is_not_the_list_of_choices(tmp_path: Path) -> None:
+    """As ARC and CommonsenseQA are published."""
+    choices = {"text": ["one", "two"], "label": ["A", "B"]}
+    rows = [{"question": p, "choices": choices, "answerKey": "AB"[i % 2]} for i, p in enumerate(PROMPTS)]
+    found = look(lines(tmp_path / "rows.jsonl", rows))
+    assert found.task.options["answer"] == "answerKey" and set(found.answers) == {"A", "B"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifier"),
+    [
+        ("7 - 4 = 3\n#### {}", "number"),
+        (r"So $\boxed{{{}}}$.", "number"),
+        (r"So $\boxed{{{}x}}$.", "math"),
+        ("It is {}.", "exact"),
+    ],
+)
+def test_answers_that_are_marked_in_a_solution_are_judged_alone(tmp_path: Path, answer: str, verifier: str) -> None:
+    rows = [{"question": p, "answer": answer.format(i)} for i, p in enumerate(PROMPTS)]
+    assert look(lines(tmp_path / "rows.jsonl", rows)).task.options["verifier"] == verifier
 
 
 def test_codes_and_lengths_follow_the_rows(tmp_path: Path) -> None:

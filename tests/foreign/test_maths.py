@@ -141,6 +141,16 @@ EQUAL = [
         ("42", "3+4\n#### 42"),
         (r"\$5", "5"),
     ],
+    *[("7", "The answer is:\n\n7"), ("Paris", "**The answer is:**\nParis"), ("7", "**Answer:**\n\n7"), ("7", "Sum: 7")],
+    *[("7", "<think>3+4=7</think>\n<answer>7</answer>"), ("x+1", "<answer>\nx+1\n</answer>"), ("7", "<answer>7")],
+    *[
+        ("7", r"<think>\boxed{3}?</think> <answer>7</answer>"),
+        ("7", "答案是7"),
+        ("7", "答案：7。"),
+        ("7", "答えは7です"),
+    ],
+    *[("A", "A) 42"), ("C", "(C) 12"), ("A", "The correct option is A."), ("A", "Answer: A because B is false")],
+    *[(r"6.02\cdot10^{23}", "6.02 × 10^23"), ("1.6e-19", r"1.6\times 10^{-19}"), ("-1/2", r"\frac{1}{-2}")],
     *[(r"\frac{1}{2}", "It is 0.5"), (r"10,\!000", "10000"), ("7", "The answer is **7**."), ("3", "1+2=3\nSo 3")],
 ]
 OTHER = [
@@ -171,6 +181,17 @@ OTHER = [
         ("7", ""),
     ],
     *[
+        ("1e-7", "2e-7"),
+        ("10^{-8}", r"\boxed{10^{-9}}"),
+        ("1.6e-19", r"3.2\times 10^{-19}"),
+        ("1e-8%", "2e-8%"),
+        ("21/2", "2 1/2"),
+        ("12", "1 2"),
+    ],
+    *[("A", f"The answer is {both}") for both in ("A or B", "(A) or (B).", "A, B", "A and B", "A B C D", "A/B")],
+    *[
+        ("7", "<think>7</think><answer>8</answer>"),
+        ("A", "(A), (B)"),
         ("x<3", "x>3"),
         ("Paris", "London"),
         ("7", "7 is wrong, the answer is 8"),

@@ -10,6 +10,8 @@ import pytest
 
 from configs.schema import TaskConfig
 from rollout_workers.tasks import Score, build_task
+from rollout_workers.tasks.scorer_options import Limits, Python
+from rollout_workers.tasks.scorers import build_scorer
 
 FOUND = {
     "def": "def reward(row, response): return 1",
@@ -53,6 +55,7 @@ REFUSED = {
     "a number": ("reward = 7", "reward is int 7, which cannot be called"),
     "one argument": ("def reward(response): return 1", "too many positional arguments"),
     "three arguments": ("def reward(row, response, third): return 1", "missing a required argument: 'third'"),
+    "another order": ("def reward(response, row): return 1", "takes response, row; write def reward(row, response)"),
     "star without": ("from math import *", "no attribute 'reward'"),
     "deleted": ("def reward(row, response): return 1\ndel reward", "no attribute 'reward'"),
 }
@@ -82,6 +85,23 @@ def test_refused_by_name(tmp_path: Path, how: str) -> None:
         task = built(tmp_path, source)
         task.score(task.prompts("train")[0], "x")
     assert message in str(caught.value) and str(tmp_path / "reward.py") in str(caught.value)
+
+
+def test_success_is_true_or_false(tmp_path: Path) -> None:
+    task = built(tmp_path, "def reward(row, response): return {'reward': 1, 'success': float(response)}")
+    given = ["1", "0", "-1", "0.5", "2"]
+    found = task.score_batch([task.prompts("train")[0]] * len(given), given)
+    assert [verdict.success if isinstance(verdict, Score) else verdict.kind for verdict in found] == [
+        *(True, False),
+        *["reward_invalid"] * 3,
+    ]
+
+
+@pytest.mark.parametrize("name", ["answered", "length", "stop", "success", "score", "reward"])
+def test_parts_do_not_have_names_of_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / "reward.py").write_text("def reward(row, response): return 1")
+    with pytest.raises(ValueError, match=f"task.options.python.parts names '{name}', which every score has"):
+        build_scorer("python", Limits(), Python(path=str(tmp_path / "reward.py"), parts=("mine", name)), None)
 
 
 def test_answers_of_any_kind_or_none_reach_the_function_as_they_are(tmp_path: Path) -> None:

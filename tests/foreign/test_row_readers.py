@@ -75,6 +75,27 @@ def test_a_folder_of_shards_is_read_whole(tmp_path: Path) -> None:
         list(read_file(tmp_path / "empty"))
 
 
+def test_json_lines_whose_rows_hold_one_list_are_rows_in_a_json_file(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"{i}"}]} for i in range(3)]
+    (tmp_path / "chats.json").write_text(lined(rows, "\n\n"))
+    assert [row for _, row in read_file(tmp_path / "chats.json")] == rows
+    (tmp_path / "chats.json").write_text(json.dumps({"data": rows}))
+    assert [row for _, row in read_file(tmp_path / "chats.json")] == rows
+
+
+def test_narrow_floats_are_the_shortest_decimal_wherever_they_lie(tmp_path: Path) -> None:
+    kind = pa.struct([("list", pa.list_(pa.float32())), ("map", pa.map_(pa.string(), pa.float16())), ("n", pa.int8())])
+    value = {"list": [0.1, None, 1e-7], "map": [("a", 0.2), ("b", None)], "n": None}
+    pq.write_table(pa.table({"x": pa.array([value, None], kind)}), tmp_path / "a.parquet")
+    assert [row["x"] for _, row in read_file(tmp_path / "a.parquet")] == [value, None]
+
+
+def test_a_parquet_column_twice_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet: column 'a' stands there twice; write"):
+        list(read_file(tmp_path / "a.parquet"))
+
+
 def test_csv_is_text_as_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('q,a\r\n"two\r\nlines, ""quoted""",007\r\nx,\r\n\r\n1e3,NA\r\n', newline="")
     assert [row for _, row in read_file(tmp_path / "a.csv")] == [

@@ -16,6 +16,8 @@ import pytest
 from configs.schema import TaskConfig
 from pipeline.evaluation.slices import labels
 from rollout_workers.tasks import Failure, Score, build_task
+from rollout_workers.tasks.row_files import Row
+from rollout_workers.tasks.row_values import value_at
 
 
 def built(path: Path, **options: Any) -> Any:
@@ -236,6 +238,14 @@ def test_any_of_several_answers_is_right_in_the_processes_too(tmp_path: Path, ve
 def test_what_is_no_answer_is_named(tmp_path: Path, answer: object, words: str) -> None:
     with pytest.raises(ValueError, match=f"rows.jsonl, line 1: {words}"):
         built(rows_file(tmp_path, {"answer": answer}))
+
+
+def test_names_with_dots_of_their_own_within_others() -> None:
+    row: Row = {"a.b": {"c.d": 1, "e": [{"f.g": 2}]}, "a": {"b": {"c": {"d": 3}}}}
+    assert [value_at(row, key) for key in ("a.b.c.d", "a.b.e.0.f.g", "a.b.c")] == [1, 2, {"d": 3}]
+    for key in ("a.b.x", "a.b.", ".a", "a.b.e.1", ""):
+        with pytest.raises(KeyError):
+            value_at(row, key)
 
 
 def test_dotted_keys_lead_into_mappings_and_lists(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ CAFE = unicodedata.normalize("NFD", "café")
             ("½", "1/2"),
         ],
         *[("Å", "Å"), ("\ufeffyes", "yes"), ("ＡＢＣ", "abc"), ("x²", "x^2"), ("2½", "2 1/2"), ("ｶﾞ", "ガ"), ("İ", "i̇")],
+        *[("❤\ufe0f", "❤"), ("葛\U000e0100", "葛"), ("‹a›", "'a'"), ("don´t", "don't"), ("Hawaiʻi", "Hawai’i")],
     ],
 )
 def test_the_same_in_another_form(answer: str, text: str) -> None:
@@ -102,6 +103,12 @@ def test_what_differs(answer: str, text: str) -> None:
             ("1/2", "21/2", False),
         ],
         *[
+            ("5 cm", "2.5 cm", False),
+            ("5 cm", "it is -5 cm", False),
+            ("5 cm", "10-5 cm", True),
+            ("5 cm", "No.5 cm", True),
+            ("version 3.1", "version 3.1.4", False),
+            ("version 3.1", "version 3.1.", True),
             ("007", "agent 007", True),
             ("007", "agent 7", False),
             ("C++", "C++ it is", True),
@@ -113,6 +120,6 @@ def test_contains(answer: str, text: str, right: bool) -> None:
     assert VERIFIERS["contains"](answer, text) is right
 
 
-@pytest.mark.parametrize("answer", ["\u200b", "\ufeff \u200d", " "])
+@pytest.mark.parametrize("answer", ["\u200b", "\ufe0f", "\u3164", "\ufeff \u200d", " "])
 def test_an_answer_that_nothing_is_left_of_would_be_in_every_text(answer: str) -> None:
     assert "blank" in (answer_problem("contains", answer) or "") and "blank" in (answer_problem("exact", answer) or "")
