@@ -10,6 +10,8 @@ from configs.schema import Base, DataSource, RunConfig, Training
 # Accelerate's own ways to split a model; ours is ``shard``, whose checkpoints any number of workers can read.
 SHARDING = {"fsdp_plugin", "deepspeed_plugin", "megatron_lm_plugin", "parallelism_config"}
 
+GROUPED = ("grpo", "dr_grpo", "rloo")
+"""Algorithms that compare the rollouts of a prompt with each other alone."""
 TEXT_TOKENS = 256
 """Of a piece of text, where ``max_length`` is not set."""
 
@@ -23,6 +25,7 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         _improve,
         _update,
         _staleness,
+        _choice_of_prompts,
         _batches,
         _actions,
         _data,
@@ -236,6 +239,36 @@ def _staleness(config: RunConfig) -> Iterator[str]:
         yield (
             "improve.stale: reweight truncates weights at importance_cap, which is not set; set e.g. "
             "improve.importance_cap: 2.0"
+        )
+
+
+def _choice_of_prompts(config: RunConfig) -> Iterator[str]:
+    """Dynamic sampling and curriculum go by the groups of an update, one update after the other."""
+    improve = config.improve
+    if improve is None:
+        return
+    named = {"dynamic_sampling": (improve.dynamic_sampling, 0), "curriculum": (improve.curriculum, 1)}
+    for name, value, off in ((name, *values) for name, values in named.items()):
+        if value == off:
+            continue
+        if improve.mode == "async":
+            yield f"improve.{name}: {value:g} is for improve.mode sync, this is async; set {name}: {off}, or mode: sync"
+    if improve.curriculum < 1 and improve.group_size == 1:
+        yield (
+            f"improve.curriculum: {improve.curriculum:g} compares a prompt's rollouts, but improve.group_size is 1; "
+            "set 2 or more"
+        )
+    if not improve.dynamic_sampling:
+        return
+    if improve.algorithm not in GROUPED:
+        yield (
+            f"improve.dynamic_sampling: {improve.dynamic_sampling:g} leaves out groups of equal rewards, but "
+            f"{improve.algorithm} learns from them; set dynamic_sampling: 0, or algorithm: {' or '.join(GROUPED)}"
+        )
+    if config.cluster.num_learners > 1:
+        yield (
+            f"improve.dynamic_sampling: {improve.dynamic_sampling:g}, but what is left of an update does not divide "
+            f"over cluster.num_learners = {config.cluster.num_learners}; set num_learners: 1, or dynamic_sampling: 0"
         )
 
 

@@ -15,6 +15,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "improve.clip_low": 0.2,
         "improve.clip_high": 0.28,
         "improve.loss_mean": "token",
+        "improve.dynamic_sampling": 2.0,
         "improve.mask_truncated": True,
         "reward.overlong_share": 0.2,
     },

@@ -305,6 +305,12 @@ class Improve(Section):
     prompts_per_update: PositiveInt = 16
     group_size: PositiveInt = 8
     """Rollouts per prompt."""
+    dynamic_sampling: NonNegativeFloat = 0.0
+    """Groups whose rewards are all equal teach nothing: before the update they are replaced by groups of fresh prompts,
+    at most this many times ``prompts_per_update`` of them (DAPO); 0: none. Sync only."""
+    curriculum: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Probability with which a prompt is asked whose last group had equal rewards (always right or always wrong); its
+    square after two such groups in a row, and so on, but at least 0.05. 1: every prompt at its turn. Sync only."""
     learning_rate: PositiveFloat = 5e-4
     min_learning_rate_share: Share = 1.0
     """The rate falls along a cosine to this share of itself at the last update; 1: it stays."""

@@ -59,6 +59,8 @@ class Evidence:
     recorded: Recorded
     consumed: list[Attempt]
     """Those that an update took, trained on or skipped."""
+    played: list[Attempt]
+    """Those, and what was sampled for an update and left out of it."""
     rows: dict[str, dict[str, Any]]
     """Of the replay buffer, by rollout id."""
     quarantined: set[str]
@@ -90,7 +92,8 @@ def audit(run_dir: Path) -> list[Finding]:
             stage=name,
             config=config,
             recorded=recorded,
-            consumed=[a for a in recorded.attempts if a.outcome in ("trained", "skipped")],
+            consumed=[a for a in recorded.attempts if a.outcome in ledger.CONSUMED],
+            played=[a for a in recorded.attempts if a.outcome in ledger.PLAYED],
             rows=rows,
             quarantined=set(quarantined),
             doubled=doubled,
@@ -208,28 +211,42 @@ def _ledger(e: Evidence) -> Finding:
 
 
 def _prompts(e: Evidence) -> Finding:
-    taken = Counter(a.position for a in e.consumed)
+    taken = Counter(a.position for a in e.played)
+    passed = {a.position for a in e.recorded.attempts if a.outcome == "passed"}
     left = set(e.recorded.parts[-1].open) if e.recorded.parts else set()
     problems = [f"position {p} was consumed {n} times" for p, n in taken.items() if n > 1]
     problems += [
-        f"position {p} was never consumed" for p in range(max(taken, default=-1)) if p not in taken and p not in left
+        f"position {p} was never consumed"
+        for p in range(max(taken, default=-1))
+        if p not in taken and p not in left and p not in passed
     ]
     problems += [f"position {p} was consumed, but counts as open" for p in sorted(left & taken.keys())]
+    problems += [f"position {p} was consumed, but counts as passed over" for p in sorted(passed & taken.keys())]
+    problems += _equal_rewards(e)
     again = sum(a.outcome in ("lost", "stale") for a in e.recorded.attempts)
-    return _finding(
-        e.stage,
-        "prompts",
-        problems,
-        f"{len(taken)} consumed, each once; {again} attempts came to nothing and were repeated",
-    )
+    answer = f"{len(e.consumed)} consumed, each once; {again} attempts came to nothing and were repeated"
+    tied = len(e.played) - len(e.consumed)
+    answer += f"; {tied} left out, as all their rewards were equal" if tied else ""
+    answer += f"; {len(passed)} passed over by the curriculum" if passed else ""
+    return _finding(e.stage, "prompts", problems, answer)
+
+
+def _equal_rewards(e: Evidence) -> Iterator[str]:
+    """Groups that were left out though their stored rewards differ."""
+    for attempt in e.played:
+        if attempt.outcome == "tied" and all(r in e.rows for r in attempt.rollouts):
+            rewards = {e.rows[r]["reward"] for r in attempt.rollouts} - {None}
+            if len(rewards) > 1:
+                yield f"position {attempt.position} was left out as tied, but its rewards are {sorted(rewards)}"
 
 
 def _rollouts(e: Evidence) -> Finding:
-    used = Counter(r for a in e.consumed for r in a.rollouts)
+    used = Counter(r for a in e.played for r in a.rollouts)
     problems = [f"{r} was consumed {n} times" for r, n in used.items() if n > 1]
     if e.config.replay.enabled:
-        trained = {r for a in e.consumed if a.outcome == "trained" for r in a.rollouts}
-        skipped = used.keys() - trained
+        broken = {a.update for a in e.consumed if a.outcome == "skipped"}
+        skipped = {r for a in e.played if a.update in broken for r in a.rollouts}
+        trained = used.keys() - skipped
         problems += [f"{r} is in the replay buffer more than once" for r in sorted(used.keys() & set(e.doubled))]
         problems += [f"{r} was trained on, but is not in the replay buffer" for r in sorted(trained - e.rows.keys())]
         problems += [f"{r} is missing in {QUARANTINE}/" for r in sorted(skipped - e.quarantined)]
@@ -280,7 +297,7 @@ def _metrics(e: Evidence) -> Finding:
     problems = [f"step {s} is there {steps[s]} times" for s in range(1, last + 1) if steps[s] != 1]
     logged = {int(r["step"]): r.get("reward") for r in e.metrics}
     rewards: dict[int, list[float]] = {}
-    for attempt in e.consumed:
+    for attempt in e.played:
         values = [e.rows[r]["reward"] for r in attempt.rollouts if r in e.rows]
         rewards.setdefault(attempt.update, []).extend(v for v in values if v is not None)
     for update, values in rewards.items():

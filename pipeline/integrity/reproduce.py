@@ -109,7 +109,7 @@ def _by_update(recorded: Recorded) -> dict[int, list[_Taken]]:
     """What each update took, in the order in which it took it."""
     rows: dict[int, dict[int, list[Attempt]]] = defaultdict(lambda: defaultdict(list))
     for attempt in recorded.attempts:
-        if attempt.outcome in ("trained", "skipped"):
+        if attempt.outcome in ledger.CONSUMED:
             rows[attempt.update][attempt.request].append(attempt)
     return {
         update: [

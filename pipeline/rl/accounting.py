@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -13,6 +13,10 @@ from pipeline.rl.ledger import Attempt, Ledger, Outcome
 from pipeline.rl.published_policies import PublishedPolicies
 from pipeline.rl.rollout_pool import FinishedRequest, PartLost, RolloutPool
 from rollout_workers.rollouts import Rollout, RolloutRequest
+
+TIED = "all rewards of the group are equal"
+PASSED = "the prompt's last group had equal rewards"
+"""Why a position was not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +71,45 @@ class Accounting:
         self.records.ledger.add(attempts)
 
     def entries(self, finished: FinishedRequest, outcome: Outcome, reason: str = "") -> list[Attempt]:
-        """The ledger's rows for a finished request."""
+        """The ledger's rows for a finished request; groups that were left out are ``tied``."""
         summary, size = finished.summary, finished.request.group_size
         versions = [version for version, _, _ in summary.policies]
         attempts = self._attempts(
             finished.request, finished.attempt, worker=summary.worker, outcome=outcome, reason=reason
         )
-        return [
+        rows = [
             replace(
                 attempt,
                 oldest_version=min(versions, default=-1),
                 newest_version=max(versions, default=-1),
                 rollouts=summary.rollout_ids[i * size : (i + 1) * size],
+                successes=sum(summary.successes[i * size : (i + 1) * size]),
+                equal_rewards=equal,
             )
-            for i, attempt in enumerate(attempts)
+            for i, (attempt, equal) in enumerate(zip(attempts, finished.equal_rewards, strict=True))
         ]
+        return [
+            replace(row, outcome="tied", reason=TIED) if i in finished.left_out else row for i, row in enumerate(rows)
+        ]
+
+    def passed(self, positions: Mapping[int, int]) -> None:
+        """Enter positions, with their prompts, that the curriculum passed over."""
+        update = self.published.current.version + 1
+        self.note(
+            [
+                Attempt(
+                    position=position,
+                    attempt=0,
+                    prompt_index=index,
+                    outcome="passed",
+                    reason=PASSED,
+                    update=update,
+                    request=position,
+                    worker=-1,
+                )
+                for position, index in positions.items()
+            ]
+        )
 
     def _attempts(
         self, request: RolloutRequest, attempt: int, *, worker: int, outcome: Outcome, reason: str

@@ -20,6 +20,7 @@ from pipeline.rl.accounting import Accounting, Records
 from pipeline.rl.guards import BROKEN, Guards
 from pipeline.rl.heldout import play_heldout
 from pipeline.rl.learner_timeout import LearnerTimeout
+from pipeline.rl.ledger import Attempt
 from pipeline.rl.published_policies import PublishedPolicies
 from pipeline.rl.request_stream import STREAMS, RecordedStream, RequestMaker, RequestStream
 from pipeline.rl.rollout_metrics import IdleTime, rollout_metrics, worker_metrics
@@ -89,9 +90,10 @@ class LatentRL(Algorithm):
         self.use(self.run_config)
         self.idle = IdleTime(pool)
 
-    def attach(self, records: Records) -> None:
-        """Record every update into ``records`` from now on."""
+    def attach(self, records: Records, earlier: Sequence[Attempt] = ()) -> None:
+        """Record every update into ``records`` from now on; ``earlier`` is what the ledger has of updates before."""
         self.accounting.attach(records)
+        self.stream.curriculum.learn(earlier)
 
     def follow(self, batches: Iterator[list[FinishedRequest]]) -> None:
         """Train on ``batches`` from now on, each sampled with the policy that its requests name."""
@@ -142,9 +144,9 @@ class LatentRL(Algorithm):
     def _minibatches(self, batch: Sequence[FinishedRequest]) -> dict[str, Any]:
         """How the learner takes a batch, as RLlib's arguments."""
         improve, learners = self.improve, max(1, self.run_config.cluster.num_learners)
-        rows = max(1, math.ceil(sum(one.summary.rollouts for one in batch) / learners))
+        rows = max(1, math.ceil(sum(one.trained for one in batch) / learners))
         return {
-            "training_data": TrainingData(episodes_refs=[one.rollouts for one in batch]),
+            "training_data": TrainingData(episodes_refs=[one.training_rollouts() for one in batch if one.trained]),
             "num_epochs": improve.epochs,
             "minibatch_size": math.ceil(rows / improve.minibatches),
             "num_total_minibatches": improve.epochs * improve.minibatches,

@@ -32,7 +32,11 @@ STARTS, UNDONE = "_starts.jsonl", "_undone"  # Parquet readers pass over names t
 _METADATA = b"latent_control.ledger"
 _NAME = re.compile(r"updates-([0-9]{8})-([0-9]{8})-([0-9a-f]{8})\.parquet")
 
-Outcome = Literal["trained", "skipped", "lost", "stale"]
+Outcome = Literal["trained", "skipped", "tied", "passed", "lost", "stale"]
+CONSUMED: tuple[Outcome, ...] = ("trained", "skipped")
+"""Of what an update took."""
+PLAYED: tuple[Outcome, ...] = (*CONSUMED, "tied")
+"""Of what was sampled for an update, all of which is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +49,8 @@ class Attempt:
     """How many times it was handed out before; ``position`` and this are the attempt's id."""
     prompt_index: int
     outcome: Outcome
-    """trained, skipped (its update was, the rollouts are in quarantine), lost (with its worker) or stale (thrown away,
+    """trained, skipped (its update was, the rollouts are in quarantine), tied (left out of the update, because all
+    rewards were equal), passed (the curriculum did not ask for it), lost (with its worker) or stale (thrown away,
     requested again)."""
     reason: str = ""
     """Why, unless it was trained on."""
@@ -59,6 +64,10 @@ class Attempt:
     """Of the policies that chose its actions; -1 where none did."""
     rollouts: tuple[str, ...] = ()
     """Ids of its rollouts."""
+    successes: int = -1
+    """Of its rollouts; -1 where there are none, and in ledgers of earlier versions."""
+    equal_rewards: bool = False
+    """Whether all its rewards are equal."""
 
 
 SCHEMA = pa.schema(
@@ -74,6 +83,8 @@ SCHEMA = pa.schema(
         pa.field("oldest_version", pa.int64(), nullable=False),
         pa.field("newest_version", pa.int64(), nullable=False),
         pa.field("rollouts", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field("successes", pa.int32(), nullable=False),
+        pa.field("equal_rewards", pa.bool_(), nullable=False),
     ]
 )
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from latent_control.algorithms import ALGORITHMS
 from latent_control.distributions import rollout_seed
 from pipeline.rl import staleness
 from pipeline.rl.accounting import Accounting
+from pipeline.rl.curriculum import Curriculum
 from pipeline.rl.prompt_order import chunk_count, chunks, equal_chunk_count, prompt_at
 from pipeline.rl.published_policies import PublishedPolicies
 from pipeline.rl.rollout_metrics import action_ages
@@ -45,6 +46,11 @@ class RequestMaker:
         """The config's section about RL."""
         assert self.config.improve is not None
         return self.config.improve
+
+    def prompt_of(self, position: int) -> int:
+        """The prompt at a position."""
+        count = self.improve.prompts_per_update
+        return prompt_at(position, count, size=self.prompt_count, seed=self.config.seed)[1]
 
     def __call__(self, positions: Sequence[int]) -> RolloutRequest:
         run, improve = self.config, self.improve
@@ -75,6 +81,7 @@ class RequestStream(ABC):
         """The first position of the stream of prompts that nobody has asked for."""
         self.metrics: dict[str, float] = {}
         """What the last ``next_batch`` measured."""
+        self.curriculum = Curriculum(self.improve.curriculum, make.config.seed)
 
     @abstractmethod
     def next_batch(self) -> list[FinishedRequest]:
@@ -101,22 +108,72 @@ class RequestStream(ABC):
 
 
 class SyncStream(RequestStream):
-    """Samples a batch with the current policy while the learner waits. An update's prompts follow from its number."""
+    """Samples a batch with the current policy while the learner waits."""
+
+    def __init__(self, make: RequestMaker, pool: RolloutPool, accounting: Accounting) -> None:
+        super().__init__(make, pool, accounting)
+        self._cursor = 0
+        """The next position to look at; it becomes ``next_position`` when the batch is whole, so that an update that
+        was interrupted is sampled again."""
+        self._passed: dict[int, int] = {}
+        """Positions of the batch that the curriculum passed over, and their prompts."""
 
     def next_batch(self) -> list[FinishedRequest]:
-        """Sample the whole batch now."""
-        requests = self.requests_of(self.published.current.version)
-        started = time.perf_counter()
-        self.pool.submit(requests)
-        batch = self.pool.take(request.request_id for request in requests)
+        """Sample the whole batch now; groups of equal rewards give way to fresh ones as far as
+        ``improve.dynamic_sampling`` allows."""
+        started, wanted = time.perf_counter(), self.improve.prompts_per_update
+        self._cursor, self._passed = max(self.next_position, self.published.current.version * wanted), {}
+        batch = self._sampled(wanted)
+        room = int(self.improve.dynamic_sampling * wanted)
+        while extra := min(room, wanted - sum(not tied for one in batch for tied in one.equal_rewards)):
+            room -= extra
+            batch += self._sampled(extra)
+        self.next_position = self._cursor
         self.metrics = {"seconds_sampling": time.perf_counter() - started}
-        return batch
+        if self.improve.dynamic_sampling:
+            self.metrics["extra_groups"] = sum(len(one.equal_rewards) for one in batch) - wanted
+        if self.improve.curriculum < 1:
+            self.metrics["prompts_passed"] = len(self._passed)
+            self.accounting.passed(self._passed)
+        return left_out(batch, wanted)
 
-    def requests_of(self, update: int) -> list[RolloutRequest]:
-        """The requests of an update."""
-        run, count = self.make.config, self.improve.prompts_per_update
-        parts = chunk_count(count, self.pool.most_workers(run), run.cluster.num_learners)
-        return [self.request(part) for part in chunks(range(update * count, (update + 1) * count), parts)]
+    def _sampled(self, count: int) -> list[FinishedRequest]:
+        """The groups of the next ``count`` prompts."""
+        requests = self.requests_for(self._next_positions(count))
+        self.pool.submit(requests)
+        found = self.pool.take(request.request_id for request in requests)
+        if self.improve.curriculum < 1:
+            self.curriculum.learn([row for one in found for row in self.accounting.entries(one, "trained")])
+        return found
+
+    def requests_for(self, positions: Sequence[int]) -> list[RolloutRequest]:
+        """Positions in nearly equal requests, one at least for each worker there may be."""
+        run = self.make.config
+        parts = chunk_count(len(positions), self.pool.most_workers(run), run.cluster.num_learners)
+        return [self.request(part) for part in chunks(positions, parts)]
+
+    def _next_positions(self, count: int) -> list[int]:
+        """The next ``count`` positions whose prompts the curriculum asks for."""
+        found = list[int]()
+        while len(found) < count:
+            prompt = self.make.prompt_of(self._cursor)
+            if self.curriculum.asks(self._cursor, prompt):
+                found.append(self._cursor)
+            else:
+                self._passed[self._cursor] = prompt
+            self._cursor += 1
+        return found
+
+
+def left_out(batch: Sequence[FinishedRequest], wanted: int) -> list[FinishedRequest]:
+    """``batch`` without groups of equal rewards, the last sampled first, until ``wanted`` groups are left."""
+    groups = [(number, group) for number, one in enumerate(batch) for group in range(len(one.equal_rewards))]
+    tied = [(number, group) for number, group in groups if batch[number].equal_rewards[group]]
+    out = set(tied[len(tied) - (len(groups) - wanted) :]) if len(groups) > wanted else set()
+    return [
+        replace(one, left_out=frozenset(group for at, group in out if at == number)) if out else one
+        for number, one in enumerate(batch)
+    ]
 
 
 class AsyncStream(RequestStream):

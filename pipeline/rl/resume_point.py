@@ -47,7 +47,7 @@ def whole_until(run_dir: Path, stage: str, *, stored: bool) -> tuple[float, str]
         there = _stored_ids(run_dir / REPLAY)
         for attempt in recorded.attempts:
             missing = [rollout for rollout in attempt.rollouts if rollout not in there]
-            if attempt.outcome == "trained" and attempt.update <= last and missing:
+            if attempt.outcome in ("trained", "tied") and attempt.update <= last and missing:
                 last = attempt.update - 1
                 why = f"the replay buffer lacks rollouts of update {attempt.update}, e.g. {missing[0]}"
     return last, why

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from configs.checks import GROUPED
 from configs.schema import Improve
 from latent_control.analysis.measures import usage_measures
 from pipeline.rl.rollout_pool import FinishedRequest, RolloutPool
@@ -17,8 +18,6 @@ from rollout_workers.rollouts import RolloutSummary
 
 TIED = 0.3
 """Share of groups without a difference from which a run warns."""
-GROUPED = ("grpo", "dr_grpo", "rloo")
-"""Algorithms that compare the rollouts of a prompt with each other alone."""
 
 
 def rollout_metrics(batch: Sequence[FinishedRequest], *, version: int, num_actions: int) -> dict[str, float]:
@@ -76,14 +75,15 @@ def mean_parts(summaries: Sequence[RolloutSummary]) -> dict[str, float]:
 
 
 def tied_groups(batch: Sequence[FinishedRequest]) -> dict[str, float]:
-    """Share of the groups whose judged rewards are all equal (or fewer than two): group advantages are 0 there. Nothing
-    where groups are single rollouts."""
-    found = []
-    for finished in batch:
-        size, rewards = finished.request.group_size, finished.summary.rewards
-        groups = (rewards[first : first + size] for first in range(0, len(rewards), size)) if size > 1 else ()
-        found += [len({reward for reward in group if not math.isnan(reward)}) < 2 for group in groups]
-    return {"tied_groups": sum(found) / len(found)} if found else {}
+    """Share of the groups trained on whose judged rewards are all equal (or fewer than two): group advantages are 0
+    there; of all that were sampled, where some were left out. Nothing where groups are single rollouts."""
+    batch = [finished for finished in batch if finished.request.group_size > 1]
+    sampled = [tied for finished in batch for tied in finished.equal_rewards]
+    left_out = sum(len(finished.left_out) for finished in batch)
+    if not sampled:
+        return {}
+    trained = {"tied_groups": (sum(sampled) - left_out) / (len(sampled) - left_out)}
+    return trained | ({"tied_groups_sampled": sum(sampled) / len(sampled)} if left_out else {})
 
 
 def tied_warning(stage: str, improve: Improve, share: float | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -40,6 +41,27 @@ class FinishedRequest:
     """How many times the request was handed out before."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """RLlib's, of the call."""
+    left_out: frozenset[int] = frozenset()
+    """Numbers of its groups that the update does not train on."""
+
+    @property
+    def equal_rewards(self) -> list[bool]:
+        """Of each group: whether its judged rewards are all equal, or fewer than two."""
+        size, rewards = self.request.group_size, self.summary.rewards
+        groups = (rewards[first : first + size] for first in range(0, len(rewards), size))
+        return [len({reward for reward in group if not math.isnan(reward)}) < 2 for group in groups]
+
+    @property
+    def trained(self) -> int:
+        """How many of its rollouts the update trains on."""
+        return self.summary.rollouts - len(self.left_out) * self.request.group_size
+
+    def training_rollouts(self) -> ray.ObjectRef:
+        """Those rollouts."""
+        if not self.left_out:
+            return self.rollouts
+        size = self.request.group_size
+        return ray.put([r for n, r in enumerate(ray.get(self.rollouts)) if n // size not in self.left_out])
 
     def lost(self, reason: str) -> LostRequest:
         """The record of its loss."""

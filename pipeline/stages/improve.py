@@ -25,7 +25,7 @@ from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.config import algorithm_config, without_workers
 from pipeline.rl.guards import BROKEN
-from pipeline.rl.ledger import Ledger
+from pipeline.rl.ledger import Ledger, read
 from pipeline.rl.resume_point import resume_point
 from pipeline.rl.rollout_pool import PartLost
 from pipeline.rl.shared_pool import Share
@@ -215,8 +215,10 @@ class ImproveStage:
                 log.restore(found / METRICS)
         ledger = Ledger(self.context.run_dir, stage)
         replay = replay_actor(self.context, stage) if self.context.config.replay.enabled else None
-        algorithm.attach(Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, self.context, stage)))
-        if wrong := ledger.begin(algorithm.policy.version, skipped):
+        wrong = ledger.begin(algorithm.policy.version, skipped)
+        records = Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, self.context, stage))
+        algorithm.attach(records, read(self.context.run_dir, stage).attempts if self.improve.curriculum < 1 else ())
+        if wrong:
             log.message(f"{stage}: the ledger's {wrong}; begun again", "ledger_mended", stage=stage)
         log.truncate(stage, algorithm.policy.version)
 

@@ -389,3 +389,26 @@ class TestRecipes:
         assert "| `dr_grpo` | `improve.algorithm: dr_grpo`, `improve.loss_mean: constant` |" in reference(
             config_schema()
         )
+
+
+class TestChoiceOfPrompts:
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ("dynamic_sampling: 2, mode: async", "improve.dynamic_sampling: 2 is for improve.mode sync"),
+            ("curriculum: 0.5, mode: async", "improve.curriculum: 0.5 is for improve.mode sync"),
+            ("curriculum: 0.5, group_size: 1, algorithm: ppo", "improve.curriculum: 0.5 compares a prompt's rollouts"),
+            ("dynamic_sampling: 1, algorithm: remax", "improve.dynamic_sampling: 1 leaves out groups"),
+            ("dynamic_sampling: 1, algorithm: ppo", "improve.dynamic_sampling: 1 leaves out groups"),
+        ],
+    )
+    def test_what_cannot_be_together_is_named(self, write_config, settings, said):
+        assert only_error(write_config(f"{CLONED}improve: {{{settings}}}\n")).startswith(said)
+
+    def test_several_learners_are_refused(self, write_config):
+        path = write_config(f"{CLONED}improve: {{dynamic_sampling: 1}}\ncluster: {{num_learners: 2}}\n")
+        assert only_error(path).startswith("improve.dynamic_sampling: 1, but what is left of an update")
+
+    def test_the_defaults_say_nothing(self, write_config):
+        config = load_config(write_config(f"{CLONED}improve: {{mode: async, algorithm: ppo}}\n"))
+        assert config.improve.dynamic_sampling == 0 and config.improve.curriculum == 1

@@ -16,14 +16,14 @@ from pipeline.evaluation.outcomes import Mode, Outcome
 from pipeline.evaluation.results import Played, differences, variant_numbers
 from pipeline.pages.report.codebook import usage_of
 from pipeline.rl.rollout_metrics import tied_groups, tied_warning
+from pipeline.rl.rollout_pool import FinishedRequest
 
 NAN = float("nan")
 
 
-def finished(rewards: list[float], group_size: int) -> Any:
-    return SimpleNamespace(
-        request=SimpleNamespace(group_size=group_size), summary=SimpleNamespace(rewards=tuple(rewards))
-    )
+def finished(rewards: list[float], group_size: int) -> FinishedRequest:
+    request: Any = SimpleNamespace(group_size=group_size)
+    return FinishedRequest(request=request, rollouts=None, summary=SimpleNamespace(rewards=tuple(rewards)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

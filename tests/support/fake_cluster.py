@@ -143,6 +143,7 @@ class FakeCluster:
     def answer(self, worker: int, asked: RolloutRequest) -> Any:
         self.sampled[asked.request_id] += 1
         version = asked.policy.version if asked.policy else 0
+        pairs = len(asked.prompt_indices) * asked.group_size // 2
         summary = RolloutSummary(
             request_id=asked.request_id,
             worker=worker,
@@ -150,8 +151,8 @@ class FakeCluster:
             rollouts=2,
             tokens=2,
             failures=0,
-            rewards=(0.0, 1.0),
-            successes=(False, True),
+            rewards=(0.0, 1.0) * pairs,
+            successes=(False, True) * pairs,
             seconds=0.0,
             gib=self.gib[worker],
         )

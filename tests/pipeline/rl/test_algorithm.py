@@ -230,7 +230,7 @@ def test_continues_from_its_state_as_if_never_stopped(
 
 
 def test_an_error_in_a_worker_reaches_the_caller_as_itself(fresh: LatentRL) -> None:
-    asked = fresh.stream.requests_of(0)[0]
+    asked = fresh.stream.requests_for(range(4))[0]
     for broken, policy, error, message in (
         (replace(asked, prompt_indices=(10**9,), seeds=(0,)), fresh.policy, IndexError, "out of range"),
         (asked, replace(fresh.policy, version=7, weights_hash="0" * 64), ValueError, "announced was 000000000000"),
@@ -501,7 +501,7 @@ def test_a_worker_killed_while_sampling_costs_nothing(
 def test_rollouts_outlive_the_worker_that_made_them(fresh: LatentRL) -> None:
     """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere
     warning."""
-    requests = fresh.stream.requests_of(0)
+    requests = fresh.stream.requests_for(range(4))
     fresh.pool.submit(requests)
     answers = fresh.pool.take([r.request_id for r in requests])
     workers = {a.summary.worker for a in answers}
