@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -154,6 +155,7 @@ def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterat
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
     log = RunLog(run_dir, tracker=tracker, display=display, events=events)
     with log.showing(ahead(config, run_dir)):
+        log.message(f"watch it: latent-control watch {shlex.quote(str(run_dir))}")
         try:
             yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker
         finally:

@@ -88,13 +88,14 @@ def _masks(table: pa.Table, wanted: RolloutSearch) -> Iterator[pa.ChunkedArray]:
 
 def _matching(texts: pa.ChunkedArray, rows: np.ndarray, wanted: RolloutSearch) -> FoundRollouts:
     match = pc.match_substring_regex if wanted.regex else pc.match_substring
+    try:
+        match(pa.array([""]), wanted.text)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{wanted.text!r} is not a regular expression that is searched here: {error}") from error
     found, at, size, started = [rows[:0]], 0, FIRST_ROWS, time.perf_counter()
     while at < len(rows) and time.perf_counter() - started < MOST_SECONDS:
         some, began = rows[at : at + size], time.perf_counter()
-        try:
-            hits = match(texts.take(pa.array(some)), wanted.text, ignore_case=True).to_numpy()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{wanted.text!r} is not a regular expression that is searched here: {error}") from error
+        hits = match(texts.take(pa.array(some)), wanted.text, ignore_case=True).to_numpy()
         found.append(some[hits])
         at += len(some)
         if time.perf_counter() - began < FAST:
