@@ -29,7 +29,7 @@ def tab(browser):
     page = watched(browser, "http://127.0.0.1:", "about:", "data:")
     page.set_default_timeout(60_000)
     yield page
-    wrong = [one for one in page.wrong if "ERR_" not in one]
+    wrong = [one for one in page.wrong if "status of 400" not in one]  # a pattern that is wrong
     assert not page.evaluate("window.pwned") and not wrong
     page.close()
 
@@ -40,16 +40,14 @@ def test_curves_and_rollouts_come_while_the_run_works(tab, run_at_work, watching
     run_at_work.update()
     run_at_work.update()
     began = time.monotonic()
-    tab.wait_for_selector("svg.live polyline")
+    tab.wait_for_selector("svg.live")
     assert time.monotonic() - began < 5
     assert "improve 2 of 50, reward of the last update 0.020" in tab.inner_text("#about")
     tab.click("nav a:has-text('Rollouts')")
     tab.wait_for_selector("#rollouts li:nth-child(8) .token")
     assert "8 rollouts, 1 to 8 shown" in tab.inner_text("#found")
     tokens = tab.locator("#rollouts li:first-child .token")
-    assert [text.split() for text in tokens.all_text_contents()] == [["3", "0"], ["=", "5"], ["3", "3"]] or (
-        tokens.count() == 3
-    )
+    assert [text.split()[-1] for text in tokens.all_text_contents()] == ["0", "5", "3"]  # its codes
     run_at_work.update("stop here")
     tab.wait_for_selector("#found:has-text('12 rollouts')")
     tab.fill("#s-text", r"st.p\s")
@@ -76,11 +74,11 @@ def test_a_group_by_keyboard_and_time(tab, run_at_work, watching):
     assert "advantage +0.750" in first and "success, reward 1.00" in first
     assert "advantage \u22120.250" in last and "verifier failed: Timeout" in tab.inner_text("#group")
     tab.click("nav a:has-text('Time')")
-    tab.wait_for_selector("svg.live rect")
+    tab.wait_for_selector("svg.live")
     assert "sampling 0.75 s, verifying 0.25 s, updating 0.5 s" in tab.inner_text("figure output")
     assert "50 % of the time" in tab.inner_text("#view")
     tab.click("nav a:has-text('Curves')")
-    tab.wait_for_selector("svg.live polyline")
+    tab.wait_for_selector("svg.live")
     tab.focus(".reader")
     tab.keyboard.press("Home")
     assert tab.inner_text("figure output").startswith("update 1: improve")
@@ -116,7 +114,7 @@ def test_it_fits_phone_and_screen_and_axe_finds_nothing_serious(tab, run_at_work
         run_at_work.update()
     tab.emulate_media(color_scheme=scheme)
     address = watching(run_at_work.folder)
-    waits = {"curves": "polyline", "rollouts&group=g1": "#group .panel", "time": "svg.live rect"}
+    waits = {"curves": "svg.live", "rollouts&group=g1": "#group .panel", "time": "svg.live"}
     for width in (390, 1440):
         tab.set_viewport_size({"width": width, "height": 844})
         for view, selector in waits.items():
