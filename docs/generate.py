@@ -45,6 +45,7 @@ EXAMPLES = {
     "task check": ("NAME|CONFIG", "tasks.md"),
     "reward report": ("RUN_DIR", "rewards.md"),
     "reward train": ("PAIRS --base MODEL", "tasks.md"),
+    "watch": ("RUN_DIR|FOLDER", "watch.md"),
     "runs": ("FOLDER", "runs.md"),
     "show": ("RUN_DIR", "runs.md"),
     "ui": ("RUN_DIR|STORE", "tracking.md"),

@@ -127,7 +127,26 @@ def an_answer_is_open(page: Any) -> None:
     page.wait_for_selector("#beside:not(.busy) .card:nth-child(3) .token", timeout=PATIENCE_MS)
 
 
+def watching(places: Places) -> str:
+    """The service's own address."""
+    return places.stack.enter_context(serving("watch", str(places.run)))(r"(http://127\.0\.0\.1:\d+\S*)")[1]
+
+
+def curves_are_drawn(page: Any) -> None:
+    """The run has been read."""
+    page.wait_for_selector("svg.live", timeout=PATIENCE_MS)
+
+
+def a_group_is_open(page: Any) -> None:
+    """The rollouts of the newest prompt, side by side."""
+    page.click("nav a:has-text('Rollouts')")
+    page.click("#rollouts li:first-child a", timeout=PATIENCE_MS)
+    page.wait_for_selector("#group .panel .token", timeout=PATIENCE_MS)
+
+
 SHOTS = (
+    Shot(name="watch", address=watching, prepare=curves_are_drawn, height=900),
+    Shot(name="watch-rollouts", address=watching, prepare=a_group_is_open, height=1000),
     Shot(name="mlflow-charts", address=mlflow_charts, prepare=charts_are_drawn, height=680),
     Shot(name="explorer", address=lambda p: (p.run / "explorer.html").as_uri(), prepare=explorer_is_drawn),
     Shot(name="report", address=lambda p: (p.run / "report.html").as_uri(), height=1000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -171,6 +172,7 @@ def _logged(
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
     log = RunLog(run_dir, tracker=tracker, display=display, events=events)
     with log.showing(ahead(config, run_dir)):
+        log.message(f"watch it: latent-control watch {shlex.quote(str(run_dir))}")
         try:
             task = build_task(config.task)
             yield StageContext(config=config, run_dir=run_dir, log=log, task=task, workers=workers), tracker

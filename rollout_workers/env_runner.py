@@ -157,6 +157,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
         """``sample`` as two return values: the rollouts, of which the driver only holds the reference; a summary and
         metrics."""
         started = time.perf_counter()
+        self.player.verifying.clear()
         engine = self._rehost(request.host or self.settings.host)
         before = prompt_counts(engine.tree)
         rollouts = self.sample(request=request)
@@ -171,6 +172,7 @@ class LMEnvRunner(EnvRunner, Checkpointable):
             worker=self.worker_index,
             hashes=self.hashes,
             seconds=seconds,
+            verifying=sum(self.player.verifying),
             prompt_tokens=(read, found),
         )
         return rollouts, (summary, self.counted(summary))

@@ -61,6 +61,8 @@ class Player:
     max_prompt_tokens: int
     stop: tuple[str, ...] = ()
     """``rollout.stop``"""
+    verifying: list[float] = field(default_factory=list)
+    """As a ``ResponsePlayer``'s; stays empty, an environment judges while it steps."""
 
     def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[PlayedEpisode]:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read.

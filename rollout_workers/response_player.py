@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Worlds
@@ -21,6 +22,8 @@ class ResponsePlayer:
 
     task: Task
     settings: WorkerSettings
+    verifying: list[float] = field(default_factory=list)
+    """Seconds of each call of the verifier since the list was emptied."""
 
     def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[PlayedEpisode]:
         """``job.repeats`` responses to each prompt, judged, prompts outer; ``job.prompts`` is not read.
@@ -48,7 +51,9 @@ class ResponsePlayer:
             Response(text=text, new_tokens=len(row), limit=rollout.max_new_tokens, stopped=row.finish_reason == "stop")
             for row, text in zip(rows, texts, strict=True)
         ]
+        started = time.perf_counter()
         verdicts = judge_all(self.task, self.settings.reward, [prompts[place] for place in places], responses)
+        self.verifying.append(time.perf_counter() - started)
         return [
             PlayedEpisode(prompt=prompts[place], prompt_ids=encoded[place], row=row, text=text, verdict=verdict)
             for place, row, text, verdict in zip(places, rows, texts, verdicts, strict=True)

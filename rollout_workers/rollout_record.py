@@ -137,6 +137,7 @@ def summary_of(
     worker: int,
     hashes: Mapping[int, str],
     seconds: float,
+    verifying: float = 0.0,
     prompt_tokens: tuple[int, int] = (0, 0),
 ) -> RolloutSummary:
     """What the driver sees of a finished request."""
@@ -150,6 +151,7 @@ def summary_of(
         rewards=tuple(float("nan") if r.reward is None else r.reward for r in rollouts),
         successes=tuple(r.success for r in rollouts),
         seconds=seconds,
+        verifying=verifying,
         part_means=_part_means(rollouts),
         node=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
         rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),

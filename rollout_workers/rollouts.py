@@ -191,6 +191,9 @@ class RolloutSummary:
     successes: tuple[bool, ...]
     """Per rollout, in the request's order (prompts outer, group inner)."""
     seconds: float
+    """Of the whole request."""
+    verifying: float = 0.0
+    """Seconds of them in the verifier."""
     part_means: Mapping[str, float] = field(default_factory=dict)
     """Mean of each part of the score over the rollouts that were judged."""
     node: str = ""

@@ -30,7 +30,7 @@ ROOMS = (
     {"experiments"},
     {"integrity"},
     {"run"},
-    {"steering"},
+    {"steering", "watch"},
     {"serving"},
     {"stages"},
     {"pages"},
@@ -41,7 +41,7 @@ ROOMS = (
     {"runs"},
     {"replay"},
     {"evaluation"},
-    {"storage", "console"},
+    {"storage", "console", "web"},
     {"names"},
 )
 # Files that hold names alone: a room of their own, below all others.
@@ -70,8 +70,11 @@ RLLIB = {
 }
 PARQUET = {
     "pipeline/evaluation/outcome_file.py",
+    "pipeline/replay/following.py",
+    "pipeline/replay/pending.py",
     "pipeline/replay/reader.py",
     "pipeline/replay/schema.py",
+    "pipeline/replay/search.py",
     "pipeline/replay/shards.py",
     "pipeline/replay/writer.py",
     "pipeline/rl/ledger.py",

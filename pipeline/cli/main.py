@@ -25,6 +25,7 @@ from pipeline.cli import (  # noqa: F401  (each file's commands join the app whe
     tasks,
     train,
     tune,
+    watch,
 )
 from pipeline.cli.app import app
 from pipeline.cli.panels import arrange

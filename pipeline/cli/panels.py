@@ -6,7 +6,7 @@ import typer
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Train": ("run", "resume", "init", "sample", "config", "task", "reward", "doctor"),
-    "Look": ("runs", "show", "ui", "explain", "report", "steer", "evaluate", "audit", "diagnose"),
+    "Look": ("watch", "runs", "show", "ui", "explain", "report", "steer", "evaluate", "audit", "diagnose"),
     "Compare and choose": ("compare", "pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
     "Use": ("export", "serve", "bank"),
     "On a cluster, and repair": ("submit", "job", "cluster-files", "scale", "sync", "reproduce"),

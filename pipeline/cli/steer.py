@@ -227,10 +227,12 @@ def _talk(steerer: Steerer, session: Session, as_json: bool) -> None:
 
 
 def _serve(steerer: Steerer, host: str, port: int | None) -> None:
-    from pipeline.steering.server import listen, serve
     from pipeline.steering.web import application
+    from pipeline.web.guard import new_token
+    from pipeline.web.server import listen, serve
 
     with exit_on_error(USAGE):
         listener = listen(host, port)
     with exit_on_error(FAILED), listener:
-        serve(application(steerer, host), listener, echo)
+        token = new_token()
+        serve("steering page", application(steerer, host, token), listener, token, echo)

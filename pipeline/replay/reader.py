@@ -90,7 +90,7 @@ class ReplayReader:
 
     def _read(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
         wanted = list(columns) if self._min_reward is None or "reward" in columns else [*columns, "reward"]
-        table = _completed(
+        table = completed(
             self._open(number).read_row_group(group, columns=wanted, use_threads=False).replace_schema_metadata(None),
             wanted,
         )
@@ -99,7 +99,7 @@ class ReplayReader:
         return table.select(columns)
 
 
-def _completed(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
+def completed(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
     """``table`` with empty texts and lists for the columns that an older shard lacks."""
     for name in wanted:
         if name not in table.column_names:

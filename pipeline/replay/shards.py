@@ -69,7 +69,7 @@ def open_partition(root: Path, partition: Path) -> tuple[list[Shard], list[Quara
     shards, quarantined = [], []
     for path in sorted(partition.glob("[!._]*.parquet")):
         try:
-            shards.append(_verified(path, entries.pop(path.name, None), partition.name.removeprefix("run=")))
+            shards.append(verified(path, entries.pop(path.name, None), partition.name.removeprefix("run=")))
         except (ValueError, OSError) as error:
             entries.pop(path.name, None)
             quarantined.append(_quarantine(root, path, str(error)))
@@ -134,7 +134,7 @@ def lost_before(partition: Path) -> list[dict[str, str]]:
         return []
 
 
-def _verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
+def verified(path: Path, entry: dict[str, Any] | None, run_id: str) -> Shard:
     """Check a shard's bytes, schema and origin; ``ValueError`` names what does not match."""
     match = SHARD_NAME.fullmatch(path.name)
     if match is None:

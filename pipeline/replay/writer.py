@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.replay.pending import Pending
 from pipeline.replay.schema import ENCODING, MANIFEST, METADATA, ROW_GROUP, SCHEMA, SCHEMA_VERSION, SHARD_NAME
 from pipeline.replay.shards import lost_before, open_partition, read_column
 from pipeline.storage.atomic import fsync_file, fsync_folder, sealed, sha256_file, write_atomic
@@ -99,6 +100,7 @@ class ReplayWriter:
         ]
         self._seen = {rollout_id for shard in shards for rollout_id in read_column(shard, "rollout_id")}
         self._pending: list[Rollout] = []
+        self._shown = Pending(self._partition)
         self._write_manifest()
 
     @property
@@ -120,11 +122,13 @@ class ReplayWriter:
                 raise ValueError(
                     f"rollout {rollout.rollout_id}: {len(rollout.generated)} marks generated for {lengths[0]} tokens"
                 )
-        before = len(self._seen)
+        before, waiting = len(self._seen), len(self._pending)
         for rollout in rollouts:
             if rollout.rollout_id not in self._seen:
                 self._seen.add(rollout.rollout_id)
                 self._pending.append(rollout)
+        if waiting < len(self._pending) < self._rows_per_shard:
+            self._shown.show(to_table(self._pending[waiting:]))
         while len(self._pending) >= self._rows_per_shard:
             self._write_shard(self._rows_per_shard)
         rows = len(self._seen) - before
@@ -163,6 +167,9 @@ class ReplayWriter:
         self._next += 1
         # Only now: a failed write (disk full) keeps the rows, and the next flush tries again.
         del self._pending[:rows]
+        self._shown.clear()
+        if self._pending:
+            self._shown.show(to_table(self._pending))
 
     def _write_manifest(self) -> None:
         content = {

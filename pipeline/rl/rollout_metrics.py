@@ -35,6 +35,7 @@ def rollout_metrics(batch: Sequence[FinishedRequest], *, version: int, num_actio
         "tokens": tokens,
         "tokens_per_rollout": tokens / rollouts,
         "worker_seconds": sum(s.seconds for s in summaries),
+        "worker_seconds_verifying": sum(s.verifying for s in summaries),
         "rollout_nodes": len({s.node for s in summaries}),
         "staleness_mean": sum(age * count for age, count in ages.items()) / ages.total(),
         "staleness_max": max(ages),

@@ -35,7 +35,7 @@ def records(path: Path) -> list[Mapping[str, Any]]:
     A torn line and a line whose checksum fails are skipped: its numbers are not what was logged.
     """
     found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [record for line in found if (record := _record(line)) is not None]
+    return [record for line in found if (record := record_of(line)) is not None]
 
 
 def total(path: Path, stage: str, metric: str) -> float:
@@ -124,7 +124,7 @@ class RunLog:
     def snapshot(self, path: Path) -> None:
         """Write all lines so far to ``path``."""
         path.write_bytes(
-            b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if _record(line) is not None)
+            b"".join(line for line in self.path.read_bytes().splitlines(keepends=True) if record_of(line) is not None)
         )
 
     def restore(self, path: Path) -> None:
@@ -161,7 +161,7 @@ class RunLog:
         message."""
         kept, dropped = [], 0
         for line in self.path.read_bytes().splitlines(keepends=True):
-            record = _record(line)
+            record = record_of(line)
             if record is None:
                 self.message(f"{METRICS}: dropped a torn or damaged line {line[:40]!r}", "line_dropped")
             if record is not None and wanted(record):
@@ -181,7 +181,7 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(v) for name, v in record.items() if name not in _RESERVED and isinstance(v, int | float)}
 
 
-def _record(line: bytes) -> Mapping[str, Any] | None:
+def record_of(line: bytes) -> Mapping[str, Any] | None:
     """The record of a whole line that is as it was written; lines of older versions have no checksum, and no word but
     the stage's name."""
     return checksummed_jsonl.parsed(

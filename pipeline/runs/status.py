@@ -56,7 +56,7 @@ def overview(folder: Path) -> Overview:
     modified = float(last.get("time", (folder / CONFIG).stat().st_mtime))
     return Overview(
         folder=folder,
-        status=_status(folder, config, summary, modified),
+        status=status_of(folder, config, summary, modified),
         stage=str(last.get("stage", "")),
         step=int(last.get("step", 0)),
         total=_total(config, str(last.get("stage", ""))),
@@ -75,7 +75,8 @@ def finished(config: RunConfig, summary: Mapping[str, Any]) -> bool:
     return whole and (config.evaluation is None or "evaluation" in summary)
 
 
-def _status(folder: Path, config: RunConfig, summary: Mapping[str, Any], modified: float) -> str:
+def status_of(folder: Path, config: RunConfig, summary: Mapping[str, Any], modified: float) -> str:
+    """ "finished", "running" or "interrupted"; ``modified``: Unix time of the last log line."""
     if finished(config, summary):
         return "finished"
     process = read_process(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-from pipeline.pages.html import asset, filled, source
+from pipeline.pages.html import asset, filled, served_policy
 
 SCRIPTS = ("state.js", "answer.js", "candidates.js", "main.js")
 """One after the other, with the explorer's helpers after the first, they are the page's script."""
@@ -31,9 +31,7 @@ def parts() -> dict[str, str]:
 
 def policy() -> str:
     """The Content-Security-Policy."""
-    style, script = (source(parts()[name]) for name in ("STYLE", "SCRIPT"))
-    own = f"style-src {style}; script-src {script}; connect-src 'self'; img-src data:"
-    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return served_policy(parts()["STYLE"], parts()["SCRIPT"])
 
 
 def page() -> str:

@@ -14,11 +14,11 @@ from starlette.concurrency import run_in_threadpool
 
 from pipeline.pages.explorer.records import as_data
 from pipeline.serving.protocol import RefusedRequest, parse, read_body
-from pipeline.steering.guard import LARGEST_BODY, Application, RequestGuard
 from pipeline.steering.page import page, policy
 from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
-from pipeline.steering.server import is_loopback, names_of
 from pipeline.steering.steerer import Steerer
+from pipeline.web.guard import LARGEST_BODY, Application, RequestGuard
+from pipeline.web.server import is_loopback, names_of
 
 WAITING = 8
 """Questions that may wait for the model; more are turned away."""
@@ -27,8 +27,8 @@ OFFERED = 100
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def application(steerer: Steerer, host: str) -> Application:
-    """The ASGI application of a service that listens on ``host``."""
+def application(steerer: Steerer, host: str, token: str) -> Application:
+    """The ASGI application of a service that listens on ``host``, for those who know ``token``."""
     # No pages of its own: those load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     desk = threading.BoundedSemaphore(WAITING)
@@ -68,7 +68,7 @@ def application(steerer: Steerer, host: str) -> Application:
     async def candidates(request: Request) -> Response:
         return await tell(request, CandidatesRequest, partial(_candidates, steerer))
 
-    return RequestGuard(app, names_of(host), everywhere=not is_loopback(host))
+    return RequestGuard(app, names_of(host), token, everywhere=not is_loopback(host))
 
 
 def _candidates(steerer: Steerer, question: CandidatesRequest) -> Any:

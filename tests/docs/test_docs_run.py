@@ -48,7 +48,7 @@ QUICK = {
     "show",
 }
 QUICK |= {"init", "audit", "diagnose", "compare", "export", "scale", "off-policy", "cluster-files"}
-SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health", "steer": "/"}, {"submit", "job"}
+SERVERS, JOBS = {"serve": "/v1/models", "ui": "/health", "steer": None, "watch": None}, {"submit", "job"}
 NO_SERVER = {"--prompt", "--terminal"}
 OUTPUTS = ("-o", "--out", "--run-dir")
 # Exit codes other than 0 that are an answer.
@@ -275,6 +275,16 @@ def started(folder: Path, words: Sequence[str], environment: dict[str, str]) -> 
             process.wait(120)
 
 
+def address(command: str, port: int, log: Path) -> str:
+    """Where a server answers; of those whose link holds a token, what it printed."""
+    if (path := SERVERS[command]) is not None:
+        return f"http://127.0.0.1:{port}{path}"
+    found = re.search(rf"http://127\.0\.0\.1:{port}/\S+", log.read_text())
+    if found is None:
+        raise ConnectionError("it has not printed its link yet")
+    return found[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("page", "words"), [case for case in cases(False) if is_server(case.values[1])])
@@ -286,7 +296,7 @@ def test_a_server_starts_answers_and_stops(page: str, words: Words, own: Path) -
         while True:
             assert process.poll() is None and time.monotonic() < deadline, (own / "log").read_text()[-3000:]
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{SERVERS[words[0]]}", timeout=10) as reply:
+                with urllib.request.urlopen(address(words[0], port, own / "log"), timeout=10) as reply:
                     assert reply.status == 200
                     break
             except (urllib.error.URLError, ConnectionError, TimeoutError):

@@ -80,6 +80,7 @@ STAND_INS = {
     "REWARD": "0.1",
     "C": "10",
     "runs FOLDER": "runs",
+    "watch FOLDER": "runs",
     "export FOLDER": "out",
     "serve FOLDER": "exported",
     "init CONFIG": "new.yaml",

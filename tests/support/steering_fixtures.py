@@ -13,9 +13,10 @@ import pytest
 from explorer_data import HOSTILE
 
 from pipeline.steering.loading import load
-from pipeline.steering.server import listen, server_of
 from pipeline.steering.steerer import Steerer
 from pipeline.steering.web import application
+from pipeline.web.guard import new_token
+from pipeline.web.server import address_of, listen, server_of
 
 
 class HostileWords:
@@ -56,18 +57,18 @@ def hostile_steerer(steerer: Steerer) -> Steerer:
 
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Callable[[Steerer], str]]:
-    """``serving(steerer)``: the address of its page, up until the session ends."""
+    """``serving(steerer)``: the address of its page without the last slash, up until the session ends."""
     started = []
 
     def serve(some: Steerer) -> str:
-        listener = listen("127.0.0.1", None)
-        server = server_of(application(some, "127.0.0.1"))
+        listener, token = listen("127.0.0.1", None), new_token()
+        server = server_of(application(some, "127.0.0.1", token))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         started.append((server, thread))
         while not server.started:
             time.sleep(0.01)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+        return address_of(listener, token).removesuffix("/")
 
     yield serve
     for server, thread in started:

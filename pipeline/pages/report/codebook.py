@@ -109,9 +109,9 @@ def codebook(sources: Sources) -> ReportSection:
         ("alive_share", "Active codes while the codebook is learned"),
         ("nll_codes", "Held-out NLL given the codes"),
     ):
-        steps = sources.steps(ACTIONS, metric)
-        if len(steps) > 1:
-            curve = plain(metric.replace("_", " "), steps, metric)
+        x, y = sources.series(ACTIONS, metric)
+        if len(x) > 1:
+            curve = plain(metric.replace("_", " "), x, y)
             figures.append(
                 Lines(
                     name=f"actions-{metric.replace('_', '-')}",

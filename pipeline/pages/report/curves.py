@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from configs.schema import RunConfig
 from pipeline.evaluation.statistics import student, success_interval
 from pipeline.pages.charts.records import Curve, Lines
-from pipeline.pages.report.sources import Sources
 from pipeline.runs.stage_table import STAGES
 
 POINTS = 300
@@ -24,10 +23,28 @@ HELDOUT = (("heldout_success", "sampled"), ("heldout_greedy", "greedy"))
 BESIDE = (
     ("entropy", "entropy of the policy over the codes, nats"),
     ("kl_to_reference", "KL to the cloned policy, nats"),
+    ("code_perplexity", "code perplexity of the policy on training rollouts"),
     ("tied_groups", "share of groups whose rewards are all equal, which teach nothing"),
     ("tokens_per_rollout", "tokens of a response"),
     ("staleness_mean", "staleness, updates"),
 )
+
+
+METRICS = ("reward", "success", "loss", *(metric for metric, _ in (*HELDOUT, *BESIDE)))
+"""All that the curves are drawn from."""
+
+
+class Measured(Protocol):
+    """A run with its metrics: one that was read (``Sources``), or one that is followed."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Resolved."""
+        ...
+
+    def series(self, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values [U] of the updates that logged a finite one."""
+        ...
 
 
 def half_width(updates: int) -> int:
@@ -41,55 +58,61 @@ def band(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     At the ends the window is cut. Where it holds one value alone there is no interval (NaN).
     """
-    found = np.full((3, len(values)), math.nan)
-    for i in range(len(values)):
-        window = values[max(0, i - half) : i + half + 1]
-        found[0, i] = mean = window.mean()
-        if len(window) > 1:
-            reach = student(len(window) - 1) * float(window.std(ddof=1)) / math.sqrt(len(window))
-            found[1:, i] = mean - reach, mean + reach
-    return found[0], found[1], found[2]
+    at, middle = np.arange(len(values)), values.mean()
+    first, last = np.maximum(0, at - half), np.minimum(len(values), at + half + 1)
+    count = last - first
+    sums, squares = (np.concatenate([[0.0], np.cumsum((values - middle) ** power)]) for power in (1, 2))
+    total = sums[last] - sums[first]
+    mean = middle + total / count
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = np.maximum(0.0, squares[last] - squares[first] - total**2 / count) / (count - 1)
+        quantiles = np.array([math.nan, *(student(n) for n in range(1, 2 * half + 1))])
+        reach = quantiles[count - 1] * np.sqrt(variance / count)
+    return mean, mean - reach, mean + reach
 
 
-def smoothed(name: str, steps: Sequence[Mapping[str, Any]], metric: str, *, share: bool = False) -> Curve:
+def smoothed(name: str, x: np.ndarray, y: np.ndarray, *, share: bool = False) -> Curve:
     """A metric of every update as a curve with its band; ``share``: it lies between 0 and 1, so does the band."""
-    x, y = np.array([float(r["step"]) for r in steps]), np.array([float(r[metric]) for r in steps])
     mean, low, high = band(y, half_width(len(y)))
     if share:
         low, high = low.clip(0, 1), high.clip(0, 1)
-    kept = np.unique(np.linspace(0, len(x) - 1, min(POINTS, len(x))).round().astype(int))
+    kept = _spread(len(x))
     x, y, mean, low, high = (a[kept] for a in (x, y, mean, low, high))
     raw = tuple(zip(x.tolist(), y.tolist(), strict=True))
     return Curve(name=name, x=x.tolist(), y=mean.tolist(), low=low.tolist(), high=high.tolist(), raw=raw)
 
 
-def plain(name: str, steps: Sequence[Mapping[str, Any]], metric: str) -> Curve:
+def plain(name: str, x: np.ndarray, y: np.ndarray) -> Curve:
     """A metric as it was logged."""
-    kept = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).round().astype(int))]
-    return Curve(name=name, x=[float(r["step"]) for r in kept], y=[float(r[metric]) for r in kept])
+    kept = _spread(len(x))
+    return Curve(name=name, x=x[kept].tolist(), y=y[kept].tolist())
 
 
-def learning_curves(sources: Sources) -> list[Lines]:
+def _spread(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(POINTS, count)).round().astype(int))
+
+
+def learning_curves(run: Measured) -> list[Lines]:
     """Reward and success of reinforcement learning, held-out plays, what else tells of its health; then the offline
     stages' losses."""
     figures = [
         f
         for metric, title in (("reward", "Reward of training rollouts"), ("success", "Success of training rollouts"))
-        for f in _rl(sources, metric, title)
+        for f in _rl(run, metric, title)
     ]
-    figures += _heldout(sources)
-    figures += [f for metric, title in BESIDE for f in _rl(sources, metric, title[0].upper() + title[1:])]
-    return figures + _offline(sources)
+    figures += _heldout(run)
+    figures += [f for metric, title in BESIDE for f in _rl(run, metric, title[0].upper() + title[1:])]
+    return figures + _offline(run)
 
 
-def _rl(sources: Sources, metric: str, title: str) -> list[Lines]:
-    steps = {stage: sources.steps(stage, metric) for stage in RL}
-    share = metric == "success"
-    curves = [smoothed(RL[stage], found, metric, share=share) for stage, found in steps.items() if len(found) > 1]
-    flat = all(max(curve.y) == min(curve.y) for curve in curves)
-    if not curves or (flat and metric not in ("reward", "success")):
+def _rl(run: Measured, metric: str, title: str) -> list[Lines]:
+    found = {stage: series for stage in RL if len((series := run.series(stage, metric))[0]) > 1}
+    flat = all(y.max() == y.min() for _, y in found.values())
+    if not found or (flat and metric not in ("reward", "success")):
         return []  # a constant (staleness of synchronous training) is no curve
-    widths = " and ".join(str(2 * half_width(len(found)) + 1) for found in steps.values() if len(found) > 1)
+    share = metric == "success"
+    curves = [smoothed(RL[stage], x, y, share=share) for stage, (x, y) in found.items()]
+    widths = " and ".join(str(2 * half_width(len(x)) + 1) for x, _ in found.values())
     note = (
         f"Line: mean of {widths} neighbouring updates; band: its 95 % interval (Student's t over these updates); "
         "points: single updates"
@@ -97,20 +120,17 @@ def _rl(sources: Sources, metric: str, title: str) -> list[Lines]:
     return [Lines(name=metric.replace("_", "-"), title=title, across="update", curves=curves, note=note)]
 
 
-def _heldout(sources: Sources) -> list[Lines]:
-    improve = sources.config.improve
+def _heldout(run: Measured) -> list[Lines]:
+    improve = run.config.improve
     curves = []
     for stage, shown in RL.items():
         for metric, mode in HELDOUT:
-            if improve is None or not (steps := sources.steps(stage, metric)):
+            x, y = run.series(stage, metric)
+            if improve is None or not len(x):
                 continue
-            rates = [float(r[metric]) for r in steps]
-            bounds = [
-                success_interval(round(rate * improve.evaluate_prompts), improve.evaluate_prompts) for rate in rates
-            ]
-            low, high = zip(*bounds, strict=True)
-            x = [float(r["step"]) for r in steps]
-            curves.append(Curve(name=f"{shown}, {mode}", x=x, y=rates, low=low, high=high, joined=False))
+            prompts, rates = improve.evaluate_prompts, y.tolist()
+            low, high = zip(*(success_interval(round(rate * prompts), prompts) for rate in rates), strict=True)
+            curves.append(Curve(name=f"{shown}, {mode}", x=x.tolist(), y=rates, low=low, high=high, joined=False))
     if not curves or improve is None:
         return []
     note = f"Each mark: {improve.evaluate_prompts} held-out prompts, one rollout each; whiskers: 95 % interval"
@@ -125,18 +145,19 @@ def _heldout(sources: Sources) -> list[Lines]:
     ]
 
 
-def _offline(sources: Sources) -> list[Lines]:
+def _offline(run: Measured) -> list[Lines]:
     figures = []
     for stage, shown in OFFLINE.items():
-        if len(steps := sources.steps(stage, "loss")) < 2:
+        x, y = run.series(stage, "loss")
+        if len(x) < 2:
             continue
         figures.append(
             Lines(
                 name=f"loss-{stage.replace('_', '-')}",
                 title=f"Loss of stage {shown}",
                 across="update",
-                curves=[smoothed("loss", steps, "loss")],
-                note=f"Line: mean of {2 * half_width(len(steps)) + 1} neighbouring updates; band: its 95 % interval",
+                curves=[smoothed("loss", x, y)],
+                note=f"Line: mean of {2 * half_width(len(x)) + 1} neighbouring updates; band: its 95 % interval",
             )
         )
     return figures

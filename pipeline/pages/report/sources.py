@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline.evaluation.outcome_file import read_outcomes
@@ -45,6 +47,11 @@ class Sources:
     def variants(self) -> dict[str, Mapping[str, Any]]:
         """The evaluated models and their numbers, in the order of the stages."""
         return {name: row for name, row in self.evaluation.items() if isinstance(row, dict) and "greedy" in row}
+
+    def series(self, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values [U] of the lines of a stage that have a metric."""
+        found = self.steps(stage, metric)
+        return np.array([float(r["step"]) for r in found]), np.array([float(r[metric]) for r in found])
 
     def steps(self, stage: str, *metrics: str) -> list[Mapping[str, Any]]:
         """The lines of a stage that have all of these metrics, as numbers."""

@@ -15,7 +15,7 @@ async function open(place) {
   focusToken(place);
   const turn = now.turn;
   try {
-    const found = await ask("/api/candidates", { ...now.asked, place });
+    const found = await ask("api/candidates", { ...now.asked, place });
     if (turn !== now.turn || now.open !== place) return;
     now.options = found;
     showCandidates();

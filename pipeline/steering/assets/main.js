@@ -18,7 +18,7 @@ async function generate(place = null) {
   for (const id of ["steered", "beside"]) $(id).classList.add("busy");
   $("answer").setAttribute("aria-busy", "true");
   try {
-    const answer = await ask("/api/answer", asked);
+    const answer = await ask("api/answer", asked);
     if (turn !== now.turn) return;
     trouble(null);
     Object.assign(now, { answer, asked });
@@ -30,7 +30,7 @@ async function generate(place = null) {
     showBeside();
     $("status").textContent = `Answer: ${printable(answer.text)}`;
     if (place !== null) open(Math.min(place, spanStart(answer.tokens.length - 1)));
-    for (const [name, path] of [["free", "/api/answer"], ["base", "/api/base"]]) {
+    for (const [name, path] of [["free", "api/answer"], ["base", "api/base"]]) {
       if (now[name]) continue;
       const found = await ask(path, plain);
       if (turn !== now.turn) return;
@@ -65,7 +65,7 @@ function sampling() {
 }
 
 async function start() {
-  now.model = await ask("/api/model");
+  now.model = await ask("api/model");
   const { name, num_codes: count, span, task, note, prompts } = now.model;
   document.title = `${printable(name)}: steering`;
   $("title").textContent = `Steering: ${printable(name)}`;

@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -38,14 +39,14 @@ from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
 from pipeline.serving.protocol import RefusedRequest
-from pipeline.steering.guard import LARGEST_BODY
 from pipeline.steering.loading import load
 from pipeline.steering.request import SteeringRequest
-from pipeline.steering.server import is_loopback, listen, names_of
 from pipeline.steering.session import Session, codes_of
 from pipeline.steering.steerer import KEPT, Steerer
 from pipeline.steering.terminal import Terminal
 from pipeline.steering.terminal_view import answer_lines, printable
+from pipeline.web.guard import LARGEST_BODY
+from pipeline.web.server import is_loopback, listen, names_of
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")
@@ -437,7 +438,7 @@ def send(address: str, path: str, body: Any = None, method: str | None = None, *
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
             text = reply.read().decode()
-            return reply.status, json.loads(text) if path.startswith("/api") else text, reply.headers
+            return reply.status, json.loads(text) if "/api/" in path else text, reply.headers
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read()), error.headers
 
@@ -487,8 +488,17 @@ class TestService:
         found, body, _ = send(page_address, "/api/answer", {"prompt": PROMPT}, **headers)
         assert found == status and body["error"]["message"]
 
+    def test_who_does_not_know_the_token_is_turned_away(self, page_address):
+        place = urlsplit(page_address)
+        service, token = f"http://{place.netloc}", place.path.removeprefix("/")
+        assert len(token) >= 20
+        for path in ("/", "/api/model", f"/{token[:-1]}/api/model", f"/{token}x/api/model", f"/{token}", "//api/model"):
+            assert send(service, path)[0] == 403, path
+        assert send(service, "/api/answer", {"prompt": PROMPT})[0] == 403
+        assert send(service, f"/{token}/api/model")[0] == 200
+
     def test_its_own_names_are_let_in(self, page_address):
-        port = page_address.rpartition(":")[2]
+        port = urlsplit(page_address).port
         for host in (f"localhost:{port}", f"[::1]:{port}", f"127.0.0.1:{port}"):
             assert send(page_address, "/api/model", Host=host)[0] == 200
             assert send(page_address, "/api/answer", {"prompt": PROMPT}, Host=host, Origin=f"http://{host}")[0] == 200
@@ -512,10 +522,14 @@ class TestService:
         assert found == status and said in reply["error"]["message"]
 
     def test_a_body_of_unknown_size_is_not_read(self, page_address):
-        host, _, port = page_address.removeprefix("http://").partition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        place = urlsplit(page_address)
+        connection = http.client.HTTPConnection(place.netloc, timeout=30)
         connection.request(
-            "POST", "/api/answer", iter([b"{}"]), {"content-type": "application/json"}, encode_chunked=True
+            "POST",
+            f"{place.path}/api/answer",
+            iter([b"{}"]),
+            {"content-type": "application/json"},
+            encode_chunked=True,
         )
         assert connection.getresponse().status == 411
         connection.close()

@@ -41,7 +41,7 @@ def tab(browser, page_address):
 
 def visit(tab, address: str) -> None:
     """Open the page and wait until all three answers stand there."""
-    tab.goto(address)
+    tab.goto(f"{address}/")
     settled(tab)
 
 

@@ -1,16 +1,19 @@
-"""Serves the steering page, by default on this machine only and at a free port."""
+"""Serves a local page, by default on this machine only and at a free port."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 
-from pipeline.steering.guard import Application
+from pipeline.web.guard import Application
 
 FIRST_PORT, TRIED = 8080, 100
 HEADER_BYTES, IDLE_SECONDS, CONNECTIONS = 16 << 10, 5, 64
@@ -51,8 +54,21 @@ def names_of(host: str) -> frozenset[str]:
     return frozenset({"localhost"} if is_loopback(host) else {"localhost", socket.gethostname().lower(), host.lower()})
 
 
-def server_of(application: Application) -> uvicorn.Server:
-    """The HTTP server, not started."""
+class LocalServer(uvicorn.Server):
+    """A server that tells ``ending`` before it waits for open streams, which else would never end."""
+
+    def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        self._ending.set()
+        super().handle_exit(sig, frame)
+
+
+def server_of(application: Application, ending: threading.Event | None = None) -> LocalServer:
+    """The HTTP server, not started; ``ending`` is set when a signal ends it."""
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -65,17 +81,33 @@ def server_of(application: Application) -> uvicorn.Server:
         h11_max_incomplete_event_size=HEADER_BYTES,
         http="h11",
     )
-    return uvicorn.Server(config)
+    return LocalServer(config, ending or threading.Event())
 
 
-def serve(application: Application, listener: socket.socket, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+def address_of(listener: socket.socket, token: str) -> str:
+    """The link to the page: ``http://127.0.0.1:8080/TOKEN/``."""
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"steering page: http://{shown}:{port}  ({reach(host)})")
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{token}/"
+
+
+def serve(
+    page: str,
+    application: Application,
+    listener: socket.socket,
+    token: str,
+    say: Callable[[str], None],
+    ending: threading.Event | None = None,
+) -> None:
+    """Serve ``page`` ("steering page") until Ctrl-C, SIGTERM or SIGHUP."""
+    say(f"{page}: {address_of(listener, token)}  ({reach(listener.getsockname()[0])})")
     say("stop with Ctrl-C")
-    with suppress(KeyboardInterrupt):  # uvicorn stops in order, then passes the signal on
-        server_of(application).run(sockets=[listener])
+    server = server_of(application, ending)
+    before = signal.signal(signal.SIGHUP, server.handle_exit)  # a closed terminal; uvicorn knows the other two
+    try:
+        with suppress(KeyboardInterrupt):  # uvicorn stops in order, then passes the signal on
+            server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGHUP, before)
     say("stopped")
 
 
@@ -83,4 +115,4 @@ def reach(host: str) -> str:
     """Who can connect."""
     if is_loopback(host):
         return "reached from this machine only"
-    return f"open to everyone who reaches {host}: no password, no encryption; anyone there can use the model"
+    return f"open to everyone who reaches {host} and has this link: no encryption; anyone there can use the page"

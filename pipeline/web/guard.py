@@ -1,14 +1,17 @@
-"""Guards the page: only this machine's browser tabs may send requests, and only small ones.
+"""Guards a page: only browser tabs that were opened by the printed link may send requests, and only small ones.
 
 A page elsewhere can send requests to 127.0.0.1 from the visitor's browser, or have its own name resolve to it (DNS
 rebinding). The first carries a foreign ``Origin``, the second a foreign ``Host``; a number cannot be rebound, so
-numbers are taken as they are.
+numbers are taken as they are. Other users of this machine reach its ports as well: they do not know the token, the
+first part of every path.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import json
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -29,13 +32,20 @@ HEADERS = (
 )
 
 
-class RequestGuard:
-    """An ASGI application before another one."""
+def new_token() -> str:
+    """A token for one start of a service: 128 random bits in letters that a path may hold."""
+    return secrets.token_urlsafe(16)
 
-    def __init__(self, inner: Application, names: frozenset[str], *, everywhere: bool = False) -> None:
+
+class RequestGuard:
+    """An ASGI application before another one, which sees paths without the token: ``/TOKEN/api/model`` is
+    ``/api/model`` there."""
+
+    def __init__(self, inner: Application, names: frozenset[str], token: str, *, everywhere: bool = False) -> None:
         """``names``: what this service may be called besides a number, e.g. ``{"localhost"}``; ``everywhere``: by any
         number, not by loopback's only."""
         self.inner, self.names, self.everywhere = inner, names, everywhere
+        self.prefix = f"/{token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -48,7 +58,8 @@ class RequestGuard:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
-        if (refusal := self.refusal(scope["method"], headers)) is not None:
+        refusal = self.refusal(scope["method"], headers) or self.strange(scope["path"])
+        if refusal is not None:
             status, words = refusal
             body = json.dumps({"error": {"message": words}}).encode()
             await say(
@@ -56,7 +67,8 @@ class RequestGuard:
             )
             await say({"type": "http.response.body", "body": body})
             return
-        await self.inner(scope, receive, say)
+        path = scope["path"].removeprefix(self.prefix)
+        await self.inner({**scope, "path": path, "raw_path": path.encode()}, receive, say)
 
     def refusal(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
         """(status, why) of a request that is not let in."""
@@ -76,6 +88,13 @@ class RequestGuard:
         if int(length) > LARGEST_BODY:
             return 413, f"the body has {length[:20]} bytes: at most {LARGEST_BODY} are read"
         return None
+
+    def strange(self, path: str) -> tuple[int, str] | None:
+        """(status, why) of a path that does not begin with the token."""
+        begin, slash = path[: len(self.prefix)], path[len(self.prefix) : len(self.prefix) + 1]
+        if hmac.compare_digest(begin.encode(), self.prefix.encode()) and slash == "/":
+            return None
+        return 403, "open the whole link that this service printed: its path begins with a token"
 
     def _is_ours(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")

@@ -1,0 +1,152 @@
+"""The application of ``watch``: one page, what runs have to say, and a stream of what is new. It answers GET only and
+changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from pipeline.replay.search import MOST_LETTERS, RolloutSearch
+from pipeline.runs.layout import EXPLORER, REPORT
+from pipeline.watch.followed_run import FollowedRun, FollowedRuns
+from pipeline.watch.page import page
+from pipeline.web.guard import Application, RequestGuard
+from pipeline.web.server import names_of
+
+LOOK_SECONDS, MOST_SECONDS, BUSY_SHARE, WAKE_SECONDS = 1.0, 3.0, 0.03, 0.1
+"""Between two looks at a run: so many seconds, or up to so many where a look takes more than this share of them. While
+it waits, a stream looks this often whether the service is ending."""
+SEARCHES = 4
+"""At a time; more are turned away."""
+SANDBOX = {"content-security-policy": "sandbox allow-scripts"}
+"""Pages of a run folder may come from elsewhere: their scripts get no origin, so they cannot read this service."""
+T = TypeVar("T")
+
+
+class RolloutQuery(BaseModel):
+    """A ``RolloutSearch`` as the page asks for it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str = Field("", max_length=MOST_LETTERS)
+    regex: bool = False
+    prompt: str = Field("", max_length=MOST_LETTERS)
+    success: Literal["all", "good", "bad"] = "all"
+    finish: str = Field("", max_length=MOST_LETTERS)
+    least: float | None = Field(None, allow_inf_nan=False)
+    most: float | None = Field(None, allow_inf_nan=False)
+    first: int | None = Field(None, ge=0, le=1 << 40)
+    last: int | None = Field(None, ge=0, le=1 << 40)
+    at: int = Field(0, ge=0, le=1 << 30)
+    """How many of the newest are passed over."""
+
+    def search(self) -> RolloutSearch:
+        """What it means."""
+        return RolloutSearch(
+            text=self.text,
+            regex=self.regex,
+            prompt=self.prompt,
+            success=self.success,
+            finish=self.finish,
+            least_reward=self.least,
+            most_reward=self.most,
+            first_update=self.first,
+            last_update=self.last,
+        )
+
+
+def application(runs: FollowedRuns, host: str, token: str, ending: threading.Event) -> Application:
+    """The ASGI application of a service that listens on ``host``, for those who know ``token``; its streams close once
+    ``ending`` is set."""
+    # No pages of its own: those load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    desk = threading.BoundedSemaphore(SEARCHES)
+    text, policy = page()
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _refusal(400, f"{first['loc'][-1]}: {first['msg']}")
+
+    async def answer(work: Callable[[], T], shown: Callable[[T], Response] = JSONResponse) -> Response:
+        try:
+            return shown(await run_in_threadpool(work))
+        except LookupError as error:
+            return _refusal(404, str(error.args[0]))
+        except (ValueError, OSError) as error:
+            return _refusal(400, str(error))
+
+    @app.get("/")
+    async def show() -> Response:
+        return HTMLResponse(text, headers={"content-security-policy": policy})
+
+    @app.get("/api/runs")
+    async def names() -> Response:
+        return await answer(runs.names)
+
+    @app.get("/api/runs/{name}/events")
+    async def events(name: str) -> Response:
+        def stream(run: FollowedRun) -> Response:
+            return StreamingResponse(_news(run, ending), media_type="text/event-stream")
+
+        return await answer(lambda: runs.run(name), stream)
+
+    @app.get("/api/runs/{name}/rollouts")
+    async def rollouts(name: str, wanted: Annotated[RolloutQuery, Query()]) -> Response:
+        if not desk.acquire(blocking=False):
+            return _refusal(503, f"{SEARCHES} searches are at work already: ask again in a moment")
+        try:
+            return await answer(lambda: runs.run(name).found(wanted.search(), wanted.at))
+        finally:
+            desk.release()
+
+    @app.get("/api/runs/{name}/group")
+    async def group(name: str, id: Annotated[str, Query(max_length=1000)]) -> Response:
+        return await answer(lambda: runs.run(name).group(id))
+
+    @app.get("/runs/{name}/{file}")
+    async def file(name: str, file: str) -> Response:
+        def find() -> Any:
+            path = runs.run(name).folder / file
+            if file not in (EXPLORER, REPORT) or not path.is_file():
+                raise LookupError(f"{name} has no page {file[:80]!r}")
+            return path
+
+        return await answer(find, lambda path: FileResponse(path, media_type="text/html", headers=SANDBOX))
+
+    return RequestGuard(app, names_of(host), token)
+
+
+def _refusal(status: int, words: str) -> Response:
+    return JSONResponse({"error": {"message": words}}, status_code=status)
+
+
+async def _news(run: FollowedRun, ending: threading.Event) -> AsyncIterator[str]:
+    """Server-sent events: each part of a run as it is, then again whenever it has changed."""
+    sent: dict[str, str] = {}
+    while not ending.is_set():
+        began = time.thread_time()
+        busy = await run_in_threadpool(_timed, run.poll) + time.thread_time() - began
+        parts = dict(run.parts)
+        for name in [name for name in parts if parts[name] != sent.get(name)]:
+            yield f"event: {name}\ndata: {parts[name]}\n\n"
+        sent = parts
+        pause = time.monotonic() + max(LOOK_SECONDS, min(MOST_SECONDS, busy / BUSY_SHARE))
+        while time.monotonic() < pause and not ending.is_set():
+            await asyncio.sleep(WAKE_SECONDS)
+
+
+def _timed(work: Callable[[], None]) -> float:
+    """Do it; processor seconds that it took."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began

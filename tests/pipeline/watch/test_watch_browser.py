@@ -1,0 +1,127 @@
+"""The page of ``watch`` in a real browser, while a run grows.
+
+Needs ``pip install playwright`` and a chromium on the path; AXE_CORE may name axe-core's ``axe.min.js`` (``npm pack
+axe-core``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from browser_tools import chromium, needs_chromium, wait_for, watched
+
+pytest_plugins = ("watch_fixtures",)
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def tab(browser):
+    """A tab that collects what goes wrong on it, and every request to another place than the service's own."""
+    page = watched(browser, "http://127.0.0.1:", "about:", "data:")
+    page.set_default_timeout(60_000)
+    yield page
+    wrong = [one for one in page.wrong if "status of 400" not in one]  # a pattern that is wrong
+    assert not page.evaluate("window.pwned") and not wrong
+    page.close()
+
+
+def test_curves_and_rollouts_come_while_the_run_works(tab, run_at_work, watching):
+    tab.goto(f"{watching(run_at_work.folder)}/")
+    tab.wait_for_selector("text=Nothing has been logged yet.")
+    run_at_work.update()
+    run_at_work.update()
+    began = time.monotonic()
+    tab.wait_for_selector("svg.live")
+    assert time.monotonic() - began < 5
+    assert "improve 2 of 50, reward of the last update 0.020" in tab.inner_text("#about")
+    tab.click("nav a:has-text('Rollouts')")
+    tab.wait_for_selector("#rollouts li:nth-child(8) .token")
+    assert "8 rollouts, 1 to 8 shown" in tab.inner_text("#found")
+    tokens = tab.locator("#rollouts li:first-child .token")
+    assert [text.split()[-1] for text in tokens.all_text_contents()] == ["0", "5", "3"]  # its codes
+    run_at_work.update("stop here")
+    tab.wait_for_selector("#found:has-text('12 rollouts')")
+    tab.fill("#s-text", r"st.p\s")
+    tab.check("#s-regex")
+    tab.wait_for_selector("#found:has-text('4 rollouts')")
+    assert "regex=1" in tab.url  # a view can be linked to
+    tab.fill("#s-text", "(")
+    tab.wait_for_selector("#problem:has-text('not a regular expression')")
+    tab.click("button:has-text('Reset')")
+    tab.wait_for_selector("#found:has-text('12 rollouts')")
+    assert tab.is_hidden("#problem")
+    run_at_work.log.close()
+
+
+def test_a_group_by_keyboard_and_time(tab, run_at_work, watching):
+    for _ in range(3):
+        run_at_work.update()
+    tab.goto(f"{watching(run_at_work.folder)}/#tab=rollouts")
+    tab.wait_for_selector("#rollouts li:nth-child(12)")
+    tab.focus("#rollouts li:first-child a")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#group .panel:nth-child(4)")
+    first, last = (tab.inner_text(f"#group .panel:nth-child({place})") for place in (1, 4))
+    assert "advantage +0.750" in first and "success, reward 1.00" in first
+    assert "advantage \u22120.250" in last and "verifier failed: Timeout" in tab.inner_text("#group")
+    tab.click("nav a:has-text('Time')")
+    tab.wait_for_selector("svg.live")
+    assert "sampling 0.75 s, verifying 0.25 s, updating 0.5 s" in tab.inner_text("figure output")
+    assert "50 % of the time" in tab.inner_text("#view")
+    tab.click("nav a:has-text('Curves')")
+    tab.wait_for_selector("svg.live")
+    tab.focus(".reader")
+    tab.keyboard.press("Home")
+    assert tab.inner_text("figure output").startswith("update 1: improve")
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("figure output").startswith("update 2: improve")
+    run_at_work.update()  # the curves are drawn again: the focus stays
+    wait_for(tab, "document.querySelector('figure output').textContent.startsWith('update 4')")
+    assert tab.evaluate("document.activeElement.className") == "reader"
+
+
+def test_links_to_pages_and_another_run(tab, run_at_work, watching):
+    run_at_work.update()
+    (run_at_work.folder / "report.html").write_text("<title>the report</title>")
+    other = run_at_work.folder.with_name("second")
+    other.mkdir()
+    (other / "config.yaml").write_bytes((run_at_work.folder / "config.yaml").read_bytes())
+    tab.goto(f"{watching(other.parent)}/#run=first")
+    tab.click("#links a:has-text('report.html')")
+    wait_for(tab, "document.title === 'the report'")
+    tab.go_back()
+    tab.wait_for_selector("#title:has-text('first')")
+    tab.select_option("#pick", "second")
+    tab.wait_for_selector("#title:has-text('second')")
+    assert tab.locator("#links a").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_phone_and_screen_and_axe_finds_nothing_serious(tab, run_at_work, watching, scheme):
+    if "AXE_CORE" not in os.environ:
+        pytest.skip("AXE_CORE does not name axe-core's axe.min.js (npm pack axe-core)")
+    axe = Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")
+    for _ in range(3):
+        run_at_work.update()
+    tab.emulate_media(color_scheme=scheme)
+    address = watching(run_at_work.folder)
+    waits = {"curves": "svg.live", "rollouts&group=g1": "#group .panel", "time": "svg.live"}
+    for width in (390, 1440):
+        tab.set_viewport_size({"width": width, "height": 844})
+        for view, selector in waits.items():
+            tab.goto("about:blank")
+            tab.goto(f"{address}/#tab={view}")
+            tab.wait_for_selector(selector)
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, width)
+            tab.evaluate(axe)
+            found = tab.evaluate("axe.run()")["violations"]
+            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
