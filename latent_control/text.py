@@ -182,9 +182,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) ->
     return ids[: next(ends, None)] if bare else ids[:1]
 
 
-def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Ids of a conversation, ready for the assistant's turn; ``ValueError`` without a chat template, and with its own
-    words where it fails."""
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
+    """Ids of a conversation with ``tools`` that may be called, ready for the assistant's turn; ``ValueError`` without a
+    chat template, and with its own words where it fails."""
     if not tokenizer.chat_template:
         raise ValueError(
             f"task.chat is true, but {tokenizer.name_or_path!r} has no chat template; set task.chat to false"
@@ -194,7 +199,8 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
         for message in messages
     ]
     try:
-        ids = render(tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        given = {"tools": [*tools]} if tools else {}
+        ids = render(tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False, **given)
     except TEMPLATE_ERRORS as error:
         said = " ".join(str(error).split())
         raise ValueError(

@@ -403,7 +403,7 @@ SET_FROM_OUTSIDE = {
         "per_layer_config",
         "vocab_size",
     },
-    "latent_control/decoding/engine.py": {"end", "rows", "start"},
+    "latent_control/decoding/slot_engine.py": {"end", "rows", "start"},
     "latent_control/decoding/lean_blocks.py": {"data"},
     "latent_control/decoding/prefill.py": {"computed", "logits", "reused", "stack_cache"},
     "latent_control/decoding/prefix_tree.py": {"end", "parent", "used"},

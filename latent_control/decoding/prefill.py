@@ -87,7 +87,7 @@ class Known:
 
 
 class PromptQueue:
-    """Prompts [B, P] (left padded) and the ``repeats`` rows of each, prefilled for at most ``slots`` rows at a time.
+    """Prompts by number and the ``repeats`` rows of each, prefilled for at most ``slots`` rows at a time.
 
     Equal prompts share their pass; with a ``tree``, what earlier calls have read is not read again.
     """
@@ -96,18 +96,17 @@ class PromptQueue:
         self,
         base: BaseLM,
         actor: ActionDecoder,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
+        device: torch.device,
         *,
         repeats: int,
         slots: int,
         tree: PrefixTree | None = None,
     ) -> None:
-        self.base, self.actor, self.ids, self.mask = base, actor, ids, mask
+        self.base, self.actor, self.device = base, actor, device
         self.repeats, self.slots = repeats, slots
         self.tree = tree if tree is not None and shareable(base.new_cache()) else None
-        self.lengths: list[int] = mask.sum(1).tolist()
-        self.unread = deque(range(len(ids)))  # prompts not prefilled yet
+        self.prompts: dict[int, tuple[int, ...]] = {}
+        self.unread: deque[int] = deque()  # prompts not prefilled yet
         self.entries: deque[Entry] = deque()
         self.lean_base = lean_blocks(base.decoder)
         self.lean_stack = None if actor.stack is None else lean_blocks(actor.stack.decoder)
@@ -122,9 +121,16 @@ class PromptQueue:
             self._prefill()
         return self.entries.popleft()
 
-    def tokens(self, prompt: int) -> tuple[int, ...]:
-        """A prompt's token ids, without padding."""
-        return tuple(self.ids[prompt, -self.lengths[prompt] :].tolist())
+    def add(self, prompt: int, tokens: tuple[int, ...]) -> None:
+        """Take a prompt's token ids, without padding."""
+        self.prompts[prompt] = tokens
+        self.unread.append(prompt)
+
+    def remove(self, prompt: int) -> None:
+        """Forget a prompt, and its rows that have not entered."""
+        del self.prompts[prompt]
+        self.unread = deque(other for other in self.unread if other != prompt)
+        self.entries = deque(entry for entry in self.entries if entry.row // self.repeats != prompt)
 
     def _prefill(self) -> None:
         """One slots-full of prompts through the base and the policy, in passes over prompts of which a similar number
@@ -133,7 +139,7 @@ class PromptQueue:
         asked: dict[tuple[int, ...], list[int]] = {}
         for _ in range(count):
             prompt = self.unread.popleft()
-            asked.setdefault(self.tokens(prompt), []).append(prompt)
+            asked.setdefault(self.prompts[prompt], []).append(prompt)
         if self.tree is not None:
             for beginning in shared_beginnings(list(asked), SHARED_TOKENS):
                 if self.tree.match(beginning).length < len(beginning):
@@ -171,7 +177,7 @@ class PromptQueue:
     def _read(self, rows: Sequence[Known]) -> Prefilled:
         """Rows as one pass over what is left of them: equally many tokens where any of them goes on from a prefix."""
         width, fed = max(len(row.tokens) for row in rows), max(row.left for row in rows)
-        device = self.ids.device
+        device = self.device
         lengths = [len(row.tokens) for row in rows]
         mask = (torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]).long()
         known = [max(0, length - fed) for length in lengths]

@@ -33,15 +33,16 @@ class SlotMemory:
     # Columns added at a time: this number, or this share of those in use.
     LEAST_ROOM, ROOM_SHARE = 8, 1 / 16
 
-    def __init__(self, slots: int, columns: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, columns: int, *, room: int | None = None) -> None:
+        """``room``: slots that have memory from the start, where not all ``slots`` have."""
+        self.slots, self.room = slots, slots if room is None else min(room, slots)
         self.rows, self.start, self.end = 0, columns, columns
         self.capacity = columns
         self.buffers: list[Buffer] = []
 
     def buffer_like(self, rows: torch.Tensor) -> Buffer:
         """A new buffer for rows [B, ..., W, size]; zeros, because what is masked must still be finite."""
-        self.buffers.append(Buffer(rows.new_zeros(self.slots, *rows.shape[1:-2], self.capacity, rows.shape[-1])))
+        self.buffers.append(Buffer(rows.new_zeros(self.room, *rows.shape[1:-2], self.capacity, rows.shape[-1])))
         return self.buffers[-1]
 
     def cache_like(self, cache: Cache) -> Cache:
@@ -68,6 +69,16 @@ class SlotMemory:
             if isinstance(slot_layer, SlotLayer):
                 self.place(slot_layer.key_buffer, layer.keys.index_select(0, rows), slots)
                 self.place(slot_layer.value_buffer, layer.values.index_select(0, rows), slots)
+
+    def require_rows(self, rows: int) -> None:
+        """Have memory for the first ``rows`` slots; where there is less, for twice as many as before at least."""
+        if rows <= self.room:
+            return
+        self.room = min(self.slots, max(rows, 2 * self.room))
+        for buffer in self.buffers:
+            old = buffer.data
+            buffer.data = old.new_zeros(self.room, *old.shape[1:])
+            buffer.data[: len(old)] = old
 
     def reserve(self, before: int, after: int) -> None:
         """Have at least ``before`` columns before ``end`` and ``after`` from there on; columns before ``start`` are

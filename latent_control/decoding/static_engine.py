@@ -75,7 +75,9 @@ class StaticEngine(Engine):
             raise ValueError(
                 f"static caches need Llama-shaped blocks; {found} has others: set rollout.static_cache: false"
             )
-        self.memory = StaticMemory(self.slots, self.prompts.ids.shape[1], self.longest, self.position.device)
+        self.memory = StaticMemory(
+            self.slots, max(map(len, self.prompts.prompts.values())), self.longest, self.position.device
+        )
         self.graph = Graph(self._compute)
 
     def _compute(self) -> Outputs:

@@ -27,6 +27,23 @@ MetricsPort = Annotated[
 ]
 
 
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="LATENT_CONTROL_API_KEY",
+        show_envvar=True,
+        help="Requests must send it; other processes see the option, so rather set the variable.",
+    ),
+]
+DecodeWay = Annotated[
+    Literal["code", "token"] | None,
+    typer.Option(
+        "--decode",
+        help="Where a request does not say: by code, or by token from the mixture over the likeliest codes (each "
+        "costs a pass of the language head); default: the export's.",
+    ),
+]
 PolicySource = Annotated[Path, typer.Argument(metavar="RUN", help="A run (its last policy), or RUN/checkpoints/STAGE.")]
 MemberName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A member; @VERSION may be an alias.")]
 
@@ -135,19 +152,15 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option("--name", help="Model name in requests; default: the folder's.")] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 32,
-    batch_wait: Annotated[float, typer.Option("--batch-wait", min=0.0, help="Seconds a row waits for others.")] = 0.01,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together, at most.")] = 256,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, help="Rows that may wait for a place; more are refused (429).")
+    ] = 1024,
+    api_key: ApiKey = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a replica.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of a replica.")] = 0.0,
     address: Annotated[str, typer.Option("--address", help="Of the Ray cluster; local: start one.")] = "local",
-    decode: Annotated[
-        Literal["code", "token"] | None,
-        typer.Option(
-            "--decode",
-            help="Where a request does not say: by code, or by token from the mixture over the likeliest codes (each "
-            "costs a pass of the language head); default: the export's.",
-        ),
-    ] = None,
+    decode: DecodeWay = None,
     base: BaseFolder = None,
     metrics_port: MetricsPort = None,
 ) -> None:
@@ -166,7 +179,8 @@ def serve(
                 port=port,
                 replicas=replicas,
                 batch_size=batch_size,
-                batch_wait=batch_wait,
+                queue=queue,
+                key=None if api_key is None else deploy.require_api_key(api_key),
                 threads=threads,
                 gpus=gpus,
                 address=address,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +21,10 @@ from pipeline.serving.bank import WORLD, is_bank, read_index
 from pipeline.serving.export import is_export, weight_problems
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+    from starlette.types import ASGIApp
 
-    from pipeline.serving.service import Decode as DecodeRow
-    from pipeline.serving.service import Service
-
-LARGEST_BODY = 8 << 20
-QUEUED_BATCHES = 8
-"""More waiting requests than this many batches are turned away (503)."""
+OPEN_REQUESTS = 1 << 14
+"""Of a replica, which turns away itself what is too much for it (429)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +37,10 @@ class ServingSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
-    batch_size: int = 32
-    """Rows decoded together"""
-    batch_wait: float = 0.01
-    """Seconds a row waits for others"""
+    batch_size: int = 256
+    """Rows decoded together, at most"""
+    queue: int = 1024
+    """Rows that may wait for a place among these; more are refused (429)"""
     threads: int = 1
     gpus: float = 0.0
     """Of one replica"""
@@ -58,6 +51,8 @@ class ServingSettings:
     base: str | None = None
     metrics_port: int | None = None
     """Where a local Ray answers Prometheus"""
+    key: str | None = field(default=None, repr=False)
+    """Digest of the API key that requests must send (``key_digest``); ``None``: none"""
 
 
 def check(settings: ServingSettings) -> None:
@@ -84,6 +79,15 @@ def check(settings: ServingSettings) -> None:
     del serve
 
 
+def require_api_key(key: str) -> str:
+    """The digest of an API key; ``ValueError``, which does not quote it, where no header can carry it."""
+    from pipeline.serving.web import key_digest
+
+    if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
+        raise ValueError("--api-key is empty, or has spaces around it or letters beyond ASCII: give a plain one")
+    return key_digest(key)
+
+
 def require_port(settings: ServingSettings) -> None:
     """``ValueError`` when the address cannot be bound to (on a cluster that is the head node's business)."""
     if settings.address != "local":
@@ -101,17 +105,17 @@ def application(settings: ServingSettings) -> Any:
     """The Ray Serve application."""
     from ray import serve
 
-    from pipeline.serving.protocol import DecodedRow
-    from pipeline.serving.service import DecodingRow, Service
+    from pipeline.serving import web
+    from pipeline.serving.service import Service
     from rollout_workers import telemetry
 
     @serve.deployment(
         name="latent-control",
         num_replicas=settings.replicas,
-        max_ongoing_requests=2 * settings.batch_size,
-        max_queued_requests=QUEUED_BATCHES * settings.batch_size,
+        max_ongoing_requests=OPEN_REQUESTS,
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus},
     )
+    @serve.ingress()
     class Replica:
         def __init__(self) -> None:
             import torch
@@ -123,39 +127,19 @@ def application(settings: ServingSettings) -> Any:
                 device="cuda" if settings.gpus else "cpu",
                 base=settings.base,
                 decode=settings.decode,
+                slots=settings.batch_size,
+                queue=settings.queue,
             )
 
-        @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait)
-        async def decode(self, rows: list[DecodingRow]) -> list[DecodedRow]:
-            # In a thread: requests are read, and health checks answered, meanwhile.
-            decoded = await asyncio.to_thread(self.service.decode, rows)
-            telemetry.count("server_tokens_total", sum(len(row.tokens) for row in decoded), model=settings.name)
-            return decoded
+        def __serve_build_asgi_app__(self) -> ASGIApp:
+            def told(status: int, seconds: float, tokens: int) -> None:
+                telemetry.count("server_requests_total", model=settings.name, status=str(status))
+                telemetry.count("server_tokens_total", tokens, model=settings.name)
+                telemetry.seconds("server_request_seconds", seconds, model=settings.name)
 
-        async def __call__(self, request: Request) -> Response:
-            started = time.perf_counter()
-            response = await answer(self.service, request, self.decode)
-            telemetry.count("server_requests_total", model=settings.name, status=str(response.status_code))
-            telemetry.seconds("server_request_seconds", time.perf_counter() - started, model=settings.name)
-            return response
+            return web.application(self.service, key=settings.key, told=told)
 
     return Replica.bind()  # type: ignore[attr-defined]
-
-
-async def answer(service: Service, request: Request, decode: DecodeRow) -> Response:
-    """The HTTP response to one request, of whose body no more than ``LARGEST_BODY`` is read."""
-    from starlette.responses import JSONResponse, StreamingResponse
-
-    from pipeline.serving.protocol import RefusedRequest, read_body
-
-    try:
-        body = await read_body(request.stream(), LARGEST_BODY)
-    except RefusedRequest as refusal:
-        return JSONResponse(refusal.body(), status_code=refusal.status)
-    reply = await service.respond(request.method, request.url.path, body, decode)
-    if isinstance(reply.body, dict):
-        return JSONResponse(reply.body, status_code=reply.status)
-    return StreamingResponse(reply.body, media_type="text/event-stream")
 
 
 @contextmanager
@@ -188,17 +172,21 @@ def serve_forever(settings: ServingSettings, say: Callable[[str], None]) -> None
         with running(settings) as address:
             # Not before: Ray Serve puts handlers of its own there, which would end us without tidying up.
             interrupts.listen_again()
-            say(f"{settings.name} answers at {address}/v1/completions; {reach(settings.host)}")
+            say(
+                f"{settings.name} answers at {address}/v1/completions; {reach(settings.host, settings.key is not None)}"
+            )
             say("stop with Ctrl-C")
             threading.Event().wait()
     except KeyboardInterrupt:
         say("stopped")
 
 
-def reach(host: str) -> str:
-    """Who can connect."""
+def reach(host: str, keyed: bool = False) -> str:
+    """Who can connect; ``keyed``: whether requests must send an API key."""
     if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
         return "reached from this machine only (--host 0.0.0.0 opens it to the network)"
+    if keyed:
+        return f"open to everyone who reaches {host} and has the key: there is no encryption, put a proxy before it"
     return f"open to everyone who reaches {host}: there is no password and no encryption, put a proxy before it"
 
 

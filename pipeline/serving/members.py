@@ -13,7 +13,8 @@ import torch
 
 from latent_control.policies.bank import BankMember, Blend, PolicyBank, blend
 from pipeline.serving.bank import INDEX, LATEST, WORLD, BankIndex, UnknownMember, policy_like, read_index, read_member
-from pipeline.serving.protocol import RefusedRequest, Request
+from pipeline.serving.errors import RefusedRequest
+from pipeline.serving.requests import Request
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ class ServedMembers:
         try:
             return *view.blend(asked), tuple(view.index.banned)
         except ValueError as error:
-            raise RefusedRequest(str(error), 404 if isinstance(error, UnknownMember) else 400, param) from error
+            unknown = isinstance(error, UnknownMember)
+            code = "model_not_found" if unknown else None
+            raise RefusedRequest(str(error), 404 if unknown else 400, param, code=code) from error
 
     def _found(self) -> tuple[int, ...]:
         """What tells one index from another: it is replaced, never written to."""

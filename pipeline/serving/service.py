@@ -1,83 +1,49 @@
-"""A served export: requests in, replies out, decoding in batches. Ray Serve calls it (``pipeline/serving/deploy.py``),
-tests do so without Ray."""
+"""A served export: requests in, replies out. HTTP and Ray come in ``pipeline/serving/web.py`` and ``deploy.py``."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from latent_control.auto import LatentActionForCausalLM
 from latent_control.auto_generation import decoding_of
-from latent_control.decoding.generate import generate
-from latent_control.decoding.guide import make_guide
 from latent_control.decoding.prefix_tree import PrefixTree
-from latent_control.decoding.sampling_params import SamplingParams
+from latent_control.decoding.sampling_params import MIXTURE_CODES, SamplingParams
+from latent_control.decoding.stream_engine import StreamEngine
+from latent_control.decoding.token_scores import TokenScore, prompt_scores
 from latent_control.model import latent_actor
-from latent_control.records import Generation
-from latent_control.text import config_ends, encode_messages, encode_text, left_padded, load_tokenizer, spoken_text
+from latent_control.text import config_ends, load_tokenizer
 from pipeline.serving.bank import WORLD, is_bank
+from pipeline.serving.decode_loop import DecodeLoop, DecodingRow
+from pipeline.serving.errors import RefusedRequest
+from pipeline.serving.logprobs import ChoiceState, Echo, LogprobWording
 from pipeline.serving.members import ServedMembers
-from pipeline.serving.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    DecodedRow,
-    DecodeRequest,
-    ModelLimits,
-    RefusedRequest,
-    Request,
-    TextStream,
-    Wording,
-    decode_requests,
-    parse,
-    require_bounds,
-)
-
-Event = tuple[int, str, DecodedRow] | None
-"""Row, its new text, its new tokens and codes; ``None``: no more of any row."""
-
-
-@dataclass(kw_only=True)
-class DecodingRow:
-    """A row on its way: what is asked, and who is to hear of each token."""
-
-    ask: DecodeRequest
-    stream: TextStream | None
-    """``None``: nobody looks at the text before the end"""
-    heard: Callable[[str, DecodedRow], None] | None = None
-    sent: int = 0
-
-    def push(self, token: int, code: int) -> bool:
-        """Take a token; whether the row ends with it."""
-        if self.stream is None:
-            return False
-        self.stream.push(token)
-        if self.heard is not None:
-            self.heard(self.fresh(self.stream.safe()), DecodedRow(tokens=[token], codes=[code]))
-        return self.stream.stopped
-
-    def fresh(self, text: str) -> str:
-        """What of ``text`` was not sent yet."""
-        new, self.sent = text[self.sent :], max(self.sent, len(text))
-        return new
-
+from pipeline.serving.protocol import DecodedRow, DecodeRequest, ModelLimits
+from pipeline.serving.reading import RequestReader
+from pipeline.serving.replies import Wording, as_event
+from pipeline.serving.requests import ChatRequest, CompletionRequest, NamedTool, Request
+from pipeline.serving.text_stream import TextStream, TokenTexts
 
 PREFIX_CACHE_MB = 512
 """What a replica keeps of prompts over requests and users."""
-
-Decode = Callable[[DecodingRow], Awaitable[DecodedRow]]
+SLOTS, QUEUE = 256, 1024
+"""Rows decoded at once, and rows that may wait, where nobody says how many."""
+KINDS: dict[str, type[Request]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
+MODELS, HEALTH = "/v1/models", "/health"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """Status and body: JSON, or events."""
+    """Status, headers and body: JSON, or events."""
 
     status: int
     body: dict[str, Any] | AsyncIterator[str]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Service:
@@ -91,14 +57,16 @@ class Service:
         device: str | None = None,
         base: str | None = None,
         decode: str | None = None,
+        slots: int = SLOTS,
+        queue: int = QUEUE,
     ) -> None:
         """``folder``: an export, or a bank, whose members are served; ``decode``: where a request does not say;
-        ``None``: the export's own."""
+        ``None``: the export's own; ``slots``, ``queue``: rows decoded at once, and rows that may wait."""
         bank, folder = (folder, folder / WORLD) if is_bank(folder) else (None, folder)
         model = LatentActionForCausalLM.from_pretrained(
             folder, base=base, device_map=device or "auto", trust_remote_code=False
         )
-        self.latent = model.latent
+        self.latent, self.started = model.latent, int(time.time())
         self.tree = PrefixTree(PREFIX_CACHE_MB)
         self.members = None if bank is None else ServedMembers(bank, self.latent.base.lm.device)
         self.actor = latent_actor(self.latent, None if self.members is None else self.members.bank)
@@ -119,163 +87,144 @@ class Service:
             temperature=(model.generation_config.temperature or 1.0) if sampled else 0.0,
             decode=self.decoding.get("decode", "code"),
         )
+        self.texts = TokenTexts(self.tokenizer)
+        self.reader = RequestReader(self.latent.base, self.tokenizer, self.limits, self.ends, self.members)
+        self.slots = slots
+        self.loop = DecodeLoop(self._engine, self.tokenizer, queue)
+
+    def _engine(self) -> StreamEngine:
+        count = self.decoding.get("mixture_codes", MIXTURE_CODES)
+        return StreamEngine(
+            self.latent.base, self.actor, slots=self.slots, ends=self.ends, tree=self.tree, mixture_codes=count
+        )
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    async def respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
-        """The reply to one HTTP request; ``decode_row`` collects rows into batches."""
+    async def respond(self, method: str, path: str, body: bytes) -> Reply:
+        """The reply to one HTTP request."""
         try:
-            return await self._respond(method, path.rstrip("/"), body, decode_row)
+            return await self._respond(method, path.rstrip("/"), body)
         except RefusedRequest as refusal:
-            return Reply(status=refusal.status, body=refusal.body())
+            return Reply(status=refusal.status, body=refusal.body(), headers=refusal.headers)
 
-    async def _respond(self, method: str, path: str, body: bytes, decode_row: Decode) -> Reply:
-        kinds: dict[str, type[Request]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
-        pages: dict[str, Callable[[], dict[str, Any]]] = {
-            "/health": lambda: {"status": "ok"},
-            "/v1/models": self._models,
-        }
-        if path not in kinds and path not in pages:
-            raise RefusedRequest(f"there is nothing at {path or '/'}; there are {', '.join([*kinds, *pages])}", 404)
-        if method != (needed := "GET" if path in pages else "POST"):
-            raise RefusedRequest(f"{path} takes {needed}, not {method}", 405)
-        if path in pages:
-            return Reply(status=200, body=await asyncio.to_thread(pages[path]))
+    async def _respond(self, method: str, path: str, body: bytes) -> Reply:
+        if path not in KINDS and path not in (MODELS, HEALTH) and not path.startswith(f"{MODELS}/"):
+            raise RefusedRequest(
+                f"Invalid URL ({method} {path or '/'}): there are {', '.join([*KINDS, MODELS, HEALTH])}", 404
+            )
+        if method != (needed := "POST" if path in KINDS else "GET"):
+            raise RefusedRequest(f"{path} takes {needed}, not {method}", 405, code="method_not_supported",
+                                 headers={"allow": needed})  # fmt: skip
+        if path == HEALTH:
+            return Reply(status=200, body={"status": "ok"} | self.loop.state())
+        if path not in KINDS:
+            return Reply(status=200, body=await asyncio.to_thread(self._models, path[len(MODELS) + 1 :]))
         # In a thread: others are read, and health checks answered, while a long text is tokenised.
-        request, asks, model = await asyncio.to_thread(self._asks, body, kinds[path])
-        wording = Wording(chat=isinstance(request, ChatRequest), model=model)
+        request, asks, model = await asyncio.to_thread(self.reader.read, body, KINDS[path])
+        self.loop.require_room(len(asks))
+        wording = await self._wording(request, asks, model)
         if request.stream:
-            return Reply(status=200, body=self._events(asks, wording, decode_row))
-        answers = await asyncio.gather(*(decode_row(self._row(ask)) for ask in asks))
-        return Reply(status=200, body=wording.whole(answers, sum(len(ask.prompt) for ask in asks[:: request.n])))
+            return Reply(status=200, body=self._events(asks, wording))
+        answers = await _together([self._decoded(self._row(ask)) for ask in asks])
+        return Reply(status=200, body=wording.whole(answers))
 
-    def _asks(self, body: bytes, kind: type[Request]) -> tuple[Request, list[DecodeRequest], str]:
-        """The request in a body, the rows it needs, and the name of the model that answers."""
-        request, limits = parse(body, kind), self.limits
-        if self.members is None:
-            return request, decode_requests(request, self._prompts(request), limits), limits.model
-        name, member, banned = self.members.chosen(request)
-        limits = replace(limits, banned=banned)
-        return request, decode_requests(request, self._prompts(request), limits, member), name
+    async def _wording(self, request: Request, asks: Sequence[DecodeRequest], model: str) -> Wording:
+        """How the reply is worded; where a completion begins with its prompts, these are scored now."""
+        firsts, echoes = asks[:: request.n], list[Echo]()
+        if isinstance(request, CompletionRequest) and request.echo:
+            scores = await _together([self._prompt_scores(ask) for ask in firsts])
+            echoes = [
+                Echo(text="".join(self.texts.pieces(ask.prompt)), tokens=ask.prompt, scores=score)
+                for ask, score in zip(firsts, scores, strict=True)
+            ]
+        chat = isinstance(request, ChatRequest)
+        return Wording(
+            chat=chat,
+            model=model,
+            logprobs=LogprobWording(chat=chat, texts=self.texts, ends=self.ends),
+            decode=asks[0].decode,
+            prompts=[ask.prompt for ask in firsts],
+            n=request.n,
+            tools=[tool.function.name for tool in request.callable()] if isinstance(request, ChatRequest) else (),
+            named=isinstance(request, ChatRequest) and isinstance(request.tool_choice, NamedTool),
+            bound=asks[0].grammar is not None,
+            echoes=echoes,
+            with_prompt_ids=request.return_token_ids,
+            with_usage=bool(request.stream_options and request.stream_options.include_usage),
+        )
 
-    def _models(self) -> dict[str, Any]:
+    async def _prompt_scores(self, ask: DecodeRequest) -> list[TokenScore] | None:
+        if ask.top_scores is None:
+            return None
+        found = prompt_scores(
+            self.latent.base, self.actor, ask.prompt, most=ask.top_scores, member=ask.member, allowed=ask.allowed
+        )
+        return await self.loop.score(found) if len(ask.prompt) > 1 else []
+
+    def _models(self, wanted: str) -> dict[str, Any]:
+        """All models, or the one of this name."""
         names = [{"id": self.limits.model}] if self.members is None else self.members.now().listed()
+        about = {"object": "model", "created": self.started, "owned_by": "latent-control"}
         shape = {"num_codes": self.limits.num_actions, "code_span": self.limits.span}
-        about = {"object": "model", "owned_by": "latent-control"}
-        return {"object": "list", "data": [name | about | shape for name in names]}
+        listed = [name | about | shape for name in names]
+        if not wanted:
+            return {"object": "list", "data": listed}
+        for model in listed:
+            if model["id"] == unquote(wanted):
+                return model
+        raise RefusedRequest(f"The model {unquote(wanted)!r:.80} does not exist", 404, "model", code="model_not_found")
 
-    def _conversation(self, request: ChatRequest) -> list[int]:
-        """Token ids by the chat template."""
-        if not self.tokenizer.chat_template:
-            raise RefusedRequest("the model's tokenizer has no chat template: use /v1/completions", param="messages")
-        turns = [message.model_dump() for message in request.messages]
-        require_bounds(["".join(turn["role"] + turn["content"] for turn in turns)], request.n, self.limits, "messages")
-        try:
-            return encode_messages(self.tokenizer, turns)
-        except ValueError as error:  # the template refuses the conversation
-            raise RefusedRequest(str(error), param="messages") from error
+    # -- rows --------------------------------------------------------------------------------------------------------
 
-    def _prompts(self, request: Request) -> list[list[int]]:
-        """Token ids of each prompt."""
-        if isinstance(request, ChatRequest):
-            return [self._conversation(request)]
-        assert isinstance(request, CompletionRequest)
-        given: Any = request.prompt
-        if isinstance(given, str) or (given and isinstance(given[0], int)):
-            given = [given]
-        require_bounds(given, request.n, self.limits, "prompt")
-        return [
-            encode_text(self.tokenizer, item, chat=False) if isinstance(item, str) else list(item) for item in given
-        ]
-
-    def _row(self, ask: DecodeRequest, heard: Callable[[str, DecodedRow], None] | None = None) -> DecodingRow:
+    def _row(self, ask: DecodeRequest, heard: Callable[[DecodedRow], object] | None = None) -> DecodingRow:
         """A row that ends at the request's own strings and at the model's."""
         stop = (*self.stop, *ask.stop)
         watched = bool(stop) or heard is not None
         return DecodingRow(ask=ask, stream=TextStream(self.tokenizer, stop) if watched else None, heard=heard)
 
-    async def _events(self, asks: Sequence[DecodeRequest], wording: Wording, decode_row: Decode) -> AsyncIterator[str]:
-        """Server-sent events, as tokens come."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+    async def _decoded(self, row: DecodingRow) -> DecodedRow:
+        return await self.loop.decode(row) if row.ask.max_tokens else DecodedRow(finish_reason="length")
 
-        def listener(index: int) -> Callable[[str, DecodedRow], None]:
-            def heard(text: str, part: DecodedRow) -> None:  # in the decoding thread
-                loop.call_soon_threadsafe(events.put_nowait, (index, text, part))
+    async def _events(self, asks: Sequence[DecodeRequest], wording: Wording) -> AsyncIterator[str]:
+        """Server-sent events, as tokens come; what came since the client last read goes out together."""
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
-            return heard
+        async def follow(index: int, ask: DecodeRequest) -> DecodedRow:
+            state = ChoiceState()
+            for event in wording.opening(index):
+                events.put_nowait(event)
+            row = self._row(ask, lambda part: events.put_nowait(wording.piece(index, part, state)))
+            answer = await self._decoded(row)
+            for event in wording.closing(index, answer, state):
+                events.put_nowait(event)
+            return answer
 
-        async def follow(index: int, row: DecodingRow) -> None:
-            answer = await decode_row(row)
-            events.put_nowait((index, row.fresh(answer.text), DecodedRow(finish_reason=answer.finish_reason)))
-
-        async def follow_all() -> None:
-            try:
-                await asyncio.gather(
-                    *(follow(index, self._row(ask, listener(index))) for index, ask in enumerate(asks))
-                )
-            finally:
-                events.put_nowait(None)
-
-        following = asyncio.create_task(follow_all())
-        while (event := await events.get()) is not None:
-            yield f"data: {json.dumps(wording.piece(*event))}\n\n"
-        await following  # raises what went wrong: the connection then breaks without the last line
-        yield "data: [DONE]\n\n"
-
-    # -- decoding ----------------------------------------------------------------------------------------------------
-
-    def decode(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
-        """Decode a batch. Rows are the same whoever their neighbours are."""
-        places = sorted(range(len(rows)), key=lambda place: _kind(rows[place].ask))
-        answers: dict[int, DecodedRow] = {}
-        for _, group in groupby(places, key=lambda place: _kind(rows[place].ask)):
-            together = list(group)
-            answers |= dict(zip(together, self._decode_alike([rows[place] for place in together]), strict=True))
-        return [answers[place] for place in range(len(rows))]
-
-    def _decode_alike(self, rows: Sequence[DecodingRow]) -> list[DecodedRow]:
-        """Rows of one temperature, top-k and way of decoding."""
-        asks, device, shape = [row.ask for row in rows], self.latent.base.lm.device, self.latent.config
-        codes, allowed = [ask.codes for ask in asks], [ask.allowed for ask in asks]
-        guide = make_guide(
-            codes, allowed, rows=len(asks), num_actions=shape.num_actions, span=shape.span, device=device
-        )
-
-        def watch(numbers: list[int], tokens: list[int], chosen: list[int]) -> list[bool]:
-            return [rows[number].push(token, code) for number, token, code in zip(numbers, tokens, chosen, strict=True)]
-
-        params = SamplingParams(
-            max_new_tokens=[ask.max_tokens for ask in asks],
-            temperature=asks[0].temperature,
-            top_k=asks[0].top_k,
-            **self.decoding | {"decode": asks[0].decode},
-            stop_token=self.ends,
-            row_seeds=[ask.seed for ask in asks],
-            guide=guide if any(row is not None for row in (*codes, *allowed)) else None,
-            members=[ask.member for ask in asks if ask.member is not None] or None,
-            watch=watch if any(row.stream is not None for row in rows) else None,
-            keep_responses=True,  # a conversation goes on from them
-        )
-        out = generate(
-            self.latent.base,
-            self.actor,
-            params,
-            *left_padded([ask.prompt for ask in asks], device),
-            tree=self.tree,
-        )
-        return [self._answer(row, out, index) for index, row in enumerate(rows)]
-
-    def _answer(self, row: DecodingRow, out: Generation, index: int) -> DecodedRow:
-        length = int(out.lengths[index])
-        tokens = out.tokens[index, :length].tolist()
-        return DecodedRow(
-            text=row.stream.text if row.stream is not None else spoken_text(self.tokenizer, tokens),
-            tokens=tokens,
-            codes=out.actions[index, :length].tolist(),
-            code_logp=out.action_logp[index, :length].tolist(),
-            finish_reason=out.finish_reasons[index],
-        )
+        following = asyncio.create_task(_together([follow(index, ask) for index, ask in enumerate(asks)]))
+        following.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            ended = False
+            while not ended:
+                some = [await events.get()]
+                while not events.empty():
+                    some.append(events.get_nowait())
+                ended = some[-1] is None
+                if text := "".join(as_event(event) for event in some if event is not None):
+                    yield text
+            if wording.with_usage:
+                yield as_event(wording.last(following.result()))
+            following.result()
+            yield "data: [DONE]\n\n"
+        except RefusedRequest as refusal:  # decoding failed
+            yield as_event(refusal.body())
+        finally:
+            following.cancel()  # where the client is gone: so are its rows
 
 
-def _kind(ask: DecodeRequest) -> tuple[float, int, str]:
-    return ask.temperature, ask.top_k or 0, ask.decode
+async def _together(some: Sequence[Any]) -> list[Any]:
+    """The results of coroutines that run at once; when one fails or the caller is cancelled, so are all."""
+    tasks = [asyncio.ensure_future(one) for one in some]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

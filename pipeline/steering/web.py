@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pipeline.pages.explorer.records import as_data
-from pipeline.serving.protocol import RefusedRequest, parse, read_body
+from pipeline.serving.errors import RefusedRequest
+from pipeline.serving.requests import parse, read_body
 from pipeline.steering.page import page, policy
 from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.steerer import Steerer

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from configs.schema import Decoding, Evaluation, RunConfig
 from latent_control import LatentActionForCausalLM, LatentActionLM
 from latent_control.decoding import mixture
 from latent_control.decoding.action_decoder import ActionDecoder
-from latent_control.decoding.mixture import MixtureDecoder
+from latent_control.decoding.mixture import MixtureDecoder, pick_tokens
 from latent_control.decoding.sampling_params import MIXTURE_CODES, SamplingParams
 from learners.collate import collate
 from pipeline.cli.output import result_table
@@ -31,7 +32,7 @@ from pipeline.evaluation.results import Played
 from pipeline.experiments.compare import compare
 from pipeline.pages.report import results as report
 from pipeline.serving import export as exporting
-from pipeline.serving.protocol import RefusedRequest
+from pipeline.serving.errors import RefusedRequest
 from pipeline.serving.service import Service
 from rollout_workers.rollouts import RolloutRequest
 
@@ -44,7 +45,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
 # -- the mixture by hand -----------------------------------------------------------------------------------------------
 
 
-def chooser(given: list[list[float]], span: int = 1, **settings: Any) -> MixtureDecoder:
+def chooser(given: list[list[float]], span: int = 1, mixture_codes: int | None = 16) -> MixtureDecoder:
     """Codes whose tokens have the probabilities ``given`` [N, V], whatever the state."""
     table = torch.tensor(given).log()
     actor = ActionDecoder(
@@ -59,15 +60,14 @@ def chooser(given: list[list[float]], span: int = 1, **settings: Any) -> Mixture
     base: Any = SimpleNamespace(
         lm=SimpleNamespace(get_output_embeddings=lambda: head, device=torch.device("cpu")),
     )
-    return MixtureDecoder(base, actor, SamplingParams(max_new_tokens=1, decode="token", **settings), slots=2)
+    return MixtureDecoder(base, actor, mixture_codes, slots=2)
 
 
 def choose(mixed: MixtureDecoder, policy: list[list[float]], place: int = 0) -> tuple[list[int], list[int]]:
     """(codes, tokens) of rows whose policy gives these probabilities."""
     rows = len(policy)
-    chosen = mixed.choose(
-        list(range(rows)), [place] * rows, torch.zeros(rows, 1), torch.tensor(policy).log(), torch.zeros(rows)
-    )
+    greedy = partial(pick_tokens, temperature=0.0, uniforms=torch.zeros(rows))
+    chosen = mixed.choose(list(range(rows)), [place] * rows, torch.zeros(rows, 1), torch.tensor(policy).log(), greedy)
     return chosen[0].tolist(), chosen[1].tolist()
 
 
@@ -77,11 +77,11 @@ POLICY = [[0.4, 0.3, 0.3, 0.0]]
 
 
 def test_two_codes_that_agree_outvote_the_most_likely_one() -> None:
-    greedy = chooser(GIVEN, temperature=0.0, mixture_codes=None)
+    greedy = chooser(GIVEN, mixture_codes=None)
     assert choose(greedy, POLICY) == ([1], [1]), "of the equal codes 1 and 2 the lower number is recorded"
-    assert choose(chooser(GIVEN, temperature=0.0, mixture_codes=1), POLICY) == ([0], [0]), "one code: greedy by code"
+    assert choose(chooser(GIVEN, mixture_codes=1), POLICY) == ([0], [0]), "one code: greedy by code"
     # two codes: 0 and, of the equally likely ones, 1: token 0 has 0.39, token 1 has 0.28
-    assert choose(chooser(GIVEN, temperature=0.0, mixture_codes=2), POLICY) == ([0], [0])
+    assert choose(chooser(GIVEN, mixture_codes=2), POLICY) == ([0], [0])
     # 0.495 + 0.025 + 0.02 against 0.055 + 0.2 + 0.16
     assert choose(greedy, [[0.55, 0.25, 0.2, 0.0]]) == ([0], [0])
     assert choose(greedy, [[0.38, 0.3, 0.32, 0.0]]) == ([2], [1])
@@ -89,17 +89,17 @@ def test_two_codes_that_agree_outvote_the_most_likely_one() -> None:
 
 def test_rows_and_codes_computed_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [*POLICY, [0.1, 0.0, 0.0, 0.9]]
-    whole = choose(chooser(GIVEN, temperature=0.0, mixture_codes=None), rows)
+    whole = choose(chooser(GIVEN, mixture_codes=None), rows)
     assert whole == ([1, 3], [1, 2])
     for most in (1, 6, 12):
         monkeypatch.setattr(mixture, "NUMBERS_AT_ONCE", most)
-        assert choose(chooser(GIVEN, temperature=0.0, mixture_codes=None), rows) == whole
+        assert choose(chooser(GIVEN, mixture_codes=None), rows) == whole
 
 
 def test_inside_a_span_codes_are_as_likely_as_its_tokens_make_them() -> None:
     """After token 1, code 0 has 0.4 x 0.1 / 0.52, codes 1 and 2 have 0.24 / 0.52 each: token 1 again, by 0.75; what the
     policy says there is not asked."""
-    mixed = chooser([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.3, 0.1, 0.6]], span=3, temperature=0.0, mixture_codes=None)
+    mixed = chooser([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.3, 0.1, 0.6]], span=3, mixture_codes=None)
     assert choose(mixed, [[0.4, 0.3, 0.3]])[1] == [0]  # 0.45, 0.31, 0.24
     # given token 0: 0.36 : 0 : 0.09, so token 0 has (0.324 + 0.027) / 0.45
     assert choose(mixed, [[0.0, 1.0, 0.0]], place=1) == ([0], [0])
@@ -274,13 +274,7 @@ def exported(checkpoint: Path, folder: Path, **decoding: Any) -> Path:
 
 
 def reply(service: Service, **body: Any) -> list[int]:
-    async def decode(row: Any) -> Any:
-        return service.decode([row])[0]
-
-    async def respond() -> Any:
-        return await service.respond("POST", "/v1/completions", json.dumps(body).encode(), decode)
-
-    found = asyncio.run(respond())
+    found = asyncio.run(service.respond("POST", "/v1/completions", json.dumps(body).encode()))
     if found.status != 200:
         raise RefusedRequest(found.body["error"]["message"], found.status, found.body["error"]["param"])
     return found.body["choices"][0]["token_ids"]

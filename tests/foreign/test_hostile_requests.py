@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from pipeline.serving.deploy import LARGEST_BODY, answer
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import DecodedRow
-from pipeline.serving.service import DecodingRow, Service
+from pipeline.serving.service import Service
+from pipeline.serving.web import LARGEST_BODY, answer
 from pipeline.steering.request import SteeringRequest
 from pipeline.steering.session import codes_of
 from pipeline.steering.steerer import Steerer
@@ -52,11 +51,14 @@ class Client:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.read, self.status, self.reply = chunks, 0, 0, b""
+        self.ended = False
 
     async def receive(self) -> dict[str, Any]:
-        chunk = next(self.chunks, b"")
-        self.read += len(chunk)
-        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+        chunk = next(self.chunks, None)
+        if chunk is None and self.ended:
+            await asyncio.Event().wait()  # the client stays, and says no more
+        self.ended, self.read = chunk is None, self.read + len(chunk or b"")
+        return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
 
     async def send(self, message: dict[str, Any]) -> None:
         self.status = message.get("status", self.status)
@@ -73,10 +75,7 @@ async def post(service: Service, body: Any, path: str = "/v1/completions") -> Cl
     client = Client(iter([raw]))
     about = scope(path)
 
-    async def decode(row: DecodingRow) -> DecodedRow:
-        return (await asyncio.to_thread(service.decode, [row]))[0]
-
-    await (await answer(service, Request(about, client.receive), decode))(about, client.receive, client.send)
+    await (await answer(service, Request(about, client.receive)))(about, client.receive, client.send)
     return client
 
 
@@ -153,10 +152,11 @@ def test_a_hostile_request_is_refused_by_the_arguments_name(service: Service, na
     ("messages", "words"),
     [
         ([{"role": "user", "content": "\ud800"}], "half of a character"),
-        ([{"role": "thief", "content": "3"}], "users only"),
+        ([{"role": "system", "content": "3"}], "users only"),
+        ([{"role": "thief", "content": "3"}], "messages.0.role"),
         ([{"role": "user", "content": "3 " * 1_000_000}], "bytes"),
         ([{"role": "user", "content": "3"}] * 200_000, "at most 2048"),
-        ([{"role": 1}] * 200_000, "valid string"),
+        ([{"role": 1}] * 200_000, "messages.0.role"),
         ([], "at least 1"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_body_without_end_is_read_up_to_the_bound(
     async def both() -> tuple[Client, Client]:
         served, steered = Client(endless()), Client(endless())
         about = scope("/v1/completions", *headers)
-        await (await answer(service, Request(about, served.receive), None))(about, served.receive, served.send)  # type: ignore[arg-type]
+        await (await answer(service, Request(about, served.receive)))(about, served.receive, served.send)
         about = scope("/api/answer", ("host", "127.0.0.1"), *headers)
         await application(steerer, "127.0.0.1")(about, steered.receive, steered.send)
         return served, steered

@@ -22,8 +22,7 @@ from latent_control.search.decoder import Job
 from latent_control.text import load_tokenizer
 from pipeline.experiments.search_models import decoder_of, load_latent
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import DecodedRow
-from pipeline.serving.service import DecodingRow, Service
+from pipeline.serving.service import Service
 from pipeline.stages.fit_temperature import rewards_at
 from pipeline.steering.loading import load
 from pipeline.steering.request import SteeringRequest
@@ -82,12 +81,9 @@ def test_a_service_obeys_them_beside_the_requests_own(case: tuple[Path, list[int
     _, row, text = case
     service = Service(exported, "stops", device="cpu")
 
-    async def decode(asked: DecodingRow) -> DecodedRow:
-        return service.decode([asked])[0]
-
     def ask(**body: Any) -> dict[str, Any]:
         sent = json.dumps({"prompt": PROMPT, **body}).encode()
-        reply = asyncio.run(service.respond("POST", "/v1/completions", sent, decode))
+        reply = asyncio.run(service.respond("POST", "/v1/completions", sent))
         assert isinstance(reply.body, dict)
         found: dict[str, Any] = reply.body["choices"][0]
         return found

@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +21,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from served import listening
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -43,7 +41,7 @@ from latent_control.text import encode_text, end_token, end_tokens, load_tokeniz
 from pipeline.data.sources import Encoder
 from pipeline.serving.export import Source, export
 from pipeline.serving.mlflow_model import LatentModel
-from pipeline.serving.service import DecodingRow, Service
+from pipeline.serving.service import Service
 from pipeline.steering.loading import load
 from rollout_workers.engines import DecodeJob
 from rollout_workers.engines.local import LocalEngine
@@ -180,10 +178,7 @@ def exported(it: Subject) -> Path:
 
 
 def ask(service: Service, path: str, **body: Any) -> dict[str, Any]:
-    async def decode(row: DecodingRow) -> Any:
-        return service.decode([row])[0]
-
-    reply = asyncio.run(service.respond("POST", path, json.dumps(body).encode(), decode))
+    reply = asyncio.run(service.respond("POST", path, json.dumps(body).encode()))
     assert reply.status == 200 and isinstance(reply.body, dict), reply.body
     return reply.body
 
@@ -299,43 +294,6 @@ def test_the_openai_client_gets_the_same(make: Callable[..., Subject]) -> None:
         assert answer.choices[0].token_ids == it.said
         parts = client.chat.completions.create(model="it", messages=messages, max_tokens=NEW, stream=True)
         assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == it.text
-
-
-@contextmanager
-def listening(service: Service) -> Iterator[str]:
-    """The service behind HTTP, one request at a time; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            status, kind, text = asyncio.run(answer(self.path, body))
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    async def answer(path: str, body: bytes) -> tuple[int, str, bytes]:
-        async def decode(row: DecodingRow) -> Any:
-            return service.decode([row])[0]
-
-        reply = await service.respond("POST", path, body, decode)
-        if isinstance(reply.body, dict):
-            return reply.status, "application/json", json.dumps(reply.body).encode()
-        return reply.status, "text/event-stream", "".join([event async for event in reply.body]).encode()
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.slow

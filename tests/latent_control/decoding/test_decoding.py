@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from latent_control import Generation, LatentActionLM
 from latent_control.base_lm import BaseLM
-from latent_control.decoding import engine
+from latent_control.decoding import slot_engine
 from latent_control.decoding.action_decoder import base_actor
 from latent_control.decoding.engine import Engine
 from latent_control.decoding.generate import generate
@@ -171,7 +171,7 @@ def test_rows_that_finish_early_are_squeezed_out_and_change_nothing(
     assert set(generation.finish_reasons) == {"stop", "length"}
     # Never squeezing gives the same.
     squeezed.clear()
-    monkeypatch.setattr(engine, "SQUEEZE_SHARE", 2.0)
+    monkeypatch.setattr(slot_engine, "SQUEEZE_SHARE", 2.0)
     patient = model.generate(*padded(rows, "left"), **settings)
     assert not squeezed
     same(generation, patient)

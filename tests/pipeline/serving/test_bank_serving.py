@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ pytest.importorskip("torch")
 import torch
 from rl_tools import NUM_ACTIONS
 from safetensors.torch import load_file, save_file
+from served import ask_all
 from typer.testing import CliRunner
 
 from configs.loading import dump_config
@@ -36,8 +36,7 @@ from pipeline.cli.main import app
 from pipeline.serving import bank as banks
 from pipeline.serving import deploy
 from pipeline.serving.export import find
-from pipeline.serving.protocol import DecodedRow
-from pipeline.serving.service import DecodingRow, Reply, Service
+from pipeline.serving.service import Reply, Service
 from pipeline.storage import checkpoints
 
 pytest_plugins = ("rl_fixtures",)
@@ -214,31 +213,6 @@ def test_a_member_taken_out_is_a_checkpoint(bank: Path, run_of: RunOf, tmp_path:
 # -- the service -------------------------------------------------------------------------------------------------------
 
 
-def ask_all(
-    service: Service, *bodies: dict[str, Any], path: str = "/v1/completions", method: str = "POST"
-) -> list[Reply]:
-    """Replies to requests that come at once and share one batch."""
-    waiting: list[tuple[DecodingRow, asyncio.Future[DecodedRow]]] = []
-
-    async def decode(row: DecodingRow) -> DecodedRow:
-        future = asyncio.get_running_loop().create_future()
-        waiting.append((row, future))
-        if len(waiting) == 1:
-            await asyncio.sleep(0.2)
-            answers = await asyncio.to_thread(service.decode, [row for row, _ in waiting])
-            for (_, one), answer in zip(waiting, answers, strict=True):
-                one.set_result(answer)
-            waiting.clear()
-        return await future
-
-    async def respond() -> list[Reply]:
-        return list(
-            await asyncio.gather(*(service.respond(method, path, json.dumps(b).encode(), decode) for b in bodies))
-        )
-
-    return asyncio.run(respond())
-
-
 def said(reply: Reply) -> Any:
     assert reply.status == 200, reply.body
     return reply.body
@@ -263,6 +237,7 @@ def test_requests_of_many_policies_share_a_batch(bank: Path, run_of: RunOf) -> N
         model = LatentActionLM.from_pretrained(run_of(run, seed) / "checkpoints" / "clone")
         service_alone = Service(bank, "bank")
         service_alone.members, service_alone.actor = None, model.actor()
+        service_alone.loop.engine = service_alone._engine()
         (alone,) = ask_all(service_alone, common)
         for here, there in zip(said(reply)["choices"], said(alone)["choices"], strict=True):
             assert here.pop("code_logprobs") == pytest.approx(there.pop("code_logprobs"), abs=1e-5)
@@ -365,7 +340,7 @@ def served(bank: Path) -> Iterator[Any]:
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = replace(deploy.ServingSettings(folder=bank, name="bank"), port=port, batch_wait=0.05)
+    settings = replace(deploy.ServingSettings(folder=bank, name="bank"), port=port)
     deploy.check(settings)
     with deploy.running(settings) as address:
         yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)

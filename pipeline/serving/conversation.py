@@ -1,0 +1,85 @@
+"""A chat request's messages and tools as a chat template takes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.serving.errors import RefusedRequest
+from pipeline.serving.requests import ChatRequest, Message
+from pipeline.serving.tool_calls import told_in_words
+
+
+def conversation(request: ChatRequest, template: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Turns and tools for a template: text parts joined by line breaks, arguments of calls as objects, and where it
+    has no word for tools, developers or calls, the same told in words it has.
+
+    Raises:
+        RefusedRequest: a message has something that is no text, or lacks what its role needs.
+    """
+    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(request.messages)]
+    tools = [tool.model_dump(exclude_none=True) for tool in request.callable()]
+    if "tool" not in template:
+        turns, tools = told_in_words(turns, tools), []
+    if "developer" not in template:
+        for turn in turns:
+            turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
+    return turns, tools
+
+
+def _turn(message: Message, place: str) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": _text(message, place)}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.role == "tool":
+        if message.tool_call_id is None:
+            raise RefusedRequest(
+                f"{place}.tool_call_id is missing: say which call this is the result of", param="messages"
+            )
+        turn["tool_call_id"] = message.tool_call_id
+    elif message.tool_call_id is not None:
+        raise RefusedRequest(f"{place}.tool_call_id belongs to the role tool, not {message.role}", param="messages")
+    if message.tool_calls:
+        if message.role != "assistant":
+            raise RefusedRequest(
+                f"{place}.tool_calls belong to the role assistant, not {message.role}", param="messages"
+            )
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments, place)},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _text(message: Message, place: str) -> str:
+    content = message.content
+    if content is None:
+        if message.role != "assistant":
+            raise RefusedRequest(f"{place}.content is missing", param="messages")
+        return message.refusal or ""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        text = {"text": part.text, "refusal": part.refusal}.get(part.type)
+        if text is None:
+            raise RefusedRequest(
+                f"{place}.content has a part of type {part.type!r:.40}: the model reads parts of type text, with text",
+                param="messages",
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _arguments(given: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(given or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RefusedRequest(f"{place}.tool_calls: arguments {given!r:.60} are no JSON object", param="messages")
+    return found

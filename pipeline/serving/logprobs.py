@@ -1,0 +1,115 @@
+"""Log-probabilities of tokens in OpenAI's two formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latent_control.decoding.token_scores import TokenScore
+from pipeline.serving.protocol import DecodedRow
+from pipeline.serving.text_stream import TokenTexts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """A prompt that a completion begins with, and its tokens' log-probabilities but the first's."""
+
+    text: str
+    tokens: Sequence[int]
+    scores: Sequence[TokenScore] | None
+
+
+@dataclass(kw_only=True)
+class ChoiceState:
+    """What of a row was said already."""
+
+    shown: int = 0
+    """Characters of its text"""
+    first: int | None = None
+    """Token"""
+    last: int | None = None
+    """Token"""
+    offset: int = 0
+    """Characters of tokens, those of the prompt included where the answer begins with it"""
+
+    def begin(self, part: DecodedRow, echo: Echo | None) -> None:
+        """Note the first token of the row, behind the prompt that the answer begins with."""
+        if self.first is None and part.tokens:
+            self.first = part.tokens[0]
+            if echo is not None:
+                self.last, self.offset = echo.tokens[-1], len(echo.text)
+
+    def fresh(self, text: str) -> str:
+        """What of ``text`` was not said yet."""
+        new, self.shown = text[self.shown :], max(self.shown, len(text))
+        return new
+
+    def go_on(self, token: int, text: str) -> None:
+        """Go on behind a token of this text."""
+        self.last, self.offset = token, self.offset + len(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobWording:
+    """``LogprobWording(chat=True, texts=TokenTexts(tokenizer), ends=(2,))``"""
+
+    chat: bool
+    texts: TokenTexts
+    ends: Sequence[int]
+    """End tokens, which have no text"""
+
+    def of(self, part: DecodedRow, state: ChoiceState, echo: Echo | None, length: int | None) -> dict[str, Any] | None:
+        """Of the tokens whose text the reply has (of at most ``length`` characters): not of an end token."""
+        if not part.scores and (echo is None or echo.scores is None):
+            return None
+        listed: list[tuple[int, TokenScore | None]] = []
+        if echo is not None:
+            listed = [(token, score) for token, score in zip(echo.tokens, [None, *(echo.scores or ())], strict=False)]
+        own = [pair for pair in zip(part.tokens, part.scores, strict=True) if pair[0] not in self.ends]
+        entries = self._entries(
+            [*listed, *own], state, None if length is None else length + len(echo.text if echo else "")
+        )
+        if self.chat:
+            return {"content": [self._chat_entry(*entry) for entry in entries], "refusal": None}
+        return {
+            "tokens": [text for text, *_ in entries],
+            "token_logprobs": [None if score is None else score.logp for *_, score in entries],
+            "top_logprobs": [self._top(*entry) for entry in entries],
+            "text_offset": [offset for _, offset, *_ in entries],
+        }
+
+    def _entries(
+        self, listed: Sequence[tuple[int, TokenScore | None]], state: ChoiceState, length: int | None
+    ) -> list[tuple[str, int, int | None, int, TokenScore | None]]:
+        """Text, offset, token before, token and score of each, up to the text's end."""
+        entries = []
+        for token, score in listed:
+            if length is not None and state.offset >= length and score is not None:
+                break
+            text = self.texts.piece(state.last, token)
+            entries.append((text, state.offset, state.last, token, score))
+            state.go_on(token, text)
+        return entries
+
+    def _chat_entry(
+        self, text: str, _: int, before: int | None, token: int, score: TokenScore | None
+    ) -> dict[str, Any]:
+        assert score is not None
+        top = [
+            {"token": (other := self.texts.piece(before, one)), "logprob": logp, "bytes": list(other.encode())}
+            for one, logp in score.top
+        ]
+        return {"token": text, "logprob": score.logp, "bytes": list(text.encode()), "top_logprobs": top}
+
+    def _top(
+        self, text: str, _: int, before: int | None, token: int, score: TokenScore | None
+    ) -> dict[str, float] | None:
+        """The likeliest tokens' and the token's own; of tokens with the same text the likeliest one's."""
+        if score is None:
+            return None
+        found: dict[str, float] = {}
+        for one, logp in score.top:
+            found.setdefault(self.texts.piece(before, one), logp)
+        found.setdefault(text, score.logp)
+        return found
