@@ -12,8 +12,8 @@ from collections.abc import Callable
 from greenlet import getcurrent, greenlet
 
 
-class Turns:
-    """``turn = Turns(work)``; ``turn.go_on()`` until ``turn.ended``, which raises what ``work`` raises. ``work`` calls
+class Turn:
+    """``turn = Turn(work)``; ``turn.go_on()`` until ``turn.ended``, which raises what ``work`` raises. ``work`` calls
     ``give_way`` where it waits."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -36,5 +36,5 @@ class Turns:
 def give_way() -> None:
     """Called by work that waits: the others go on."""
     parent = getcurrent().parent
-    assert parent is not None, "only work of a Turns gives way"
+    assert parent is not None, "only work of a Turn gives way"
     parent.switch()

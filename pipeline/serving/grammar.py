@@ -66,7 +66,7 @@ class GrammarMaker:
             from llguidance.hf import from_tokenizer
 
             try:
-                self._tokens = from_tokenizer(self.tokenizer, n_vocab=self.vocabulary, eos_token=self.ends)  # type: ignore[arg-type]
+                self._tokens = from_tokenizer(self.tokenizer, self.vocabulary, self.ends)  # type: ignore[arg-type]
             except ValueError as error:
                 said = " ".join(str(error).split())[:200]
                 raise RefusedRequest(

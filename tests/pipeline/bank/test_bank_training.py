@@ -27,7 +27,7 @@ from pipeline.bank import inbox
 from pipeline.bank.tasks import TaskErrors, read_tasks
 from pipeline.bank.train import train
 from pipeline.bank.trainee import Trainee, prepared
-from pipeline.bank.turns import Turns, give_way
+from pipeline.bank.turns import Turn, give_way
 from pipeline.cli.main import app
 from pipeline.integrity.audit import audit
 from pipeline.integrity.reproduce import repeat
@@ -292,7 +292,7 @@ def test_work_takes_turns_and_can_be_ended_where_it_waits() -> None:
             said.append(f"{name} ended")
             raise
 
-    one, two = Turns(partial(work, "a")), Turns(partial(work, "b"))
+    one, two = Turn(partial(work, "a")), Turn(partial(work, "b"))
     one.go_on()
     two.go_on()
     one.go_on()
