@@ -143,15 +143,15 @@ def _improve(config: RunConfig) -> Iterator[str]:
             "improve.token_trains: all trains the model whose frozen features ppo's critic reads; set last_blocks "
             "or added_blocks"
         )
-    if improve.aliases is not None and config.actions is not None and config.actions.span > 1:
+    if improve.equivalent_codes is not None and config.actions is not None and config.actions.span > 1:
         yield (
-            f"improve.aliases: {improve.aliases} compares single tokens, but a code lasts for "
+            f"improve.equivalent_codes: {improve.equivalent_codes} compares single tokens, but a code lasts for "
             f"{config.actions.span}; leave it out"
         )
-    if improve.aliases is not None and config.rollout.engine != "local":
+    if improve.equivalent_codes is not None and config.rollout.engine != "local":
         yield (
-            f"improve.aliases: {improve.aliases} needs rollout.engine: local, this is {config.rollout.engine}; "
-            "leave it out"
+            f"improve.equivalent_codes: {improve.equivalent_codes} needs rollout.engine: local, this is "
+            f"{config.rollout.engine}; leave it out"
         )
     weights = config.reward.weights
     if improve.credit == "turn" and weights is not None and weights.get("score") != 1.0:

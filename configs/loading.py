@@ -25,6 +25,7 @@ from configs.paths import (
     resolve_paths,
 )
 from configs.recipes import fill
+from configs.renamed import hint, rename
 from configs.schema import RunConfig, TaskConfig
 from configs.yaml_text import Path as KeyPath
 from configs.yaml_text import YamlProblem, dotted, read, write
@@ -110,6 +111,7 @@ def _load(
     origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:
         messages += _apply(data, override, origins)
+    messages += _renamed(path, data, origins)
     fill(data)
     messages += [f"{dotted(place)}: expected a finite number, got {value}" for place, value in _not_finite(data, ())]
     resolve_paths(data, folder)
@@ -176,6 +178,20 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int], list[str
     if not isinstance(data, dict):
         raise ConfigErrors([f"{path}: expected a mapping of sections (base: ..., actions: ...), got {shown(data)}"])
     return data, lines, duplicates
+
+
+def _renamed(path: Path, data: dict[str, Any], origins: dict[KeyPath, str]) -> list[str]:
+    """Read old names of keys as the new ones; says so in one line, and returns what is set under both."""
+    problems = []
+    for old, new, value, both in rename(data):
+        if both:
+            text = f"{dotted(old)}: the old name of {dotted(new)}, and both are set; leave {dotted(old)} out"
+            problems.append(_with_origin(text, old, origins))
+        elif value is not None:
+            hint(f"{path}: {dotted(old)} is now called {dotted(new)}; the old name is still read")
+        if old in origins:
+            origins.setdefault(new, origins.pop(old))
+    return problems
 
 
 def _packaged_hint(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs.recipes import RECIPES, shown
+from configs.renamed import RENAMED
 
 HEAD = """# Reference: every setting
 
@@ -16,8 +17,8 @@ overrides (`latent-control run CONFIG improve.updates=300`). Sections that are `
 
 
 def reference(schema: Mapping[str, Any]) -> str:
-    """One table per section, in the order of the config, and what each recipe fills."""
-    return "\n".join([HEAD, *_section("", schema, schema), *_recipes()])
+    """One table per section, in the order of the config, what each recipe fills, old names."""
+    return "\n".join([HEAD, *_section("", schema, schema), *_recipes(), *_old_names()])
 
 
 def _recipes() -> Iterator[str]:
@@ -26,6 +27,14 @@ def _recipes() -> Iterator[str]:
     yield from ("| recipe | settings |", "|---|---|")
     for name, settings in RECIPES.items():
         yield f"| `{name}` | {', '.join(f'`{place}: {shown(value)}`' for place, value in settings.items())} |"
+    yield ""
+
+
+def _old_names() -> Iterator[str]:
+    yield "## Old names\n"
+    yield "Still read, with a line on stderr that names the new one; both at once are an error.\n"
+    yield from ("| old | new |", "|---|---|")
+    yield from (f"| `{old}` | `{new}` |" for old, new in RENAMED.items())
     yield ""
 
 

@@ -310,7 +310,8 @@ class Improve(Section):
     at most this many times ``prompts_per_update`` of them (DAPO); 0: none. Sync only."""
     curriculum: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Probability with which a prompt is asked whose last group had equal rewards (always right or always wrong); its
-    square after two such groups in a row, and so on, but at least 0.05. 1: every prompt at its turn. Sync only."""
+    square after two such groups in a row, and so on, but at least 0.05. 1: every prompt at its turn. Without effect
+    until prompts come again (countdown has a million). Sync only."""
     learning_rate: PositiveFloat = 5e-4
     min_learning_rate_share: Share = 1.0
     """The rate falls along a cosine to this share of itself at the last update; 1: it stays."""
@@ -339,7 +340,7 @@ class Improve(Section):
     """Weight of the exact KL(policy || cloned policy)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where that KL enters: as a term of the loss, or taken off the reward of each action."""
-    aliases: PositiveInt | None = None
+    equivalent_codes: PositiveInt | None = None
     """Latent level: codes compared at each choice. Those that would have emitted the same token are one event, whose
     probability takes the place of the code's own in the ratio: less variance, at the cost of as many runs of the world
     model's head; ``null``: none."""

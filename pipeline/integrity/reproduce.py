@@ -101,8 +101,9 @@ def _obstacles(config: RunConfig, improve: Improve | None, recorded: Recorded, s
                 "--stored: base features are not stored, and improve.features is not recompute; repeat it without "
                 "--stored"
             )
-        if improve.aliases is not None or improve.algorithm == "remax":
-            yield "--stored: improve.aliases and remax need numbers that are not stored; repeat it without --stored"
+        if improve.equivalent_codes is not None or improve.algorithm == "remax":
+            what = "improve.equivalent_codes and remax need numbers that are not stored"
+            yield f"--stored: {what}; repeat it without --stored"
 
 
 def _by_update(recorded: Recorded) -> dict[int, list[_Taken]]:

@@ -65,7 +65,7 @@ class RequestMaker:
             temperature=run.rollout.temperature,
             top_k=run.rollout.top_k,
             ship_features=self.ships_features,
-            aliases=improve.aliases if self.latent else None,
+            aliases=improve.equivalent_codes if self.latent else None,
             greedy_baseline=ALGORITHMS[improve.algorithm].greedy,
             board=self.published.board,
         )

@@ -13,6 +13,7 @@ from typing import Any
 from configs.loading import load_config
 from configs.paths import path_fields
 from configs.redaction import HIDDEN, without_secrets
+from configs.renamed import rename
 from configs.yaml_text import read, write
 from pipeline.runs import manifest
 from pipeline.runs.events import Events
@@ -109,7 +110,9 @@ def _refuse_changes(run_dir: Path, text: str | None) -> None:
             continue
         top = stage.section.partition(".")[0]
         sections = ("seed", "task", top, *(("reward",) if stage.online else ()))
-        before = _relevant(checkpoints.read_info(result).get("config", {}), sections)
+        recorded = checkpoints.read_info(result).get("config", {})
+        rename(recorded)
+        before = _relevant(recorded, sections)
         after = _relevant(now.model_dump(mode="json"), sections)
         if changed := _listed(before, {name: after[name] for name in before if name in after}):
             back = "--restore-config does that" if text is not None else "edit it"

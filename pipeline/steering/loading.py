@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from configs.renamed import rename
 from configs.schema import RunConfig
 from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
@@ -119,6 +120,7 @@ def _config(source: export.Source) -> tuple[RunConfig | None, str]:
     recorded = export.read_provenance(source.checkpoint).get("config")
     if recorded is None:
         return None, f"{source.checkpoint.name} lies in no run, so its task is not known: answers are not scored"
+    rename(recorded)
     try:
         return RunConfig.model_validate(recorded), ""
     except ValidationError as error:

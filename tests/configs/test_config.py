@@ -14,6 +14,7 @@ from configs.complaints import known_keys
 from configs.loading import ConfigErrors, config_schema, dump_config, load_config
 from configs.recipes import RECIPES, by_hand, differing
 from configs.reference import reference
+from configs.renamed import RENAMED, hint
 from configs.schema import Improve, RunConfig
 from configs.yaml_text import YamlProblem, read, write
 from pipeline.cli.main import app
@@ -412,3 +413,45 @@ class TestChoiceOfPrompts:
     def test_the_defaults_say_nothing(self, write_config):
         config = load_config(write_config(f"{CLONED}improve: {{mode: async, algorithm: ppo}}\n"))
         assert config.improve.dynamic_sampling == 0 and config.improve.curriculum == 1
+
+
+class TestRenamed:
+    OLD = f"{CLONED}improve: {{updates: 3, aliases: 8}}\n"
+
+    @pytest.fixture(autouse=True)
+    def forget(self):
+        hint.cache_clear()
+
+    def test_every_old_name_leads_to_a_key_and_is_none(self):
+        assert set(RENAMED.values()) <= set(known_keys()) and not RENAMED.keys() & set(known_keys())
+
+    def test_an_old_name_is_read_with_one_line_that_names_the_new_one(self, write_config, caplog):
+        path = write_config(self.OLD)
+        for _ in range(2):
+            assert load_config(path).improve.equivalent_codes == 8
+        said = f"{path}: improve.aliases is now called improve.equivalent_codes; the old name is still read"
+        assert [record.message for record in caplog.records] == [said]
+
+    def test_an_override_may_have_the_old_name(self, write_config):
+        config = load_config(write_config(f"{CLONED}improve: {{updates: 3}}\n"), ["improve.aliases=4"])
+        assert config.improve.equivalent_codes == 4
+
+    def test_both_names_are_an_error_with_its_line(self, write_config):
+        path = write_config(f"{CLONED}improve:\n  equivalent_codes: 4\n  aliases: 8\n")
+        text = "improve.aliases: the old name of improve.equivalent_codes, and both are set; leave improve.aliases out"
+        assert only_error(path) == f"{text} [line 6]"
+        assert only_error(write_config(self.OLD), "improve.equivalent_codes=4") == f"{text} [line 4]"
+
+    def test_a_wrong_value_is_named_by_the_new_name_and_the_old_names_line(self, write_config):
+        found = only_error(write_config(f"{CLONED}improve:\n  aliases: 0\n"))
+        assert found == "improve.equivalent_codes: expected a number greater than 0, got 0 (number) [line 5]"
+
+    def test_the_config_of_a_finished_run_holds_null_and_says_nothing(self, write_config, caplog):
+        """An earlier version dumped every key; a new name beside the old one's null is a setting."""
+        path = write_config(f"{CLONED}improve: {{updates: 3, aliases: null}}\n")
+        assert load_config(path).improve.equivalent_codes is None and not caplog.records
+        assert load_config(path, ["improve.equivalent_codes=4"]).improve.equivalent_codes == 4
+
+    @pytest.mark.parametrize("text", ["improve: 3\n", "improve: [aliases]\n"])
+    def test_a_section_that_is_none_stays_the_users_error(self, write_config, text):
+        assert only_error(write_config(CLONED + text)).startswith("improve: expected a section")

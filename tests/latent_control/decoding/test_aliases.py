@@ -111,7 +111,7 @@ def test_decoding_finds_the_codes_that_emit_the_same_token(
 
 
 def test_worker_and_learner_agree_on_events(config: Config, tiny_checkpoint: Path) -> None:
-    settings = config(improve={"aliases": 8, "importance_cap": 2.0, "mode": "async"})
+    settings = config(improve={"equivalent_codes": 8, "importance_cap": 2.0, "mode": "async"})
     trained, runner = make_learner(settings, tiny_checkpoint), make_runner(settings, tiny_checkpoint)
     rewards = list(np.linspace(0, 1, 16))
     for _ in range(2):

@@ -3,6 +3,7 @@ never stand in a config that is used. Oracle: the file as it was written."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from configs.schema import RunConfig, Tracking
 from pipeline.preflight.check import tracking_problems
 from pipeline.runs import manifest
 from pipeline.runs.events import Events
+from pipeline.runs.layout import CHECKPOINTS, CONFIG, stage_record
 from pipeline.runs.repair import mend
+from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import Tracker
 
 SECRET = "hunter2-Zz9"
@@ -91,3 +94,20 @@ def test_a_copy_without_its_secrets_is_not_used(tmp_path: Path, uri: str) -> Non
     off = Tracking(enabled=False, uri=uri)
     assert not list(tracking_problems(config.model_copy(update={"tracking": off})))
     Tracker(off, tmp_path, group="g").close()
+
+
+@pytest.mark.parametrize(("now", "said"), [("4", ""), ("8", "improve.equivalent_codes: 4 before, 8 now")])
+def test_keys_that_had_old_names_are_compared_by_the_new_ones(tmp_path: Path, now: str, said: str) -> None:
+    """Config and result of a run of the version that wrote ``improve.aliases``."""
+    sections = "base: {model: m}\nactions: {}\nclone: {}\nimprove: {aliases: %s}\nevaluation: null\n"
+    (tmp_path / CONFIG).write_text(sections % now)
+    info = {"stage": "improve", "config": {"seed": 0, "improve": {"aliases": 4, "updates": 150}}}
+    result = tmp_path / CHECKPOINTS / "improve"
+    checkpoints.write(result, files=lambda staging: (staging / "policy").write_text("") and None, info=info)
+    (tmp_path / stage_record("improve")).parent.mkdir()
+    (tmp_path / stage_record("improve")).write_text("{}")
+    if not said:
+        mend(tmp_path, restore_config=False)
+        return
+    with pytest.raises(ValueError, match=re.escape(said)):
+        mend(tmp_path, restore_config=False)
