@@ -503,6 +503,7 @@ def test_names_of_run_files_are_literals_in_the_layout_alone():
 # Files that use a stage's name for what is called alike: a section of the config, a variant of the evaluation, a
 # command, RLlib's key of our metrics. "base" and "actions" also name a level and a column, and are not looked for.
 NAMED_LIKE_A_STAGE = {
+    "pipeline/bank/tasks.py": {"clone", "finetune", "improve_offline"},
     "pipeline/cli/panels.py": {"evaluate"},
     "pipeline/cli/runs.py": {"improve"},
     "pipeline/console/progress.py": {"evaluate"},

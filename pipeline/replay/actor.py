@@ -44,7 +44,7 @@ class ReplayActor:
         return Added(rows=self._writer.rows, duplicates=0, actor=self._incarnation)
 
 
-class Buffer(NamedTuple):
+class BufferPlace(NamedTuple):
     """A replay buffer: the arguments of its ``ReplayActor``."""
 
     folder: str
@@ -56,21 +56,21 @@ class SharedReplayActor:
     """``ReplayActor`` for many runs: a process for each would cost more than what it does."""
 
     def __init__(self) -> None:
-        self._of: dict[Buffer, ReplayActor] = {}
+        self._of: dict[BufferPlace, ReplayActor] = {}
 
-    def add(self, buffer: Buffer, refs: Sequence[Any]) -> Added:
+    def add(self, buffer: BufferPlace, refs: Sequence[Any]) -> Added:
         """As of ``ReplayActor``."""
         return self._writer(buffer).add(refs)
 
-    def flush(self, buffer: Buffer) -> Added:
+    def flush(self, buffer: BufferPlace) -> Added:
         """As of ``ReplayActor``."""
         return self._writer(buffer).flush()
 
-    def close(self, buffer: Buffer) -> None:
+    def close(self, buffer: BufferPlace) -> None:
         """Forget what was not flushed."""
         self._of.pop(buffer, None)
 
-    def _writer(self, buffer: Buffer) -> ReplayActor:
+    def _writer(self, buffer: BufferPlace) -> ReplayActor:
         if buffer not in self._of:
             self._of[buffer] = ReplayActor(Path(buffer.folder), buffer.rows_per_shard, buffer.run_id)
         return self._of[buffer]
@@ -110,7 +110,7 @@ class ReplayHandle:
 class SharedReplayHandle(ReplayHandle):
     """What a run asks of a ``SharedReplayActor``."""
 
-    def __init__(self, actor: Any, buffer: Buffer) -> None:
+    def __init__(self, actor: Any, buffer: BufferPlace) -> None:
         super().__init__(actor)
         self.buffer = buffer
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from configs.schema import Improve, RunConfig
 from latent_control.pretrained import read_shape, with_policy
 from pipeline.cluster.connect import connected
-from pipeline.replay.actor import Buffer, ReplayActor, ReplayHandle, SharedReplayHandle, beside_driver
+from pipeline.replay.actor import BufferPlace, ReplayActor, ReplayHandle, SharedReplayHandle, beside_driver
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
@@ -309,7 +309,7 @@ def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Ro
 def replay_actor(context: StageContext, stage: str) -> ReplayHandle:
     """What writes this stage's rollouts to Parquet."""
     folder, run_id = str(context.run_dir / REPLAY), f"{context.run_dir.name}-{stage}"
-    buffer = Buffer(folder, context.config.replay.rows_per_shard, run_id)
+    buffer = BufferPlace(folder, context.config.replay.rows_per_shard, run_id)
     if context.workers is not None:
         return SharedReplayHandle(context.workers.replay, buffer)
     return ReplayHandle(beside_driver(ReplayActor).remote(*buffer))
