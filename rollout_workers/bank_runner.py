@@ -15,6 +15,7 @@ import torch
 from latent_control.decoding.prefix_tree import prompt_counts
 from latent_control.policies.bank import PolicyBank
 from latent_control.policies.mlp import MlpPolicy
+from latent_control.records import Generation
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.env_runner import LMEnvRunner, baselines_of, job_of, weights_of
@@ -47,8 +48,13 @@ def blamed(member: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise MemberFailed(member, f"{type(error).__name__}: {lines[0][:300]}") from error
+        raise MemberFailed(member, reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error is and says, in a line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 class HostedMember:
@@ -146,7 +152,7 @@ class BankEnvRunner(LMEnvRunner):
             player, limit = member.player, settings.worker.rollout.max_new_tokens
             encoded = player.encoded(self.local, prompts) if isinstance(player, ResponsePlayer) else ()
             self.local.use(member.module.policy)
-            baselines = baselines_of(request, self.local, member.player, prompts, limit)
+            baselines = baselines_of(request, self.local, player, prompts, limit)
             return _Part(
                 request=request,
                 member=member,
@@ -185,15 +191,14 @@ class BankEnvRunner(LMEnvRunner):
 
     def _decode(self, job: DecodeJob, parts: Sequence[_Part]) -> Iterator[list[PlayedEpisode]]:
         """One batch of all parts, then each part's own verifier."""
-        members = chain(*([self.bank.blend(part.name)] * len(part.prompts) for part in parts))
-        generation = self.local.generate(
-            replace(
-                job,
-                prompts=tuple(chain(*(part.encoded for part in parts))),
-                seeds=tuple(chain(*(part.job.seeds for part in parts))),
-                members=tuple(members),
-            )
-        )
+        try:
+            generation = self._generate(job, parts)
+        except (ValueError, RuntimeError) as error:
+            if len(parts) == 1:
+                raise MemberFailed(parts[0].name, reason_of(error)) from error
+            for part in parts:  # whose fault it is shows when each is decoded by itself
+                yield from self._decode(job, [part])
+            return
         start = 0
         for part in parts:
             end, player = start + len(part.prompts) * job.repeats, part.member.player
@@ -202,6 +207,18 @@ class BankEnvRunner(LMEnvRunner):
                 rows = [row_of(generation, row) for row in range(start, end)]
                 yield player.judged(self.local, part.prompts, part.encoded, rows)
             start = end
+
+    def _generate(self, job: DecodeJob, parts: Sequence[_Part]) -> Generation:
+        """The rows of all parts, in their order."""
+        members = chain(*([self.bank.blend(part.name)] * len(part.prompts) for part in parts))
+        return self.local.generate(
+            replace(
+                job,
+                prompts=tuple(chain(*(part.encoded for part in parts))),
+                seeds=tuple(chain(*(part.job.seeds for part in parts))),
+                members=tuple(members),
+            )
+        )
 
     def _records(self, part: _Part, played: Sequence[PlayedEpisode]) -> list[Rollout]:
         member, request = part.member, part.request

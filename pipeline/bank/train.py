@@ -67,13 +67,13 @@ def train(bank: Path, tasks: Sequence[MemberTask], out: Path, *, say: Say) -> li
                 require_shared_storage(config, out)
             torch.set_num_threads(config.cluster.learner_threads)
             with _sharing(bank, config, say) as sharing, Watchdog(out, config.cluster.stall_seconds) as watchdog:
-                JointTraining(bank=bank, out=out, trainees=trainees, sharing=sharing, say=say).run(watchdog)
+                BankTraining(bank=bank, out=out, trainees=trainees, sharing=sharing, say=say).run(watchdog)
             interrupts.check()
     return trainees
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointTraining:
+class BankTraining:
     """Many runs that take turns."""
 
     bank: Path

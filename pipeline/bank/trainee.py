@@ -14,7 +14,7 @@ from latent_control.pretrained import load_policy, weights_hash
 from pipeline.bank.board import MemberDisplay
 from pipeline.bank.inbox import ask
 from pipeline.bank.tasks import MemberTask
-from pipeline.bank.turns import Turn
+from pipeline.bank.turns import TakesTurns
 from pipeline.rl.shared_pool import Share
 from pipeline.run import begin, execute, nothing_left
 from pipeline.runs import interrupts
@@ -52,7 +52,7 @@ class Trainee:
     """Why it failed"""
     member: str = ""
     """``NAME@VERSION`` in the bank, once it has finished"""
-    turns: Turn | None = field(default=None, repr=False)
+    turns: TakesTurns | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
         """How it ended, for programs and tables; rewards are the means of the first and the last updates."""
@@ -71,7 +71,7 @@ class Trainee:
     def start(self, bank: Path, share: Share) -> None:
         """Let it work up to where it waits for the first time."""
         self.state = "training"
-        self.turns = Turn(partial(self._work, bank, share))
+        self.turns = TakesTurns(partial(self._work, bank, share))
         self.go_on()
 
     def go_on(self) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from greenlet import getcurrent, greenlet
 
 
-class Turn:
-    """``turn = Turn(work)``; ``turn.go_on()`` until ``turn.ended``, which raises what ``work`` raises. ``work`` calls
-    ``give_way`` where it waits."""
+class TakesTurns:
+    """``piece = TakesTurns(work)``, then ``piece.go_on()`` until ``piece.ended``; it raises what ``work`` raises.
+    ``work`` calls ``give_way`` where it waits."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._piece = greenlet(work)
@@ -36,5 +36,5 @@ class Turn:
 def give_way() -> None:
     """Called by work that waits: the others go on."""
     parent = getcurrent().parent
-    assert parent is not None, "only work of a Turn gives way"
+    assert parent is not None, "only work of a TakesTurns gives way"
     parent.switch()

@@ -175,10 +175,13 @@ def run_output(run_dir: Path, quiet: bool, as_json: bool) -> Iterator[RunOutput]
 
 
 @contextmanager
-def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | None = None) -> Iterator[None]:
+def exit_on_error(
+    code: int, resumable: Path | None = None, output: RunOutput | None = None, again: str = ""
+) -> Iterator[None]:
     """An error that users can cause becomes one sentence and exit code ``code``; a defect keeps its traceback.
 
-    ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C.
+    ``resumable``: the run folder that ``latent-control resume`` continues after the error or Ctrl-C. ``again``: what
+    goes on after Ctrl-C where that is another command.
     """
     from configs.loading import ConfigErrors
     from pipeline.runs.errors import AtWorkError, NeedsNewRun, RunError
@@ -191,8 +194,9 @@ def exit_on_error(code: int, resumable: Path | None = None, output: RunOutput | 
             output.errors.append(str(error))
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt as error:
-        started = resumable is not None and (resumable / CONFIG).is_file()
-        print_error(f"\ninterrupted; continue with: latent-control resume {resumable}" if started else "\ninterrupted")
+        started = bool(again) or (resumable is not None and (resumable / CONFIG).is_file())
+        how = again or f"latent-control resume {resumable}"
+        print_error(f"\ninterrupted; continue with: {how}" if started else "\ninterrupted")
         # Who sent SIGTERM to a run (a scheduler, mostly) asked for an orderly end, and got it.
         number = getattr(error, "number", signal.SIGINT)
         raise typer.Exit(interrupts.exit_code(number, saved=started)) from None

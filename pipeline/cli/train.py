@@ -114,7 +114,7 @@ def bank_train(
                 say(line)
         if only_check:
             return
-    with exit_on_error(FAILED):
+    with exit_on_error(FAILED, again=f"the same command with --out {folder}"):
         ended = train(bank.absolute(), found, folder, say=say)
     _report_trained(bank, folder, ended, as_json)
 

@@ -54,7 +54,7 @@ def register(folder: Path, name: str, *, store: str, experiment: str, alias: str
             f"{folder} refers to a base LM at {base_path(folder)}, which other machines lack: export "
             "without --reference-base"
         )
-    logged = LoggedModel(folder=folder, artifacts={"export": str(folder)}, tags={"stage": "export"} | _tags(folder))
+    logged = VersionContent(folder=folder, artifacts={"export": str(folder)}, tags={"stage": "export"} | _tags(folder))
     return _register(logged, name, store=store, experiment=experiment, alias=alias)
 
 
@@ -75,7 +75,7 @@ def register_member(
     with tempfile.TemporaryDirectory() as folder:
         for ending in ("safetensors", "json"):
             shutil.copyfile(banks.file_of(bank, member, ending), Path(folder) / f"member.{ending}")
-        logged = LoggedModel(
+        logged = VersionContent(
             folder=bank,
             artifacts={"member": folder},
             tags={"stage": "bank", "member": member} | tags,
@@ -85,7 +85,7 @@ def register_member(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedModel:
+class VersionContent:
     """What becomes a version of a model."""
 
     folder: Path
@@ -95,7 +95,7 @@ class LoggedModel:
     model_config: dict[str, str] | None = None
 
 
-def _register(logged: LoggedModel, name: str, *, store: str, experiment: str, alias: str | None) -> Registered:
+def _register(logged: VersionContent, name: str, *, store: str, experiment: str, alias: str | None) -> Registered:
     quiet_mlflow()
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -153,7 +153,7 @@ def _pointed_at(mlflow: Any, store: str) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def _log(mlflow: Any, logged: LoggedModel, name: str, experiment_id: str) -> str:
+def _log(mlflow: Any, logged: VersionContent, name: str, experiment_id: str) -> str:
     """The new version's number."""
     os.environ["MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK"] = "true"  # they are given below
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"

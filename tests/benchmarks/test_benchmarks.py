@@ -152,6 +152,12 @@ def test_bank(tmp_path: Path) -> None:
     assert [row["policies"] for row in rows] == [1, 3] and {row["bytes / own"] for row in rows} == {1.0}
 
 
+@pytest.mark.slow
+def test_bank_training(tmp_path: Path) -> None:
+    (row,) = run("bank", tmp_path, "--parts", "train")["rows"]
+    assert row["trained"].startswith("2 policies, 1 updates of 2 x 8 rollouts") and float(row["times as fast"][:4]) > 0
+
+
 def test_decode(tmp_path: Path) -> None:
     measured = run("decode", tmp_path, "--models", "tiny")["measured"]
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())

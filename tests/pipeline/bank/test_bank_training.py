@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,13 +31,14 @@ from pipeline.bank import inbox
 from pipeline.bank.tasks import TaskErrors, read_tasks
 from pipeline.bank.train import train
 from pipeline.bank.trainee import Trainee, prepared
-from pipeline.bank.turns import Turn, give_way
+from pipeline.bank.turns import TakesTurns, give_way
 from pipeline.cli.main import app
 from pipeline.integrity.audit import audit
 from pipeline.integrity.reproduce import repeat
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.config import algorithm_config
 from pipeline.rl.rollout_pool import FinishedRequest
+from pipeline.runs.metrics_log import series
 from pipeline.serving import bank as banks
 from pipeline.serving.export import find
 from pipeline.storage import checkpoints
@@ -197,6 +202,54 @@ def test_each_ends_as_if_alone_and_none_notices_what_happens_to_another(
     assert banks.read_index(bank).hashes().keys() == {"even@1", "odd@1", "ill@1"}
 
 
+@pytest.mark.slow
+def test_policies_stop_start_and_resume_while_others_train(bank: Path, tasks: Tasks, tmp_path: Path) -> None:
+    """By the commands, as users call them: each training is a process of its own."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    many = {"updates": 300, "checkpoint_every": 1000}
+    even, odd, late = tasks(
+        even={"improve": many}, odd={"improve": many | {"updates": 100}}, late={"improve": {"updates": 2}}
+    )
+
+    def command(*words: Any) -> list[str]:
+        return [sys.executable, "-m", "pipeline", "bank", *map(str, words)]
+
+    def call(*words: Any) -> str:
+        done = subprocess.run(command(*words), capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 500
+        while not condition():
+            assert time.monotonic() < deadline and at_work.poll() is None, log.read_text()
+            time.sleep(0.5)
+
+    def updates(name: str) -> int:
+        return len(series(out / name / "metrics.jsonl", "improve", "reward"))
+
+    with log.open("w") as file:
+        at_work = subprocess.Popen(command("train", bank, even, odd, "--out", out), stdout=file, stderr=file)
+        wait(lambda: updates("even") > 1 and updates("odd") > 1)
+        assert "asked to stop: odd" in call("stop", out, "odd")
+        wait(lambda: "odd: stopped by request" in log.read_text())
+        stopped = updates("odd")
+        assert "handed over" in call("train", bank, late, "--out", out)
+        wait(lambda: "late@1" in banks.read_index(bank).hashes())
+        assert updates("odd") == stopped and updates("even") > stopped
+        assert "handed over" in call("train", bank, odd, "--out", out)
+        wait(lambda: updates("odd") > stopped)
+        at_work.send_signal(signal.SIGTERM)
+        assert at_work.wait(60) == 0, "the state is saved"
+    assert checkpoints.newest_valid(out / "even" / "checkpoints", "improve")[0] is not None
+    saved = updates("even")
+    assert saved < 300
+    call("train", bank, even, odd, late, "--out", out)
+    assert banks.read_index(bank).hashes().keys() == {"even@1", "odd@1", "late@1"}
+    assert (updates("even"), updates("odd"), updates("late")) == (300, 100, 2)
+    assert all(one.passed for name in ("even", "odd") for one in audit(out / name)), "none lost, none doubled"
+
+
 # -- task files --------------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +345,7 @@ def test_work_takes_turns_and_can_be_ended_where_it_waits() -> None:
             said.append(f"{name} ended")
             raise
 
-    one, two = Turn(partial(work, "a")), Turn(partial(work, "b"))
+    one, two = TakesTurns(partial(work, "a")), TakesTurns(partial(work, "b"))
     one.go_on()
     two.go_on()
     one.go_on()

@@ -78,6 +78,21 @@ def test_countdown_refuses(text: str) -> None:
     assert Countdown().score(PROBLEM, text) == Score(reward=0.0, success=False, parts={"success": 0.0, "format": 0.0})
 
 
+def test_countdown_says_what_an_answer_uses_and_avoids() -> None:
+    task = Countdown(CountdownOptions(use="+*", avoid="7"))
+    assert task.parts == ("success", "format", "use", "avoid") and Countdown().parts == ("success", "format")
+    # One of the two operators; 7 is written.
+    right = task.score(PROBLEM, "25 - 3 = 22 , 22 + 7 = 29")
+    assert right.reward == 1 and right.parts == {"success": 1, "format": 1, "use": 0.5, "avoid": 0}
+    assert task.score(PROBLEM, "3 * 25 = 75").parts == {"success": 0, "format": 1, "use": 0.5, "avoid": 0}
+    assert task.score(PROBLEM, "3 + 25 = 28").parts == {"success": 0, "format": 1, "use": 0.5, "avoid": 1}
+    wrong = task.score(PROBLEM, "3 + 25 = 29")
+    assert wrong.parts == {"success": 0, "format": 0, "use": 0, "avoid": 0}, "steps that are wrong use nothing"
+    for options in ({"use": "plus"}, {"avoid": 7}):
+        with pytest.raises(ValueError, match="it must be a text of operators and digits"):
+            CountdownOptions(**options)
+
+
 def test_countdown_counts_equal_numbers_once_each() -> None:
     assert check_steps("25 / 25 = 1 , 20 + 1 = 21", (20, 25, 25)) == [21]
     assert check_steps("25 / 25 = 1 , 20 + 1 = 21", (20, 25, 5)) is None
