@@ -1,24 +1,28 @@
 """Serving: many streams at once through Ray Serve and OpenAI's protocol, on the tiny base LM (64 codes).
 
-    python benchmarks/serving.py [--clients 20 200] [--tokens 128] [--requests 2000] [--repeats 3] [--quick] [--out DIR]
+    python benchmarks/serving.py [--clients 20 200] [--tokens 128] [--requests 2000] [--without-ray] [--repeats 3]
+                                 [--quick] [--out DIR]
 
 Each client holds one connection after the other open, reads its stream to the end and asks for the next one, until
 ``requests`` streams were asked for in all; every stream is ``tokens`` long, the prompts differ. The number of clients
 changes from round to round. A client is 20 lines over a socket; it shares the cores with the server.
 Columns: tokens per second of all streams together; of the streams that began in the middle of the round, when all
 clients were at work, the slowest one's time from request to last token over the median, and the median time to the
-first token; streams that failed.
+first token; streams that failed. ``--without-ray`` has the same application behind uvicorn in a process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,12 +71,45 @@ async def load(port: int, clients: int, tokens: int, requests: int) -> list[Stre
     return streams
 
 
+def by_uvicorn(folder: Path, port: int) -> None:
+    """Serve until the process is ended."""
+    import torch
+    import uvicorn
+
+    from pipeline.serving.service import Service
+    from pipeline.serving.web import application
+
+    torch.set_num_threads(1)
+    uvicorn.run(application(Service(folder, "tiny", device="cpu")), port=port, log_level="error")
+
+
+@contextlib.contextmanager
+def served(folder: Path, port: int, *, ray: bool) -> Iterator[None]:
+    """The export, answering."""
+    if ray:
+        with deploy.running(dataclasses.replace(deploy.ServingSettings(folder=folder, name="tiny"), port=port)):
+            yield
+        return
+    process = multiprocessing.get_context("spawn").Process(target=by_uvicorn, args=(folder, port))
+    process.start()
+    try:
+        while process.is_alive():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--without-ray", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.clients, options.tokens, options.requests = [2, 6], 8, 12
@@ -81,8 +118,7 @@ def main() -> None:
         folder = export(Source(checkpoint=endless(Path(work)), run_dir=None), Path(work) / "export")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        settings = dataclasses.replace(deploy.ServingSettings(folder=folder, name="tiny"), port=port)
-        with deploy.running(settings):
+        with served(folder, port, ray=not options.without_ray):
 
             def side(clients: int) -> float:
                 streams = asyncio.run(load(port, clients, options.tokens, options.requests))

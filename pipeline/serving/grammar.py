@@ -39,26 +39,43 @@ class GrammarMaker:
         Raises:
             RefusedRequest: the schema cannot be held to, the tokenizer cannot spell JSON, or there is no llguidance.
         """
-        matcher = self._compiled(json.dumps(_OBJECT if schema is None else schema), param)
+        return self._made(_OBJECT if schema is None else schema, param)
+
+    def calls(self, schema: Mapping[str, Any], begin: str, end: str, param: str) -> Grammar:
+        """A grammar of any text in which what stands between ``begin`` and ``end`` is JSON that ``schema`` allows.
+
+        Raises:
+            RefusedRequest: as ``json``.
+        """
+        return self._made(schema, param, begin, end)
+
+    def _made(self, schema: Mapping[str, Any], param: str, begin: str = "", end: str = "") -> Grammar:
+        matcher = self._compiled(json.dumps(schema), param, begin, end)
         return Grammar(matcher.deep_copy(), self.vocabulary, self.ends)
 
-    def _compile(self, schema: str, param: str) -> LLMatcher:
+    def _compile(self, schema: str, param: str, begin: str, end: str) -> LLMatcher:
         try:
-            from llguidance import LLMatcher
+            from llguidance import LLMatcher, StructTag
         except ImportError as error:
             raise RefusedRequest(
                 f"{param} needs llguidance, which is not installed on the server: {install_command('serve')}",
                 param=param,
             ) from error
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema)
+            if begin:
+                special = begin in self.tokenizer.get_added_vocab()
+                tag = StructTag(trigger=begin, begin=f"{begin}\n", grammar=schema, end=f"\n{end}")
+                grammar = LLMatcher.grammar_from_lark(StructTag.to_grammar([tag], assume_special=special))
+            else:
+                grammar = LLMatcher.grammar_from_json_schema(schema)
         except ValueError as error:
             raise RefusedRequest(f"{param} has a schema that cannot be held to: {error}", param=param) from error
         matcher = LLMatcher(self._own_tokens(param), grammar, log_level=0)
         if matcher.is_error():
             said = " ".join(matcher.get_error().split())
             raise RefusedRequest(f"{param} has a schema that cannot be held to: {said[:300]}", param=param)
-        Grammar(matcher.deep_copy(), self.vocabulary, self.ends).require_tokens(param)
+        if not begin:
+            Grammar(matcher.deep_copy(), self.vocabulary, self.ends).require_tokens(param)
         return matcher
 
     def _own_tokens(self, param: str) -> LLTokenizer:

@@ -184,14 +184,13 @@ def _bias(request: Request, limits: ModelLimits) -> tuple[tuple[int, float], ...
 
 
 def _new_tokens(request: Request, prompt: Sequence[int], limits: ModelLimits) -> int:
-    """New tokens of a row; where the request says none, no more than fit."""
-    asked, room = request.limit(), None if limits.positions is None else limits.positions - len(prompt)
-    wanted = asked
-    if asked is None:
-        if limits.max_tokens is None:
+    """New tokens of a row; where the request says none the model's own number, else OpenAI's, or as many as fit."""
+    wanted, room = request.limit(), None if limits.positions is None else limits.positions - len(prompt)
+    if wanted is None:
+        usual = limits.max_tokens or request.usual_tokens
+        if usual is None and room is None:
             raise RefusedRequest("max_tokens is missing, and the model has no default", param="max_tokens")
-        wanted = limits.max_tokens if room is None or room < 1 else min(limits.max_tokens, room)
-    assert wanted is not None
+        wanted = min(number for number in (usual, None if room is None else max(1, room)) if number is not None)
     if wanted == 0 and not getattr(request, "echo", False):
         raise RefusedRequest("max_tokens: Input should be greater than or equal to 1, got 0", param="max_tokens")
     _require_fit(prompt, wanted, limits)

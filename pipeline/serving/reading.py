@@ -14,7 +14,7 @@ from pipeline.serving.grammar import GrammarMaker
 from pipeline.serving.members import ServedMembers
 from pipeline.serving.protocol import DecodeRequest, ModelLimits, decode_requests, require_bounds
 from pipeline.serving.requests import ChatRequest, CompletionRequest, NamedTool, Request, parse
-from pipeline.serving.tool_calls import CLOSE, call_schema
+from pipeline.serving.tool_calls import CLOSE, OPEN, call_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,11 @@ class RequestReader:
         else:
             # A call's end is where one call at most is asked for.
             alone = tools and request.parallel_tool_calls is False
-            return [replace(ask, stop=(*ask.stop, CLOSE)) for ask in asks] if alone else asks
+            asks = [replace(ask, stop=(*ask.stop, CLOSE)) for ask in asks] if alone else asks
+            if not any(tool.function.strict for tool in tools):
+                return asks
+            schema = call_schema([tool.function.model_dump() for tool in tools])
+            return [replace(ask, grammar=self.grammars.calls(schema, OPEN, CLOSE, "tools")) for ask in asks]
         return [replace(ask, grammar=self.grammars.json(schema, param)) for ask in asks]
 
     def _conversation(self, request: ChatRequest) -> list[int]:

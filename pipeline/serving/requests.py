@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -121,6 +121,9 @@ class Request(_Strict):
     mix: dict[StrictStr, StrictFloat | StrictInt] | None = Field(None, max_length=MOST_MIXED)
     """Of a bank: policies by name with their weights, in place of ``model``"""
 
+    usual_tokens: ClassVar[int | None] = None
+    """New tokens where neither request nor model say how many; ``None``: as many as fit"""
+
     def limit(self) -> int | None:
         """New tokens at most, as far as the request says."""
         return self.max_tokens
@@ -137,6 +140,7 @@ class CompletionRequest(Request):
     logprobs: StrictBool | Annotated[StrictInt, Field(ge=0, le=MOST_TOP)] | None = None
     echo: StrictBool = False
     best_of: StrictInt | None = Field(None, ge=1)
+    usual_tokens: ClassVar[int | None] = 16
 
     def top(self) -> int | None:
         """``true`` counts as 0: the tokens' own log-probabilities."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from latent_control import LatentActionLM
 from learners.base_training import new_model
 from pipeline.serving.export import Source, export
 from pipeline.serving.service import Service
+from pipeline.serving.tool_calls import call_schema
 from pipeline.serving.web import key_digest
 
 KEY = "sk-a-secret"
@@ -376,15 +381,20 @@ def test_messages_reach_the_template(client: Any, service: Service, monkeypatch:
     assert "Tools" not in unasked
 
 
-def writes(service: Service, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """The model says ``text``: its world model's next token is the text's, whatever the code."""
-    ids = [*service.tokenizer(text, add_special_tokens=False).input_ids, service.ends[0]]
+def writes(service: Service, monkeypatch: pytest.MonkeyPatch, text: str | Callable[[str], str]) -> None:
+    """The model says ``text``, or what that makes of the prompt: its next token is the text's, whatever the code."""
+
+    def ids(prompt: tuple[int, ...]) -> list[int]:
+        words = text if isinstance(text, str) else text(service.tokenizer.decode(prompt))
+        return [*service.tokenizer(words, add_special_tokens=False).input_ids, service.ends[0]]
+
     chooser = service.loop.engine.chooser
     inner = chooser.choose
 
     def choose(rows: Any, *rest: Any) -> Any:
         chosen = inner(rows, *rest)
-        chosen.tokens[:] = [ids[len(row.tokens)] for row in rows]
+        chosen.tokens[:] = [ids(row.params.prompt)[len(row.tokens)] for row in rows]
+        chosen.complete[:] = [False] * len(rows)
         return chosen
 
     monkeypatch.setattr(chooser, "choose", choose)
@@ -425,6 +435,29 @@ def test_calls_that_the_model_writes(
     assert [json.loads(call.function.arguments)["city"] for call in streamed] == cities
     assert parts[-1].finish_reason == choice.finish_reason
     assert chat(client, **body | {"tool_choice": "none"}).choices[0].message.tool_calls is None
+
+
+@pytest.mark.slow
+def test_the_agents_sdk_plays_a_task_with_two_tools(
+    service: Service, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AGENTS_PYTHON`` names the interpreter of an environment with ``openai-agents``. What the model writes is
+    scripted: a call, another one with the first one's result, and the second one's result in words."""
+    python = os.environ.get("AGENTS_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import agents"], capture_output=True, check=False).returncode:
+        pytest.skip("the package openai-agents is not installed (AGENTS_PYTHON names another environment's Python)")
+
+    def wanted(prompt: str) -> str:
+        results = re.findall("<tool_response>\n(.*)\n</tool_response>", prompt)
+        if len(results) == 2:
+            return f"It is {results[1]}."
+        name, given = ("times", {"a": int(results[0]), "b": 4}) if results else ("add", {"a": 2, "b": 3})
+        return f"<tool_call>\n{json.dumps({'name': name, 'arguments': given})}\n</tool_call>"
+
+    writes(service, monkeypatch, wanted)
+    script = Path(__file__).with_name("agent_with_two_tools.py")
+    done = subprocess.run([python, str(script), address], capture_output=True, text=True, check=False, timeout=500)
+    assert done.stdout.strip() == "It is 20.", done.stderr
 
 
 # -- grammars ----------------------------------------------------------------------------------------------------------
@@ -472,6 +505,27 @@ def test_json_objects_and_required_calls(client: Any, service: Service) -> None:
         (call,) = choice.message.tool_calls
         assert call.function.name == "weather" and set(json.loads(call.function.arguments)) == {"city"}
         assert choice.finish_reason == ("tool_calls" if wanted == "required" else "stop")
+
+
+@needs_llguidance
+def test_strict_functions_bind_calls_alone(client: Any, service: Service) -> None:
+    strict = WEATHER | {"function": WEATHER["function"] | {"strict": True}}
+    assert chat(client, tools=[strict], temperature=1, seed=1).choices[0].grammar_codes_left
+    schema = call_schema([strict["function"]])
+
+    def allowed_after(text: str) -> set[str]:
+        grammar = service.reader.grammars.calls(schema, "<tool_call>", "</tool_call>", "tools")
+        for token in service.tokenizer(text, add_special_tokens=False).input_ids:
+            assert bool(grammar.allowed()[token]), (text, token)
+            grammar.take(token)
+        tokens = grammar.allowed().nonzero().flatten().tolist()
+        return {"end" if token in service.ends else service.tokenizer.decode([token]) for token in tokens}
+
+    assert {"a", "<", "{", "end"} <= allowed_after("words, {and} <tool")
+    inside = '<tool_call>\n{"name": "weather", "arguments": {"city": "'
+    assert allowed_after("words <tool_call>\n") <= {"{"} and "end" not in allowed_after(inside)
+    assert '"' in allowed_after(inside + "Bonn") and "x" not in allowed_after(inside + "Koeln"), "5 letters at most"
+    assert {"a", "end"} <= allowed_after(inside + 'Ulm"}}\n</tool_call>')
 
 
 @needs_llguidance
