@@ -159,6 +159,7 @@ def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterat
         try:
             yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker
         finally:
+            tracker.settle()
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
     log.close()
