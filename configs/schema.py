@@ -472,6 +472,9 @@ class Tracking(Section):
     MLflow's own interval is 10."""
     checkpoints: Literal["manifest", "files"] = "manifest"
     """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
+    traces: NonNegativeInt = 100
+    """At most so many rollouts of each stage of reinforcement learning, and so many held-out rollouts of the
+    evaluation, are stored as MLflow traces, spread evenly; 0: none."""
 
 
 class Autoscale(Section):

@@ -177,6 +177,7 @@ def _logged(
             task = build_task(config.task)
             yield StageContext(config=config, run_dir=run_dir, log=log, task=task, workers=workers), tracker
         finally:
+            tracker.settle()
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
     log.close()

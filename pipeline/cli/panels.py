@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import typer
 
+FIRST = "First steps"
 PANELS: dict[str, tuple[str, ...]] = {
-    "Train": ("run", "resume", "init", "sample", "config", "task", "reward", "doctor"),
-    "Look": ("watch", "runs", "show", "ui", "explain", "report", "steer", "evaluate", "audit", "diagnose"),
-    "Compare and choose": ("compare", "pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
-    "Use": ("export", "serve", "bank"),
+    FIRST: ("doctor", "init", "run", "watch", "resume", "show", "explain", "steer", "compare", "export"),
+    "Train": ("sample", "config", "task", "reward"),
+    "Look": ("runs", "ui", "report", "evaluate", "audit", "diagnose"),
+    "Compare and choose": ("pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
+    "Use": ("serve", "bank"),
     "On a cluster, and repair": ("submit", "job", "cluster-files", "scale", "sync", "reproduce"),
 }
+"""The ten commands that a newcomer needs, in the order of need; then the others by purpose."""
 MORE = "More"
 
 

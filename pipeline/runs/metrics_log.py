@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any, Protocol
 
 from configs.redaction import without_secrets
@@ -22,6 +23,7 @@ from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
 from rollout_workers import telemetry
 
+RECENT = 10
 _RESERVED = ("stage", "step", "time", "crc32")
 
 
@@ -46,6 +48,12 @@ def total(path: Path, stage: str, metric: str) -> float:
 def series(path: Path, stage: str, metric: str) -> list[float]:
     """Values of ``metric`` at the steps of ``stage`` that logged a finite one, in the order of the file."""
     return [float(r[metric]) for r in records(path) if r.get("stage") == stage and r.get(metric) is not None]
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and of the last ``RECENT`` updates: what a run's first and last reward are, wherever they are
+    shown."""
+    return mean(values[:RECENT]), mean(values[-RECENT:])
 
 
 class RunLog:

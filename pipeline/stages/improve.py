@@ -36,7 +36,7 @@ from pipeline.runs import interrupts, seals
 from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.layout import METRICS, QUARANTINE, REPLAY, TOKEN_POLICY
-from pipeline.runs.metrics_log import series, total
+from pipeline.runs.metrics_log import ends, series, total
 from pipeline.runs.stage_table import Stage, level_of
 from pipeline.stages.token_checkpoint import token_start, write_info
 from pipeline.storage import checkpoints
@@ -50,7 +50,6 @@ LEARNER_METRICS = (
     "gradients_default_optimizer_global_norm",
 )
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, PartLost)
-RECENT = 10  # updates whose mean reward the summary reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +256,7 @@ class ImproveStage:
     def finish(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> StageResult:
         """Write the result: the source checkpoint with the new policy, or the token-level policy by itself."""
         rewards, context, stage = self.rewards, self.context, self.stage
-        metrics = {"reward_first": mean(rewards[:RECENT]), "reward_last": mean(rewards[-RECENT:])} if rewards else {}
+        metrics = dict(zip(("reward_first", "reward_last"), ends(rewards), strict=True)) if rewards else {}
         if tied := series(context.log.path, stage, "tied_groups"):
             metrics["tied_groups"] = mean(tied)
         metrics |= {

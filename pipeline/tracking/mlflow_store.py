@@ -174,7 +174,7 @@ class MlflowRun:
         tags: Mapping[str, str],
         params: Mapping[str, str],
     ) -> None:
-        self._store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
+        self.store, self._run_dir, self._stage, self.name = store, run_dir, stage, name
         self._tags, self._params = tags, params
         self.id = ""
         self.waiting: deque[tuple[Mapping[str, float], int, int]] = deque()
@@ -186,21 +186,21 @@ class MlflowRun:
 
     def begin(self) -> None:
         """Continue the recorded run if the store has it, else make one and record it."""
-        if not self._store.experiment_id:
-            self._store.open()
+        if not self.store.experiment_id:
+            self.store.open()
         record = read_record(self._run_dir) or {}
-        if record.get("tracking_uri") != without_secrets(self._store.uri):
+        if record.get("tracking_uri") != without_secrets(self.store.uri):
             record = {}  # ids of another store mean nothing here
         known = record.get("runs", {}).get(self._stage)
         if known and self._continue(known):
             return
         if not self.id:
-            made = self._store.client.create_run(self._store.experiment_id, run_name=self.name, tags=dict(self._tags))
+            made = self.store.client.create_run(self.store.experiment_id, run_name=self.name, tags=dict(self._tags))
             self.id = made.info.run_id
         runs = record.get("runs", {}) | {self._stage: self.id}
         about = {
-            "tracking_uri": without_secrets(self._store.uri),
-            "experiment_id": self._store.experiment_id,
+            "tracking_uri": without_secrets(self.store.uri),
+            "experiment_id": self.store.experiment_id,
             "runs": runs,
         }
         manifest.put_json(self._run_dir, MLFLOW, about)
@@ -209,7 +209,7 @@ class MlflowRun:
         """Whether the run exists; marks it as running and reads the last step of each metric."""
         from mlflow.exceptions import MlflowException
 
-        client = self._store.client
+        client = self.store.client
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -232,7 +232,7 @@ class MlflowRun:
             return
         params = [Param(valid_key(key)[:250], value[:_LONGEST_PARAM]) for key, value in self._params.items()]
         for first in range(0, len(params), _PARAMS_AT_ONCE):
-            self._store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
+            self.store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
 
     def send(self) -> None:
         """Store the waiting steps that are not stored yet, as many as fit into one call."""
@@ -249,7 +249,7 @@ class MlflowRun:
             new += more
             steps += 1
         for first in range(0, len(new) if self.id else 0, _METRICS_AT_ONCE):
-            self._store.client.log_batch(self.id, metrics=new[first : first + _METRICS_AT_ONCE])
+            self.store.client.log_batch(self.id, metrics=new[first : first + _METRICS_AT_ONCE])
         # Only now: what the store did not take stays.
         for _ in range(steps):
             self.waiting.popleft()
@@ -258,12 +258,12 @@ class MlflowRun:
         """Store a copy of a file, or of all files in a folder; of a config without secrets."""
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")
-        if self.id and self._store.stray:
-            raise ValueError(self._store.stray)
+        if self.id and self.store.stray:
+            raise ValueError(self.store.stray)
         if self.id and path.name == CONFIG:
-            self._store.client.log_text(self.id, without_secrets(path.read_text(encoding="utf-8")), CONFIG)
+            self.store.client.log_text(self.id, without_secrets(path.read_text(encoding="utf-8")), CONFIG)
         elif self.id:
-            log = self._store.client.log_artifacts if path.is_dir() else self._store.client.log_artifact
+            log = self.store.client.log_artifacts if path.is_dir() else self.store.client.log_artifact
             log(self.id, str(path), folder)
 
     def tag(self, tags: Mapping[str, str]) -> None:
@@ -271,7 +271,7 @@ class MlflowRun:
         from mlflow.entities import RunTag
 
         if self.id:
-            self._store.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
+            self.store.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def dataset(self, data: Data) -> None:
         """Note an input with its digest."""
@@ -282,7 +282,7 @@ class MlflowRun:
                 data.name[:500], data.digest()[:_DIGEST], source_type=data.kind, source=without_secrets(data.source)
             )
             tags = [InputTag("mlflow.data.context", data.context)]
-            self._store.client.log_inputs(self.id, datasets=[DatasetInput(known, tags)])
+            self.store.client.log_inputs(self.id, datasets=[DatasetInput(known, tags)])
 
     def system(self, metrics: Mapping[str, float], when: int) -> None:
         """Store a sample of the machine; its steps are counted separately and continue those of an earlier start."""
@@ -292,7 +292,7 @@ class MlflowRun:
             return
         if self._samples is None:
             self._samples = 1 + max((step for key, step in self._logged.items() if key.startswith(SYSTEM)), default=-1)
-        self._store.client.log_batch(
+        self.store.client.log_batch(
             self.id, metrics=[Metric(SYSTEM + key, v, when, self._samples) for key, v in metrics.items()]
         )
         self._samples += 1  # only now: tried again, it is the same step
@@ -300,4 +300,4 @@ class MlflowRun:
     def end(self, status: str, when: int) -> None:
         """Close the run."""
         if self.id:
-            self._store.client.set_terminated(self.id, status=status, end_time=when)
+            self.store.client.set_terminated(self.id, status=status, end_time=when)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.tracking.lineage import (
     task_source,
 )
 from pipeline.tracking.mlflow_store import Data
+from pipeline.tracking.traces import RolloutTrace, heldout_traces, rollout_traces
 from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import Split, build_task
 from rollout_workers.tasks.rewards import reward_hash
@@ -87,6 +88,16 @@ def _source(context: StageContext, source: DataSource) -> Data:
     return Data(name=f"{source.kind} {path.name}", digest=partial(path_hash, path), kind="local", source=about)
 
 
+def traces_of(config: RunConfig, run_dir: Path, stage: str) -> Callable[[], list[RolloutTrace]] | None:
+    """What reads the rollouts of a stage that are stored as traces; ``None`` for a stage without."""
+    most = config.tracking.traces
+    if not most or stage not in (*ONLINE, EVALUATE):
+        return None
+    if stage == EVALUATE:
+        return partial(heldout_traces, run_dir, most)
+    return partial(rollout_traces, run_dir, level_of(config, stage), most)
+
+
 @contextmanager
 def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path | None = None) -> Iterator[None]:
     """An MLflow run around a block, honest about how it ended."""
@@ -102,4 +113,4 @@ def tracking(context: StageContext, tracker: Tracker, stage: str, source: Path |
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status)
+        tracker.finish(status, traces=traces_of(config, context.run_dir, stage) if status == "FINISHED" else None)

@@ -14,7 +14,7 @@ from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import EVALUATE
 from pipeline.runs.summary import read_summary
 from pipeline.tracking.lineage import result_tags
-from pipeline.tracking.stage_record import stage_tags
+from pipeline.tracking.stage_record import stage_tags, traces_of
 from pipeline.tracking.tracker import Status, Tracker
 
 PATIENCE = 600.0
@@ -49,7 +49,8 @@ def sync(run_dir: Path, say: Callable[[str], None]) -> bool:
         if (result / MANIFEST).is_file():
             tracker.artifact(result / MANIFEST, "checkpoint")
             tracker.tag(result_tags(run_dir, result, None))
-        sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE)
+        sent = tracker.finish(_status(run_dir, stage), patience=PATIENCE, traces=traces_of(config, run_dir, stage))
+        tracker.settle(PATIENCE)
         say(f"{stage}: {len(mine)} steps {'are in' if sent else 'are not all in'} {without_secrets(tracker.uri)}")
         if not sent:
             return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,10 @@ from configs.schema import Tracking
 from pipeline.runs.environment import git_commit
 from pipeline.runs.layout import METRICS
 from pipeline.tracking.mlflow_store import Data, MlflowRun, MlflowStore, quiet_mlflow, valid_key
+from pipeline.tracking.mlflow_traces import store_traces
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.system_metrics import Sampler
+from pipeline.tracking.traces import RolloutTrace
 from pipeline.tracking.uris import experiment_of, flatten, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -29,6 +31,8 @@ START_SECONDS = 60.0
 """How long ``start`` waits for the store to name the run."""
 DRAIN_SECONDS = 15.0
 """How long ``finish`` waits for what is still in the queue."""
+TRACES_AT_ONCE, TRACES_SECONDS = 10, 60.0
+"""Traces of a call, and how long ``settle`` waits for those that are still in the queue."""
 _LONGEST_TAG = 5000
 _LOG = logging.getLogger(__name__)
 
@@ -112,8 +116,14 @@ class Tracker:
             run = self._run
             self._outbox.put(f"dataset {data.name}", lambda: run.dataset(data))
 
-    def finish(self, status: Status, patience: float = DRAIN_SECONDS) -> bool:
-        """End the stage's run and wait a little for the queue; whether all was stored."""
+    def finish(
+        self,
+        status: Status,
+        patience: float = DRAIN_SECONDS,
+        traces: Callable[[], Sequence[RolloutTrace]] | None = None,
+    ) -> bool:
+        """End the stage's run and wait a little for the queue; whether all was stored. ``traces`` are read and stored
+        after that, while other stages work."""
         if self._outbox is None or self._run is None:
             return True
         run, self._run = self._run, None
@@ -129,7 +139,21 @@ class Tracker:
                 run.name,
                 self._run_dir,
             )
+        if traces is not None:
+            self._outbox.put(f"the rollouts of {run.name}", lambda: self._queue_traces(run, traces()))
         return sent
+
+    def _queue_traces(self, run: MlflowRun, traces: Sequence[RolloutTrace]) -> None:
+        """In small calls: what the store did not take is tried again alone."""
+        assert self._outbox is not None
+        for first in range(0, len(traces), TRACES_AT_ONCE):
+            some = traces[first : first + TRACES_AT_ONCE]
+            self._outbox.put(f"{len(some)} rollouts of {run.name}", partial(store_traces, run, some))
+
+    def settle(self, patience: float = TRACES_SECONDS) -> None:
+        """Wait for what the last stage left in the queue."""
+        if self._outbox is not None:
+            self._outbox.drained(patience)
 
     def _system(self, run: MlflowRun, metrics: Mapping[str, float]) -> None:
         """Called by the sampler's thread. MLflow's own monitor gives up at the first failed call; these samples

@@ -33,7 +33,9 @@ from pipeline.pages.explorer.records import (
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
-from pipeline.runs.layout import EVALUATION
+from pipeline.runs.layout import EVALUATION, METRICS
+from pipeline.runs.metrics_log import ends, series
+from pipeline.runs.stage_table import IMPROVE
 from rollout_workers.tasks import AgentTask, Task, build_task
 
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
@@ -41,7 +43,6 @@ TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
 """Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the
 rest."""
-TENTH = 10
 """The number of first and last parts of training that are compared."""
 PLAYED_ANEW = (
     "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
@@ -122,7 +123,7 @@ def _dataset(
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
     training = _training(some.corpus)
     corpus = some.corpus
-    early, late = (np.isin(corpus.versions, v) for v in (_ends(corpus.versions, 1), _ends(corpus.versions, -1)))
+    rewards, successes = (_ends(run_dir, metric, values) for metric, values in _measured(corpus))
     usage = np.bincount(corpus.actions[corpus.choices], minlength=corpus.num_actions) / len(corpus.choices)
     summary = Summary(
         run=run_dir.name,
@@ -132,10 +133,10 @@ def _dataset(
         stored=stored,
         choices=len(corpus.choices),
         perplexity=float(np.exp(counts.entropy(usage))),
-        reward_first=float(corpus.rewards[early].mean()),
-        reward_last=float(corpus.rewards[late].mean()),
-        success_first=float(corpus.success[early].mean()),
-        success_last=float(corpus.success[late].mean()),
+        reward_first=rewards[0],
+        reward_last=rewards[1],
+        success_first=successes[0],
+        success_last=successes[1],
         world=corpus.world,
         turns=float((corpus.turns[corpus.offsets[1:] - 1] + 1).mean()),
         gain=total,
@@ -223,10 +224,15 @@ def _training(corpus: Corpus) -> UsageOverTraining:
     )
 
 
-def _ends(versions: np.ndarray, side: int) -> np.ndarray:
-    """The first (1) or last (-1) tenth of the policy versions, one at least."""
-    there = np.unique(versions)
-    return there[::side][: max(1, len(there) // TENTH)]
+def _measured(corpus: Corpus) -> tuple[tuple[str, np.ndarray], ...]:
+    """Means of each update's rollouts, for a run whose log lacks them."""
+    place = np.unique(corpus.versions, return_inverse=True)[1]
+    pairs = (("reward", corpus.rewards), ("success", corpus.success))
+    return tuple((name, np.bincount(place, values) / np.bincount(place)) for name, values in pairs)
+
+
+def _ends(run_dir: Path, metric: str, measured: np.ndarray) -> tuple[float, float]:
+    return ends(series(run_dir / METRICS, IMPROVE, metric) or measured.tolist())
 
 
 def _shown(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:

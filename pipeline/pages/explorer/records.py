@@ -211,7 +211,7 @@ class Summary:
     choices: int
     perplexity: float
     reward_first: float
-    """Mean over the first tenth of the updates read."""
+    """Mean over the first updates (``runs.metrics_log.ends``), as in ``summary.json``."""
     reward_last: float
     success_first: float
     success_last: float

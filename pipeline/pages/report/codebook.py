@@ -27,7 +27,7 @@ LAST = 0.1
 """Usage is that of this last share of the updates."""
 USAGE = (("alive_codes", "active codes"), ("alive_share", "share of active codes"), ("code_perplexity", "perplexity"))
 HEALTH = (
-    *((f"policy_{key}", f"{label} of the policy's rollouts") for key, label in USAGE),
+    *((f"policy_{key}", f"{label} of the policy on held-out prompts") for key, label in USAGE),
     *((f"inverse_dynamics_{key}", f"{label} of the inverse dynamics model's labels") for key, label in USAGE),
     ("coverage", "coverage: share of gold tokens that are some code's argmax"),
     ("distinct_tokens", "distinct argmax tokens of all codes per state"),
@@ -97,8 +97,9 @@ def codebook(sources: Sources) -> ReportSection:
         alive = int((usage.last > ALIVE_SHARE / num_actions).sum())
         end = perplexity(usage.last)
         lines.append(
-            f"At the end of reinforcement learning {alive} codes are active (used more than {ALIVE_SHARE:g} / "
-            f"{num_actions} of the time) and perplexity, the effective number of codes in use, is {end:.1f}."
+            f"Among the training rollouts of the last {LAST:.0%} of the updates {alive} codes are active (used more "
+            f"than {ALIVE_SHARE:g} / {num_actions} of the time), and their code perplexity, the effective number of "
+            f"codes in use, is {end:.1f}."
         )
         figures += [_usage_bars(usage, num_actions), _perplexity_curve(usage)]
     else:
@@ -154,8 +155,8 @@ def _perplexity_curve(usage: Usage) -> Lines:
     kept = [(x, perplexity(c)) for x, c in zip(usage.points, usage.counts, strict=True) if c.sum()]
     curve = Curve(name="code perplexity", x=[x for x, _ in kept], y=[y for _, y in kept])
     return Lines(
-        name="code-perplexity",
-        title="Code perplexity in reinforcement learning",
+        name="code-perplexity-pooled",
+        title="Code perplexity in reinforcement learning, neighbouring updates pooled",
         across="update",
         curves=[curve],
         note="A collapse would show as a fall towards 1",

@@ -113,7 +113,7 @@ def test_usage_and_perplexity_by_hand(report: ReportPage) -> None:
     codebook = section(report, "codebook")
     assert f"{CODES} codes, one for each token." in codebook.lines
     assert any("1 codes are active" in line and "is 1.0" in line for line in codebook.lines), "in the end code 7 alone"
-    curve = next(f for f in codebook.figures if f.name == "code-perplexity").curves[0]
+    curve = next(f for f in codebook.figures if f.name == "code-perplexity-pooled").curves[0]
     assert (curve.y[0], curve.y[-1]) == (pytest.approx(4.0), pytest.approx(1.0))
 
 

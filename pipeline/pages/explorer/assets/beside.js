@@ -10,8 +10,8 @@ function compareView() {
       {},
       el("h3", {}, `${name}: ${printable(run.summary.run)}`),
       tiles([
-        ["reward, first and last", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
-        ["code perplexity", fixed(run.summary.perplexity, 1)],
+        ["training reward, first and last 10 updates", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
+        ["code perplexity of all training rollouts", fixed(run.summary.perplexity, 1)],
         ["active codes", run.codes.filter((c) => c.health === "alive").length],
         ["gain along the path", run.summary.gain ? signed(run.summary.gain.mean) : "\u2013"],
         ...run.summary.evaluation.map(([variant, value]) => [`held-out success, ${variant}`, fixed(value)]),

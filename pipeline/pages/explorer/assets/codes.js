@@ -21,11 +21,11 @@ const READ_SUM = 0.01; // of the gain's own size; smaller sums say nothing about
 function facts(data) {
   const s = data.summary;
   return tiles([
-    ["reward, first and last tenth of training", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
-    ["success, first and last tenth", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
+    ["training reward, first and last 10 updates", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
+    ["training success, first and last 10 updates", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
     ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
-    ["active codes", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
-    ["code perplexity (codes in effective use)", fixed(s.perplexity, 1)],
+    ["active codes in training rollouts", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
+    ["code perplexity of all training rollouts", fixed(s.perplexity, 1)],
     ...(s.turns > 1 ? [["turns of an episode, mean", fixed(s.turns, 1)]] : []),
     ["rollouts read", `${s.rollouts} of ${s.stored}`],
   ]);
