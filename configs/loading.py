@@ -63,7 +63,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
     file = _read_file(packaged or path)
     if packaged is not None:
         resolve_packaged(file[0])
-    return _load(file, overrides, Path() if packaged is not None else path.parent, check_paths)
+    return _load(path, file, overrides, Path() if packaged is not None else path.parent, check_paths)
 
 
 def load_part(
@@ -97,16 +97,17 @@ def load_part(
         below = data.setdefault(key, {})
         if isinstance(below, dict):
             data[key] = {**section, **below}
-    return _load((data | dict(fixed), lines, messages), overrides, path.parent, True), values
+    return _load(path, (data | dict(fixed), lines, messages), overrides, path.parent, True), values
 
 
 def _load(
+    path: Path,
     file: tuple[dict[str, Any], dict[KeyPath, int], list[str]],
     overrides: Sequence[str],
     folder: Path,
     check_paths: bool,
 ) -> RunConfig:
-    """The config of (values, lines, what is wrong already), whose paths are relative to ``folder``."""
+    """The config of (values, lines, what is wrong already) of ``path``; its paths are relative to ``folder``."""
     data, lines, messages = file
     origins: dict[KeyPath, str] = {place: f"line {line}" for place, line in lines.items()}
     for override in overrides:

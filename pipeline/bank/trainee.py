@@ -21,14 +21,13 @@ from pipeline.runs import interrupts
 from pipeline.runs.errors import RunError, first_line
 from pipeline.runs.events import Say
 from pipeline.runs.layout import CONFIG, METRICS
-from pipeline.runs.metrics_log import series
+from pipeline.runs.metrics_log import ends, series
 from pipeline.runs.process import at_work
 from pipeline.runs.repair import mend
 from pipeline.runs.stage_table import IMPROVE
 from pipeline.runs.starts import noted
 from pipeline.serving import bank as banks
 from pipeline.serving.export import find
-from pipeline.stages.improve import RECENT, mean
 
 STARTS = ".starts"
 """Folder for the checkpoints of members that others start from; no policy can be called so."""
@@ -57,14 +56,15 @@ class Trainee:
     def summary(self) -> dict[str, Any]:
         """How it ended, for programs and tables; rewards are the means of the first and the last updates."""
         rewards = series(self.run_dir / METRICS, IMPROVE, "reward")
+        first, last = ends(rewards) if rewards else (None, None)
         return {
             "name": self.name,
             "state": self.state,
             "reason": self.reason,
             "member": self.member,
             "updates": len(rewards),
-            "reward_first": mean(rewards[:RECENT]) if rewards else None,
-            "reward_last": mean(rewards[-RECENT:]) if rewards else None,
+            "reward_first": first,
+            "reward_last": last,
             "run": str(self.run_dir),
         }
 
