@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.runs.layout import METRICS, SUMMARY
+from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
 from pipeline.runs.metrics_log import records
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,19 +55,12 @@ class Curve:
 
 
 def run(out: Path, overrides: Sequence[str], config: str = "countdown") -> Path:
-    """The finished run in ``out``, made unless it is there."""
+    """The finished run in ``out``; made, or continued where an earlier call was interrupted, unless it is there."""
     if not (out / "done").exists():
-        subprocess.run(["rm", "-rf", str(out)], check=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline",
-            "run",
-            str(ROOT / "configs" / f"{config}.yaml"),
-            *ONE_CORE,
-            *overrides,
-        ]
-        done = subprocess.run([*command, "--run-dir", str(out), "--quiet"], cwd=ROOT, capture_output=True, text=True)
+        begun = (out / CONFIG).is_file()
+        made = ["run", str(ROOT / "configs" / f"{config}.yaml"), *ONE_CORE, *overrides, "--run-dir", str(out)]
+        command = [sys.executable, "-m", "pipeline", *(["resume", str(out)] if begun else made), "--quiet"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{out.name} failed: {done.stderr[-2000:]}")
         (out / "done").touch()
