@@ -120,7 +120,8 @@ def furnish(folder: Path, learned: Path) -> Path:
     for config in (ROOT / "configs").glob("*.yaml"):
         shutil.copy(config, configs)
     shutil.copy(configs / "quickstart.yaml", configs / "mine.yaml")
-    (configs / "models").symlink_to(ROOT / "configs/models")
+    for name in ("models", "bank"):
+        (configs / name).symlink_to(ROOT / "configs" / name)
     for name in ("mine", "config", "my-config"):
         invoke(folder, "init", "rows.jsonl", "--base", "configs/models/countdown-1m", "-o", f"{name}.yaml")
         (folder / f"{name}-samples.jsonl").write_text(text)
@@ -223,10 +224,10 @@ def prepare(page: str, words: Words, folder: Path) -> None:
 
 
 def with_bank(folder: Path, *, full: bool) -> None:
-    """Two runs with ``mlp`` policies on the codebook of ``runs/first``, and a bank of them."""
+    """Runs with ``mlp`` policies on the codebook of ``runs/first``, and a bank of them unless that is to be made."""
     model = LatentActionLM.from_pretrained(folder / "runs/first/checkpoints/actions")
     model.config = dataclasses.replace(model.config, policy_kind="mlp", policy_reads=None)
-    for name in ("concise", "formal"):
+    for name in ("concise", "formal") if full else ("concise", "formal", "world"):
         shutil.copytree(folder / "runs/first", folder / "runs" / name, ignore=lambda *_: {"checkpoints"})
         model.policy = latent_policy(model.base.decoder, model.config)
         checkpoint = folder / "runs" / name / "checkpoints/improve"

@@ -98,6 +98,7 @@ STAND_INS = {
     "key=value,value": "seed=0,1",
     "/shared/runs/first": "runs/new",
     "smollm2-135m-instruct": "configs/models/countdown-1m",
+    "configs/bank/*.yaml": "configs/bank/plus.yaml",
 }
 """``/shared/...`` is what a cluster's nodes share, ``smollm2-135m-instruct`` a base LM that the test machine may
 lack."""
@@ -122,6 +123,10 @@ SMALLER = {
     "search": ["--prompts", "2", "--iterations", "2"],
     "evaluate": ["--prompts", "8"],
     "explain": ["--seconds", "0"],
+    "bank train": [
+        *("--set", "improve.updates=1", "--set", "improve.prompts_per_update=2", "--set", "improve.group_size=2"),
+        *("--set", "rollout.num_workers=1", "--set", "cluster.learner_threads=1"),
+    ],
     "reward train": ["--updates", "2", "--batch-size", "2", "--heldout-share", "0.5"],
 }
 

@@ -423,7 +423,7 @@ def test_a_member_is_a_small_model_version_that_names_its_bank(bank: Path, run_o
     bare = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
     found = subprocess.run(
         [sys.executable, "-c", READ_BACK, store, bank / "world", other / "world"],
-        cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=240, check=False,
+        cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     read = json.loads(found.stdout.splitlines()[-1])
