@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from rollout_workers.judging.expressions import Guard
-from rollout_workers.judging.numerals import close, number_of
+from rollout_workers.judging.numerals import number_of
 from rollout_workers.judging.outcome import TypedFailure
 from rollout_workers.judging.texts import LONGEST, last_box, plain, said
 
@@ -21,13 +21,15 @@ _SAYS = re.compile(
 )
 _ALONE = r"\b(?!\s*[-+*/=^(])(?![\s),/&]*(?:(?:or|and)\b)?[\s(]*[A-H]\b)"
 _CHOICE, _MARKED_CHOICE = re.compile(rf"\W{{0,3}}([A-H]){_ALONE}"), re.compile(rf"(?=\(?.[).:])\(?([A-H]){_ALONE}")
-_LABEL = re.compile(r"[^\W\d_]{3,}(?: [^\W\d_]+){0,3} ?:[ *]*(?=\S)")
+_LABEL = re.compile(r"[^\W\d_]{3,}(?: [^\W\d_]+){0,3} ?:[ *]*(?=\S+$)")
 _NO_WORD = r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|in|or|and|mod|lim|max|min|gcd|lcm)\b)"
 _WORD, _PROSE = re.compile(_NO_WORD + "[A-Za-z]{3,}"), re.compile(_NO_WORD + "[A-Za-z]{2,} ")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]*)\}")
 _BASE = re.compile(r"[0-9A-F]_\{?(\d+)\}?$")
 _BLANKS = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]|(?<!\d) | (?!\d)|[$~]|\*\*")
-_ROOT = re.compile(r"√\s?(\d+|\w|\([^()]*\))")
+_ROOT = re.compile(r"(?:√|\\sqrt(?=\s?\())\s?(\d+|\w|\([^()]*\))")
+_UPRIGHT = re.compile(r"\\math(?:rm|bf|it)\s?\{(\w)\}")
+_DOTS = re.compile(r"\\[lc]?dots|,\s?(?:\.\.\.|…)")
 _REPEATING = re.compile(r"(\d{1,30})\.(\d{0,30})\\overline\s?\{?(\d{1,30})\}?")
 _SIGNS = str.maketrans(
     {"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "÷": r"\div "}
@@ -61,11 +63,13 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
             return 1.0
         words = not re.search(r"[\d\\]", wanted) and _WORD.search(wanted)
         bases = [_BASE.search(_letters(final(each))) for each in (answer, text)]  # math-verify drops them
-        if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]) or _apart(answer, text):
+        if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]):
+            return 0.0
+        if _DOTS.search(wanted):  # math-verify reads the first number of such a list alone
             return 0.0
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.
-        right = verify(gold(answer), _read(text), timeout_seconds=None)
+        right = verify(gold(answer), found := _read(text), timeout_seconds=None) and not _apart(gold(answer), found)
         if _guard.refused:
             raise TypedFailure("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))
@@ -78,7 +82,7 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
 
 def _plain(text: str) -> str:
     """One form of what Unicode and LaTeX write in several ways: ``√2``, ``\fbox``, ``0.\\overline{3}``."""
-    text = _ROOT.sub(r"\\sqrt{\1}", plain(text.strip())).translate(_SIGNS)
+    text = _UPRIGHT.sub(r"\1", _ROOT.sub(r"\\sqrt{\1}", plain(text.strip()))).translate(_SIGNS)
     return _REPEATING.sub(_fraction, text.replace(r"\fbox", r"\boxed").replace(r"\framebox", r"\boxed"))
 
 
@@ -93,13 +97,17 @@ def _choice(text: str) -> re.Match[str] | None:
     return _CHOICE.match(_SAYS.split(text)[-1]) if _SAYS.search(text) else _MARKED_CHOICE.match(final(text))
 
 
-def _apart(answer: str, text: str) -> bool:
-    """Whether both are single numbers that differ; math-verify rounds at the sixth place, where 1e-8 is 1e-9."""
-    ends = final(answer), final(text)
-    one, two = map(number_of, ends)
-    if one is None or two is None or "," in "".join(ends) or text.count("\\boxed") > 1:
+def _apart(gold: list[Any], found: list[Any]) -> bool:
+    """Whether both are real numbers, and no two readings agree to one part in a million: math-verify rounds at the
+    sixth place, where 1e-8 is 1e-9."""
+    import sympy
+
+    values = [one for one in (*gold, *found) if not isinstance(one, str)]
+    if not all(isinstance(one, sympy.Expr) and one.is_number and one.is_real and one.is_finite for one in values):
         return False
-    return ("%" in ends[0]) == ("%" in ends[1]) and not close(one, two)
+    numbers, others = ([sympy.N(one, 15) for one in some if not isinstance(one, str)] for some in (gold, found))
+    close = (abs(one - two) <= 1e-6 * max(abs(one), abs(two)) for one in numbers for two in others)
+    return bool(numbers and others) and not any(close)
 
 
 def final(text: str) -> str:
@@ -136,6 +144,7 @@ def _read(text: str) -> list[Any]:
     prose = bool(_PROSE.search(last)) or len(last) > LONGEST_FORMULA
     formula = not prose and (last_box(text) is not None or not _FORMULA.search(text))
     found = parse(f"${last}$", parsing_timeout=None) if formula else []
+    found = [] if any(isinstance(one, str) and one.count("{") != one.count("}") for one in found) else found  # a piece
     value = None if "%" in last else number_of(last)
     if prose or not formula or (boxed and (value is None or text.count("\\boxed") > 1)):
         found += parse(text, parsing_timeout=None)
