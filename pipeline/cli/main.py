@@ -25,7 +25,6 @@ from pipeline.cli import (  # noqa: F401  (each file's commands join the app whe
     tasks,
     train,
     tune,
-    watch,
 )
 from pipeline.cli.app import app
 from pipeline.cli.panels import arrange

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.outcome_file import read_outcomes
+from pipeline.evaluation.outcomes import Outcome
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import OUTCOMES, REPLAY
 
@@ -86,7 +87,8 @@ def heldout_traces(run_dir: Path, most: int) -> list[RolloutTrace]:
     """At most ``most`` rollouts of the evaluation: all of a prompt's, of all models, so that they can be compared."""
     if not (run_dir / OUTCOMES).is_file():
         return []
-    created, by_prompt = (run_dir / OUTCOMES).stat().st_mtime, {}
+    created = (run_dir / OUTCOMES).stat().st_mtime
+    by_prompt: dict[str, list[Outcome]] = {}
     for one in read_outcomes(run_dir / OUTCOMES):
         by_prompt.setdefault(one.prompt_id, []).append(one)
     prompts = _spread(list(by_prompt), most // max((len(found) for found in by_prompt.values()), default=1))
