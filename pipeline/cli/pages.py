@@ -1,4 +1,5 @@
-"""Commands that write or serve pages: ``explain``, ``report``, ``watch``. Nothing heavy is imported before one runs."""
+"""Commands for pages: ``explain`` and ``report`` write one, ``watch`` serves one. Nothing heavy is imported before one
+runs."""
 
 from __future__ import annotations
 

@@ -106,6 +106,7 @@ def test_the_collectors_see_what_is_shown(run, report):
         "nll_rise": 4,
         "kl_to_base": 4,
         **{name: 4 for name in MEASURED if name.startswith(("policy", "inverse", "coverage"))},
+        "inverse_dynamics_alive_codes": 2,  # the terminal leaves it out
     }
     assert counted["sampled"] == counted["greedy"] == 8
 
