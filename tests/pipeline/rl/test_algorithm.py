@@ -278,7 +278,7 @@ def test_a_resumed_asynchronous_run_loses_and_doubles_no_prompt(
     original = RolloutPool._collect
 
     def hold_back(self: RolloutPool, ready: list[ray.ObjectRef]) -> None:
-        late = [r for r in ready if self.running[r].request.request_id == 2 and fresh.policy.version < 2]
+        late = [r for r in ready if self.running[r].requests[0].request_id == 2 and fresh.policy.version < 2]
         original(self, [r for r in ready if r not in late])
 
     monkeypatch.setattr(RolloutPool, "_collect", hold_back)
