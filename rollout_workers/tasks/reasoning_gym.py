@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from configs.schema import Section
+from rollout_workers.judging.texts import said
 from rollout_workers.tasks.forks import forks
 from rollout_workers.tasks.protocol import (
     Demonstration,
@@ -43,10 +44,11 @@ OWN_OPTIONS = ("seed", "partial", "worked", "limits")
 def extract_answer(text: str, *, lines: bool = False) -> str:
     """The answer in a response: after the last ``Answer:``, if there is one, the first line that is not blank.
 
-    What follows a ``Question:`` the model made up itself is cut off first. ``lines``: all lines, for answers such as
+    What follows a ``Question:`` the model made up itself is cut off first, and what is thought or stands outside
+    ``<answer>``. ``lines``: all lines, for answers such as
     boards.
     """
-    own = text.split("\nQuestion:")[0].rsplit("Answer:", 1)[-1].strip()
+    own = said(text.split("\nQuestion:")[0]).rsplit("Answer:", 1)[-1].strip()
     return own if lines else own.split("\n")[0].strip()
 
 

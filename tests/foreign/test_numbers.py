@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 
 from rollout_workers.judging.numerals import last_number, number_of
+from rollout_workers.tasks.reasoning_gym import extract_answer
 from rollout_workers.tasks.verifiers import VERIFIERS, answer_problem
 
 WRITTEN = {
@@ -61,6 +62,20 @@ def test_no_number_that_can_be_read(text: str) -> None:
 )
 def test_texts_that_are_no_number_have_none_as_a_whole(text: str) -> None:
     assert number_of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>1 or 2?</think>\n7", "7"),
+        ("<think>1</think> <answer> 7 </answer>", "7"),
+        ("<answer>7", "7"),
+        ("<think>7</think>", "<think>7</think>"),
+        ("Answer: 7\nQuestion: <answer>8</answer>", "7"),
+    ],
+)
+def test_the_answer_behind_thoughts_that_reasoning_gym_is_given(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
 
 
 LONG = "1234567890" * 3
