@@ -75,7 +75,7 @@ def plan(config: RunConfig, begun: Collection[str] = ()) -> Iterator[str]:
     for stage in planned(config, begun):
         yield f"  {stage.name:9} {_stage_line(config, stage)}"
     if config.evaluation is not None:
-        yield f"  {EVALUATE:9} {config.evaluation.prompts} held-out prompts of {config.task.name}"
+        yield f"  {EVALUATE:9} up to {config.evaluation.prompts} held-out prompts of {config.task.name}"
     learners = (
         f"{config.cluster.num_learners} learner actors" if config.cluster.num_learners else "the learner in the driver"
     )
