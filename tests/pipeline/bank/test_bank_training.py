@@ -33,6 +33,7 @@ from pipeline.bank.train import train
 from pipeline.bank.trainee import Trainee, prepared
 from pipeline.bank.turns import TakesTurns, give_way
 from pipeline.cli.main import app
+from pipeline.cli.session import examine_tasks
 from pipeline.integrity.audit import audit
 from pipeline.integrity.reproduce import repeat
 from pipeline.rl.algorithm import LatentRL
@@ -324,6 +325,8 @@ def test_the_command_says_all_errors_and_starts_nothing(bank: Path, tasks: Tasks
     assert done.exit_code == 2 and "upates" in done.output
     done = CliRunner().invoke(app, [*words[:3], str(files[1]), *words[5:]], env={"COLUMNS": "300"})
     assert done.exit_code == 2 and "beauty" in done.output
+    found, wrong_ones, _ = examine_tasks(bank, tasks(even={}, odd={}), ["rollout.num_workers=1"], tmp_path / "out")
+    assert [task.name for task in found] == ["even", "odd"] and not wrong_ones
     stop = CliRunner().invoke(app, ["bank", "stop", str(tmp_path), "typo"], env={"COLUMNS": "300"})
     assert stop.exit_code == 2 and "has no policy 'typo'" in stop.output
     assert not (tmp_path / "out").exists()
