@@ -171,6 +171,11 @@ def test_bank_training(tmp_path: Path) -> None:
     assert row["trained"].startswith("2 policies, 1 updates of 2 x 8 rollouts") and float(row["times as fast"][:4]) > 0
 
 
+def test_serving(tmp_path: Path) -> None:
+    rows = run("serving", tmp_path, "--without-ray")["rows"]
+    assert [(row["streams at once"], row["failed"]) for row in rows] == [("2", 0), ("6", 0)]
+
+
 def test_decode(tmp_path: Path) -> None:
     measured = run("decode", tmp_path, "--models", "tiny")["measured"]
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())

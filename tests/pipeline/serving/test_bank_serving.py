@@ -237,6 +237,7 @@ def test_requests_of_many_policies_share_a_batch(bank: Path, run_of: RunOf) -> N
         model = LatentActionLM.from_pretrained(run_of(run, seed) / "checkpoints" / "clone")
         service_alone = Service(bank, "bank")
         service_alone.members, service_alone.actor = None, model.actor()
+        service_alone.reader.members = None
         service_alone.loop.engine = service_alone._engine()
         (alone,) = ask_all(service_alone, common)
         for here, there in zip(said(reply)["choices"], said(alone)["choices"], strict=True):
