@@ -158,8 +158,8 @@ def _logged(config: RunConfig, run_dir: Path, display: Display | None) -> Iterat
         log.message(f"watch it: latent-control watch {shlex.quote(str(run_dir))}")
         try:
             yield StageContext(config=config, run_dir=run_dir, log=log, task=build_task(config.task)), tracker
-        finally:
             tracker.settle()
+        finally:
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
     log.close()
