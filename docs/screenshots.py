@@ -137,16 +137,8 @@ def curves_are_drawn(page: Any) -> None:
     page.wait_for_selector("svg.live", timeout=PATIENCE_MS)
 
 
-def a_group_is_open(page: Any) -> None:
-    """The rollouts of the newest prompt, side by side."""
-    page.click("nav a:has-text('Rollouts')")
-    page.click("#rollouts li:first-child a", timeout=PATIENCE_MS)
-    page.wait_for_selector("#group .panel .token", timeout=PATIENCE_MS)
-
-
 SHOTS = (
     Shot(name="watch", address=watching, prepare=curves_are_drawn, height=900),
-    Shot(name="watch-rollouts", address=watching, prepare=a_group_is_open, height=1000),
     Shot(name="mlflow-charts", address=mlflow_charts, prepare=charts_are_drawn, height=680),
     Shot(name="explorer", address=lambda p: (p.run / "explorer.html").as_uri(), prepare=explorer_is_drawn),
     Shot(name="report", address=lambda p: (p.run / "report.html").as_uri(), height=1000),

@@ -176,8 +176,8 @@ def _logged(
         try:
             task = build_task(config.task)
             yield StageContext(config=config, run_dir=run_dir, log=log, task=task, workers=workers), tracker
-        finally:
             tracker.settle()
+        finally:
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
     log.close()
