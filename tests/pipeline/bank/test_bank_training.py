@@ -162,6 +162,21 @@ def alone(run_dir: Path, batches: list[list[Rollout]]) -> dict[str, Any]:
     return found
 
 
+def test_two_policies_are_trained_at_once_and_join_the_bank(
+    ray_session: None, bank: Path, tasks: Tasks, tmp_path: Path, recorded: Recorded
+) -> None:
+    """Small enough for every day."""
+    files = tasks(even={"improve": {"updates": 2}}, odd={"improve": {"updates": 1}})
+    ended = trained(bank, files, tmp_path / "out")
+    assert {name: (one.state, one.member) for name, one in ended.items()} == {
+        "even": ("finished", "even@1"), "odd": ("finished", "odd@1")
+    }  # fmt: skip
+    weights = load_policy(tmp_path / "out" / "even" / "checkpoints" / "improve").state_dict()
+    same = alone(tmp_path / "out" / "even", recorded["even"])
+    assert all(torch.equal(weights[key], torch.from_numpy(value)) for key, value in same.items())
+
+
+@pytest.mark.slow
 def test_each_ends_as_if_alone_and_none_notices_what_happens_to_another(
     ray_session: None, bank: Path, tasks: Tasks, tmp_path: Path, recorded: Recorded
 ) -> None:
