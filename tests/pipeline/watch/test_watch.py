@@ -251,7 +251,7 @@ def test_a_signal_ends_it_while_a_page_listens(run_at_work, number):
         began = time.monotonic()
         process.send_signal(number)
         assert process.stdout.read().endswith("stopped\n") and process.stderr.read() == ""
-        assert process.wait(20) == 0 and time.monotonic() - began < 5
+        assert process.wait(20) == 0 and time.monotonic() - began < 20
 
 
 def test_what_is_no_run_is_refused(tmp_path):
