@@ -118,9 +118,8 @@ def test_a_config_that_is_none_any_more_is_put_back_and_a_changed_one_is_not_res
     resume(run_dir)
     (run_dir / "config.yaml").write_text("updates: [")
     resume(run_dir)
-    assert (run_dir / "config.yaml").read_text() == original and [e["kind"] for e in read_events(run_dir)][-2:] == [
-        "config_restored"
-    ] * 2
+    assert (run_dir / "config.yaml").read_text() == original
+    assert [e["kind"] for e in read_events(run_dir)].count("config_restored") == 2
     (run_dir / "config.yaml").write_text(original.replace(f"updates: {UPDATES}", f"updates: {UPDATES + 1}"))
     with pytest.raises(
         ValueError, match=r"config\.yaml is not what was written.*--restore-config.*on purpose, delete manifest\.json"
