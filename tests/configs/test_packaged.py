@@ -48,7 +48,7 @@ def test_a_file_of_that_name_goes_first(elsewhere: Path) -> None:
 
 def test_runs_that_a_packaged_config_names_are_in_the_working_folder(elsewhere: Path) -> None:
     config = load_config("improve_offline", check_paths=False)
-    assert config.base.model == str(CONFIGS / "models" / "countdown-1m")
+    assert config.base.model == str(CONFIGS / "models" / "countdown-habit-1m")
     assert config.actions.init == str(elsewhere / "runs" / "first" / "checkpoints" / "clone")
     assert config.improve_offline.data[0].path == str(elsewhere / "runs" / "first")
 
@@ -66,10 +66,10 @@ def test_a_users_own_paths_are_relative_to_the_working_folder(elsewhere: Path) -
 
 
 def test_a_path_reads_as_before(tmp_path: Path) -> None:
-    (tmp_path / "models" / "countdown-1m").mkdir(parents=True)
+    (tmp_path / "models" / "countdown-habit-1m").mkdir(parents=True)
     copy = tmp_path / "quickstart.yaml"
     copy.write_text((CONFIGS / "quickstart.yaml").read_text())
-    assert load_config(copy, check_paths=False).base.model == str(tmp_path / "models" / "countdown-1m")
+    assert load_config(copy, check_paths=False).base.model == str(tmp_path / "models" / "countdown-habit-1m")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation.prompts=128",
         "cluster.learner_threads=1",
     ]
-    shorter += ["explorer.seconds=1"]
+    shorter += ["explorer.seconds=1", "replay.rows_per_shard=2048"]  # two shards
     return (
         once(
             tmp_path_factory,
