@@ -188,8 +188,8 @@ def test_a_body_without_end_is_read_up_to_the_bound(
         served, steered = Client(endless()), Client(endless())
         about = scope("/v1/completions", *headers)
         await (await answer(service, Request(about, served.receive)))(about, served.receive, served.send)
-        about = scope("/api/answer", ("host", "127.0.0.1"), *headers)
-        await application(steerer, "127.0.0.1")(about, steered.receive, steered.send)
+        about = scope("/token/api/answer", ("host", "127.0.0.1"), *headers)
+        await application(steerer, "127.0.0.1", "token")(about, steered.receive, steered.send)
         return served, steered
 
     served, steered = asyncio.run(both())
@@ -281,9 +281,9 @@ def test_no_mutation_of_a_request_is_an_error_of_the_server(service: Service) ->
 def test_hostile_steering_is_refused(steerer: Steerer, changes: dict[str, Any], param: str) -> None:
     body = json.dumps({"prompt": "3 7", "place": 0} | changes).encode()
     client, length = Client(iter([body])), str(len(body))
-    about = scope("/api/candidates", ("host", "127.0.0.1"), ("content-length", length))
+    about = scope("/token/api/candidates", ("host", "127.0.0.1"), ("content-length", length))
     begun = time.monotonic()
-    asyncio.run(application(steerer, "127.0.0.1")(about, client.receive, client.send))
+    asyncio.run(application(steerer, "127.0.0.1", "token")(about, client.receive, client.send))
     assert client.status == 400 and client.error["param"] == param and time.monotonic() - begun < 5
 
 
