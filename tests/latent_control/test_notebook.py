@@ -96,8 +96,8 @@ class TestOpenRun:
         run = open_run(folder)
         assert run.metrics("improve").reward.to_dict() == {1: 0.1, 2: 0.2, 3: 0.3}
         assert "loss" not in run.metrics("improve") and len(run.metrics()) == 5
-        assert run.config.improve is not None and run.config.improve.updates == 150
-        assert "interrupted, improve 3/150" in repr(run) and Tags(run._repr_html_()).text.startswith("Run run")
+        assert run.config.improve is not None and run.config.improve.updates == 80
+        assert "interrupted, improve 3/80" in repr(run) and Tags(run._repr_html_()).text.startswith("Run run")
 
     def test_errors_name_the_value_and_the_remedy(self, folder: Path, tmp_path: Path) -> None:
         run = open_run(folder)

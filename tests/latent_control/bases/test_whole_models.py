@@ -254,7 +254,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(folder: Path) -> None:
 def test_what_was_not_seen_in_the_files_is_seen_after_the_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model that the loader downloads."""
     drop(folder, "model.norm.weight")
-    monkeypatch.setattr(loading, "judge", lambda *_, **__: loading.FolderVerdict([], None, None))
+    monkeypatch.setattr(loading, "examine", lambda *_, **__: loading.FolderVerdict([], None, None))
     with pytest.raises(ValueError, match=r"lacks 1 of the model's 21 tensors: model.norm.weight; copy"):
         LatentActionLM.from_base(folder)
 

@@ -20,7 +20,7 @@ from pipeline.runs.layout import PROCESS
 from pipeline.runs.process import SILENT_SECONDS, at_work
 from pipeline.runs.status import overview, runs_in
 
-QUICKSTART = (Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml").read_text()
+COUNTDOWN = (Path(__file__).resolve().parents[3] / "configs" / "countdown.yaml").read_text()
 
 
 def call(*words: str) -> Any:
@@ -30,7 +30,7 @@ def call(*words: str) -> Any:
 def make(folder: Path, *, stages: int = 3, evaluation: bool = True, steps: int = 150) -> Path:
     """A quickstart run with so many finished stages."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(QUICKSTART)
+    (folder / "config.yaml").write_text(COUNTDOWN)
     done = {
         name: {"seconds": 20.0, "checkpoint": "x", "metrics": {}} for name in ("actions", "clone", "improve")[:stages]
     }
