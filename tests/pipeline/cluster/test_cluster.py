@@ -126,7 +126,7 @@ def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(
         assert names == {*jobs.PACKAGES, jobs.CONFIG} and not list(folder.rglob("__pycache__"))
         monkeypatch.chdir(folder)
         unpacked = load_config(folder / jobs.CONFIG)
-        assert Path(unpacked.base.model) == folder / "configs/models/countdown-1m"
+        assert Path(unpacked.base.model) == folder / "configs/models/countdown-habit-1m"
         run_dir = tmp_path / "run"
         brought = job.with_files_brought(unpacked, run_dir)
         assert brought == job.with_files_brought(unpacked, run_dir), "submitted again"
@@ -137,7 +137,7 @@ def test_staged_folder_runs_by_itself_and_the_base_moves_into_the_run_folder(
         assert found.stdout.strip() == str(folder / "pipeline" / "cli" / "main.py")
     assert not folder.exists()
     assert (
-        Path(brought.base.model) == run_dir / "brought" / "countdown-1m"
+        Path(brought.base.model) == run_dir / "brought" / "countdown-habit-1m"
         and (Path(brought.base.model) / "config.json").is_file()
     )
     assert brought.model_copy(update={"base": settings.base}) == settings, "nothing else has changed"
