@@ -31,7 +31,7 @@ def about(**changes: Any) -> dict[str, Any]:
         "replay_sha256": None,
         "exported_by": "c0ffee",
         "evaluation": evaluation,
-        "config": json.loads(load_config("quickstart").model_dump_json()),
+        "config": json.loads(load_config("countdown").model_dump_json()),
     } | changes
 
 
