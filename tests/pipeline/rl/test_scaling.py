@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from fake_cluster import Ref
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 from rl_tools import Config
-from test_pool import Ref
 from typer.testing import CliRunner
 
 from configs.checks import cross_field_problems
