@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from latent_control import LatentActionLM
-from latent_control.bases.loading import BASE, judge
+from latent_control.bases.loading import BASE, examine
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 SECONDS = 90
@@ -214,7 +214,7 @@ def widen(gaps: dict[str, float], name: str, differences: torch.Tensor) -> None:
 
 
 def tried(family: str, folder: Path) -> Family:
-    """Build, save, judge and load ``family``, and compare its decoding."""
+    """Build, save, examine and load ``family``, and compare its decoding."""
     try:
         lm = tiny_model(family)
         lm(input_ids=torch.randint(3, VOCABULARY, (1, 9)))
@@ -240,7 +240,7 @@ def tried(family: str, folder: Path) -> Family:
 def of_files(folder: Path) -> str | None:
     """What ``config check`` says of a saved model."""
     try:
-        verdict = judge(folder, BASE, trust_remote_code=False)
+        verdict = examine(folder, BASE, trust_remote_code=False)
     except ValueError as error:
         return str(error)
     return "; ".join(verdict.problems) or verdict.unjudged
