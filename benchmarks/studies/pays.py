@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import row, write
 
 from configs.loading import load_config
+from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, SUMMARY
 
 PAIRS = (
@@ -46,7 +47,8 @@ def main() -> None:
     evaluations = [json.loads((folder / SUMMARY).read_text())["evaluation"] for folder in folders]
     seeds = [load_config(folder / CONFIG, check_paths=False).seed for folder in folders]
     rows = [row(name, [difference(e, pair, measure) for e in evaluations]) for name, pair, measure in PAIRS]
-    write("pays", "benchmarks/studies/pays.py", seeds, rows)
+    commits = sorted({e["git_commit"] for folder in folders for e in read_events(folder) if "git_commit" in e})
+    write("pays", "benchmarks/studies/pays.py", seeds, rows, commits=commits)
 
 
 if __name__ == "__main__":
