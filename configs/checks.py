@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from configs.gates import gate_problems
 from configs.schema import Base, DataSource, RunConfig, Training
@@ -168,6 +169,8 @@ def _improve(config: RunConfig) -> Iterator[str]:
         yield (
             "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
         )
+    if config.over_tokens and improve.token_trains == "lora" and find_spec("peft") is None:
+        yield "improve.token_trains: lora needs the package 'peft'; pip install 'latent-control[lora]'"
     if improve.level == "token" and improve.token_baseline:
         yield (
             "improve.token_baseline: true adds a token-level run, but improve.level is token already; set "

@@ -14,6 +14,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 Stage = Literal["base", "actions", "clone", "finetune", "improve_offline", "improve", "evaluate"]
 Decode = Literal["code", "token"]
+TokenTrains = Literal["last_blocks", "lora", "steering", "added_blocks", "mlp", "all"]
 PathStr = Annotated[str, Field(json_schema_extra={"format": "path"})]
 """A path; relative ones are resolved against the folder of the YAML file when the config is loaded."""
 
@@ -280,11 +281,15 @@ class Improve(Section):
     token_baseline: bool = False
     """Also train the token-level baseline with the same settings and report it as ``token_level``; where there is
     ``finetune``, from the base LM's own SFT with ``finetune``'s data and settings (``token_sft``)."""
-    token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
-    """What is trained at token level: the base's last ``token_blocks`` blocks, as many new ones put on it, or all its
-    parameters."""
+    token_trains: TokenTrains = "last_blocks"
+    """What is trained at token level: the base's last ``token_blocks`` blocks (``last_blocks``), low-rank adapters of
+    them (``lora``, needs ``pip install 'latent-control[lora]'``), a bias on what they add to the residual stream
+    (``steering``), as many new blocks put on the base (``added_blocks``), an MLP of so many layers that shifts the
+    final state (``mlp``), or all parameters (``all``)."""
     token_blocks: PositiveInt | None = None
     """``null`` is ``actions.policy_layers``."""
+    token_rank: PositiveInt = 8
+    """Of ``token_trains: lora``; alpha is twice as much."""
     token_learning_rate: PositiveFloat | None = None
     """Learning rate of the token level; ``null`` is ``learning_rate``."""
     mode: Literal["sync", "async"] = "sync"

@@ -1,5 +1,5 @@
-"""Policies over tokens, the baselines of latent actions: the base's last blocks, blocks added to it, or all of it
-(method.md 4).
+"""Policies over tokens, the baselines of latent actions (method.md 4): the base's last blocks, low-rank adapters of
+them, steering vectors, blocks added to the base, an MLP on its final state, or all of it.
 
 Before training each of them *is* the base LM.
 """
@@ -7,7 +7,7 @@ Before training each of them *is* the base LM.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -16,8 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from latent_control.base_lm import BaseLM, final_logits
 from latent_control.decoder_stack import DecoderStack, decoder_blocks
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor
+from latent_control.policies.mlp import MlpPolicy
 
-Trains = Literal["last_blocks", "added_blocks", "all"]
+Trains = Literal["last_blocks", "steering", "added_blocks", "mlp", "all"]
 
 # What the architectures call the layers through which a block adds to its input: attention's and the MLP's last ones.
 OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "fc_out", "dense_4h_to_h"}
@@ -34,6 +35,40 @@ class LanguageHead(nn.Linear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of states [..., D]."""
         return final_logits(super().forward(states), self.config)
+
+
+class ShiftMlp(nn.Module):
+    """An MLP on the base's final state that shifts that state before the base's own head, the twin over tokens of a
+    latent ``MlpPolicy``; the shift is 0 at the start."""
+
+    stateless = True
+
+    def __init__(self, base: BaseLM, layers: int) -> None:
+        super().__init__()
+        self.state_width = base.width
+        self.shift = MlpPolicy(base.width, base.width, layers=layers)
+        nn.init.zeros_(self.shift.head.weight)
+        self.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
+        self.head.requires_grad_(False)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The MLP's parameters."""
+        return list(self.shift.parameters())
+
+    def hidden(self, states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """[..., D] -> [..., D] before the head; there is nothing to mask."""
+        states = states.to(self.head.weight.dtype)
+        shifted: torch.Tensor = states + self.shift(states)
+        return shifted
+
+    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [..., V] of states [..., D]."""
+        logits: torch.Tensor = self.head(self.hidden(states))
+        return logits
+
+    def logits_at(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[M, V] at the positions ``mask`` [B, T] of states [B, T, D]."""
+        return self(states[mask])
 
 
 class WholeModel(nn.Module):
@@ -64,8 +99,12 @@ class WholeModel(nn.Module):
         return self.head(self.hidden(tokens)[mask])
 
 
-def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, DecoderStack | WholeModel]:
-    """The part of ``lm`` that supplies features and the policy on them; together, exactly ``lm``.
+TokenPolicy: TypeAlias = DecoderStack | ShiftMlp | WholeModel
+
+
+def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[BaseLM, TokenPolicy]:
+    """The part of ``lm`` that supplies features and the policy on them; together, exactly ``lm``. ``blocks`` of it, or
+    layers of the MLP.
 
     Raises:
         ValueError: ``lm`` has too few blocks, or blocks that cannot be added without changing it.
@@ -73,13 +112,24 @@ def token_policy(lm: PreTrainedModel, trains: Trains, blocks: int) -> tuple[Base
     if trains == "all":
         base = BaseLM(lm)
         return base, WholeModel(base)
-    if trains == "added_blocks":
+    if trains in ("added_blocks", "mlp"):
         base = BaseLM(lm)
-        return base, _with_head(added_blocks(base, blocks), base)
+        return base, ShiftMlp(base, blocks) if trains == "mlp" else _with_head(added_blocks(base, blocks), base)
     base = BaseLM(lm, blocks)
     stack = DecoderStack(base.decoder, blocks, 1)
     stack.start_from(base.decoder)
-    return base, _with_head(stack, base)
+    return base, _with_head(_steered(stack) if trains == "steering" else stack, base)
+
+
+def _steered(stack: DecoderStack) -> DecoderStack:
+    """``stack``, of which nothing is trained but a bias on what attention and MLP of each block add to the residual
+    stream: steering vectors, 0 at the start where the architecture has no such bias."""
+    stack.requires_grad_(False)
+    for layer in _last_layers(decoder_blocks(stack.decoder)[1]):
+        if layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+        layer.bias.requires_grad_(True)
+    return stack
 
 
 def _with_head(stack: DecoderStack, base: BaseLM) -> DecoderStack:
@@ -98,8 +148,9 @@ def added_blocks(base: BaseLM, blocks: int) -> DecoderStack:
     """
     stack = DecoderStack(base.decoder, blocks, 1)
     name, layers = decoder_blocks(stack.decoder)
-    for parameter in _last_layers(layers):
-        nn.init.zeros_(parameter)
+    for layer in _last_layers(layers):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     for child_name, child in list(stack.decoder.named_children()):
         if child_name != name and not isinstance(child, nn.Embedding) and any(True for _ in child.parameters()):
             setattr(stack.decoder, child_name, nn.Identity())  # the final norm
@@ -113,15 +164,15 @@ def added_blocks(base: BaseLM, blocks: int) -> DecoderStack:
     return stack
 
 
-def _last_layers(layers: nn.ModuleList) -> Iterator[nn.Parameter]:
-    for path, module in layers.named_modules():
-        if path.rsplit(".", 1)[-1] in OUTPUTS:
-            yield from module.parameters()
+def _last_layers(layers: nn.ModuleList) -> Iterator[nn.Module]:
+    return (module for path, module in layers.named_modules() if path.rsplit(".", 1)[-1] in OUTPUTS)
 
 
-def token_actor(base: BaseLM, policy: DecoderStack | WholeModel) -> ActionDecoder:
+def token_actor(base: BaseLM, policy: TokenPolicy) -> ActionDecoder:
     """How a policy over tokens acts on what ``base`` supplies: an action is a token."""
     if isinstance(policy, WholeModel):
         return base_actor(policy.base)
+    if isinstance(policy, ShiftMlp):
+        return ActionDecoder(stack=None, reads="final", head=policy, emit=lambda _, actions: actions)
     reads = "late" if base.late_blocks else "final"
     return ActionDecoder(stack=policy, reads=reads, head=policy.head, emit=lambda _, actions: actions)

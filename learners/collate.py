@@ -23,7 +23,7 @@ from latent_control.decoding.rescoring import choices
 from latent_control.distributions import action_log_probs
 from latent_control.losses import kl_divergence
 from latent_control.policies.latent import LatentPolicy
-from latent_control.token_policy import WholeModel
+from latent_control.token_policy import TokenPolicy
 from learners.rl_module import PolicyModule
 
 Batch = dict[str, torch.Tensor]
@@ -192,7 +192,7 @@ class Collate(ConnectorV2):
         span: int,
         sampling: Mapping[str, Any],
         module: PolicyModule,
-        reference: LatentPolicy | WholeModel | None,
+        reference: LatentPolicy | TokenPolicy | None,
         average: Callable[[torch.Tensor], torch.Tensor],
         rows_at_once: int = 32,
     ) -> None:

@@ -12,9 +12,11 @@ from ray.rllib.utils.typing import StateDict
 from torch import nn
 
 from latent_control.base_lm import load_base
+from latent_control.decoder_stack import DecoderStack
 from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import load_policy
-from latent_control.token_policy import Trains, WholeModel, token_policy
+from latent_control.token_policy import TokenPolicy, Trains, WholeModel, token_policy
+from learners import low_rank
 
 CRITIC = "critic."
 """What the names of the critic's parameters begin with."""
@@ -28,7 +30,7 @@ def build_policy(
     token_blocks: int,
     trust_remote_code: bool,
     trains: Literal["all", "head"] = "all",
-) -> LatentPolicy | WholeModel:
+) -> LatentPolicy | TokenPolicy:
     """The policy as the earlier stages left it, its untrained parameters frozen: the cloned latent policy of a
     latent-action ``checkpoint``, of which ``trains`` may leave the head alone, or, at level "token", a policy over
     tokens that is still the base LM in folder ``checkpoint``."""
@@ -59,21 +61,27 @@ class Critic(nn.Module):
 
 
 class PolicyModule(TorchRLModule):
-    """``model_config``: the arguments of ``build_policy``, and ``critic``: whether the learner's copy has one.
+    """``model_config``: the arguments of ``build_policy``, ``critic``: whether the learner's copy has one, and
+    ``adapter_rank``: that of the low-rank adapters by which the learner's copy is trained, or ``None``.
 
-    Its state is the trained parameters alone, as float32 arrays: frozen heads neither travel nor are stored.
+    Its state is the trained parameters alone, as float32 arrays: frozen heads neither travel nor are stored. Copies
+    for inference have no adapters; their state is the merged blocks.
     """
 
     def setup(self) -> None:
         """Build the policy."""
-        with_critic = self.model_config["critic"] and not self.inference_only
-        self.policy = build_policy(**{name: value for name, value in self.model_config.items() if name != "critic"})
+        settings = dict(self.model_config)
+        critic, rank = settings.pop("critic"), settings.pop("adapter_rank")
+        self.policy = build_policy(**settings)
+        self.adapted = rank is not None and not self.inference_only
+        if self.adapted:
+            assert isinstance(self.policy, DecoderStack)
+            low_rank.adapt(self.policy, rank)
         trained = {id(p) for p in self.policy.trainable() if p.requires_grad}
         for parameter in self.policy.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        self.critic = (
-            None if isinstance(self.policy, WholeModel) or not with_critic else Critic(self.policy.state_width)
-        )
+        alone = isinstance(self.policy, WholeModel) or self.inference_only
+        self.critic = Critic(self.policy.state_width) if critic and not alone else None
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that RL changes, by name."""
@@ -81,8 +89,14 @@ class PolicyModule(TorchRLModule):
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad} | critic
 
     def get_state(self, *_: Any, inference_only: bool = False, **__: Any) -> StateDict:
-        """``{name: float32 array}`` of the trained parameters; ``inference_only`` leaves the critic out."""
-        wanted = {name: p for name, p in self.trained().items() if not (inference_only and name.startswith(CRITIC))}
+        """``{name: float32 array}`` of the trained parameters; ``inference_only`` leaves the critic out and merges
+        adapters."""
+        wanted: dict[str, torch.Tensor] = {
+            name: p for name, p in self.trained().items() if not (inference_only and name.startswith(CRITIC))
+        }
+        if inference_only and self.adapted:
+            assert isinstance(self.policy, DecoderStack)
+            wanted = low_rank.merged(self.policy)
         return {name: p.detach().float().cpu().numpy().copy() for name, p in wanted.items()}
 
     def set_state(self, state: StateDict) -> None:

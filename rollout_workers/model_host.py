@@ -22,7 +22,7 @@ from latent_control.policies.mlp import MlpPolicy
 from latent_control.pretrained import tokenizer_path, weights_hash, world_hash
 from latent_control.tensor_files import read_weights, require_tensors
 from latent_control.text import load_tokenizer
-from latent_control.token_policy import WholeModel, token_actor, token_policy
+from latent_control.token_policy import ShiftMlp, TokenPolicy, WholeModel, token_actor, token_policy
 from rollout_workers.rollouts import HostSpec
 
 
@@ -59,7 +59,7 @@ class Host:
     base: BaseLM
     model: LatentActionLM | None
     """``None`` at the levels without latent actions."""
-    policy: LatentPolicy | WholeModel | None
+    policy: LatentPolicy | TokenPolicy | None
     tokenizer: PreTrainedTokenizerBase
     world_hash: str = ""
     codebook_hash: str = ""
@@ -67,7 +67,7 @@ class Host:
     def actor(self, bank: PolicyBank | None = None) -> ActionDecoder:
         """How this host acts; rows that name a member of ``bank`` act as that."""
         if self.model is not None:
-            assert not isinstance(self.policy, WholeModel | None)
+            assert not isinstance(self.policy, ShiftMlp | WholeModel | None)
             self.model.policy = self.policy
             return latent_actor(self.model, bank)
         if self.policy is None:
@@ -75,12 +75,12 @@ class Host:
         assert not isinstance(self.policy, MlpPolicy), "a policy over tokens is made of blocks"
         return token_actor(self.base, self.policy)
 
-    def steered_by(self, policy: LatentPolicy | WholeModel) -> Host:
+    def steered_by(self, policy: LatentPolicy | TokenPolicy) -> Host:
         """This host with another policy; one that is a whole model replaces the base too."""
         return replace(self, policy=policy, base=policy.base if isinstance(policy, WholeModel) else self.base)
 
 
-def _fill(policy: LatentPolicy | WholeModel, path: Path) -> None:
+def _fill(policy: LatentPolicy | TokenPolicy, path: Path) -> None:
     """Load the trained tensors of a token-level policy: all of them, for the others are the base's."""
     tensors, trained = (
         read_weights(path),

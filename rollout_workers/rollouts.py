@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.schema import Decode
+from latent_control.token_policy import Trains
 
 Level = Literal["latent", "token", "base"]
 
@@ -23,8 +24,8 @@ class HostSpec:
     level: Level
     checkpoint: str
     """A latent-action checkpoint (level "latent"), else the base LM's folder or hub id."""
-    token_trains: Literal["last_blocks", "added_blocks", "all"] = "last_blocks"
-    """What the policy of level "token" is."""
+    token_trains: Trains = "last_blocks"
+    """What the policy of level "token" is; low-rank adapters are merged, so "last_blocks"."""
     token_blocks: int = 0
     """How many blocks that is, except for "all"."""
     policy_file: str | None = None

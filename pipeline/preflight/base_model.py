@@ -143,7 +143,8 @@ def _block_counts(config: RunConfig) -> Iterator[tuple[str, int | None, bool]]:
         late = actions.policy_kind == "blocks" and actions.policy_reads != "final"
         yield "actions.policy_layers", actions.policy_layers, late
     if improve is not None and improve.token_blocks is not None:
-        yield "improve.token_blocks", improve.token_blocks, improve.token_trains == "last_blocks"
+        late = improve.token_trains in ("last_blocks", "lora", "steering")
+        yield "improve.token_blocks", improve.token_blocks, late
 
 
 def tuned_start(config: RunConfig) -> list[str]:

@@ -93,11 +93,16 @@ def algorithm_config(
         "trust_remote_code": host.trust_remote_code,
         "trains": improve.trains,
     }
+    adapter_rank = improve.token_rank if host.level == "token" and improve.token_trains == "lora" else None
     sampling = {"temperature": config.rollout.temperature, "top_k": config.rollout.top_k}
     rllib = workers_config(config, settings, num_actions)
     rllib.env_config |= {"run": config, "ships_features": ships_features(config, host)}
     critic = ALGORITHMS[improve.algorithm].critic
-    rllib.rl_module(rl_module_spec=RLModuleSpec(module_class=PolicyModule, model_config={**module, "critic": critic}))
+    rllib.rl_module(
+        rl_module_spec=RLModuleSpec(
+            module_class=PolicyModule, model_config={**module, "critic": critic, "adapter_rank": adapter_rank}
+        )
+    )
     rllib.training(
         lr=learning_rate, grad_clip=improve.gradient_clip, grad_clip_by="global_norm", num_epochs=improve.epochs
     )
@@ -138,6 +143,7 @@ def shared_workers(config: RunConfig, settings: WorkerSettings, num_actions: int
         "token_blocks": settings.host.token_blocks,
         "trust_remote_code": settings.host.trust_remote_code,
         "critic": False,
+        "adapter_rank": None,
     }
     rllib.rl_module(rl_module_spec=RLModuleSpec(module_class=PolicyModule, model_config=module))
     return EnvRunnerGroup(config=rllib, local_env_runner=False)

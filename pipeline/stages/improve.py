@@ -16,8 +16,9 @@ import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from safetensors.torch import save_file
 
-from configs.schema import Improve, RunConfig
+from configs.schema import Improve, RunConfig, TokenTrains
 from latent_control.pretrained import read_shape, with_policy
+from latent_control.token_policy import Trains
 from pipeline.cluster.connect import connected
 from pipeline.replay.actor import BufferPlace, ReplayActor, ReplayHandle, SharedReplayHandle, beside_driver
 from pipeline.replay.writer import ReplayWriter
@@ -43,7 +44,7 @@ from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
 
-TOKEN_READS = {"last_blocks": "late", "added_blocks": "final", "all": "tokens"}
+TOKEN_READS = {"last_blocks": "late", "steering": "late", "added_blocks": "final", "mlp": "final", "all": "tokens"}
 LEARNER_METRICS = (
     *("policy_loss", "steps_taken", "entropy", "clip_share", "ratio_mean", "logp_gap", "rescored_gap"),
     *("kl_to_reference", "kl_to_start", "importance_mean", "importance_capped_share", "value_loss", "value_mean"),
@@ -64,6 +65,11 @@ class Start:
     span: int = 1
 
 
+def hosted_as(trains: TokenTrains) -> Trains:
+    """What workers and checkpoints hold of a token-level policy that is trained so: adapters merged."""
+    return "last_blocks" if trains == "lora" else trains
+
+
 def starting_point(config: RunConfig, improve: Improve, source: Path, level: str) -> Start:
     """The policy of ``level`` on top of ``source``: a checkpoint with latent actions, or, at token level, of a base LM
     alone (``token_sft``)."""
@@ -81,10 +87,9 @@ def starting_point(config: RunConfig, improve: Improve, source: Path, level: str
         )
     info = token_start(source)
     blocks = improve.token_blocks or info["token_blocks"]
-    host = HostSpec(
-        level="token", checkpoint=info["base"], token_trains=improve.token_trains, token_blocks=blocks, **common
-    )
-    reads = TOKEN_READS[improve.token_trains]
+    hosted = hosted_as(improve.token_trains)
+    host = HostSpec(level="token", checkpoint=info["base"], token_trains=hosted, token_blocks=blocks, **common)
+    reads = TOKEN_READS[hosted]
     return Start(
         host=host,
         num_actions=2,  # RLlib only wants to know that actions are numbers
@@ -261,7 +266,7 @@ class ImproveStage:
             metrics["tied_groups"] = mean(tied)
         metrics |= {
             "tokens": total(context.log.path, stage, "tokens"),
-            "parameters_trained": float(sum(w.size for w in weights.values())),
+            "parameters_trained": float(self._parameters_trained(weights)),
         }
         info = {"stage": stage, "metrics": metrics}
         info |= circumstances(context.config, context.run_dir, stage, self.improve.updates)
@@ -270,6 +275,12 @@ class ImproveStage:
         )
         seals.saved(context.run_dir, stage, keep=0)
         return StageResult(checkpoint=context.result(stage), metrics=metrics)
+
+    def _parameters_trained(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> int:
+        """How many numbers RL changed; of merged adapters those of their two factors."""
+        if self.start.host.level == "token" and self.improve.token_trains == "lora":
+            return self.improve.token_rank * sum(sum(w.shape) for w in weights.values() if w.ndim == 2)
+        return sum(w.size for w in weights.values())
 
 
 def mean(values: list[float]) -> float:

@@ -18,7 +18,7 @@ from latent_control.policies.bank import PolicyBank
 from latent_control.policies.latent import LatentPolicy
 from latent_control.records import Generation
 from latent_control.text import left_padded
-from latent_control.token_policy import WholeModel
+from latent_control.token_policy import TokenPolicy, WholeModel
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import Host, load_host
 from rollout_workers.rollouts import HostSpec, Rollout
@@ -43,7 +43,7 @@ class LocalEngine:
         """Host the model of ``spec``."""
         return cls(load_host(spec, device, policy_dtype), settings)
 
-    def use(self, policy: LatentPolicy | WholeModel) -> None:
+    def use(self, policy: LatentPolicy | TokenPolicy) -> None:
         """Steer by this very policy: changes of its weights in place need no further call."""
         self.host = self.host.steered_by(policy)
 

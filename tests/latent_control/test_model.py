@@ -231,7 +231,9 @@ def test_gradients_reach_a_base_that_asks_for_them(make_model: MakeModel) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("trains", "reads"), [("last_blocks", "late"), ("added_blocks", "final")])
+@pytest.mark.parametrize(
+    ("trains", "reads"), [("last_blocks", "late"), ("steering", "late"), ("added_blocks", "final"), ("mlp", "final")]
+)
 def test_token_policy_starts_as_the_base(make_base: MakeBase, trains: Trains, reads: str) -> None:
     ids = tokens(2, 9)
     base, policy = token_policy(make_base(), trains, 2)
@@ -261,6 +263,28 @@ def test_added_blocks_have_as_many_parameters_and_learn(make_base: MakeBase) -> 
     assert moved and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in moved), (
         "the first step opens the blocks"
     )
+
+
+def test_steering_vectors_are_what_each_block_adds(make_base: MakeBase) -> None:
+    """A bias b on what the last block adds moves the state before the final norm by b at every position."""
+    ids = tokens(2, 9)
+    base, policy = token_policy(make_base(), "steering", 1)
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert sorted(name.rsplit(".", 2)[-2] for name in trained) == ["down_proj", "o_proj"]
+    assert all(p.shape == (32,) for p in trained.values())
+    shift = torch.linspace(-1, 1, 32)
+    next(p for name, p in trained.items() if "down_proj" in name).data.copy_(shift)
+    blocks = decoder_blocks(base.decoder)[1]
+    blocks[-1].register_forward_hook(lambda _, __, state: state + shift)
+    wanted = base.lm(ids).logits
+    assert torch.allclose(policy.head(policy.hidden(base.features(ids).late)), wanted, atol=1e-5)
+
+
+def test_the_first_step_of_a_shifting_mlp_is_its_last_layers(make_base: MakeBase) -> None:
+    base, policy = token_policy(make_base(), "mlp", 2)
+    policy(base.features(tokens(2, 9)).final).square().sum().backward()
+    moved = [name for name, p in policy.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0]
+    assert moved == ["shift.head.weight"]
 
 
 @torch.no_grad()

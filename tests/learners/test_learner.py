@@ -636,7 +636,7 @@ def test_greedy_baselines_are_the_rewards_of_greedy_rollouts(config: Config, tin
     assert [r.text for r in found] == [r.text for r in plain] and all(r.baseline is None for r in plain)
 
 
-@pytest.mark.parametrize("trains", ["added_blocks", "all"])
+@pytest.mark.parametrize("trains", ["lora", "steering", "added_blocks", "mlp", "all"])
 def test_worker_and_learner_agree_at_token_level_whatever_is_trained(
     config: Config, tiny_checkpoint: Path, trains: str
 ) -> None:
@@ -649,9 +649,28 @@ def test_worker_and_learner_agree_at_token_level_whatever_is_trained(
         assert metrics["logp_gap"] < 2e-6 and metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["kl_to_reference"] > 1e-6
     names = set(weights_of(trained))
-    assert (
-        "base.lm.model.embed_tokens.weight" in names if trains == "all" else all("layers.0." in name for name in names)
+    everywhere = {"all": "base.lm.model.embed_tokens.weight", "mlp": "shift.head.weight"}
+    assert everywhere[trains] in names if trains in everywhere else all("layers." in name for name in names)
+
+
+def test_adapters_merge_into_what_peft_computes(config: Config, tiny_checkpoint: Path) -> None:
+    """The blocks with PEFT's own adapters in place, and those that hold the merged weights."""
+    trained = make_learner(
+        config(improve={"level": "token", "token_trains": "lora", "token_rank": 2}), tiny_checkpoint, "token"
     )
+    module = trained.module[DEFAULT_MODULE_ID]
+    with torch.no_grad():
+        for number, parameter in enumerate(module.trained().values()):
+            parameter.copy_(torch.linspace(-0.3, 0.2 + 0.1 * number, parameter.numel()).view(parameter.shape))
+    assert all(".lora_" in name and 2 in p.shape for name, p in module.trained().items())
+    arguments = {name: value for name, value in module.model_config.items() if name not in ("critic", "adapter_rank")}
+    plain, untouched, states = build_policy(**arguments), build_policy(**arguments), torch.randn(2, 5, 32)
+    weights = {name: torch.from_numpy(array) for name, array in module.get_state(inference_only=True).items()}
+    assert weights.keys() == {name for name, p in plain.named_parameters() if p.requires_grad}
+    plain.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        assert torch.allclose(plain(states), module.policy(states), atol=1e-5)
+        assert not torch.allclose(plain(states), untouched(states), atol=1e-2)
 
 
 def test_worker_and_learner_agree_on_codes_that_last(config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:

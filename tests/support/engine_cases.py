@@ -59,7 +59,7 @@ LATENT: dict[str, dict[str, Any]] = {
     "mlp": {"policy_kind": "mlp"},
     "mlp on both": {"policy_kind": "mlp", "policy_reads": "both", "span": 2},
 }
-POLICIES = (*LATENT, "last_blocks", "added_blocks", "all", "base")
+POLICIES = (*LATENT, "last_blocks", "steering", "added_blocks", "mlp", "all", "base")
 FIXED = ("all", "base")
 """Have no versions here."""
 VERSIONS = 4

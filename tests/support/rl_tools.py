@@ -18,7 +18,7 @@ from latent_control.pretrained import array_hash, read_shape
 from latent_control.token_policy import Trains
 from learners.learner import PolicyLearner
 from pipeline.rl.config import algorithm_config
-from pipeline.stages.improve import TOKEN_READS
+from pipeline.stages.improve import TOKEN_READS, hosted_as
 from rollout_workers.env_runner import LMEnvRunner
 from rollout_workers.response_player import player_for
 from rollout_workers.rollouts import HostSpec, PolicyVersion, Rollout, RolloutRequest
@@ -122,7 +122,7 @@ def rllib_config(config: RunConfig, host: HostSpec) -> Any:
 def make_learner(config: RunConfig, checkpoint: Path, level: str = "latent") -> PolicyLearner:
     """A learner in this process, without Ray."""
     assert config.improve is not None
-    rllib = rllib_config(config, host_of(checkpoint, level, config.improve.token_trains))
+    rllib = rllib_config(config, host_of(checkpoint, level, hosted_as(config.improve.token_trains)))
     spaces = (rllib.observation_space, rllib.action_space)
     return rllib.build_learner(spaces={DEFAULT_MODULE_ID: spaces})
 
@@ -131,7 +131,7 @@ def make_runner(config: RunConfig, checkpoint: Path, level: str = "latent") -> E
     """A rollout worker in this process, without Ray."""
     assert config.improve is not None
     return EvenRunner(
-        config=rllib_config(config, host_of(checkpoint, level, config.improve.token_trains)), worker_index=0
+        config=rllib_config(config, host_of(checkpoint, level, hosted_as(config.improve.token_trains))), worker_index=0
     )
 
 

@@ -55,7 +55,7 @@ def test_the_marginal_equals_the_offline_stages_measure(model: LatentActionLM, b
     assert found["kl"] > 0.01
 
 
-@pytest.mark.parametrize("trains", ["last_blocks", "added_blocks", "all"])
+@pytest.mark.parametrize("trains", ["last_blocks", "steering", "added_blocks", "mlp", "all"])
 def test_an_untrained_token_policy_is_the_base(
     trains: str, make_base: Callable[..., torch.nn.Module], batches: list[TokenBatch]
 ) -> None:

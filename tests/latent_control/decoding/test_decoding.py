@@ -394,7 +394,7 @@ def test_base_level_greedy_is_transformers_own_generate(model: LatentActionLM) -
     assert torch.equal(ours.actions.masked_fill(ours.actions == -1, PAD), ours.tokens)
 
 
-@pytest.mark.parametrize("trains", ["last_blocks", "added_blocks", "all"])
+@pytest.mark.parametrize("trains", ["last_blocks", "steering", "added_blocks", "mlp", "all"])
 def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrainedModel], trains: Trains) -> None:
     ids, mask = padded(prompts((6, 3, 8)), "left")
     plain = BaseLM(make_base())
@@ -406,7 +406,7 @@ def test_token_level_at_its_start_is_base_level(make_base: Callable[..., PreTrai
         base, token_actor(base, policy), SamplingParams(max_new_tokens=9, seed=5, return_features=True), ids, mask
     )
     same(got, expected)
-    lengths = got.lengths if trains == "all" else mask.sum(1) + got.lengths - 1
+    lengths = got.lengths if trains in ("all", "mlp") else mask.sum(1) + got.lengths - 1
     assert [len(states) for states in got.features] == lengths.tolist()
 
 

@@ -1,0 +1,162 @@
+"""Latent actions beside every token-level baseline that a reader asks for, from one and the same start.
+
+    python benchmarks/studies/baselines.py quickstart --sweep --out runs/study        # every setting, one seed
+    python benchmarks/studies/baselines.py quickstart --out runs/study                # the best of each, other seeds
+
+All sides share trainer, engine, prompts, rewards, batches, temperature and evaluation; the token level starts from the
+base LM itself, the latent side from the policy cloned on the base LM's own kind of text. Rows, by side: success on
+held-out prompts sampled and greedy (``greedy_token`` of the latent side too), the mean reward of the last ten updates,
+seconds of an update, parameters trained. ``rollouts_vs_best_token`` and ``wall_vs_best_token``: what latent RL spends
+until the mean reward of its last ten updates is what the best baseline ends with, over the baseline's whole budget; a
+seed that never gets there counts with its whole budget, and ``reached`` says how many did. Times are of RL alone;
+``preparation_seconds`` is what codes and clone took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import Curve, curve, row, run, side_by_side, write
+
+from pipeline.runs.layout import SUMMARY
+
+DEV, LAST = 100, 10
+LATENT = "latent"
+TOKEN = "improve.level=token"
+SIDES: dict[str, tuple[list[str], tuple[float, ...]]] = {
+    LATENT: ([], (5e-4, 1e-3)),
+    "last_blocks": ([TOKEN, "improve.token_trains=last_blocks"], (2e-4, 5e-4)),
+    "lora_r1": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=1"], (3e-3, 1e-2)),
+    "lora_r8": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=8"], (1e-3, 3e-3)),
+    "lora_r32": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=32"], (5e-4, 1e-3)),
+    "steering": ([TOKEN, "improve.token_trains=steering"], (1e-2, 3e-2)),
+    "mlp": ([TOKEN, "improve.token_trains=mlp"], (1e-3, 3e-3)),
+    "all": ([TOKEN, "improve.token_trains=all"], (2e-4, 5e-4)),
+}
+"""Overrides of each side and the rates of its sweep."""
+PASSES = {"quickstart": 3, "instructions": 2}
+"""``improve.epochs`` of all sides."""
+
+
+def started(out: Path, config: str, seed: int) -> Path:
+    """The run with codes and cloned policy of ``config``, which all sides share."""
+    return run(out / f"start-{seed}", [f"seed={seed}", "improve=null", "evaluation.marginal_sequences=0"], config)
+
+
+def played(out: Path, config: str, side: str, seed: int, rate: float, *more: str) -> Curve:
+    """RL of one side from the common start."""
+    clone = started(out, config, seed) / "checkpoints" / "clone"
+    start = [f"seed={seed}", f"actions.init={clone}", "actions.updates=0", "clone=null"]
+    settings = [*SIDES[side][0], f"improve.learning_rate={rate}", f"improve.epochs={PASSES[config]}", *more]
+    folder = out / f"{side}-{rate:g}-{seed}"
+    return curve(run(folder, [*start, "evaluation.marginal_sequences=0", *settings], config))
+
+
+def last(found: Curve) -> float:
+    """Mean reward at the end of the budget."""
+    return statistics.mean(found.rewards[-LAST:])
+
+
+def sweep(out: Path, config: str, sides: Sequence[str], at_once: int) -> list[dict[str, Any]]:
+    """Every rate of every side, with a seed that the comparison does not use."""
+    started(out, config, DEV)
+    jobs = [(side, rate) for side in sides for rate in SIDES[side][1]]
+
+    def play(job: tuple[str, float]) -> dict[str, Any]:
+        found = played(out, config, job[0], DEV, job[1], "evaluation=null")
+        print(f"{job[0]} {job[1]:g}: {last(found):.3f}", flush=True)
+        return {"side": job[0], "rate": job[1], "reward": last(found)}
+
+    return side_by_side(play, jobs, at_once)
+
+
+def best_rates(tried: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict[str, float]:
+    """Each side's rate with the highest reward at the end."""
+    return {
+        side: max((t for t in tried if t["side"] == side), key=lambda t: float(t["reward"]))["rate"] for side in sides
+    }
+
+
+def success(found: Curve, side: str, mode: str) -> float:
+    """On held-out prompts; a model without codes has one greedy way."""
+    variant = found.summary["evaluation"]["improved"]
+    return float(variant[mode] if side == LATENT else variant[mode.removesuffix("_token")])
+
+
+def spent(found: Curve, target: float) -> int | None:
+    """Updates until the mean of the last ``LAST`` rewards is ``target``."""
+    return next((n + LAST for n, reward in enumerate(found.smooth(LAST)) if reward >= target), None)
+
+
+def against(ours: Sequence[Curve], theirs: Sequence[Curve]) -> tuple[list[dict[str, Any]], int]:
+    """Rows of what latent RL spends over the best baseline's budget, and how many seeds got there at all."""
+    rollouts, walls, reached = [], [], 0
+    for mine, other in zip(ours, theirs, strict=True):
+        updates = spent(mine, last(other))
+        reached += updates is not None
+        updates = updates or len(mine.rewards)
+        rollouts.append(updates / len(other.rewards))
+        walls.append(sum(mine.seconds[:updates]) / sum(other.seconds))
+    return [row("rollouts_vs_best_token", rollouts), row("wall_vs_best_token", walls)], reached
+
+
+def compare(
+    out: Path, config: str, rates: Mapping[str, float], seeds: Sequence[int], at_once: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the study and what they come from."""
+    side_by_side(lambda seed: started(out, config, seed), seeds, at_once)
+    jobs = [(side, seed) for seed in seeds for side in rates]
+    found = dict(
+        zip(jobs, side_by_side(lambda job: played(out, config, *job, rates[job[0]]), jobs, at_once), strict=True)
+    )
+    by_side = {side: [found[side, seed] for seed in seeds] for side in rates}
+    rows = []
+    for side, curves in by_side.items():
+        for mode in ("sampled", "greedy", *(["greedy_token"] if side == LATENT else [])):
+            rows.append(row(f"{side}: {mode}", [success(c, side, mode) for c in curves]))
+        rows.append(row(f"{side}: reward at the end", [last(c) for c in curves]))
+        rows.append(row(f"{side}: seconds of an update", [statistics.mean(c.seconds) for c in curves]))
+        trained = [float(c.summary["stages"]["improve"]["metrics"]["parameters_trained"]) for c in curves]
+        rows.append(row(f"{side}: parameters trained", trained))
+    before = [json.loads((started(out, config, seed) / SUMMARY).read_text()) for seed in seeds]
+    for variant, mode in (("base", "sampled"), ("base", "greedy"), ("cloned", "sampled"), ("cloned", "greedy")):
+        rows.append(row(f"{variant}: {mode}", [b["evaluation"][variant][mode] for b in before]))
+    preparation = [sum(stage["seconds"] for stage in b["stages"].values()) for b in before]
+    rows.append(row("preparation_seconds", preparation))
+    token = max((side for side in rates if side != LATENT), key=lambda s: statistics.mean(map(last, by_side[s])))
+    ratios, reached = against(by_side[LATENT], by_side[token])
+    for mode in ("sampled", "greedy"):
+        pairs = zip(by_side[LATENT], by_side[token], strict=True)
+        name = f"{LATENT} - {token}: {mode}"
+        rows.append(row(name, [success(a, LATENT, mode) - success(b, token, mode) for a, b in pairs]))
+    return rows + ratios, {"best_token": token, "reached": reached, "rates": dict(rates)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", choices=list(PASSES))
+    parser.add_argument("--out", type=Path, default=Path("runs") / "study")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
+    asked = parser.parse_args()
+    out = asked.out.absolute() / f"baselines-{asked.config}"
+    file = out / "sweep.json"
+    if asked.sweep:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(sweep(out, asked.config, asked.sides, asked.at_once), indent=1))
+        return
+    tried = json.loads(file.read_text())
+    rows, more = compare(out, asked.config, best_rates(tried, asked.sides), asked.seeds, asked.at_once)
+    write(f"baselines_{asked.config}", "benchmarks/studies/baselines.py", asked.seeds, rows, sweep=tried, **more)
+
+
+if __name__ == "__main__":
+    main()
