@@ -31,17 +31,18 @@ class TaskConfig(Section):
     """Prompts and their verifier."""
 
     name: str = "countdown"
-    """``countdown``; ``reasoning_gym/<dataset>`` for any reasoning-gym generator; ``jsonl``, ``parquet`` or ``dataset``
-    for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a ``mixture`` of these (docs/tasks.md); or an
-    environment that is played in turns (docs/agents.md): ``textworld_express/<game>``, ``scienceworld/<task>``,
-    ``alfworld/all``, ``gymnasium/<id>``, ``environment/<module>:<class>`` for your own."""
+    """``countdown``; ``instructions``, which a program can check; ``reasoning_gym/<dataset>`` for any reasoning-gym
+    generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a
+    ``mixture`` of these (docs/tasks.md); or an environment that is played in turns (docs/agents.md):
+    ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
+    ``environment/<module>:<class>`` for your own."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
     """Solved examples put before each question: of reasoning-gym tasks, and of rows (docs/tasks.md), where they are the
     first rows to train on or those of ``task.options.shots_path``, which are asked no more."""
     chat: bool = False
-    """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
+    """Wrap prompts in the tokenizer's chat template."""
     max_prompt_tokens: PositiveInt = 512
 
 

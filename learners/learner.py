@@ -24,6 +24,7 @@ from latent_control.pretrained import base_path
 from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
 from learners.rl_module import PolicyModule, build_policy
+from learners.settings import KEY, Fault, LearnerSettings
 
 # Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than
 # another pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the
@@ -113,32 +114,34 @@ def surrogate_loss(
 
 
 class PolicyLearner(TorchLearner):
-    """Reads ``config.learner_config_dict``: ``improve`` (the config section), ``recompute`` (whether features come from
-    a base LM of its own), ``module`` (arguments of ``build_policy``), ``sampling`` (temperature and top_k of the
-    behaviour policy), ``reads`` (which base state the policy takes), ``longest`` (tokens of the longest response)."""
+    """Trains what ``PolicyModule`` holds, as ``LearnerSettings`` say."""
 
     def build(self) -> None:
         """Build the module, then the connector, which needs the device and maybe the base LM and the reference
         policy."""
         super().build()
-        own: dict[str, Any] = self.config.learner_config_dict
-        self.improve: Improve = own["improve"]
-        self.longest: int = own["longest"]
-        base = self._base(own) if own["recompute"] and own["reads"] != "tokens" else None
-        reference = build_policy(**own["module"]).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        own, self.improve = self.settings, self.settings.improve
+        base = self._base() if own.recompute and own.reads != "tokens" else None
+        reference = build_policy(**own.module).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
         self.reference = reference if self.improve.kl_in == "loss" else None
         connector = Collate(
             improve=self.improve,
             device=self._device,
             base=base,
-            reads=own["reads"],
-            span=own["span"],
-            sampling=own["sampling"],
+            reads=own.reads,
+            span=own.span,
+            sampling=own.sampling,
             module=self.module[DEFAULT_MODULE_ID].unwrapped(),
             reference=reference,
             average=self._average,
         )
         self._learner_connector.append(connector)
+
+    @property
+    def settings(self) -> LearnerSettings:
+        """What the run's driver says."""
+        found: LearnerSettings = self.config.learner_config_dict[KEY]
+        return found
 
     def configure_optimizers_for_module(self, module_id: str, config: AlgorithmConfig | None = None) -> None:
         """Adam for the policy (RLlib's default) and one of its own, with its own clipping, for the critic."""
@@ -146,7 +149,7 @@ class PolicyLearner(TorchLearner):
         module: PolicyModule = self._module[module_id].unwrapped()
         if module.critic is not None:
             parameters = list(module.critic.parameters())
-            rate = self.config.learner_config_dict["improve"].value_learning_rate
+            rate = self.settings.improve.value_learning_rate
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name="critic",
@@ -155,12 +158,12 @@ class PolicyLearner(TorchLearner):
                 lr_or_lr_schedule=rate,
             )
 
-    def _base(self, own: dict[str, Any]) -> BaseLM:
-        module = own["module"]
+    def _base(self) -> BaseLM:
+        own, module = self.settings, self.settings.module
         path = base_path(module["checkpoint"]) if module["level"] == "latent" else module["checkpoint"]
-        lm = load_base(path, dtype=own["dtype"], trust_remote_code=module["trust_remote_code"])
-        base = BaseLM(lm, own["late_blocks"] if own["reads"] in ("late", "both") else 0)
-        if own["reads"] == "late":
+        lm = load_base(path, dtype=own.dtype, trust_remote_code=module["trust_remote_code"])
+        base = BaseLM(lm, own.late_blocks if own.reads in ("late", "both") else 0)
+        if own.reads == "late":
             base.drop_late_blocks()
         return base.to(self._device)
 
@@ -186,7 +189,7 @@ class PolicyLearner(TorchLearner):
     ) -> torch.Tensor:
         """The clipped surrogate of one microbatch, as its share of the minibatch's mean, and the critic's loss where
         there is one."""
-        mask, sampling = batch[Columns.LOSS_MASK], self.config.learner_config_dict["sampling"]
+        mask, sampling = batch[Columns.LOSS_MASK], self.settings.sampling
         logits = fwd_out[Columns.ACTION_DIST_INPUTS]
         reference = self._reference_log_probs(batch)
         whole = reference is not None or "start_log_probs" in batch
@@ -213,15 +216,15 @@ class PolicyLearner(TorchLearner):
             return None
         with torch.no_grad():
             logits = self.reference.logits_at(batch["features"], batch[Columns.LOSS_MASK])
-            return action_log_probs(logits, temperature=self.config.learner_config_dict["sampling"]["temperature"])
+            return action_log_probs(logits, temperature=self.settings.sampling["temperature"])
 
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
 
         A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
         update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
-        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: 0, or the number that
-        ``_fault`` gave. Nor is a step taken once the policy is farther from where it began than ``target_kl``.
+        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: its ``Fault``. Nor is a
+        step taken once the policy is farther from where it began than ``target_kl``.
         """
         if self._far:
             return {}, {DEFAULT_MODULE_ID: torch.zeros(())}, {}
@@ -229,7 +232,7 @@ class PolicyLearner(TorchLearner):
         mask = columns[Columns.LOSS_MASK]
         columns["weights"] = position_weights(mask, self.improve.loss_mean, self._average)
         constant = self.improve.loss_mean == "constant"
-        self._scale = constant_scale(mask, self.longest, self._average) if constant else 1.0
+        self._scale = constant_scale(mask, self.settings.longest, self._average) if constant else 1.0
         self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
         self._mismatch_bound = mismatch_bound(
             columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32
@@ -272,22 +275,19 @@ class PolicyLearner(TorchLearner):
             count = count / self.config.num_learners
         return count
 
-    def _fault(self, gradients: dict[Any, torch.Tensor]) -> int:
-        """Why a step must not be taken, 0 if it may; the same on every learner, or some would wait for ever.
-        1: loss or gradient is not finite; 2: workers did not find their log-probabilities again; 3: worker and learner
-        differ in them.
-        """
+    def _fault(self, gradients: dict[Any, torch.Tensor]) -> Fault:
+        """Why a step must not be taken; the same on every learner, or some would wait for ever."""
         # After the all-reduce every learner holds the same gradient.
         if not torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
-            return 1
+            return Fault.NOT_FINITE
         bound = self.improve.max_logp_mismatch or self._mismatch_bound
         if not self._sums["rescored_gap"] <= bound:
-            return 2
+            return Fault.NOT_FOUND_AGAIN
         # Before its first step the learner holds the policy that sampled; under async rules it may be a newer one.
         if self.improve.mode == "async" or self._steps_taken:
-            return 0
+            return Fault.NONE
         gap = self._average(torch.as_tensor(self._sums["logp_gap"], device=self._device).clone())
-        return 0 if gap <= bound else 3
+        return Fault.NONE if gap <= bound else Fault.LEARNER_DIFFERS
 
     def _beyond_target(self) -> bool:
         """Whether earlier steps of this update led farther than ``target_kl``; the same on every learner."""

@@ -119,6 +119,9 @@ def sample(
     config: ConfigFile,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Responses to each training prompt.")] = 64,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="Only the first so many training prompts.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")
     ] = None,
@@ -140,7 +143,7 @@ def sample(
     with exit_on_error(FAILED):
         from pipeline.experiments import sample_base
 
-        found = sample_base.sample(settings, file, samples, print_error)
+        found = sample_base.sample(settings, file, samples, print_error, prompts)
     for line in found.words():
         print_error(line)
     echo(f"{file}: {len(found.rows)} rows from {found.prompts} prompts; the base LM's success is {found.success_text}")

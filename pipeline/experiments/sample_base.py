@@ -35,6 +35,8 @@ from rollout_workers.tasks import AgentTask, build_task
 from rollout_workers.tasks.sampled_ids import COLUMN, SampledIds, fingerprint
 
 PER_REQUEST = 256
+MOST_PROMPTS = 100_000
+"""Of tasks that generate theirs without end."""
 NAMED, QUOTED = 3, 60
 """Prompts that a message quotes, and the characters of each, from its end."""
 
@@ -127,8 +129,11 @@ def _line(rollout: Rollout, tokenizer: str) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def sample(config: RunConfig, out: Path, samples: int, say: Callable[[str], None]) -> Sampled:
-    """Write ``samples`` responses to each training prompt to ``out``, rows with prompt, answer and token ids.
+def sample(
+    config: RunConfig, out: Path, samples: int, say: Callable[[str], None], most_prompts: int | None = None
+) -> Sampled:
+    """Write ``samples`` responses to each training prompt, or the first ``most_prompts``, to ``out``: rows with prompt,
+    answer and token ids.
 
     Raises:
         ValueError: no response has any text.
@@ -139,7 +144,7 @@ def sample(config: RunConfig, out: Path, samples: int, say: Callable[[str], None
             f"task.name: {task.name} is played in turns; sample takes tasks of one response: learn codes from its "
             "demonstrations or from the replay buffer of a run (data: [{kind: replay, path: RUN}])"
         )
-    prompts = len(task.prompts("train"))
+    prompts = min(len(task.prompts("train")), most_prompts or MOST_PROMPTS)
     base = decided(config)[0].base
     host = HostSpec(
         level="base", checkpoint=resolve_base(config), dtype=base.dtype, trust_remote_code=base.trust_remote_code

@@ -25,8 +25,8 @@ class Records:
 
     ledger: Ledger | None = None
     replay: ReplayHandle | None = None
-    quarantine: Callable[[int, list[Rollout]], None] | None = None
-    """Keeps the rollouts of a skipped update."""
+    quarantine: Callable[[int, list[Rollout], str], None] | None = None
+    """Keeps the rollouts of an update that was skipped for a reason."""
 
 
 class Accounting:
@@ -56,7 +56,7 @@ class Accounting:
             self._store([finished.rollouts for finished in batch])
         elif self.records.quarantine is not None:
             rollouts = [rollout for finished in batch for rollout in ray.get(finished.rollouts)]
-            self.records.quarantine(self.published.current.version + 1, rollouts)
+            self.records.quarantine(self.published.current.version + 1, rollouts, skipped)
 
     def note(self, attempts: Sequence[Attempt]) -> None:
         """Enter attempts into the ledger, after those that workers have lost meanwhile."""

@@ -16,8 +16,9 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, WEIGHTS
 
 from configs.schema import Improve, RunConfig
 from latent_control.pretrained import array_hash
+from learners.settings import Fault
 from pipeline.rl.accounting import Accounting, Records
-from pipeline.rl.guards import BROKEN, Guards
+from pipeline.rl.guards import Guards
 from pipeline.rl.heldout import play_heldout
 from pipeline.rl.learner_timeout import LearnerTimeout
 from pipeline.rl.ledger import Attempt
@@ -123,9 +124,9 @@ class LatentRL(Algorithm):
             results = self.learner_group.update(**self._minibatches(batch))
         seconds_updating = time.perf_counter() - started
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        broken = BROKEN[round(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0))]
-        self.accounting.record(batch, skipped=broken)
-        self.guards.count_skipped(broken)
+        fault = Fault(round(self.metrics.peek((LEARNER_RESULTS, DEFAULT_MODULE_ID, "update_broken"), default=0.0)))
+        self.accounting.record(batch, skipped=fault.reason)
+        self.guards.count_skipped(fault.reason)
         started = time.perf_counter()
         self.publish(self.policy.version + 1)
         seconds_publishing = time.perf_counter() - started

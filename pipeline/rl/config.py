@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from latent_control.algorithms import ALGORITHMS
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
+from learners.settings import KEY, LearnerSettings
 from pipeline.rl.algorithm import LatentRL
 from rollout_workers.bank_runner import BankEnvRunner
 from rollout_workers.env_runner import LMEnvRunner, NoRolloutWorker
@@ -113,15 +114,17 @@ def algorithm_config(
         num_gpus_per_learner=cluster.gpus_per_learner,
         add_default_connectors_to_learner_pipeline=False,
         learner_config_dict={
-            "improve": improve,
-            "recompute": not ships_features(config, host),
-            "module": module,
-            "sampling": sampling,
-            "reads": reads,
-            "span": span,
-            "late_blocks": late_blocks,
-            "dtype": host.dtype,
-            "longest": config.rollout.max_new_tokens,
+            KEY: LearnerSettings(
+                improve=improve,
+                module=module,
+                sampling=sampling,
+                recompute=not ships_features(config, host),
+                reads=reads,
+                late_blocks=late_blocks,
+                dtype=host.dtype,
+                span=span,
+                longest=config.rollout.max_new_tokens,
+            )
         },
     )
     return rllib

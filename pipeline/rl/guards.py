@@ -12,14 +12,6 @@ from pipeline.runs.errors import RunError
 
 FAILING_UPDATES = 3
 
-BROKEN = (
-    "",
-    "its loss or gradient is not finite: look at the rewards",
-    "its log-probabilities are not those of the tokens written: rescored_gap is beyond improve.max_logp_mismatch",
-    "worker and learner differ in its log-probabilities: logp_gap is beyond improve.max_logp_mismatch",
-)
-"""Why an update is skipped, by the learner's ``update_broken``."""
-
 
 def check_hashes(batch: Sequence[FinishedRequest], published: Mapping[int, str]) -> None:
     """Assert that every rollout was sampled with published weights, and with none older than asked for."""

@@ -25,7 +25,6 @@ from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.config import algorithm_config, without_workers
-from pipeline.rl.guards import BROKEN
 from pipeline.rl.ledger import Ledger, read
 from pipeline.rl.resume_point import resume_point
 from pipeline.rl.rollout_pool import PartLost
@@ -306,7 +305,7 @@ def build(config: RunConfig, start: Start, workers: Share | None = None) -> Late
     return algorithm
 
 
-def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout]) -> None:
+def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout], reason: str) -> None:
     """Keep the rollouts of a skipped update as ``<run>/quarantine``, a folder of the replay buffer's form that no stage
     reads."""
     writer = ReplayWriter(
@@ -314,7 +313,7 @@ def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Ro
     )
     writer.add(rollouts)
     writer.close()
-    text = f"{stage}: update {update} was skipped ({BROKEN}); its {len(rollouts)} rollouts lie in {QUARANTINE}/"
+    text = f"{stage}: update {update} was skipped ({reason}); its {len(rollouts)} rollouts lie in {QUARANTINE}/"
     context.log.message(text, "update_skipped", stage=stage, update=update)
 
 

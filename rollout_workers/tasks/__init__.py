@@ -10,6 +10,7 @@ from rollout_workers.environments import FAMILIES
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 from rollout_workers.tasks.dataset_rows import build_rows
 from rollout_workers.tasks.environment_task import AgentTask
+from rollout_workers.tasks.instructions import Instructions, instructions_options
 from rollout_workers.tasks.mixture import build_mixture
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task, score_all
 from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
@@ -20,6 +21,7 @@ __all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", 
 ROWS = ("rows", "jsonl", "parquet", "dataset")
 TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
     "countdown": lambda config: Countdown(countdown_options(config.options)),
+    "instructions": lambda config: Instructions(instructions_options(config.options)),
     **dict.fromkeys(ROWS, lambda config: build_rows(config.name, config.options, shots=config.shots)),
     "gsm8k": lambda config: build_gsm8k(config.options),
     "math500": lambda config: build_math500(config.options),
@@ -27,7 +29,7 @@ TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
 }
 """How a task is made."""
 NO_SHOTS = {
-    "countdown": "countdown has no few-shot examples; set task.shots to 0",
+    **{name: f"{name} has no few-shot examples; set task.shots to 0" for name in ("countdown", "instructions")},
     **{name: f"{name} has no few-shot examples; put them into task.options.template" for name in ("gsm8k", "math500")},
     "mixture": "a mixture's shots are its members'; set shots in task.options.tasks",
 }

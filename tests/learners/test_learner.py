@@ -38,6 +38,7 @@ from latent_control.pretrained import array_hash
 from learners.collate import Places, collate, group_size
 from learners.learner import PolicyLearner, constant_scale, microbatches, position_weights
 from learners.rl_module import build_policy
+from learners.settings import KEY
 from pipeline.storage import checkpoints
 from rollout_workers import env_runner
 from rollout_workers.rollouts import PolicyVersion, Rollout, RolloutRequest
@@ -682,7 +683,7 @@ def test_worker_and_learner_agree_on_codes_that_last(config: Config, tiny_checkp
     host = replace(host_of(tiny_checkpoint), checkpoint=str(checkpoint))
     runner = EvenRunner(config=rllib_config(settings, host), worker_index=0)
     rllib = rllib_config(settings, host)
-    rllib.learner_config_dict["span"] = 2
+    rllib.learner_config_dict[KEY] = replace(rllib.learner_config_dict[KEY], span=2)
     trained = rllib.build_learner(spaces={DEFAULT_MODULE_ID: (rllib.observation_space, rllib.action_space)})
     for _ in range(2):
         rollouts = with_rewards(sample(runner, trained), REWARDS)

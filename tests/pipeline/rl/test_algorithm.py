@@ -26,6 +26,7 @@ from configs.schema import RunConfig
 from latent_control.algorithms import ALGORITHMS, Outcomes
 from latent_control.pretrained import array_hash
 from learners.collate import Collate
+from learners.settings import Fault
 from pipeline.rl.accounting import Records
 from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.ledger import Ledger, read
@@ -421,7 +422,7 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     )
     ledger, kept = Ledger(tmp_path, "improve"), {}
     ledger.begin(0)
-    fresh.attach(Records(ledger=ledger, quarantine=kept.__setitem__))
+    fresh.attach(Records(ledger=ledger, quarantine=lambda update, _, reason: kept.__setitem__(update, reason)))
     before = fresh.weights
     learner = fresh.learner_group._learner
     rules = learner.improve
@@ -431,7 +432,7 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     try:
         (broken,) = train(fresh, 1)
         assert broken["updates_skipped"] == 1 and broken["steps_taken"] == 0 and same(fresh.weights, before)
-        assert fresh.policy.version == 2 and list(kept) == [2]
+        assert fresh.policy.version == 2 and kept == {2: Fault.NOT_FOUND_AGAIN.reason}
         with pytest.raises(FloatingPointError, match=r"update 3 was broken .* as were 1 before"):
             fresh.train()
     finally:
