@@ -5,7 +5,7 @@
 
 All sides share trainer, engine, prompts, rewards, batches, temperature and evaluation; the token level starts from the
 base LM itself, the latent side from the policy cloned on the base LM's own kind of text. Rows, by side: success on
-held-out prompts sampled and greedy (``greedy_token`` of the latent side too), the mean reward of the last ten updates,
+held-out prompts sampled and greedy, the mean reward of the last ten updates,
 seconds of an update, parameters trained. ``rollouts_vs_best_token`` and ``wall_vs_best_token``: what latent RL spends
 until the mean reward of its last ten updates is what the best baseline ends with, over the baseline's whole budget; a
 seed that never gets there counts with its whole budget, and ``reached`` says how many did. Times are of RL alone;
@@ -25,22 +25,46 @@ from common import Curve, curve, row, run, side_by_side, write
 
 from pipeline.runs.layout import SUMMARY
 
-DEV, LAST = 100, 10
+DEV, LAST, PLAYED = 100, 10, 512
+MODES = {"sampled": "heldout_success", "greedy": "heldout_greedy"}
+"""Ways of playing held-out prompts after the last update; greedy is by code on the latent side."""
 LATENT = "latent"
 TOKEN = "improve.level=token"
-SIDES: dict[str, tuple[list[str], tuple[float, ...]]] = {
-    LATENT: ([], (5e-4, 1e-3)),
-    "last_blocks": ([TOKEN, "improve.token_trains=last_blocks"], (2e-4, 5e-4)),
-    "lora_r1": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=1"], (3e-3, 1e-2)),
-    "lora_r8": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=8"], (1e-3, 3e-3)),
-    "lora_r32": ([TOKEN, "improve.token_trains=lora", "improve.token_rank=32"], (5e-4, 1e-3)),
-    "steering": ([TOKEN, "improve.token_trains=steering"], (1e-2, 3e-2)),
-    "mlp": ([TOKEN, "improve.token_trains=mlp"], (1e-3, 3e-3)),
-    "all": ([TOKEN, "improve.token_trains=all"], (2e-4, 5e-4)),
+SIDES: dict[str, list[str]] = {
+    LATENT: [],
+    "last_blocks": [TOKEN, "improve.token_trains=last_blocks"],
+    "lora_r1": [TOKEN, "improve.token_trains=lora", "improve.token_rank=1"],
+    "lora_r8": [TOKEN, "improve.token_trains=lora", "improve.token_rank=8"],
+    "lora_r32": [TOKEN, "improve.token_trains=lora", "improve.token_rank=32"],
+    "steering": [TOKEN, "improve.token_trains=steering"],
+    "mlp": [TOKEN, "improve.token_trains=mlp"],
+    "all": [TOKEN, "improve.token_trains=all"],
 }
-"""Overrides of each side and the rates of its sweep."""
-PASSES = {"quickstart": 3, "instructions": 2}
-"""``improve.epochs`` of all sides."""
+"""Overrides of each side."""
+RATES: dict[str, dict[str, tuple[float, ...]]] = {
+    "quickstart": {
+        LATENT: (5e-4, 1e-3),
+        "last_blocks": (2e-4, 5e-4),
+        "lora_r1": (3e-3, 1e-2),
+        "lora_r8": (1e-3, 3e-3),
+        "lora_r32": (5e-4, 1e-3),
+        "steering": (3e-3, 1e-2),
+        "mlp": (1e-3, 3e-3),
+        "all": (2e-4, 5e-4),
+    },
+    "instructions": {
+        LATENT: (3e-4, 1e-3),
+        "last_blocks": (3e-5, 1e-4),
+        "lora_r8": (2e-4, 1e-3),
+        "steering": (1e-3, 3e-3),
+    },
+}
+"""Of each side's sweep, by config; the larger model takes lower ones."""
+COMMON = {
+    "quickstart": ["improve.epochs=3"],
+    "instructions": ["rollout.num_workers=2", "cluster.learner_threads=2", "improve.token_blocks=4"],
+}
+"""Overrides of all sides."""
 
 
 def started(out: Path, config: str, seed: int) -> Path:
@@ -52,9 +76,9 @@ def played(out: Path, config: str, side: str, seed: int, rate: float, *more: str
     """RL of one side from the common start."""
     clone = started(out, config, seed) / "checkpoints" / "clone"
     start = [f"seed={seed}", f"actions.init={clone}", "actions.updates=0", "clone=null"]
-    settings = [*SIDES[side][0], f"improve.learning_rate={rate}", f"improve.epochs={PASSES[config]}", *more]
-    folder = out / f"{side}-{rate:g}-{seed}"
-    return curve(run(folder, [*start, "evaluation.marginal_sequences=0", *settings], config))
+    plays = ["improve.evaluate_every=1000000", f"improve.evaluate_prompts={PLAYED}", "evaluation=null"]
+    settings = [*COMMON[config], *SIDES[side], f"improve.learning_rate={rate}", *plays, *more]
+    return curve(run(out / f"{side}-{rate:g}-{seed}", [*start, *settings], config))
 
 
 def last(found: Curve) -> float:
@@ -62,13 +86,13 @@ def last(found: Curve) -> float:
     return statistics.mean(found.rewards[-LAST:])
 
 
-def sweep(out: Path, config: str, sides: Sequence[str], at_once: int) -> list[dict[str, Any]]:
-    """Every rate of every side, with a seed that the comparison does not use."""
-    started(out, config, DEV)
-    jobs = [(side, rate) for side in sides for rate in SIDES[side][1]]
+def sweep(out: Path, config: str, sides: Sequence[str], at_once: int, seed: int) -> list[dict[str, Any]]:
+    """Every rate of every side."""
+    started(out, config, seed)
+    jobs = [(side, rate) for side in sides for rate in RATES[config][side]]
 
     def play(job: tuple[str, float]) -> dict[str, Any]:
-        found = played(out, config, job[0], DEV, job[1], "evaluation=null")
+        found = played(out, config, job[0], seed, job[1])
         print(f"{job[0]} {job[1]:g}: {last(found):.3f}", flush=True)
         return {"side": job[0], "rate": job[1], "reward": last(found)}
 
@@ -80,12 +104,6 @@ def best_rates(tried: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> dict
     return {
         side: max((t for t in tried if t["side"] == side), key=lambda t: float(t["reward"]))["rate"] for side in sides
     }
-
-
-def success(found: Curve, side: str, mode: str) -> float:
-    """On held-out prompts; a model without codes has one greedy way."""
-    variant = found.summary["evaluation"]["improved"]
-    return float(variant[mode] if side == LATENT else variant[mode.removesuffix("_token")])
 
 
 def spent(found: Curve, target: float) -> int | None:
@@ -117,8 +135,7 @@ def compare(
     by_side = {side: [found[side, seed] for seed in seeds] for side in rates}
     rows = []
     for side, curves in by_side.items():
-        for mode in ("sampled", "greedy", *(["greedy_token"] if side == LATENT else [])):
-            rows.append(row(f"{side}: {mode}", [success(c, side, mode) for c in curves]))
+        rows += [row(f"{side}: {mode}", [c.heldout[key] for c in curves]) for mode, key in MODES.items()]
         rows.append(row(f"{side}: reward at the end", [last(c) for c in curves]))
         rows.append(row(f"{side}: seconds of an update", [statistics.mean(c.seconds) for c in curves]))
         trained = [float(c.summary["stages"]["improve"]["metrics"]["parameters_trained"]) for c in curves]
@@ -130,31 +147,36 @@ def compare(
     rows.append(row("preparation_seconds", preparation))
     token = max((side for side in rates if side != LATENT), key=lambda s: statistics.mean(map(last, by_side[s])))
     ratios, reached = against(by_side[LATENT], by_side[token])
-    for mode in ("sampled", "greedy"):
+    for mode, key in MODES.items():
         pairs = zip(by_side[LATENT], by_side[token], strict=True)
-        name = f"{LATENT} - {token}: {mode}"
-        rows.append(row(name, [success(a, LATENT, mode) - success(b, token, mode) for a, b in pairs]))
+        rows.append(row(f"{LATENT} - {token}: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
+        for variant in ("base", "cloned"):
+            gains = [
+                c.heldout[key] - b["evaluation"][variant][mode] for c, b in zip(by_side[LATENT], before, strict=True)
+            ]
+            rows.append(row(f"{LATENT} - {variant}: {mode}", gains))
     return rows + ratios, {"best_token": token, "reached": reached, "rates": dict(rates)}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", choices=list(PASSES))
+    parser.add_argument("config", choices=list(RATES))
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="default: all that have rates for the config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sweep-seed", type=int, default=DEV)
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     asked = parser.parse_args()
     out = asked.out.absolute() / f"baselines-{asked.config}"
-    file = out / "sweep.json"
+    file, sides = out / "sweep.json", asked.sides or list(RATES[asked.config])
     if asked.sweep:
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(sweep(out, asked.config, asked.sides, asked.at_once), indent=1))
+        file.write_text(json.dumps(sweep(out, asked.config, sides, asked.at_once, asked.sweep_seed), indent=1))
         return
     tried = json.loads(file.read_text())
-    rows, more = compare(out, asked.config, best_rates(tried, asked.sides), asked.seeds, asked.at_once)
+    rows, more = compare(out, asked.config, best_rates(tried, sides), asked.seeds, asked.at_once)
     write(f"baselines_{asked.config}", "benchmarks/studies/baselines.py", asked.seeds, rows, sweep=tried, **more)
 
 

@@ -48,6 +48,8 @@ class Curve:
     format: list[float]
     """Share of each update's rollouts whose steps are all valid; empty where the task has no such part."""
     summary: dict[str, Any]
+    heldout: dict[str, float]
+    """What the last play of held-out prompts gave, where there was one (``improve.evaluate_every``)."""
 
     def smooth(self, window: int = 10) -> list[float]:
         """Mean of the last ``window`` rewards at each update from ``window`` on."""
@@ -93,6 +95,7 @@ def curve(run_dir: Path) -> Curve:
         updating=[s["seconds_updating"] for s in steps],
         format=[s["reward/format"] for s in steps if "reward/format" in s],
         summary=json.loads((run_dir / SUMMARY).read_text()),
+        heldout=next((s for s in reversed(steps) if "heldout_success" in s), {}),
     )
 
 

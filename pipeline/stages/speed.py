@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import Finetune, RunConfig
+from configs.schema import Clone, Finetune, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.text import load_tokenizer
 from learners.offline_training import make_optimizer, one_update
@@ -86,14 +86,16 @@ class Rehearsal:
                 self.load = min(self.load, time.thread_time() - started)
         self.dtype = self.model.base.dtype
 
-    def offline(self, stage: Stage) -> tuple[Callable[[int], int], Callable[[int], int], float]:
+    def offline(self, stage: Stage, *, kept: bool = False) -> tuple[Callable[[int], int], Callable[[int], int], float]:
         """(an update of so many sequences, which returns their padded tokens; an evaluation on so many; the padded
-        tokens of a whole batch).
+        tokens of a whole batch). Where ``kept``, all updates are on one batch, whose states cloning reads once.
 
         Raises:
             ValueError: the stage's data cannot be read.
         """
         settings = stage.settings(self.config)
+        if isinstance(settings, Clone) and not kept:
+            settings = settings.model_copy(update={"passes": 1})
         few = settings.model_copy(update={"evaluation_sequences": min(32, settings.batch_size)})
         job = OfflineJob(
             stage=stage.name, config=self.config, settings=few, source=None, base=self.base, checkpoints=""
@@ -101,7 +103,7 @@ class Rehearsal:
         trained, accelerator = stage_on(self.model, job), accelerator_of(settings)
         stream, held = streams(job, trained, accelerator, self.tokenizer, start=0)
         batches = list(islice(stream, 4))
-        turn = cycle(batches)
+        turn = cycle(batches[:1] if kept else batches)
         self.model.base.lm.to(torch.float32 if isinstance(settings, Finetune) else self.dtype)  # as build_stage
         common = {"settings": settings, "accelerator": accelerator, "optimizer": make_optimizer(trained, settings)}
 
@@ -251,6 +253,11 @@ def _offline(work: Rehearsal, stage: Stage, timed: Stopwatch) -> tuple[float, fl
     settings = stage.settings(work.config)
     update, evaluate, whole = work.offline(stage)
     per_update = timed(update, settings.batch_size, whole)
+    if isinstance(settings, Clone) and settings.passes > 1:
+        again, _, _ = work.offline(stage, kept=True)
+        again(settings.batch_size)
+        later = statistics.median(timed.once(again, settings.batch_size)[1] for _ in range(3))
+        per_update = later + (per_update - later) / settings.passes
     rows = min(32, settings.batch_size, settings.evaluation_sequences)
     return per_update, timed(evaluate, rows, rows) * settings.evaluation_sequences / rows
 

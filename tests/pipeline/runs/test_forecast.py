@@ -76,3 +76,12 @@ def test_the_quickstart_is_measured() -> None:
     assert speeds.tokens == 12  # each countdown answer has 11 tokens and an end
     assert all(0 < seconds < 60 for seconds in (*speeds.update.values(), speeds.rollout, speeds.learn, speeds.load))
     assert speeds.update["actions"] > speeds.rollout
+
+
+def test_later_passes_of_cloning_cost_less() -> None:
+    """From the second pass on, neither base nor inverse dynamics model is run."""
+    mlp = ["base.dtype=float32", "actions.policy_kind=mlp"]
+    once, often = (
+        measured_speeds(load_config(QUICKSTART, [*mlp, f"clone.passes={n}"])).update["clone"] for n in (1, 20)
+    )
+    assert often < 0.7 * once
