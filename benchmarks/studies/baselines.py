@@ -60,6 +60,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 """Of each side's sweep, by config; the larger model takes lower ones."""
+ONE_START = {"instructions"}
 COMMON = {
     "quickstart": ["improve.epochs=3"],
     "instructions": ["rollout.num_workers=2", "cluster.learner_threads=2", "improve.token_blocks=4"],
@@ -68,7 +69,8 @@ COMMON = {
 
 
 def started(out: Path, config: str, seed: int) -> Path:
-    """The run with codes and cloned policy of ``config``, which all sides share."""
+    """The run with codes and cloned policy of ``config``, which all sides share; on the large model all seeds, too."""
+    seed = 0 if config in ONE_START else seed
     return run(out / f"start-{seed}", [f"seed={seed}", "improve=null", "evaluation.marginal_sequences=0"], config)
 
 
@@ -86,13 +88,14 @@ def last(found: Curve) -> float:
     return statistics.mean(found.rewards[-LAST:])
 
 
-def sweep(out: Path, config: str, sides: Sequence[str], at_once: int, seed: int) -> list[dict[str, Any]]:
-    """Every rate of every side."""
-    started(out, config, seed)
+def sweep(out: Path, config: str, sides: Sequence[str], at_once: int, updates: int | None) -> list[dict[str, Any]]:
+    """Every rate of every side, with a seed that the comparison does not use."""
+    started(out, config, DEV)
+    shorter = [f"improve.updates={updates}"] if updates else []
     jobs = [(side, rate) for side in sides for rate in RATES[config][side]]
 
     def play(job: tuple[str, float]) -> dict[str, Any]:
-        found = played(out, config, job[0], seed, job[1])
+        found = played(out, config, job[0], DEV, job[1], *shorter)
         print(f"{job[0]} {job[1]:g}: {last(found):.3f}", flush=True)
         return {"side": job[0], "rate": job[1], "reward": last(found)}
 
@@ -166,14 +169,14 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="default: all that have rates for the config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sweep-seed", type=int, default=DEV)
+    parser.add_argument("--sweep-updates", type=int, help="fewer updates than the config's")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     asked = parser.parse_args()
     out = asked.out.absolute() / f"baselines-{asked.config}"
     file, sides = out / "sweep.json", asked.sides or list(RATES[asked.config])
     if asked.sweep:
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(sweep(out, asked.config, sides, asked.at_once, asked.sweep_seed), indent=1))
+        file.write_text(json.dumps(sweep(out, asked.config, sides, asked.at_once, asked.sweep_updates), indent=1))
         return
     tried = json.loads(file.read_text())
     rows, more = compare(out, asked.config, best_rates(tried, sides), asked.seeds, asked.at_once)
