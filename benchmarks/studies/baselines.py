@@ -63,7 +63,12 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
 ONE_START = {"instructions"}
 COMMON = {
     "quickstart": ["improve.epochs=3"],
-    "instructions": ["rollout.num_workers=2", "cluster.learner_threads=2", "improve.token_blocks=4"],
+    "instructions": [
+        "rollout.num_workers=2",
+        "cluster.learner_threads=2",
+        "improve.token_blocks=4",
+        "improve.evaluate_prompts=256",
+    ],
 }
 """Overrides of all sides."""
 
@@ -79,7 +84,7 @@ def played(out: Path, config: str, side: str, seed: int, rate: float, *more: str
     clone = started(out, config, seed) / "checkpoints" / "clone"
     start = [f"seed={seed}", f"actions.init={clone}", "actions.updates=0", "clone=null"]
     plays = ["improve.evaluate_every=1000000", f"improve.evaluate_prompts={PLAYED}", "evaluation=null"]
-    settings = [*COMMON[config], *SIDES[side], f"improve.learning_rate={rate}", *plays, *more]
+    settings = [*plays, *COMMON[config], *SIDES[side], f"improve.learning_rate={rate}", *more]
     return curve(run(out / f"{side}-{rate:g}-{seed}", [*start, *settings], config))
 
 
@@ -91,7 +96,7 @@ def last(found: Curve) -> float:
 def sweep(out: Path, config: str, sides: Sequence[str], at_once: int, updates: int | None) -> list[dict[str, Any]]:
     """Every rate of every side, with a seed that the comparison does not use."""
     started(out, config, DEV)
-    shorter = [f"improve.updates={updates}"] if updates else []
+    shorter = ["improve.evaluate_every=null", *([f"improve.updates={updates}"] if updates else [])]
     jobs = [(side, rate) for side in sides for rate in RATES[config][side]]
 
     def play(job: tuple[str, float]) -> dict[str, Any]:
