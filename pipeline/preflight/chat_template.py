@@ -44,7 +44,7 @@ def left_out(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str,
         said = message["content"].rpartition("</think>")[2]
         places = [place for place, char in enumerate(said) if not char.isspace()]
         whole = "".join(said.split())
-        kept = bisect(range(1, len(whole) + 1), False, key=lambda length: whole[:length] not in text)  # noqa: B023
+        kept = bisect(range(1, len(whole) + 1), False, key=lambda length: whole[:length] not in text)
         if kept < len(whole):
             rest = said[places[kept] :][:40]
             return f"leaves out part of the {message['role']} message, {rest!r} after {places[kept]} characters"

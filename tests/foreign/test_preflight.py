@@ -159,7 +159,10 @@ def chat(folder: Path, template: str, prompts: list[str] | None = None) -> list[
         ("<s> always the same", "leaves out part of the user message"),
         ("{% for m in messages %}{{ m['content'][:6] }}{% endfor %}", "leaves out part of the user message, '"),
         ("{% for m in messages %}{{ m['content'].split(':')[0] }}{% endfor %}", "':' after"),
-        ("{% for m in messages %}{{ m['content'] | truncate(9) }}{% endfor %}", "leaves out part of the user message"),
+        (
+            "{% for m in messages %}{{ m['content'] | truncate(5, true, '', 0) }}{% endfor %}",
+            "leaves out part of the user message",
+        ),
         ("{{ messages[0]['content'] | replace('->', '') }}", "'-> 3 :' after"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
