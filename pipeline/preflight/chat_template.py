@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,23 @@ def template_problem(
         return None
     if unknown := sorted(_printed_unknowns(str(tokenizer.chat_template)) - set(tokenizer.special_tokens_map)):
         return f"{whose} writes {unknown[0]!r}, a name that nothing gives it; {remedy}"
+    return None
+
+
+def left_out(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the chat template leaves out of a conversation that it renders: ``leaves out part of the system message,
+    'be brief' after 0 characters``. Blanks may change, and an assistant's thoughts (up to ``</think>``) be left out."""
+    from latent_control.bases.chat_template import render
+
+    text = "".join(render(tokenizer, messages, add_generation_prompt=True, tokenize=False).split())
+    for message in messages:
+        said = message["content"].rpartition("</think>")[2]
+        places = [place for place, char in enumerate(said) if not char.isspace()]
+        whole = "".join(said.split())
+        kept = bisect(range(1, len(whole) + 1), False, key=lambda length: whole[:length] not in text)
+        if kept < len(whole):
+            rest = said[places[kept] :][:40]
+            return f"leaves out part of the {message['role']} message, {rest!r} after {places[kept]} characters"
     return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.checks import offline_sections, row_length
 from configs.schema import DataSource, RunConfig, TaskConfig
-from pipeline.preflight.chat_template import template_problem
+from pipeline.preflight.chat_template import left_out, template_problem
 from pipeline.preflight.problems import Findings
 from pipeline.runs.errors import first_line
 
@@ -201,12 +201,15 @@ class Prompts:
             findings.notes.extend(shown(task.prompts("heldout")[0], self.config, self.tokenizer))
 
     def _encoded(self, prompt: Prompt) -> tuple[str, list[int]]:
-        from rollout_workers.tasks.encoding import encode_prompt
+        from rollout_workers.tasks.encoding import encode_prompt, messages_of
 
         try:
             if not (prompt.text.strip() or prompt.turns):
                 raise ValueError("it is empty; give it a text, or remove its row")
-            return prompt.id, encode_prompt(self.tokenizer, prompt, chat=self.config.task.chat)
+            ids = encode_prompt(self.tokenizer, prompt, chat=self.config.task.chat)
+            if self.config.task.chat and (said := left_out(self.tokenizer, messages_of(prompt))):
+                raise ValueError(f"the chat template {said}; mend it, or set task.chat: false")
+            return prompt.id, ids
         except ValueError as error:
             raise ValueError(f"{prompt.id}: {first_line(error)}") from error
 

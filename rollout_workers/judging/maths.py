@@ -11,6 +11,7 @@ from rollout_workers.judging.expressions import Guard
 from rollout_workers.judging.numerals import number_of
 from rollout_workers.judging.outcome import TypedFailure
 from rollout_workers.judging.texts import LONGEST, last_box, plain, said
+from rollout_workers.judging.units import same
 
 LONGEST_FORMULA = 500
 """Characters of a last line that is read as a formula without being marked as one."""
@@ -65,6 +66,8 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
         bases = [_BASE.search(_letters(final(each))) for each in (answer, text)]  # math-verify drops them
         if words or (bases[0] and bases[1] and bases[0][1] != bases[1][1]):
             return 0.0
+        if (alike := same(_ending(answer), _ending(text))) is not None:
+            return float(alike)
         if _DOTS.search(wanted):  # math-verify reads the first number of such a list alone
             return 0.0
         _guard.refused = ""
@@ -113,13 +116,30 @@ def _apart(gold: list[Any], found: list[Any]) -> bool:
 def final(text: str) -> str:
     """The answer that a text ends with: what its last box holds, else what follows ``answer is`` or ``####``, else its
     last line without a label (``Sum: 7``); of these the formula where there is one."""
+    line = _line(text)
+    formulas = [_inside(found) for found in _FORMULA.finditer(line)] if last_box(text) is None else []
+    return formulas[0].strip() if len(formulas) == 1 else line
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(filter(None, formula.groups()))
+
+
+def _ending(text: str) -> str:
+    """As ``final``, with the unit that follows the formula or the box."""
+    if (box := last_box(text)) is None or text.count("\\boxed") > 1:
+        return _FORMULA.sub(_inside, _line(text))
+    unit = re.match(r"[}$\\) ]*([^\n.;,=]*)", text.rpartition(box)[2])
+    return f"{box} {unit[1] if unit else ''}".strip()
+
+
+def _line(text: str) -> str:
     if (box := last_box(text)) is not None:
         return box.strip()
     lines = (_SAYS.split(text)[-1].strip(" *:\n") or text).splitlines()
     line = (lines[0] if _SAYS.search(text) else lines[-1]).strip(" *:") if lines else ""
     line = _LABEL.sub("", line, count=1) if _LABEL.match(line) else line
-    formulas = [next(filter(None, found.groups())) for found in _FORMULA.finditer(line)]
-    return formulas[0].strip() if len(formulas) == 1 else line.removesuffix(".").removesuffix("。")
+    return line.removesuffix(".").removesuffix("。")
 
 
 def _letters(text: str) -> str:

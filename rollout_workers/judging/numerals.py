@@ -3,7 +3,8 @@ r"""What a number is, for everything here that asks: verifiers, ``init``, checks
 Digits of every script; a sign (not the dash in ``10-4``); ``1,000``, ``1 000``, ``1_000``, ``1'000``, ``12,34,567``,
 ``1.234.567`` and ``1.234,5``; ``.5``; ``1e-3``, ``3 x 10^{-3}``, ``2^10``; ``1/2``, ``2 1/2``, ``\frac{1}{2}``.
 A comma that no grouping explains is a decimal comma, or parts a list: ``2,3`` reads as 2.3, and as 2 and 3.
-Signs of percent and of currencies, and units, are no part of the number: ``50 %`` is 50.
+``0x1F``, ``0b101``, ``0o17``; ``2.5 million``. Signs of percent and of currencies, and units, are no part of the
+number: ``50 %`` is 50. A formula of roots, functions or constants (``2\sqrt{3}``) is no number that can be read.
 """
 
 from __future__ import annotations
@@ -39,15 +40,34 @@ _NUMBER = re.compile(
         (?: (?P<point> \.[0-9]++ ) | (?P<comma> (?(listed) (?!) | ,[0-9]++ (?! [.,][0-9] ) ) ) )?
         (?: [eE] (?P<exponent> [-+]?[0-9]{{1,9}}+ ) (?![{_LETTER}])
           | [ ]? (?: [\u00d7xX*\u00b7\u22c5] | \\times | \\cdot ) [ ]{{0,2}} 10 [ ]? (?: \^|\*\* ) [ ]?
-            [{{(]? (?P<ten> [-+]?[0-9]{{1,9}}+ ) [)}}]?
-          | [ ]? (?: \^|\*\* ) [ ]? [{{(]? (?P<power> [-+]?[0-9]{{1,9}}+ ) [)}}]?
+            [{{(]? (?P<ten> [-+]?[0-9]{{1,9}}+ ) (?! \.?[0-9] | / ) [)}}]?
+          | [ ]? (?: \^|\*\* ) [ ]? [{{(]? (?P<power> [-+]?[0-9]{{1,9}}+ ) (?! \.?[0-9] | / ) [)}}]?
           | (?(over) (?!) | [ ]?/[ ]? (?P<under> [0-9]++ (?: \.[0-9]++ )? ) (?! [ ]?/ | ,[0-9] ) )
+          | [ ] (?P<large> (?i: dozen | hundred | thousand | million | billion | trillion ) ) \b
         )?
     )
+    (?! [ ]? (?: \^ (?! [ {{]*+ (?: \\circ | (?: \\text\{{ )? (?: st | nd | rd | th ) ) ) | \*\* [ ]?[-+0-9a-z{{(] ) )
     """,
     re.VERBOSE,
 )
-_CLOSE = Fraction(1, 10**6)
+_CLOSE, _CENT = Fraction(1, 10**6), Fraction(1, 100)
+_LARGE = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_BASED = re.compile(rf"(?<![{_LETTER}0-9_.])0(?:[xX][0-9a-fA-F]{{1,1000}}|[bB][01]{{1,3000}}|[oO][0-7]{{1,1000}})\b")
+_UNREAD = "\u221a"
+_FORMULA = re.compile(
+    r"""
+    (?: (?<![0-9.,/]) [0-9] [0-9.,/]*+ [ ]? )?
+    (?: \\(?: sqrt | [cdt]?frac | pi | log | ln | lg | exp | sin | cos | tan | cot | sec | csc | arc[a-z]+ | d?binom
+           | overline | infty | sum | int | prod | lim ) (?![A-Za-z])
+      | [_^] \{ (?= [^{}]* [^-+0-9{} ] ) (?! [ ]? (?: \\circ | (?: \\text\{ )? (?: st | nd | rd | th ) ) ) [^{}]*+ \}
+      | [\u221a-\u221c\u03c0\u221e] | (?<![A-Za-z]) (?: sqrt | cbrt | log | ln | exp | sin | cos | tan | pi ) (?=\() )
+    (?: [ ]? [_^]? (?: \{ (?: [^{}] | \{[^{}]*\} )*+ \} | \[ [^]{}]*+ \] ) )*+
+    [0-9A-Za-z.(){}+*/^_!-]*+ (?: [ ] [0-9][0-9.]*+ )?
+    (?: [ ]? (?: \\cdot | \\times | [-+*/\u00d7\u00b7] ) [ ]? [^\s$,;=\\]++ )*+
+    """,
+    re.VERBOSE,
+)
+"""What is worked out: its digits are no numbers of their own."""
 _CURRENCY = re.compile("[ $\u00a2-\u00a5\u20a0-\u20c0]*")
 _PART = r"(?:\{{ ?(?P<sign_{0}>[-+]?) ?(?P<{0}>[0-9][0-9, _']*+(?:\.[0-9]++)?) ?\}}|(?P<digit_{0}>[0-9]))"
 _FRACTION = re.compile(rf"(?:(?P<whole>[0-9]) ?)?\\[cdt]?frac ?{_PART.format('over')} ?{_PART.format('under')}")
@@ -61,9 +81,11 @@ def numbers(text: str) -> Iterator[tuple[Fraction, ...]]:
 
 
 def last_number(text: str) -> tuple[Fraction, ...]:
-    """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number."""
-    found = deque(_NUMBER.finditer(_untypeset(text[-LONGEST:])), maxlen=1)
-    return _readings(found[0]) if found else ()
+    """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number, or
+    where a formula follows it."""
+    text = _untypeset(text[-LONGEST:])
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return _readings(found[0]) if found and _UNREAD not in text[found[0].end() :] else ()
 
 
 def number_of(text: str) -> Fraction | None:
@@ -77,22 +99,22 @@ def number_of(text: str) -> Fraction | None:
 
 
 def close(one: Fraction, two: Fraction) -> bool:
-    """Whether two numbers are the same: whole ones exactly, others to one part in a million, and no further apart than
-    a millionth where one of the two is whole."""
+    """Whether two numbers are the same: whole ones exactly, others to one part in a million, and less than a hundredth
+    apart; no further than a millionth where one of the two is whole."""
     room = max(abs(one), abs(two))
     if 1 in (one.denominator, two.denominator):
         room = min(room, Fraction(1))
-    return abs(one - two) <= _CLOSE * room
+    return abs(one - two) <= _CLOSE * room and abs(one - two) < _CENT
 
 
 def _untypeset(text: str) -> str:
-    """Plain, LaTeX's blanks and fractions written out."""
+    """Plain, LaTeX's blanks and fractions written out, other bases in tens, formulas as ``_UNREAD``."""
     text = plain(text)
-    if "\\" not in text and "{" not in text:
-        return text
-    for typeset, written in _TYPESET:
-        text = text.replace(typeset, written)
-    return _FRACTION.sub(_one_line, text)
+    if "\\" in text or "{" in text:
+        for typeset, written in _TYPESET:
+            text = text.replace(typeset, written)
+        text = _FRACTION.sub(_one_line, text)
+    return _BASED.sub(lambda based: str(int(based[0], 0)), _FORMULA.sub(_UNREAD, text))
 
 
 def _one_line(fraction: re.Match[str]) -> str:
@@ -117,6 +139,8 @@ def _readings(found: re.Match[str]) -> tuple[Fraction, ...]:
             value = _power(value, int(found["power"]))
         elif found["under"]:
             value /= _fraction(found["under"])
+        elif found["large"]:
+            value *= _LARGE[found["large"].lower()]
         if not found["comma"] or found["by"]:
             return (sign * value,)
         return sign * value, sign * _fraction(digits), _fraction(found["comma"][1:])

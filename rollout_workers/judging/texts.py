@@ -80,7 +80,7 @@ def _bounded(text: str) -> str:
 
 def folded(text: str) -> str:
     """The plain text without case, its blanks single: what ``exact`` and ``contains`` compare."""
-    return " ".join(plain(plain(text).casefold()).split())
+    return " ".join(plain(plain(text).casefold().replace("i\u0307", "i")).split())  # of the Turkish capital
 
 
 def joined(left: str, right: str) -> bool:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from configs.install import install_command
 from configs.schema import Section
+from rollout_workers.tasks.row_kinds import HEAD, foreign_kind
 from rollout_workers.tasks.row_limits import LARGEST, LONGEST, batch_rows, require_whole, whole_document
 
 Row = dict[str, object]
@@ -139,6 +140,9 @@ def read_file(
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, decoded one by one so that an error names its line; a byte order mark is no part of the text."""
     with _opened(path) as file:
+        if kind := foreign_kind(file.read(HEAD), rows=suffix(path) != ".txt"):
+            raise ValueError(f"{path} {kind}")
+        file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
             require_whole(line, f"{path}, line {number}")
             try:
@@ -230,7 +234,7 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(LONGEST)
     read = (line for _, line in lines(path))
     header = next(read, "")
-    delimiter = "\t" if kind == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=header.count)
     table = csv.reader(itertools.chain([header], read), delimiter=delimiter, strict=True)
     names: list[str] = []
     before = 0

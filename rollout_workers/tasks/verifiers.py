@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from rollout_workers.judging.maths import final
 from rollout_workers.judging.numerals import close, last_number, number_of, numbers
 from rollout_workers.judging.texts import LONGEST, folded, joined, last_box, said
 
 _INSIDE = re.compile(r"[0-9][.,]$|(?:^|[^\w)\]}])-$")
 """Before a digit: that digit goes on with a number."""
+_WORD, _LIST = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[(\[{][^)\]}]*,|[0-9]!")
+_SENTENCE = 4
+"""Words from which a text is a sentence, whose last number is meant."""
 
 
 def exact(answer: str, text: str) -> bool:
@@ -53,7 +57,14 @@ def number(answer: str, text: str) -> bool:
 def _marked(text: str) -> tuple[Fraction, ...]:
     text = said(text[-LONGEST:])
     box = last_box(text)
-    return (last_number(box) if box is not None else ()) or last_number(text)
+    return last_number(box if box and re.search(r"\w", box) else text)
+
+
+def _several(answer: str) -> bool:
+    """Whether a short answer is a list, a range, a time, a date or a calculation, and no single number."""
+    if len(_WORD.findall(answer)) >= _SENTENCE or "=" in answer:
+        return False
+    return len({readings[:1] for readings in numbers(answer)}) > 1 or _LIST.search(answer) is not None
 
 
 VERIFIERS: Mapping[str, Callable[[str, str], bool]] = {"exact": exact, "number": number, "contains": contains}
@@ -64,6 +75,8 @@ def answer_problem(verifier: str, answer: str) -> str | None:
     other = "mend it, or set task.options.verifier: exact"
     if verifier == "number" and not _marked(answer):
         return f"is {answer[:60]!r} without a number that can be read; {other}"
+    if verifier == "number" and _several(final(said(answer))):
+        return f"is {answer[:60]!r}, of which the verifier number would compare the last number alone; {other}"
     if verifier in ("exact", "contains") and not folded(answer):
         return f"is {answer[:60]!r}, which is blank; mend or remove the row"
     if verifier == "regex":

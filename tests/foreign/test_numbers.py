@@ -20,7 +20,8 @@ WRITTEN = {
     "1234567": "1234567 1,234,567 1_234_567 1'234'567 1’234’567 1.234.567 12,34,567 1{,}234{,}567 1,\\!234,\\!567",
     "2469/2": "1,234.5 1.234,5 1'234.5 1_234.5 1234,5",
     "1/1000": "1e-3 1E-03 0.001 10^{-3} 10^-3 10⁻³ 1×10^{-3} 1*10**-3 1/1000",
-    "1024": "1024 2^10 2^{10} 2¹⁰ 2**10 1,024",
+    "1024": "1024 2^10 2^{10} 2¹⁰ 2**10 1,024 0x400 0X400 0b10000000000 0o2000",
+    "-31": "-31 -0x1F −0x1f -0b11111",
 }
 
 
@@ -103,6 +104,20 @@ LONG = "1234567890" * 3
             ("50", "50 %", True),
             ("5", "5.", True),
         ],
+        *[("31", "0x1F", True), ("0x1F", "0x2F", False), ("0xff", "255", True), ("0b101", "0b110", False)],
+        *[("2", r"\sqrt{2}", False), ("3", r"2\sqrt{3}", False), ("3", "2√3", False), ("3", r"3\pi", False)],
+        *[("2", r"\frac{\sqrt{3}}{2}", False), ("8", r"\log_2 8", False), ("2", r"\boxed{3\sqrt{ 2 }}, not 2", False)],
+        *[
+            ("3", "sqrt(3)", False),
+            ("2", "2^{1/2}", False),
+            ("2", "2^{0.5}", False),
+            ("2", "2^n", False),
+            ("2", "n^{1/2}", False),
+        ],
+        *[("7", r"$\sqrt{49} = 7$", True), ("9.42", r"3\pi \approx 9.42", True), ("90", r"90^\circ", True)],
+        *[("5", "the 5^{th} of them", True), ("1", "the rest is √2, for 1", True), ("2", r"so 2 < \sqrt{5}", False)],
+        *[("2.5 million", "2,500,000", True), ("2 million", "2 thousand", False), ("1e9", "1 Billion", True)],
+        *[("1234567.89", "1234567.12", False), ("1234567.89", "1,234,567.89", True), ("1e7", "9999999.9999999", True)],
         *[("1000", "1 000", True), ("72", "$72.00", True), ("1234", "1.234", False), ("-3", "− 3", False)],
     ],
 )
@@ -116,7 +131,28 @@ def test_an_answer_without_a_number_is_refused(answer: str) -> None:
     assert problem is not None and "without a number" in problem and "task.options.verifier: exact" in problem
 
 
-HOSTILE = [
+@pytest.mark.parametrize(
+    "answer",
+    ["5:30", "2026-11-30", "10-4", "(2,3)", "[0,1)", "3!", "5 ft 3 in", "12 or 13", "5±1", r"\frac{1}{2} \cdot 3"],
+)
+def test_a_short_answer_that_is_no_single_number_is_refused(answer: str) -> None:
+    problem = answer_problem("number", answer)
+    assert problem is not None and "last number alone" in problem and "task.options.verifier: exact" in problem
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *["7", "7 cm", "$5.00", "2 1/2 cups", "1/2 or 0.5", "2,3", r"\boxed{7}", r"90^\circ", "3rd", "3 x 4 = 12"],
+        *["48/2 = 24\n#### 72", "He has 3 and 4, so it is 7 in all", "2 million", "12,34,567", "0x1F"],
+    ],
+)
+def test_an_answer_with_one_number_or_a_sentence_is_taken(answer: str) -> None:
+    assert answer_problem("number", answer) is None
+
+
+HOSTILE = ["\\sqrt{", "\\sqrt+", "\\pi [", "sqrt(", "√(", "π*", "\\log_{", "\\sqrt{2}{3}{{", "0x1", "5 million", "9**"]
+HOSTILE += [
     "9",
     "1,",
     "1,234",

@@ -156,7 +156,14 @@ def chat(folder: Path, template: str, prompts: list[str] | None = None) -> list[
         ("{# nothing #}", "gives nothing"),
         ("{{ messages[0]['content'] / 2 }}", "unsupported operand"),
         ("{% if messages[0]['role'] == 'user' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
-        ("<s> always the same", "leaves their texts out"),
+        ("<s> always the same", "leaves out part of the user message"),
+        ("{% for m in messages %}{{ m['content'][:6] }}{% endfor %}", "leaves out part of the user message, '"),
+        ("{% for m in messages %}{{ m['content'].split(':')[0] }}{% endfor %}", "':' after"),
+        (
+            "{% for m in messages %}{{ m['content'] | truncate(5, true, '', 0) }}{% endfor %}",
+            "leaves out part of the user message",
+        ),
+        ("{{ messages[0]['content'] | replace('->', '') }}", "'-> 3 :' after"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
         (
@@ -187,6 +194,21 @@ def test_a_template_that_refuses_some_conversations(tmp_path: Path) -> None:
     asked[7].insert(0, {"role": "system", "content": "be brief"})
     errors = found(tmp_path, asked, model, task={"chat": True}).errors
     assert any("1 of " in error and "refuses this conversation: no system role" in error for error in errors), errors
+
+
+def test_a_template_that_drops_a_message(tmp_path: Path) -> None:
+    """The system message of one row of forty; the assistant's thoughts may go."""
+    drops = "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'].split('</think>')[-1] }}"
+    template = drops + "{% elif m['role'] != 'system' %} {{ m['content'] | trim }} {% endif %}{% endfor %}"
+    model = base(tmp_path, tokenizer_config={"chat_template": template})
+    for file in model.glob("chat_template*"):
+        file.unlink()
+    asked: list[Any] = [[{"role": "user", "content": f"{text}\n"}] for text in numbers(40)]
+    asked[3][1:] = [{"role": "assistant", "content": "<think>1</think> 2"}, {"role": "user", "content": "3 :"}]
+    assert found(tmp_path, asked, model, task={"chat": True}).errors == []
+    asked[7].insert(0, {"role": "system", "content": "be  brief"})
+    errors = found(tmp_path, asked, model, task={"chat": True}).errors
+    assert any("1 of " in error and "part of the system message, 'be  brief' after 0" in error for error in errors)
 
 
 def test_a_template_that_is_fine(tmp_path: Path) -> None:

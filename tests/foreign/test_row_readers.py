@@ -3,8 +3,13 @@ file, line, value and remedy. Also as text sources of the offline stages, which 
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +54,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a.csv": lambda p: p.write_text(table(ROWS, ",")),
     "excel.csv": lambda p: p.write_bytes(table(ROWS, ";").encode("utf-8-sig")),
     "a.tsv": lambda p: p.write_text(table(ROWS, "\t")),
+    "pipes.csv": lambda p: p.write_text(table(ROWS, "|")),
     "a.csv.gz": lambda p: p.write_bytes(gzip.compress(table(ROWS, ",").encode())),
     "a.parquet": lambda p: pq.write_table(pa.Table.from_pylist(ROWS), p),
     "row groups.parquet": lambda p: pq.write_table(pa.Table.from_pylist(ROWS), p, row_group_size=2),
@@ -114,6 +120,13 @@ def test_json_values_are_exact(tmp_path: Path) -> None:
     assert (row["c"], row["d"], row["e"]) == (1.0, True, None) and type(row["c"]) is float
 
 
+def zipped(*names: str) -> bytes:
+    with zipfile.ZipFile(made := io.BytesIO(), "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return made.getvalue()
+
+
 BAD: dict[str, tuple[str | bytes, str]] = {
     "twice.jsonl": (
         '{"a": 1}\n{"a": 1, "a": 2}\n',
@@ -131,7 +144,27 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "number.jsonl": ('{"a": 1}\n7\n', r"number.jsonl, line 2: a JSON object is wanted, not 7; mend"),
     "two in a line.jsonl": ('{"a": 1} {"a": 2}\n', r"line 1: not JSON \(Extra data"),
     "latin.jsonl": ('{"a": "é"}\n'.encode("latin-1"), r"latin.jsonl, line 1: not UTF-8 .*save the file as UTF-8"),
-    "wide.jsonl": ('{"a": 1}\n'.encode("utf-16"), r"wide.jsonl, line 1: not UTF-8"),
+    "wide.jsonl": ('{"a": 1}\n'.encode("utf-16"), r"wide.jsonl is UTF-16 or UTF-32, not UTF-8; save .*UTF-8"),
+    "wide.csv": ("a,b\r\n1,2\r\n".encode("utf-16"), r"wide.csv is UTF-16 .*in Excel: CSV UTF-8"),
+    "wider.json": ('[{"a": 1}]'.encode("utf-32"), r"wider.json is UTF-16 or UTF-32"),
+    "no mark.tsv": ("a\tb\n1\t2\n".encode("utf-16-le"), r"no mark.tsv is UTF-16 or UTF-32, not UTF-8"),
+    "wide.jsonl.gz": (gzip.compress('{"a": 1}\n'.encode("utf-16")), r"wide.jsonl.gz is UTF-16"),
+    "sheet.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), r"sheet.xlsx is an Excel workbook .*as CSV UTF-8"),
+    "sheet.csv": (zipped("xl/workbook.xml"), r"sheet.csv is an Excel workbook .*save the sheet as CSV"),
+    "old.xls": (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(999), r"old.xls is an Excel workbook"),
+    "rows.zip": (zipped("rows.jsonl"), r"rows.zip is a zip archive; unpack it"),
+    "rows.jsonl.bz2": (bz2.compress(b'{"a": 1}\n'), r"rows.jsonl.bz2 is compressed by bzip2; unpack it"),
+    "rows.jsonl.xz": (lzma.compress(b'{"a": 1}\n'), r"rows.jsonl.xz is compressed by xz; unpack it"),
+    "packed.jsonl": (gzip.compress(b'{"a": 1}\n'), r"packed.jsonl is compressed by gzip; give its name the ending .gz"),
+    "table.jsonl": (b"PAR1" + bytes(99), r"table.jsonl is Parquet; give its name the ending .parquet"),
+    "rows.pkl": (pickle.dumps([{"a": 1}]), r"rows.pkl is a pickle, which is never opened; write it"),
+    "rows.db": (b"SQLite format 3" + bytes(99), r"rows.db is an SQLite database; write its table as CSV"),
+    "pointer.csv": (
+        "version https://git-lfs.github.com/spec/v1\noid",
+        r"pointer.csv is a pointer of Git LFS.*lfs pull",
+    ),
+    "page.jsonl": ("\n<!DOCTYPE html><html>", r"page.jsonl is a web page; download the file itself"),
+    "noise.jsonl": (b"a\0b\n" * 3, r"noise.jsonl is no text; give a file of texts"),
     "array.json": ('[{"a": 1}, 7]', r"array.json, row 2: a JSON object is wanted, not 7; mend or remove the row"),
     "cut.json": ('[{"a": 1}, {"a"', r"cut.json: not JSON .*mend or remove the file"),
     "columns.json": (

@@ -19,6 +19,7 @@ CAFE = unicodedata.normalize("NFD", "café")
             ("café", CAFE),
             (CAFE, "CAFÉ"),
             ("Straße", "STRASSE"),
+            ("İstanbul", "istanbul"),
             ("４２", "42"),
             ("٧", "7"),
         ],
