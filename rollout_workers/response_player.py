@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Worlds
 from rollout_workers.episode_player import PlayedEpisode, Player
+from rollout_workers.gateway.player import GatewayPlayer
+from rollout_workers.gateway.session import SessionLimits
+from rollout_workers.gateway.task import GatewayTask
 from rollout_workers.generated_row import Row, row_of
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.tasks import AgentTask, Prompt, Task
@@ -72,11 +75,20 @@ class ResponsePlayer:
         """Nothing to end."""
 
 
-def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer:
-    """What plays the prompts of ``task``; episodes of an environment run in child processes of this worker."""
+def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer | GatewayPlayer:
+    """What plays the prompts of ``task``; episodes of an environment, and agent programs, run in child processes of
+    this worker."""
     if not isinstance(task, AgentTask):
         return ResponsePlayer(task=task, settings=settings)
     turns, about = settings.rollout.turns, settings.task
+    if isinstance(task, GatewayTask):
+        limits = SessionLimits(
+            turns=turns,
+            max_new_tokens=settings.rollout.max_new_tokens,
+            max_prompt_tokens=about.max_prompt_tokens,
+            stop=settings.rollout.stop,
+        )
+        return GatewayPlayer(task=task, limits=limits, reward=settings.reward)
     worlds = Worlds(
         about.name,
         task.options,

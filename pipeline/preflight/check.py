@@ -148,6 +148,7 @@ def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
 
 def _one_episode(config: RunConfig, task: AgentTask, window: int) -> Iterator[str]:
     """Starts an episode, and compares the longest possible one with the base LM's window."""
+    from rollout_workers.gateway.task import GatewayTask
     from rollout_workers.tasks import Failure
 
     wanted = config.rollout.turns.max_tokens
@@ -155,6 +156,8 @@ def _one_episode(config: RunConfig, task: AgentTask, window: int) -> Iterator[st
         yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
     if config.clone is not None and config.clone.fit_temperature:
         yield f"clone.fit_temperature: samples single responses, but {task.name} has several turns; leave it out"
+    if isinstance(task, GatewayTask):
+        return  # its program needs a policy to talk to
     score = task.score(task.prompts("heldout")[0], "")
     if isinstance(score, Failure):
         yield f"task: {score.message}"

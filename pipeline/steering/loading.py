@@ -16,7 +16,7 @@ from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
 from latent_control.text import encode_text
 from pipeline.serving import export
-from pipeline.serving.protocol import ModelLimits
+from rollout_workers.openai_api.protocol import ModelLimits
 from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge

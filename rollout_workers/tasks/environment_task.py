@@ -44,7 +44,7 @@ class AgentTask:
         ValueError: an option is unknown or its value impossible.
     """
 
-    parts = ("success", "score", "turns", "truncated")
+    parts: tuple[str, ...] = ("success", "score", "turns", "truncated")
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         own = dict(options)
