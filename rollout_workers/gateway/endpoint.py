@@ -45,20 +45,23 @@ _KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
     "/v1/completions": CompletionRequest,
 }
 _SESSIONS = "/v1/sessions/"
-_REFUSED = {
-    "n": "an episode has one reply to a call",
-    "presence_penalty": "codes are sampled by the policy as it is",
-    "frequency_penalty": "codes are sampled by the policy as it is",
-    "logit_bias": "codes are sampled by the policy as it is",
-    "codes": "the policy chooses, which is what is trained",
-    "allowed_codes": "the policy chooses, which is what is trained",
-    "mix": "one policy is trained",
-    "logprobs": "code_logprobs come with every reply",
-    "top_logprobs": "code_logprobs come with every reply",
-    "echo": "the prompt is yours",
-    "best_of": "an episode has one reply to a call",
+_ONE, _POLICY = "an episode has one reply to a call", "the policy chooses as it is, which is what is trained"
+_CODES = "code_logprobs come with every reply"
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), _ONE),
+    "best_of": ((None, 1), _ONE),
+    "presence_penalty": ((None, 0), _POLICY),
+    "frequency_penalty": ((None, 0), _POLICY),
+    "logit_bias": ((None, {}), _POLICY),
+    "codes": ((None,), _POLICY),
+    "allowed_codes": ((None,), _POLICY),
+    "mix": ((None,), "one policy is trained"),
+    "logprobs": ((None, False), _CODES),
+    "top_logprobs": ((None, 0), _CODES),
+    "echo": ((False,), "the prompt is yours"),
+    "decode": ((None, "code"), "by token no codes are sampled"),
 }
-"""Fields with an effect that a recorded episode cannot have, and why."""
+"""Field -> values at which it changes nothing, and why others cannot be recorded."""
 
 
 class GivenReward(BaseModel):
@@ -72,9 +75,9 @@ class GivenReward(BaseModel):
 
 def require_recordable(request: Request, stop: Sequence[str]) -> None:
     """``RefusedRequest`` where a request asks for what cannot be recorded; ``stop``: ``rollout.stop``."""
-    for name, why in _REFUSED.items():
-        default = type(request).model_fields[name].default if name in type(request).model_fields else None
-        if (value := getattr(request, name, default)) != default and value not in (0, False, {}, [], 1):
+    for name, (neutral, why) in _REFUSED.items():
+        value = getattr(request, name, neutral[0])
+        if value not in neutral:
             raise RefusedRequest(f"{name} is not supported while rollouts are recorded: {why}", param=name)
     asked = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if not set(asked) <= set(stop):
@@ -83,8 +86,6 @@ def require_recordable(request: Request, stop: Sequence[str]) -> None:
             "of the run's config; set it there",
             param="stop",
         )
-    if request.decode == "token":
-        raise RefusedRequest("decode=token samples no codes to train on: leave it out", param="decode")
     if isinstance(request, ChatRequest):
         wanted = request.response_format
         if request.must_call() or (wanted is not None and wanted.type != "text"):

@@ -182,7 +182,7 @@ class Session:
             said = f"the first call has {len(ids)} tokens, more than task.max_prompt_tokens="
             self.problem = Failure(kind="prompt_too_long", message=f"{said}{self.limits.max_prompt_tokens}: raise it")
             raise RefusedRequest(self.problem.message, code="context_length_exceeded")
-        self.ids, self.prompt_length, self.told = ids, len(ids), told
+        self.ids, self.prompt_length = ids, len(ids)
         last = told[-1] if isinstance(told, list) and told else told
         self.opening = str(last["content"]) if isinstance(last, dict) else told if isinstance(told, str) else ""
 
