@@ -26,6 +26,25 @@ class Section(BaseModel):
     )
 
 
+class Tools(Section):
+    """Python functions that the model may call, and the limits of the process that runs them (docs/agents.md)."""
+
+    path: PathStr
+    """The file."""
+    functions: tuple[str, ...] = Field(min_length=1)
+    """Their names in it; type hints make the schemas, docstrings the descriptions."""
+    seconds: PositiveFloat = 5.0
+    """For one call; longer is an error that the model is told."""
+    megabytes: Annotated[int, Field(ge=64)] = 2048
+    """Of address space."""
+    network: bool = False
+    """They may open connections."""
+    processes: bool = False
+    """They may start other processes."""
+    variables: tuple[str, ...] = ()
+    """Names of environment variables that they may see besides ``PATH`` and the like."""
+
+
 class TaskConfig(Section):
     """Prompts and their verifier."""
 
@@ -43,6 +62,9 @@ class TaskConfig(Section):
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template (reasoning-gym tasks)."""
     max_prompt_tokens: PositiveInt = 512
+    tools: Tools | None = None
+    """Tools to call before the answer, which make a prompt an episode of several turns (``rollout.turns``); needs
+    ``chat``. ``null``: none."""
 
 
 class Reward(Section):

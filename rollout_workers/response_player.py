@@ -14,9 +14,11 @@ from rollout_workers.gateway.session import SessionLimits
 from rollout_workers.gateway.task import GatewayTask
 from rollout_workers.generated_row import Row, row_of
 from rollout_workers.model_host import WorkerSettings
-from rollout_workers.tasks import AgentTask, Prompt, Task
+from rollout_workers.tasks import AgentTask, EpisodeTask, Prompt, Task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge_all
+from rollout_workers.tools.task import ToolTask
+from rollout_workers.tools.worlds import ToolWorlds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class ResponsePlayer:
 def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer | GatewayPlayer:
     """What plays the prompts of ``task``; episodes of an environment, and agent programs, run in child processes of
     this worker."""
-    if not isinstance(task, AgentTask):
+    if not isinstance(task, EpisodeTask):
         return ResponsePlayer(task=task, settings=settings)
     turns, about = settings.rollout.turns, settings.task
     if isinstance(task, GatewayTask):
@@ -89,13 +91,17 @@ def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer 
             stop=settings.rollout.stop,
         )
         return GatewayPlayer(task=task, limits=limits, reward=settings.reward)
-    worlds = Worlds(
-        about.name,
-        task.options,
-        processes=turns.processes,
-        step_seconds=turns.step_timeout_seconds,
-        reset_seconds=turns.reset_timeout_seconds,
-    )
+    if isinstance(task, ToolTask):
+        worlds: Worlds | ToolWorlds = task.worlds
+    else:
+        assert isinstance(task, AgentTask)
+        worlds = Worlds(
+            about.name,
+            task.options,
+            processes=turns.processes,
+            step_seconds=turns.step_timeout_seconds,
+            reset_seconds=turns.reset_timeout_seconds,
+        )
     return Player(
         task=task,
         worlds=worlds,

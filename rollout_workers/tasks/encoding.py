@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
     """Ids of the prompt, ready to be continued (``encode_text``, ``encode_messages``)."""
-    return encode_messages(tokenizer, messages_of(prompt)) if chat else encode_text(tokenizer, prompt.text, chat=False)
+    if not chat:
+        return encode_text(tokenizer, prompt.text, chat=False)
+    messages: list[dict[str, Any]] = [*messages_of(prompt)]
+    if not prompt.tools:
+        return encode_messages(tokenizer, messages)
+    from rollout_workers.openai_api.conversation import worded
+
+    turns, tools = worded(messages, [dict(tool) for tool in prompt.tools], str(tokenizer.chat_template))
+    return encode_messages(tokenizer, turns, tools=tools)
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:
