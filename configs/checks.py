@@ -30,6 +30,7 @@ def cross_field_problems(config: RunConfig) -> list[str]:
         _batches,
         _actions,
         _data,
+        _tools,
         _rollout,
         _evaluation,
         gate_problems,
@@ -341,6 +342,14 @@ def _source(place: str, source: DataSource) -> Iterator[str]:
             f"{place}.min_reward: {source.min_reward} applies to kind replay only, this is kind {source.kind}; "
             "leave it out"
         )
+
+
+def _tools(config: RunConfig) -> Iterator[str]:
+    """Tools are told of, and their results given, by the chat template."""
+    if config.task.tools is not None and not config.task.chat:
+        yield "task.tools: needs task.chat: true, whose template tells the model of tools; set it, or leave tools out"
+    if config.task.tools is not None and config.rollout.turns.max_turns == 1:
+        yield "rollout.turns.max_turns: 1 leaves no response behind a tool's result; set 2 or more, or leave tools out"
 
 
 def _rollout(config: RunConfig) -> Iterator[str]:

@@ -27,6 +27,25 @@ class Section(BaseModel):
     )
 
 
+class Tools(Section):
+    """Python functions that the model may call, and the limits of the process that runs them (docs/agents.md)."""
+
+    path: PathStr
+    """The file."""
+    functions: tuple[str, ...] = Field(min_length=1)
+    """Their names in it; type hints make the schemas, docstrings the descriptions."""
+    seconds: PositiveFloat = 5.0
+    """For one call; longer is an error that the model is told."""
+    megabytes: Annotated[int, Field(ge=64)] = 2048
+    """Of address space."""
+    network: bool = False
+    """They may open connections."""
+    processes: bool = False
+    """They may start other processes."""
+    variables: tuple[str, ...] = ()
+    """Names of environment variables that they may see besides ``PATH`` and the like."""
+
+
 class TaskConfig(Section):
     """Prompts and their verifier."""
 
@@ -35,7 +54,7 @@ class TaskConfig(Section):
     generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a
     ``mixture`` of these (docs/tasks.md); or an environment that is played in turns (docs/agents.md):
     ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
-    ``environment/<module>:<class>`` for your own."""
+    ``environment/<module>:<class>`` for your own; or an agent program (docs/gateway.md): ``gateway/<name>``."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0
@@ -44,6 +63,9 @@ class TaskConfig(Section):
     chat: bool = False
     """Wrap prompts in the tokenizer's chat template."""
     max_prompt_tokens: PositiveInt = 512
+    tools: Tools | None = None
+    """Tools to call before the answer, which make a prompt an episode of several turns (``rollout.turns``); needs
+    ``chat``. ``null``: none."""
 
 
 class Reward(Section):

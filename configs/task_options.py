@@ -15,8 +15,10 @@ TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
     "dataset": ((None, "path"), (None, "shots_path"), *_JUDGING),
     "gsm8k": ((None, "path"), *_JUDGING),
     "math500": ((None, "path"), (None, "train"), *_JUDGING),
+    "gateway": ((None, "program"), (None, "path"), (None, "heldout_path")),
 }
-"""Options that hold a path, by task: the section of the options it stands in, and its key."""
+"""Options that hold a path, by task (of ``gateway/...`` by what stands before the slash): the section of the options it
+stands in, and its key."""
 
 
 def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
@@ -30,7 +32,8 @@ def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
         return
     for member in _members(task, options):
         yield from task_paths(member)
-    for owner, key in TASK_PATHS.get(str(task.get("name")), ()):
+    name = str(task.get("name"))
+    for owner, key in TASK_PATHS.get(name if name in TASK_PATHS else name.partition("/")[0], ()):
         mapping = options if owner is None else options.get(owner)
         if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
             yield mapping, key, key == "model" or (task["name"] == "dataset" and key == "path")

@@ -64,6 +64,7 @@ EXAMPLES = {
     "train-q": ("RUN", "search.md"),
     "export": ("RUN [-o FOLDER] [--register NAME --alias champion]", "serving.md"),
     "serve": ("FOLDER|RUN", "serving.md"),
+    "gateway": ("RUN [--program agent.py]", "gateway.md"),
     "cluster-files": ("kuberay quickstart --run-dir /mnt/runs/first", "cluster.md"),
     "submit": ("CONFIG --address URL --run-dir DIR", "cluster.md"),
     "scale": ("RUN_DIR --rollout-workers N", "cluster.md"),

@@ -24,6 +24,7 @@ from latent_control.pretrained import array_hash
 from rollout_workers import telemetry
 from rollout_workers.engines import DecodeJob, RolloutEngine, load_engine
 from rollout_workers.episode_player import Player
+from rollout_workers.gateway.player import GatewayPlayer
 from rollout_workers.model_host import WorkerSettings
 from rollout_workers.response_player import ResponsePlayer, player_for
 from rollout_workers.rollout_record import Behaviour, rescored, rollouts_of, row_seeds, summary_of
@@ -226,7 +227,7 @@ def job_of(request: RolloutRequest, max_new_tokens: int) -> DecodeJob:
 def baselines_of(
     request: RolloutRequest,
     engine: RolloutEngine,
-    player: Player | ResponsePlayer,
+    player: Player | ResponsePlayer | GatewayPlayer,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
 ) -> list[float | None]:

@@ -14,10 +14,11 @@ from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Lost, Worlds
 from rollout_workers.environments.protocol import Step
 from rollout_workers.generated_row import Row, joined, row_of
-from rollout_workers.tasks.encoding import decode_response, encode_observation, encode_prompt, shortened
-from rollout_workers.tasks.environment_task import MARK, AgentTask, verdict
+from rollout_workers.tasks.encoding import decode_response, encode_prompt
+from rollout_workers.tasks.environment_task import EpisodeTask
 from rollout_workers.tasks.protocol import Failure, Prompt, Score
 from rollout_workers.tasks.rewards import Response, weigh
+from rollout_workers.tools.worlds import ToolWorlds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +54,8 @@ class _Episode:
 class Player:
     """What the episodes of a worker share."""
 
-    task: AgentTask
-    worlds: Worlds
+    task: EpisodeTask
+    worlds: Worlds | ToolWorlds
     limits: Turns
     reward: Reward
     chat: bool
@@ -121,19 +122,21 @@ class Player:
             episode.lost, episode.end = Failure(kind=outcome.kind, message=outcome.message), "lost"
             return
         episode.steps.append(outcome)
-        text = shortened(engine.tokenizer, outcome.observation, self.limits.max_observation_tokens) + MARK
-        closed = episode.ids[-1] in end_tokens(engine.tokenizer)
-        seen = encode_observation(engine.tokenizer, text, chat=self.chat, closed=closed)
         ends = {
             "terminated": outcome.terminated,
             "environment_limit": outcome.truncated,
             "turn_limit": len(episode.turns) == self.limits.max_turns,
-            "token_limit": len(episode.ids) + len(seen) + room > self.limits.max_tokens,
         }
         episode.end = next((name for name, reached in ends.items() if reached), "")
-        if not episode.end:
-            episode.observations.append(seen)
-            episode.ids.extend(seen)
+        if episode.end:
+            return
+        closed, most = episode.ids[-1] in end_tokens(engine.tokenizer), self.limits.max_observation_tokens
+        seen = self.task.seen(engine.tokenizer, outcome.observation, most, chat=self.chat, closed=closed)
+        if len(episode.ids) + len(seen) + room > self.limits.max_tokens:
+            episode.end = "token_limit"
+            return
+        episode.observations.append(seen)
+        episode.ids.extend(seen)
 
     def _finished(self, episode: _Episode, max_new_tokens: int) -> PlayedEpisode:
         row = joined(episode.turns, episode.observations, episode.end)
@@ -145,7 +148,8 @@ class Player:
             ended = episode.end == "terminated"
             limit = self.limits.max_turns * max_new_tokens
             response = Response(text=text, new_tokens=int(row.generated.sum()), limit=limit, stopped=ended)
-            judged = weigh(self.task.name, self.reward, verdict(episode.steps, truncated=not ended), response)
+            found = self.task.judged(episode.prompt, episode.texts, episode.steps, truncated=not ended)
+            judged = found if isinstance(found, Failure) else weigh(self.task.name, self.reward, found, response)
         return PlayedEpisode(
             prompt=episode.prompt,
             prompt_ids=tuple(episode.ids[: episode.prompt_length]),

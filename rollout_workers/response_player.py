@@ -9,11 +9,16 @@ from dataclasses import dataclass, field, replace
 from rollout_workers.engines import DecodeJob, RolloutEngine
 from rollout_workers.environments.client import Worlds
 from rollout_workers.episode_player import PlayedEpisode, Player
+from rollout_workers.gateway.player import GatewayPlayer
+from rollout_workers.gateway.session import SessionLimits
+from rollout_workers.gateway.task import GatewayTask
 from rollout_workers.generated_row import Row, row_of
 from rollout_workers.model_host import WorkerSettings
-from rollout_workers.tasks import AgentTask, Prompt, Task
+from rollout_workers.tasks import AgentTask, EpisodeTask, Prompt, Task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response, judge_all
+from rollout_workers.tools.task import ToolTask
+from rollout_workers.tools.worlds import ToolWorlds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +77,31 @@ class ResponsePlayer:
         """Nothing to end."""
 
 
-def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer:
-    """What plays the prompts of ``task``; episodes of an environment run in child processes of this worker."""
-    if not isinstance(task, AgentTask):
+def player_for(settings: WorkerSettings, task: Task) -> Player | ResponsePlayer | GatewayPlayer:
+    """What plays the prompts of ``task``; episodes of an environment, and agent programs, run in child processes of
+    this worker."""
+    if not isinstance(task, EpisodeTask):
         return ResponsePlayer(task=task, settings=settings)
     turns, about = settings.rollout.turns, settings.task
-    worlds = Worlds(
-        about.name,
-        task.options,
-        processes=turns.processes,
-        step_seconds=turns.step_timeout_seconds,
-        reset_seconds=turns.reset_timeout_seconds,
-    )
+    if isinstance(task, GatewayTask):
+        limits = SessionLimits(
+            turns=turns,
+            max_new_tokens=settings.rollout.max_new_tokens,
+            max_prompt_tokens=about.max_prompt_tokens,
+            stop=settings.rollout.stop,
+        )
+        return GatewayPlayer(task=task, limits=limits, reward=settings.reward)
+    if isinstance(task, ToolTask):
+        worlds: Worlds | ToolWorlds = task.worlds
+    else:
+        assert isinstance(task, AgentTask)
+        worlds = Worlds(
+            about.name,
+            task.options,
+            processes=turns.processes,
+            step_seconds=turns.step_timeout_seconds,
+            reset_seconds=turns.reset_timeout_seconds,
+        )
     return Player(
         task=task,
         worlds=worlds,

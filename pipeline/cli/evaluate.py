@@ -1,4 +1,4 @@
-"""Commands ``evaluate`` and ``off-policy``. Nothing heavy is imported before one runs."""
+"""Commands ``evaluate``, ``gateway`` and ``off-policy``. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.options import USAGE, AsJson
-from pipeline.cli.output import off_policy_table, pass_gates, print_result, result_table
+from pipeline.cli.output import gateway_words, off_policy_table, pass_gates, print_result, result_table
 from pipeline.cli.session import existing, exit_on_error, working
 from pipeline.runs.layout import CONFIG
 
@@ -41,6 +41,43 @@ def evaluate(
         result = evaluate_target(target, config=settings, prompts=prompts)
     print_result(result, result_table, as_json)
     pass_gates(result.get("gates"), quiet=as_json)
+
+
+@app.command()
+def gateway(
+    target: Annotated[Path, typer.Argument(metavar="RUN", help="A run (its last policy), or RUN/checkpoints/STAGE.")],
+    program: Annotated[
+        Path | None, typer.Option("--program", metavar="FILE", help="The agent program; default: that of RUN's task.")
+    ] = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="The first episodes of the split.")] = 8,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each is played.")] = 1,
+    split: Annotated[Literal["train", "heldout"], typer.Option("--split")] = "heldout",
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the most likely codes.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the sampled codes; default: RUN's.")] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Where the rollouts are added (Parquet).")
+    ] = Path("gateway-rollouts"),
+    as_json: AsJson = False,
+) -> None:
+    """Let an agent program play with RUN's policy over OpenAI's protocol, and record its episodes as rollouts."""
+    with exit_on_error(USAGE):
+        target = existing(target)
+        from pipeline.experiments.gateway import play_program
+
+        if program is not None and not program.is_file():
+            raise ValueError(f"--program: {program} does not exist; name the agent program's file")
+    with working():
+        result = play_program(
+            target,
+            program,
+            episodes=episodes,
+            samples=samples,
+            split=split,
+            greedy=greedy,
+            seed=seed,
+            out=out.absolute(),
+        )
+    print_result(result, gateway_words, as_json)
 
 
 @app.command("off-policy")

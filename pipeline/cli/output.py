@@ -218,6 +218,15 @@ def off_policy_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gateway_words(result: dict[str, Any]) -> str:
+    """What came of an agent program's episodes."""
+    means = (f"{name} {'not known' if result[name] is None else format(result[name], '.3f')}" for name in
+             ("success", "reward"))  # fmt: skip
+    lines = [f"{result['episodes']} episodes, {', '.join(means)}, {result['tokens']} sampled tokens"]
+    lines += [f"{count} not judged: {why}" for why, count in result["failures"].items()]
+    return "\n".join([*lines, f"{result['stored']} rollouts added: {result['folder']}"])
+
+
 def _success(row: dict[str, Any], passes: str) -> list[str]:
     low, high = row[f"{passes}_interval"]
     return [f"{row[passes]:.3f}", f"{low:.3f} - {high:.3f}"]

@@ -10,7 +10,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Train": ("sample", "config", "task", "reward"),
     "Look": ("runs", "ui", "report", "evaluate", "audit", "diagnose"),
     "Compare and choose": ("pilot", "off-policy", "tune-codes", "sweep", "search", "train-q"),
-    "Use": ("serve", "bank"),
+    "Use": ("serve", "gateway", "bank"),
     "On a cluster, and repair": ("submit", "job", "cluster-files", "scale", "sync", "reproduce"),
 }
 """The ten commands that a newcomer needs, in the order of need; then the others by purpose."""

@@ -31,7 +31,7 @@ from pipeline.stages.base_model import resolve_base
 from pipeline.stages.play import players
 from pipeline.storage.atomic import write_atomic
 from rollout_workers.rollouts import HostSpec, Rollout
-from rollout_workers.tasks import AgentTask, build_task
+from rollout_workers.tasks import EpisodeTask, build_task
 from rollout_workers.tasks.sampled_ids import COLUMN, SampledIds, fingerprint
 
 PER_REQUEST = 256
@@ -139,7 +139,7 @@ def sample(
         ValueError: no response has any text.
     """
     task = build_task(config.task)
-    if isinstance(task, AgentTask):
+    if isinstance(task, EpisodeTask):
         raise ValueError(
             f"task.name: {task.name} is played in turns; sample takes tasks of one response: learn codes from its "
             "demonstrations or from the replay buffer of a run (data: [{kind: replay, path: RUN}])"

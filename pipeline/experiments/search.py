@@ -35,7 +35,7 @@ from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.policies import checkpoint_of
 from pipeline.tracking.results import keep
 from rollout_workers.model_host import Host
-from rollout_workers.tasks import AgentTask, Prompt, Score, Task, build_task
+from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response, encode_prompt
 from rollout_workers.tasks.rewards import Response as Text
 from rollout_workers.tasks.rewards import judge
@@ -124,7 +124,7 @@ def prepare(target: Path, options: SearchOptions, q: Path | None) -> SearchSessi
         )
     settings_of(options, config)
     task = build_task(config.task)
-    if isinstance(task, AgentTask):
+    if isinstance(task, EpisodeTask):
         raise ValueError(f"search looks for single responses, but {task.name} has several turns")
     heldout = task.prompts("heldout")
     if options.prompts > len(heldout):

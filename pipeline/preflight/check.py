@@ -33,7 +33,7 @@ from pipeline.storage.disk_space import folder_problems
 from pipeline.tracking.uris import URI, heeded, tracking_uri
 
 if TYPE_CHECKING:
-    from rollout_workers.tasks import AgentTask, Task
+    from rollout_workers.tasks import EpisodeTask, Task
 
 
 def check(config: RunConfig) -> Findings:
@@ -112,14 +112,14 @@ def _with_base(config: RunConfig, task: Task | None, build: Builder, found: Find
 def _texts(config: RunConfig, task: Task | None, prompts: Prompts, found: Findings) -> None:
     """Encodes prompts and rows, and scores one answer."""
     from latent_control.text import encode_plain
-    from rollout_workers.tasks import AgentTask
+    from rollout_workers.tasks import EpisodeTask
     from rollout_workers.tasks.encoding import decode_response
 
     if task is not None and (broken := list(prompts.template_problems(task))):
         found.errors.extend(broken)
         return
     found.errors.extend(prompts.problems(task, found))
-    if isinstance(task, AgentTask):
+    if isinstance(task, EpisodeTask):
         found.errors.extend(_one_episode(config, task, prompts.positions))
     elif task is not None:
         one = decode_response(prompts.tokenizer, encode_plain(prompts.tokenizer, "1", add_special_tokens=False))
@@ -146,8 +146,9 @@ def _one_answer(config: RunConfig, task: Task, answer: str) -> Iterator[str]:
         yield f"task: the verifier of {task.name} cannot judge an answer: {score.kind}: {score.message}"
 
 
-def _one_episode(config: RunConfig, task: AgentTask, window: int) -> Iterator[str]:
+def _one_episode(config: RunConfig, task: EpisodeTask, window: int) -> Iterator[str]:
     """Starts an episode, and compares the longest possible one with the base LM's window."""
+    from rollout_workers.gateway.task import GatewayTask
     from rollout_workers.tasks import Failure
 
     wanted = config.rollout.turns.max_tokens
@@ -155,6 +156,8 @@ def _one_episode(config: RunConfig, task: AgentTask, window: int) -> Iterator[st
         yield f"rollout.turns.max_tokens: {wanted} passes the window of {window}; set at most {window}"
     if config.clone is not None and config.clone.fit_temperature:
         yield f"clone.fit_temperature: samples single responses, but {task.name} has several turns; leave it out"
+    if isinstance(task, GatewayTask):
+        return  # its program needs a policy to talk to
     score = task.score(task.prompts("heldout")[0], "")
     if isinstance(score, Failure):
         yield f"task: {score.message}"

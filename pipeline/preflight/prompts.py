@@ -145,10 +145,10 @@ class Prompts:
 
     def problems(self, task: Task | None, findings: Findings) -> Iterator[str]:
         """Of the task's prompts (an environment's are its episodes) and of every row that a stage trains on."""
-        from rollout_workers.tasks import AgentTask
+        from rollout_workers.tasks import EpisodeTask
 
         yield from self._ends()
-        if task is not None and not isinstance(task, AgentTask):
+        if task is not None and not isinstance(task, EpisodeTask):
             yield from self._prompts(task, findings)
         done = set()
         for name, source, length, own in self._sources():

@@ -23,9 +23,9 @@ from latent_control.decoding.stream_engine import StreamEngine
 from latent_control.decoding.stream_rows import NewToken
 from latent_control.decoding.token_scores import TokenScore
 from latent_control.text import spoken_text
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.protocol import DecodedRow, DecodeRequest
-from pipeline.serving.text_stream import TextStream, push_all
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.protocol import DecodedRow, DecodeRequest
+from rollout_workers.openai_api.text_stream import TextStream, push_all
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT = 60

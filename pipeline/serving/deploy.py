@@ -81,7 +81,7 @@ def check(settings: ServingSettings) -> None:
 
 def require_api_key(key: str) -> str:
     """The digest of an API key; ``ValueError``, which does not quote it, where no header can carry it."""
-    from pipeline.serving.web import key_digest
+    from rollout_workers.openai_api.keys import key_digest
 
     if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
         raise ValueError("--api-key is empty, or has spaces around it or letters beyond ASCII: give a plain one")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from configs.install import install_command
-from pipeline.serving.errors import RefusedRequest
+from rollout_workers.openai_api.errors import RefusedRequest
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

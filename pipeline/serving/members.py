@@ -13,8 +13,8 @@ import torch
 
 from latent_control.policies.bank import BankMember, Blend, PolicyBank, blend
 from pipeline.serving.bank import INDEX, LATEST, WORLD, BankIndex, UnknownMember, policy_like, read_index, read_member
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import Request
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.requests import Request
 
 _log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from latent_control.base_lm import BaseLM
 from latent_control.text import encode_messages, encode_text
-from pipeline.serving.conversation import conversation
-from pipeline.serving.errors import RefusedRequest
 from pipeline.serving.grammar import GrammarMaker
 from pipeline.serving.members import ServedMembers
-from pipeline.serving.protocol import DecodeRequest, ModelLimits, decode_requests, require_bounds
-from pipeline.serving.requests import ChatRequest, CompletionRequest, NamedTool, Request, parse
-from pipeline.serving.tool_calls import CLOSE, OPEN, call_schema
+from rollout_workers.openai_api.conversation import tools_of, turns_of, worded
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.protocol import DecodeRequest, ModelLimits, decode_requests, require_bounds
+from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest, NamedTool, Request, parse
+from rollout_workers.openai_api.tool_calls import CLOSE, OPEN, call_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,7 +90,7 @@ class RequestReader:
         """Token ids by the chat template."""
         if not self.tokenizer.chat_template:
             raise RefusedRequest("the model's tokenizer has no chat template: use /v1/completions", param="messages")
-        turns, tools = conversation(request, str(self.tokenizer.chat_template))
+        turns, tools = worded(turns_of(request), tools_of(request), str(self.tokenizer.chat_template))
         texts = [str(value) for turn in turns for value in turn.values()] + [str(tool) for tool in tools]
         require_bounds(["".join(texts)], request.n, self.limits, "messages")
         try:

@@ -20,14 +20,14 @@ from latent_control.model import latent_actor
 from latent_control.text import config_ends, load_tokenizer
 from pipeline.serving.bank import WORLD, is_bank
 from pipeline.serving.decode_loop import DecodeLoop, DecodingRow
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.logprobs import ChoiceState, Echo, LogprobWording
 from pipeline.serving.members import ServedMembers
-from pipeline.serving.protocol import DecodedRow, DecodeRequest, ModelLimits
 from pipeline.serving.reading import RequestReader
-from pipeline.serving.replies import Wording, as_event
-from pipeline.serving.requests import ChatRequest, CompletionRequest, NamedTool, Request
-from pipeline.serving.text_stream import TextStream, TokenTexts
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.logprobs import ChoiceState, Echo, LogprobWording
+from rollout_workers.openai_api.protocol import DecodedRow, DecodeRequest, ModelLimits
+from rollout_workers.openai_api.replies import Wording, as_event
+from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest, NamedTool, Request
+from rollout_workers.openai_api.text_stream import TextStream, TokenTexts
 
 PREFIX_CACHE_MB = 512
 """What a replica keeps of prompts over requests and users."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import time
 import uuid
@@ -16,9 +15,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import read_body
 from pipeline.serving.service import HEALTH, Reply, Service
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.keys import given_digest, wrong_key
+from rollout_workers.openai_api.requests import read_body
 
 LARGEST_BODY = 8 << 20
 _HUNG_UP = 499
@@ -26,11 +26,6 @@ _HUNG_UP = 499
 Told = Callable[[int, float, int], object]
 """Hears of each request when it has ended: status, seconds, tokens that the server decoded meanwhile and nobody has
 counted yet."""
-
-
-def key_digest(key: str) -> str:
-    """SHA-256 of an API key: what a server keeps of it."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def application(service: Service, *, key: str | None = None, told: Told = lambda *_: None) -> Starlette:
@@ -86,14 +81,8 @@ def require_key(request: Request, digest: str | None) -> None:
     """
     if digest is None or request.url.path.rstrip("/") == HEALTH:
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not given.strip():
-        raise RefusedRequest(
-            "You didn't provide an API key: send it in the header Authorization: Bearer KEY", 401,
-            headers={"www-authenticate": "Bearer"},
-        )  # fmt: skip
-    if not hmac.compare_digest(key_digest(given.strip()), digest):
-        raise RefusedRequest("Incorrect API key provided", 401, headers={"www-authenticate": "Bearer"})
+    if not hmac.compare_digest(given_digest(request.headers.get("authorization", "")), digest):
+        raise wrong_key()
 
 
 async def until_hangup(request: Request, work: Coroutine[Any, Any, Reply]) -> Reply | None:

@@ -31,7 +31,7 @@ from pipeline.stages.offline_work import accelerator_of, new_model, stage_on, st
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import latent_host
-from rollout_workers.tasks import AgentTask, build_task
+from rollout_workers.tasks import EpisodeTask, build_task
 from rollout_workers.tasks.encoding import encode_demonstration, encode_prompt
 
 SECONDS = 0.4
@@ -54,7 +54,7 @@ class Sample:
     def of(cls, config: RunConfig, tokenizer: Any) -> Sample:
         """The first training prompts of the config's task; ``ValueError`` for one that is played in turns."""
         task, chat = build_task(config.task), config.task.chat
-        if isinstance(task, AgentTask):
+        if isinstance(task, EpisodeTask):
             raise ValueError(f"{config.task.name} is played in turns, and episodes are as long as they turn out")
         found = task.prompts("train")
         prompts = [encode_prompt(tokenizer, found[i], chat=chat) for i in range(min(LOOKED_AT, len(found)))]

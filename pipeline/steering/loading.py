@@ -16,8 +16,8 @@ from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
 from latent_control.text import encode_text
 from pipeline.serving import export
-from pipeline.serving.protocol import ModelLimits
-from rollout_workers.tasks import AgentTask, Failure, Prompt, Score, Task, build_task
+from rollout_workers.openai_api.protocol import ModelLimits
+from rollout_workers.tasks import EpisodeTask, Failure, Prompt, Score, Task, build_task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
 
@@ -134,7 +134,7 @@ def _task(config: RunConfig | None, note: str) -> tuple[Task | None, tuple[Promp
         return None, (), note
     try:
         task = build_task(config.task)
-        if isinstance(task, AgentTask):
+        if isinstance(task, EpisodeTask):
             return None, (), f"{task.name} has several turns: type what the policy sees of one; answers are not scored"
         heldout = task.prompts("heldout")
         return task, tuple(heldout[index] for index in range(min(len(heldout), KNOWN_PROMPTS))), ""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from latent_control.decoding.guide import make_guide
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.protocol import DecodeRequest, ModelLimits, decode_requests
-from pipeline.serving.requests import CompletionRequest, Temperature
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.protocol import DecodeRequest, ModelLimits, decode_requests
+from rollout_workers.openai_api.requests import CompletionRequest, Temperature
 
 MOST_CHARACTERS, MOST_NEW_TOKENS = 20_000, 1024
 

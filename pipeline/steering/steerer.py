@@ -15,10 +15,10 @@ from latent_control.analysis.trace import Traced, generate_traced
 from latent_control.decoding.guide import make_guide
 from latent_control.decoding.stop_strings import stop_watch
 from latent_control.text import spoken_text
-from pipeline.serving.errors import RefusedRequest
 from pipeline.steering.loading import Loaded
 from pipeline.steering.records import AnswerVerdict, Candidates, CodeCandidate, Mass, SteeringAnswer, Token
 from pipeline.steering.request import SteeringRequest, decode_request
+from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.tasks import Prompt, Score
 
 KEPT = 64

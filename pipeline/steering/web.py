@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pipeline.pages.explorer.records import as_data
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import parse, read_body
 from pipeline.steering.page import page, policy
 from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.steerer import Steerer
 from pipeline.web.guard import LARGEST_BODY, Application, RequestGuard
 from pipeline.web.server import is_loopback, names_of
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.requests import parse, read_body
 
 WAITING = 8
 """Questions that may wait for the model; more are turned away."""

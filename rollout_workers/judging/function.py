@@ -1,5 +1,8 @@
-"""The user's function: a process that loads its file and calls it for one response after the other, and a parent that
-tidies up.
+"""The user's functions: a process that loads their file and calls one for one response after the other, and a parent
+that tidies up.
+
+A reward function is called with row and response and returns numbers; a tool with the arguments that a model wrote, and
+returns a text.
 
 The parent forks the process that does the work, adopts whatever that leaves behind, and ends all of it when the work or
 the worker ends. The channel lies at high numbers, no copy of the process keeps it, and a line counts only with the id
@@ -22,12 +25,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from json import dumps, loads
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from rollout_workers.judging import walls
@@ -37,7 +41,7 @@ from rollout_workers.judging.typed import decode
 _LOCAL = socket.AF_UNIX
 _HIGH = 200
 """Descriptors from here on: what writes to every small number does not meet the channel."""
-_SETTING = {"network": "task.options.python.network", "processes": "task.options.python.processes"}
+_SETTING = ("network", "processes")
 _EVENTS = {
     "network": (
         "socket.__new__",
@@ -61,6 +65,10 @@ class Settings:
 
     path: str
     name: str
+    tools: list[str]
+    """Names of functions that are tools, in place of the reward function ``name``"""
+    place: str
+    """Of the settings in the config, for messages"""
     seconds: float
     megabytes: int
     network: bool
@@ -94,7 +102,7 @@ class Watch:
     error."""
 
     def __init__(self, settings: Settings) -> None:
-        self.met = ""
+        self.met, self.place = "", settings.place
         off = [kind for kind in _SETTING if not getattr(settings, kind)]
         self._events = {event: kind for kind in off for event in _EVENTS[kind]}
 
@@ -109,7 +117,7 @@ class Watch:
         kind = self._events.get(event)
         if kind is None or (kind == "network" and _LOCAL in (getattr(a, "family", a) for a in arguments[:2])):
             return
-        self.met = f"{kind} is off for a reward function; set {_SETTING[kind]}: true to let it ({event})"
+        self.met = f"{kind} is off for this function; set {self.place}.{kind}: true to let it ({event})"
         raise PermissionError(self.met)
 
 
@@ -120,19 +128,32 @@ def _bounds() -> tuple[object, ...]:
     return (*map(resource.getrlimit, kinds), *(any(signal.getitimer(timer)) for timer in timers))
 
 
-def load(path: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of the file; neighbours of the file can be imported.
-
-    Raises:
-        TypeError: it cannot be called with row and response in this order, or is async.
-    """
+def load_module(path: str) -> ModuleType:
+    """The file as a module; neighbours of the file can be imported."""
     sys.path.append(str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("reward", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules["reward"] = module
     spec.loader.exec_module(module)
-    function: Callable[..., Any] = getattr(module, name)
+    return module
+
+
+def toolbox(path: str, names: Sequence[str]) -> Any:
+    """The tools of the file."""
+    from rollout_workers.judging.tools import ToolFunctions
+
+    module = load_module(path)
+    return ToolFunctions({name: getattr(module, name) for name in names})
+
+
+def load(path: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of the file.
+
+    Raises:
+        TypeError: it cannot be called with row and response in this order, or is async.
+    """
+    function: Callable[..., Any] = getattr(load_module(path), name)
     if not callable(function):
         raise TypeError(f"{name} is {_shown(function)}, which cannot be called")
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
@@ -196,11 +217,11 @@ class Worker:
         walls.limit(megabytes=self.settings.megabytes)
         self._confine()
         with Caught() as loading:
-            function = load(self.settings.path, self.settings.name)
+            function, about = self._loaded()
         if loading.error is not None:
             self._tell(self.settings.token, loading.failure(self.settings.path))
             return
-        self._tell(self.settings.token, {"ready": self.pid})
+        self._tell(self.settings.token, {"ready": self.pid, **about})
         limit, bounds = sys.getrecursionlimit(), _bounds()
         for line in self.requests:
             asked = loads(line)
@@ -209,7 +230,7 @@ class Worker:
             signal.alarm(int(2 * self.settings.seconds) + 2)
             self.watch.met = ""
             with Caught() as call:
-                value = plain(function(decode(asked["row"]), asked["response"]))
+                value = function(decode(asked["row"]), asked["response"])
             sys.setrecursionlimit(max(limit, 1000))
             if os.getpid() != self.pid:
                 os._exit(0)  # a copy that the function made, and that came back
@@ -217,6 +238,14 @@ class Worker:
             said = {"value": value} if call.error is None and not self.watch.met else self._failure(call)
             # Limits that one response has set would be felt by the next: that gets a new process.
             self._tell(asked["id"], said if _bounds() == bounds else {**said, "spent": True})
+
+    def _loaded(self) -> tuple[Callable[[Any, str], Any], dict[str, Any]]:
+        """What is called for a request, and what is said of it."""
+        if self.settings.tools:
+            made = toolbox(self.settings.path, self.settings.tools)
+            return made.call, {"schemas": made.schemas}
+        function = load(self.settings.path, self.settings.name)
+        return (lambda row, response: plain(function(row, response))), {}
 
     def _failure(self, call: Caught) -> dict[str, str]:
         if self.watch.met:
@@ -226,7 +255,7 @@ class Worker:
         for kind, number in (("network", walls.NETWORK_ERROR), ("processes", walls.PROCESS_ERROR)):
             if not getattr(self.settings, kind) and getattr(call.error, "errno", None) == number:
                 failure["failure"] = "reward_refused"
-                failure["message"] += f"; set {_SETTING[kind]}: true to let it"
+                failure["message"] += f"; set {self.settings.place}.{kind}: true to let it"
         return failure
 
     def _confine(self) -> None:

@@ -7,16 +7,29 @@ from collections.abc import Callable, Mapping
 
 from configs.schema import TaskConfig
 from rollout_workers.environments import FAMILIES
+from rollout_workers.gateway.task import KIND, GatewayTask
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 from rollout_workers.tasks.dataset_rows import build_rows
-from rollout_workers.tasks.environment_task import AgentTask
+from rollout_workers.tasks.environment_task import AgentTask, EpisodeTask
 from rollout_workers.tasks.instructions import Instructions, instructions_options
 from rollout_workers.tasks.mixture import build_mixture
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task, score_all
 from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 from rollout_workers.tasks.school_maths import build_gsm8k, build_math500
+from rollout_workers.tools.task import ToolTask
 
-__all__ = ["AgentTask", "Demonstration", "Failure", "Prompt", "Score", "Split", "TaskConfig", "build_task", "score_all"]
+__all__ = [
+    "AgentTask",
+    "Demonstration",
+    "EpisodeTask",
+    "Failure",
+    "Prompt",
+    "Score",
+    "Split",
+    "TaskConfig",
+    "build_task",
+    "score_all",
+]
 
 ROWS = ("rows", "jsonl", "parquet", "dataset")
 TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
@@ -38,6 +51,12 @@ NO_SHOTS = {
 
 def build_task(config: TaskConfig) -> Task:
     """The task of a config; ``ValueError`` on an unknown name or a bad option, naming the nearest known one."""
+    task = _named(config)
+    return task if config.tools is None else ToolTask(task, config.tools)
+
+
+def _named(config: TaskConfig) -> Task:
+    """The task of this name."""
     family, _, dataset = config.name.partition("/")
     if config.shots and config.name in NO_SHOTS:
         raise ValueError(f"task.shots is {config.shots}, but {NO_SHOTS[config.name]}")
@@ -50,7 +69,7 @@ def build_task(config: TaskConfig) -> Task:
             raise ValueError(
                 f"task.shots is {config.shots}, but {family} has no few-shot examples; set task.shots to 0"
             )
-        return AgentTask(config.name, config.options)
+        return (GatewayTask if family == KIND else AgentTask)(config.name, config.options)
     known = (*TASKS, "reasoning_gym/<dataset>", *(f"{name}/<which>" for name in FAMILIES))
     near = difflib.get_close_matches(family, [name.partition("/")[0] for name in known], n=1, cutoff=0.5)
     hint = "".join(f"did you mean {name!r}? " for name in known if near and name.partition("/")[0] == near[0])

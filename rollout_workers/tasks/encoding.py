@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from latent_control.text import after_turn, decode_text, encode_messages, encode_plain, encode_text, end_token
 from rollout_workers.tasks.protocol import Demonstration, Prompt, after_prompt
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
     """Ids of the prompt, ready to be continued (``encode_text``, ``encode_messages``)."""
-    return encode_messages(tokenizer, messages_of(prompt)) if chat else encode_text(tokenizer, prompt.text, chat=False)
+    if not chat:
+        return encode_text(tokenizer, prompt.text, chat=False)
+    messages: list[dict[str, Any]] = [*messages_of(prompt)]
+    if not prompt.tools:
+        return encode_messages(tokenizer, messages)
+    from rollout_workers.openai_api.conversation import worded
+
+    turns, tools = worded(messages, [dict(tool) for tool in prompt.tools], str(tokenizer.chat_template))
+    return encode_messages(tokenizer, turns, tools=tools)
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:
@@ -45,11 +53,20 @@ def encode_observation(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: b
     ``closed``: the response ended with an end token; else one comes first, as it does in gold paths. ``text`` must
     not be blank.
     """
+    if chat:
+        return encode_turns(tokenizer, [{"role": "user", "content": text}], closed=closed)
+    return encode_between(tokenizer, "\n" + text, chat=False, closed=closed)
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], *, closed: bool) -> list[int]:
+    """Ids between a response and the next one where these messages come between, by the chat template."""
+    return encode_between(tokenizer, after_turn(tokenizer, *turns)[1], chat=True, closed=closed)
+
+
+def encode_between(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, closed: bool) -> list[int]:
+    """Ids of ``text`` behind a response, which is closed by an end token unless it is already."""
     end = [] if closed else [end_token(tokenizer, chat=chat)]
-    if not chat:
-        return [*end, *encode_plain(tokenizer, "\n" + text, add_special_tokens=False)]
-    _, between = after_turn(tokenizer, {"role": "user", "content": text})
-    return [*end, *encode_plain(tokenizer, between, add_special_tokens=False)]
+    return [*end, *encode_plain(tokenizer, text, add_special_tokens=False)]
 
 
 def encode_episode(

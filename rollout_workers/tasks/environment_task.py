@@ -6,14 +6,19 @@ from __future__ import annotations
 import json
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from rollout_workers.environments import family
 from rollout_workers.environments.client import Lost, Worlds
 from rollout_workers.environments.protocol import Step
 from rollout_workers.tasks.protocol import Demonstration, Failure, LazySequence, Prompt, Score, Split, require_split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MARK = "\n>"
 """Ends every observation: now it is the model's turn."""
@@ -33,7 +38,43 @@ def verdict(steps: Sequence[Step], *, truncated: bool) -> Score:
     return Score(reward=total, success=success, parts=parts)
 
 
-class AgentTask:
+class EpisodeTask(ABC):
+    """A task that is played in episodes of several turns (``rollout_workers.episode_player``)."""
+
+    name: str
+    parts: tuple[str, ...]
+
+    @abstractmethod
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """As ``Task``."""
+
+    @abstractmethod
+    def demonstrations(self, split: Split) -> Sequence[Demonstration]:
+        """As ``Task``."""
+
+    @abstractmethod
+    def score(self, prompt: Prompt, text: str) -> Score | Failure:
+        """As ``Task``, of one text that stands for an episode."""
+
+    @abstractmethod
+    def opened(self, prompt: Prompt, observation: str) -> Prompt:
+        """The prompt as the model is given it."""
+
+    @abstractmethod
+    def seen(
+        self, tokenizer: PreTrainedTokenizerBase, observation: str, most: int, *, chat: bool, closed: bool
+    ) -> list[int]:
+        """Ids of an observation of at most ``most`` tokens between two responses, of which the first is ``closed`` by
+        an end token or not."""
+
+    @abstractmethod
+    def judged(
+        self, prompt: Prompt, texts: Sequence[str], steps: Sequence[Step], *, truncated: bool
+    ) -> Score | Failure:
+        """The verdict on an episode's responses, each with what came of it."""
+
+
+class AgentTask(EpisodeTask):
     """The task; see the module's docstring. A prompt's text names the episode, until ``opened`` puts the opening
     observation there.
 
@@ -44,7 +85,7 @@ class AgentTask:
         ValueError: an option is unknown or its value impossible.
     """
 
-    parts = ("success", "score", "turns", "truncated")
+    parts: tuple[str, ...] = ("success", "score", "turns", "truncated")
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         own = dict(options)
@@ -71,6 +112,20 @@ class AgentTask:
     def opened(self, prompt: Prompt, observation: str) -> Prompt:
         """The prompt as the model is given it."""
         return replace(prompt, text=observation + MARK)
+
+    def seen(
+        self, tokenizer: PreTrainedTokenizerBase, observation: str, most: int, *, chat: bool, closed: bool
+    ) -> list[int]:
+        """The observation, as a line or a user's message."""
+        from rollout_workers.tasks.encoding import encode_observation, shortened
+
+        return encode_observation(tokenizer, shortened(tokenizer, observation, most) + MARK, chat=chat, closed=closed)
+
+    def judged(
+        self, prompt: Prompt, texts: Sequence[str], steps: Sequence[Step], *, truncated: bool
+    ) -> Score | Failure:
+        """The world's verdict."""
+        return verdict(steps, truncated=truncated)
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:
         """Gold paths, played when indexed; ``ValueError`` where an environment has none."""

@@ -43,6 +43,8 @@ class Prompt:
     """What the verifier needs; the model never sees it."""
     turns: tuple[tuple[str, str], ...] = ()
     """(role, content) of each message where the prompt is a conversation; a chat template is given these."""
+    tools: tuple[Mapping[str, object], ...] = ()
+    """Functions that the model may call, as OpenAI's protocol describes them; for a chat template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,6 +46,8 @@ def reward_hash(task: TaskConfig, reward: Reward) -> str:
     for options, key, _ in task_paths(named):
         options[key] = _content(Path(str(options[key])))
     definition: dict[str, object] = {"task": task.name, "options": named["options"], "weights": reward.weights}
+    if task.tools is not None:
+        definition["tools"] = task.tools.model_dump() | {"path": _content(Path(task.tools.path))}
     if reward.overlong_share is not None:
         definition["overlong_share"] = reward.overlong_share
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"), default=str)

@@ -1,4 +1,4 @@
-"""Calls a reward function in a process of its own, with limits of time and memory: whatever it does, the caller goes
+"""Calls a user's functions in a process of its own, with limits of time and memory: whatever it does, the caller goes
 on.
 
 One request is open at a time, under an id that nobody can guess, and only an answer with that id is its verdict. An
@@ -35,6 +35,10 @@ class Function:
     """It may start other programs."""
     variables: tuple[str, ...] = ()
     """Environment variables that it may see, by name."""
+    tools: tuple[str, ...] = ()
+    """In place of ``name``: functions that are called with the arguments that a model wrote, and return a text."""
+    place: str = "task.options.python"
+    """Where the config has them, for messages."""
 
 
 class Isolation:
@@ -44,6 +48,8 @@ class Isolation:
         self.function = function
         self.printed = ""
         """The start of what the function printed in the last batch that had it print."""
+        self.schemas: list[dict[str, Any]] = []
+        """Of tools, once the process has started"""
         self._child: Child | None = None
         self._token = ""
 
@@ -54,7 +60,16 @@ class Isolation:
         Raises:
             ValueError: the function cannot be loaded.
         """
-        return [self._call(row, text) for row, text in zip(rows, responses, strict=True)]
+        return [_numbers(self._call(row, text)) for row, text in zip(rows, responses, strict=True)]
+
+    def tool(self, name: str, arguments: Mapping[str, object]) -> str | Failure:
+        """What the tool returned, or why there is nothing; ``ValueError`` where the file cannot be loaded."""
+        said = self._call(arguments, name)
+        return said if isinstance(said, Failure) else str(said["value"])
+
+    def start(self) -> None:
+        """Load the file; ``ValueError`` where that cannot be done."""
+        self._start()
 
     def close(self) -> None:
         """End the process, and all that it started."""
@@ -62,7 +77,7 @@ class Isolation:
             self._child.end()
             self._child = None
 
-    def _call(self, row: Mapping[str, object], response: str) -> dict[str, float] | Failure:
+    def _call(self, row: Mapping[str, object], response: str) -> dict[str, Any] | Failure:
         child, name = self._start(), secrets.token_hex(8)
         try:
             child.send({"id": name, "row": encode(dict(row), str), "response": response})
@@ -78,18 +93,19 @@ class Isolation:
         if self._child is not None:
             return self._child
         f, self._token = self.function, secrets.token_hex(8)
+        what = "file of tools" if f.tools else "reward function"
         settings = asdict(f) | {"token": self._token}
         child = Child("function", settings, settings.pop("variables"))
         try:
             said = self._answer(child, self._token, LOADING_SECONDS)
         except Ended as ended:
             raise ValueError(
-                f"the reward function of {f.path} does not load: {ended.args[1]}; mend it, or raise megabytes"
+                f"the {what} of {f.path} does not load: {ended.args[1]}; mend it, or raise megabytes"
             ) from ended
         if "failure" in said:
             child.end()
-            raise ValueError(f"the reward function {f.name!r} of {f.path} does not load: {readable(said['message'])}")
-        self._child = child
+            raise ValueError(f"the {what} {f.name!r} of {f.path} does not load: {readable(said['message'])}")
+        self._child, self.schemas = child, said.get("schemas", [])
         return child
 
     def _answer(self, child: Child, name: str, seconds: float) -> dict[str, Any]:
@@ -109,8 +125,15 @@ class Isolation:
             raise Ended("reward_channel", "the function wrote to the channel of its process, or a copy of it did")
         return dict(said)
 
-    def _value(self, said: Mapping[str, Any]) -> dict[str, float] | Failure:
+    def _value(self, said: dict[str, Any]) -> dict[str, Any] | Failure:
         self.printed = readable(said.get("printed", self.printed))
         if "failure" in said:
             return Failure(kind=said["failure"], message=readable(said["message"]))
-        return {part: float.fromhex(number) for part, number in said["value"].items()}
+        return said
+
+
+def _numbers(said: dict[str, Any] | Failure) -> dict[str, float] | Failure:
+    """The value of a reward function."""
+    if isinstance(said, Failure):
+        return said
+    return {part: float.fromhex(number) for part, number in said["value"].items()}

@@ -32,8 +32,8 @@ from pipeline.evaluation.results import Played
 from pipeline.experiments.compare import compare
 from pipeline.pages.report import results as report
 from pipeline.serving import export as exporting
-from pipeline.serving.errors import RefusedRequest
 from pipeline.serving.service import Service
+from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.rollouts import RolloutRequest
 
 pytest_plugins = ("rl_fixtures",)

@@ -36,7 +36,7 @@ from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import EVALUATION, METRICS
 from pipeline.runs.metrics_log import ends, series
 from pipeline.runs.stage_table import IMPROVE
-from rollout_workers.tasks import AgentTask, Task, build_task
+from rollout_workers.tasks import EpisodeTask, Task, build_task
 
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 """Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
@@ -78,7 +78,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, C
             "explorer.seconds is 0: nothing was computed from the model; latent-control explain RUN "
             "--seconds 60 does that"
         )
-    if isinstance(task, AgentTask):
+    if isinstance(task, EpisodeTask):
         notes.append(PLAYED_ANEW)
     if stored > len(corpus):
         notes.append(f"counts are over {len(corpus)} of {stored} stored rollouts, spread over training")
@@ -92,7 +92,7 @@ def with_model(
     clock, shown = Clock(settings.seconds), some.shown
     found = read(shown, models, clock, READ_SHARE)
     sums = effects(found, shown.actions[found.choices], models, clock, EFFECTS_SHARE)
-    walked = None if isinstance(task, AgentTask) else walk(models, config, task, clock, WALK_SHARE)
+    walked = None if isinstance(task, EpisodeTask) else walk(models, config, task, clock, WALK_SHARE)
     explainer = Explainer(shown, models, config, task, words)
     why = explainer.all(to_explain(shown, found.rows, settings.explained), clock) if settings.explained else []
     return replace(some, found=found, sums=sums, walked=walked, why=why)

@@ -16,7 +16,7 @@ from latent_control.decoding.stop_strings import ended, stopped_length
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Clock, Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
-from rollout_workers.tasks import AgentTask, Prompt, Score, Task
+from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task
 from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.rewards import Response, judge
 
@@ -111,7 +111,7 @@ class Explainer:
             for c, t in zip(choices, at, strict=True)
         ]
         # Where a world answers, an ending would have to be played in it.
-        endings = {} if isinstance(self.task, AgentTask) else self._endings(row, at, others, clock)
+        endings = {} if isinstance(self.task, EpisodeTask) else self._endings(row, at, others, clock)
         steps = [
             ExplainedChoice(
                 position=int(corpus.positions[t]),
@@ -202,4 +202,4 @@ def prompt_of(task: Task, prompt_id: str, text: str) -> Prompt | None:
         return None
     prompt = prompts[int(index)]
     # an episode's text is its opening observation
-    return prompt if prompt.text == text or isinstance(task, AgentTask) else None
+    return prompt if prompt.text == text or isinstance(task, EpisodeTask) else None

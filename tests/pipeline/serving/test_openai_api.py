@@ -34,8 +34,8 @@ from latent_control import LatentActionLM
 from learners.base_training import new_model
 from pipeline.serving.export import Source, export
 from pipeline.serving.service import Service
-from pipeline.serving.tool_calls import call_schema
-from pipeline.serving.web import key_digest
+from rollout_workers.openai_api.keys import key_digest
+from rollout_workers.openai_api.tool_calls import call_schema
 
 KEY = "sk-a-secret"
 LAYERS = {"merge_layers": 1, "policy_layers": 1, "inverse_dynamics_layers": 1}

@@ -31,7 +31,7 @@ from pipeline.cli.options import USAGE
 from pipeline.serving import deploy
 from pipeline.serving.export import export, find
 from pipeline.serving.service import Service
-from pipeline.serving.text_stream import TextStream
+from rollout_workers.openai_api.text_stream import TextStream
 
 pytest_plugins = ("rl_fixtures",)
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "serving.md"

@@ -38,7 +38,6 @@ from pipeline.cli.main import app
 from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
-from pipeline.serving.protocol import RefusedRequest
 from pipeline.steering.loading import load
 from pipeline.steering.request import SteeringRequest
 from pipeline.steering.session import Session, codes_of
@@ -47,6 +46,7 @@ from pipeline.steering.terminal import Terminal
 from pipeline.steering.terminal_view import answer_lines, printable
 from pipeline.web.guard import LARGEST_BODY
 from pipeline.web.server import is_loopback, listen, names_of
+from rollout_workers.openai_api.protocol import RefusedRequest
 from rollout_workers.tasks.countdown import Countdown
 
 pytest_plugins = ("rl_fixtures", "explorer_fixtures", "steering_fixtures")

@@ -28,7 +28,7 @@ from pydantic import (
 from configs.schema import Decode
 from latent_control.decoding.sampling_params import require_temperature
 from latent_control.policies.bank import MOST_MIXED
-from pipeline.serving.errors import RefusedRequest
+from rollout_workers.openai_api.errors import RefusedRequest
 
 MOST_ROWS, MOST_MESSAGES, MOST_TOOLS, MOST_BIASES, MOST_TOP = 128, 2048, 128, 1024, 20
 MOST_TOKENS = 1 << 20

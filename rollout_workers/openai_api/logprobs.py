@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_control.decoding.token_scores import TokenScore
-from pipeline.serving.protocol import DecodedRow
-from pipeline.serving.text_stream import TokenTexts
+from rollout_workers.openai_api.protocol import DecodedRow
+from rollout_workers.openai_api.text_stream import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True)

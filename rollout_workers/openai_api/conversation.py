@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import ChatRequest, Message
-from pipeline.serving.tool_calls import told_in_words
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.requests import ChatRequest, Message
+from rollout_workers.openai_api.tool_calls import told_in_words
 
 
-def conversation(request: ChatRequest, template: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Turns and tools for a template: text parts joined by line breaks, arguments of calls as objects, and where it
-    has no word for tools, developers or calls, the same told in words it has.
+def turns_of(request: ChatRequest) -> list[dict[str, Any]]:
+    """Turns as messages say them: text parts joined by line breaks, arguments of calls as objects.
 
     Raises:
         RefusedRequest: a message has something that is no text, or lacks what its role needs.
     """
-    turns = [_turn(message, f"messages.{place}") for place, message in enumerate(request.messages)]
-    tools = [tool.model_dump(exclude_none=True) for tool in request.callable()]
+    return [_turn(message, f"messages.{place}") for place, message in enumerate(request.messages)]
+
+
+def tools_of(request: ChatRequest) -> list[dict[str, Any]]:
+    """The tools that may be called, as a template takes them."""
+    return [tool.model_dump(exclude_none=True) for tool in request.callable()]
+
+
+def worded(
+    turns: list[dict[str, Any]], tools: list[dict[str, Any]], template: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Turns and tools for a template: where it has no word for tools, developers or calls, the same told in words it
+    has."""
     if "tool" not in template:
         turns, tools = told_in_words(turns, tools), []
     if "developer" not in template:
-        for turn in turns:
-            turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
+        turns = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     return turns, tools
 
 

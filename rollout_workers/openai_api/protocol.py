@@ -14,8 +14,8 @@ from latent_control.decoding.token_choice import PLAIN, TokenChoice
 from latent_control.decoding.token_scores import TokenScore
 from latent_control.distributions import rollout_seed
 from latent_control.policies.bank import Blend
-from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import MOST_ROWS, MOST_TOKENS, Request
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.requests import MOST_ROWS, MOST_TOKENS, Request
 
 MOST_STOPS, LONGEST_STOP = 4, 256
 BYTES_PER_TOKEN = 16

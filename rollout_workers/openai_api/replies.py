@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.schema import Decode
-from pipeline.serving.logprobs import ChoiceState, Echo, LogprobWording
-from pipeline.serving.protocol import DecodedRow
-from pipeline.serving.tool_calls import WrittenCall, shown_before_calls, split_calls
+from rollout_workers.openai_api.logprobs import ChoiceState, Echo, LogprobWording
+from rollout_workers.openai_api.protocol import DecodedRow
+from rollout_workers.openai_api.tool_calls import WrittenCall, shown_before_calls, split_calls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,42 @@
+"""An agent program as a task: its episodes are the prompts, and playing it is the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rollout_workers.environments import family
+from rollout_workers.environments.agent_programs import AgentPrograms
+from rollout_workers.tasks.environment_task import AgentTask
+from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split
+
+KIND = "gateway"
+
+
+class GatewayTask(AgentTask):
+    """``gateway/<name>``: played by ``GatewayPlayer``; there is nothing to play it without a policy.
+
+    Raises:
+        ValueError: an option is unknown or its value impossible.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, object]) -> None:
+        super().__init__(name, options)
+        programs = family(name, dict(options))
+        assert isinstance(programs, AgentPrograms)
+        self.programs = programs
+        self.parts = (*AgentTask.parts, *programs.parts)
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError(
+                f"task.options.parts is {list(programs.parts)}; name each once, none of {', '.join(AgentTask.parts)}"
+            )
+
+    def demonstrations(self, split: Split) -> Sequence[Demonstration]:
+        """``ValueError``: a program shows no right answers."""
+        raise ValueError(
+            f"{self.name} has no demonstrations; train on texts, on rollouts or on another task's (data: kind text, "
+            "replay, or task with its own task:)"
+        )
+
+    def score(self, prompt: Prompt, text: str) -> Score | Failure:
+        """A failure: the program judges while it plays."""
+        return Failure(kind="gateway_episode", message=f"{self.name} is judged by its program, while it plays")

@@ -1,0 +1,1 @@
+"""Tools: Python functions that the model may call between its responses."""

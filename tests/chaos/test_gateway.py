@@ -1,0 +1,46 @@
+"""A run whose episodes are agent programs: its workers, and with them their gateways, are killed; the end is that of a
+run that was left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from chaos_tools import ROOT, WORKER, Run, assert_undisturbed, running
+
+pytest_plugins = ("rl_fixtures",)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+UPDATES_HERE = 12
+PROGRAM = ROOT / "tests" / "support" / "numbers_agent.py"
+SETTINGS = (
+    f"task={{name: gateway/numbers, options: {{program: {PROGRAM}, parallel: 8}}}}",
+    "actions.data=[{kind: task, task: {name: countdown}}]",
+    "reward.weights={score: 1.0}",
+    "rollout.turns={max_turns: 2, max_tokens: 48}",
+)
+
+
+def programs() -> list[int]:
+    """The programs that are at work."""
+    every = psutil.process_iter(["cmdline"])
+    return [one.pid for one in every if str(PROGRAM) in (one.info["cmdline"] or [])]
+
+
+def test_a_killed_gateway_costs_nothing_and_episodes_train(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name, tiny_checkpoint, *SETTINGS, updates=UPDATES_HERE) for name in ("whole", "hurt")]
+    with running(*runs):
+        runs[0].start().end()
+        runs[1].start()
+        for update in (2, 5):
+            runs[1].reach(update)
+            runs[1].actors(WORKER)[0].kill()
+        runs[1].end()
+    assert_undisturbed(runs[1], runs[0], UPDATES_HERE)
+    stored = runs[1].rollouts()
+    assert len(stored) == 16 * UPDATES_HERE >= 64 and stored.failure.isna().all()
+    assert all(len(turns) == 2 for turns in stored.turn_rewards)
+    rewards = [record["reward"] for record in runs[1].metrics()]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
+    assert not programs()
