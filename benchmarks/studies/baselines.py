@@ -48,8 +48,8 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "lora_r1": (3e-3, 1e-2),
         "lora_r8": (1e-3, 3e-3),
         "lora_r32": (5e-4, 1e-3),
-        "steering": (3e-3, 1e-2),
-        "mlp": (1e-3, 3e-3),
+        "steering": (3e-2, 1e-1),
+        "mlp": (3e-4, 1e-3),
         "all": (2e-4, 5e-4),
     },
     "instructions": {
