@@ -122,6 +122,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def write(study: str, script: str, seeds: Sequence[int], rows: Sequence[dict[str, Any]], **more: Any) -> None:
     """``docs/results/<study>.json``; its page is written by hand from it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    content = {"study": study, "script": script, "seeds": list(seeds), "rows": list(rows), **more}
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    commit = subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    content = {"study": study, "script": script, "commit": commit, "seeds": list(seeds), "rows": list(rows), **more}
     (RESULTS / f"{study}.json").write_text(json.dumps(content, indent=1))
     print(table(rows))

@@ -108,6 +108,30 @@ print(filled("a\\n<!-- table x -->\\nold\\n<!-- end -->\\n<!-- table y -->\\n<!-
 """
 
 
+def test_what_latent_rl_spends_is_measured_against_the_whole_budget_of_the_other() -> None:
+    code = """
+import sys
+from baselines import against, best_rates
+from common import Curve
+
+def curve(rewards, seconds):
+    return Curve(rewards=rewards, seconds=seconds, sampling=[], updating=[], format=[], summary={}, heldout={})
+
+ours = curve([0.0] * 10 + [1.0] * 10, [1.0] * 20)  # the mean of ten is 0.5 after 15 updates
+never = curve([0.0] * 20, [1.0] * 20)
+other = curve([0.2] * 20 + [0.5] * 10, [2.0] * 30)
+(rollouts, walls), reached = against([ours, never], [other, other])
+print(rollouts["value"], walls["value"], reached)
+tried = [{"side": "a", "rate": 1, "reward": 0.1}, {"side": "a", "rate": 2, "reward": 0.3}]
+print(best_rates(tried, ["a"]))
+"""
+    studies = ROOT / "benchmarks" / "studies"
+    done = subprocess.run([sys.executable, "-c", code], cwd=studies, capture_output=True, text=True, check=True)
+    spent, rates = done.stdout.splitlines()
+    assert spent == f"{(15 / 30 + 20 / 30) / 2} {(15 / 60 + 20 / 60) / 2} 1"
+    assert rates == "{'a': 2}"
+
+
 def test_rollouts_until_a_reward_are_those_sampled_until_the_window_has_it() -> None:
     """Windows of two updates: 0.4 of 10 and 0.7 of 30 make 25 of 40, 0.625; before it was 0.4. The third is not needed;
     where 0.9 is never reached, all 50 count."""
