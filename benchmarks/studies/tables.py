@@ -29,9 +29,10 @@ def filled(text: str, results: Path) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """``0.667 (0.608 to 0.726)``; the value alone where a single seed leaves no interval."""
+    """``0.667 (0.608 to 0.726)``; the value alone where a single seed leaves no interval; a row whose JSON says why it
+    is ``withdrawn`` begins with that word."""
     between = "" if row["low"] != row["low"] else f" ({number(row['low'])} to {number(row['high'])})"
-    return number(row["value"]) + between
+    return ("withdrawn: " if "withdrawn" in row else "") + number(row["value"]) + between
 
 
 def number(value: float) -> str:

@@ -83,7 +83,7 @@ def look(path: Path, prompt: str | None = None, answer: str | None = None, *, ch
     if len(rows) < FEWEST:
         raise ValueError(f"{path} has {len(rows)} rows; give at least {FEWEST}: a fifth of them is held out")
     prompt_key = _key("prompt", prompt, PROMPTS, rows, lambda value: bool(asked(value) or spellings(value)))
-    told = [key for key in ANSWERS if key != prompt_key]
+    told = [key for key in ANSWERS if key != prompt_key.lower()]
     if any(map(conversation, _values(rows, prompt_key))):
         told.append(_last(prompt_key))  # its last turn
     answer_key = _key("answer", answer, told, rows, lambda value: bool(answers_of(value)))
@@ -152,11 +152,15 @@ def _key(
         if not there(given):
             raise ValueError(f"--{kind}-key {given}: not every row has it; {near(given, keys)}")
         return given
-    named = sorted((known.index(_last(key)), key.count("."), key) for key in keys if _last(key) in known)
+    names = {key: _last(key) if _last(key) in known else _last(key).lower() for key in keys}
+    named = sorted((known.index(name), key.count("."), key) for key, name in names.items() if name in known)
     found = next((key for *_, key in named if there(key)), None)
     if found is None:
+        values = [(key, value) for *_, key in named for value in islice(_values(rows, key), 1) if value is not None]
+        unread = f" ({values[0][0]!r} holds {values[0][1]!r:.60}, which no task reads)" if values else ""
         raise ValueError(
             f"which key holds the {kind}? Rows have {', '.join(keys) or 'no common key'}; name it with --{kind}-key KEY"
+            f"{unread}"
         )
     return found
 

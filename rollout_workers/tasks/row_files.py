@@ -173,11 +173,25 @@ def _json(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
 
 
 def _whole(line: str, alone: bool) -> bool:
-    """Whether the line is a row; an object that holds a list of rows, and stands there alone, is a document."""
+    """Whether the line is a row; an object that holds a list of rows, or columns, and stands there alone, is a
+    document."""
     try:
-        return not _listed(json.loads(line)) or not alone
+        value = json.loads(line)
+        return not alone or not (_listed(value) or _turned(value))
     except (ValueError, RecursionError):
         return False
+
+
+def _turned(value: object) -> bool:
+    """Whether an object is a table by column (``{"q": ["x", "y"], "a": ["1", "2"]}``) or by index (``{"0": {"q": "x",
+    "a": "1"}, "1": ...}``)."""
+    children = list(value.values()) if isinstance(value, dict) else []
+    if len(children) < 2 or not all(isinstance(child, type(children[0])) and child for child in children):
+        return False
+    if isinstance(children[0], dict):
+        return all(child.keys() == children[0].keys() for child in children)
+    alike = isinstance(children[0], list) and len({len(child) for child in children}) == 1 < len(children[0])
+    return alike and not any(isinstance(each, list | dict) for child in children for each in child)
 
 
 def _listed(value: object) -> list[Any] | None:
@@ -234,13 +248,15 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(LONGEST)
     read = (line for _, line in lines(path))
     header = next(read, "")
-    delimiter = "\t" if kind == ".tsv" else max(",;\t|", key=header.count)
+    told = re.match(r"sep=(.)\s*$", header)  # a line of Excel's own
+    header = next(read, "") if told else header
+    delimiter = "\t" if kind == ".tsv" else told[1] if told else max(",;\t|", key=header.count)
     table = csv.reader(itertools.chain([header], read), delimiter=delimiter, strict=True)
     names: list[str] = []
     before = 0
     try:
         for fields in table:
-            place, before = f"{path}, line {before + 1}", table.line_num
+            place, before = f"{path}, line {before + 1 + bool(told)}", table.line_num
             if names and len(fields) == len(names):
                 yield place, dict(zip(names, fields, strict=True))
             elif names and fields:
@@ -249,11 +265,13 @@ def _csv(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
                     "the line"
                 )
             elif not names:
-                names = fields
-                if len(set(names)) < len(names) or not all(names):
+                names = [name or f"column {number}" for number, name in enumerate(fields, 1)]  # pandas' index has none
+                if len(set(names)) < len(names):
                     raise ValueError(f"{place}: the header {names!r:.80} needs one name for each column; mend it")
     except csv.Error as error:
-        raise ValueError(f"{path}, line {table.line_num}: not CSV ({error}); mend or remove the line") from error
+        raise ValueError(
+            f"{path}, line {table.line_num + bool(told)}: not CSV ({error}); mend or remove the line"
+        ) from error
 
 
 def _parquet(path: Path, columns: Sequence[str] | None, class_names: bool) -> Iterator[tuple[str, Row]]:

@@ -45,7 +45,11 @@ def foreign_kind(head: bytes, *, rows: bool) -> str | None:
             return f"is {kind}; {remedy}"
     if head.startswith(b"PK\x03\x04"):
         excel = b"[Content_Types].xml" in head or b"xl/" in head
-        return f"is an Excel workbook (.xlsx); {_SHEET}" if excel else f"is a zip archive; {_UNPACK}"
+        return (
+            f"is an Excel workbook (.xlsx) or another Office file; {_SHEET}"
+            if excel
+            else f"is a zip archive; {_UNPACK}"
+        )
     if head.startswith(_WIDE) or head.count(0) > len(head) // 3:
         return "is UTF-16 or UTF-32, not UTF-8; save the file as UTF-8 (in Excel: CSV UTF-8)"
     return f"is no text; give a file of texts, not this one: {head[:20]!r}" if 0 in head else None

@@ -210,6 +210,12 @@ def test_answers_that_are_marked_in_a_solution_are_judged_alone(tmp_path: Path, 
     assert look(lines(tmp_path / "rows.jsonl", rows)).task.options["verifier"] == verifier
 
 
+def test_keys_are_known_in_capitals_too(tmp_path: Path) -> None:
+    rows = [{"Question": p, "Answer": i, "question_id": i} for i, p in enumerate(PROMPTS)]
+    options = look(lines(tmp_path / "rows.jsonl", rows)).task.options
+    assert (options["prompt"], options["answer"]) == ("Question", "Answer")
+
+
 def test_codes_and_lengths_follow_the_rows(tmp_path: Path) -> None:
     long = " ".join(["7"] * 600)
     rows = [{"prompt": f"{PROMPTS[i]} {long}", "answer": ["7", "8"][i % 2]} for i in range(SIZE)]
@@ -252,6 +258,16 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], str]] = {
         "'messages' holds conversations of several turns; add --chat",
     ),
     "no template": ([{"messages": talk(p, "1")} for p in PROMPTS], ("--chat",), "has no chat template"),
+    "bytes": (
+        [{"prompt": p, "answer": {}} for p in PROMPTS],
+        (),
+        "Rows have prompt, answer; name it with --answer-key KEY ('answer' holds {}, which no task reads)",
+    ),
+    "pictures": (
+        [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, *talk(p, "1")]} for p in PROMPTS],
+        ("--chat",),
+        "name it with --prompt-key KEY ('messages' holds [{'role': 'user', 'content': [{'type': 'image_url'}]}, ",
+    ),
     "unanswered": ([{"messages": talk(p, "1")[:1]} for p in PROMPTS], (), "which key holds the answer?"),
     "few": ([{"prompt": p, "answer": "1"} for p in PROMPTS[:4]], (), "has 4 rows; give at least 20"),
     "key": (
@@ -275,7 +291,11 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path, name: str) -> None:
 
 
 def test_no_rows_at_all(tmp_path: Path) -> None:
-    for name, words in (("none.csv", "does not exist"), ("empty", "holds no .jsonl"), ("notes.docx", "not UTF-8")):
+    for name, words in (
+        ("none.csv", "does not exist"),
+        ("empty", "holds no .jsonl"),
+        ("notes.docx", "is a zip archive; unpack it first"),
+    ):
         if name == "empty":
             (tmp_path / name).mkdir()
         if name == "notes.docx":

@@ -54,6 +54,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a.csv": lambda p: p.write_text(table(ROWS, ",")),
     "excel.csv": lambda p: p.write_bytes(table(ROWS, ";").encode("utf-8-sig")),
     "a.tsv": lambda p: p.write_text(table(ROWS, "\t")),
+    "told by Excel.csv": lambda p: p.write_text("sep=;\r\n" + table(ROWS, ";")),
     "pipes.csv": lambda p: p.write_text(table(ROWS, "|")),
     "a.csv.gz": lambda p: p.write_bytes(gzip.compress(table(ROWS, ",").encode())),
     "a.parquet": lambda p: pq.write_table(pa.Table.from_pylist(ROWS), p),
@@ -109,6 +110,19 @@ def test_csv_is_text_as_in_the_file(tmp_path: Path) -> None:
         {"q": "x", "a": ""},
         {"q": "1e3", "a": "NA"},
     ]
+
+
+def test_csv_columns_without_a_name_are_numbered(tmp_path: Path) -> None:
+    """pandas' index, and what a comma at the end of each line makes."""
+    (tmp_path / "a.csv").write_text(",q,a,\n0,x,1,\n1,y,2,\n")
+    rows = [row for _, row in read_file(tmp_path / "a.csv")]
+    assert rows == [{"column 1": str(i), "q": q, "a": a, "column 4": ""} for i, (q, a) in enumerate(("x1", "y2"))]
+
+
+def test_a_single_row_of_a_json_file_is_no_table(tmp_path: Path) -> None:
+    for row in ({"q": "x", "a": ["1", "2"]}, {"messages": [{"role": "user"}], "tools": [{}]}, {"q": {"a": 1}, "b": 2}):
+        (tmp_path / "one.json").write_text(json.dumps(row))
+        assert [found for _, found in read_file(tmp_path / "one.json")] in ([row], [{"role": "user"}])
 
 
 def test_json_values_are_exact(tmp_path: Path) -> None:
@@ -177,6 +191,12 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "short.csv": ("a,b\n1\n", r"short.csv, line 2: 1 fields, but the header has 2"),
     "after lines.csv": ('a,b\n"x\ny",2\n1\n', r"after lines.csv, line 4: 1 fields"),
+    "by column.json": (
+        '{"q": ["x", "y"], "a": ["1", "2"]}',
+        r"by column.json: one object with 'q', 'a', not rows; write an array .*orient='records'",
+    ),
+    "by index.json": ('{"0": {"q": "x"}, "1": {"q": "y"}}', r"by index.json: one object with '0', '1', not rows"),
+    "after sep.csv": ("sep=;\na;b\n1;2\n1;2;3\n", r"after sep.csv, line 4: 3 fields, but the header has 2"),
     "header.csv": ("a,a\n1,2\n", r"header.csv, line 1: the header \['a', 'a'\] needs one name for each column"),
     "quote.csv": ('a,b\n"x,2\n', r"quote.csv, line 2: not CSV \(unexpected end of data\); mend or remove"),
     "latin.csv": ("a\né\n".encode("latin-1"), r"latin.csv, line 2: not UTF-8"),

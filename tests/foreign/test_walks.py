@@ -121,12 +121,24 @@ SHORT = [
     "improve.group_size=4",
     "rollout.num_workers=1",
     "evaluation.prompts=8",
-    "explorer.seconds=1",
+    "explorer.enabled=false",
+    "report.enabled=false",
+    "tracking.enabled=false",
 ]
 
 
 def command(*arguments: str) -> None:
+    import time
+
+    began = time.monotonic(), time.process_time()
     done = CliRunner().invoke(app, list(arguments))
+    print(
+        "TIME",
+        arguments[0],
+        round(time.monotonic() - began[0], 1),
+        round(time.process_time() - began[1], 1),
+        flush=True,
+    )
     assert done.exit_code == 0, f"latent-control {' '.join(arguments)}\n{done.output}\n{done.exception!r}"
 
 
