@@ -590,10 +590,11 @@ class Explorer(Section):
     rollouts: PositiveInt = 2000
     """Rollouts on the page, whole groups spread over training."""
     explained: NonNegativeInt = 24
-    """Rollouts with every choice explained: other codes, their tokens, and how it would have ended."""
+    """Rollouts with every choice explained: other codes, their tokens, and how it would have ended. So many on every
+    machine; where the model is slow, ask for fewer (``latent-control watch`` explains any other one on demand)."""
     seconds: NonNegativeFloat = 20.0
-    """For what needs the model (it is loaded besides); what was cut off is said on the page. 0: only counts over
-    rollouts."""
+    """Most of reading policies, comparing codes and sampling for the gain, explanations and loading not included; what
+    was cut off is said on the page. 0: only counts over rollouts."""
 
 
 class ReportConfig(Section):

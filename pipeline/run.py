@@ -29,7 +29,7 @@ from pipeline.runs.context import StageContext, StageResult
 from pipeline.runs.environment import calm_libraries, peak_gib, write_environment
 from pipeline.runs.events import Events
 from pipeline.runs.folder_name import name_problem
-from pipeline.runs.forecast import expected_seconds
+from pipeline.runs.forecast import START, evaluation_rollouts, expected_seconds, pages_seconds
 from pipeline.runs.layout import CHECKPOINTS, CONFIG, EVALUATION, MANIFEST, METRICS, OUTCOMES, SUMMARY, stage_record
 from pipeline.runs.metrics_log import RunLog
 from pipeline.runs.process import at_work
@@ -200,7 +200,9 @@ def ahead(config: RunConfig, run_dir: Path) -> Ahead:
     return Ahead(
         run_dir=run_dir,
         stages=stages | ({PAGES: 0} if wants_page(config) or config.report.enabled else {}),
-        seconds=expected_seconds(run_dir, config),
+        seconds=pages_seconds(config) | expected_seconds(run_dir, config),
+        evaluation_rollouts=evaluation_rollouts(config),
+        ray_start=START,
         num_actions=config.actions.num_actions if config.actions is not None else None,
         max_staleness=rl.max_staleness if rl is not None and rl.mode == "async" else None,
     )

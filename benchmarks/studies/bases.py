@@ -64,7 +64,7 @@ def main() -> None:
         ]
         rows += [
             row(f"{family}: {m}", [s["actions"]["metrics"][m] for s in stages])
-            for m in ("nll_base", "nll_codes", "code_perplexity")
+            for m in ("nll_base", "nll_codes", "inverse_dynamics_code_perplexity")
         ]
         rows.append(
             row(

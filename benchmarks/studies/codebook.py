@@ -40,7 +40,7 @@ CASES: dict[str, list[str]] = {
     "direct, usage 0, official head (published)": ["actions.head=official", "actions.usage_weight=0"],
     "VQ": [],
 }
-MEASURES = ("nll_codes", "alive_codes", "code_perplexity", "coverage")
+MEASURES = ("nll_codes", "inverse_dynamics_alive_codes", "inverse_dynamics_code_perplexity", "coverage")
 COMMITMENT = 0.25
 
 

@@ -49,7 +49,8 @@ def main() -> None:
         stages = [before.summary["stages"] for before, _ in found]
         name = f"{number} codes, span {span}"
         rows += [
-            row(f"{name}: {m}", [s["actions"]["metrics"][m] for s in stages]) for m in ("nll_codes", "code_perplexity")
+            row(f"{name}: {m}", [s["actions"]["metrics"][m] for s in stages])
+            for m in ("nll_codes", "inverse_dynamics_code_perplexity")
         ]
         lost = [s["clone"]["metrics"]["nll_marginal"] - s["clone"]["metrics"]["nll_base_same"] for s in stages]
         rows.append(row(f"{name}: lost by cloning", lost))

@@ -19,16 +19,21 @@ POSITIONS = 1024
 """Most response positions at which NLL and KL are measured: each takes the world model's logits of every code."""
 
 
-def usage_measures(usage: torch.Tensor) -> dict[str, float]:
-    """Health of a codebook from how often each code is used, [N] summing to 1.
+def code_perplexity(usage: torch.Tensor) -> float:
+    """exp(H(usage)) of how often each code is used, [N] summing to 1: between 1 and N."""
+    return math.exp(-float(negative_entropy(usage.double())))
 
-    ``alive_codes``: codes with usage > 0.1 / N. ``code_perplexity``: exp(H(usage)), between 1 and N.
+
+def usage_measures(usage: torch.Tensor, whose: str) -> dict[str, float]:
+    """Health of a codebook from how often each code is used, [N] summing to 1, named for who chose the codes.
+
+    ``<whose>_alive_codes``: codes with usage > 0.1 / N. ``<whose>_code_perplexity``: ``code_perplexity``.
     """
     alive = int((usage > ALIVE_SHARE / len(usage)).sum())
     return {
-        "alive_codes": float(alive),
-        "alive_share": alive / len(usage),
-        "code_perplexity": math.exp(-float(negative_entropy(usage.double()))),
+        f"{whose}_alive_codes": float(alive),
+        f"{whose}_alive_share": alive / len(usage),
+        f"{whose}_code_perplexity": code_perplexity(usage),
     }
 
 
@@ -81,7 +86,9 @@ def codebook_measures(model: LatentActionLM, batches: Sequence[TokenBatch]) -> d
         totals["code_entropy"] -= float(negative_entropy(torch.softmax(at.labels.float(), -1)).sum())
         counts += torch.bincount(actions, minlength=len(counts))
     positions = float(counts.sum())
-    return {name: total / positions for name, total in totals.items()} | usage_measures(counts / positions)
+    return {name: total / positions for name, total in totals.items()} | usage_measures(
+        counts / positions, "inverse_dynamics"
+    )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from latent_control.analysis.measures import ALIVE_SHARE, usage_measures
+from latent_control.analysis.measures import ALIVE_SHARE, code_perplexity
 from latent_control.notebook_views import bars
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CodeUsage:
     @property
     def perplexity(self) -> float:
         """exp(entropy of usage): N when all codes are used alike, 1 when one is."""
-        return usage_measures(torch.tensor(self.shares, dtype=torch.float64))["code_perplexity"]
+        return code_perplexity(torch.tensor(self.shares, dtype=torch.float64))
 
     def top(self, count: int = 10) -> list[tuple[int, int]]:
         """(code, times) of those used most."""

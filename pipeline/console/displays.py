@@ -88,7 +88,7 @@ class Writer:
 
 class PlainLines(Display):
     """Lines of at most 80 columns for logs: one per step, or per ``LINE_SECONDS`` where steps are faster, aligned
-    within a stage."""
+    within a stage. The ETA is the whole run's, with a + where the time of some stage is not known yet."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = Writer(file)
@@ -144,12 +144,13 @@ class PlainLines(Display):
         line, tail = f"{stage.name:<8}{count}", ""
         if stage.tokens_per_second is not None:
             tail = f"  {stage.tokens_per_second:>5.0f} tok/s"
-        tail += f"  ETA {clock(stage.left)}" if stage.seconds else ""
+        seconds, unknown = self._run.left()
+        tail += f"  ETA {clock(seconds)}{'+' * bool(unknown)}" if stage.seconds else ""
         for name, value in key_metrics(metrics):
             self._widths[name] = max(len(number(value)), self._widths.get(name, 5))
             part = f"  {name} {number(value):>{self._widths[name]}}"
             # Room for the longest ETA, so that the number of columns stays constant.
-            if len(line) + len(part) + max(len(tail), 12 + 13 * (stage.tokens_per_second is not None)) > COLUMNS:
+            if len(line) + len(part) + max(len(tail), 13 + 13 * (stage.tokens_per_second is not None)) > COLUMNS:
                 break
             line += part
         return line + tail

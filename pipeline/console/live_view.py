@@ -12,8 +12,10 @@ from pipeline.console.progress import UNITS, RunProgress, StageProgress, clock, 
 
 LABEL = 10
 """Columns of the labels on the left."""
+_WHOSE = {"rollouts": "in the rollouts", "inverse_dynamics": "of the inverse dynamics model"}
 _OWN_LINE = {
-    *("reward", "success", "loss", "staleness_mean", "staleness_max", "alive_codes", "alive_share", "code_perplexity"),
+    *("reward", "success", "loss", "staleness_mean", "staleness_max"),
+    *(f"{whose}_{name}" for whose in _WHOSE for name in ("alive_codes", "alive_share", "code_perplexity")),
     *("tokens", "rollouts", "seconds_update_total", "idle_learner", "idle_workers", "learning_rate", "gradient_norm"),
     *("failures", "updates_skipped", "tokens_per_rollout"),
 }
@@ -107,10 +109,10 @@ def _details(stage: StageProgress, run: RunProgress, width: int, marks: Marks) -
         bound = "" if run.ahead.max_staleness is None else f", bound {run.ahead.max_staleness}"
         most = f", at most {number(metrics['staleness_max'])}" if "staleness_max" in metrics else ""
         yield _labelled("staleness", Text(f"{number(metrics['staleness_mean'])} updates{most}{bound}"))
-    if run.alive is not None:
-        alive, perplexity = run.alive
+    if run.codes is not None:
+        whose, active, perplexity = run.codes
         of = f" of {run.ahead.num_actions}" if run.ahead.num_actions else ""
-        yield _labelled("codes", Text(f"{number(alive)}{of} alive, perplexity {perplexity:.1f}"))
+        yield _labelled("codes", Text(f"{number(active)}{of} active, perplexity {perplexity:.1f}, {_WHOSE[whose]}"))
     others = [
         f"{name} {number(value)}" for name, value in key_metrics(metrics, 99) if name not in _OWN_LINE and _short(name)
     ]

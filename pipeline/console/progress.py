@@ -20,8 +20,8 @@ KEY_METRICS = (
     "kl",
     "kl_to_reference",
     "staleness_mean",
-    "code_perplexity",
-    "alive_share",
+    "rollouts_code_perplexity",
+    "inverse_dynamics_code_perplexity",
     "entropy",
     "agreement",
 )
@@ -34,7 +34,8 @@ CAUTIONS: tuple[tuple[str, float, str], ...] = (
     ("importance_capped_share", 0.2, "workers sample otherwise than the learner: lower improve.max_staleness"),
 )
 """(metric, bound, warning above the bound); docs/metrics.md has the reasons."""
-UNITS = {"evaluate": "models"}
+EVALUATE = "evaluate"
+UNITS = {EVALUATE: "models"}
 """The unit of a stage that does not count updates."""
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _RECENT = 20
@@ -97,6 +98,10 @@ class Ahead:
     """Updates of each stage, in order; 0 where it does not count any."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Durations of the stages in an earlier run with the same settings."""
+    evaluation_rollouts: float = 0.0
+    """Of stage ``evaluate``, whose duration is told from them and the speed of reinforcement learning's."""
+    ray_start: float = 0.0
+    """Seconds of a stage until Ray and its workers have started."""
     num_actions: int | None = None
     max_staleness: int | None = None
     """The bound on staleness of asynchronous RL; ``None`` when synchronous."""
@@ -181,8 +186,8 @@ class RunProgress:
         self.current: StageProgress | None = None
         self.troubles: deque[tuple[float, str]] = deque(maxlen=_TROUBLES)
         """(unix time, what happened) of the last warnings."""
-        self.alive: tuple[float, float] | None = None
-        """(active codes, code perplexity) as last measured by any stage."""
+        self.codes: tuple[str, float, float] | None = None
+        """(who chose them, active codes, code perplexity) as last measured by any stage."""
         self.began = time.monotonic()
 
     def begin(self, name: str, total: int) -> StageProgress:
@@ -201,8 +206,9 @@ class RunProgress:
         """A logged step."""
         stage = self.of(name, step)
         stage.advance(step, metrics)
-        if "alive_codes" in stage.metrics and "code_perplexity" in stage.metrics:
-            self.alive = stage.metrics["alive_codes"], stage.metrics["code_perplexity"]
+        for whose in ("inverse_dynamics", "rollouts"):
+            if f"{whose}_alive_codes" in metrics:
+                self.codes = whose, metrics[f"{whose}_alive_codes"], metrics[f"{whose}_code_perplexity"]
         return stage
 
     def end(self, name: str, *, kept: bool = False) -> StageProgress:
@@ -226,8 +232,17 @@ class RunProgress:
             expected = self.ahead.seconds.get(stage.name)
             if stage.seconds:
                 seconds += stage.left
-            elif expected is not None:
+            elif expected is not None or (expected := self._of_evaluation(stage.name)) is not None:
                 seconds += max(0.0, expected - stage.elapsed)
             else:
                 unknown.append(stage.name)
         return seconds, unknown
+
+    def _of_evaluation(self, name: str) -> float | None:
+        """Seconds of stage ``evaluate`` by the newest update's rollouts; ``None``: another stage, or none yet."""
+        if name != EVALUATE or not self.ahead.evaluation_rollouts:
+            return None
+        for stage in reversed(self.stages.values()):
+            if stage.metrics.get("rollouts") and (took := stage.metrics.get("seconds_update_total")):
+                return self.ahead.ray_start + self.ahead.evaluation_rollouts * took / stage.metrics["rollouts"]
+        return None

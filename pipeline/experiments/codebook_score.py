@@ -43,7 +43,9 @@ def score(measures: Mapping[str, float]) -> float:
     codes without the future; 0 before cloning) + ``CHOICE_WEIGHT`` x ln(code perplexity) (what the policy must choose).
     """
     lost = max(0.0, measures["nll_marginal"] - measures["nll_base_same"]) if "nll_marginal" in measures else 0.0
-    return measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["code_perplexity"]))
+    return (
+        measures["nll_codes"] + lost + CHOICE_WEIGHT * math.log(max(1.0, measures["inverse_dynamics_code_perplexity"]))
+    )
 
 
 def tuned(config: RunConfig, settings: Settings, **improve: Any) -> RunConfig:

@@ -186,8 +186,8 @@ def _trial(settings: Settings, metrics: Mapping[str, Any], error: Exception | No
         "nll_base",
         "nll_marginal",
         "nll_base_same",
-        "code_perplexity",
-        "alive_share",
+        "inverse_dynamics_code_perplexity",
+        "inverse_dynamics_alive_share",
         "coverage",
         "distinct_tokens",
     )

@@ -54,8 +54,8 @@ def _row(trial: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         f"{trial['score']:.3f}" if math.isfinite(trial["score"]) else "",
         shown("nll_codes"),
         lost,
-        shown("code_perplexity", ".1f"),
-        shown("alive_share", ".2f"),
+        shown("inverse_dynamics_code_perplexity", ".1f"),
+        shown("inverse_dynamics_alive_share", ".2f"),
         shown("coverage"),
         shown("distinct_tokens", ".1f"),
         f"{reward['mean']:.3f}" + _between(reward) if reward else "",
@@ -80,7 +80,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
             measures, settings = trial["measures"], trial["settings"]
             if "nll_codes" not in measures:
                 continue
-            x = math.log(max(1.0, measures["code_perplexity"])) / settings["span"]
+            x = math.log(max(1.0, measures["inverse_dynamics_code_perplexity"])) / settings["span"]
             y = max(measures["nll_codes"], 1e-4)
             best = settings == result["recommended"]
             axes.scatter(

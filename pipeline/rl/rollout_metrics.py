@@ -114,7 +114,7 @@ def code_measures(summaries: Sequence[RolloutSummary], num_actions: int) -> dict
     for summary in summaries:
         for code, count in summary.code_counts.items():
             usage[code] += count
-    return usage_measures(usage / usage.sum()) if usage.any() else {}
+    return usage_measures(usage / usage.sum(), "rollouts") if usage.any() else {}
 
 
 class IdleTime:

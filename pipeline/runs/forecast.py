@@ -118,9 +118,22 @@ def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
             found[stage.name] = _improve(config, speeds)
     if config.evaluation is not None:
         found[EVALUATE] = START + speeds.load + _evaluation(config, speeds)
-    if config.explorer.enabled or config.report.enabled:
-        found[PAGES] = WRITING + config.explorer.seconds * config.explorer.enabled
-    return found
+    return found | pages_seconds(config)
+
+
+def pages_seconds(config: RunConfig) -> dict[str, float]:
+    """Of report and explorer, as the config bounds them; nothing where there are none."""
+    wanted = config.explorer.enabled or config.report.enabled
+    return {PAGES: WRITING + config.explorer.seconds * config.explorer.enabled} if wanted else {}
+
+
+def evaluation_rollouts(config: RunConfig) -> float:
+    """Rollouts of the evaluation; what costs more is counted as so many by code."""
+    if config.evaluation is None:
+        return 0.0
+    latent = len({stage.variant for stage in planned(config) if stage.variant and stage.policy})
+    passes = (1 + latent) * (config.evaluation.samples_per_prompt + 1) + latent * BY_TOKEN
+    return config.evaluation.prompts * passes
 
 
 def unknown_stages(config: RunConfig, seconds: Mapping[str, float]) -> list[str]:
@@ -152,13 +165,12 @@ def _evaluation(config: RunConfig, speeds: Speeds) -> float:
     settings = config.evaluation
     assert settings is not None
     latent = len({stage.variant for stage in planned(config) if stage.variant and stage.policy})
-    passes = (1 + latent) * (settings.samples_per_prompt + 1) + latent * BY_TOKEN
     texts = [
         seconds * settings.marginal_sequences / section.evaluation_sequences
         for stage in planned(config)
         if (seconds := speeds.evaluation.get(stage.name)) and (section := stage.settings(config))
     ]
-    return _sampling(config, speeds, settings.prompts * passes) + (1 + latent) * max(texts, default=0.0)
+    return _sampling(config, speeds, evaluation_rollouts(config)) + (1 + latent) * max(texts, default=0.0)
 
 
 def lines(config: RunConfig, seconds: Mapping[str, float], busy: float) -> Iterator[str]:

@@ -19,11 +19,13 @@ from pipeline.console.progress import Ahead
 from pipeline.runs import interrupts, manifest
 from pipeline.runs.events import Events
 from pipeline.runs.layout import METRICS
+from pipeline.runs.stage_table import ONLINE
 from pipeline.storage import checksummed_jsonl
 from pipeline.storage.atomic import write_atomic
 from rollout_workers import telemetry
 
 RECENT = 10
+_BARE = {"alive_codes", "alive_share", "code_perplexity"}
 _RESERVED = ("stage", "step", "time", "crc32")
 
 
@@ -192,6 +194,13 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 def record_of(line: bytes) -> Mapping[str, Any] | None:
     """The record of a whole line that is as it was written; lines of older versions have no checksum, and no word but
     the stage's name."""
-    return checksummed_jsonl.parsed(
+    record = checksummed_jsonl.parsed(
         line, unchecked=lambda record: not any(isinstance(v, str) for name, v in record.items() if name != "stage")
     )
+    return record and with_whose(str(record.get("stage", "")), record)
+
+
+def with_whose(stage: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a stage with the measures of usage named for who chose the codes, which older versions left out."""
+    whose = "rollouts" if stage in ONLINE else "inverse_dynamics"
+    return {f"{whose}_{name}" if name in _BARE else name: value for name, value in found.items()}

@@ -79,7 +79,7 @@ def guard_codebook(settings: Training, found: dict[str, float], update: int, tok
     """Stop a run whose codebook has collapsed, before it wastes the later stages: of the codes that ``tokens`` tokens
     in use can keep alive, one each, too few are, or but one."""
     assert isinstance(settings, Actions)
-    useful, alive = min(settings.num_actions, tokens), found["alive_codes"]
+    useful, alive = min(settings.num_actions, tokens), found["inverse_dynamics_alive_codes"]
     least = min(useful, max(2, settings.min_alive_share * useful)) if settings.min_alive_share else 0
     if update < settings.anneal_share * settings.updates or alive >= least:
         return

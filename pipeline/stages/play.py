@@ -15,6 +15,7 @@ import ray
 import torch
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from configs.gates import OF_POLICY
 from configs.schema import Decode, Evaluation, RunConfig
 from latent_control.analysis.measures import usage_measures
 from latent_control.decoding.rescoring import choices
@@ -145,8 +146,8 @@ def _usage(host: HostSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
         return {}
     shape = read_shape(Path(host.checkpoint))
     chosen = np.concatenate([r.actions[choices(r.generated, len(r), shape.span)] for r in rollouts])
-    found = usage_measures(torch.from_numpy(np.bincount(chosen, minlength=shape.num_actions) / len(chosen)))
-    return {f"policy_{name}": found[name] for name in ("alive_codes", "code_perplexity")}
+    found = usage_measures(torch.from_numpy(np.bincount(chosen, minlength=shape.num_actions) / len(chosen)), "policy")
+    return {name: found[name] for name in OF_POLICY}
 
 
 @contextmanager

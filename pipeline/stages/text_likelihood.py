@@ -104,6 +104,6 @@ def _inside(model: LatentActionLM, base: Speaker, batches: list[TokenBatch]) -> 
 def _codes(model: LatentActionLM, batches: list[TokenBatch]) -> dict[str, float]:
     if model.inverse_dynamics is None:
         return {}
-    found, health = codebook_measures(model, batches), ("alive_codes", "alive_share", "code_perplexity")
-    own = {f"inverse_dynamics_{name}": found[name] for name in health}
-    return own | {"nll_codes": found["nll_codes"]} | reach_measures(model, batches)
+    found = codebook_measures(model, batches)
+    own = {name: value for name, value in found.items() if name == "nll_codes" or name.startswith("inverse_dynamics_")}
+    return own | reach_measures(model, batches)

@@ -38,7 +38,7 @@ BASE = ROOT / "configs" / "models" / "countdown-1m"
 )
 def test_the_bound_follows_the_tokens_in_use(codes: int, share: float, tokens: int, alive: int, stops: bool) -> None:
     settings = Actions(num_actions=codes, min_alive_share=share, updates=100)
-    found = {"alive_codes": float(alive), "alive_share": alive / codes}
+    found = {"inverse_dynamics_alive_codes": float(alive)}
     if stops:
         with pytest.raises(NeedsNewRun, match=f"{alive} of {codes} codes are alive .* use {tokens} different tokens"):
             guard_codebook(settings, found, 100, tokens)
@@ -75,7 +75,7 @@ def test_three_live_codes_of_sixteen_are_enough_for_two_classes(
     config = two_classes(tmp_path, usage_weight=0, entropy_weight=1)  # nothing keeps further codes alive
     code, said = run(tmp_path, "run", str(config), "--run-dir", "one")
     assert code == 0, said
-    alive = re.findall(r'"alive_codes": ([0-9.]+)', (tmp_path / "one" / "metrics.jsonl").read_text())
+    alive = re.findall(r'"inverse_dynamics_alive_codes": ([0-9.]+)', (tmp_path / "one" / "metrics.jsonl").read_text())
     assert 2 <= float(alive[-1]) < 4  # less than a quarter of 16, at which runs stopped
 
 

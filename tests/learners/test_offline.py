@@ -145,8 +145,8 @@ def test_actions_changes_inverse_dynamics_codebook_and_merge(make_job: Jobs) -> 
     assert {
         "nll_codes",
         "nll_base",
-        "alive_codes",
-        "code_perplexity",
+        "inverse_dynamics_alive_codes",
+        "inverse_dynamics_code_perplexity",
         "code_entropy",
         "coverage",
         "distinct_tokens",
@@ -367,7 +367,7 @@ def test_a_collapsed_codebook_stops_the_run_with_advice(make_job: Jobs) -> None:
 )
 def test_the_guard_waits_for_the_annealing(update: int, share: float, stops: bool) -> None:
     settings = Actions(updates=100, anneal_share=0.2, min_alive_share=0.25)
-    found = {"alive_share": share, "alive_codes": share * 64}
+    found = {"inverse_dynamics_alive_codes": share * 64}
     if stops:
         with pytest.raises(ValueError, match=f"{share * 64:.0f} of 64 codes are alive after {update} updates"):
             guard_codebook(settings, found, update, 99)

@@ -53,7 +53,7 @@ def test_reinforcement_learning_raises_success(learned: Path) -> None:
 def test_codes_explain_the_next_token(learned: Path) -> None:
     last = [record for record in metrics(learned, "actions") if "nll_codes" in record][-1]
     assert last["nll_codes"] < 0.5 * last["nll_base"]
-    assert last["alive_share"] > 0.5
+    assert last["inverse_dynamics_alive_share"] > 0.5
 
 
 def test_run_folder_holds_what_the_readme_says(learned: Path) -> None:
@@ -198,7 +198,7 @@ def test_evaluation_in_full_with_gates(tmp_path: Path) -> None:
         assert found["sampled_tokens"] == pytest.approx(sampled.new_tokens.mean())
     evaluation = summary["evaluation"]
     assert evaluation["base"]["nll_rise"] == 0 < evaluation["cloned"]["kl_to_base"]
-    assert 1 <= evaluation["improved"]["code_perplexity"] <= 64 and 0 <= evaluation["improved"]["coverage"] <= 1
+    assert 1 <= evaluation["improved"]["policy_code_perplexity"] <= 64 and 0 <= evaluation["improved"]["coverage"] <= 1
     assert evaluation["improved"]["cost_tokens"] == pd.read_parquet(run_dir / "replay").length.sum()
     assert (
         evaluation["improved"]["cost_seconds"]

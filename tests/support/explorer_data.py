@@ -6,11 +6,13 @@ import numpy as np
 
 from pipeline.pages.explorer.records import (
     Code,
+    Collapse,
     Context,
     Dataset,
     Ending,
     ExplainedChoice,
     IntervalEstimate,
+    Near,
     NGram,
     Option,
     Shift,
@@ -58,7 +60,9 @@ def made_up(
             usage=1 / codes,
             uses=100 + k,
             token_entropy=1.0,
-            health="alive",
+            health="active",
+            acts=0.5,
+            near=(Near(code=(k + 1) % codes, agreement=0.9, more=((1, 0.2),), less=((0, 0.1),)),),
             advantage=0.01,
             before=1 / codes,
             after=(k + 1) / codes**2,
@@ -133,6 +137,18 @@ def made_up(
         world=run,
         gain=IntervalEstimate(mean=0.4, low=0.3, high=0.5) if turns == 1 else None,
         turns=turns,
+        measured=IntervalEstimate(mean=0.45, low=0.4, high=0.5) if turns == 1 else None,
+        measured_prompts=256,
+        collapse=Collapse(
+            marginal=(50.0, 40.0),
+            state=(9.0, 3.0),
+            strength=0.8,
+            active=codes,
+            acting=codes // 2,
+            distinct=codes // 4,
+            verdict="no collapse",
+            reasons=(),
+        ),
         notes=(HOSTILE,),
     )
     return Dataset(

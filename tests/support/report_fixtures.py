@@ -85,7 +85,14 @@ def evaluation() -> dict[str, object]:
 def metrics() -> list[dict[str, object]]:
     """Rewards rise by 1/30 an update; every tenth one held-out prompts are played."""
     rows: list[dict[str, object]] = [
-        {"stage": "actions", "step": i, "time": 100.0 + i, "loss": 1 / i, "alive_share": 0.9, "nll_codes": 0.1}
+        {
+            "stage": "actions",
+            "step": i,
+            "time": 100.0 + i,
+            "loss": 1 / i,
+            "inverse_dynamics_alive_share": 0.9,
+            "nll_codes": 0.1,
+        }
         for i in range(1, 6)
     ]
     for stage in ("token_level", "improve"):

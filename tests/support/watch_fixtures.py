@@ -53,7 +53,7 @@ class RunAtWork:
             "reward": self.updates / 100,
             "success": self.updates / 100,
             "entropy": 3.0 - self.updates / 100,
-            "code_perplexity": 8.0 - self.updates / 100,
+            "rollouts_code_perplexity": 8.0 - self.updates / 100,
             "seconds_update_total": 2.0,
             "seconds_sampling": 1.0,
             "worker_seconds": 2.0,

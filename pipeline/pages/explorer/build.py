@@ -14,6 +14,7 @@ from configs.schema import Explorer, RunConfig
 from latent_control.pretrained import base_path, read_shape
 from latent_control.text import load_tokenizer
 from pipeline.pages.explorer import counts, gain
+from pipeline.pages.explorer.collapse import collapse
 from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
 from pipeline.pages.explorer.path import walk
@@ -21,9 +22,11 @@ from pipeline.pages.explorer.policies import load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
 from pipeline.pages.explorer.records import (
     Code,
+    Collapse,
     Context,
     Dataset,
     IntervalEstimate,
+    Near,
     NGram,
     Shift,
     Shown,
@@ -33,17 +36,21 @@ from pipeline.pages.explorer.records import (
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
-from pipeline.runs.layout import EVALUATION, METRICS
+from pipeline.runs.layout import EVALUATION, METRICS, stage_record
 from pipeline.runs.metrics_log import ends, series
+<<<<<<< HEAD
 from pipeline.runs.stage_table import IMPROVE
 from rollout_workers.tasks import EpisodeTask, Task, build_task
+=======
+from pipeline.runs.stage_table import IMPROVE, MAKERS, behind
+from rollout_workers.tasks import AgentTask, Task, build_task
+>>>>>>> live28
 
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 """Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""
-READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.25, 0.3, 0.65
-"""Of the time budget, after which reading choices, measuring effects and sampling for the gain end; explaining gets the
-rest."""
-"""The number of first and last parts of training that are compared."""
+READ_SHARE, EFFECTS_SHARE, WALK_SHARE = 0.35, 0.45, 1.0
+"""Of the time budget, after which reading choices, measuring effects and sampling for the gain end; how many rollouts
+are explained is a number of the config, and no matter of time."""
 PLAYED_ANEW = (
     "these are episodes of several turns: which codes carry the gain, and how another choice would have ended, would "
     "need the environments stepped again and are not computed; codes, rollouts, usage, the policies' probabilities and "
@@ -94,23 +101,24 @@ def with_model(
     sums = effects(found, shown.actions[found.choices], models, clock, EFFECTS_SHARE)
     walked = None if isinstance(task, EpisodeTask) else walk(models, config, task, clock, WALK_SHARE)
     explainer = Explainer(shown, models, config, task, words)
-    why = explainer.all(to_explain(shown, found.rows, settings.explained), clock) if settings.explained else []
+    why = explainer.all(to_explain(shown, np.arange(len(shown)), settings.explained)) if settings.explained else []
     return replace(some, found=found, sums=sums, walked=walked, why=why)
 
 
 def _bounds(some: Collected, settings: Explorer) -> list[str]:
     """What the time budget cut off."""
     assert some.found is not None and some.sums is not None
-    wanted = min(settings.explained, len(some.found.rows))
+    limit, wanted = f"explorer.seconds of {settings.seconds:g}", min(settings.explained, len(some.shown))
     parts = (
-        ("policies were read at the choices of", len(some.found.rows), len(some.shown), "rollouts"),
-        ("codes were compared at", some.sums.states, len(some.found.states), "states"),
-        ("explained are", len(some.why), wanted, "rollouts"),
+        ("policies were read at the choices of", len(some.found.rows), len(some.shown), "rollouts", limit),
+        ("codes were compared at", some.sums.states, len(some.found.states), "states", limit),
+        ("counterfactuals are those of", len(some.why), wanted, "rollouts", "the size of the page"),
     )
-    limit = (
-        f"explorer.seconds of {settings.seconds:g} (or, where responses are long, the size of the page) allowed no more"
-    )
-    return [f"{what} {done} of {planned} {unit}: {limit}" for what, done, planned, unit in parts if done < planned]
+    return [
+        f"{what} {n} of {planned} {unit}: {bound} allowed no more"
+        for what, n, planned, unit, bound in parts
+        if n < planned
+    ]
 
 
 # -- the parts of the dataset ------------------------------------------------------------------------------------------
@@ -125,6 +133,7 @@ def _dataset(
     corpus = some.corpus
     rewards, successes = (_ends(run_dir, metric, values) for metric, values in _measured(corpus))
     usage = np.bincount(corpus.actions[corpus.choices], minlength=corpus.num_actions) / len(corpus.choices)
+    measured = gain.evaluated(run_dir, _variant_before(run_dir), "improved")
     summary = Summary(
         run=run_dir.name,
         num_actions=corpus.num_actions,
@@ -140,6 +149,9 @@ def _dataset(
         world=corpus.world,
         turns=float((corpus.turns[corpus.offsets[1:] - 1] + 1).mean()),
         gain=total,
+        measured=measured[0] if measured else None,
+        measured_prompts=measured[1] if measured else 0,
+        collapse=_collapse(some, [code.health for code in codes]),
         path=() if some.walked is None else tuple(some.walked.rewards.tolist()),
         path_rollouts=0 if some.walked is None else int(some.walked.sizes.sum()),
         evaluation=_evaluation(run_dir),
@@ -156,6 +168,16 @@ def _dataset(
         rollouts=rollouts,
         why=tuple(some.why),
     )
+
+
+def _variant_before(run_dir: Path) -> str:
+    """The evaluation's name of the model that improve started from."""
+    there = [stage for stage in behind("improved")[:-1] if (run_dir / stage_record(stage)).is_file()]
+    return next((name for name, stages in MAKERS.items() if there and there[-1] in stages), "")
+
+
+def _collapse(some: Collected, healths: list[str]) -> Collapse | None:
+    return None if some.found is None or some.sums is None else collapse(some.found, some.sums, healths)
 
 
 def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], IntervalEstimate | None]:
@@ -184,6 +206,8 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
             after=None if found is None else float(found.after[:, k].mean()),
             gain=None if gains is None else gains[k],
             strength=None if sums is None else sums.strength(k),
+            acts=None if sums is None else sums.acts(k),
+            near=() if sums is None else tuple(_near(words, *row) for row in sums.near(k)),
             shifts=() if sums is None else tuple(_shift(words, *row) for row in sums.top(k)),
             anywhere=() if sums is None else tuple((words(t), p) for t, p in sums.likeliest(k)),
             contexts=tuple(_context(words, place, *row) for row in where.get(k, [])),
@@ -192,6 +216,11 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
         )
 
     return tuple(code(k, healthy) for k, healthy in enumerate(counts.health(uses / len(at)))), total
+
+
+def _near(words: Vocabulary, code: int, agreement: float, *sides: Sequence[tuple[int, float]]) -> Near:
+    more, less = (tuple((words(token), moved) for token, moved in side) for side in sides)
+    return Near(code=code, agreement=agreement, more=more, less=less)
 
 
 def _shift(words: Vocabulary, token: int, probability: float, mixture: float, log_shift: float) -> Shift:

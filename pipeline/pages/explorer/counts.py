@@ -24,9 +24,9 @@ def entropy(shares: np.ndarray) -> np.ndarray:
 
 
 def health(usage: np.ndarray) -> list[str]:
-    """``alive``: used more than a tenth of 1 / N; ``rare``; ``unused``."""
+    """``active``: used more than a tenth of 1 / N; ``rare``; ``unused``."""
     least = ALIVE_SHARE / len(usage)
-    return ["alive" if share > least else "rare" if share > 0 else "unused" for share in usage]
+    return ["active" if share > least else "rare" if share > 0 else "unused" for share in usage]
 
 
 def shares(keys: np.ndarray, codes: np.ndarray, count: int, num_actions: int) -> np.ndarray:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
 import numpy as np
 
-from pipeline.evaluation.statistics import centred
+from pipeline.evaluation.outcome_file import read_outcomes
+from pipeline.evaluation.statistics import centred, paired_difference
 from pipeline.pages.explorer.records import IntervalEstimate
+from pipeline.runs.layout import OUTCOMES
 
 Z95 = 1.96
+
+
+def evaluated(run_dir: Path, before: str, after: str) -> tuple[IntervalEstimate, int] | None:
+    """What the evaluation says of the gain: mean reward of variant ``after`` minus that of ``before`` over the sampled
+    rollouts of the same held-out prompts, and how many these are; ``None`` where it says nothing."""
+    path = run_dir / OUTCOMES
+    if not path.is_file():
+        return None
+    rewards: dict[str, dict[str, list[float]]] = {before: defaultdict(list), after: defaultdict(list)}
+    for row in read_outcomes(path):
+        if row.variant in rewards and row.mode == "sampled" and row.reward is not None:
+            rewards[row.variant][row.prompt_id].append(row.reward)
+    common = sorted(rewards[before].keys() & rewards[after].keys())
+    if not common:
+        return None
+    first, last = (np.array([np.mean(rewards[name][prompt]) for prompt in common]) for name in (before, after))
+    found = paired_difference(last, first, seed=0)
+    return IntervalEstimate(mean=found["mean"], low=found["low"], high=found["high"]), len(common)
 
 
 def leave_one_out(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -30,6 +30,10 @@ RAISED, LOWERED, ANYWHERE, LEAST_MOVED = 6, 3, 3, 0.001
 smaller differences of probabilities are left out."""
 
 
+NEAR, APART = 3, 2
+"""Codes most like a code that are listed, and tokens that tell the two apart on each side."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Models:
     """The model after RL, the policy before it, and how codes are sampled."""
@@ -142,6 +146,10 @@ class Effects:
     """[N]"""
     counts: torch.Tensor
     """[N], own states"""
+    changed: torch.Tensor
+    """[N], own states where the code's top token is not the mixture's"""
+    agree: torch.Tensor
+    """[N, N], states at which two codes have the same top token"""
     states: int = 0
 
     def add(self, chosen: torch.Tensor, own: torch.Tensor, mixture: torch.Tensor, world: torch.Tensor) -> None:
@@ -151,6 +159,10 @@ class Effects:
             total.index_add_(0, chosen, value)
         self.kl.index_add_(0, chosen, (own.exp() * (own - mixture)).sum(-1))
         self.counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.counts.dtype))
+        self.changed.index_add_(0, chosen, (own.argmax(-1) != mixture.argmax(-1)).to(self.changed.dtype))
+        tops = world.argmax(-1)
+        for code in range(tops.shape[1]):
+            self.agree[code] += (tops == tops[:, code, None]).sum(0)
         self.anywhere += world.exp().sum(0)
         self.states += len(chosen)
 
@@ -176,6 +188,27 @@ class Effects:
         """Mean KL(code, mixture) over its own states; ``None`` without any."""
         return float(self.kl[code] / self.counts[code]) if self.counts[code] else None
 
+    def acts(self, code: int) -> float | None:
+        """Share of its own states where it changes the top token; ``None`` without any."""
+        return float(self.changed[code] / self.counts[code]) if self.counts[code] else None
+
+    def near(self, code: int) -> list[tuple[int, float, list[tuple[int, float]], list[tuple[int, float]]]]:
+        """The ``NEAR`` codes most like it: (code, share of states with the same top token, what it makes likelier than
+        that code does, what less likely)."""
+        shares = self.agree[code] / max(1, self.states)
+        shares[code] = -1.0
+        found = []
+        for other in shares.topk(min(NEAR, len(shares) - 1)).indices.tolist():
+            apart = (self.anywhere[code] - self.anywhere[other]) / max(1, self.states)
+            sides = [_moved(apart), _moved(-apart)]
+            found.append((other, float(shares[other]), *sides))
+        return found
+
+
+def _moved(apart: torch.Tensor) -> list[tuple[int, float]]:
+    top = apart.topk(min(APART, len(apart)))
+    return [(t, p) for t, p in zip(top.indices.tolist(), top.values.tolist(), strict=True) if p >= LEAST_MOVED]
+
 
 def _log_ratio(a: float, b: float) -> float:
     return math.log(max(a, LEAST_CHANCE) / max(b, LEAST_CHANCE))
@@ -195,7 +228,8 @@ def effects(found: Read, codes: np.ndarray, models: Models, clock: Clock, share:
     )
     sums = Effects(
         **{name: torch.zeros(n, v, device=device) for name in ("own", "mixture", "anywhere")},
-        **{name: torch.zeros(n, device=device) for name in ("kl", "counts")},
+        **{name: torch.zeros(n, device=device) for name in ("kl", "counts", "changed")},
+        agree=torch.zeros(n, n, device=device),
     )
     order = np.random.default_rng(seed).permutation(len(found.states))
     size = max(1, VALUES_AT_ONCE // (n * v))

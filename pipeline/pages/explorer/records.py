@@ -43,6 +43,41 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Near:
+    """A code beside another one. ``Near(code=7, agreement=0.9, more=((3, 0.2),), less=((5, 0.1),))``."""
+
+    code: int
+    agreement: float
+    """Share of the states at which both have the same top token."""
+    more: tuple[tuple[int, float], ...]
+    """Tokens that the first code makes likelier than this one does: (token, difference of mean probabilities)."""
+    less: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse:
+    """Whether reinforcement learning collapsed the codebook; pairs are before and after it, at the same choices.
+
+    ``Collapse(marginal=(50.1, 41.0), state=(9.0, 3.1), strength=0.8, active=60, acting=55, distinct=40, verdict="no
+    collapse", reasons=())``
+    """
+
+    marginal: tuple[float, float]
+    """exp(entropy of the policy's mean over all states): how many codes are in use altogether."""
+    state: tuple[float, float]
+    """exp(mean entropy of the policy in one state): how many codes are open there."""
+    strength: float | None
+    """KL(token | code, token | mixture) in nats, mean over the probed states of all codes."""
+    active: int
+    acting: int
+    """Active codes that change the top token in some of their probed states."""
+    distinct: int
+    """Active codes when near-duplicates count once."""
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NGram:
     """Codes one after the other, in good and in bad rollouts. ``NGram(codes=(3, 9), tokens=(4, 8), high=40, low=5,
     z=5.1)``."""
@@ -76,7 +111,7 @@ class Code:
     token_entropy: float
     """Entropy in nats of the tokens it produced."""
     health: str
-    """``alive``, ``rare`` (no more than a tenth of 1 / N) or ``unused``."""
+    """``active``, ``rare`` (no more than a tenth of 1 / N) or ``unused``."""
     advantage: float | None
     """Mean reward above their groups' of the rollouts that use it, once for each use."""
     before: float | None = None
@@ -86,6 +121,10 @@ class Code:
     """Its part of what RL gained in reward."""
     strength: float | None = None
     """KL(token | code, token | mixture) in nats, mean over the states where it was chosen."""
+    acts: float | None = None
+    """Share of these states where its top token is not the mixture's: an active code may do nothing."""
+    near: tuple[Near, ...] = ()
+    """The codes most like it, the nearest first."""
     shifts: tuple[Shift, ...] = ()
     anywhere: tuple[tuple[int, float], ...] = ()
     """Top tokens at states of all codes: (token, mean probability)."""
@@ -221,6 +260,10 @@ class Summary:
     """Mean number of responses in a rollout."""
     gain: IntervalEstimate | None = None
     """Sum over the codes."""
+    measured: IntervalEstimate | None = None
+    """The same by the evaluation: mean reward after minus before RL, one sampled rollout of each held-out prompt."""
+    measured_prompts: int = 0
+    collapse: Collapse | None = None
     path: tuple[float, ...] = ()
     """Mean reward of the rollouts that the gain is from, from near the policy before RL to near the one after it."""
     path_rollouts: int = 0

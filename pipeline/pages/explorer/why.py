@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
 from latent_control.decoding.stop_strings import ended, stopped_length
 from pipeline.pages.explorer.corpus import Corpus
-from pipeline.pages.explorer.reading import Clock, Models, token_batch
+from pipeline.pages.explorer.reading import Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
 from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task
 from rollout_workers.tasks.encoding import decode_response
@@ -79,20 +79,20 @@ class Explainer:
     def __init__(self, corpus: Corpus, models: Models, config: RunConfig, task: Task, lexicon: Lexicon) -> None:
         self.corpus, self.models, self.config, self.task, self.lexicon = corpus, models, config, task, lexicon
 
-    def all(self, rows: Sequence[int], clock: Clock) -> list[Why]:
-        """As many of ``rows`` as the time and the page's size allow, one at least."""
+    def all(self, rows: Sequence[int]) -> list[Why]:
+        """As many of ``rows`` as the page's size allows, one at least."""
         done: list[Why] = []
         size = 0
         for row in rows:
-            if done and (clock.over(1.0) or size > MOST_CHARACTERS):
+            if done and size > MOST_CHARACTERS:
                 break
-            done.append(self.explain(row, clock))
+            done.append(self.explain(row))
             size += len(json.dumps(as_data(done[-1]), separators=(",", ":")))
         return done
 
     @torch.no_grad()
-    def explain(self, row: int, clock: Clock) -> Why:
-        """Every choice of rollout ``row``; ``clock`` bounds the endings that are played one by one."""
+    def explain(self, row: int) -> Why:
+        """Every choice of rollout ``row``."""
         corpus, models = self.corpus, self.models
         at = corpus.choices[corpus.rows[corpus.choices] == row]
         batch = token_batch(corpus, [row], models.model.codebook.device)
@@ -111,7 +111,7 @@ class Explainer:
             for c, t in zip(choices, at, strict=True)
         ]
         # Where a world answers, an ending would have to be played in it.
-        endings = {} if isinstance(self.task, EpisodeTask) else self._endings(row, at, others, clock)
+        endings = {} if isinstance(self.task, EpisodeTask) else self._endings(row, at, others)
         steps = [
             ExplainedChoice(
                 position=int(corpus.positions[t]),
@@ -131,7 +131,7 @@ class Explainer:
         return Option(code=code, before=before, after=after, token=self.lexicon(token), certainty=certainty)
 
     def _endings(
-        self, row: int, at: np.ndarray, others: Sequence[Sequence[Alternative]], clock: Clock
+        self, row: int, at: np.ndarray, others: Sequence[Sequence[Alternative]]
     ) -> dict[int, tuple[Ending, ...]]:
         """By choice: the ending after the code that was taken, and after the likeliest other tokens."""
         likely = [[a for a in some if max(a.before, a.after) >= LEAST_CHANCE][:ALTERNATIVES] for some in others]
@@ -142,18 +142,15 @@ class Explainer:
         ]
         if not asked:
             return {}
-        played = self._played(row, [(int(at[i]), code) for i, code in asked], clock)
+        played = self._played(row, [(int(at[i]), code) for i, code in asked])
         found: dict[int, tuple[Ending, ...]] = {}
-        for (i, code), (tokens, ending) in zip(asked, played, strict=False):
+        for (i, code), (tokens, ending) in zip(asked, played, strict=True):
             found[i] = (*found.get(i, ()), self._judged(row, code, tokens, ending))
-        return {i: endings for i, endings in found.items() if len(endings) == 1 + len(likely[i])}
+        return found
 
-    def _played(self, row: int, asked: Sequence[tuple[int, int]], clock: Clock) -> list[tuple[list[int], list[int]]]:
+    def _played(self, row: int, asked: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
         """(tokens before, tokens after) of each (token of the corpus, code there): all at once, in half precision one
-        by one.
-
-        What was played one by one when the time ran out is all there is, at least the first choice's.
-        """
+        by one."""
         corpus, model, start = self.corpus, self.models.model, int(self.corpus.offsets[row])
         prompt, limit = corpus.prompt_tokens[row].tolist(), self.config.rollout.max_new_tokens
         kept = [corpus.tokens[start:t].tolist() for t, _ in asked]
@@ -163,8 +160,6 @@ class Explainer:
             return [self._stopped(*one) for one in zip(kept, endings, strict=True)]
         played: list[tuple[list[int], list[int]]] = []
         for t, code in asked:
-            if len(played) > 1 + ALTERNATIVES and clock.over(1.0):
-                break
             whole = replay(model, prompt, [*corpus.actions[start:t].tolist(), code], max(limit, t - start + 1))
             played.append(self._stopped(whole[: t - start], whole[t - start :]))
         return played

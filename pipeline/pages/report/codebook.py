@@ -20,7 +20,8 @@ from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import REPLAY
-from pipeline.runs.stage_table import ACTIONS, LATENT_STAGES, ONLINE
+from pipeline.runs.metrics_log import with_whose
+from pipeline.runs.stage_table import ACTIONS, EVALUATE, LATENT_STAGES
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1
@@ -28,6 +29,7 @@ LAST = 0.1
 USAGE = (("alive_codes", "active codes"), ("alive_share", "share of active codes"), ("code_perplexity", "perplexity"))
 HEALTH = (
     *((f"policy_{key}", f"{label} of the policy on held-out prompts") for key, label in USAGE),
+    *((f"rollouts_{key}", f"{label} of the last update's training rollouts") for key, label in USAGE),
     *((f"inverse_dynamics_{key}", f"{label} of the inverse dynamics model's labels") for key, label in USAGE),
     ("coverage", "coverage: share of gold tokens that are some code's argmax"),
     ("distinct_tokens", "distinct argmax tokens of all codes per state"),
@@ -107,7 +109,7 @@ def codebook(sources: Sources) -> ReportSection:
             "Usage in reinforcement learning is not known: there are no rollouts of latent actions in a replay buffer."
         )
     for metric, name in (
-        ("alive_share", "Active codes while the codebook is learned"),
+        ("inverse_dynamics_alive_share", "Active codes while the codebook is learned"),
         ("nll_codes", "Held-out NLL given the codes"),
     ):
         x, y = sources.series(ACTIONS, metric)
@@ -163,19 +165,11 @@ def _perplexity_curve(usage: Usage) -> Lines:
     )
 
 
-def _whose(found: Mapping[str, Any], chooser: str) -> dict[str, Any]:
-    """``found`` with measures of usage named for who chose the codes, where they are not yet."""
-    own = {key for key, _ in USAGE}
-    return {f"{chooser}{name}" if name in own else name: value for name, value in found.items()}
-
-
 def _tables(sources: Sources) -> list[Table]:
     columns: dict[str, Mapping[str, Any]] = {
-        f"after {n}": _whose(s["metrics"], "policy_" if n in ONLINE else "inverse_dynamics_")
-        for n, s in sources.stages.items()
-        if n in LATENT_STAGES
+        f"after {n}": with_whose(n, s["metrics"]) for n, s in sources.stages.items() if n in LATENT_STAGES
     }
-    columns |= {shown(name): _whose(row, "inverse_dynamics_") for name, row in sources.variants.items()}
+    columns |= {shown(name): with_whose(EVALUATE, row) for name, row in sources.variants.items()}
     columns = {name: found for name, found in columns.items() if any(found.get(key) is not None for key, _ in HEALTH)}
     rows = [
         [label, *("–" if found.get(key) is None else number(float(found[key])) for found in columns.values())]

@@ -23,7 +23,7 @@ HELDOUT = (("heldout_success", "sampled"), ("heldout_greedy", "greedy"))
 BESIDE = (
     ("entropy", "entropy of the policy over the codes, nats"),
     ("kl_to_reference", "KL to the cloned policy, nats"),
-    ("code_perplexity", "code perplexity of an update's rollouts"),
+    ("rollouts_code_perplexity", "code perplexity of an update's rollouts"),
     ("tied_groups", "share of groups whose rewards are all equal, which teach nothing"),
     ("tokens_per_rollout", "tokens of a response"),
     ("staleness_mean", "staleness, updates"),

@@ -31,8 +31,8 @@ UPDATE = {
     "idle_workers": 0.28,
     "staleness_mean": 1.5,
     "staleness_max": 3.0,
-    "alive_codes": 61.0,
-    "code_perplexity": 40.123,
+    "rollouts_alive_codes": 61.0,
+    "rollouts_code_perplexity": 40.123,
     "clip_share": 0.31,
     "entropy": 4.134,
 }
@@ -92,7 +92,7 @@ class TestLiveView:
             "2,048 tokens/s, 3.00 s/update",
             "learner 76%, workers 28%",
             "1.500 updates, at most 3, bound 4",
-            "61 of 64 alive, perplexity 40.1",
+            "61 of 64 active, perplexity 40.1, in the rollouts",
             "entropy 4.134",
             "worker 2 was lost (killed)",
             "clip_share 0.310: large steps: lower improve.learning_rate",
@@ -142,7 +142,7 @@ class TestPlainLines:
         assert lines[0][9:] == "run first: actions 600, clone 500, improve 150, evaluate 3, pages"
         assert lines[1][9:] == "actions: 600 updates"
         updates = [line for line in lines if line.startswith("improve ")]
-        assert updates[-1] == "improve   43/150  reward 0.430  success 0.250   2048 tok/s  ETA 5m21s"
+        assert updates[-1] == "improve   43/150  reward 0.430  success 0.250   2048 tok/s  ETA 5m41s+"
         assert len({line.index("success") for line in updates}) == 1
         assert lines[-1][9:] == "warning: worker 2 was lost (killed), 1 in a row"
 

@@ -38,7 +38,7 @@ def trial(
 
 
 def test_score_by_hand() -> None:
-    measures = {"nll_codes": 0.2, "code_perplexity": math.e**2}
+    measures = {"nll_codes": 0.2, "inverse_dynamics_code_perplexity": math.e**2}
     assert score(measures) == pytest.approx(0.2 + 0.05 * 2)
     assert score(measures | {"nll_marginal": 1.5, "nll_base_same": 1.2}) == pytest.approx(0.2 + 0.3 + 0.1)
     assert score(measures | {"nll_marginal": 1.0, "nll_base_same": 1.2}) == pytest.approx(0.3), (

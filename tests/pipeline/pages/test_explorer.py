@@ -29,7 +29,7 @@ from pipeline.pages.explorer.build import explore
 from pipeline.pages.explorer.corpus import read_corpus
 from pipeline.pages.explorer.page import SCRIPTS, embedded, page
 from pipeline.pages.explorer.policies import load_models, policies_of
-from pipeline.pages.explorer.reading import Clock, effects, read
+from pipeline.pages.explorer.reading import Clock, Models, Read, effects, read
 from pipeline.pages.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
 from pipeline.pages.explorer.write import write_at_end
 from pipeline.pages.html import asset
@@ -242,6 +242,13 @@ class TestReading:
             expected += float((world[code].exp() * (world[code] - mixture.log())).sum())
         assert sums.strength(code) == pytest.approx(expected / len(own), rel=1e-3)
         assert float(sums.mixture[code].sum()) / len(own) == pytest.approx(1.0, abs=1e-4)
+        tops = [torch.from_numpy(found.before[found.states[i]]) @ world_of(models, found, i).exp() for i in own]
+        moved = [int(world_of(models, found, i)[code].argmax() != m.argmax()) for i, m in zip(own, tops, strict=True)]
+        assert sums.acts(code) == pytest.approx(sum(moved) / len(own))
+        same = [int((t := world_of(models, found, i).argmax(-1))[0] == t[1]) for i in range(len(found.states))]
+        assert float(sums.agree[0, 1]) == sum(same) and float(sums.agree[2, 2]) == sums.states
+        (near, agreement, more, less), *_ = sums.near(0)
+        assert near != 0 and 0 <= agreement <= 1 and all(p > 0 for _, p in more + less)
         raised = sums.top(code)
         assert raised[0][1] - raised[0][2] == max(p - m for _, p, m, _ in raised)
 
@@ -263,6 +270,11 @@ class TestReading:
         assert prompt_of(task, "countdown/train/3", text) is not None
         assert prompt_of(task, "countdown/train/3", "another") is None
         assert prompt_of(task, "countdown/train/99999999", text) is None
+
+
+def world_of(models: Models, found: Read, i: int) -> torch.Tensor:
+    """log p(token | code) [N, V] at one state."""
+    return torch.log_softmax(models.model.world_logits_of_all(found.final[i : i + 1])[0].float(), -1).detach()
 
 
 class TestDataset:
@@ -314,7 +326,7 @@ class TestDataset:
         monkeypatch.setattr("pipeline.pages.explorer.reading.ROWS_AT_ONCE", 8)
         data, _, _ = explore(explored_run, Explorer(seconds=1e-6, explained=4))
         assert "choices of 8 of 48 rollouts" in data.summary.notes[0]
-        assert "explained are 1 of 4" in data.summary.notes[-1]
+        assert len(data.why) == 4  # a number of the config, whatever the time
         assert sum(bool(r.before) for r in data.rollouts) == 8
 
     def test_fewer_rollouts_are_whole_groups(self, explored_run):

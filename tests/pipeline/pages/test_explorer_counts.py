@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from latent_control.decoding.rescoring import choices
-from pipeline.pages.explorer import counts, gain
+from pipeline.evaluation.outcome_file import write_outcomes
+from pipeline.evaluation.outcomes import Outcome
+from pipeline.pages.explorer import collapse, counts, gain
 from pipeline.pages.explorer.build import beside
 from pipeline.pages.explorer.corpus import Corpus, corpus_of
+from pipeline.pages.explorer.reading import Effects, Read
 from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining, as_data
 
 
@@ -108,7 +112,7 @@ class TestCorpus:
 class TestCounts:
     def test_health_of_four_codes(self):
         # A tenth of an even share of 1/4 is 0.025.
-        assert counts.health(np.array([0.955, 0.025, 0.02, 0.0])) == ["alive", "rare", "rare", "unused"]
+        assert counts.health(np.array([0.955, 0.025, 0.02, 0.0])) == ["active", "rare", "rare", "unused"]
 
     def test_entropy_of_a_code_that_writes_two_tokens_alike_is_log_two(self):
         found = counts.token_entropies(np.array([0, 0, 1, 1]), np.array([5, 9, 5, 5]), 3)
@@ -190,10 +194,59 @@ class TestGain:
         table = gain.by_key(keys, codes, parts, (2, 2), rollouts=2)
         assert table == pytest.approx(np.array([[0.1, 0.2], [0.0, -0.05]]))
 
+    def test_the_evaluations_gain_is_over_the_prompts_of_both(self, tmp_path):
+        def outcome(variant: str, prompt: int, reward: float | None, mode: str = "sampled") -> Outcome:
+            return Outcome(
+                variant=variant, mode=mode, prompt_id=f"t/heldout/{prompt}", sample=0, success=reward == 1.0,
+                reward=reward, reward_parts={}, response="", prompt="", new_tokens=1,
+            )  # fmt: skip
+
+        assert gain.evaluated(tmp_path, "cloned", "improved") is None
+        rows = [outcome("cloned", p, 0.0) for p in range(8)] + [outcome("improved", p, 0.5) for p in range(6)]
+        rows += [outcome("improved", 7, None), outcome("improved", 0, 9.0, "greedy"), outcome("base", 0, 9.0)]
+        write_outcomes(tmp_path / "evaluation.parquet", rows)
+        found, prompts = gain.evaluated(tmp_path, "cloned", "improved")
+        assert (found.mean, prompts) == (0.5, 6)
+        assert gain.evaluated(tmp_path, "finetuned", "improved") is None
+
+
+class TestCollapse:
+    def verdict(self, before, after, agree=0.0, changed=8.0, kl=4.0):
+        before, after = (np.array(p) for p in (before, after))
+        n = before.shape[1]
+        found = Read(
+            rows=np.empty(0), choices=np.empty(0), before=before, after=after, states=np.empty(0), final=torch.empty(0)
+        )
+        agreement = torch.full((n, n), 100.0 * agree).fill_diagonal_(100.0)
+        sums = Effects(
+            own=torch.empty(0), mixture=torch.empty(0), anywhere=torch.empty(0), agree=agreement, states=100,
+            kl=torch.full((n,), kl), counts=torch.full((n,), 8.0), changed=torch.full((n,), changed),
+        )  # fmt: skip
+        return collapse.collapse(found, sums, ["active"] * n)
+
+    def test_entropies_by_hand(self):
+        # Each state has its own two codes after RL: 2 are open in a state, 4 are in use altogether.
+        found = self.verdict([[0.25] * 4] * 2, [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+        assert found.marginal == pytest.approx((4.0, 4.0)) and found.state == pytest.approx((4.0, 2.0))
+        assert (found.verdict, found.reasons, found.strength) == ("no collapse", (), 0.5)
+        assert (found.active, found.acting, found.distinct) == (4, 4, 4)
+
+    def test_each_kind_is_named(self):
+        uniform, eight = [[0.25] * 4], [[0.125] * 8]
+        one = self.verdict(eight, [[1.0] + [0.0] * 7])
+        assert one.verdict == "collapse" and "uses 1.0 codes altogether, 8.0 before" in one.reasons[0]
+        silent = self.verdict([[1, 0, 0, 0], [0, 1, 0, 0], *uniform], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+        assert silent.verdict == "no collapse, but no exploration is left"
+        assert "move the next token by 0.001 nats" in self.verdict(uniform, uniform, kl=0.008).reasons[0]
+        idle = self.verdict(uniform, uniform, changed=0.0)
+        assert (idle.verdict, idle.acting) == ("collapse", 0) and "0 of 4 active codes" in idle.reasons[0]
+        assert self.verdict(uniform, uniform, agree=0.995).distinct == 1
+        assert self.verdict(uniform, uniform, agree=0.98).distinct == 4
+
 
 def test_records_become_plain_data():
     estimate = IntervalEstimate(mean=0.123456789, low=-1.0, high=2.0)
-    code = Code(usage=0.5, uses=3, token_entropy=0.0, health="alive", advantage=None, gain=estimate)
+    code = Code(usage=0.5, uses=3, token_entropy=0.0, health="active", advantage=None, gain=estimate)
     found = as_data(code)
     assert found["gain"] == {"mean": 0.1235, "low": -1.0, "high": 2.0}
     assert found["shifts"] == [] and found["advantage"] is None

@@ -12,7 +12,7 @@ function compareView() {
       tiles([
         ["training reward, first and last 10 updates", `${fixed(run.summary.reward_first)} \u2192 ${fixed(run.summary.reward_last)}`],
         ["code perplexity of all training rollouts", fixed(run.summary.perplexity, 1)],
-        ["active codes", run.codes.filter((c) => c.health === "alive").length],
+        ["active codes", run.codes.filter((c) => c.health === "active").length],
         ["gain along the path", run.summary.gain ? signed(run.summary.gain.mean) : "\u2013"],
         ...run.summary.evaluation.map(([variant, value]) => [`held-out success, ${variant}`, fixed(value)]),
       ]),
@@ -45,7 +45,7 @@ function compareView() {
             "(overlap of the tokens they produced in rollouts).",
     ),
     table(
-      "Codes of A and their likes in B",
+      "Matched codes",
       [
         { name: "A", cell: (k) => codeLink(k, { run: 0 }), value: (k) => k },
         { name: "top tokens", cell: (k) => writes(a, a.codes[k]) },

@@ -24,7 +24,13 @@ function facts(data) {
     ["training reward, first and last 10 updates", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
     ["training success, first and last 10 updates", `${fixed(s.success_first)} \u2192 ${fixed(s.success_last)}`],
     ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
-    ["active codes in training rollouts", `${data.codes.filter((c) => c.health === "alive").length} of ${s.num_actions}`],
+    ["active codes in training rollouts", `${data.codes.filter((c) => c.health === "active").length} of ${s.num_actions}`],
+    ...(s.collapse
+      ? [
+          ["active codes that change the top token", `${s.collapse.acting} of ${s.collapse.active}`],
+          ["codebook after RL", s.collapse.verdict],
+        ]
+      : []),
     ["code perplexity of all training rollouts", fixed(s.perplexity, 1)],
     ...(s.turns > 1 ? [["turns of an episode, mean", fixed(s.turns, 1)]] : []),
     ["rollouts read", `${s.rollouts} of ${s.stored}`],
@@ -64,7 +70,7 @@ function gainView({ data }) {
         { name: "", cell: (k) => middleBar(data.codes[k].gain.mean, most) },
         { name: "95 % interval", cell: (k) => `${signed(data.codes[k].gain.low, 4)} to ${signed(data.codes[k].gain.high, 4)}` },
         {
-          name: "of all",
+          name: "share of the gain",
           number: true,
           cell: (k) => (Math.abs(s.gain.mean) > READ_SUM ? percent(data.codes[k].gain.mean / s.gain.mean, 0) : "\u2013"),
           value: (k) => data.codes[k].gain.mean,
@@ -119,8 +125,9 @@ function gainInWords(data, order) {
               ]),
             ".",
           ]
-        : "No code has a part that is surely above 0.",
+        : "No code contributes significantly (95 % CI above 0).",
     ),
+    s.measured && el("p", {}, reconciled(s)),
     el(
       "p",
       { class: "soft" },
@@ -128,6 +135,17 @@ function gainInWords(data, order) {
         "Intervals are at 95 %, one code at a time; about one code in twenty lies outside of its interval at random.",
     ),
   ];
+}
+
+// The sum of the parts beside what the evaluation measured: how far they are apart, and whether that is more than chance.
+function reconciled({ gain, measured, measured_prompts: prompts }) {
+  const rest = measured.mean - gain.mean,
+    half = Math.hypot(measured.high - measured.low, gain.high - gain.low) / 2;
+  return (
+    `The evaluation measured ${signed(measured.mean)} (${signed(measured.low)} to ${signed(measured.high)}) on ${prompts} held-out prompts, sampled. ` +
+    `The parts leave ${signed(rest)} of it unexplained, ` +
+    (Math.abs(rest) <= half ? `within the ${fixed(half)} that both intervals allow.` : `more than the ${fixed(half)} that both intervals allow: go by the evaluation, and by the parts for their order only.`)
+  );
 }
 
 function gainByPosition(data) {
@@ -185,6 +203,7 @@ function codesView({ data, code }) {
         value: (k) => data.codes[k].token_entropy,
       },
       { name: "strength", number: true, cell: (k) => fixed(data.codes[k].strength, 2), value: (k) => data.codes[k].strength },
+      { name: "changes the top token", number: true, cell: (k) => percent(data.codes[k].acts, 0), value: (k) => data.codes[k].acts },
       { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
       { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
     ],
@@ -199,10 +218,25 @@ function codesView({ data, code }) {
       "p",
       { class: "soft" },
       "Usage is the share of all choices. Strength: how far the code moves the next token away from the mixture of codes that the policy " +
-        "had before reinforcement learning (KL, nats). Alive: used more than a tenth of an even share.",
+        "had before reinforcement learning (KL, nats). Active: used more than a tenth of an even share; an active code may do nothing: " +
+        "the share of its states in which it changes the top token says so.",
     ),
     all,
   ];
+}
+
+function nearest(data, k) {
+  const side = (tokens) => (tokens.length ? tokens.map(([t, p], i) => [i ? ", " : "", words(data, [t]), ` ${signed(100 * p, 1)} pp`]) : "\u2013");
+  return table(
+    "Nearest codes, and what tells them apart",
+    [
+      { name: "code", cell: (n) => codeLink(n.code) },
+      { name: "same top token", number: true, cell: (n) => percent(n.agreement, 0) },
+      { name: `code ${k} makes likelier`, cell: (n) => side(n.more) },
+      { name: "the other one makes likelier", cell: (n) => side(n.less) },
+    ],
+    data.codes[k].near,
+  );
 }
 
 function codeDetail(data, k) {
@@ -230,6 +264,7 @@ function codeDetail(data, k) {
       ["entropy of its tokens", `${fixed(c.token_entropy, 2)} nats`],
       ["mean advantage", fixed(c.advantage)],
       ["strength", c.strength === null ? "\u2013" : `${fixed(c.strength, 2)} nats`],
+      ["changes the top token", `${percent(c.acts, 0)} of its states`],
       ...(c.gain
         ? [
             ["P(code) before \u2192 after RL", `${percent(c.before)} \u2192 ${percent(c.after)}`],
@@ -294,6 +329,7 @@ function codeDetail(data, k) {
       el("div", {}, el("h3", {}, "Its n-grams in better rollouts"), grams("More reward than the mean of the group", c.better)),
       el("div", {}, el("h3", {}, "Its n-grams in worse rollouts"), grams("Less reward than the mean of the group", c.worse)),
     ),
+    c.near.length ? nearest(data, k) : null,
     el(
       "div",
       { class: "columns" },

@@ -1,17 +1,41 @@
 // Codes over training, where they are chosen, and the policy before and after RL.
 
+function collapseInWords({ collapse: c, num_actions: n }) {
+  const row = (measure, before, after) => ({ measure, before, after });
+  return [
+    el("h3", {}, `Did RL collapse the codebook? ${c.verdict[0].toUpperCase()}${c.verdict.slice(1)}`),
+    c.reasons.length ? el("p", {}, c.reasons.join("; "), ".") : null,
+    table(
+      "Both policies at the same choices, codes at their probed states",
+      [
+        { name: "measure", cell: (r) => r.measure },
+        { name: "before RL", number: true, cell: (r) => r.before },
+        { name: "after RL", number: true, cell: (r) => r.after },
+      ],
+      [
+        row("effective codes altogether: exp(marginal entropy)", ...c.marginal.map((x) => fixed(x, 1))),
+        row("effective codes open in a state: exp(mean entropy)", ...c.state.map((x) => fixed(x, 2))),
+        row(`active codes of ${n}`, "", c.active),
+        row("of these, change the top token somewhere", "", c.acting),
+        row("of these, left when near-duplicates (same top token in 99 % of the states) count once", "", c.distinct),
+        row("strength: KL(token | code, mixture before RL), nats", "", fixed(c.strength, 2)),
+      ],
+    ),
+  ];
+}
+
 function trainingView({ data }) {
   const t = data.training,
     order = ranked(data, (c) => c.usage),
     final = t.perplexity[t.perplexity.length - 1];
   return [
     title("Codes over training"),
+    data.summary.collapse ? collapseInWords(data.summary) : null,
     el(
       "p",
       {},
-      `Code perplexity, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(final, 1)} ` +
-        `of ${data.summary.num_actions}. ` +
-        (final < t.perplexity[0] / 4 ? "That is a collapse: less than a quarter is left." : "A collapse would show as a fall towards 1."),
+      `Code perplexity of an update's rollouts, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(final, 1)} ` +
+        `of ${data.summary.num_actions}.`,
     ),
     el(
       "div",

@@ -1,0 +1,56 @@
+"""The verdict on collapse: has reinforcement learning left few codes in use, few that do something, or many that are
+the same?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.pages.explorer.counts import entropy
+from pipeline.pages.explorer.reading import Effects, Read
+from pipeline.pages.explorer.records import Collapse
+
+LEFT, OPEN, WEAK, ACTING, SAME = 0.25, 1.05, 0.01, 0.5, 0.99
+"""Bounds: the share of the effective codes that is left; codes open in a state; nats; the share of active codes that
+change a top token; the share of states at which two codes with the same top token count as one."""
+
+
+def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
+    """Of the policies at the choices that were read and the codes at the states that were probed."""
+    marginal, state = (
+        tuple(float(np.exp(number(p))) for p in (found.before, found.after))
+        for number in (lambda p: entropy(p.mean(0)), lambda p: entropy(p).mean())
+    )
+    active = [k for k, health in enumerate(healths) if health == "active"]
+    acting = sum(bool(sums.acts(k)) for k in active)
+    strength = float(sums.kl.sum() / sums.counts.sum()) if sums.counts.sum() else None
+    reasons = []
+    if marginal[1] < LEFT * marginal[0]:
+        reasons.append(f"the policy uses {marginal[1]:.1f} codes altogether, {marginal[0]:.1f} before RL")
+    if state[1] < OPEN < state[0]:
+        reasons.append(f"in a state {state[1]:.2f} codes are open, {state[0]:.2f} before RL: exploration has ended")
+    if strength is not None and strength < WEAK:
+        reasons.append(f"codes move the next token by {strength:.2g} nats")
+    if acting < ACTING * len(active):
+        reasons.append(f"{acting} of {len(active)} active codes change a top token")
+    collapsed = any(not reason.endswith("ended") for reason in reasons)
+    verdict = "collapse" if collapsed else "no collapse, but no exploration is left" if reasons else "no collapse"
+    return Collapse(
+        marginal=marginal,  # type: ignore[arg-type]
+        state=state,  # type: ignore[arg-type]
+        strength=strength,
+        active=len(active),
+        acting=acting,
+        distinct=distinct(active, sums.agree.cpu().numpy() / max(1, sums.states)),
+        verdict=verdict,
+        reasons=tuple(reasons),
+    )
+
+
+def distinct(codes: list[int], agreement: np.ndarray) -> int:
+    """How many of ``codes`` are left when each one that is the same as an earlier one is dropped: ``agreement`` [N, N]
+    of ``SAME`` and more."""
+    kept: list[int] = []
+    for code in codes:
+        if not any(agreement[code, other] >= SAME for other in kept):
+            kept.append(code)
+    return len(kept)
