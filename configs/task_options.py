@@ -16,6 +16,7 @@ TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
     "gsm8k": ((None, "path"), *_JUDGING),
     "math500": ((None, "path"), (None, "train"), *_JUDGING),
     "gateway": ((None, "program"), (None, "path"), (None, "heldout_path")),
+    "verifiers": ((None, "python"), (None, "folder")),
 }
 """Options that hold a path, by task (of ``gateway/...`` by what stands before the slash): the section of the options it
 stands in, and its key."""
