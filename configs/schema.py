@@ -54,7 +54,8 @@ class TaskConfig(Section):
     generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a
     ``mixture`` of these (docs/tasks.md); or an environment that is played in turns (docs/agents.md):
     ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
-    ``environment/<module>:<class>`` for your own; or an agent program (docs/gateway.md): ``gateway/<name>``."""
+    ``environment/<module>:<class>`` for your own; or an agent program (docs/gateway.md): ``gateway/<name>``,
+    ``verifiers/<taskset>``."""
     options: dict[str, object] = Field(default_factory=dict)
     """Arguments of the task, e.g. ``{numbers: 3}`` or a reasoning-gym dataset's own settings."""
     shots: NonNegativeInt = 0

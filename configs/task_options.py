@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-_JUDGING = (("python", "path"), ("preference", "model"))
+_JUDGING = (("python", "path"), ("preference", "model"), ("judge", "cache"))
 _FILES = ((None, "path"), (None, "heldout_path"), (None, "shots_path"), *_JUDGING)
 TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
     **dict.fromkeys(("rows", "jsonl", "parquet"), _FILES),
@@ -16,6 +16,7 @@ TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
     "gsm8k": ((None, "path"), *_JUDGING),
     "math500": ((None, "path"), (None, "train"), *_JUDGING),
     "gateway": ((None, "program"), (None, "path"), (None, "heldout_path")),
+    "verifiers": ((None, "python"), (None, "folder")),
 }
 """Options that hold a path, by task (of ``gateway/...`` by what stands before the slash): the section of the options it
 stands in, and its key."""
@@ -41,13 +42,18 @@ def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
 
 def preferences(task: Any) -> Iterator[dict[str, Any]]:
     """The ``preference`` section of a raw task, and of each of a mixture's members that has one."""
+    yield from sections(task, "preference")
+
+
+def sections(task: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The section of this name among a raw task's options, and among those of each of a mixture's members."""
     options = task.get("options") if isinstance(task, dict) else None
     if not isinstance(options, dict):
         return
     for member in _members(task, options):
-        yield from preferences(member)
-    if isinstance(options.get("preference"), dict):
-        yield options["preference"]
+        yield from sections(member, name)
+    if isinstance(options.get(name), dict):
+        yield options[name]
 
 
 def reward_actors(task: Any, resource: str) -> float:

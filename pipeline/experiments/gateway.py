@@ -18,7 +18,7 @@ from pipeline.rl.heldout import heldout_requests
 from pipeline.runs.layout import CONFIG
 from pipeline.serving.export import find
 from pipeline.stages.play import players
-from rollout_workers.gateway.task import KIND, GatewayTask
+from rollout_workers.gateway.task import KINDS, GatewayTask
 from rollout_workers.rollouts import HostSpec, Rollout
 from rollout_workers.tasks import build_task
 
@@ -82,9 +82,9 @@ def play_program(
 def gateway_config(config: RunConfig, program: Path | None) -> RunConfig:
     """The run's config with ``program`` as its task; ``ValueError`` where neither it nor the config names one."""
     if program is not None:
-        task = TaskConfig(name=f"{KIND}/{program.stem}", options={"program": str(program.absolute())})
+        task = TaskConfig(name=f"{KINDS[0]}/{program.stem}", options={"program": str(program.absolute())})
         return config.model_copy(update={"task": task})
-    if config.task.name.partition("/")[0] != KIND:
+    if config.task.name.partition("/")[0] not in KINDS:
         raise ValueError(f"the run's task is {config.task.name}, no agent program; name one with --program FILE")
     return config
 

@@ -130,9 +130,9 @@ class Ledger:
         self.pending: list[Attempt] = []
         self._flushed = 0
 
-    def begin(self, version: int, skipped: Sequence[str] = ()) -> str:
+    def begin(self, version: int, skipped: Sequence[str] = (), *, reward_hash: str = "") -> str:
         """The stage starts at policy ``version``, past the checkpoints ``skipped``; rows of later updates are set
-        aside.
+        aside. ``reward_hash`` names the definition that rewards follow from now on (task, verifier or judge, weights).
 
         Returns what was wrong with the list of earlier starts; "" when nothing was.
         """
@@ -151,6 +151,7 @@ class Ledger:
                 aside.mkdir(parents=True, exist_ok=True)
                 os.replace(path, aside / path.name)
         line = {"start": number, "version": version, "time": round(time.time(), 3), "skipped": list(skipped)}
+        line |= {"reward_hash": reward_hash} if reward_hash else {}
         with (self.folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(checksummed_jsonl.line(line))
             file.flush()

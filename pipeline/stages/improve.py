@@ -42,6 +42,7 @@ from pipeline.stages.token_checkpoint import token_start, write_info
 from pipeline.storage import checkpoints
 from pipeline.tracking.provenance import circumstances
 from rollout_workers.rollouts import HostSpec, Rollout
+from rollout_workers.tasks.rewards import reward_hash
 
 TOKEN_READS = {"last_blocks": "late", "steering": "late", "added_blocks": "final", "mlp": "final", "all": "tokens"}
 LEARNER_METRICS = (
@@ -218,7 +219,8 @@ class ImproveStage:
                 log.restore(found / METRICS)
         ledger = Ledger(self.context.run_dir, stage)
         replay = replay_actor(self.context, stage) if self.context.config.replay.enabled else None
-        wrong = ledger.begin(algorithm.policy.version, skipped)
+        definition = reward_hash(self.context.config.task, self.context.config.reward)
+        wrong = ledger.begin(algorithm.policy.version, skipped, reward_hash=definition)
         records = Records(ledger=ledger, replay=replay, quarantine=partial(quarantine, self.context, stage))
         algorithm.attach(records, read(self.context.run_dir, stage).attempts if self.improve.curriculum < 1 else ())
         if wrong:

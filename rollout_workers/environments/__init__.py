@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from rollout_workers.environments.agent_programs import AgentPrograms
+from rollout_workers.environments.agent_programs import AgentPrograms, VerifiersPrograms
 from rollout_workers.environments.alfworld import Alfworld
 from rollout_workers.environments.gymnasium import GymnasiumText
 from rollout_workers.environments.protocol import Environment, Episode, Family, Step
@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, Callable[..., Family]] = {
     "gymnasium": GymnasiumText,
     "environment": _imported,
     "gateway": AgentPrograms,
+    "verifiers": VerifiersPrograms,
 }
 COMMON = ("slip",)
 """Options of all agents' tasks, which ``AgentTask`` keeps to itself."""

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rollout_workers.environments.protocol import Environment, Episode
 from rollout_workers.lazy_sequence import LazySequence
 
+ADAPTER = Path(__file__).resolve().parents[1] / "gateway" / "verifiers_adapter.py"
+_AGENT = {"runtime": {"type": "subprocess"}, "harness": {"id": "latent_control_here"}}
+"""How an environment's agent runs where ``env.agent`` does not say: the chat loop, beside the adapter."""
 LARGEST_EPISODE = 64 << 10
 """Bytes of a line of ``path``: it is given to the program as an environment variable."""
 
@@ -74,6 +77,55 @@ class AgentPrograms:
     def make(self) -> Environment:
         """There is no world here."""
         raise ValueError("an agent program is played by the gateway, not step by step")
+
+
+class VerifiersPrograms(AgentPrograms):
+    """``verifiers/<taskset>``: an environment of Prime's ``verifiers`` (0.4). Options: ``python``, the interpreter of
+    an environment that has the package and the taskset; ``folder`` of a taskset that is not installed; ``env``, the
+    environment's own config; ``success_at``; and of ``gateway`` ``train``, ``heldout`` (the taskset's first tasks, and
+    those behind them), ``seconds``, ``parallel``, ``variables``.
+
+    Raises:
+        ValueError: an option's value is impossible.
+    """
+
+    def __init__(
+        self,
+        which: str,
+        python: str = "",
+        folder: str | None = None,
+        env: Mapping[str, object] | None = None,
+        success_at: float = 1.0,
+        train: int = 1000,
+        heldout: int = 200,
+        seconds: float = 600.0,
+        parallel: int = 4,
+        variables: Sequence[str] = (),
+    ) -> None:
+        if not python or shutil.which(python) is None:
+            raise ValueError(
+                f"task.options.python is {python!r}, no program; name the interpreter that has verifiers, e.g. "
+                "python: venv-verifiers/bin/python"
+            )
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"task.options.folder: {folder} is no folder; name the one that has the taskset")
+        if not isinstance(env or {}, Mapping):
+            raise ValueError(f"task.options.env is {env!r:.80}; give a mapping, as verifiers' own [env] block")
+        given = dict(env or {})
+        given["taskset"] = {**dict(given.get("taskset") or {}), "id": which}  # type: ignore[call-overload]
+        given.setdefault("agent", _AGENT)
+        asked = {"env": given, "train": int(train), "folder": folder, "success_at": success_at}
+        super().__init__(
+            which,
+            program=str(ADAPTER),
+            interpreter=python,
+            arguments=[json.dumps(asked)],
+            train=train,
+            heldout=heldout,
+            seconds=seconds,
+            parallel=parallel,
+            variables=variables,
+        )
 
 
 def _rows(option: str, path: str | None) -> list[Episode] | None:

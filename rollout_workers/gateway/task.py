@@ -9,7 +9,7 @@ from rollout_workers.environments.agent_programs import AgentPrograms
 from rollout_workers.tasks.environment_task import AgentTask
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split
 
-KIND = "gateway"
+KINDS = ("gateway", "verifiers")
 
 
 class GatewayTask(AgentTask):

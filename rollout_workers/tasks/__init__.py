@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from configs.schema import TaskConfig
 from rollout_workers.environments import FAMILIES
-from rollout_workers.gateway.task import KIND, GatewayTask
+from rollout_workers.gateway.task import KINDS, GatewayTask
 from rollout_workers.tasks.countdown import Countdown, countdown_options
 from rollout_workers.tasks.dataset_rows import build_rows
 from rollout_workers.tasks.environment_task import AgentTask, EpisodeTask
@@ -69,7 +69,7 @@ def _named(config: TaskConfig) -> Task:
             raise ValueError(
                 f"task.shots is {config.shots}, but {family} has no few-shot examples; set task.shots to 0"
             )
-        return (GatewayTask if family == KIND else AgentTask)(config.name, config.options)
+        return (GatewayTask if family in KINDS else AgentTask)(config.name, config.options)
     known = (*TASKS, "reasoning_gym/<dataset>", *(f"{name}/<which>" for name in FAMILIES))
     near = difflib.get_close_matches(family, [name.partition("/")[0] for name in known], n=1, cutoff=0.5)
     hint = "".join(f"did you mean {name!r}? " for name in known if near and name.partition("/")[0] == near[0])

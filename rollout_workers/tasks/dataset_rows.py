@@ -34,7 +34,7 @@ from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_o
 from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
 from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
-from rollout_workers.tasks.scorer_options import NO_ANSWER, Limits, Preference, Python, Verifier
+from rollout_workers.tasks.scorer_options import NO_ANSWER, Judge, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, build_scorer
 from rollout_workers.tasks.verifiers import answer_problem
 
@@ -52,10 +52,12 @@ class Judging(Section):
     """What the model is given, ``{prompt}`` standing for the row's prompt."""
     verifier: Verifier = "exact"
     """``exact`` (but for blanks and case), ``number`` (the last one), ``contains`` (as whole words), ``regex`` (the
-    answer is one), ``math`` (math-verify), ``python`` (a function of your own) or ``preference`` (a reward model)."""
+    answer is one), ``math`` (math-verify), ``python`` (a function of your own), ``preference`` (a reward model) or
+    ``judge`` (a language model)."""
     limits: Limits = Limits()
     python: Python | None = None
     preference: Preference | None = None
+    judge: Judge | None = None
 
     def scorer(self) -> Scorer:
         """What judges; ``ValueError`` for sections that do not fit the verifier."""
@@ -63,7 +65,7 @@ class Judging(Section):
             raise ValueError(
                 f"task.options.template is {self.template!r:.80} without {{prompt}}; write it where the prompt goes"
             )
-        return build_scorer(self.verifier, self.limits, self.python, self.preference)
+        return build_scorer(self.verifier, self.limits, self.python, self.preference, self.judge)
 
 
 class RowsOptions(Judging):
@@ -78,7 +80,7 @@ class RowsOptions(Judging):
     lists."""
     answer: str = "answer"
     """Key of the answer: a text, a number, a truth value, a date, a list of answers that are all right, or a list of
-    messages that ends with the assistant's; verifiers ``python`` and ``preference`` do without."""
+    messages that ends with the assistant's; verifiers ``python``, ``preference`` and ``judge`` do without."""
     response: str | None = None
     """Key of the text to train on; ``null``: the answer, the first of several."""
     heldout_share: OpenShare = 0.2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import Reward, TaskConfig
-from configs.task_options import task_paths
+from configs.task_options import sections, task_paths
 from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_all
 
 GENERIC = ("length", "stop")
@@ -20,6 +20,8 @@ itself."""
 OVERLONG = "overlong"
 """The part that ``reward.overlong_share`` adds."""
 _SMALL = 2**20
+NO_DEFINITION = {"base_url", "budget", "cache", "key_variable", "retries", "seconds", "parallel"}
+"""Options of a judge that say how it is reached, not what it says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,9 @@ def reward_hash(task: TaskConfig, reward: Reward) -> str:
     takes too long.
     """
     named = copy.deepcopy({"name": task.name, "options": task.options})
+    for judge in sections(named, "judge"):
+        for name in NO_DEFINITION & judge.keys():
+            del judge[name]
     for options, key, _ in task_paths(named):
         options[key] = _content(Path(str(options[key])))
     definition: dict[str, object] = {"task": task.name, "options": named["options"], "weights": reward.weights}

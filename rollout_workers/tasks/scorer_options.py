@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from configs.schema import PathStr, Section
+from configs.schema import PathStr, Section, Share
 
-Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference"]
-NO_ANSWER = ("python", "preference")
+Verifier = Literal["exact", "number", "contains", "regex", "math", "python", "preference", "judge"]
+NO_ANSWER = ("python", "preference", "judge")
 """Verifiers whose rows need no answer."""
 
 
@@ -66,3 +66,47 @@ class Preference(Section):
     """Wrap prompt and response in the model's chat template; ``null``: as it was trained, else not."""
     timeout_seconds: PositiveFloat = 600.0
     """A batch that takes longer fails."""
+
+
+class Judge(Section):
+    """A language model that judges, behind an OpenAI endpoint (docs/judges.md)."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    """The endpoint, e.g. ``http://127.0.0.1:8000/v1``."""
+    model: str
+    """Its name there."""
+    kind: Literal["rubric", "pairwise"] = "rubric"
+    """``rubric``: a score; ``pairwise``: against the row's answer, in both orders."""
+    rubric: str = "Is the answer right, complete and to the point?"
+    """What counts, in words."""
+    template: str | None = None
+    """What it is asked, with ``{prompt}``, ``{answer}``, ``{rubric}``, ``{best}`` and ``{response}`` (``pairwise``:
+    ``{first}``, ``{second}``); ``null``: ours."""
+    best: PositiveInt = 10
+    """The highest score of ``rubric``; the reward is the score's share of it."""
+    votes: PositiveInt = 1
+    """Verdicts on one response (``pairwise``: in each order), of different seeds; ``temperature`` lets them differ."""
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 64
+    """Of its reply."""
+    structured: bool = True
+    """Bind its reply to a JSON schema (``response_format``); ``false`` for endpoints without."""
+    success_at: Share = 0.5
+    """A response succeeds with at least this reward."""
+    heldout_verifier: Literal["exact", "number", "contains"] | None = None
+    """Says what a success is in the judge's place, and is never rewarded; ``null``: the judge does."""
+    budget: PositiveInt | None = None
+    """Requests at most, over all workers and starts that share ``cache``; one more is the failure ``judge_budget``."""
+    cache: PathStr | None = None
+    """A SQLite file with its answers by the hash of what was asked, made where there is none; ``null``: each worker's
+    memory."""
+    key_variable: str | None = None
+    """Name of the environment variable with its API key."""
+    retries: NonNegativeInt = 4
+    """After connection errors, 408, 409, 429 and 5xx, with exponential back-off."""
+    seconds: PositiveFloat = 60.0
+    """For one reply."""
+    parallel: PositiveInt = 8
+    """Requests at once of each worker."""
+    longest: PositiveInt = 8000
+    """Characters of a response that it is shown."""

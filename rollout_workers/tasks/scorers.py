@@ -1,4 +1,4 @@
-"""What judges the answers to rows: a verifier, a Python function of the user's, or a preference reward model."""
+"""What judges the answers to rows: a verifier, a Python function of the user's, a reward model, or a language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rollout_workers.tasks.protocol import Failure, Score
 from rollout_workers.tasks.rewards import GENERIC
 from rollout_workers.tasks.row_files import EXTRA, Row, near
 from rollout_workers.tasks.sandbox import Function, Isolation
-from rollout_workers.tasks.scorer_options import Limits, Preference, Python, Verifier
+from rollout_workers.tasks.scorer_options import Judge, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
@@ -215,23 +215,40 @@ class Preferred:
         return Score(reward=reward, success=success, parts={"success": float(success), "score": score})
 
 
-def build_scorer(verifier: Verifier, limits: Limits, python: Python | None, preference: Preference | None) -> Scorer:
+def build_scorer(
+    verifier: Verifier,
+    limits: Limits,
+    python: Python | None = None,
+    preference: Preference | None = None,
+    judge: Judge | None = None,
+) -> Scorer:
     """The scorer that options name; ``ValueError`` when a section of theirs or a package is missing."""
-    _require_sections(verifier, python, preference)
+    _require_sections(verifier, {"python": python, "preference": preference, "judge": judge})
     if verifier == "math" and find_spec("math_verify") is None:
         raise ValueError(f"task.options.verifier math needs the package math-verify, which is not installed; {EXTRA}")
     if python is not None:
         return Own(python, limits)
     if preference is not None:
         return Preferred(preference)
+    if judge is not None:
+        from rollout_workers.judges.judge import Judged
+
+        return Judged(judge)
     if verifier in ("regex", "math"):
         return Regex(limits) if verifier == "regex" else Maths(limits)
     return Verified(verifier)
 
 
-def _require_sections(verifier: Verifier, python: Python | None, preference: Preference | None) -> None:
-    for name, section in (("python", python), ("preference", preference)):
-        example = {"python": "{path: reward.py}", "preference": "{model: FOLDER}"}[name]
+_EXAMPLES = {
+    "python": "{path: reward.py}",
+    "preference": "{model: FOLDER}",
+    "judge": "{base_url: http://127.0.0.1:8000/v1, model: NAME}",
+}
+
+
+def _require_sections(verifier: Verifier, sections: Mapping[str, object]) -> None:
+    for name, section in sections.items():
+        example = _EXAMPLES[name]
         if verifier == name and section is None:
             raise ValueError(
                 f"task.options.verifier is {name}, but task.options.{name} is missing; e.g. {name}: {example}"

@@ -38,13 +38,8 @@ from pipeline.pages.explorer.why import Explainer, to_explain
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import EVALUATION, METRICS, stage_record
 from pipeline.runs.metrics_log import ends, series
-<<<<<<< HEAD
-from pipeline.runs.stage_table import IMPROVE
-from rollout_workers.tasks import EpisodeTask, Task, build_task
-=======
 from pipeline.runs.stage_table import IMPROVE, MAKERS, behind
-from rollout_workers.tasks import AgentTask, Task, build_task
->>>>>>> live28
+from rollout_workers.tasks import EpisodeTask, Task, build_task
 
 TOKENS_SHOWN, PROMPT_CHARACTERS, PROMPTS_CHARACTERS = 150_000, 4000, 600_000
 """Of the rollouts, of the end of each prompt, and of all prompts: the page stays below 5 MB."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -217,3 +218,23 @@ def test_a_task_of_a_program(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no demonstrations; train on texts, on rollouts"):
         task.demonstrations("train")
     assert "judged by its program" in task.score(task.prompts("train")[0], "").message  # type: ignore[union-attr]
+
+
+# -- Prime's verifiers, in an environment of its own -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "VERIFIERS_PYTHON" not in os.environ, reason="VERIFIERS_PYTHON names the interpreter of an environment with it"
+)
+def test_an_environment_of_verifiers_plays(played: Callable[..., list[Rollout]]) -> None:
+    options = {"python": os.environ["VERIFIERS_PYTHON"], "folder": str(SUPPORT / "verifiers_tasksets"), "parallel": 2}
+    found = played(
+        TaskConfig(name="verifiers/even_numbers", options=options),
+        {"max_tokens": 200},
+        prompt_indices=(0, 1),
+        seeds=(1, 1),
+        group_size=1,
+    )
+    assert [one.failure for one in found] == [None, None]
+    assert all(one.new_tokens > 0 and 0 <= one.reward <= 1 for one in found)  # type: ignore[operator]
