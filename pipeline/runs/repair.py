@@ -135,6 +135,10 @@ def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
+        yield f"{prefix}, their number", len(tree)
+        for place, item in enumerate(tree):
+            yield from _flat(item, f"{prefix}[{place}]")
     else:
         yield prefix, tree
 
