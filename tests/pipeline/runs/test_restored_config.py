@@ -4,7 +4,9 @@ never stand in a config that is used. Oracle: the file as it was written."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,16 +98,41 @@ def test_a_copy_without_its_secrets_is_not_used(tmp_path: Path, uri: str) -> Non
     Tracker(off, tmp_path, group="g").close()
 
 
+def finished_stage(folder: Path, name: str, config: str, recorded: Mapping[str, Any]) -> None:
+    """A run of ``config`` whose stage ``name`` ended, with these settings in its result."""
+    (folder / CONFIG).write_text(config)
+    info = {"stage": name, "config": {"seed": 0, **recorded}}
+    result = folder / CHECKPOINTS / name
+    checkpoints.write(result, files=lambda staging: (staging / "policy").write_text("") and None, info=info)
+    (folder / stage_record(name)).parent.mkdir()
+    (folder / stage_record(name)).write_text("{}")
+
+
 @pytest.mark.parametrize(("now", "said"), [("4", ""), ("8", "improve.equivalent_codes: 4 before, 8 now")])
 def test_keys_that_had_old_names_are_compared_by_the_new_ones(tmp_path: Path, now: str, said: str) -> None:
     """Config and result of a run of the version that wrote ``improve.aliases``."""
     sections = "base: {model: m}\nactions: {}\nclone: {}\nimprove: {aliases: %s}\nevaluation: null\n"
-    (tmp_path / CONFIG).write_text(sections % now)
-    info = {"stage": "improve", "config": {"seed": 0, "improve": {"aliases": 4, "updates": 150}}}
-    result = tmp_path / CHECKPOINTS / "improve"
-    checkpoints.write(result, files=lambda staging: (staging / "policy").write_text("") and None, info=info)
-    (tmp_path / stage_record("improve")).parent.mkdir()
-    (tmp_path / stage_record("improve")).write_text("{}")
+    finished_stage(tmp_path, "improve", sections % now, {"improve": {"aliases": 4, "updates": 150}})
+    if not said:
+        mend(tmp_path, restore_config=False)
+        return
+    with pytest.raises(ValueError, match=re.escape(said)):
+        mend(tmp_path, restore_config=False)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ("{kind: text, path: a.txt}", ""),
+        ("{kind: text, path: a.txt, weight: 2}", "actions.data[0].weight: 1.0 before, 2.0 now"),
+        ("{kind: text, path: a.txt}, {kind: task}", "actions.data, their number: 1 before, 2 now"),
+    ],
+)
+def test_an_option_that_a_later_version_adds_inside_a_list_is_no_change(tmp_path: Path, now: str, said: str) -> None:
+    """The result knows neither ``column`` nor ``min_reward`` of its data."""
+    recorded = {"actions": {"data": [{"kind": "text", "path": "a.txt", "weight": 1.0}]}}
+    config = f"base: {{model: m}}\nactions: {{data: [{now}]}}\nclone: {{}}\nevaluation: null\n"
+    finished_stage(tmp_path, "actions", config, recorded)
     if not said:
         mend(tmp_path, restore_config=False)
         return
