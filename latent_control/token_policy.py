@@ -127,7 +127,7 @@ def _steered(stack: DecoderStack) -> DecoderStack:
     stack.requires_grad_(False)
     for layer in _last_layers(decoder_blocks(stack.decoder)[1]):
         if layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+            layer.register_parameter("bias", nn.Parameter(layer.weight.new_zeros(len(layer.weight))))
         layer.bias.requires_grad_(True)
     return stack
 

@@ -517,7 +517,6 @@ NAMED_LIKE_A_STAGE = {
     "pipeline/pages/report/examples.py": {"token_level"},
     "pipeline/preflight/init_config.py": {"clone", "improve"},
     "pipeline/rl/algorithm.py": {"improve"},
-    "pipeline/rl/config.py": {"improve"},
     "pipeline/stages/improve.py": {"improve"},
 }
 

@@ -157,7 +157,7 @@ def compare(
     ratios, reached = against(by_side[LATENT], by_side[token])
     for mode, key in MODES.items():
         pairs = zip(by_side[LATENT], by_side[token], strict=True)
-        rows.append(row(f"{LATENT} - {token}: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
+        rows.append(row(f"{LATENT} - best token: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
         for variant in ("base", "cloned"):
             gains = [
                 c.heldout[key] - b["evaluation"][variant][mode] for c, b in zip(by_side[LATENT], before, strict=True)
