@@ -1,5 +1,5 @@
-"""What reinforcement learning over codes gains when decoding greedily, which is what is served, and what it costs beside
-the alternatives.
+"""What reinforcement learning over codes gains when decoding greedily, which is what is served, and what it costs
+beside the alternatives.
 
     python benchmarks/studies/pays.py RUN ...        finished runs of configs/quickstart.yaml, one for each seed
 
