@@ -1,1 +1,2 @@
-"""Judges: language models behind any OpenAI endpoint that score responses by a rubric, or against a reference."""
+"""Models that judge responses: language models behind any OpenAI endpoint, by a rubric or against a reference, and
+preference reward models."""

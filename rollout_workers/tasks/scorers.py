@@ -19,7 +19,7 @@ from rollout_workers.tasks.scorer_options import Judge, Limits, Preference, Pyth
 from rollout_workers.tasks.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
-    from rollout_workers.tasks.reward_models import RewardModels
+    from rollout_workers.judges.reward_models import RewardModels
 
 LARGEST = 1e16
 """A part of a score that is larger is no number to learn from: squares of its advantages leave float32."""
@@ -200,7 +200,7 @@ class Preferred:
     def score(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Score | Failure]:
         """The model's score of each response, as the reward."""
         if self._models is None:
-            from rollout_workers.tasks.reward_models import RewardModels
+            from rollout_workers.judges.reward_models import RewardModels
 
             self._models = RewardModels(self.settings)
         return [self._checked(score) for score in self._models.score([str(row["prompt"]) for row in rows], texts)]

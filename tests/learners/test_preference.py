@@ -141,7 +141,7 @@ def private_ray() -> Iterator[None]:
 def test_actors_are_shared_and_score_as_this_process_does(reward_model: Path, tmp_path: Path) -> None:
     import ray
 
-    from rollout_workers.tasks.reward_models import RewardModel, reward_actor
+    from rollout_workers.judges.reward_models import RewardModel, reward_actor
 
     one, two = (task(reward_model, tmp_path, batch_size=2, cpus_per_actor=0.5) for _ in range(2))
     prompts, texts = [one.prompts("train")[i] for i in range(5)], [GOOD, BAD, "", "1 + 1 = 2", GOOD]

@@ -72,7 +72,7 @@ def config_check(**sections):
     raise ValueError("; ".join(check(RunConfig(**sections)).errors))
 
 def reward(folder):
-    from rollout_workers.tasks.reward_models import RewardModel
+    from rollout_workers.judges.reward_models import RewardModel
     from rollout_workers.tasks.scorer_options import Preference
     RewardModel(Preference(model=folder))
 
