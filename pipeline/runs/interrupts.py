@@ -15,9 +15,9 @@ from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE, LIMIT = 5.0, 8.0
+PATIENCE, LIMIT = 4.5, 7.0
 """Seconds from the signal: until an update at hand is abandoned, and until the process ends whatever it is at.
-Schedulers kill after 10 to 30 s."""
+Schedulers kill after 10 to 30 s; on a busy machine ending takes 3 s more than ``LIMIT``."""
 
 
 class Stopped(KeyboardInterrupt):
