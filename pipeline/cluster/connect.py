@@ -84,8 +84,8 @@ def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) ->
     private |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     if address == "local" and not has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in a home that may not be there
-    _start(address, private if address == "local" else {})
-    interrupts.listen_again()
+    with interrupts.through_replacement():
+        _start(address, private if address == "local" else {})
     try:
         yield
     finally:

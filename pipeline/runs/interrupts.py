@@ -15,9 +15,9 @@ from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE, LIMIT = 5.0, 8.0
+PATIENCE, LIMIT = 4.5, 7.0
 """Seconds from the signal: until an update at hand is abandoned, and until the process ends whatever it is at.
-Schedulers kill after 10 to 30 s."""
+Schedulers kill after 10 to 30 s; on a busy machine ending takes 3 s more than ``LIMIT``."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,6 +37,8 @@ class _Watch:
         self.timed = False
         """Whether a signal has come, and the time runs."""
         self.listening = False
+        self.replaced = False
+        """Whether a library may have put its own handlers in the place of this one."""
         self.asked: int | None = None
         self.saved = False
         """Whether the work that the signal ends goes on later."""
@@ -71,8 +73,8 @@ class _Watch:
         while True:
             select.select([bell], [], [])
             for number in bell.recv(64):
-                ours = number in self.handled and signal.getsignal(number) is self  # nobody else handles it for now
-                if ours:
+                by = signal.getsignal(number)  # somebody else may handle it for now
+                if number in self.handled and (by is self or (self.replaced and by is not signal.SIG_IGN)):
                     self.start_timers(number)
 
     def _again(self, number: int) -> None:
@@ -166,6 +168,22 @@ def listen_again() -> None:
         for number in _watch.handled:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _watch)
+
+
+@contextmanager
+def through_replacement() -> Iterator[None]:
+    """A block in which a library replaces the handlers (``ray.init``, for a minute on a busy machine): a signal is
+    heard all the same, and what the library's own handler raises is ``Stopped``."""
+    _watch.replaced = True
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code in _watch.handled:
+            raise Stopped(end.code) from end
+        raise
+    finally:
+        _watch.replaced = False
+        listen_again()
 
 
 def check() -> None:

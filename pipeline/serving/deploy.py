@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,9 +169,10 @@ def serve_forever(settings: ServingSettings, say: Callable[[str], None]) -> None
         ValueError: the replica or the HTTP server does not start.
     """
     try:
-        with running(settings) as address:
-            # Not before: Ray Serve puts handlers of its own there, which would end us without tidying up.
-            interrupts.listen_again()
+        with ExitStack() as stack:
+            # Ray Serve puts handlers of its own there, which would end us without tidying up.
+            with interrupts.through_replacement():
+                address = stack.enter_context(running(settings))
             say(
                 f"{settings.name} answers at {address}/v1/completions; {reach(settings.host, settings.key is not None)}"
             )

@@ -48,6 +48,14 @@ STAGES = {
         "\n    try:\n        with interrupts.at_once(): time.sleep(100)"
         "\n    except KeyboardInterrupt: raise KeyboardInterrupt"
     ),
+    "while Ray starts": (
+        "\n    with interrupts.through_replacement():"
+        "\n        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number)); time.sleep(100)"
+    ),
+    "while Ray starts, deaf in C": (
+        "\n    with interrupts.through_replacement():"
+        "\n        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number)); deaf(40)"
+    ),
     "tidying up for ever": "\n    try: time.sleep(100)\n    finally: time.sleep(100)",
 }
 

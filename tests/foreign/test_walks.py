@@ -50,6 +50,8 @@ WALKS = [
     (("dataset",), "few-shot", "instruct", "few"),
 ]
 """(rows to train on, held-out ones where they come apart), prompts, base, answers."""
+SHORTEST = (WALKS[0], WALKS[2])
+"""Those of the fast suite; nearly all of their time is imports of the Ray workers that they start."""
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %} "
     "{% endif %}{% endfor %}"
@@ -128,17 +130,7 @@ SHORT = [
 
 
 def command(*arguments: str) -> None:
-    import time
-
-    began = time.monotonic(), time.process_time()
     done = CliRunner().invoke(app, list(arguments))
-    print(
-        "TIME",
-        arguments[0],
-        round(time.monotonic() - began[0], 1),
-        round(time.process_time() - began[1], 1),
-        flush=True,
-    )
     assert done.exit_code == 0, f"latent-control {' '.join(arguments)}\n{done.output}\n{done.exception!r}"
 
 
@@ -200,8 +192,15 @@ def one_ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("which", WALKS, ids=lambda which: "-".join(["+".join(which[0]), *which[1:]]))
+def named(which: tuple[tuple[str, ...], str, str, str]) -> str:
+    kinds, *rest = which
+    return "-".join(["+".join(kinds), *rest])
+
+
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(which, id=named(which), marks=[] if which in SHORTEST else [pytest.mark.slow]) for which in WALKS],
+)
 def test_walk(
     which: tuple[tuple[str, ...], str, str, str], tmp_path: Path, one_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
