@@ -1,28 +1,33 @@
 """lm-evaluation-harness against our server: two generate-until tasks and one log-likelihood task on local files.
 
-    python benchmarks/harness.py RUN --python LM_EVAL_ENVIRONMENT/bin/python [--documents 64]
+    python benchmarks/harness.py EXPORT --python LM_EVAL_ENVIRONMENT/bin/python [--documents 64]
 
-``--python`` is an interpreter with ``lm-eval[api]``, in an environment of its own; nothing is downloaded. The documents
-are held-out countdown demonstrations; RUN is a run (or export) on countdown, e.g. of quickstart.
+``--python`` is an interpreter with ``lm-eval[api]`` and transformers, in an environment of its own; nothing is
+downloaded. The documents are held-out countdown demonstrations; EXPORT is of a run on countdown, e.g. quickstart's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
+import threading
 import time
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 import yaml
 
+from latent_control.decoding.token_scores import prompt_scores
+from latent_control.text import encode_text
+from pipeline.serving.service import Service
+from pipeline.serving.web import application
 from rollout_workers.tasks import TaskConfig, build_task
 
 FIRST = re.compile(r"(\d+ [-+*] \d+ =) (-?\d+)")
@@ -82,54 +87,60 @@ def write_tasks(folder: Path, count: int) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(about))
 
 
-def served(run: Path, port: int) -> subprocess.Popen[bytes]:
-    """Our server, once it answers."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "serve", str(run), "--name", "it", "--port", str(port)]
-    )
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read()
-            return server
-        except OSError:
-            if server.poll() is not None:
-                break
-            time.sleep(0.5)
-    server.kill()
-    raise SystemExit("the server did not start")
+@contextmanager
+def served(service: Service) -> Iterator[str]:
+    """The address of our server, which ends with the block."""
+    config = uvicorn.Config(application(service), host="127.0.0.1", port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def likelihood_gap(service: Service, samples: Path) -> float:
+    """The largest difference between a choice's log-likelihood as the harness read it, and by one pass of the model."""
+    worst = 0.0
+    for line in samples.read_text().splitlines():
+        sample = json.loads(line)
+        for arguments, (found, *_) in zip(sample["arguments"].values(), sample["resps"], strict=True):
+            context, text = arguments["arg_0"], arguments["arg_0"] + arguments["arg_1"]
+            start, ids = (encode_text(service.tokenizer, one, chat=False) for one in (context, text))
+            scores = [one for part in prompt_scores(service.latent.base, service.actor, ids, most=0) for one in part]
+            worst = max(worst, abs(sum(one.logp for one in scores[len(start) - 1 :]) - float(found[0])))
+    return worst
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("export", type=Path)
     parser.add_argument("--python", required=True)
-    parser.add_argument("--tokenizer", type=Path, help="Its folder; default: RUN, an export.")
     parser.add_argument("--documents", type=int, default=64)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, socket.socket() as taken:
+    service = Service(options.export, "it", device="cpu", slots=32)
+    with tempfile.TemporaryDirectory() as temporary, served(service) as address:
         folder = Path(temporary)
         write_tasks(folder, options.documents)
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        taken.close()
-        server = served(options.run, port)
-        try:
-            about = (
-                f"model=it,base_url=http://127.0.0.1:{port}/v1/completions,tokenizer_backend=huggingface,"
-                f"tokenizer={(options.tokenizer or options.run).absolute()},"
-                "num_concurrent=8,max_retries=3,eos_string=</s>"
-            )
-            command = [options.python, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", about]
-            command += ["--tasks", *TASKS, "--include_path", str(folder), "--output_path", str(folder / "out")]
-            subprocess.run(command, check=True, env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": temporary})
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(60)
+        about = (
+            f"model=it,base_url={address}/v1/completions,tokenizer_backend=huggingface,"
+            f"tokenizer={options.export.absolute()},num_concurrent=8,max_retries=3"
+        )
+        command = [options.python, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", about]
+        command += ["--tasks", *TASKS, "--include_path", str(folder), "--output_path", str(folder / "out")]
+        environment = {"HF_HUB_OFFLINE": "1", "PATH": os.defpath, "HOME": temporary, "OPENAI_API_KEY": "none"}
+        subprocess.run([*command, "--log_samples"], check=True, env=environment)
         (result,) = (folder / "out").rglob("results_*.json")
         scores = json.loads(result.read_text())["results"]
         for name in TASKS:
             numbers = {key: value for key, value in scores[name].items() if isinstance(value, float)}
             print(name, ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
+        (samples,) = (folder / "out").rglob("samples_countdown_results_*.jsonl")
+        print(f"log-likelihoods differ from one pass of the model by {likelihood_gap(service, samples):.1e} at most")
 
 
 if __name__ == "__main__":

@@ -91,11 +91,12 @@ def gateway_config(config: RunConfig, program: Path | None) -> RunConfig:
 
 def summed(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What came of the episodes."""
-    judged = [r for r in rollouts if r.reward is not None]
-    mean = {"success": [r.success for r in judged], "reward": [r.reward for r in judged]}
+    judged = [(float(r.success), r.reward) for r in rollouts if r.reward is not None]
+    success, reward = (sum(some) / len(judged) for some in zip(*judged, strict=True)) if judged else (None, None)
     return {
         "episodes": len(rollouts),
-        **{name: sum(map(float, some)) / len(some) if some else None for name, some in mean.items()},  # type: ignore[arg-type]
+        "success": success,
+        "reward": reward,
         "tokens": sum(r.new_tokens for r in rollouts),
         "failures": dict(Counter(r.failure for r in rollouts if r.failure is not None)),
     }

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from configs.schema import Turns
 from latent_control.text import encode_messages, encode_text, end_tokens, spoken_text
@@ -20,6 +20,7 @@ from rollout_workers.generated_row import Row
 from rollout_workers.openai_api.conversation import tools_of, turns_of, worded
 from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.keys import key_digest
+from rollout_workers.openai_api.protocol import BYTES_PER_TOKEN
 from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest
 from rollout_workers.openai_api.tool_calls import split_calls
 from rollout_workers.tasks.encoding import encode_between, encode_turns
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 CHANGED = "history_changed"
 """Kind of the failure of an episode whose calls do not go on from each other."""
+_LEAST = 65536
+"""Characters that are read however short episodes are: tools take some."""
 Told = list[dict[str, Any]] | str | list[int]
 """What a call said: messages, a text, or ids."""
 
@@ -110,13 +113,12 @@ class Session:
         if self.open is not None or self.closed:
             raise RefusedRequest("an episode's calls come one after the other: wait for the reply to the last one", 409)
         limit = min(request.limit() or self.limits.max_new_tokens, self.limits.max_new_tokens)
-        told, tools, seen = _told(request), [], None
-        if isinstance(request, ChatRequest):
-            tools = tools_of(request)
+        told = _told(request)
+        tools = tools_of(request) if isinstance(request, ChatRequest) else []
         if self.told is None:
+            seen: list[int] | None = []
             ids = self._encoded(told, tools)
             self._begin(ids, told)
-            seen = []
         else:
             seen = self._seen(told, tools)
             ids = self._encoded(told, tools) if seen is None else [*self.ids, *seen]
@@ -199,10 +201,21 @@ class Session:
             )
 
     def _encoded(self, told: Told, tools: list[dict[str, Any]]) -> list[int]:
+        size, most = len(str([told, tools])), BYTES_PER_TOKEN * self.limits.turns.max_tokens + _LEAST
+        if size > most:
+            raise RefusedRequest(
+                f"{size} characters are more than rollout.turns.max_tokens={self.limits.turns.max_tokens} can hold",
+                code="context_length_exceeded",
+            )
         if isinstance(told, str):
             return encode_text(self.tokenizer, told, chat=False)
-        if not told or isinstance(told[0], int):
-            return list(told)  # type: ignore[arg-type]
+        if not _are_turns(told):
+            ids = [one for one in told if isinstance(one, int)]
+            if wrong := [one for one in ids if not 0 <= one < len(self.tokenizer)]:
+                raise RefusedRequest(
+                    f"the prompt has the token {wrong[0]}: there are 0 to {len(self.tokenizer) - 1}", param="prompt"
+                )
+            return ids
         if not self.tokenizer.chat_template:
             raise RefusedRequest("the model's tokenizer has no chat template: use /v1/completions", param="messages")
         turns, tools = worded(told, tools, str(self.tokenizer.chat_template))  # type: ignore[arg-type]
@@ -260,7 +273,7 @@ def _told(request: ChatRequest | CompletionRequest) -> Told:
     return prompt  # type: ignore[return-value]
 
 
-def _are_turns(told: Told | None) -> bool:
+def _are_turns(told: Told | None) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(told, list) and bool(told) and isinstance(told[0], dict)
 
 

@@ -51,7 +51,7 @@ class JudgeAnswers:
 
     def spent(self) -> int:
         """Requests so far."""
-        return int(self._run("SELECT requests FROM sent")[0][0])
+        return int(str(self._run("SELECT requests FROM sent")[0][0]))
 
     def _run(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         with self._lock:

@@ -32,7 +32,7 @@ class ToolFunctions:
             bare = [one for one, about in given if about.annotation is about.empty]
             if bare:
                 raise TypeError(f"the parameter {bare[0]} of {name} has no type hint; write e.g. {bare[0]}: int")
-            self._adapters[name] = TypeAdapter(function)
+            self._adapters[name] = TypeAdapter[Any](function)  # type: ignore[arg-type]
             about = {"name": name, "description": inspect.cleandoc(function.__doc__ or "")}
             parameters = self._adapters[name].json_schema()
             self.schemas.append({"type": "function", "function": {**about, "parameters": parameters}})

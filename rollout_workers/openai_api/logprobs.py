@@ -60,16 +60,17 @@ class LogprobWording:
     """End tokens, which have no text"""
 
     def of(self, part: DecodedRow, state: ChoiceState, echo: Echo | None, length: int | None) -> dict[str, Any] | None:
-        """Of the tokens whose text the reply has (of at most ``length`` characters): not of an end token."""
+        """Of the tokens whose text the reply has (of at most ``length`` characters): not of an end token, but where the
+        reply begins with its prompt. There harnesses drop the last one, taking it for what was generated."""
         if not part.scores and (echo is None or echo.scores is None):
             return None
         listed: list[tuple[int, TokenScore | None]] = []
         if echo is not None:
             listed = [(token, score) for token, score in zip(echo.tokens, [None, *(echo.scores or ())], strict=False)]
-        own = [pair for pair in zip(part.tokens, part.scores, strict=True) if pair[0] not in self.ends]
-        entries = self._entries(
-            [*listed, *own], state, None if length is None else length + len(echo.text if echo else "")
-        )
+        every = list(zip(part.tokens, part.scores, strict=True))
+        own = every if echo is not None else [pair for pair in every if pair[0] not in self.ends]
+        most = None if length is None else length + len(echo.text if echo else "")
+        entries = self._entries([*listed, *own], state, most, prompt=len(listed))
         if self.chat:
             return {"content": [self._chat_entry(*entry) for entry in entries], "refusal": None}
         return {
@@ -80,14 +81,16 @@ class LogprobWording:
         }
 
     def _entries(
-        self, listed: Sequence[tuple[int, TokenScore | None]], state: ChoiceState, length: int | None
+        self, listed: Sequence[tuple[int, TokenScore | None]], state: ChoiceState, length: int | None, *, prompt: int
     ) -> list[tuple[str, int, int | None, int, TokenScore | None]]:
-        """Text, offset, token before, token and score of each, up to the text's end."""
+        """Text, offset, token before, token and score of each, up to the text's end; the first ``prompt`` are the
+        prompt's."""
         entries = []
-        for token, score in listed:
-            if length is not None and state.offset >= length and score is not None:
+        for place, (token, score) in enumerate(listed):
+            ends = place >= prompt and token in self.ends
+            if length is not None and state.offset >= length and score is not None and not ends:
                 break
-            text = self.texts.piece(state.last, token)
+            text = "" if ends else self.texts.piece(state.last, token)
             entries.append((text, state.offset, state.last, token, score))
             state.go_on(token, text)
         return entries

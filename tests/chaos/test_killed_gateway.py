@@ -3,17 +3,24 @@ run that was left alone."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from chaos_tools import ROOT, WORKER, Run, assert_undisturbed, running
+from chaos_tools import ROOT, WORKER, Run, assert_undisturbed, assert_whole, running
+from transformers import AutoTokenizer
+
+from latent_control import LatentActionLM
 
 pytest_plugins = ("rl_fixtures",)
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 UPDATES_HERE = 12
 PROGRAM = ROOT / "tests" / "support" / "numbers_agent.py"
+TASKSETS = ROOT / "tests" / "support" / "verifiers_tasksets"
 SETTINGS = (
     f"task={{name: gateway/numbers, options: {{program: {PROGRAM}, parallel: 8}}}}",
     "actions.data=[{kind: task, task: {name: countdown}}]",
@@ -44,3 +51,32 @@ def test_a_killed_gateway_costs_nothing_and_episodes_train(tiny_checkpoint: Path
     rewards = [record["reward"] for record in runs[1].metrics()]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
     assert not programs()
+
+
+@pytest.mark.skipif(
+    "VERIFIERS_PYTHON" not in os.environ, reason="VERIFIERS_PYTHON names the interpreter of an environment with it"
+)
+def test_64_episodes_of_a_verifiers_environment_train(
+    tiny_base: Path, tmp_path: Path, randomise: Callable[[LatentActionLM], LatentActionLM]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(base)
+    layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
+    model = randomise(LatentActionLM.from_base(base, num_actions=8, seed=1, **layers))
+    model.codebook.data *= 8
+    options = f"python: {os.environ['VERIFIERS_PYTHON']}, folder: {TASKSETS}, train: 64, heldout: 16"
+    settings = (
+        f"task={{name: verifiers/even_numbers, options: {{{options}}}}}",
+        "actions.data=[{kind: task, task: {name: countdown}}]",
+        "reward.weights={score: 1.0}",
+        "rollout.turns={max_turns: 2, max_tokens: 48}",
+    )
+    run = Run(tmp_path / "run", model.save_pretrained(tmp_path / "checkpoint"), *settings, updates=4)
+    with running(run):
+        run.start().end(seconds=1700)
+    assert_whole(run, 4)
+    stored = run.rollouts()
+    assert len(stored) == 64 and stored.failure.isna().all() and stored.reward.nunique() > 2

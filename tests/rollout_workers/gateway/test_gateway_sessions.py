@@ -132,6 +132,17 @@ def test_a_changed_history_is_named(tokenizer: Any, messages: list[Any], more: A
     assert one.calls == 2
 
 
+def test_what_cannot_be_read_is_refused(tokenizer: Any) -> None:
+    for prompt in ([5, len(tokenizer)], [-1]):
+        with pytest.raises(RefusedRequest, match=r"the prompt has the token .*: there are 0 to 258"):
+            session(tokenizer).call(CompletionRequest(prompt=prompt))
+    for prompt in (["a", "b"], [[1], [2]], "", []):
+        with pytest.raises(RefusedRequest, match="one prompt: a text, or ids"):
+            session(tokenizer).call(CompletionRequest(prompt=prompt))
+    with pytest.raises(RefusedRequest, match=r"characters are more than rollout\.turns\.max_tokens=50 can hold"):
+        session(tokenizer, max_tokens=50).call(chat({"role": "user", "content": "x" * 70000}))
+
+
 def test_one_call_at_a_time_and_rewards_after_it(tokenizer: Any) -> None:
     one = session(tokenizer, max_turns=1)
     with pytest.raises(RefusedRequest, match="a reward comes after a call"):
