@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from latent_control.text import whole_characters
+from pipeline.web.questions import Refusal
 
 _LONGEST = 1000
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
-class RefusedRequest(ValueError):
+class RefusedRequest(Refusal):
     """A request that cannot be served, with its HTTP status and the argument that is wrong.
 
     ``code``: OpenAI's word for the reason, where it has one; ``headers``: of the reply.
@@ -26,8 +27,8 @@ class RefusedRequest(ValueError):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code or _CODES.get(status), headers or {}
+        super().__init__(message, status)
+        self.param, self.code, self.headers = param, code or _CODES.get(status), headers or {}
 
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's format; what it quotes of the request is cut, and whole characters."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -262,16 +262,6 @@ class ChatRequest(Request):
     def must_call(self) -> bool:
         """Whether the reply has to be a call."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
-
-
-async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
-    """A body as it comes, whatever length it was said to have; ``RefusedRequest`` at more than ``most`` bytes."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > most:
-            raise RefusedRequest(f"the body has more than {most} bytes: send fewer prompts at once", 413)
-    return bytes(body)
 
 
 def parse(body: bytes, kind: type[Kind]) -> Kind:

@@ -17,8 +17,8 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from pipeline.serving.errors import RefusedRequest
-from pipeline.serving.requests import read_body
 from pipeline.serving.service import HEALTH, Reply, Service
+from pipeline.web.questions import read_body
 
 LARGEST_BODY = 8 << 20
 _HUNG_UP = 499
@@ -60,7 +60,7 @@ async def answer(service: Service, request: Request, key: str | None = None) -> 
     """The response to one request, of whose body no more than ``LARGEST_BODY`` is read."""
     try:
         require_key(request, key)
-        body = await read_body(request.stream(), LARGEST_BODY)
+        body = await read_body(request.stream(), LARGEST_BODY, RefusedRequest)
     except RefusedRequest as refusal:
         return refused(refusal)
     reply = await until_hangup(request, service.respond(request.method, request.url.path, body))
