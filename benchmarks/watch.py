@@ -4,7 +4,8 @@
 
 Prints JSON: ``first_curve_seconds`` from the first update's line to its curve at the client; ``core_share`` of the
 server while 50 updates a second are logged and one page listens; ``search_seconds`` of a regular expression over 20,000
-rollouts, answered by HTTP.
+rollouts, answered by HTTP; ``counterfactual_seconds`` on demand, of a rollout of training and of a held-out answer:
+the first, for which the model's process is started and loads it, and the median of the next ones, which differ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,12 +29,14 @@ import psutil
 from common import machine
 
 from pipeline.replay.following import KEPT
+from pipeline.replay.search import RolloutSearch
 from pipeline.runs.layout import CONFIG, METRICS, REPLAY
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import IMPROVE
 from pipeline.storage import checksummed_jsonl
+from pipeline.watch.followed_run import FollowedRun
 
-RATE, SECONDS, PATTERN = 50, 30, r"(\d+ [+*-] )+\d+ = 3\d"
+RATE, SECONDS, ASKED, PATTERN = 50, 30, 6, r"(\d+ [+*-] )+\d+ = 3\d"
 
 
 def events(address: str) -> Iterator[tuple[str, str]]:
@@ -80,6 +84,27 @@ def search_seconds(address: str) -> tuple[float, int]:
     return sorted(taken)[2], searched
 
 
+def counterfactual_seconds(run: Path) -> dict[str, float]:
+    """Of ``run`` itself, in seconds."""
+    followed = FollowedRun(run)
+    followed.poll()
+    rollouts = [row["rollout_id"] for row in followed.found(RolloutSearch(), 0)["rows"]][:ASKED]
+    answers = [row["rollout_id"] for row in followed.found(RolloutSearch(finish="greedy"), 0, "improved")["rows"]][
+        :ASKED
+    ]
+    taken = []
+    for one in (*rollouts, *answers):
+        began = time.perf_counter()
+        followed.explained(one)
+        taken.append(time.perf_counter() - began)
+    followed.close()
+    return {
+        "counterfactual_seconds_first": taken[0],
+        "counterfactual_seconds": statistics.median(taken[1 : len(rollouts)]),
+        "counterfactual_seconds_heldout": statistics.median(taken[len(rollouts) :]),
+    }
+
+
 def measured(run: Path, folder: Path) -> dict[str, float]:
     """All three, on a copy of ``run`` whose log begins empty."""
     shutil.copy(run / CONFIG, folder / CONFIG)
@@ -93,16 +118,17 @@ def measured(run: Path, folder: Path) -> dict[str, float]:
     words = [sys.executable, "-m", "pipeline", "watch", str(folder)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found is not None
-        api = f"{found[0]}api/runs/{folder.name}"
+        link = re.search(r"http://\S+", process.stdout.readline())
+        assert link is not None
+        api = f"{link[0]}api/runs/{folder.name}"
         stream = events(f"{api}/events")
         first = first_curve(stream, folder / METRICS, lines[:2])
         threading.Thread(target=lambda: [None for _ in stream], daemon=True).start()
         share = core_share(psutil.Process(process.pid), folder / METRICS, lines[2:])
         seconds, searched = search_seconds(f"{api}/rollouts")
         process.terminate()
-    return {"first_curve_seconds": first, "core_share": share, "search_seconds": seconds, "searched": searched}
+    found = {"first_curve_seconds": first, "core_share": share, "search_seconds": seconds, "searched": searched}
+    return found | counterfactual_seconds(run)
 
 
 def main() -> None:

@@ -501,6 +501,11 @@ class Tracking(Section):
     MLflow's own interval is 10."""
     checkpoints: Literal["manifest", "files"] = "manifest"
     """What is stored of a stage's result: the manifest with all its hashes, or all its files."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files, ``RUN/tensorboard``."""
+    wandb: str | None = None
+    """Also send the metrics to this project of Weights & Biases (``pip install wandb``; its own environment variables
+    say who and where, ``WANDB_MODE=offline`` keeps them in ``RUN/wandb``)."""
     traces: NonNegativeInt = 100
     """At most so many rollouts of each stage of reinforcement learning, and so many held-out rollouts of the
     evaluation, are stored as MLflow traces, spread evenly; 0: none."""

@@ -42,8 +42,10 @@ from pipeline.stages.base_model import resolve_base
 from pipeline.stages.evaluate import evaluate_stage
 from pipeline.stages.plan import plan, work_of
 from pipeline.storage import checkpoints
+from pipeline.tracking.mirrors import Mirrors
 from pipeline.tracking.stage_record import note_result, tracking
 from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.uris import flatten
 from rollout_workers.tasks import build_task
 
 
@@ -170,7 +172,8 @@ def _logged(
     write_environment(run_dir)
     events = Events(run_dir)
     tracker = Tracker(config.tracking, run_dir, group=run_dir.name, note=events.note)
-    log = RunLog(run_dir, tracker=tracker, display=display, events=events)
+    mirrors = Mirrors(config.tracking, run_dir, flatten(config.model_dump(mode="json")), events.note)
+    log = RunLog(run_dir, tracker=tracker, mirror=mirrors, display=display, events=events)
     with log.showing(ahead(config, run_dir)):
         log.message(f"watch it: latent-control watch {shlex.quote(str(run_dir))}")
         try:
@@ -180,6 +183,7 @@ def _logged(
         finally:
             note_lost(log, run_dir, tracker.lost())
             tracker.close()
+            mirrors.close()
     log.close()
 
 

@@ -46,18 +46,31 @@ def print_page(path: Path, not_tracked: str | None) -> None:
     echo(f"page: {path}" + (f" (not in MLflow: {not_tracked})" if not_tracked else " (also in MLflow)"))
 
 
-def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A rich table, as wide as it needs to be where output is not a terminal."""
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, drop: bool = False) -> None:
+    """A rich table, as wide as it needs to be where output is not a terminal. ``drop``: where it is too wide for one,
+    its last columns are left out, and named, rather than letters of all."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Text: in a plain string rich would take brackets for markup.
-    table = Table(*head, title=Text(escaped(title)), title_justify="left")
-    for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))
     console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    console = console if console.is_terminal else Console(width=160)
+    kept = len(head) if not drop else fitting(head, rows, console.width)
+    # Text: in a plain string rich would take brackets for markup.
+    table = Table(*head[:kept], title=Text(escaped(title)), title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(escaped(cell)) for cell in row[:kept]))
+    console.print(table)
+    if kept < len(head):
+        echo(f"left out at {console.width} columns: {', '.join(head[kept:])}")
+
+
+def fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+    """How many columns of a table, two at least, stand whole side by side in ``width`` characters."""
+    from rich.cells import cell_len
+
+    widths = [3 + max(cell_len(escaped(cell)) for cell in column) for column in zip(head, *rows, strict=True)]
+    return max([2, *(count for count in range(3, len(head) + 1) if 1 + sum(widths[:count]) <= width)])
 
 
 def print_problems(path: Path, errors: list[str], warnings: list[str]) -> None:

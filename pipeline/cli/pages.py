@@ -4,6 +4,7 @@ runs."""
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -107,9 +108,15 @@ def watch(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Default: 8080, or the next free one.")
     ] = None,
+    model_gib: Annotated[
+        float,
+        typer.Option(
+            "--model-gib", min=0.0, help="Counterfactuals and steering load a model of up to so many GiB of weights."
+        ),
+    ] = 4.0,
 ) -> None:
-    """Watch RUN while it works: curves, rollouts and where time goes, on a local page that only its printed link
-    opens."""
+    """Watch RUN while it works: curves, rollouts, counterfactuals, codes, cost, steering, on a local page that only its
+    printed link opens."""
     with exit_on_error(USAGE):
         folder = existing(target)
         if not (folder / CONFIG).is_file() and not any(folder.glob(f"*/{CONFIG}")):
@@ -124,6 +131,5 @@ def watch(
 
         student(1)  # imports scipy, which the first curve should not wait for
         listener, token, ending = listen(LOOPBACK, port), new_token(), threading.Event()
-    with exit_on_error(FAILED), listener:
-        page = application(FollowedRuns(folder), LOOPBACK, token, ending)
-        serve("watch page", page, listener, token, echo, ending)
+    with exit_on_error(FAILED), listener, closing(FollowedRuns(folder, model_gib)) as runs:
+        serve("watch page", application(runs, LOOPBACK, token, ending), listener, token, echo, ending)

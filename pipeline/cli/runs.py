@@ -31,7 +31,7 @@ def runs(
     if as_json:
         print_json([asdict(run) | {"folder": str(run.folder)} for run in found])
         return
-    print_table(str(folder.absolute()), status.HEAD, [status.cells(run, time.time()) for run in found])
+    print_table(str(folder.absolute()), status.HEAD, [status.cells(run, time.time()) for run in found], drop=True)
 
 
 @app.command()

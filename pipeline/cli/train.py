@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from pipeline.cli.output import echo, finish, print_error, print_json, print_pro
 from pipeline.cli.session import checked, examine_tasks, existing, exit_on_error, new_folder, run_output
 from pipeline.runs.layout import CONFIG, LOCK, MANIFEST
 from pipeline.storage.disk_space import folder_problems
+from pipeline.watch.beside_run import watching
 
 if TYPE_CHECKING:
     from pipeline.bank.trainee import Trainee
@@ -27,6 +29,9 @@ def run(
     ] = None,
     quiet: Quiet = False,
     as_json: AsJsonLines = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Also serve the page of latent-control watch while it works.")
+    ] = False,
 ) -> None:
     """Run all stages that CONFIG names."""
     folder = new_folder(run_dir, config.stem)
@@ -39,7 +44,8 @@ def run(
                 raise ValueError(f"--run-dir: {problem}")
             _make(folder)
             from pipeline.run import run as run_stages
-        with exit_on_error(FAILED, resumable=folder, output=output):
+        page = watching(folder, output.display.message) if watch else nullcontext()
+        with exit_on_error(FAILED, resumable=folder, output=output), page:
             done = run_stages(settings, folder, output.display)
         finish(done, quiet, as_json)
 

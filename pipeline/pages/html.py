@@ -13,6 +13,16 @@ def asset(name: str, package: str = "pipeline.pages.explorer") -> str:
     return (files(package) / "assets" / name).read_text(encoding="utf-8")
 
 
+def styled(*sheets: str) -> str:
+    """The style sheet of a page with charts: uPlot's, the common one, and the page's own."""
+    return "\n".join((asset("uPlot.min.css", "pipeline.pages"), asset("explorer.css"), *sheets))
+
+
+def scripted(first: str, *rest: str) -> str:
+    """The script of a page with charts: the page's own, uPlot's after the part that makes it strict."""
+    return "\n".join((first, asset("uPlot.iife.min.js", "pipeline.pages"), *rest))
+
+
 def source(text: str) -> str:
     """The name of an inline style or script in a Content-Security-Policy: its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

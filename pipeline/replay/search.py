@@ -103,9 +103,9 @@ def _matching(texts: pa.ChunkedArray, rows: np.ndarray, wanted: RolloutSearch) -
     return FoundRollouts(rows=np.concatenate(found), searched=at)
 
 
-def group_of(table: pa.Table, group_id: str) -> np.ndarray:
-    """Rows of the rollouts of a prompt in one update."""
-    hits = pc.equal(table["group_id"], group_id).combine_chunks().to_numpy(zero_copy_only=False)
+def rows_where(table: pa.Table, column: str, value: str) -> np.ndarray:
+    """Rows whose ``column`` is ``value``: ``group_id`` for the rollouts of a prompt in one update."""
+    hits = pc.equal(table[column], value).combine_chunks().to_numpy(zero_copy_only=False)
     return np.flatnonzero(hits)
 
 

@@ -33,6 +33,10 @@ class _Tracker(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
 
+class _Mirror(Protocol):
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
 def records(path: Path) -> list[Mapping[str, Any]]:
     """The records of a ``metrics.jsonl`` in order; none where there is no such file.
 
@@ -72,11 +76,12 @@ class RunLog:
         *,
         quiet: bool = False,
         tracker: _Tracker | None = None,
+        mirror: _Mirror | None = None,
         display: Display | None = None,
         events: Events | None = None,
     ) -> None:
         self.path = run_dir / METRICS
-        self._tracker = tracker
+        self._tracker, self._mirror = tracker, mirror
         self.display = display or (Display() if quiet else automatic())
         run_dir.mkdir(parents=True, exist_ok=True)
         self._events = events or Events(run_dir)
@@ -129,6 +134,8 @@ class RunLog:
         telemetry.step(self._events.at["run"], stage, step, values)
         if self._tracker is not None:
             self._tracker.log(values, step)
+        if self._mirror is not None:
+            self._mirror.log(stage, step, values)
         return values
 
     def snapshot(self, path: Path) -> None:

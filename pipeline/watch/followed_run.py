@@ -15,32 +15,39 @@ from typing import Any
 import numpy as np
 
 from configs.loading import load_config
+from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.pages.explorer.records import as_data
 from pipeline.pages.report import curves
 from pipeline.replay.following import RolloutFollower
-from pipeline.replay.search import RolloutSearch, group_of, rows_of, search
+from pipeline.replay.heldout import heldout_table
+from pipeline.replay.search import RolloutSearch, rows_of, rows_where, search
 from pipeline.runs.following import MetricsFollower
-from pipeline.runs.layout import CONFIG, EXPLORER, METRICS, REPLAY, REPORT, SUMMARY
+from pipeline.runs.layout import CONFIG, EXPLORER, METRICS, OUTCOMES, REPLAY, REPORT, SUMMARY
 from pipeline.runs.stage_table import settings_of
 from pipeline.runs.status import status_of
 from pipeline.watch import time_spent
+from pipeline.watch.model_process import MOST_GIB, ModelProcess
 from pipeline.watch.token_texts import token_texts
 
 SHOWN = 25
 """Rollouts of an answer."""
+UNSHOWN = {"prompt_tokens", "action_logp", "turn_rewards", "world_hash"}
+"""What only the model asks for."""
 _LOG = logging.getLogger(__name__)
 
 
 class FollowedRun:
     """A run as the page shows it. ``poll`` looks for what is new; the rest answers from memory."""
 
-    def __init__(self, folder: Path) -> None:
-        """``ValueError`` where its config cannot be read."""
-        self.folder = folder
+    def __init__(self, folder: Path, most_gib: float = MOST_GIB) -> None:
+        """``ValueError`` where its config cannot be read. ``most_gib``: weights that its model may have to be
+        loaded."""
+        self.folder, self.model = folder, ModelProcess(folder, most_gib)
         self.config = load_config(folder / CONFIG, [], check_paths=False)
         self._metrics = MetricsFollower(folder / METRICS, {*curves.METRICS, *time_spent.METRICS})
         self._rollouts = RolloutFollower(folder / REPLAY)
         self._lock = threading.Lock()
+        self._heldout: tuple[int, Any] = (0, heldout_table(()))
         self.parts: dict[str, str] = {}
         """What the page shows besides searches, as JSON: ``state``, ``curves``, ``time``, ``rollouts``."""
 
@@ -58,28 +65,62 @@ class FollowedRun:
         """As ``pages.report.curves.Measured`` says."""
         return self._metrics.series(stage, metric)
 
-    def found(self, wanted: RolloutSearch, first: int) -> dict[str, Any]:
-        """Rollouts ``first`` to ``first + SHOWN`` of those that meet ``wanted``; ``ValueError`` for a pattern that is
-        wrong."""
-        table = self._table()
+    def found(self, wanted: RolloutSearch, first: int, variant: str = "") -> dict[str, Any]:
+        """Rollouts ``first`` to ``first + SHOWN`` of those that meet ``wanted``, or of the evaluation's answers of a
+        ``variant``; ``ValueError`` for a pattern that is wrong."""
+        table = self._table() if not variant else self.heldout()
+        table = table.take(rows_where(table, "variant", variant)) if variant else table
         hits = search(table, wanted)
         return {
             "total": len(hits.rows),
             "searched": hits.searched,
             "kept": len(table),
-            "stored": self._rollouts.total,
+            "stored": len(table) if variant else self._rollouts.total,
             "rows": self._shown(rows_of(table, hits.rows[first : first + SHOWN])),
         }
 
     def group(self, group_id: str) -> list[dict[str, Any]]:
-        """A prompt's rollouts of one update, each with its advantage: reward - mean reward of the group."""
+        """A prompt's rollouts of one update, each with its advantage: reward - mean reward of the group; or all models'
+        answers to a held-out prompt."""
+        return self._shown(self._group(group_id))
+
+    def _group(self, group_id: str) -> list[dict[str, Any]]:
         table = self._table()
-        rows = rows_of(table, group_of(table, group_id))
+        rows = rows_of(table, rows_where(table, "group_id", group_id))
         rewards = [row["reward"] for row in rows if row["reward"] is not None]
         mean = sum(rewards) / len(rewards) if rewards else 0.0
         for row in rows:
             row["advantage"] = None if row["reward"] is None else row["reward"] - mean
-        return self._shown(rows)
+        if not rows:
+            table = self.heldout()
+            rows = [row | {"advantage": None} for row in rows_of(table, rows_where(table, "group_id", group_id))]
+        return rows
+
+    def explained(self, rollout_id: str) -> Any:
+        """Counterfactuals of any rollout in memory or of the evaluation (``ModelWork.explain``).
+
+        Raises:
+            LookupError: there is no such rollout.
+            RefusedRequest: it cannot be explained.
+        """
+        for table in (self._table(), self.heldout()):
+            for row in rows_of(table, rows_where(table, "rollout_id", rollout_id)):
+                group = {one["rollout_id"]: one["advantage"] for one in self._group(row["group_id"])}
+                asked = row | {"advantage": group.get(rollout_id)}
+                return self.model.ask("explain", json.dumps(asked).encode())
+        raise LookupError(f"{self.folder.name} has no rollout {rollout_id[:80]!r} in memory, nor such an answer")
+
+    def heldout(self) -> Any:
+        """The evaluation's answers (``heldout_table``); none before there is an evaluation."""
+        path = self.folder / OUTCOMES
+        modified = path.stat().st_mtime_ns if path.is_file() else 0
+        if modified != self._heldout[0]:
+            self._heldout = modified, heldout_table(read_outcomes(path))
+        return self._heldout[1]
+
+    def close(self) -> None:
+        """End the model's process."""
+        self.model.close()
 
     def _table(self) -> Any:
         if not self.parts:  # nobody listens to this run yet
@@ -89,7 +130,8 @@ class FollowedRun:
     def _shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the texts of their tokens, ``pieces``; ``None`` where the tokenizer is not on this machine."""
         pieces = self._words
-        return [row | {"pieces": None if pieces is None else pieces(row["tokens"])} for row in rows]
+        known = [row | {"pieces": pieces(row["tokens"]) if pieces and row["tokens"] else None} for row in rows]
+        return [{name: value for name, value in row.items() if name not in UNSHOWN} for row in known]
 
     @cached_property
     def _words(self) -> Callable[[Sequence[int]], list[str]] | None:
@@ -114,7 +156,8 @@ class FollowedRun:
             "modified": modified,
             "reward": float(rewards[0]) if rewards else None,
             "pages": [name for name in (EXPLORER, REPORT) if (self.folder / name).is_file()],
-            "steer": f"latent-control steer {self.folder}" if summary.get("stages") else None,
+            "model": bool(summary.get("stages")),
+            "variants": list(dict.fromkeys(self.heldout()["variant"].to_pylist())),
         }
 
 
@@ -124,7 +167,8 @@ class FollowedRuns:
     MOST = 8
     """Followed at a time; the one that was asked for least lately is forgotten."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, most_gib: float = MOST_GIB) -> None:
+        self._most_gib = most_gib
         self._target, self._alone = target, (target / CONFIG).is_file()
         self._open: dict[str, FollowedRun] = {}
         self._lock = threading.Lock()
@@ -142,8 +186,17 @@ class FollowedRuns:
             if name not in self._open:
                 if name not in self.names():
                     raise LookupError(f"there is no run {name[:80]!r} in {self._target}")
-                self._open[name] = FollowedRun(self._target if self._alone else self._target / name)
+                self._open[name] = FollowedRun(self.folder(name), self._most_gib)
             self._open[name] = self._open.pop(name)  # the latest comes last
             while len(self._open) > self.MOST:
-                del self._open[next(iter(self._open))]
+                self._open.pop(next(iter(self._open))).close()
             return self._open[name]
+
+    def folder(self, name: str) -> Path:
+        """Of a run with this name, there or not."""
+        return self._target if self._alone else self._target / name
+
+    def close(self) -> None:
+        """End the models' processes."""
+        for run in self._open.values():
+            run.close()

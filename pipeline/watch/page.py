@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-from pipeline.pages.html import asset, filled, served_policy
+from pipeline.pages.html import asset, filled, scripted, served_policy, styled
 
-SCRIPTS = ("state.js", "chart.js", "rollouts.js", "main.js")
-"""One after the other, with the explorer's helpers after the first, they are the page's script."""
+SCRIPTS = ("state.js", "rollouts.js", "compare.js", "main.js")
+"""One after the other, with the explorer's ``SHARED`` after the first, they are the page's script."""
+SHARED = ("elements.js", "charts.js", "why.js")
 
 _asset = partial(asset, package="pipeline.watch")
 
@@ -17,5 +18,5 @@ _asset = partial(asset, package="pipeline.watch")
 def page() -> tuple[str, str]:
     """The document, and the Content-Security-Policy to send with it."""
     first, *rest = map(_asset, SCRIPTS)
-    style, script = asset("explorer.css") + _asset("watch.css"), "\n".join([first, asset("elements.js"), *rest])
+    style, script = styled(_asset("watch.css")), scripted(first, *map(asset, SHARED), *rest)
     return filled(_asset("watch.html"), {"STYLE": style, "SCRIPT": script}), served_policy(style, script)

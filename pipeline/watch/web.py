@@ -1,5 +1,5 @@
-"""The application of ``watch``: one page, what runs have to say, and a stream of what is new. It answers GET only and
-changes nothing."""
+"""The application of ``watch``: its page, the explorer's and steering's beside it, what runs have to say, and a stream
+of what is new. It changes nothing but the notes of a run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.concurrency import run_in_threadpool
 
+from pipeline.experiments.compare_many import MOST_RUNS, side_by_side
+from pipeline.pages.explorer.page import live_page
+from pipeline.pages.explorer.records import as_data
+from pipeline.pages.report.cost import cost
+from pipeline.pages.report.sources import read_sources
 from pipeline.replay.search import MOST_LETTERS, RolloutSearch
 from pipeline.runs.layout import EXPLORER, REPORT
+from pipeline.steering.routes import routes
 from pipeline.watch.followed_run import FollowedRun, FollowedRuns
+from pipeline.watch.notes import Note, keep_note, read_notes
 from pipeline.watch.page import page
 from pipeline.web.guard import Application, RequestGuard
+from pipeline.web.questions import add_questions, refused
 from pipeline.web.server import names_of
+from rollout_workers.openai_api.errors import RefusedRequest
+from rollout_workers.openai_api.requests import parse
 
 LOOK_SECONDS, MOST_SECONDS, BUSY_SHARE, WAKE_SECONDS = 1.0, 3.0, 0.03, 0.1
 """Between two looks at a run: so many seconds, or up to so many where a look takes more than this share of them. While
@@ -29,7 +40,16 @@ SEARCHES = 4
 """At a time; more are turned away."""
 SANDBOX = {"content-security-policy": "sandbox allow-scripts"}
 """Pages of a run folder may come from elsewhere: their scripts get no origin, so they cannot read this service."""
+FRAMED = {"content-security-policy": "frame-ancestors 'none'"}
+"""Beside what the page says itself."""
 T = TypeVar("T")
+
+
+class Explained(BaseModel):
+    """The rollout to explain."""
+
+    model_config = ConfigDict(extra="forbid")
+    rollout: StrictStr = Field(max_length=1000)
 
 
 class RolloutQuery(BaseModel):
@@ -46,6 +66,8 @@ class RolloutQuery(BaseModel):
     most: float | None = Field(None, allow_inf_nan=False)
     first: int | None = Field(None, ge=0, le=1 << 40)
     last: int | None = Field(None, ge=0, le=1 << 40)
+    variant: str = Field("", max_length=MOST_LETTERS)
+    """Of the evaluation's answers; empty: rollouts of training."""
     at: int = Field(0, ge=0, le=1 << 30)
     """How many of the newest are passed over."""
 
@@ -69,7 +91,6 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
     ``ending`` is set."""
     # No pages of its own: those load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    desk = threading.BoundedSemaphore(SEARCHES)
     text, policy = page()
 
     @app.exception_handler(RequestValidationError)
@@ -77,43 +98,101 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
         first = error.errors()[0]
         return _refusal(400, f"{first['loc'][-1]}: {first['msg']}")
 
-    async def answer(work: Callable[[], T], shown: Callable[[T], Response] = JSONResponse) -> Response:
-        try:
-            return shown(await run_in_threadpool(work))
-        except LookupError as error:
-            return _refusal(404, str(error.args[0]))
-        except (ValueError, OSError) as error:
-            return _refusal(400, str(error))
-
     @app.get("/")
     async def show() -> Response:
         return HTMLResponse(text, headers={"content-security-policy": policy})
 
-    @app.get("/api/runs")
-    async def names() -> Response:
-        return await answer(runs.names)
+    @app.get("/api/compare")
+    async def compare(run: Annotated[list[str], Query(max_length=MOST_RUNS)]) -> Response:
+        return await _answer(lambda: side_by_side([runs.run(name).folder for name in dict.fromkeys(run)]))
 
-    @app.get("/api/runs/{name}/events")
+    app.include_router(_news_of(runs, ending))
+    app.include_router(_files_of(runs))
+    app.include_router(routes(partial(_asked, runs), "/runs/{name}/steer"))
+    return RequestGuard(app, names_of(host), token)
+
+
+async def _answer(work: Callable[[], T], shown: Callable[[T], Response] = JSONResponse) -> Response:
+    try:
+        return shown(await run_in_threadpool(work))
+    except RefusedRequest as refusal:
+        return refused(refusal)
+    except LookupError as error:
+        return _refusal(404, str(error.args[0]))
+    except (ValueError, OSError) as error:
+        return _refusal(400, str(error))
+
+
+def _asked(runs: FollowedRuns, request: Request, question: str, body: bytes) -> Any:
+    """The answer to a question about the run in the request's path."""
+    try:
+        run = runs.run(request.path_params["name"])
+        if question == "explain":
+            return run.explained(parse(body, Explained).rollout)
+        if question == "note":
+            return keep_note(run.folder, parse(body, Note))
+        return run.model.ask(question, body)
+    except LookupError as error:
+        raise RefusedRequest(str(error.args[0]), 404) from error
+    except OSError as error:
+        raise RefusedRequest(str(error)) from error
+
+
+def _news_of(runs: FollowedRuns, ending: threading.Event) -> APIRouter:
+    """What a run has to say, and questions about it."""
+    router, desk = APIRouter(prefix="/api/runs"), threading.BoundedSemaphore(SEARCHES)
+
+    @router.get("")
+    async def names() -> Response:
+        return await _answer(runs.names)
+
+    @router.get("/{name}/events")
     async def events(name: str) -> Response:
         def stream(run: FollowedRun) -> Response:
             return StreamingResponse(_news(run, ending), media_type="text/event-stream")
 
-        return await answer(lambda: runs.run(name), stream)
+        return await _answer(lambda: runs.run(name), stream)
 
-    @app.get("/api/runs/{name}/rollouts")
+    @router.get("/{name}/rollouts")
     async def rollouts(name: str, wanted: Annotated[RolloutQuery, Query()]) -> Response:
         if not desk.acquire(blocking=False):
             return _refusal(503, f"{SEARCHES} searches are at work already: ask again in a moment")
         try:
-            return await answer(lambda: runs.run(name).found(wanted.search(), wanted.at))
+            return await _answer(lambda: runs.run(name).found(wanted.search(), wanted.at, wanted.variant))
         finally:
             desk.release()
 
-    @app.get("/api/runs/{name}/group")
+    @router.get("/{name}/group")
     async def group(name: str, id: Annotated[str, Query(max_length=1000)]) -> Response:
-        return await answer(lambda: runs.run(name).group(id))
+        return await _answer(lambda: runs.run(name).group(id))
 
-    @app.get("/runs/{name}/{file}")
+    @router.get("/{name}/cost")
+    async def costs(name: str) -> Response:
+        return await _answer(lambda: as_data(cost(read_sources(runs.run(name).folder)).tables))
+
+    @router.get("/{name}/notes")
+    async def notes(name: str) -> Response:
+        return await _answer(lambda: read_notes(runs.run(name).folder))
+
+    add_questions(router, "/{name}/{question}", ("explain", "fires", "ablate", "note"), partial(_asked, runs))
+    return router
+
+
+def _files_of(runs: FollowedRuns) -> APIRouter:
+    """Pages of a run: the explorer's by today's script, and the files as they are."""
+    router = APIRouter(prefix="/runs/{name}")
+
+    @router.get("/codes/")
+    async def codes(name: str) -> Response:
+        def find() -> str:
+            path = runs.run(name).folder / EXPLORER
+            if not path.is_file():
+                raise LookupError(f"{name} has no {EXPLORER} yet: latent-control explain {path.parent} writes it")
+            return live_page(path)
+
+        return await _answer(find, lambda text: HTMLResponse(text, headers=FRAMED))
+
+    @router.get("/{file}")
     async def file(name: str, file: str) -> Response:
         def find() -> Any:
             path = runs.run(name).folder / file
@@ -121,9 +200,9 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
                 raise LookupError(f"{name} has no page {file[:80]!r}")
             return path
 
-        return await answer(find, lambda path: FileResponse(path, media_type="text/html", headers=SANDBOX))
+        return await _answer(find, lambda path: FileResponse(path, media_type="text/html", headers=SANDBOX))
 
-    return RequestGuard(app, names_of(host), token)
+    return router
 
 
 def _refusal(status: int, words: str) -> Response:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from configs.plain_text import escaped
 from pipeline.cli.main import app
-from pipeline.cli.output import echo, print_error, print_table
+from pipeline.cli.output import echo, fitting, print_error, print_table
 from pipeline.console.displays import LiveView, PlainLines
 from pipeline.console.progress import Ahead
 from pipeline.steering.terminal import Terminal
@@ -118,3 +118,17 @@ def test_warnings_and_defects_are_escaped_in_the_program(tmp_path: Path) -> None
     )
     assert done.returncode == 1 and "w \\x1b[2J" in done.stderr and "e \\x1b[2J \\u202e" in done.stderr
     assert not OBEYED.search(done.stderr)
+
+
+def test_a_wide_table_loses_columns_not_letters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, rows = ["run", "status", "stage", "reward"], [["a-long-name", "finished", "improve", "0.500"]]
+    # Widths with their frames: 14, 11, 10, 9, and 1 for the last rule.
+    assert [fitting(head, rows, width) for width in (10, 35, 36, 44, 45)] == [2, 2, 3, 3, 4]
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_table("runs", head, rows, drop=True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "a-long-name" in shown and "improve" in shown and "0.500" not in shown
+    assert "left out at 40 columns: reward" in shown

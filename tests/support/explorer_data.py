@@ -12,6 +12,7 @@ from pipeline.pages.explorer.records import (
     Ending,
     ExplainedChoice,
     IntervalEstimate,
+    Label,
     Near,
     NGram,
     Option,
@@ -62,6 +63,10 @@ def made_up(
             token_entropy=1.0,
             health="active",
             acts=0.5,
+            labels=(
+                Label(kind="writes", value=0, here=0.9, elsewhere=0.1, z=12.0),
+                Label(kind="position", value=3, here=0.5, elsewhere=0.1, z=6.0),
+            ),
             near=(Near(code=(k + 1) % codes, agreement=0.9, more=((1, 0.2),), less=((0, 0.1),)),),
             advantage=0.01,
             before=1 / codes,

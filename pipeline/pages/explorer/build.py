@@ -26,6 +26,7 @@ from pipeline.pages.explorer.records import (
     Context,
     Dataset,
     IntervalEstimate,
+    Label,
     Near,
     NGram,
     Shift,
@@ -152,7 +153,7 @@ def _dataset(
         evaluation=_evaluation(run_dir),
         notes=tuple(notes),
     )
-    split, rollouts = splits(some, task), _shown(some, words, prompts)
+    split, rollouts = splits(some, task), shown_rollouts(some, words, prompts)
     return Dataset(
         summary=summary,
         vocabulary=words.texts(),  # last: the parts above have asked for their tokens
@@ -182,7 +183,7 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
     uses = np.bincount(taken, minlength=n)
     entropies = counts.token_entropies(taken, corpus.tokens[at], n)
     advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
-    where, (better, worse) = counts.contexts(corpus), counts.ngrams(corpus)
+    where, (better, worse), named = counts.contexts(corpus), counts.ngrams(corpus), counts.labels(corpus)
     place = {int(r): i for i, r in enumerate(some.rows)}
     gains: list[IntervalEstimate] | None = None
     total: IntervalEstimate | None = None
@@ -202,6 +203,7 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
             gain=None if gains is None else gains[k],
             strength=None if sums is None else sums.strength(k),
             acts=None if sums is None else sums.acts(k),
+            labels=tuple(_label(words, *row) for row in named.get(k, ())),
             near=() if sums is None else tuple(_near(words, *row) for row in sums.near(k)),
             shifts=() if sums is None else tuple(_shift(words, *row) for row in sums.top(k)),
             anywhere=() if sums is None else tuple((words(t), p) for t, p in sums.likeliest(k)),
@@ -211,6 +213,10 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
         )
 
     return tuple(code(k, healthy) for k, healthy in enumerate(counts.health(uses / len(at)))), total
+
+
+def _label(words: Vocabulary, kind: str, value: int, here: float, elsewhere: float, z: float) -> Label:
+    return Label(kind=kind, value=value if kind == "position" else words(value), here=here, elsewhere=elsewhere, z=z)
 
 
 def _near(words: Vocabulary, code: int, agreement: float, *sides: Sequence[tuple[int, float]]) -> Near:
@@ -259,7 +265,8 @@ def _ends(run_dir: Path, metric: str, measured: np.ndarray) -> tuple[float, floa
     return ends(series(run_dir / METRICS, IMPROVE, metric) or measured.tolist())
 
 
-def _shown(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+    """The page's rollouts, with both policies' probabilities where they were read."""
     shown, found = some.shown, some.found
     chances = np.full(len(shown.tokens), -1)
     chances[shown.choices] = np.round(100 * np.exp(shown.logp[shown.choices]))

@@ -14,6 +14,8 @@ BEFORE = 3
 """Tokens of a context before the one a code produced."""
 CONTEXTS, NGRAMS, LEAST = 6, 4, 5
 """Kept for each code; an n-gram must occur ``LEAST`` times in good and bad rollouts together."""
+LABEL_Z, LABEL_SHARE = 4.0, 0.1
+"""Of a label: its z, and the share of the code's choices that it is true of, at least."""
 POINTS, PLACES = 50, 32
 """Most points over training, most positions kept apart."""
 
@@ -105,12 +107,38 @@ def _earlier(corpus: Corpus, at: np.ndarray, back: int) -> np.ndarray:
     return found
 
 
-def log_odds(high: np.ndarray, low: np.ndarray, highs: int, lows: int) -> np.ndarray:
+def log_odds(high: np.ndarray, low: np.ndarray, highs: int | np.ndarray, lows: int | np.ndarray) -> np.ndarray:
     """z of the log odds ratio of counts ``high`` out of ``highs`` against ``low`` out of ``lows``, half a count added
     to each cell."""
     cells = high + 0.5, highs - high + 0.5, low + 0.5, lows - low + 0.5
     ratio = np.log(cells[0]) - np.log(cells[1]) - np.log(cells[2]) + np.log(cells[3])
     return ratio / np.sqrt(sum(1 / cell for cell in cells))
+
+
+def labels(corpus: Corpus) -> dict[int, list[tuple[str, int, float, float, float]]]:
+    """By code, what tells its choices from those of all other codes: (kind, value, share of its choices, share of the
+    others', z of the log odds ratio), at most one of each kind and the surest first.
+
+    Kinds: ``writes`` a token, at ``position`` of the response, ``after`` a token.
+    """
+    at = corpus.choices
+    codes, uses = corpus.actions[at], np.bincount(corpus.actions[at], minlength=corpus.num_actions)
+    kinds = {"writes": corpus.tokens[at], "position": corpus.places[at], "after": _earlier(corpus, at, 1)}
+    found: dict[int, list[tuple[str, int, float, float, float]]] = defaultdict(list)
+    for kind, values in kinds.items():
+        there, local = np.unique(values, return_inverse=True)
+        pairs, high = np.unique(codes * len(there) + local, return_counts=True)
+        code, which = pairs // len(there), pairs % len(there)
+        low, highs = np.bincount(local)[which] - high, uses[code]
+        lows = np.maximum(len(at) - highs, 1)
+        z = log_odds(high, low, highs, lows)
+        named: set[int] = set()
+        for p in np.argsort(-z, kind="stable"):
+            k, value, here = int(code[p]), int(there[which[p]]), float(high[p] / highs[p])
+            if z[p] >= LABEL_Z and here >= LABEL_SHARE and k not in named and value >= 0:
+                named.add(k)
+                found[k].append((kind, value, here, float(low[p] / lows[p]), float(z[p])))
+    return {k: sorted(some, key=lambda one: -one[4]) for k, some in found.items()}
 
 
 Gram = tuple[tuple[int, ...], tuple[int, ...], int, int, float]

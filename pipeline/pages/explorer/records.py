@@ -43,6 +43,22 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a code does in words. ``Label(kind="writes", value=7, here=0.9, elsewhere=0.1, z=12.0)``."""
+
+    kind: str
+    """``writes`` a token, at ``position`` of the response, ``after`` a token."""
+    value: int
+    """That token or position."""
+    here: float
+    """Share of the code's choices."""
+    elsewhere: float
+    """Share of all other codes' choices."""
+    z: float
+    """Log odds ratio of the two, in standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Near:
     """A code beside another one. ``Near(code=7, agreement=0.9, more=((3, 0.2),), less=((5, 0.1),))``."""
 
@@ -123,6 +139,8 @@ class Code:
     """KL(token | code, token | mixture) in nats, mean over the states where it was chosen."""
     acts: float | None = None
     """Share of these states where its top token is not the mixture's: an active code may do nothing."""
+    labels: tuple[Label, ...] = ()
+    """What tells its choices from all others, the surest first."""
     near: tuple[Near, ...] = ()
     """The codes most like it, the nearest first."""
     shifts: tuple[Shift, ...] = ()
@@ -176,7 +194,8 @@ class Shown:
     update: int
     """The one it was sampled for, counted from 1 as in ``metrics.jsonl``."""
     reward: float
-    advantage: float
+    advantage: float | None
+    """``None``: it is in no group."""
     success: bool
     tokens: tuple[int, ...]
     codes: tuple[int, ...]

@@ -21,13 +21,6 @@ const now = {
   turn: 0,
 };
 
-async function ask(path, body) {
-  const reply = await fetch(path, body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
-  const said = await reply.json();
-  if (!reply.ok) throw new Error(said.error.message);
-  return said;
-}
-
 // "3,5,10-15" as numbers; with `gaps`, "_" is a code left to the policy.
 function numbers(text, name, gaps) {
   const found = [];

@@ -4,10 +4,11 @@
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 const MINUS = "\u2212";
 const $ = (id) => document.getElementById(id);
-const TABS = [["curves", "Curves"], ["rollouts", "Rollouts"], ["time", "Time"]];
+const LIVE = true;
+const TABS = [["curves", "Curves"], ["rollouts", "Rollouts"], ["cost", "Cost"], ["compare", "Compare"]];
 // Of a search; they are the names of the fields and of the service's query, too.
-const SEARCH = ["text", "regex", "prompt", "success", "finish", "least", "most", "first", "last", "at"];
-const REMEMBERED = ["run", "tab", "group", ...SEARCH];
+const SEARCH = ["text", "regex", "prompt", "success", "finish", "least", "most", "first", "last", "variant", "at"];
+const REMEMBERED = ["run", "tab", "group", "why", "step", "beside", ...SEARCH];
 
 // What the service said last, by event: state, curves, time, rollouts.
 const news = {};
@@ -17,6 +18,7 @@ const chosen = (name) => new URLSearchParams(location.hash.slice(1)).get(name) ?
 const tab = () => (TABS.some(([name]) => name === chosen("tab")) ? chosen("tab") : TABS[0][0]);
 
 function address(changes) {
+  if (changes.view === "codes") return `runs/${encodeURIComponent(news.run)}/codes/#view=codes&code=${changes.code}`; // of the explorer
   const next = new URLSearchParams();
   for (const name of REMEMBERED) {
     const value = name in changes ? changes[name] : chosen(name);
@@ -33,10 +35,4 @@ function trouble(error) {
   $("problem").hidden = !error;
 }
 
-async function ask(path) {
-  const reply = await fetch(path);
-  const said = await reply.json();
-  if (!reply.ok) throw new Error(said.error.message);
-  return said;
-}
 const ofRun = (path) => `api/runs/${encodeURIComponent(news.run)}/${path}`;

@@ -175,6 +175,25 @@ class TestCounts:
         assert counts.overlap(ours, mine, theirs, their, (2, 2)).tolist() == [[0.0, 0.5], [1.0, 0.0]]
 
 
+class TestLabels:
+    def test_what_tells_a_code_from_the_others(self):
+        # Code 0 writes 4 at position 0, code 1 writes 5 after it, code 2 whatever there is; 120 rollouts.
+        rows = [row(i, f"g{i}", 0, [0, 1, 2], [4, 5, 4 + i % 2], 1.0) for i in range(120)]
+        found = counts.labels(corpus(rows))
+        kinds = {
+            k: {kind: (value, here, elsewhere) for kind, value, here, elsewhere, _ in some} for k, some in found.items()
+        }
+        assert kinds[0] == {"writes": (4, 1.0, 60 / 240), "position": (0, 1.0, 0.0), "after": (8, 1.0, 0.0)}
+        assert kinds[1]["after"] == (4, 1.0, 0.0) and kinds[1]["position"] == (1, 1.0, 0.0)
+        assert kinds[2] == {"position": (2, 1.0, 0.0), "after": (5, 1.0, 0.0)}  # its tokens are the others', too
+        assert 3 not in found  # never chosen
+        z = [z for *_, z in found[0]]
+        assert z == sorted(z, reverse=True) and min(z) >= counts.LABEL_Z
+
+    def test_a_few_choices_are_no_label(self):
+        assert counts.labels(corpus([row(0, "g", 0, [0, 1], [4, 5], 1.0)])) == {}
+
+
 class TestGain:
     def test_leave_one_out_compares_with_the_others(self):
         found = gain.leave_one_out(np.array([1.0, 0.0, 0.5, 1.0]), np.array([0, 0, 0, 1]))

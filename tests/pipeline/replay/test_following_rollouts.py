@@ -15,7 +15,7 @@ from replay_rows import rollout
 from pipeline.replay.following import COLUMNS, KEPT, RolloutFollower
 from pipeline.replay.pending import PENDING, read_pending
 from pipeline.replay.reader import ReplayReader
-from pipeline.replay.search import MOST_LETTERS, RolloutSearch, group_of, rows_of, search
+from pipeline.replay.search import MOST_LETTERS, RolloutSearch, rows_of, rows_where, search
 from pipeline.replay.writer import ReplayWriter, to_table
 
 
@@ -125,7 +125,7 @@ class TestSearch:
         assert found(rows, prompt="count 3") == [3] and found(rows, finish="length") == []
         assert found(rows, first_update=1) == [] and found(rows, last_update=0, text="c") == [2]
         assert found(table("a", reward=None), least_reward=-9.0) == []  # not judged
-        assert group_of(rows, "run/g1").tolist() == [4, 5, 6, 7]
+        assert rows_where(rows, "group_id", "run/g1").tolist() == [4, 5, 6, 7]
 
     @pytest.mark.parametrize("pattern", ["(", "a{1001}", "((a{30}){30}){30}", r"(?<=x)y", r"\1"])
     def test_wrong_patterns_are_named(self, pattern):

@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 from browser_tools import chromium, needs_chromium, wait_for, watched
 
-pytest_plugins = ("watch_fixtures",)
+from configs.schema import Explorer
+from pipeline.pages.explorer.build import explore
+from pipeline.pages.explorer.page import write_page
+
+pytest_plugins = ("watch_fixtures", "rl_fixtures", "explorer_fixtures", "watch_model_fixtures")
 pytestmark = needs_chromium
+MODEL_MS = 240_000
+"""A process starts and loads a model, beside other tests."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def test_curves_and_rollouts_come_while_the_run_works(tab, run_at_work, watching
     run_at_work.update()
     run_at_work.update()
     began = time.monotonic()
-    tab.wait_for_selector("svg.live")
+    tab.wait_for_selector(".uplot")
     assert time.monotonic() - began < 5
     assert "improve 2 of 50, reward of the last update 0.020" in tab.inner_text("#about")
     tab.click("nav a:has-text('Rollouts')")
@@ -74,12 +80,13 @@ def test_a_group_by_keyboard_and_time(tab, run_at_work, watching):
     first, last = (tab.inner_text(f"#group .panel:nth-child({place})") for place in (1, 4))
     assert "advantage +0.750" in first and "success, reward 1.00" in first
     assert "advantage \u22120.250" in last and "verifier failed: Timeout" in tab.inner_text("#group")
-    tab.click("nav a:has-text('Time')")
-    tab.wait_for_selector("svg.live")
-    assert "sampling 0.75 s, verifying 0.25 s, updating 0.5 s" in tab.inner_text("figure output")
+    tab.click("nav a:has-text('Cost')")
+    tab.wait_for_selector(".uplot")
+    assert "update 3: sampling 0.75, verifying 0.25, updating 0.5" in tab.inner_text("figure output")
     assert "50 % of the time" in tab.inner_text("#view")
+    tab.wait_for_selector("#costs table:has-text('improve')")
     tab.click("nav a:has-text('Curves')")
-    tab.wait_for_selector("svg.live")
+    tab.wait_for_selector(".uplot")
     tab.focus(".reader")
     tab.keyboard.press("Home")
     assert tab.inner_text("figure output").startswith("update 1: improve")
@@ -106,6 +113,62 @@ def test_links_to_pages_and_another_run(tab, run_at_work, watching):
     assert tab.locator("#links a").count() == 0
 
 
+def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
+    tab.set_default_timeout(MODEL_MS)
+    tab.goto(f"{watching(run.folder)}/#tab=rollouts")
+    tab.click("#rollouts li:nth-child(3) a:has-text('why')")
+    tab.wait_for_selector("#why table:has-text('P(code) under the policy')")
+    own = tab.inner_text("#rollouts li:nth-child(3) .tokens").split()
+    assert tab.inner_text("#why .tokens").split() == own
+    assert "advantage (reward" in tab.inner_text("#why")
+    tab.click("#why button.token:nth-child(2)")
+    tab.wait_for_selector("#why button.token:nth-child(2)[aria-pressed=true]")
+    assert "step=1" in tab.url and "why=" in tab.url
+    tab.select_option("#s-variant", "improved")
+    tab.wait_for_selector("#found:has-text('2 rollouts')")
+    tab.click("#rollouts li:nth-child(2) a:has-text('why')")
+    tab.wait_for_selector("#why h3:has-text('improved/greedy')")
+    assert "advantage" not in tab.inner_text("#why dl") and "otherwise" not in tab.inner_text("#why")
+    tab.click("#rollouts li:nth-child(1) a:has-text('why')")
+    tab.wait_for_selector("#why .note:has-text('otherwise than in the evaluation')")
+    tab.select_option("#s-variant", "base")
+    tab.wait_for_selector("#found:has-text('1 rollouts')")
+    assert tab.locator("#rollouts a:has-text('why')").count() == 0  # it has no codes
+    tab.click("#rollouts a:has-text('group')")
+    tab.wait_for_selector("#group .panel:nth-child(3)")
+
+
+def test_codes_in_words_on_the_live_explorer(tab, run, watching):
+    tab.set_default_timeout(MODEL_MS)
+    write_page([explore(run.folder, Explorer(seconds=60.0, explained=1))[0]], run.folder / "explorer.html")
+    address = watching(run.folder)
+    tab.goto(address + "/")
+    tab.click("#links a:has-text('Codes')")
+    tab.click("#views a:has-text('Rollouts')")
+    tab.select_option("select[data-key='select show']", "bad")
+    tab.click("ol.rollouts li:last-child a:has-text('rollout')")
+    if tab.locator("button:has-text('Compute counterfactuals')").count():
+        tab.click("button:has-text('Compute counterfactuals')")
+    tab.wait_for_selector("section.panel table:has-text('P(code) under the policy')")
+    tab.goto(f"{address}/runs/run/codes/#view=codes&code=2")
+    tab.wait_for_selector("h2:has-text('Code 2')")
+    tab.fill("#typed", "3 5 7 -> 15 :")
+    tab.click("section[aria-labelledby=fires] button:has-text('Show')")
+    tab.wait_for_selector("section[aria-labelledby=fires] [role=status] small")
+    tab.click("button:has-text('Ban it')")
+    tab.wait_for_selector("section[aria-labelledby=ablation] :text('Banned code 2: success')")
+    tab.fill("#note", "writes \u202e<b>nothing</b>")
+    tab.click("button:has-text('Keep')")
+    tab.wait_for_selector("section.panel :text('Kept.')")
+    tab.reload()
+    wait_for(tab, "document.getElementById('note').value.includes('nothing')")
+    assert "code 2" in (run.folder / "notes.json").read_text()
+    tab.click("#views a:has-text('Watch')")
+    tab.wait_for_selector("#tabs")
+    tab.click("#links a:has-text('Steer')")
+    tab.wait_for_selector("#steered:not(.busy) .token")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_phone_and_screen_and_axe_finds_nothing_serious(tab, run_at_work, watching, scheme):
     if "AXE_CORE" not in os.environ:
@@ -115,7 +178,7 @@ def test_it_fits_phone_and_screen_and_axe_finds_nothing_serious(tab, run_at_work
         run_at_work.update()
     tab.emulate_media(color_scheme=scheme)
     address = watching(run_at_work.folder)
-    waits = {"curves": "svg.live", "rollouts&group=g1": "#group .panel", "time": "svg.live"}
+    waits = {"curves": ".uplot", "rollouts&group=g1": "#group .panel", "cost": "#costs table"}
     for width in (390, 1440):
         tab.set_viewport_size({"width": width, "height": 844})
         for view, selector in waits.items():

@@ -22,8 +22,8 @@ function compareView() {
       what,
       [`first`, `last update`],
       [
-        { name: `A ${printable(a.summary.run)}`, values: value(a), ink: "var(--accent)" },
-        { name: `B ${printable(b.summary.run)}`, values: value(b), ink: "var(--down)" },
+        { name: `A ${printable(a.summary.run)}`, values: value(a) },
+        { name: `B ${printable(b.summary.run)}`, values: value(b) },
       ],
     );
   const gain = (code) => (code.gain ? signed(code.gain.mean, 4) : "\u2013");

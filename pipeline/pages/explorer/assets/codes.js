@@ -12,10 +12,17 @@ function views() {
   return RUNS.length > 1 ? [...found, ["compare", "Side by side", compareView]] : found;
 }
 
-const title = (text) => el("h2", { tabindex: "-1" }, text);
 const notes = (data) => data.summary.notes.map((note) => el("p", { class: "note" }, printable(note)));
-const chips = (data, tokens) => tokens.map((t, i) => [i ? " " : "", el("span", { class: "text chip" }, word(data, t))]);
 const writes = (data, code) => (code.contexts.length ? chips(data, [...new Set(code.contexts.map((c) => c.token))].slice(0, 3)) : "\u2013");
+// What tells a code's choices from all others: "writes + (92 %, others 11 %), at position 3 (...)".
+const inWords = (data, code) =>
+  code.labels.length
+    ? code.labels.map(({ kind, value, here, elsewhere }, i) => [
+        i ? ", " : "",
+        kind === "position" ? `at position ${value}` : [`${kind} `, chips(data, [value])],
+        ` (${percent(here, 0)}, others ${percent(elsewhere, 0)})`,
+      ])
+    : "\u2013";
 const READ_SUM = 0.01; // of the gain's own size; smaller sums say nothing about shares
 
 function facts(data) {
@@ -83,7 +90,7 @@ function gainView({ data }) {
     lines(
       "mean reward along the interpolation from the cloned to the improved policy",
       ["before", "after"],
-      [{ name: "reward", values: s.path, ink: "var(--accent)" }],
+      [{ name: "reward", values: s.path }],
     ),
     el("h3", {}, "Where in a response"),
     gainByPosition(data),
@@ -205,7 +212,7 @@ function codesView({ data, code }) {
       { name: "strength", number: true, cell: (k) => fixed(data.codes[k].strength, 2), value: (k) => data.codes[k].strength },
       { name: "changes the top token", number: true, cell: (k) => percent(data.codes[k].acts, 0), value: (k) => data.codes[k].acts },
       { name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage },
-      { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
+      { name: "in words", wide: true, cell: (k) => inWords(data, data.codes[k]) },
     ],
     data.codes.map((_, k) => k),
     { sort: 1, chosen: (k) => k === code },
@@ -222,6 +229,7 @@ function codesView({ data, code }) {
         "the share of its states in which it changes the top token says so.",
     ),
     all,
+    LIVE ? firesPanel(code) : null,
   ];
 }
 
@@ -272,6 +280,7 @@ function codeDetail(data, k) {
           ]
         : []),
     ]),
+    el("p", {}, `Code ${k}: `, inWords(data, c), "."),
     el("p", {}, link({ view: "rollouts", code: k, rollout: null, page: null }, {}, "Rollouts with this code")),
     el(
       "div",
@@ -330,13 +339,14 @@ function codeDetail(data, k) {
       el("div", {}, el("h3", {}, "Its n-grams in worse rollouts"), grams("Less reward than the mean of the group", c.worse)),
     ),
     c.near.length ? nearest(data, k) : null,
+    LIVE ? [ablationPanel(k), notePanel(`code ${k}`)] : null,
     el(
       "div",
       { class: "columns" },
       lines("usage over training", data.training.updates, [
-        { name: `code ${k}`, values: data.training.usage.map((row) => row[k]), ink: "var(--accent)" },
+        { name: `code ${k}`, values: data.training.usage.map((row) => row[k]) },
       ]),
-      lines("usage by position", position.keys, [{ name: `code ${k}`, values: position.usage.map((row) => row[k]), ink: "var(--accent)" }]),
+      lines("usage by position", position.keys, [{ name: `code ${k}`, values: position.usage.map((row) => row[k]) }]),
     ),
   );
 }

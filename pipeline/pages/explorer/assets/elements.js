@@ -13,10 +13,18 @@ function fill(node, attributes, children) {
   return node;
 }
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const link = (changes, attributes, ...children) =>
   el("a", { href: address(changes), "data-key": JSON.stringify(changes), ...attributes }, children);
 
+// A question to the service that sent this page; one with a body by POST.
+async function ask(path, body) {
+  const reply = await fetch(path, body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const said = await reply.json();
+  if (!reply.ok) throw new Error(said.error.message);
+  return said;
+}
+
+const title = (text) => el("h2", { tabindex: "-1" }, text);
 const percent = (x, digits = 1) => (x === null ? "\u2013" : fixed(100 * x, digits) + " %");
 const signed = (x, digits = 3) => (x < 0 ? MINUS : "+") + Math.abs(x).toFixed(digits);
 const fixed = (x, digits = 3) =>
@@ -31,6 +39,7 @@ function printable(text) {
 const word = (data, token) => printable(data.vocabulary[token]);
 const seenWords = (data, tokens) => tokens.map((t) => word(data, t)).join(" ");
 const words = (data, tokens) => el("span", { class: "text" }, seenWords(data, tokens));
+const chips = (data, tokens) => tokens.map((t, i) => [i ? " " : "", el("span", { class: "text chip" }, word(data, t))]);
 const codeLink = (code, changes = {}) =>
   link({ view: "codes", code, rollout: null, ...changes }, { class: "code", "--hue": hue(code), "aria-label": `code ${code}` }, code);
 const codesInLine = (codes) => codes.map((code, i) => [i ? " " : "", codeLink(code)]);

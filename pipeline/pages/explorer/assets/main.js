@@ -19,6 +19,7 @@ function render() {
   document
     .getElementById("views")
     .replaceChildren(
+      ...(LIVE ? [el("a", { href: `../../../#run=${RUN}` }, "\u2190 Watch")] : []),
       ...views().map(([name, text]) =>
         link({ view: name, rollout: null, step: null, page: null }, { "aria-current": name === now.view && "page" }, text),
       ),

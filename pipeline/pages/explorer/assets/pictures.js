@@ -1,37 +1,8 @@
-// Lines and heatmaps; each says in words or as a table what it shows.
+// Curves over named points, and heatmaps, which are tables on demand.
 
-// Lines over common points: curves = [{name, values, ink}].
-function lines(title, labels, curves) {
-  const all = curves.flatMap((curve) => curve.values);
-  const low = Math.min(...all),
-    high = Math.max(...all),
-    height = high - low || 1;
-  const at = (v, i, n) => `${(45 + (400 * i) / Math.max(1, n - 1)).toFixed(1)},${(130 - (120 * (v - low)) / height).toFixed(1)}`;
-  return el(
-    "figure",
-    {},
-    el("figcaption", {}, title),
-    svg(
-      "svg",
-      { viewBox: "0 0 460 170", width: 460, height: 170, role: "img", "aria-label": `${title}: ` + curves.map(told).join("; ") },
-      svg("rect", { class: "frame", x: 45, y: 10, width: 400, height: 120 }),
-      svg("text", { x: 40, y: 18, "text-anchor": "end" }, high.toPrecision(3)),
-      svg("text", { x: 40, y: 131, "text-anchor": "end" }, low.toPrecision(3)),
-      svg("text", { x: 45, y: 145 }, labels[0]),
-      svg("text", { x: 445, y: 145, "text-anchor": "end" }, labels[labels.length - 1]),
-      curves.map((c, k) => [
-        svg("polyline", {
-          "--ink": c.ink,
-          stroke: c.ink,
-          points: c.values.map((v, i) => at(v, i, c.values.length)).join(" "),
-          "stroke-dasharray": k ? "6 3" : null,
-        }),
-        svg("text", { x: 45 + 200 * k, y: 163 }, (k ? "\u2504 " : "\u2500 ") + c.name),
-      ]),
-    ),
-  );
-}
-const told = (curve) => `${curve.name} from ${fixed(curve.values[0])} to ${fixed(curve.values[curve.values.length - 1])}`;
+// Lines over common points: curves = [{name, values}].
+const lines = (title, labels, curves) =>
+  chart({ title, labels, curves: curves.map(({ name, values }) => ({ name, x: values.map((_, i) => i), y: values })) });
 
 function rgb(name) {
   const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim();

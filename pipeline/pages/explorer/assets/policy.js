@@ -40,14 +40,14 @@ function trainingView({ data }) {
     el(
       "div",
       { class: "columns" },
-      lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity, ink: "var(--accent)" }]),
+      lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity }]),
       t.reward.every((r, i) => r === t.success[i])
         ? lines("reward by update (the share of successes is the same)", t.updates, [
-            { name: "reward", values: t.reward, ink: "var(--accent)" },
+            { name: "reward", values: t.reward },
           ])
         : lines("reward and success by update", t.updates, [
-            { name: "reward", values: t.reward, ink: "var(--accent)" },
-            { name: "success", values: t.success, ink: "var(--down)" },
+            { name: "reward", values: t.reward },
+            { name: "success", values: t.success },
           ]),
     ),
     heatmap(

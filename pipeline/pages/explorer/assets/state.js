@@ -3,6 +3,10 @@
 
 const RUNS = JSON.parse(document.getElementById("data").textContent).runs;
 const PER_PAGE = 25;
+// Sent by latent-control watch, which answers what the file does not hold; its address ends with runs/NAME/codes/.
+const LIVE = "live" in document.body.dataset;
+const RUN = location.pathname.split("/").at(-3);
+const ofRun = (path) => `../../../api/runs/${RUN}/${path}`;
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 const MINUS = "\u2212";
 
