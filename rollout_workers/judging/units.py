@@ -121,5 +121,6 @@ def _table(rows: str, prefixes: Mapping[str, str]) -> Iterator[tuple[str, Unit]]
 _UNITS = dict([*_table(_METRIC, _PREFIXES), *_table(_OTHERS, {})])
 """By symbol, whose case counts, and by name."""
 _NAMES = {name.casefold() + plural: unit for name, unit in _UNITS.items() if len(name) > 1 for plural in ("", "s")}
-_NAMES |= {name: _unit(words, apart=True) for name, words in (("mph", "mi/h"), ("kph", "km/h"), ("kmh", "km/h"))}
+_SPEEDS = {"mph": "mi", "kph": "km", "kmh": "km"}
+_NAMES |= {name: Unit((("length", 1), ("time", -1)), _UNITS[way].size / 3600) for name, way in _SPEEDS.items()}
 PERCENT = _UNITS["%"]
