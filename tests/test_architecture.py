@@ -444,6 +444,7 @@ SET_FROM_OUTSIDE = {
         "last_words",
         "listening",
         "nothing_to_save",
+        "replaced",
         "timed",
         "whole_program",
     },
