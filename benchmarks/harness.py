@@ -8,7 +8,6 @@ downloaded. The documents are held-out countdown demonstrations; EXPORT is of a 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -16,13 +15,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import yaml
+from common import arguments, report
 
 from latent_control.decoding.token_scores import prompt_scores
 from latent_control.text import encode_text
@@ -30,6 +30,8 @@ from pipeline.serving.service import Service
 from pipeline.serving.web import application
 from rollout_workers.tasks import TaskConfig, build_task
 
+COMPARED = 16
+"""Documents whose log-likelihoods are computed again."""
 FIRST = re.compile(r"(\d+ [-+*] \d+ =) (-?\d+)")
 COMMON = {"dataset_path": "json", "test_split": "test", "doc_to_text": "{{prompt}}", "metadata": {"version": 1}}
 EXACT = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}]
@@ -103,13 +105,13 @@ def served(service: Service) -> Iterator[str]:
         thread.join()
 
 
-def likelihood_gap(service: Service, samples: Path) -> float:
+def likelihood_gap(service: Service, samples: Sequence[str]) -> float:
     """The largest difference between a choice's log-likelihood as the harness read it, and by one pass of the model."""
     worst = 0.0
-    for line in samples.read_text().splitlines():
+    for line in samples:
         sample = json.loads(line)
-        for arguments, (found, *_) in zip(sample["arguments"].values(), sample["resps"], strict=True):
-            context, text = arguments["arg_0"], arguments["arg_0"] + arguments["arg_1"]
+        for given, (found, *_) in zip(sample["arguments"].values(), sample["resps"], strict=True):
+            context, text = given["arg_0"], given["arg_0"] + given["arg_1"]
             start, ids = (encode_text(service.tokenizer, one, chat=False) for one in (context, text))
             scores = [one for part in prompt_scores(service.latent.base, service.actor, ids, most=0) for one in part]
             worst = max(worst, abs(sum(one.logp for one in scores[len(start) - 1 :]) - float(found[0])))
@@ -117,7 +119,7 @@ def likelihood_gap(service: Service, samples: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("export", type=Path)
     parser.add_argument("--python", required=True)
     parser.add_argument("--documents", type=int, default=64)
@@ -125,7 +127,7 @@ def main() -> None:
     service = Service(options.export, "it", device="cpu", slots=32)
     with tempfile.TemporaryDirectory() as temporary, served(service) as address:
         folder = Path(temporary)
-        write_tasks(folder, options.documents)
+        write_tasks(folder, 8 if options.quick else options.documents)
         about = (
             f"model=it,base_url={address}/v1/completions,tokenizer_backend=huggingface,"
             f"tokenizer={options.export.absolute()},num_concurrent=8,max_retries=3"
@@ -136,11 +138,16 @@ def main() -> None:
         subprocess.run([*command, "--log_samples"], check=True, env=environment)
         (result,) = (folder / "out").rglob("results_*.json")
         scores = json.loads(result.read_text())["results"]
-        for name in TASKS:
-            numbers = {key: value for key, value in scores[name].items() if isinstance(value, float)}
-            print(name, ", ".join(f"{key} {value:.3f}" for key, value in numbers.items()))
         (samples,) = (folder / "out").rglob("samples_countdown_results_*.jsonl")
-        print(f"log-likelihoods differ from one pass of the model by {likelihood_gap(service, samples):.1e} at most")
+        gap = likelihood_gap(service, samples.read_text().splitlines()[:COMPARED])
+    rows = []
+    for name, task in TASKS.items():
+        metric = task["metric_list"][0]["metric"]
+        score, error = scores[name][f"{metric},none"], scores[name][f"{metric}_stderr,none"]
+        kind = task["output_type"]
+        rows.append({"task": name, "kind": kind, "metric": metric, "score": f"{score:.3f} (± {1.96 * error:.3f})"})
+    report("harness", rows, {"documents": options.documents, "likelihood_gap": gap}, options.out)
+    print(f"log-likelihoods differ from one pass of the model by {gap:.1e} at most")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollout_workers.environments.protocol import Environment, Episode
 from rollout_workers.lazy_sequence import LazySequence
@@ -20,31 +21,37 @@ LARGEST_EPISODE = 64 << 10
 """Bytes of a line of ``path``: it is given to the program as an environment variable."""
 
 
+@dataclass
 class AgentPrograms:
-    """``gateway/<name>``. Options: ``program`` a file; ``interpreter`` what runs it (default: this Python for ``.py``,
-    else the file itself); ``arguments``; ``train``, ``heldout`` numbers of episodes, or ``path``, ``heldout_path``
-    files whose lines are the episodes, JSON objects; ``seconds`` of an episode; ``parallel`` programs at once;
-    ``parts`` names of further parts of the reward; ``variables`` that the program may see, secret ones too.
+    """``gateway/<name>``, with its options.
 
     Raises:
         ValueError: an option's value is impossible.
     """
 
-    def __init__(
-        self,
-        which: str,
-        program: str = "",
-        interpreter: str | None = None,
-        arguments: Sequence[str] = (),
-        train: int = 1000,
-        heldout: int = 200,
-        path: str | None = None,
-        heldout_path: str | None = None,
-        seconds: float = 600.0,
-        parallel: int = 16,
-        parts: Sequence[str] = (),
-        variables: Sequence[str] = (),
-    ) -> None:
+    which: str
+    program: str = ""
+    """The file."""
+    interpreter: str | None = None
+    """What runs it; ``None``: this Python for ``.py``, else the file itself."""
+    arguments: Sequence[str] = ()
+    train: int = 1000
+    """Numbers of episodes, where there is no file of them."""
+    heldout: int = 200
+    path: str | None = None
+    """A file whose lines are the episodes, JSON objects."""
+    heldout_path: str | None = None
+    seconds: float = 600.0
+    """Of an episode."""
+    parallel: int = 16
+    """Programs at once."""
+    parts: Sequence[str] = ()
+    """Names of further parts of the reward."""
+    variables: Sequence[str] = ()
+    """Names of variables that the program may see, secret ones too."""
+
+    def __post_init__(self) -> None:
+        program, interpreter = self.program, self.interpreter
         if not program or not Path(program).is_file():
             raise ValueError(
                 f"task.options.program is {program!r}, no file; name the agent program, e.g. program: agent.py"
@@ -55,77 +62,84 @@ class AgentPrograms:
             raise ValueError(
                 f"task.options.program: {program} is not executable; run chmod +x, or name what runs it by interpreter"
             )
-        for name, value in (("train", train), ("heldout", heldout), ("seconds", seconds), ("parallel", parallel)):
+        for name in ("train", "heldout", "seconds", "parallel"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"task.options.{name} is {value!r}; give a number above 0")
-        for name, names in (("arguments", arguments), ("parts", parts), ("variables", variables)):
+        for name in ("arguments", "parts", "variables"):
+            names = getattr(self, name)
             if isinstance(names, str) or not all(isinstance(one, str) for one in names):
                 raise ValueError(f"task.options.{name} is {names!r}; give a list of texts")
         own = interpreter or (sys.executable if program.endswith(".py") else None)
-        self.command = [*([own] if own else []), str(Path(program).absolute()), *arguments]
-        self.seconds, self.parallel = float(seconds), int(parallel)
-        self.parts, self.variables = tuple(parts), tuple(variables)
-        self._rows = {"train": _rows("path", path), "heldout": _rows("heldout_path", heldout_path)}
-        self._counts = {"train": int(train), "heldout": int(heldout)}
+        self.command = [*([own] if own else []), str(Path(program).absolute()), *self.arguments]
+        self._rows = {"train": _rows("path", self.path), "heldout": _rows("heldout_path", self.heldout_path)}
 
     def episodes(self, split: Literal["train", "heldout"]) -> Sequence[Episode]:
         """The lines of the split's file, or numbers."""
         if (rows := self._rows[split]) is not None:
             return rows
-        return LazySequence(self._counts[split], lambda i: {"split": split, "number": i})
+        return LazySequence(int(getattr(self, split)), lambda i: {"split": split, "number": i})
 
     def make(self) -> Environment:
         """There is no world here."""
         raise ValueError("an agent program is played by the gateway, not step by step")
 
 
-class VerifiersPrograms(AgentPrograms):
-    """``verifiers/<taskset>``: an environment of Prime's ``verifiers`` (0.4). Options: ``python``, the interpreter of
-    an environment that has the package and the taskset; ``folder`` of a taskset that is not installed; ``env``, the
-    environment's own config; ``success_at``; and of ``gateway`` ``train``, ``heldout`` (the taskset's first tasks, and
-    those behind them), ``seconds``, ``parallel``, ``variables``.
+@dataclass
+class VerifiersPrograms:
+    """``verifiers/<taskset>``, an environment of Prime's ``verifiers`` (0.4), with its options.
 
     Raises:
         ValueError: an option's value is impossible.
     """
 
-    def __init__(
-        self,
-        which: str,
-        python: str = "",
-        folder: str | None = None,
-        env: Mapping[str, object] | None = None,
-        success_at: float = 1.0,
-        train: int = 1000,
-        heldout: int = 200,
-        seconds: float = 600.0,
-        parallel: int = 4,
-        variables: Sequence[str] = (),
-    ) -> None:
-        if not python or shutil.which(python) is None:
+    which: str
+    python: str = ""
+    """The interpreter of an environment that has the package and the taskset."""
+    folder: str | None = None
+    """Of a taskset that is not installed."""
+    env: Mapping[str, Any] | None = None
+    """The environment's own config; ``None``: its chat loop runs beside the adapter."""
+    success_at: float = 1.0
+    train: int = 1000
+    """The taskset's first tasks; held-out ones are those behind them."""
+    heldout: int = 200
+    seconds: float = 600.0
+    parallel: int = 4
+    variables: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.python or shutil.which(self.python) is None:
             raise ValueError(
-                f"task.options.python is {python!r}, no program; name the interpreter that has verifiers, e.g. "
+                f"task.options.python is {self.python!r}, no program; name the interpreter that has verifiers, e.g. "
                 "python: venv-verifiers/bin/python"
             )
-        if folder is not None and not Path(folder).is_dir():
-            raise ValueError(f"task.options.folder: {folder} is no folder; name the one that has the taskset")
-        if not isinstance(env or {}, Mapping):
-            raise ValueError(f"task.options.env is {env!r:.80}; give a mapping, as verifiers' own [env] block")
-        given = dict(env or {})
-        given["taskset"] = {**dict(given.get("taskset") or {}), "id": which}  # type: ignore[call-overload]
-        given.setdefault("agent", _AGENT)
-        asked = {"env": given, "train": int(train), "folder": folder, "success_at": success_at}
-        super().__init__(
-            which,
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise ValueError(f"task.options.folder: {self.folder} is no folder; name the one that has the taskset")
+        if not isinstance(self.env or {}, Mapping):
+            raise ValueError(f"task.options.env is {self.env!r:.80}; give a mapping, as verifiers' own [env] block")
+        given = {"agent": _AGENT, **(self.env or {})}
+        given["taskset"] = {**given.get("taskset", {}), "id": self.which}
+        asked = {"env": given, "train": self.train, "folder": self.folder, "success_at": self.success_at}
+        self.programs = AgentPrograms(
+            self.which,
             program=str(ADAPTER),
-            interpreter=python,
+            interpreter=self.python,
             arguments=[json.dumps(asked)],
-            train=train,
-            heldout=heldout,
-            seconds=seconds,
-            parallel=parallel,
-            variables=variables,
+            train=self.train,
+            heldout=self.heldout,
+            seconds=self.seconds,
+            parallel=self.parallel,
+            variables=self.variables,
         )
+
+    def episodes(self, split: Literal["train", "heldout"]) -> Sequence[Episode]:
+        """Numbers."""
+        return self.programs.episodes(split)
+
+    def make(self) -> Environment:
+        """There is no world here."""
+        return self.programs.make()
 
 
 def _rows(option: str, path: str | None) -> list[Episode] | None:

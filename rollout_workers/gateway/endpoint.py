@@ -25,7 +25,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from latent_control.text import end_tokens, spoken_text
-from rollout_workers.gateway.session import Call, Session
+from rollout_workers.gateway.session import Call, EpisodeSession
 from rollout_workers.generated_row import Row
 from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.keys import given_digest, wrong_key
@@ -99,8 +99,8 @@ class Endpoint:
     """Runs from ``open`` to ``close``; calls come by ``waiting``, and their answers go into each ``Call.answer``."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Session, Call]] = queue.SimpleQueue()
-        self._sessions: dict[str, Session] = {}
+        self._calls: queue.SimpleQueue[tuple[EpisodeSession, Call]] = queue.SimpleQueue()
+        self._sessions: dict[str, EpisodeSession] = {}
         self._texts: TokenTexts | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -109,7 +109,7 @@ class Endpoint:
 
     # -- the player's side -------------------------------------------------------------------------------------------
 
-    def open(self, sessions: Iterable[Session]) -> None:
+    def open(self, sessions: Iterable[EpisodeSession]) -> None:
         """Know these sessions, and listen."""
         self._sessions |= {session.digest(): session for session in sessions}
         if self._server is not None:
@@ -125,9 +125,9 @@ class Endpoint:
         )
         self._thread.start()
 
-    def waiting(self, most: int, seconds: float) -> list[tuple[Session, Call]]:
+    def waiting(self, most: int, seconds: float) -> list[tuple[EpisodeSession, Call]]:
         """Up to ``most`` calls: none that come within ``seconds``, or the first and those that come right after it."""
-        found: list[tuple[Session, Call]] = []
+        found: list[tuple[EpisodeSession, Call]] = []
         until = time.monotonic() + seconds
         with contextlib.suppress(queue.Empty):
             while len(found) < most:
@@ -135,7 +135,7 @@ class Endpoint:
                 until = until if len(found) > 1 else time.monotonic() + GATHERED
         return [(session, call) for session, call in found if not session.closed]
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: EpisodeSession) -> None:
         """Its key opens nothing from now on; a call that waits gets no answer."""
         self._sessions.pop(session.digest(), None)
         if session.open is not None:
@@ -177,7 +177,7 @@ class Endpoint:
         known = ", ".join([*_KINDS, "/v1/models", f"{_SESSIONS}{session.id}/reward"])
         raise RefusedRequest(f"Invalid URL ({method} {path}): there are {known}", 404)
 
-    async def _reply(self, session: Session, request: ChatRequest | CompletionRequest) -> Response:
+    async def _reply(self, session: EpisodeSession, request: ChatRequest | CompletionRequest) -> Response:
         require_recordable(request, session.limits.stop)
         call = session.call(request)
         self._calls.put((session, call))
@@ -190,7 +190,7 @@ class Endpoint:
             return JSONResponse(wording.whole([answer]))
         return StreamingResponse(_events(wording, answer), media_type="text/event-stream")
 
-    def _wording(self, session: Session, request: ChatRequest | CompletionRequest, call: Call) -> Wording:
+    def _wording(self, session: EpisodeSession, request: ChatRequest | CompletionRequest, call: Call) -> Wording:
         if self._texts is None or self._texts.tokenizer is not session.tokenizer:
             self._texts = TokenTexts(session.tokenizer)
         chat = isinstance(request, ChatRequest)
@@ -207,7 +207,7 @@ class Endpoint:
         )
 
 
-def _answer(session: Session, row: Row) -> DecodedRow:
+def _answer(session: EpisodeSession, row: Row) -> DecodedRow:
     tokens = row.tokens.tolist()
     return DecodedRow(
         text=spoken_text(session.tokenizer, tokens, session.limits.stop),

@@ -15,7 +15,7 @@ from rollout_workers.environments.protocol import Step
 from rollout_workers.episode_player import PlayedEpisode
 from rollout_workers.gateway.endpoint import Endpoint
 from rollout_workers.gateway.programs import AgentProgram, allowed, told
-from rollout_workers.gateway.session import Call, Session, SessionLimits
+from rollout_workers.gateway.session import Call, EpisodeSession, SessionLimits
 from rollout_workers.gateway.task import GatewayTask
 from rollout_workers.generated_row import Row, joined, row_of
 from rollout_workers.tasks.environment_task import verdict
@@ -41,13 +41,13 @@ class GatewayPlayer:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read."""
         every = [prompt for prompt in prompts for _ in range(job.repeats)]
         sessions = [
-            Session(
+            EpisodeSession(
                 prompt=prompt, seed=seed, limits=self.limits, tokenizer=engine.tokenizer, parts=self.task.programs.parts
             )
             for prompt, seed in zip(every, job.seeds, strict=True)
         ]
         self.endpoint.open(sessions)
-        waiting, running = deque(sessions), dict[Session, AgentProgram]()
+        waiting, running = deque(sessions), dict[EpisodeSession, AgentProgram]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.task.programs.parallel:
@@ -66,19 +66,19 @@ class GatewayPlayer:
         """Stop listening."""
         self.endpoint.close()
 
-    def _started(self, session: Session) -> AgentProgram:
+    def _started(self, session: EpisodeSession) -> AgentProgram:
         programs = self.task.programs
         variables = allowed(programs.variables) | told(
             session.id, session.key, self.endpoint.address, session.prompt.metadata
         )
         return AgentProgram(programs.command, variables, seconds=programs.seconds)
 
-    def _leave(self, session: Session, program: AgentProgram) -> None:
+    def _leave(self, session: EpisodeSession, program: AgentProgram) -> None:
         session.close(program.late, program.how())
         self.endpoint.forget(session)
         program.close()
 
-    def _finished(self, engine: RolloutEngine, job: DecodeJob, session: Session) -> PlayedEpisode:
+    def _finished(self, engine: RolloutEngine, job: DecodeJob, session: EpisodeSession) -> PlayedEpisode:
         row, ids = _row_of(engine, job, session)
         text = "\n".join(session.texts)
         judged: Score | Failure
@@ -102,7 +102,7 @@ class GatewayPlayer:
         )
 
 
-def _decode(engine: RolloutEngine, job: DecodeJob, calls: Sequence[tuple[Session, Call]]) -> None:
+def _decode(engine: RolloutEngine, job: DecodeJob, calls: Sequence[tuple[EpisodeSession, Call]]) -> None:
     """One batch for all calls that allow as many new tokens."""
     for limit in sorted({call.limit for _, call in calls}):
         some = [(session, call) for session, call in calls if call.limit == limit]
@@ -124,7 +124,7 @@ def _decode(engine: RolloutEngine, job: DecodeJob, calls: Sequence[tuple[Session
                 call.answer.set_result(row)
 
 
-def _row_of(engine: RolloutEngine, job: DecodeJob, session: Session) -> tuple[Row, tuple[int, ...]]:
+def _row_of(engine: RolloutEngine, job: DecodeJob, session: EpisodeSession) -> tuple[Row, tuple[int, ...]]:
     """The episode's row and the ids of its first prompt; of an episode without any call one token, which is masked as
     all of a failure's are."""
     if session.turns:

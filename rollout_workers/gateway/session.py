@@ -64,7 +64,7 @@ class Call:
 
 
 @dataclass(kw_only=True, eq=False)
-class Session:
+class EpisodeSession:
     """An episode while it is played; its methods are called by the endpoint's thread until it is closed, ``take`` by
     the player's."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rollout_workers.environments import family
-from rollout_workers.environments.agent_programs import AgentPrograms
+from rollout_workers.environments import COMMON, family
+from rollout_workers.environments.agent_programs import AgentPrograms, VerifiersPrograms
 from rollout_workers.tasks.environment_task import AgentTask
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split
 
@@ -21,7 +21,8 @@ class GatewayTask(AgentTask):
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         super().__init__(name, options)
-        programs = family(name, dict(options))
+        made = family(name, {key: value for key, value in options.items() if key not in COMMON})
+        programs = made.programs if isinstance(made, VerifiersPrograms) else made
         assert isinstance(programs, AgentPrograms)
         self.programs = programs
         self.parts = (*AgentTask.parts, *programs.parts)

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from configs.schema import Turns
-from rollout_workers.gateway.session import Session, SessionLimits
+from rollout_workers.gateway.session import EpisodeSession, SessionLimits
 from rollout_workers.generated_row import Row
 from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest
@@ -42,15 +42,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return found
 
 
-def session(tokenizer: Any, **limits: Any) -> Session:
+def session(tokenizer: Any, **limits: Any) -> EpisodeSession:
     about = SessionLimits(
         turns=Turns(**{"max_tokens": 5000, **limits}), max_new_tokens=99, max_prompt_tokens=2000, stop=()
     )
     prompt = Prompt(id="gateway/x/train/0", text="", metadata={})
-    return Session(prompt=prompt, seed=1, limits=about, tokenizer=tokenizer, parts=())
+    return EpisodeSession(prompt=prompt, seed=1, limits=about, tokenizer=tokenizer, parts=())
 
 
-def reply(one: Session, tokenizer: Any, request: Any, said: str | list[int], *, ended: bool = True) -> None:
+def reply(one: EpisodeSession, tokenizer: Any, request: Any, said: str | list[int], *, ended: bool = True) -> None:
     """A call, and what the policy says to it."""
     call = one.call(request)
     ids = said if isinstance(said, list) else tokenizer.encode(said, add_special_tokens=False)
