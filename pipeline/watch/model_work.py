@@ -113,7 +113,7 @@ class ModelWork:
         prompt = prompt_of(self.loaded.task, row["prompt_id"], row["prompt_text"])
         if prompt is None or row["variant"] != "improved" or row["finish_reason"] == "greedy_token":
             raise ValueError(
-                f"{row['rollout_id']} is an answer of {row['variant']}, {row['mode']}: counterfactuals of held-out "
+                f"{row['rollout_id']} is an answer of {row['variant']}, {row['finish_reason']}: counterfactuals of held-out "
                 "answers are those of the improved policy by code (improved, sampled or greedy), to prompts that the "
                 "task still has"
             )
@@ -255,7 +255,7 @@ def work(pipe: Connection, folder: Path, most_gib: float) -> None:
                 reply: list[Any] = [200, model.questions[question](body)]
             except RefusedRequest as refusal:
                 reply = [refusal.status, str(refusal)]
-            except (ValueError, OSError, RuntimeError) as error:  # memory that does not suffice is a RuntimeError
+            except (ValueError, LookupError, OSError, RuntimeError) as error:  # memory that does not suffice is a RuntimeError
                 reply = [400, str(error)]
             pipe.send_bytes(json.dumps(reply).encode())
 

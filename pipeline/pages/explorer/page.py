@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.pages.explorer.records import Dataset, as_data
+from pipeline.pages.explorer.records import Code, Dataset, as_data
 from pipeline.pages.html import asset, filled, scripted, source, styled
 from pipeline.storage.atomic import write_atomic
 
@@ -32,6 +33,7 @@ SCRIPTS = (
     *("beside.js", "main.js"),
 )
 """One after the other they are the page's script."""
+_FIELDS = {field.name for field in fields(Code)}
 _ICON = '\n<link rel="icon" href="data:,">'
 """Else a browser asks the service for one."""
 _DATA = re.compile(r'<script type="application/json" id="data">([^<]*)</script>')
@@ -57,15 +59,19 @@ def live_page(path: Path) -> str:
     for what the file does not hold.
 
     Raises:
-        ValueError: it is no page of the explorer.
+        ValueError: it is no page of the explorer, or of another version.
     """
     found = _DATA.search(path.read_text(encoding="utf-8"))
     try:
         data = json.loads(found[1]) if found else None
-    except ValueError:
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("runs"), list):
-        raise ValueError(f"{path} is no page of the explorer: latent-control explain {path.parent} writes it again")
+        whole = bool(data["runs"]) and all(run["codes"][0].keys() >= _FIELDS for run in data["runs"])
+    except (ValueError, TypeError, LookupError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path} is no page of the explorer, or one of another version: latent-control explain {path.parent} "
+            "writes it again"
+        )
     return _page(_escaped(data), live=True)
 
 
