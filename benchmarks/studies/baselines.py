@@ -8,7 +8,8 @@ base LM itself, the latent side from the policy cloned on the base LM's own kind
 held-out prompts sampled and greedy, the mean reward of the last ten updates,
 seconds of an update, parameters trained. ``rollouts_vs_best_token`` and ``wall_vs_best_token``: what latent RL spends
 until the mean reward of its last ten updates is what the best baseline ends with, over the baseline's whole budget; a
-seed that never gets there counts with its whole budget, and ``reached`` says how many did. Times are of RL alone;
+seed that never gets there counts with its whole budget, and ``reached`` says how many did. That baseline may have been
+there before its end, too: ``rollouts_of_best_token_itself``. Times are of RL alone;
 ``preparation_seconds`` is what codes and clone took.
 """
 
@@ -121,14 +122,16 @@ def spent(found: Curve, target: float) -> int | None:
 
 def against(ours: Sequence[Curve], theirs: Sequence[Curve]) -> tuple[list[dict[str, Any]], int]:
     """Rows of what latent RL spends over the best baseline's budget, and how many seeds got there at all."""
-    rollouts, walls, reached = [], [], 0
+    rollouts, walls, itself, reached = [], [], [], 0
     for mine, other in zip(ours, theirs, strict=True):
         updates = spent(mine, last(other))
         reached += updates is not None
         updates = updates or len(mine.rewards)
         rollouts.append(updates / len(other.rewards))
+        itself.append((spent(other, last(other)) or len(other.rewards)) / len(other.rewards))
         walls.append(sum(mine.seconds[:updates]) / sum(other.seconds))
-    return [row("rollouts_vs_best_token", rollouts), row("wall_vs_best_token", walls)], reached
+    rows = [row("rollouts_vs_best_token", rollouts), row("wall_vs_best_token", walls)]
+    return [*rows, row("rollouts_of_best_token_itself", itself)], reached
 
 
 def compare(

@@ -2,6 +2,7 @@
 beside the alternatives.
 
     python benchmarks/studies/pays.py RUN ...        finished runs of configs/quickstart.yaml, one for each seed
+    python benchmarks/studies/pays.py                only takes the other studies' rows again
 
 Differences of success on the held-out prompts, each seed's own two models against each other. The other rows are taken
 from the studies that made them, as far as those have been run (``OTHERS``).
@@ -64,8 +65,13 @@ def of_others() -> list[dict[str, Any]]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
     folders = parser.parse_args().runs
+    if not folders:
+        known = json.loads((RESULTS / "pays.json").read_text(encoding="utf-8"))
+        own = [found for found in known["rows"] if "study" not in found]
+        write("pays", known["script"], known["seeds"], own + of_others(), commits=known["commits"])
+        return
     evaluations = [json.loads((folder / SUMMARY).read_text())["evaluation"] for folder in folders]
     seeds = [load_config(folder / CONFIG, check_paths=False).seed for folder in folders]
     rows = [row(name, [difference(e, pair, measure) for e in evaluations]) for name, pair, measure in PAIRS]

@@ -44,7 +44,7 @@ def run(
                 raise ValueError(f"--run-dir: {problem}")
             _make(folder)
             from pipeline.run import run as run_stages
-        page = watching(folder, output.display.message) if watch else nullcontext()
+        page = watching(folder, output.display.message if output.display else print_error) if watch else nullcontext()
         with exit_on_error(FAILED, resumable=folder, output=output), page:
             done = run_stages(settings, folder, output.display)
         finish(done, quiet, as_json)

@@ -132,8 +132,8 @@ def _difference(group: Sequence[Finished], first: Sequence[Finished], mode: str)
     else:  # one seed on one side: over prompts
         sides = [[run.answers[mode] for run in side if run.answers is not None] for side in (group, first)]
         common = sorted(set.intersection(*(set(answers) for side in sides for answers in side)))
-        means = [np.mean([[answers[key] for key in common] for answers in side], axis=0) for side in sides]
-        found = paired_difference(*means, seed=0) | {"unit": "prompts", "prompts": len(common)}
+        ours, theirs = (np.mean([[answers[key] for key in common] for answers in side], axis=0) for side in sides)
+        found = paired_difference(ours, theirs, seed=0) | {"unit": "prompts", "prompts": len(common)}
     unit = f"{found['prompts']} prompts" if found["unit"] == "prompts" else f"{len(group)} and {len(first)} seeds"
     return {"value": found["mean"], "low": found["low"], "high": found["high"], "unit": unit}
 

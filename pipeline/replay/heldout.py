@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,13 +12,20 @@ from pipeline.replay.following import COLUMNS
 from pipeline.replay.schema import SCHEMA
 
 FIELDS = [*(SCHEMA.field(name) for name in COLUMNS), pa.field("variant", pa.string()), pa.field("sample", pa.int32())]
-EMPTY = {"prompt_tokens": [], "tokens": [], "generated": [], "actions": [], "action_logp": [], "turn_rewards": []}
+EMPTY: dict[str, Any] = {
+    "prompt_tokens": [],
+    "tokens": [],
+    "generated": [],
+    "actions": [],
+    "action_logp": [],
+    "turn_rewards": [],
+}
 
 
 def heldout_table(outcomes: Sequence[Outcome]) -> pa.Table:
     """``RolloutFollower.table`` of outcomes: a prompt is a group, and the mode stands for the finish reason. Tokens and
     codes are not kept in an evaluation."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "rollout_id": f"{one.variant}/{one.mode}/{one.prompt_id}/{one.sample}",
             "group_id": one.prompt_id,
@@ -34,8 +42,8 @@ def heldout_table(outcomes: Sequence[Outcome]) -> pa.Table:
             "world_hash": "",
             "variant": one.variant,
             "sample": one.sample,
+            **EMPTY,
         }
-        | EMPTY
         for one in reversed(outcomes)  # the newest come first on the page
     ]
     return pa.Table.from_pylist(rows, schema=pa.schema(FIELDS))

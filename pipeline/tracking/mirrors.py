@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,18 +87,21 @@ class Mirrors:
             (run_dir / WANDB).mkdir(exist_ok=True)
             wanted["Weights & Biases"] = lambda: WeightsAndBiases(project, run_dir, config)
         for name, make in wanted.items():
-            self._try(name, lambda make=make, name=name: self._kept.__setitem__(name, make()))
+            self._try(name, partial(self._keep, name, make))
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Pass a step on."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name, mirror in list(self._kept.items()):
-            self._try(name, lambda mirror=mirror: mirror.log(stage, step, finite))
+            self._try(name, partial(mirror.log, stage, step, finite))
 
     def close(self) -> None:
         """Write what is left."""
         for name, mirror in list(self._kept.items()):
             self._try(name, mirror.close)
+
+    def _keep(self, name: str, make: Callable[[], Mirror]) -> None:
+        self._kept[name] = make()
 
     def _try(self, name: str, work: Callable[[], object]) -> None:
         try:

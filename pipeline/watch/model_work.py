@@ -113,9 +113,9 @@ class ModelWork:
         prompt = prompt_of(self.loaded.task, row["prompt_id"], row["prompt_text"])
         if prompt is None or row["variant"] != "improved" or row["finish_reason"] == "greedy_token":
             raise ValueError(
-                f"{row['rollout_id']} is an answer of {row['variant']}, {row['finish_reason']}: counterfactuals of held-out "
-                "answers are those of the improved policy by code (improved, sampled or greedy), to prompts that the "
-                "task still has"
+                f"{row['rollout_id']} is an answer of {row['variant']}, {row['finish_reason']}: counterfactuals of "
+                "held-out answers are those of the improved policy by code (improved, sampled or greedy), to prompts "
+                "that the task still has"
             )
         place = int(row["prompt_id"].rpartition("/")[2])
         seed = rollout_seed(rollout_seed(self.config.seed, 1) >> 1, place, row["sample"])
@@ -255,7 +255,7 @@ def work(pipe: Connection, folder: Path, most_gib: float) -> None:
                 reply: list[Any] = [200, model.questions[question](body)]
             except RefusedRequest as refusal:
                 reply = [refusal.status, str(refusal)]
-            except (ValueError, LookupError, OSError, RuntimeError) as error:  # memory that does not suffice is a RuntimeError
+            except (ValueError, LookupError, OSError, RuntimeError) as error:  # the last: memory does not suffice
                 reply = [400, str(error)]
             pipe.send_bytes(json.dumps(reply).encode())
 

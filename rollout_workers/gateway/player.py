@@ -40,10 +40,9 @@ class GatewayPlayer:
     def play(self, engine: RolloutEngine, prompts: Sequence[Prompt], job: DecodeJob) -> list[PlayedEpisode]:
         """``job.repeats`` episodes of each prompt, prompts outer; ``job.prompts`` is not read."""
         every = [prompt for prompt in prompts for _ in range(job.repeats)]
+        parts = tuple(self.task.programs.parts)
         sessions = [
-            EpisodeSession(
-                prompt=prompt, seed=seed, limits=self.limits, tokenizer=engine.tokenizer, parts=self.task.programs.parts
-            )
+            EpisodeSession(prompt=prompt, seed=seed, limits=self.limits, tokenizer=engine.tokenizer, parts=parts)
             for prompt, seed in zip(every, job.seeds, strict=True)
         ]
         self.endpoint.open(sessions)

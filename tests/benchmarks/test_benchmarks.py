@@ -120,15 +120,15 @@ def curve(rewards, seconds):
 ours = curve([0.0] * 10 + [1.0] * 10, [1.0] * 20)  # the mean of ten is 0.5 after 15 updates
 never = curve([0.0] * 20, [1.0] * 20)
 other = curve([0.2] * 20 + [0.5] * 10, [2.0] * 30)
-(rollouts, walls), reached = against([ours, never], [other, other])
-print(rollouts["value"], walls["value"], reached)
+(rollouts, walls, itself), reached = against([ours, never], [other, other])
+print(rollouts["value"], walls["value"], itself["value"], reached)
 tried = [{"side": "a", "rate": 1, "reward": 0.1}, {"side": "a", "rate": 2, "reward": 0.3}]
 print(best_rates(tried, ["a"]))
 """
     studies = ROOT / "benchmarks" / "studies"
     done = subprocess.run([sys.executable, "-c", code], cwd=studies, capture_output=True, text=True, check=True)
     spent, rates = done.stdout.splitlines()
-    assert spent == f"{(15 / 30 + 20 / 30) / 2} {(15 / 60 + 20 / 60) / 2} 1"
+    assert spent == f"{(15 / 30 + 20 / 30) / 2} {(15 / 60 + 20 / 60) / 2} 1.0 1"
     assert rates == "{'a': 2}"
 
 

@@ -34,7 +34,7 @@ def explained(row: Mapping[str, Any], models: Models, config: RunConfig, task: T
             f"of up to {MOST_TOKENS} tokens with codes"
         )
     shape, words = models.model.config, Vocabulary(models.tokenizer)
-    corpus = corpus_of([row | {"reward": row["reward"] or 0.0}], num_actions=shape.num_actions, span=shape.span)
+    corpus = corpus_of([{**row, "reward": row["reward"] or 0.0}], num_actions=shape.num_actions, span=shape.span)
     found = read(corpus, models, Clock(math.inf), 1.0)
     some = Collected(corpus=corpus, shown=corpus, rows=np.arange(1), found=found, sums=None, walked=None, why=[])
     (shown,) = shown_rollouts(some, words, list(corpus.prompt_texts))

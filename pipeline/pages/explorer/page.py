@@ -62,6 +62,7 @@ def live_page(path: Path) -> str:
         ValueError: it is no page of the explorer, or of another version.
     """
     found = _DATA.search(path.read_text(encoding="utf-8"))
+    data: Any = None
     try:
         data = json.loads(found[1]) if found else None
         whole = bool(data["runs"]) and all(run["codes"][0].keys() >= _FIELDS for run in data["runs"])
