@@ -156,16 +156,20 @@ def compare(
         rows.append(row(f"{variant}: {mode}", [b["evaluation"][variant][mode] for b in before]))
     preparation = [sum(stage["seconds"] for stage in b["stages"].values()) for b in before]
     rows.append(row("preparation_seconds", preparation))
-    token = max((side for side in rates if side != LATENT), key=lambda s: statistics.mean(map(last, by_side[s])))
-    ratios, reached = against(by_side[LATENT], by_side[token])
     for mode, key in MODES.items():
-        pairs = zip(by_side[LATENT], by_side[token], strict=True)
-        rows.append(row(f"{LATENT} - best token: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
         for variant in ("base", "cloned"):
             gains = [
                 c.heldout[key] - b["evaluation"][variant][mode] for c, b in zip(by_side[LATENT], before, strict=True)
             ]
             rows.append(row(f"{LATENT} - {variant}: {mode}", gains))
+    others = [side for side in rates if side != LATENT]
+    if not others:
+        return rows, {"rates": dict(rates)}
+    token = max(others, key=lambda side: statistics.mean(map(last, by_side[side])))
+    pairs = list(zip(by_side[LATENT], by_side[token], strict=True))
+    for mode, key in MODES.items():
+        rows.append(row(f"{LATENT} - best token: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
+    ratios, reached = against(by_side[LATENT], by_side[token])
     return rows + ratios, {"best_token": token, "reached": reached, "rates": dict(rates)}
 
 
