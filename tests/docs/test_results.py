@@ -37,3 +37,11 @@ def test_the_first_screen_shows_the_run_that_the_benchmark_recorded() -> None:
     for pair, sampled, greedy in gains:
         means = found["differences"][pair]
         assert (sampled, greedy) == (f"{means['sampled']['mean']:+.3f}", f"{means['greedy']['mean']:+.3f}")
+
+
+def test_what_the_first_page_says_beside_baselines_is_what_the_study_found() -> None:
+    study = json.loads((ROOT / "docs" / "results" / "baselines_quickstart.json").read_text())
+    found = {row["name"]: f"{row['value']:.3f}" for row in study["rows"]}
+    said = re.search(r"\(greedy ([\d.]+) against ([\d.]+), .*?; LoRA r8 ([\d.]+)\)", (ROOT / "README.md").read_text())
+    assert said and study["best_token"] == "last_blocks"
+    assert said.groups() == tuple(found[f"{side}: greedy"] for side in ("latent", "last_blocks", "lora_r8"))
