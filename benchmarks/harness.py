@@ -130,7 +130,7 @@ def main() -> None:
         write_tasks(folder, 8 if options.quick else options.documents)
         about = (
             f"model=it,base_url={address}/v1/completions,tokenizer_backend=huggingface,"
-            fXX
+            f"tokenizer={options.export.absolute()},num_concurrent=8,max_retries=3,add_bos_token=True"
         )
         command = [options.python, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", about]
         command += ["--tasks", *TASKS, "--include_path", str(folder), "--output_path", str(folder / "out")]
