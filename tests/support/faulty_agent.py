@@ -142,11 +142,11 @@ def refusals(out: str) -> None:
 
 
 def children(folder: str) -> None:
-    for code in ("import time; time.sleep(60)",):
+    for code in ("import time; time.sleep(300)",):
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         open(f"{folder}/{child.pid}.pid", "w").close()
     open(f"{folder}/{os.getpid()}.pid", "w").close()
-    time.sleep(60)
+    time.sleep(300)
 
 
 globals()[sys.argv[1]](*sys.argv[2:])
