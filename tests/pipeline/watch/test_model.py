@@ -121,7 +121,7 @@ class TestCodes:
             assert [c["code"] for c in token["codes"]] == chances[place].topk(5).indices.tolist()
             assert token["codes"][0]["chance"] == pytest.approx(float(chances[place].max()), rel=1e-4)
         with pytest.raises(RefusedRequest, match="give 2 to"):
-            work.fires(Fires(text="3"))
+            work.fires(Fires(text="3 " * 1200))
 
     def test_a_banned_code_is_not_used_and_a_forced_one_is(self, work):
         prompts = work.loaded.prompts[:20]
