@@ -110,7 +110,7 @@ def _method(name: str, group: Sequence[Finished], level: float | None) -> dict[s
             for mode in MODES
             if all(r.answers and r.answers.get(mode) for r in group)
         ],
-        "costs": {cost: None if None in some else float(np.mean(some)) for cost, some in costs.items()},  # type: ignore[arg-type]
+        "costs": {cost: None if None in some else float(np.mean(np.array(some))) for cost, some in costs.items()},
         "reached": {of: _mean([one and one[of] for one in reached]) for of in ("rollouts", "seconds")},
     }
 
