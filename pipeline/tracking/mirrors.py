@@ -30,7 +30,7 @@ class Mirror(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run folder: ``tensorboard --logdir RUN/tensorboard``."""
+    """Event files in the run folder, which TensorBoard reads (RUN/tensorboard)."""
 
     def __init__(self, run_dir: Path) -> None:
         from tensorboardX import SummaryWriter

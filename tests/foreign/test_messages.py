@@ -4,6 +4,7 @@ read off the syntax trees."""
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -133,6 +134,7 @@ def task_options() -> set[str]:
     import rollout_workers.environments as environments
     from configs.schema import Section
     from rollout_workers import tasks
+    from rollout_workers.environments.agent_programs import AgentPrograms, VerifiersPrograms
 
     assert environments and tasks
     found = {
@@ -143,6 +145,8 @@ def task_options() -> set[str]:
         "slip",
         "data",
     }  # of countdown, reasoning-gym and environments: no section's
+    for programs in (AgentPrograms, VerifiersPrograms):
+        found |= {field.name for field in dataclasses.fields(programs)}
     waiting = list(Section.__subclasses__())
     while waiting:
         kind = waiting.pop()

@@ -43,6 +43,11 @@ def holes(path: Path, start: bytes) -> None:
         file.truncate(5 << 30)
 
 
+def long_line(path: Path, start: bytes) -> None:
+    """150 MiB without an end of line."""
+    path.write_bytes(start + b"x" * (150 << 20))
+
+
 def repeated(path: Path, start: bytes, again: bytes, times: int) -> None:
     """Members of a .gz file follow one another."""
     path.write_bytes(gzip.compress(start) + gzip.compress(again) * times)
@@ -57,9 +62,10 @@ def dictionary(path: Path) -> None:
 
 
 BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "line.jsonl": (lambda p: holes(p, b'{"a": "'), "line.jsonl, line 1: longer than 128 MiB"),
-    "line.json": (lambda p: holes(p, b"["), "line.json, line 1: longer than 128 MiB"),
-    "line.csv": (lambda p: holes(p, b"prompt,answer\n"), "line.csv, line 2: longer than 128 MiB"),
+    "holes.jsonl": (lambda p: holes(p, b'{"a": "'), "holes.jsonl is no text"),
+    "line.jsonl": (lambda p: long_line(p, b'{"a": "'), "line.jsonl, line 1: longer than 128 MiB"),
+    "line.json": (lambda p: long_line(p, b"["), "line.json, line 1: longer than 128 MiB"),
+    "line.csv": (lambda p: long_line(p, b"prompt,answer\n"), "line.csv, line 2: longer than 128 MiB"),
     "line.jsonl.gz": (
         lambda p: repeated(p, b'{"a": "', b"x" * (16 << 20), 400),
         "line.jsonl.gz, line 1: longer than 128 MiB",

@@ -50,7 +50,7 @@ const isChanged = (place) => {
   return !other || other.id !== now.answer.tokens[place].id;
 };
 
-function chips() {
+function decisions() {
   const pins = [...now.pins].sort((a, b) => a - b);
   const undo = (change) => () => {
     change();
@@ -82,7 +82,7 @@ const codeMark = (code) => el("span", { class: "code", "--hue": hue(code) }, cod
 
 function showAnswer() {
   const { answer } = now,
-    list = chips();
+    list = decisions();
   $("steered").replaceChildren(
     ...[
       el("p", { class: "reply text" }, answer.text ? printable(answer.text) : "(nothing: the first token was the end)"),

@@ -422,7 +422,9 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     )
     ledger, kept = Ledger(tmp_path, "improve"), {}
     ledger.begin(0)
-    fresh.attach(Records(ledger=ledger, quarantine=lambda update, _, reason: kept.__setitem__(update, reason)))
+    fresh.attach(
+        Records(ledger=ledger, quarantine=lambda update, rollouts, reason: kept.__setitem__(update, (rollouts, reason)))
+    )
     before = fresh.weights
     learner = fresh.learner_group._learner
     rules = learner.improve
@@ -432,7 +434,7 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     try:
         (broken,) = train(fresh, 1)
         assert broken["updates_skipped"] == 1 and broken["steps_taken"] == 0 and same(fresh.weights, before)
-        assert fresh.policy.version == 2 and kept == {2: Fault.NOT_FOUND_AGAIN.reason}
+        assert fresh.policy.version == 2 and list(kept) == [2] and kept[2][1] == Fault.NOT_FOUND_AGAIN.reason
         with pytest.raises(FloatingPointError, match=r"update 3 was broken .* as were 1 before"):
             fresh.train()
     finally:
@@ -442,7 +444,7 @@ def test_broken_updates_are_skipped_kept_counted_and_stop_the_run(
     found = read(tmp_path, "improve")
     rollouts = [r for a in found.attempts if a.update == 2 for r in a.rollouts]
     assert {a.outcome for a in found.attempts if a.update == 1} == {"trained"} and rollouts == [
-        r.rollout_id for r in kept[2]
+        r.rollout_id for r in kept[2][0]
     ]
     assert all(a.outcome == "skipped" and "rescored_gap is beyond" in a.reason for a in found.attempts if a.update >= 2)
 

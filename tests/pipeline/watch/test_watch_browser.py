@@ -126,10 +126,10 @@ def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
     assert "step=1" in tab.url and "why=" in tab.url
     tab.select_option("#s-variant", "improved")
     tab.wait_for_selector("#found:has-text('2 rollouts')")
-    tab.click("#rollouts li:nth-child(2) a:has-text('why')")
+    tab.click("#rollouts li:nth-child(1) a:has-text('why')")
     tab.wait_for_selector("#why h3:has-text('improved/greedy')")
     assert "advantage" not in tab.inner_text("#why dl") and "otherwise" not in tab.inner_text("#why")
-    tab.click("#rollouts li:nth-child(1) a:has-text('why')")
+    tab.click("#rollouts li:nth-child(2) a:has-text('why')")
     tab.wait_for_selector("#why .note:has-text('otherwise than in the evaluation')")
     tab.select_option("#s-variant", "base")
     tab.wait_for_selector("#found:has-text('1 rollouts')")
