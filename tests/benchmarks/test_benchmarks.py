@@ -166,6 +166,7 @@ def run(script: str, out: Path, *words: str) -> dict:
     return content
 
 
+@pytest.mark.slow
 def test_replay(tmp_path: Path) -> None:
     measured = run("replay", tmp_path)["measured"]
     assert measured.keys() == {"long", "tiny"}
@@ -174,16 +175,19 @@ def test_replay(tmp_path: Path) -> None:
         assert {name.split()[0] for name in sides["seconds"]} == {"write", "stream"}
 
 
+@pytest.mark.slow
 def test_rescoring(tmp_path: Path) -> None:
     for found in run("rescoring", tmp_path, "--models", "tiny")["measured"].values():
         assert max(found["sound"]) < 1e-4 and min(found["mixed_up"]) > 0.02
 
 
+@pytest.mark.slow
 def test_verifiers(tmp_path: Path) -> None:
     found = run("verifiers", tmp_path)["rows"]
     assert {row["responses"] for row in found} == {"arithmetic", "mixed", "sentences"}
 
 
+@pytest.mark.slow
 def test_bank(tmp_path: Path) -> None:
     rows = run("bank", tmp_path, "--parts", "decode")["rows"]
     assert [row["policies"] for row in rows] == [1, 3] and {row["bytes / own"] for row in rows} == {1.0}
@@ -195,6 +199,7 @@ def test_bank_training(tmp_path: Path) -> None:
     assert row["trained"].startswith("2 policies, 1 updates of 2 x 8 rollouts") and float(row["times as fast"][:4]) > 0
 
 
+@pytest.mark.slow
 def test_serving(tmp_path: Path) -> None:
     rows = run("serving", tmp_path, "--without-ray")["rows"]
     assert [(row["streams at once"], row["failed"]) for row in rows] == [("2", 0), ("6", 0)]
@@ -205,12 +210,14 @@ def test_decode(tmp_path: Path) -> None:
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())
 
 
+@pytest.mark.slow
 def test_decode_by_token(tmp_path: Path) -> None:
     (rates,) = run("decode_by_token", tmp_path, "--models", "tiny")["measured"].values()
     assert list(rates) == ["by code", "k = 2", "k = 4", "k = 8", "k = 16", "k = all"]
     assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
 
 
+@pytest.mark.slow
 def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     content = run("gpu", tmp_path, "--device", "cpu")
     assert content["limits"]["bytes_per_second"] > 1e8 and content["limits"]["flop_per_second"] > 1e8
@@ -224,6 +231,7 @@ def test_gpu_script_on_the_processor(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_update(tmp_path: Path) -> None:
     (measured,) = run("update", tmp_path, "--models", "tiny")["measured"].values()
     sides = {"latent", "token-level", "recompute", "put and get", "put and get, bare"}
@@ -246,6 +254,7 @@ def test_the_gpu_session_on_the_processor(tmp_path: Path) -> None:
     assert (tmp_path / "gpu.json").is_file() and (tmp_path / "quickstart" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_publish(tmp_path: Path) -> None:
     content = run("publish", tmp_path)
     slow = {name: 1 / statistics.median(rates) for name, rates in content["gigabytes_per_second"].items()}

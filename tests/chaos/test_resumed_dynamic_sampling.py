@@ -17,7 +17,7 @@ from pipeline.integrity.audit import audit
 from pipeline.rl import ledger
 
 pytest_plugins = ("rl_fixtures",)
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 UPDATES = 7
 

@@ -137,6 +137,7 @@ def private_ray() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("private_ray")
 def test_actors_are_shared_and_score_as_this_process_does(reward_model: Path, tmp_path: Path) -> None:
     import ray

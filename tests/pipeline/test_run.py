@@ -138,6 +138,7 @@ def test_checkpoint_is_evaluated_on_its_own(learned: Path) -> None:
     assert result["improve"]["sampled"] == whole["improved"]["sampled"]
 
 
+@pytest.mark.slow
 def test_latent_actions_are_found_again_on_the_replay_buffer(learned: Path, tmp_path: Path) -> None:
     source = f"[{{kind: replay, path: {learned}, min_reward: 1.0}}]"
     again = [

@@ -17,6 +17,7 @@ pytest_plugins = ("rl_fixtures",)
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
+@pytest.mark.slow
 def test_episodes_of_a_program_become_rollouts(ray_session: None, finished_run: Path, tmp_path: Path) -> None:
     """Twice the same seed is stored once; greedy ones are others."""
     words = ["gateway", str(finished_run), "--program", str(SUPPORT / "numbers_agent.py"), "--episodes", "2", "--json"]

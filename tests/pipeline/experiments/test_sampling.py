@@ -64,6 +64,7 @@ def test_nothing_that_ends_is_kept_and_said(ray_session: None, config: Config, r
     assert lines and all(row[COLUMN]["truncated"] for row in lines)
 
 
+@pytest.mark.slow
 def test_rewards_that_fail_are_counted_and_named(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
     """On every response: exit code 1. On some: 0. The rows are written all the same."""
     (tmp_path / "judge.py").write_text("def reward(row, response):\n    return row['gold']\n")

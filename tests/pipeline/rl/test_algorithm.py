@@ -375,7 +375,8 @@ def gradients(algorithm: LatentRL, parts: list[list[Rollout]]) -> list[dict[str,
     return [result.get() for result in results]
 
 
-@pytest.mark.parametrize("name", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
 def test_two_learners_hold_the_same_weights_and_train_as_one(
     algorithm: Algorithms, config: Config, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

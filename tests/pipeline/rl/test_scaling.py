@@ -298,6 +298,7 @@ def settled(algorithm: LatentRL, workers: int) -> None:
     assert len(algorithm.worker_group.up) == workers
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(algorithm: Callable[..., LatentRL], config: Config) -> None:
     """One worker throughout, and 1 -> 3 -> 2: the same rollouts, the same weights, to the last bit."""
     found = []
