@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
+from pipeline.runs.layout import SUMMARY
 from pipeline.watch.followed_run import FollowedRun
 from pipeline.watch.model_work import ModelWork
 
@@ -42,6 +44,7 @@ def run(explored_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         )
     ]
     write_outcomes(folder / "evaluation.parquet", rows)
+    (folder / SUMMARY).write_text(json.dumps({"stages": {"improve": {"seconds": 1.0, "metrics": {}}}}))
     followed = FollowedRun(folder)
     yield followed
     followed.model.close()
