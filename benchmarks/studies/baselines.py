@@ -5,8 +5,8 @@
 
 All sides share trainer, engine, prompts, rewards, batches, temperature and evaluation; the token level starts from the
 base LM itself, the latent side from the policy cloned on the base LM's own kind of text. Rows, by side: success on
-held-out prompts sampled and greedy, the mean reward of the last ten updates,
-seconds of an update, parameters trained. ``rollouts_vs_best_token`` and ``wall_vs_best_token``: what latent RL spends
+held-out prompts sampled and greedy, the mean reward of the last ten updates, seconds of an update, parameters trained.
+``rollouts_vs_best_token`` and ``wall_vs_best_token``: what latent RL spends
 until the mean reward of its last ten updates is what the best baseline ends with, over the baseline's whole budget; a
 seed that never gets there counts with its whole budget, and ``reached`` says how many did. That baseline may have been
 there before its end, too: ``rollouts_of_best_token_itself``. Times are of RL alone;
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Curve, curve, row, run, side_by_side, write
+from common import Curve, commits, curve, row, run, side_by_side, write
 
 from pipeline.runs.layout import SUMMARY
 
@@ -62,6 +62,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Of each side's sweep, by config; the larger model takes lower ones."""
 ONE_START = {"instructions"}
+"""Configs of which all seeds share one codebook and clone."""
 COMMON = {
     "quickstart": ["improve.epochs=3"],
     "instructions": [
@@ -86,7 +87,12 @@ def played(out: Path, config: str, side: str, seed: int, rate: float, *more: str
     start = [f"seed={seed}", f"actions.init={clone}", "actions.updates=0", "clone=null"]
     plays = ["improve.evaluate_every=1000000", f"improve.evaluate_prompts={PLAYED}", "evaluation=null"]
     settings = [*plays, *COMMON[config], *SIDES[side], f"improve.learning_rate={rate}", *more]
-    return curve(run(out / f"{side}-{rate:g}-{seed}", [*start, *settings], config))
+    return curve(run(folder_of(out, side, rate, seed), [*start, *settings], config))
+
+
+def folder_of(out: Path, side: str, rate: float, seed: int) -> Path:
+    """The run of a side."""
+    return out / f"{side}-{rate:g}-{seed}"
 
 
 def last(found: Curve) -> float:
@@ -162,15 +168,17 @@ def compare(
                 c.heldout[key] - b["evaluation"][variant][mode] for c, b in zip(by_side[LATENT], before, strict=True)
             ]
             rows.append(row(f"{LATENT} - {variant}: {mode}", gains))
+    folders = [folder_of(out, side, rates[side], seed) for side, seed in jobs]
+    more = {"rates": dict(rates), "commits": commits([*folders, *(started(out, config, seed) for seed in seeds)])}
     others = [side for side in rates if side != LATENT]
     if not others:
-        return rows, {"rates": dict(rates)}
+        return rows, more
     token = max(others, key=lambda side: statistics.mean(map(last, by_side[side])))
     pairs = list(zip(by_side[LATENT], by_side[token], strict=True))
     for mode, key in MODES.items():
         rows.append(row(f"{LATENT} - best token: {mode}", [a.heldout[key] - b.heldout[key] for a, b in pairs]))
     ratios, reached = against(by_side[LATENT], by_side[token])
-    return rows + ratios, {"best_token": token, "reached": reached, "rates": dict(rates)}
+    return rows + ratios, more | {"best_token": token, "reached": reached}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
 from pipeline.runs.metrics_log import records
 
@@ -97,6 +98,11 @@ def curve(run_dir: Path) -> Curve:
         summary=json.loads((run_dir / SUMMARY).read_text()),
         heldout=next((s for s in reversed(steps) if "heldout_success" in s), {}),
     )
+
+
+def commits(folders: Sequence[Path]) -> list[str]:
+    """Of the code that made these runs."""
+    return sorted({event["git_commit"] for folder in folders for event in read_events(folder) if "git_commit" in event})
 
 
 def side_by_side(work: Callable[[J], R], jobs: Sequence[J], at_once: int = 2) -> list[R]:

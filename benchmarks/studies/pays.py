@@ -18,10 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import RESULTS, row, write
+from common import RESULTS, commits, row, write
 
 from configs.loading import load_config
-from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, SUMMARY
 
 PAIRS = (
@@ -75,8 +74,7 @@ def main() -> None:
     evaluations = [json.loads((folder / SUMMARY).read_text())["evaluation"] for folder in folders]
     seeds = [load_config(folder / CONFIG, check_paths=False).seed for folder in folders]
     rows = [row(name, [difference(e, pair, measure) for e in evaluations]) for name, pair, measure in PAIRS]
-    commits = sorted({e["git_commit"] for folder in folders for e in read_events(folder) if "git_commit" in e})
-    write("pays", "benchmarks/studies/pays.py", seeds, rows + of_others(), commits=commits)
+    write("pays", "benchmarks/studies/pays.py", seeds, rows + of_others(), commits=commits(folders))
 
 
 if __name__ == "__main__":

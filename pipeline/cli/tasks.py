@@ -120,7 +120,8 @@ def sample(
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Responses to each training prompt.")] = 64,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="Only the first so many training prompts.")
+        int | None,
+        typer.Option("--prompts", min=1, help="Only the first so many training prompts, else at most 100,000."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from configs.schema import TaskConfig
 from rollout_workers.environments import FAMILIES
 from rollout_workers.gateway.task import KINDS, GatewayTask
-from rollout_workers.tasks.countdown import Countdown, countdown_options
+from rollout_workers.tasks.countdown import Countdown, CountdownOptions
 from rollout_workers.tasks.dataset_rows import build_rows
 from rollout_workers.tasks.environment_task import AgentTask, EpisodeTask
-from rollout_workers.tasks.instructions import Instructions, instructions_options
+from rollout_workers.tasks.instructions import Instructions, InstructionsOptions
 from rollout_workers.tasks.mixture import build_mixture
-from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task, score_all
+from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split, Task, options_of, score_all
 from rollout_workers.tasks.reasoning_gym import build_reasoning_gym
 from rollout_workers.tasks.school_maths import build_gsm8k, build_math500
 from rollout_workers.tools.task import ToolTask
@@ -33,8 +33,8 @@ __all__ = [
 
 ROWS = ("rows", "jsonl", "parquet", "dataset")
 TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
-    "countdown": lambda config: Countdown(countdown_options(config.options)),
-    "instructions": lambda config: Instructions(instructions_options(config.options)),
+    "countdown": lambda config: Countdown(options_of(CountdownOptions, "countdown", config.options)),
+    "instructions": lambda config: Instructions(options_of(InstructionsOptions, "instructions", config.options)),
     **dict.fromkeys(ROWS, lambda config: build_rows(config.name, config.options, shots=config.shots)),
     "gsm8k": lambda config: build_gsm8k(config.options),
     "math500": lambda config: build_math500(config.options),

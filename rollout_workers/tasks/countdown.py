@@ -6,7 +6,6 @@ so a word-level vocabulary of the numbers and a few symbols covers the task.
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -134,17 +133,6 @@ class CountdownOptions:
         if self.skill + self.habit > 1:
             most = f"at most {1 - self.skill:g} with skill {self.skill}"
             raise ValueError(f"task.options.habit of countdown is {self.habit}; it must be {most}")
-
-
-def countdown_options(options: Mapping[str, object]) -> CountdownOptions:
-    """Checked options; ``ValueError`` names what is unknown or out of range."""
-    known = tuple(CountdownOptions.__dataclass_fields__)
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"task.options.{key} is no option of countdown; {hint}")
-    return CountdownOptions(**options)  # type: ignore[arg-type]  # checked in __post_init__
 
 
 class Countdown:

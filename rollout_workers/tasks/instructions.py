@@ -7,7 +7,6 @@ sees; ``metadata["kinds"]`` says which: ``seen`` or ``unseen``.
 
 from __future__ import annotations
 
-import difflib
 import json
 import random
 import re
@@ -118,17 +117,6 @@ class InstructionsOptions:
                 raise ValueError(
                     f"task.options.{name} of instructions is {value!r}; it must be a whole number from {low} to {high}"
                 )
-
-
-def instructions_options(options: Mapping[str, object]) -> InstructionsOptions:
-    """Checked options; ``ValueError`` names what is unknown or out of range."""
-    known = tuple(InstructionsOptions.__dataclass_fields__)
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"task.options.{key} is no option of instructions; {hint}")
-    return InstructionsOptions(**options)  # type: ignore[arg-type]  # checked in __post_init__
 
 
 class Instructions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rollout_workers.lazy_sequence import LazySequence
 from rollout_workers.tasks.sampled_ids import SampledIds
@@ -20,12 +21,14 @@ __all__ = [
     "Split",
     "Task",
     "after_prompt",
+    "options_of",
     "require_split",
     "score_all",
     "split_of",
 ]
 
 Split = Literal["train", "heldout"]
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +124,21 @@ def split_of(key: str, heldout_share: float) -> Split:
     """The split that a problem belongs to, by a hash of the problem itself: no problem can be in both."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "heldout" if draw < heldout_share else "train"
+
+
+def options_of(kind: type[Kind], task: str, options: Mapping[str, Any]) -> Kind:
+    """``task.options`` of a task as the dataclass ``kind``, which checks the values.
+
+    Raises:
+        ValueError: a key is unknown (the nearest known one is named), or a value is out of range.
+    """
+    known = tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"task.options.{key} is no option of {task}; {hint}")
+    return kind(**options)
 
 
 def after_prompt(text: str) -> str:

@@ -31,7 +31,7 @@ from pipeline.pages.report.write import write_at_end
 from pipeline.runs.context import StageContext
 from pipeline.runs.metrics_log import RunLog
 from pipeline.tracking import lineage
-from rollout_workers.tasks.countdown import Countdown, countdown_options
+from rollout_workers.tasks.countdown import Countdown, CountdownOptions
 
 T2, T1 = 4.30265, 12.7062  # Student's t at 0.975, 2 and 1 degrees of freedom
 
@@ -267,7 +267,7 @@ def test_hashes_follow_bytes(tmp_path: Path) -> None:
     )
     assert lineage.replay_hash(tmp_path) == lineage.stage_hash(tmp_path) == lineage.base_hash(tmp_path) == ""
     assert lineage.config_hash(one) == lineage.config_hash(two)
-    few, many = (Countdown(countdown_options({"numbers": n})) for n in (3, 4))
+    few, many = (Countdown(CountdownOptions(numbers=n)) for n in (3, 4))
     digests = {lineage.prompts_hash(task, split, {}) for task in (few, many) for split in ("train", "heldout")}  # type: ignore[arg-type]
     assert len(digests) == 4 and lineage.prompts_hash(few, "train", {}) in digests
     rows = tmp_path / "rows.jsonl"
