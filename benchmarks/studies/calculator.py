@@ -10,7 +10,6 @@ are several, else over episodes (Wilson); those of gains over the same episodes 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
