@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -70,6 +70,7 @@ Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), AfterVa
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Kind = TypeVar("Kind", bound=BaseModel)
+TOO_DEEP = "the body is nested too deeply: send an object with the arguments by name"
 
 
 class _Strict(BaseModel):
@@ -147,9 +148,10 @@ class CompletionRequest(Request):
         return 0 if self.logprobs is True else None if self.logprobs is False else self.logprobs
 
 
-class ContentPart(_Strict):
-    """A part of a message's content."""
+class ContentPart(BaseModel):
+    """A part of a message's content; caching hints beside its text are not used."""
 
+    model_config = ConfigDict(extra="ignore")
     type: StrictStr
     text: StrictStr | None = None
     refusal: StrictStr | None = None
@@ -264,16 +266,6 @@ class ChatRequest(Request):
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
 
-async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
-    """A body as it comes, whatever length it was said to have; ``RefusedRequest`` at more than ``most`` bytes."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > most:
-            raise RefusedRequest(f"the body has more than {most} bytes: send fewer prompts at once", 413)
-    return bytes(body)
-
-
 def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in a body.
 
@@ -288,7 +280,7 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
             )
         return _validated(content, kind)
     except RecursionError as error:
-        raise RefusedRequest("the body is nested too deeply: send an object with the arguments by name") from error
+        raise RefusedRequest(TOO_DEEP) from error
     except RefusedRequest:
         raise
     except ValueError as error:
