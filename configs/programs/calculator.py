@@ -10,6 +10,7 @@ import random
 import re
 import sys
 import urllib.request
+from typing import Any
 
 CALL = re.compile(r"calculate (\d{1,9}) ([-+*]) (\d{1,9})")
 SIGNS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
@@ -27,7 +28,7 @@ SHOTS = (
 )
 
 
-def question(draw):
+def question(draw: random.Random) -> tuple[str, str]:
     """A question in words, and the call that answers it."""
     sign, words = draw.choice(QUESTIONS)
     b = draw.randint(11, 89)
@@ -35,13 +36,13 @@ def question(draw):
     return f"{SHOTS}Q: {words.format(a=a, b=b)}\n", f"calculate {a} {sign} {b}"
 
 
-def result(call):
+def result(call: str) -> int | None:
     """What the calculator says to a call; None where it is none."""
     found = CALL.fullmatch(call.strip())
     return None if found is None else SIGNS[found[2]](int(found[1]), int(found[3]))
 
 
-def texts(count):
+def texts(count: int) -> None:
     """Write ``count`` conversations, JSON lines."""
     draw = random.Random("texts")
     for _ in range(count):
@@ -49,7 +50,7 @@ def texts(count):
         print(json.dumps({"text": f"{asked}{call}\n= {result(call)}\nA: {result(call)}\n"}))
 
 
-def post(path, body):
+def post(path: str, body: dict[str, Any]) -> Any:
     """The reply to a request with the session's key."""
     url, key = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
     request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Authorization": f"Bearer {key}"})
@@ -57,7 +58,7 @@ def post(path, body):
         return json.loads(reply.read())
 
 
-def play():
+def play() -> None:
     """One episode: as many calls as the gateway allows, then an answer."""
     text, call = question(random.Random(os.environ["LATENT_CONTROL_EPISODE"]))
     while True:
