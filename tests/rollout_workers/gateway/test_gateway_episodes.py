@@ -132,7 +132,7 @@ def test_what_is_wrong_with_an_episode_is_said_and_not_trained_on(
     assert not batch[Columns.LOSS_MASK].any() and batch["features"].shape[1] == len(one.prompt_tokens) + len(one) - 1
 
 
-@pytest.mark.parametrize("way", ["ids", "tools", "stream", "parts"])
+@pytest.mark.parametrize("way", ["ids", "tools", "stream", "parts", "hang_up"])
 def test_ways_to_go_on_from_what_was_sampled(played: Callable[..., list[Rollout]], way: str) -> None:
     task = program(way, file="faulty_agent.py", **({"parts": ["style"]} if way == "parts" else {}))
     (one,) = played(task, {"max_tokens": 400}, prompt_indices=(0,), seeds=(1,), group_size=1)
@@ -157,7 +157,7 @@ def test_requests_that_cannot_be_recorded_are_refused_by_name(tmp_path: Path, ch
         one.stop()
     assert rollout.failure is None and rollout.new_tokens > 0
     said = json.loads(out.read_text())
-    assert len(said) == 12
+    assert len(said) == 15
     for name, message in said.items():
         assert name.partition("=")[0] in message, name
     assert "Incorrect API key" in said["key"]
