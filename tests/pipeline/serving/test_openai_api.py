@@ -458,8 +458,9 @@ def test_the_agents_sdk_plays_a_task_with_two_tools(
         return f"<tool_call>\n{json.dumps({'name': name, 'arguments': given})}\n</tool_call>"
 
     writes(service, monkeypatch, wanted)
-    script = Path(__file__).with_name("agent_with_two_tools.py")
-    done = subprocess.run([python, str(script), address], capture_output=True, text=True, check=False, timeout=500)
+    script = Path(__file__).parents[2] / "support" / "agent_with_two_tools.py"
+    found = os.environ | {"OPENAI_BASE_URL": f"{address}/v1", "OPENAI_API_KEY": "none"}
+    done = subprocess.run([python, str(script)], env=found, capture_output=True, text=True, check=False, timeout=500)
     assert done.stdout.strip() == "It is 20.", done.stderr
 
 
