@@ -131,9 +131,10 @@ def test_64_episodes_of_a_verifiers_environment_train(
     layers = {"inverse_dynamics_layers": 1, "merge_layers": 1, "policy_layers": 1}
     model = randomise(LatentActionLM.from_base(base, num_actions=8, seed=1, **layers))
     model.codebook.data *= 8
-    options = f"python: {os.environ['VERIFIERS_PYTHON']}, folder: {TASKSETS}, train: 64, heldout: 16"
+    options = f"python: {os.environ['VERIFIERS_PYTHON']}, folder: {TASKSETS}, train: 64, heldout: 16, parallel: 8"
     settings = (
         f"task={{name: verifiers/even_numbers, options: {{{options}}}}}",
+        "rollout.num_workers=1",
         "actions.data=[{kind: task, task: {name: countdown}}]",
         "reward.weights={score: 1.0}",
         "rollout.turns={max_turns: 2, max_tokens: 48}",

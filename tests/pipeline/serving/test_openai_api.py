@@ -188,6 +188,7 @@ def test_an_ordinary_body_is_served(client: Any, name: str) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "store": ({"store": True}, "store", "replies are not kept here"),
+    "more rows than ever fit": ({"n": 33}, "n", "32 fit here at most"),
     "tier": ({"service_tier": "priority"}, "service_tier", "there is one tier"),
     "audio": ({"modalities": ["text", "audio"]}, "modalities", "replies are text"),
     "functions": ({"functions": [WEATHER["function"]]}, "functions", "send tools"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -138,6 +139,13 @@ def test_ways_to_go_on_from_what_was_sampled(played: Callable[..., list[Rollout]
     (one,) = played(task, {"max_tokens": 400}, prompt_indices=(0,), seeds=(1,), group_size=1)
     assert one.failure is None and one.reward == 0.5 and one.success
     assert 0 < one.new_tokens < len(one) and one.reward_parts.get("style", 0.25) == 0.25
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_program_in_another_language(played: Callable[..., list[Rollout]]) -> None:
+    task = program(file="node_agent.mjs", interpreter="node")
+    (one,) = played(task, {"max_tokens": 400}, prompt_indices=(0,), seeds=(1,), group_size=1)
+    assert one.failure is None and one.reward == 0.5 and one.success and len(one.turn_rewards) == 2
 
 
 def test_a_limit_cuts_an_episode_and_is_no_failure(played: Callable[..., list[Rollout]]) -> None:
