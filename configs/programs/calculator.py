@@ -4,12 +4,15 @@ A line ``calculate 12 * 34`` is a call, whose result is the next line; ``A: 408`
 300`` writes such conversations, for the codes and the cloned policy of ``configs/calculator.yaml``.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import random
 import re
 import sys
 import urllib.request
+from typing import Any
 
 CALL = re.compile(r"calculate (\d{1,9}) ([-+*]) (\d{1,9})")
 SIGNS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
@@ -27,7 +30,7 @@ SHOTS = (
 )
 
 
-def question(draw):
+def question(draw: random.Random) -> tuple[str, str]:
     """A question in words, and the call that answers it."""
     sign, words = draw.choice(QUESTIONS)
     b = draw.randint(11, 89)
@@ -35,13 +38,13 @@ def question(draw):
     return f"{SHOTS}Q: {words.format(a=a, b=b)}\n", f"calculate {a} {sign} {b}"
 
 
-def result(call):
+def result(call: str) -> int | None:
     """What the calculator says to a call; None where it is none."""
     found = CALL.fullmatch(call.strip())
     return None if found is None else SIGNS[found[2]](int(found[1]), int(found[3]))
 
 
-def texts(count):
+def texts(count: int) -> None:
     """Write ``count`` conversations, JSON lines."""
     draw = random.Random("texts")
     for _ in range(count):
@@ -49,15 +52,16 @@ def texts(count):
         print(json.dumps({"text": f"{asked}{call}\n= {result(call)}\nA: {result(call)}\n"}))
 
 
-def post(path, body):
+def post(path: str, body: dict[str, object]) -> dict[str, Any]:
     """The reply to a request with the session's key."""
     url, key = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
     request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request) as reply:
-        return json.loads(reply.read())
+        found: dict[str, Any] = json.loads(reply.read())
+    return found
 
 
-def play():
+def play() -> None:
     """One episode: as many calls as the gateway allows, then an answer."""
     text, call = question(random.Random(os.environ["LATENT_CONTROL_EPISODE"]))
     while True:
