@@ -4,8 +4,6 @@ A line ``calculate 12 * 34`` is a call, whose result is the next line; ``A: 408`
 300`` writes such conversations, for the codes and the cloned policy of ``configs/calculator.yaml``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -52,13 +50,12 @@ def texts(count: int) -> None:
         print(json.dumps({"text": f"{asked}{call}\n= {result(call)}\nA: {result(call)}\n"}))
 
 
-def post(path: str, body: dict[str, object]) -> dict[str, Any]:
+def post(path: str, body: dict[str, Any]) -> Any:
     """The reply to a request with the session's key."""
     url, key = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
     request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request) as reply:
-        found: dict[str, Any] = json.loads(reply.read())
-    return found
+        return json.loads(reply.read())
 
 
 def play() -> None:
