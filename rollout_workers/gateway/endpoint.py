@@ -48,7 +48,6 @@ _KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
 }
 _SESSIONS = "/v1/sessions/"
 _ONE, _POLICY = "an episode has one reply to a call", "the policy chooses as it is, which is what is trained"
-_CODES = "code_logprobs come with every reply"
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), _ONE),
     "best_of": ((None, 1), _ONE),
@@ -58,8 +57,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "codes": ((None,), _POLICY),
     "allowed_codes": ((None,), _POLICY),
     "mix": ((None,), "one policy is trained"),
-    "logprobs": ((None, False), _CODES),
-    "top_logprobs": ((None, 0), _CODES),
+    "logprobs": ((None,), "code_logprobs come with every reply"),
     "echo": ((False,), "the prompt is yours"),
     "decode": ((None, "code"), "by token no codes are sampled"),
 }
@@ -80,9 +78,11 @@ class GivenReward(BaseModel):
 def require_recordable(request: Request, stop: Sequence[str]) -> None:
     """``RefusedRequest`` where a request asks for what cannot be recorded; ``stop``: ``rollout.stop``."""
     for name, (neutral, why) in _REFUSED.items():
-        value = getattr(request, name, neutral[0])
+        value = request.top() if name == "logprobs" else getattr(request, name, neutral[0])
         if value not in neutral:
             raise RefusedRequest(f"{name} is not supported while rollouts are recorded: {why}", param=name)
+    if request.limit() == 0:
+        raise RefusedRequest("max_tokens is 0: ask for one token at least", param="max_tokens")
     asked = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if not set(asked) <= set(stop):
         raise RefusedRequest(

@@ -322,13 +322,16 @@ def _validated(content: dict[str, Any], kind: type[Kind]) -> Kind:
             if value is not None and not any(same):
                 raise RefusedRequest(f"{name}={json.dumps(value)[:80]} is not supported: {reason}", param=name)
     try:
-        return kind.model_validate(content)
+        found = kind.model_validate(content)
+        if isinstance(found, Request) and found.stream_options is not None and not found.stream:
+            raise RefusedRequest("stream_options belong to a stream: send stream=true", param="stream_options")
+        return found
     except ValidationError as error:
         # a typo explains what is missing
-        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        first, name = found[0], str(found[0]["loc"][0])[:80]
+        wrong = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        first, name = wrong[0], str(wrong[0]["loc"][0])[:80]
         # Of a union each member has its say; the argument's name is what they share.
-        said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
+        said = "; ".join(dict.fromkeys(e["msg"] for e in wrong if e["loc"][0] == first["loc"][0]))
         outer = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
         known = f"; known are {', '.join(fields)}" if outer else ""
         raise RefusedRequest(

@@ -78,7 +78,7 @@ class TokenTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer: Any = tokenizer
         self.piece = lru_cache(maxsize=65536)(self._piece)
-        self._letter: int | None = next(iter(tokenizer.encode("a", add_special_tokens=False)), None)
+        self._letter: int | None = next(reversed(tokenizer.encode("a", add_special_tokens=False)), None)
 
     def text(self, tokens: Sequence[int]) -> str:
         """What ``tokens`` say together, special ones too."""
