@@ -27,6 +27,8 @@ M = TypeVar("M", bound=Section)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files of rows; ``.gz`` may follow."""
 WANTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+SPLITS = ("train", "test", "validation", "valid", "dev")
+"""What files of a split are named after."""
 EXTRA = install_command("tasks")
 
 
@@ -109,6 +111,16 @@ def split_files(folder: Path, split: str) -> list[Path]:
     found = [f for f in files if any(named.fullmatch(part) for part in f.relative_to(folder).parts)]
     require_shards(found)
     return found
+
+
+def single_split(path: Path) -> None:
+    """``ValueError`` where the files of a folder are named after several splits, which would be read as one."""
+    if path.is_dir() and len(found := [name for name in SPLITS if split_files(path, name)]) > 1:
+        raise ValueError(
+            f"task.options.path: {path} holds files of several splits ({', '.join(found)}), of which one is to be "
+            f"trained on; set task.name: dataset with task.options.split: {found[0]} and heldout_split: {found[1]}, or "
+            "give the files of one"
+        )
 
 
 def read_file(
@@ -343,8 +355,9 @@ def read_dataset(
     source: str, subset: str | None, split: str, *, class_names: bool = False
 ) -> Iterator[tuple[str, Row]]:
     """(place, row) of a split of a Hugging Face data set: a ``save_to_disk`` folder, a folder of files named after
-    their splits, or what ``load_dataset`` takes."""
-    if subset is None and not saved_dataset(Path(source)) and (files := split_files(Path(source), split)):
+    their splits (of its folder ``subset``, where there is one), or what ``load_dataset`` takes."""
+    folder = Path(source, subset or "")
+    if folder.is_dir() and not saved_dataset(Path(source)) and (files := split_files(folder, split)):
         for file in files:
             yield from read_file(file, class_names=class_names)
         return
