@@ -195,13 +195,16 @@ def _whole(line: str, alone: bool) -> bool:
 
 
 def _turned(value: object) -> bool:
-    """Whether an object is a table by column (``{"q": ["x", "y"], "a": ["1", "2"]}``) or by index (``{"0": {"q": "x",
-    "a": "1"}, "1": ...}``)."""
+    """Whether an object is a table by column (``{"q": ["x", "y"], "a": ["1", "2"]}``), by index (``{"0": {"q": "x",
+    "a": "1"}, "1": ...}``), or several (``{"train": [{"q": "x"}], "test": [{"q": "y"}]}``)."""
     children = list(value.values()) if isinstance(value, dict) else []
     if len(children) < 2 or not all(isinstance(child, type(children[0])) and child for child in children):
         return False
     if isinstance(children[0], dict):
         return all(child.keys() == children[0].keys() for child in children)
+    inner = [each for child in children if isinstance(child, list) for each in child]
+    if inner and all(isinstance(each, dict) and each.keys() == inner[0].keys() for each in inner):
+        return True
     alike = isinstance(children[0], list) and len({len(child) for child in children}) == 1 < len(children[0])
     return alike and not any(isinstance(each, list | dict) for child in children for each in child)
 
