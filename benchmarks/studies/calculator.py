@@ -3,8 +3,8 @@
     python benchmarks/studies/calculator.py --seeds 0
 
 Each seed is ``configs/calculator.yaml``. Rows: success on held-out questions of the base LM, of the cloned policy and
-after RL, sampled at temperature 1 and greedy, all played by the same program. Intervals are over seeds, where there
-are several, else over episodes (Wilson); those of gains over the same episodes (bootstrap).
+after RL, sampled at temperature 1 and greedy, all played by the same program. Intervals are over seeds; those over the
+episodes of each seed are in ``evaluations``.
 """
 
 from __future__ import annotations
@@ -22,25 +22,15 @@ MODES = {"sampled": "sampled", "greedy": "greedy", "greedy_token": "greedy by to
 TEXTS = ROOT / "configs" / "calculator-samples.jsonl"
 
 
-def success(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of each variant and mode."""
-    rows = []
-    for variant, name in VARIANTS.items():
-        for mode, shown in MODES.items():
-            if mode in found[0][variant]:
-                made = row(f"{name}: {shown}", [one[variant][mode] for one in found])
-                low, high = found[0][variant][f"{mode}_interval"]
-                rows.append(made if len(found) > 1 else made | {"low": low, "high": high})
-    return rows
-
-
-def gains(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the gains of RL."""
+def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of each variant and mode, and of the gains of RL."""
     rows = []
     for mode, shown in MODES.items():
-        every = [one["differences"]["improved - cloned"][mode] for one in found]
-        made = row(f"RL over the cloned policy: {shown}", [one["mean"] for one in every])
-        rows.append(made if len(found) > 1 else made | {"low": every[0]["low"], "high": every[0]["high"]})
+        for variant, name in VARIANTS.items():
+            if mode in found[0][variant]:
+                rows.append(row(f"{name}: {shown}", [one[variant][mode] for one in found]))
+        gains = [one["differences"]["improved - cloned"][mode]["mean"] for one in found]
+        rows.append(row(f"RL over the cloned policy: {shown}", gains))
     return rows
 
 
@@ -59,7 +49,7 @@ def main() -> None:
     curves = [curve(folder) for folder in runs]
     found = [one.summary["evaluation"] for one in curves]
     seconds = [{"sampling": sum(one.sampling), "updating": sum(one.updating)} for one in curves]
-    write("calculator", "benchmarks/studies/calculator.py", arguments.seeds, [*success(found), *gains(found)],
+    write("calculator", "benchmarks/studies/calculator.py", arguments.seeds, rows_of(found), evaluations=found,
           runs_of=commits(runs), rewards=[one.rewards for one in curves], seconds=seconds)  # fmt: skip
 
 
