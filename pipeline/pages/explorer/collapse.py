@@ -3,15 +3,18 @@ the same?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.pages.explorer.counts import entropy
 from pipeline.pages.explorer.reading import Effects, Read
 from pipeline.pages.explorer.records import Collapse
 
-LEFT, OPEN, WEAK, ACTING, SAME = 0.25, 1.05, 0.01, 0.5, 0.99
+LEFT, OPEN, WEAK, ACTING, SAME, ALIKE = 0.25, 1.05, 0.01, 0.5, 0.99, 0.8
 """Bounds: the share of the effective codes that is left; codes open in a state; nats; the share of active codes that
-change a top token; the share of states at which two codes with the same top token count as one."""
+change a top token; the share of states at which two codes with the same top token count as one, and as of
+one cluster."""
 
 
 def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
@@ -40,17 +43,20 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         strength=strength,
         active=len(active),
         acting=acting,
-        distinct=distinct(active, sums.agree.cpu().numpy() / max(1, sums.states)),
+        distinct=len(clusters(active, sums.agreement, SAME)),
         verdict=verdict,
         reasons=tuple(reasons),
     )
 
 
-def distinct(codes: list[int], agreement: np.ndarray) -> int:
-    """How many of ``codes`` are left when each one that is the same as an earlier one is dropped: ``agreement`` [N, N]
-    of ``SAME`` and more."""
-    kept: list[int] = []
+def clusters(codes: Sequence[int], agreement: np.ndarray, least: float) -> list[list[int]]:
+    """``codes`` in groups: each joins the first group with whose first code it agrees in ``least`` of the states and
+    more (``agreement`` [N, N])."""
+    found: list[list[int]] = []
     for code in codes:
-        if not any(agreement[code, other] >= SAME for other in kept):
-            kept.append(code)
-    return len(kept)
+        like = next((group for group in found if agreement[group[0], code] >= least), None)
+        if like is None:
+            found.append([code])
+        else:
+            like.append(code)
+    return found

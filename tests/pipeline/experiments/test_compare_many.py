@@ -12,7 +12,8 @@ from configs.loading import dump_config
 from configs.schema import Improve, RunConfig
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
-from pipeline.experiments.compare_many import MOST_RUNS, meaning, side_by_side
+from pipeline.experiments.compare import MOST_RUNS, side_by_side
+from pipeline.experiments.config_meaning import meaning
 from pipeline.storage import checksummed_jsonl
 
 PROMPTS = 100
@@ -70,8 +71,8 @@ def test_two_runs_of_different_configs(tmp_path):
     # The last ten updates' mean, 0.91, is reached at the last update: 50 x 8 rollouts, 50 x 2 seconds.
     assert found["level"] == pytest.approx(np.mean(np.arange(41, 51) / 50))
     assert found["methods"][0]["reached"] == {"rollouts": 400.0, "seconds": 100.0}
-    assert [one["across"] for one in found["curves"]] == ["update", "rollouts"]
-    assert found["curves"][1]["curves"][0]["x"][-1] == 400.0
+    assert [one["across"] for one in found["figures"]] == ["update", "rollouts", "seconds"]
+    assert found["figures"][1]["curves"][0]["x"][-1] == 400.0
     json.dumps(found, allow_nan=False)
 
 

@@ -16,7 +16,8 @@ from pipeline.pages.explorer import collapse, counts, gain
 from pipeline.pages.explorer.build import beside
 from pipeline.pages.explorer.corpus import Corpus, corpus_of
 from pipeline.pages.explorer.reading import Effects, Read
-from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining, as_data
+from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining
+from pipeline.pages.records import as_data
 
 
 def row(

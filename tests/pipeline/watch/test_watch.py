@@ -113,9 +113,10 @@ class TestTime:
             "other": 0.25,
             "held-out evaluation": 4.0,
         }
-        assert found.updates == [1.0, 2.0, 3.0] and found.workers_idle == 0.5
-        assert {name: bars[1] for name, bars in found.parts.items()} == pytest.approx(wanted)
-        assert found.totals == pytest.approx({name: 3 * value for name, value in wanted.items()})
+        (figure,), (table,) = found.figures, found.tables
+        assert figure.labels == ["1", "2", "3"] and "50% of the time" in found.lines[0] and figure.stacked
+        assert {curve.name: curve.y[1] for curve in figure.curves} == pytest.approx(wanted)
+        assert [row[:2] for row in table.rows] == [[name, f"{3 * value:.1f}"] for name, value in wanted.items()]
 
     def test_an_asynchronous_learner_idles_and_bars_are_means(self):
         class Run:
@@ -128,8 +129,9 @@ class TestTime:
                 return steps, np.full(len(steps), values.get(metric, 0.0))
 
         (found,) = time_spent(Run())
-        assert len(found.updates) == 40 and found.updates[-1] == 100.0 and found.workers_idle is None
-        assert set(found.parts["idle"]) == {1.5} and set(found.parts["other"]) == {0.0}
+        assert len(found.figures[0].labels) == 40 and found.figures[0].labels[-1] == "100" and not found.lines
+        drawn = {curve.name: set(curve.y) for curve in found.figures[0].curves}
+        assert drawn["idle"] == {1.5} and drawn["other"] == {0.0}
         assert "seconds_waiting" in METRICS
 
 

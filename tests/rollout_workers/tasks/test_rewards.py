@@ -16,7 +16,6 @@ from configs.loading import dump_config
 from configs.schema import Reward, RunConfig, TaskConfig
 from pipeline.cli.main import app
 from pipeline.pages import reward_report
-from pipeline.pages.page import chart, page
 from pipeline.replay.reader import ReplayReader
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.rollout_metrics import mean_parts
@@ -186,7 +185,7 @@ def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None
         and "perhaps the policy games it" in done.output
     )
     text = (run_dir / reward_report.PAGE).read_text()
-    assert "&lt;b&gt;answer" in text and "<b>answer" not in text and "<polyline" in text
+    assert "\\u003cb\\u003eanswer" in text and "<b>answer" not in text and '"title":"format by update"' in text
     assert json.loads(CliRunner().invoke(app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {
         "format": 1.0
     }
@@ -201,9 +200,3 @@ def test_replay_keeps_the_hash(tmp_path: Path) -> None:
 def test_a_trend_is_the_fitted_line_over_the_span() -> None:
     trend = reward_report.trend([(1, 0.0), (2, 1.0), (3, 2.0)])
     assert trend.change == pytest.approx(2.0) and trend.low <= 2.0 <= trend.high
-
-
-def test_charts_map_points_to_their_frame_and_pages_escape() -> None:
-    assert 'points="46.0,190.0 450.0,12.0"' in chart("t", "x", {"a": [(0, 0), (1, 1)], "none": []})
-    assert chart("t", "x", {"none": []}) == ""
-    assert "&lt;script&gt;" in page("<script>")
