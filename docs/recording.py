@@ -79,6 +79,7 @@ def watched(run: Path) -> Iterator[str]:
             yield next(word for word in line.split() if word.startswith("http"))
         finally:
             process.terminate()
+            process.communicate()
 
 
 def pages(address: str, name: str) -> Frames:

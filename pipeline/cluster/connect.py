@@ -95,7 +95,7 @@ def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) ->
 
 
 @contextmanager
-def _without_notice() -> Iterator[None]:
+def without_notice() -> Iterator[None]:
     """Ray's C++ part says on stderr that it has read RAY_BACKEND_LOG_LEVEL: that line is left out, others come
     after."""
     sys.stderr.flush()
@@ -119,7 +119,7 @@ def _start(address: str, own: dict[str, Any]) -> None:
     """
     for attempt in range(1, STARTS + 1):
         try:
-            with _without_notice():
+            with without_notice():
                 ray.init(
                     address=address,
                     **own,

@@ -130,7 +130,9 @@ def compare(
     missing = [run.folder for side in sides for run in side if run.answers is None]
     notes = [f"{folder} has no {OUTCOMES}; make it with: latent-control evaluate {folder}" for folder in missing]
     success = (
-        None if missing else {mode: difference(*sides, mode) for mode in _modes([run for s in sides for run in s])}
+        None
+        if missing
+        else {mode: difference(sides[0], sides[1], mode) for mode in _modes([run for s in sides for run in s])}
     )
     found = _beside(dict(zip("AB", sides, strict=True)))
     costs = {method["name"].lower(): method["costs"] for method in found["methods"]}
@@ -208,7 +210,7 @@ def _method(name: str, group: Sequence[Finished], level: float | None) -> dict[s
         "runs": [{"name": run.folder.name, "seed": run.config.seed} for run in group],
         "success": [{"mode": mode, **_rate(group, mode)} for mode in _modes(group)],
         "costs": {cost: _mean([run.costs[cost] for run in group]) for cost in COSTS},
-        "reached": {of: _mean([one and one[of] for one in reached]) for of in ("rollouts", "seconds")},
+        "reached": {of: _mean([None if one is None else one[of] for one in reached]) for of in ("rollouts", "seconds")},
     }
 
 

@@ -25,8 +25,5 @@ def collapse_words(summary: Mapping[str, Any]) -> list[str]:
     if not isinstance(found, Mapping):
         return []
     before, after = found["marginal"]
-    reasons = "".join(f"; {reason}" for reason in found["reasons"])
-    return [
-        f"codebook after RL: {found['verdict']} ({after:.1f} effective codes, {before:.1f} before; {found['acting']} "
-        f"of {found['active']} active codes change a top token){reasons}"
-    ]
+    why = "; ".join(found["reasons"]) or f"{found['acting']} of {found['probed']} probed codes change a top token"
+    return [f"codebook after RL: {found['verdict']} ({after:.1f} effective codes, {before:.1f} before; {why})"]

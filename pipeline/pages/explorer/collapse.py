@@ -24,7 +24,8 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         for number in (lambda p: entropy(p.mean(0)), lambda p: entropy(p).mean())
     )
     active = [k for k, health in enumerate(healths) if health == "active"]
-    acting = sum(bool(sums.acts(k)) for k in active)
+    probed = [k for k in active if sums.acts(k) is not None]  # the time budget may leave codes without a state
+    acting = sum(bool(sums.acts(k)) for k in probed)
     strength = float(sums.kl.sum() / sums.counts.sum()) if sums.counts.sum() else None
     reasons = []
     if marginal[1] < LEFT * marginal[0]:
@@ -33,8 +34,8 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         reasons.append(f"in a state {state[1]:.2f} codes are open, {state[0]:.2f} before RL: exploration has ended")
     if strength is not None and strength < WEAK:
         reasons.append(f"codes move the next token by {strength:.2g} nats")
-    if acting < ACTING * len(active):
-        reasons.append(f"{acting} of {len(active)} active codes change a top token")
+    if acting < ACTING * len(probed):
+        reasons.append(f"{acting} of {len(probed)} active codes that were probed change a top token")
     collapsed = any(not reason.endswith("ended") for reason in reasons)
     verdict = "collapse" if collapsed else "no collapse, but no exploration is left" if reasons else "no collapse"
     return Collapse(
@@ -42,6 +43,7 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         state=state,  # type: ignore[arg-type]
         strength=strength,
         active=len(active),
+        probed=len(probed),
         acting=acting,
         distinct=len(clusters(active, sums.agreement, SAME)),
         verdict=verdict,

@@ -78,7 +78,8 @@ class CodeCluster:
 class Collapse:
     """Whether reinforcement learning collapsed the codebook; pairs are before and after it, at the same choices.
 
-    ``Collapse(marginal=(50.1, 41.0), state=(9.0, 3.1), strength=0.8, active=60, acting=55, distinct=40, verdict="no
+    ``Collapse(marginal=(50.1, 41.0), state=(9.0, 3.1), strength=0.8, active=60, probed=60,
+    acting=55, distinct=40, verdict="no
     collapse", reasons=())``
     """
 
@@ -89,8 +90,10 @@ class Collapse:
     strength: float | None
     """KL(token | code, token | mixture) in nats, mean over the probed states of all codes."""
     active: int
+    probed: int
+    """Active codes with a probed state."""
     acting: int
-    """Active codes that change the top token in some of their probed states."""
+    """Of these, those that change the top token in some of them."""
     distinct: int
     """Active codes when near-duplicates count once."""
     verdict: str

@@ -175,9 +175,9 @@ def test_the_verdict_on_collapse_is_the_summarys(run: Path, tmp_path: Path) -> N
     folder = make_run(tmp_path / "run")
     assert not any("codebook after RL" in line for line in section(build(folder), "codebook").lines)
     summary = json.loads((folder / "summary.json").read_text())
-    verdict = {"marginal": [8.0, 2.0], "verdict": "collapse", "acting": 1, "active": 4, "reasons": ["why"]}
+    verdict = {"marginal": [8.0, 2.0], "verdict": "collapse", "acting": 1, "probed": 4, "reasons": ["why"]}
     (folder / "summary.json").write_text(json.dumps(summary | {"collapse": verdict}))
-    said = "codebook after RL: collapse (2.0 effective codes, 8.0 before; 1 of 4 active codes change a top token); why"
+    said = "codebook after RL: collapse (2.0 effective codes, 8.0 before; why)"
     report = build(folder)
     assert said in section(report, "codebook").lines and ("codebook after RL", "collapse", "bad") in report.tiles
     assert said in closing_words(folder).splitlines()

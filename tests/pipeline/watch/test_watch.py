@@ -222,6 +222,22 @@ class TestService:
         for name in ("..", ".", "none", quote("first/../first", safe="")):
             assert get(address, f"/api/runs/{name}/rollouts")[0] == 404
 
+    def test_rewards_result_and_cost_are_sections(self, run_at_work, watching):
+        address = watching(run_at_work.folder)
+        assert get(address, "/api/runs/first/rewards")[0] == 400, "no rollout yet"
+        for _ in range(6):
+            run_at_work.update()
+        found = {part: get(address, f"/api/runs/first/{part}") for part in ("rewards", "result", "cost")}
+        assert {part: [s["name"] for s in reply[1]] for part, reply in found.items()} == {
+            "rewards": ["latent"],
+            "result": ["result", "codebook"],
+            "cost": ["cost"],
+        }
+        rewards = found["rewards"][1][0]
+        assert {figure["name"] for figure in rewards["figures"]} >= {"distribution", "course-reward"}
+        assert any("verifier failed: Timeout" in row[0] for table in rewards["tables"] for row in table["rows"])
+        assert get(address, "/api/runs/first/config.yaml")[0] == 400
+
     def test_a_run_whose_config_is_broken_says_so(self, run_at_work, watching):
         (run_at_work.folder / "config.yaml").write_text("base: [")
         status, reply, _ = get(watching(run_at_work.folder), "/api/runs/first/rollouts")

@@ -172,6 +172,30 @@ def test_report_flags_the_part_that_rises_while_success_falls(tmp_path: Path) ->
     assert level["reward_hashes"] == ["abc"]
 
 
+def test_failures_are_counted_by_their_reason() -> None:
+    rows = [
+        {"success": False, "reward": 0.0, "reward_parts": {"format": 0.0}, "finish_reason": "stop", "text": f"t{i}"}
+        for i in range(3)
+    ]
+    rows.append({"success": False, "reward": None, "reward_parts": {}, "finish_reason": "length", "text": "x"})
+    rows[-1]["failure"] = "Timeout: 5 s"
+    rows.append({"success": True, "reward": 1.0, "reward_parts": {"format": 1.0}, "finish_reason": "stop", "text": "y"})
+    assert reward_report.reasons(rows, {"format": {"max": 1.0}}) == [
+        ["format 0", "stop", "3", "t2"],
+        ["verifier failed: Timeout: 5 s", "length", "1", "x"],
+    ]
+
+
+def test_sections_draw_distribution_and_course(tmp_path: Path) -> None:
+    (section,) = reward_report.sections(reward_report.report(gamed(tmp_path / "run", success_falls=True)))
+    figures = {figure.name: figure for figure in section.figures}
+    assert sum(figures["distribution"].curves[0].y) == pytest.approx(1.0)
+    assert figures["course-format"].curves[0].y == pytest.approx([i / 10 for i in range(10)])
+    assert [table.title for table in section.tables][-1] == "Failures by the verifier's reason"
+    assert sum(int(row[2]) for row in section.tables[-1].rows) == 55, "10 - (9 - update) of each update"
+    assert section.galleries[0].total == len(section.galleries[0].examples) > 0
+
+
 def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
     assert not reward_report.report(gamed(tmp_path / "run", success_falls=False))["levels"]["latent"]["flags"]
 

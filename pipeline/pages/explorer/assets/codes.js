@@ -40,7 +40,7 @@ function facts(data) {
     ["training success, first and last 10 updates", ends(s.success_first, s.success_last)],
     ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
     ["active codes in training rollouts", `${data.codes.filter((c) => c.health === "active").length} of ${s.num_actions}`],
-    ...(s.collapse ? [["active codes that change the top token", `${s.collapse.acting} of ${s.collapse.active}`], ["codebook after RL", s.collapse.verdict]] : []),
+    ...(s.collapse ? [["active codes that change the top token", `${s.collapse.acting} of ${s.collapse.probed} probed`], ["codebook after RL", s.collapse.verdict]] : []),
     ["code perplexity of all training rollouts", fixed(s.perplexity, 1)],
     ...(s.turns > 1 ? [["turns of an episode, mean", fixed(s.turns, 1)]] : []),
     ["rollouts read", `${s.rollouts} of ${s.stored}`],

@@ -5,8 +5,8 @@ function collapseInWords({ collapse: c, num_actions: n }) {
     ["effective codes altogether: exp(marginal entropy)", ...c.marginal.map((x) => fixed(x, 1))],
     ["effective codes open in a state: exp(mean entropy)", ...c.state.map((x) => fixed(x, 2))],
     [`active codes of ${n}`, "", c.active],
-    ["of these, change the top token somewhere", "", c.acting],
-    ["of these, left when near-duplicates (same top token in 99 % of the states) count once", "", c.distinct],
+    [`of ${c.probed} probed ones, change the top token somewhere`, "", c.acting],
+    ["active codes left when near-duplicates (same top token in 99 % of the states) count once", "", c.distinct],
     ["strength: KL(token | code, mixture before RL), nats", "", fixed(c.strength, 2)],
   ];
   return [
