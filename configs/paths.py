@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -116,7 +117,7 @@ def _resolve_tasks(data: Any, folder: Path) -> None:
     for options, key, may_be_id in task_paths(data.get("task")) if isinstance(data, dict) else ():
         path = Path(options[key]).expanduser()
         if not (may_be_id and is_hub_id(options[key]) and not _meant_as_path(folder, path)):
-            options[key] = str((folder / path).resolve())
+            options[key] = os.path.abspath(folder / path)  # as it is: a link to an interpreter is its environment
 
 
 def _meant_as_path(folder: Path, path: Path) -> bool:

@@ -15,7 +15,7 @@ TASK_PATHS: dict[str, tuple[tuple[str | None, str], ...]] = {
     "dataset": ((None, "path"), (None, "shots_path"), *_JUDGING),
     "gsm8k": ((None, "path"), *_JUDGING),
     "math500": ((None, "path"), (None, "train"), *_JUDGING),
-    "gateway": ((None, "program"), (None, "path"), (None, "heldout_path")),
+    "gateway": ((None, "program"), (None, "interpreter"), (None, "path"), (None, "heldout_path")),
     "verifiers": ((None, "python"), (None, "folder")),
 }
 """Options that hold a path, by task (of ``gateway/...`` by what stands before the slash): the section of the options it
@@ -24,7 +24,7 @@ stands in, and its key."""
 
 def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
     """Mapping and key of each path among a raw task's options, those of a mixture's members too, and whether it may be
-    a hub id instead.
+    a name instead: of the hub, or of a program.
 
     Options are free, so no schema marks them.
     """
@@ -37,7 +37,8 @@ def task_paths(task: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
     for owner, key in TASK_PATHS.get(name if name in TASK_PATHS else name.partition("/")[0], ()):
         mapping = options if owner is None else options.get(owner)
         if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
-            yield mapping, key, key == "model" or (task["name"] == "dataset" and key == "path")
+            named = key in ("model", "interpreter") or (task["name"] == "dataset" and key == "path")
+            yield mapping, key, named
 
 
 def preferences(task: Any) -> Iterator[dict[str, Any]]:

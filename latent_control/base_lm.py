@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from latent_control.bases.head_rule import head_rule
 from latent_control.bases.loading import BASE, load_model
 from latent_control.bases.support import require_supported
-from latent_control.decoder_stack import decoder_blocks, decoder_of, position_ids
+from latent_control.decoder_stack import Steady, decoder_blocks, decoder_of, position_ids
 from latent_control.linear import linear
 from latent_control.records import Features
 from latent_control.text import config_ends, name_ends, saved_ends
@@ -29,16 +30,6 @@ class PassThrough(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return self.wrap(hidden_states)
-
-
-def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """What some architectures do to the language head's output: scale it (Granite, Cohere), soft-cap it (Gemma 2)."""
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def load_base(
@@ -64,7 +55,7 @@ def load_base(
 
 
 def positions_of(config: Any) -> tuple[int, int]:
-    """(positions that there are, those up to which a row's rotary frequencies are its own)"""
+    """(positions that there are, those up to which a row is read the same in every batch)"""
     sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     positions = next((size for size in sizes if isinstance(size, int)), sys.maxsize)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -73,10 +64,12 @@ def positions_of(config: Any) -> tuple[int, int]:
         if part.get("rope_type", part.get("type")) in ("dynamic", "longrope"):
             original = part.get("original_max_position_embeddings")
             steady = min(steady, original or getattr(config, "original_max_position_embeddings", None) or positions)
-    return positions, steady
+    if getattr(config, "attn_temperature_tuning", None):  # Llama 4's, by column
+        steady = min(steady, int(config.floor_scale) - 1)
+    return positions, min(steady, getattr(config, "keep_window_size", None) or steady)  # Doge's, of all columns
 
 
-class BaseLM(nn.Module):
+class BaseLM(Steady):
     """Any decoder-only ``transformers`` LM, reached through ``get_decoder`` and ``get_output_embeddings``.
 
     ``late_blocks`` > 0 also captures the hidden state that enters the last ``late_blocks`` blocks.
@@ -92,6 +85,7 @@ class BaseLM(nn.Module):
         self.late_only = False
         self._late: torch.Tensor | None = None
         self._tuples = False
+        self.head_rule = head_rule(lm, self.decoder)
         self.positions, self.steady_positions = positions_of(self.decoder.config)
         blocks = decoder_blocks(self.decoder)[1]
         if late_blocks > len(blocks):
@@ -151,11 +145,11 @@ class BaseLM(nn.Module):
     def require_steady(self, length: int) -> None:
         """``ValueError`` where rows of ``length`` tokens would change how shorter ones in their batch are read.
 
-        Such bases choose their rotary frequencies by the longest row of a batch, while what is cached keeps the old
-        ones: a row would depend on its company.
+        Such bases choose rotary frequencies, scales or what is attended to by the columns of a batch: a row would
+        depend on its company, and on what is cached.
         """
         if length > self.steady_positions:
-            kind = "rotary positions that change with the longest row of a batch (dynamic or longrope)"
+            kind = "positions that are read by the longest row of a batch"
             raise ValueError(
                 f"rows of {length} tokens, but {type(self.lm).__name__} has {kind} beyond {self.steady_positions}: "
                 "keep prompts and responses within that (task.max_prompt_tokens, rollout.max_new_tokens, max_length)"
@@ -189,7 +183,7 @@ class BaseLM(nn.Module):
         return Features(final=None if self.late_only else output.last_hidden_state, late=late)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Language head of states [..., D] -> [..., V], scaled and soft-capped where the architecture says so."""
+        """Language head of states [..., D] -> [..., V], scaled and soft-capped where the architecture does so."""
         head = self.lm.get_output_embeddings()
         logits = linear(states, head.weight, head.bias) if type(head) is nn.Linear else head(states)
-        return final_logits(logits, self.decoder.config)
+        return self.head_rule(logits)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -47,14 +47,6 @@ def decoder_of(lm: PreTrainedModel) -> PreTrainedModel:
     return next((child for child in lm.children() if isinstance(child, PreTrainedModel)), lm)
 
 
-def _deterministic(config: PreTrainedConfig) -> None:
-    """No dropout and no noise on routers: the sampler's and the learner's log-probabilities must agree, whatever mode a
-    stack is in."""
-    for name, value in config.to_dict().items():
-        if ("drop" in name or "jitter" in name or "noise" in name) and isinstance(value, float):
-            setattr(config, name, 0.0)
-
-
 def _shorten(config: PreTrainedConfig, depths: Sequence[int]) -> None:
     """Make a base's config that of the blocks that lie at ``depths`` of it."""
     before, said = config.num_hidden_layers, config.to_dict()
@@ -84,7 +76,16 @@ def _nature(block: nn.Module) -> list[object]:
     return [type(block), shapes, [type(module) for module in block.modules()], settings]
 
 
-class DecoderStack(nn.Module):
+class Steady(nn.Module):
+    """Draws nothing at random, whatever mode it is set to: no dropout, no noise of routers. The sampler's and the
+    learner's log-probabilities must agree."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays as for evaluation; gradients flow all the same."""
+        return super().train(False)
+
+
+class DecoderStack(Steady):
     """``n`` causal decoder blocks + the architecture's final norm + a bias-free linear layer D -> outputs.
 
     The blocks are the base's own classes built from the base's own config as its last ones (its first one again where
@@ -102,7 +103,6 @@ class DecoderStack(nn.Module):
         config = copy.deepcopy(decoder.config)
         depths = [max(0, config.num_hidden_layers - blocks + number) for number in range(blocks)]
         config.vocab_size, config.pad_token_id = 1, None if config.pad_token_id is None else 0
-        _deterministic(config)
         whole = copy.deepcopy(config)
         _shorten(config, depths)
         self.decoder = type(decoder)(config)
@@ -110,6 +110,7 @@ class DecoderStack(nn.Module):
         self._remove_embeddings()
         self.head = nn.Linear(config.hidden_size, outputs, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+        self.eval()
         self._fed: torch.Tensor | None = None
         # Whatever an architecture does to embeddings before its first block (scale, norm, add positions) is not for us.
         decoder_blocks(self.decoder)[1][0].register_forward_pre_hook(self._feed, with_kwargs=True)

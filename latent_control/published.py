@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_control.config import LatentActionConfig
 from latent_control.tensor_files import read_weights, require_tensors
@@ -22,6 +22,7 @@ PUBLISHED_NAMES = (
     ("model.policy_head.", "policy.head."),
     ("model.action_merge_layers.", "merge.blocks."),
 )
+_COUNTS = ("num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer")
 
 
 class Published(NamedTuple):
@@ -37,10 +38,18 @@ def read_published(folder: Path, dtype: str | torch.dtype) -> Published:
     """A checkpoint of the published CoLA code: one state dict with base, codebook [D, N], stacks and merge layers.
 
     Raises:
-        ValueError: it has no safetensors files, or a tensor of the base is missing, unknown or misshapen.
+        ValueError: it has no safetensors files, its config lacks a number or describes no base, or a tensor of the base
+            is missing, unknown or misshapen.
     """
     raw = json.loads((folder / "config.json").read_text())
-    tensors = {name: t for file in sorted(folder.glob("model*.safetensors")) for name, t in read_weights(file).items()}
+    if lacking := [name for name in _COUNTS if name not in raw]:
+        raise ValueError(f"{folder / 'config.json'} has num_code, but no {' and no '.join(lacking)}; add what it was")
+    tensors = {
+        name: tensor
+        for file in sorted(folder.glob("model*.safetensors"))
+        for name, tensor in read_weights(file).items()
+        if not name.endswith("rotary_emb.inv_freq")  # older versions of Llama saved it, today's makes it itself
+    }
     if not tensors:
         raise ValueError(
             f"{folder} has no model*.safetensors; convert the published checkpoint to safetensors first (pickles are "
@@ -52,10 +61,13 @@ def read_published(folder: Path, dtype: str | torch.dtype) -> Published:
         ours |= {
             mine + name.removeprefix(theirs): tensors.pop(name) for name in list(tensors) if name.startswith(theirs)
         }
-    known = {
-        k: v for k, v in raw.items() if k not in {"num_code", "num_action_layer", "num_dyna_layer", "num_policy_layer"}
-    }
-    base_config = AutoConfig.for_model(known.pop("model_type", "llama"), **known)
+    known = {name: value for name, value in raw.items() if name not in _COUNTS}
+    kind = known.pop("model_type", "llama")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type {kind!r} is none of transformers'; name its base's (llama)"
+        )
+    base_config = AutoConfig.for_model(kind, **known)
     target = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
     lm = (
         AutoModelForCausalLM.from_config(base_config, dtype=target, trust_remote_code=False)
@@ -65,10 +77,8 @@ def read_published(folder: Path, dtype: str | torch.dtype) -> Published:
     wanted = {name: tuple(t.shape) for name, t in lm.state_dict().items()}
     if base_config.tie_word_embeddings and "lm_head.weight" not in tensors:
         wanted.pop("lm_head.weight")
-    # Older versions of Llama saved this buffer, which today's makes itself.
-    held = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in held.items()})
-    lm.load_state_dict(held, strict=False)
+    require_tensors(folder, wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    lm.load_state_dict(tensors, strict=False)
     name_ends(lm.generation_config, saved_ends(folder))
     config = LatentActionConfig(
         num_actions=raw["num_code"],

@@ -128,11 +128,22 @@ def end_token(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> int:
 
 def after_turn(tokenizer: PreTrainedTokenizerBase, *following: dict[str, str]) -> tuple[int | None, str]:
     """The token with which the chat template closes an assistant's turn, and the text between it and the next one,
-    when the messages ``following`` come after it. Without such a token ``None``, and all of the text."""
-    place = "\x00"  # what a template cannot contain, so that what follows the assistant's words is found
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": place}, *following]
-    whole = render(tokenizer, messages, add_generation_prompt=bool(following), tokenize=False)
-    text = cast("str", whole).rpartition(place)[2]
+    when the messages ``following`` come after it. Without such a token ``None``, and all of the text.
+
+    Raises:
+        ValueError: the template does not write what the assistant said.
+    """
+    for place in ("\x00", "QZ79"):  # what no template contains; the second one where what is no letter is changed
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": place}, *following]
+        whole = render(tokenizer, messages, add_generation_prompt=bool(following), tokenize=False)
+        _, found, text = cast("str", whole).rpartition(place)
+        if found:
+            break
+    else:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} leaves out what the assistant said, so nothing can "
+            "follow it; mend the template, or set task.chat to false"
+        )
     tokens = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     closing = max((token for token in tokens if token and text.lstrip().startswith(token)), key=len, default=None)
     return (None, text) if closing is None else (tokens[closing], text.lstrip().removeprefix(closing))

@@ -11,9 +11,9 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from latent_control.base_lm import BaseLM, final_logits
+from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import DecoderStack, decoder_blocks
 from latent_control.decoding.action_decoder import ActionDecoder, base_actor
 from latent_control.policies.mlp import MlpPolicy
@@ -27,14 +27,15 @@ OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "fc_out"
 class LanguageHead(nn.Linear):
     """A copy of a base LM's language head, with what the architecture does to its output."""
 
-    def __init__(self, head: nn.Linear, config: PreTrainedConfig) -> None:
+    def __init__(self, base: BaseLM) -> None:
+        head = base.lm.get_output_embeddings()
         super().__init__(head.in_features, head.out_features, bias=head.bias is not None)
-        self.config = config
+        self.rule = base.head_rule
         self.load_state_dict(head.state_dict())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of states [..., D]."""
-        return final_logits(super().forward(states), self.config)
+        return self.rule(super().forward(states))
 
 
 class ShiftMlp(nn.Module):
@@ -48,7 +49,7 @@ class ShiftMlp(nn.Module):
         self.state_width = base.width
         self.shift = MlpPolicy(base.width, base.width, layers=layers)
         nn.init.zeros_(self.shift.head.weight)
-        self.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
+        self.head = LanguageHead(base)
         self.head.requires_grad_(False)
 
     def trainable(self) -> list[nn.Parameter]:
@@ -134,7 +135,7 @@ def _steered(stack: DecoderStack) -> DecoderStack:
 
 def _with_head(stack: DecoderStack, base: BaseLM) -> DecoderStack:
     """``stack`` under the base's own language head, frozen."""
-    stack.head = LanguageHead(base.lm.get_output_embeddings(), base.decoder.config)
+    stack.head = LanguageHead(base)
     stack.head.requires_grad_(False)
     return stack
 

@@ -116,6 +116,15 @@ def surrogate_loss(
 class PolicyLearner(TorchLearner):
     """Trains what ``PolicyModule`` holds, as ``LearnerSettings`` say."""
 
+    # Of the update under way:
+    _steps_taken: int
+    _broken: float
+    _far: bool
+    # Of the optimiser step under way:
+    _sums: dict[str, torch.Tensor | float]
+    _scale: torch.Tensor | float
+    _mismatch_bound: float
+
     def build(self) -> None:
         """Build the module, then the connector, which needs the device and maybe the base LM and the reference
         policy."""
@@ -233,7 +242,7 @@ class PolicyLearner(TorchLearner):
         columns["weights"] = position_weights(mask, self.improve.loss_mean, self._average)
         constant = self.improve.loss_mean == "constant"
         self._scale = constant_scale(mask, self.settings.longest, self._average) if constant else 1.0
-        self._sums: dict[str, torch.Tensor | float] = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
+        self._sums = {"rescored_gap": float(columns.pop("rescored_gap")[0])}
         self._mismatch_bound = mismatch_bound(
             columns["features"].dtype, torch.bfloat16 if self._in_bf16 else torch.float32
         )

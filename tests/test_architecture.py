@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,13 +86,25 @@ PARQUET = {
 MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file, read once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """All nodes of a file, walked once for all tests."""
+    return list(ast.walk(tree_of(path)))
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Dotted module and line of each import, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -146,7 +159,7 @@ def file_graph() -> dict[str, set[str]]:
     files = {".".join(Path(name_of(p)).with_suffix("").parts).removesuffix(".__init__"): name_of(p) for p in MODULES}
 
     def imported(path: Path) -> Iterator[str]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -255,7 +268,7 @@ def test_ui_and_command_line_import_nothing_heavy_when_imported():
         ),
         ROOT / "pipeline/tracking/server.py",
     ):
-        top = ast.parse(path.read_text(encoding="utf-8")).body
+        top = tree_of(path).body
         modules = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
         modules += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
         heavy = {
@@ -299,7 +312,7 @@ def test_end_tokens_and_chats_have_one_owner():
     found = {
         name_of(path)
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.Attribute) and node.attr in names
     }
     assert found == END_TOKENS
@@ -308,7 +321,7 @@ def test_end_tokens_and_chats_have_one_owner():
 def calls() -> Iterator[tuple[str, str]]:
     """Place and dotted name of each call in our packages."""
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.Call):
                 yield f"{name_of(path)}:{node.lineno}", ast.unparse(node.func)
 
@@ -316,7 +329,7 @@ def calls() -> Iterator[tuple[str, str]]:
 def test_no_handler_catches_everything():
     broad = []
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
                 # tidies up, or says it otherwise; hides nothing
@@ -378,7 +391,7 @@ def private_of_others(tree: ast.Module) -> set[str]:
 
 def found_in(search: Callable[[ast.Module], set[str]]) -> dict[str, set[str]]:
     """File -> what ``search`` finds in it, where it finds something."""
-    found = {name_of(path): search(ast.parse(path.read_text(encoding="utf-8"))) for path in MODULES}
+    found = {name_of(path): search(tree_of(path)) for path in MODULES}
     return {name: names for name, names in found.items() if names}
 
 
@@ -493,7 +506,7 @@ def test_names_of_run_files_are_literals_in_the_layout_alone():
     folders = names - files
     found = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
                 found |= {(name_of(path), node.right.value)} if node.right.value in folders else set()
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -524,7 +537,7 @@ def test_names_of_stages_are_literals_in_their_table_alone():
     stages -= {"base", "actions"}
     found: dict[str, set[str]] = {}
     for path in (ROOT / "pipeline").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in stages:
                 found.setdefault(name_of(path), set()).add(node.value)
     del found["pipeline/runs/stage_table.py"]
@@ -535,7 +548,7 @@ def test_functions_fit_a_screen():
     long = [
         f"{name_of(path)}:{node.lineno} {node.name} has {length} lines"
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
     ]
@@ -545,7 +558,7 @@ def test_functions_fit_a_screen():
 def test_modules_and_public_classes_say_what_they_are():
     bare = []
     for path in MODULES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         if tree.body and ast.get_docstring(tree) is None:
             bare.append(name_of(path))
         bare += [
@@ -662,7 +675,7 @@ def test_no_public_class_name_stands_twice():
         node.name
         for package in ARROWS
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
     assert {name for name in names if names.count(name) > 1} == DOUBLED
@@ -673,7 +686,7 @@ def test_functions_take_eight_parameters_at_most():
     for package in ARROWS:
         for path in (ROOT / package).rglob("*.py"):
             place = path.relative_to(ROOT).as_posix()
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in nodes_of(path):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not place.startswith("pipeline/cli/"):
                     given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                     if sum(one.arg not in ("self", "cls") for one in given) > 8:

@@ -1,12 +1,14 @@
-"""Rollouts until countdown's reward is 0.55: dynamic sampling, more passes with a bound on the KL, and both.
+"""Rollouts until countdown's reward is 0.55: dynamic sampling, more passes with a bound on the KL, smaller groups, and
+codes that are one event where they emit one token.
 
-    python benchmarks/studies/half_rollouts.py --out runs/study [--seeds 0 1 2] [--only "3 passes" both]
+    python benchmarks/studies/half_rollouts.py --out runs/study [--seeds 0 1 2] [--only "3 passes" both] [--publish]
 
 Every run starts from one and the same cloned policy (that of the first seed); seeds differ in prompts and samples.
 Finished runs are kept, so that a study that was interrupted goes on where it was. A run's number is how many rollouts
 it had sampled, those of groups that were left out included, when the mean reward of all rollouts of its last ten
-updates first reached 0.55; one that never did counts with all its rollouts, and "reached" says how many did. Rows:
-that number, its share of that of "3 passes" (paired by seed), and the shares of tied groups sampled and trained on.
+updates first reached 0.55; one that never did counts with all its rollouts, and "reached" says how many did. Where
+updates are small, ten of them are a shorter and noisier mean: the same number by the last 1,280 rollouts stands beside
+it. Rows: both numbers, their shares of those of "3 passes" (paired by seed), and the shares of tied groups.
 """
 
 from __future__ import annotations
@@ -24,8 +26,13 @@ from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import records
 
 TARGET, WINDOW, UPDATES, SEEDS = 0.55, 10, 120, (0, 1, 2, 3, 4)
+SMOOTH = 1280
+"""Rollouts of ten updates of today's size."""
+SMOOTHED = "rollouts by the last 1,280"
 DYNAMIC = ["improve.dynamic_sampling=2"]
 PASSES = ["improve.epochs=8", "improve.target_kl=0.05"]
+SMALL = ["improve.epochs=3", "improve.group_size=4"]
+EVENTS = ["improve.equivalent_codes=64"]
 FIRST = "3 passes"
 VARIANTS: dict[str, list[str]] = {
     FIRST: ["improve.epochs=3"],
@@ -34,16 +41,26 @@ VARIANTS: dict[str, list[str]] = {
     "dynamic sampling, 3 passes": [*DYNAMIC, "improve.epochs=3"],
     "more passes": PASSES,
     "both": [*DYNAMIC, *PASSES],
+    "small groups": SMALL,
+    "equivalent codes": ["improve.epochs=3", *EVENTS],
+    "small groups, equivalent codes": [*SMALL, *EVENTS],
 }
 
 
-def rollouts_to(steps: Sequence[dict[str, Any]], target: float = TARGET, window: int = WINDOW) -> tuple[int, bool]:
-    """(rollouts sampled when the mean reward of the last ``window`` updates' rollouts first reached ``target``, whether
-    it did; all rollouts where it did not)."""
-    for end in range(window, len(steps) + 1):
-        last = steps[end - window : end]
+def rollouts_to(
+    steps: Sequence[dict[str, Any]], target: float = TARGET, updates: int = WINDOW, rollouts: int = 0
+) -> tuple[int, bool]:
+    """(rollouts sampled when the mean reward of the rollouts of the last ``updates`` updates, or of as many as hold
+    ``rollouts``, first reached ``target``, whether it did; all rollouts where it did not)."""
+
+    def enough(last: Sequence[dict[str, Any]]) -> bool:
+        return len(last) >= updates and sum(step["rollouts"] for step in last) >= rollouts
+
+    for end in range(1, len(steps) + 1):
+        begin = next((begin for begin in range(end - 1, -1, -1) if enough(steps[begin:end])), None)
+        last = steps[:0] if begin is None else steps[begin:end]
         total = sum(step["rollouts"] for step in last)
-        if sum(step["reward"] * step["rollouts"] for step in last) >= target * total:
+        if last and sum(step["reward"] * step["rollouts"] for step in last) >= target * total:
             return int(sum(step["rollouts"] for step in steps[:end])), True
     return int(sum(step["rollouts"] for step in steps)), False
 
@@ -57,6 +74,7 @@ def played(out: Path, clone: Path, name: str, seed: int, updates: int) -> dict[s
     rollouts, reached = rollouts_to(steps)
     found = {
         "rollouts": rollouts,
+        SMOOTHED: rollouts_to(steps, updates=1, rollouts=SMOOTH)[0],
         "reached": reached,
         "seconds": sum(s["seconds_sampling"] + s["seconds_updating"] + s["seconds_publishing"] for s in steps),
         "tied sampled": mean(s.get("tied_groups_sampled", s["tied_groups"]) for s in steps),
@@ -76,8 +94,9 @@ def rows_of(results: dict[tuple[str, int], dict[str, Any]], names: Sequence[str]
         for measure in found[0]:
             rows.append(row(f"{name}: {measure}", [float(one[measure]) for one in found]))
         if FIRST in names and name != FIRST:
-            shares = [one["rollouts"] / results[FIRST, s]["rollouts"] for one, s in zip(found, seeds, strict=True)]
-            rows.append(row(f"{name}: share of the rollouts of {FIRST}", shares))
+            for measure in ("rollouts", SMOOTHED):
+                shares = [one[measure] / results[FIRST, s][measure] for one, s in zip(found, seeds, strict=True)]
+                rows.append(row(f"{name}: share of the {measure} of {FIRST}", shares))
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from latent_control.bases.head_rule import head_rule
 from latent_control.decoder_stack import decoder_blocks, decoder_of
 
 _KEYS_AND_VALUES = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -44,7 +45,16 @@ def _reasons(lm: PreTrainedModel) -> Iterator[str]:
         yield str(error)
     if getattr(config, "hidden_size_per_layer_input", None):
         yield "each of its blocks reads the token ids again (hidden_size_per_layer_input), not hidden states alone"
+    if not all(getattr(part, "is_causal", True) for part in (config, *decoder.modules()) if not _crossed(part)):
+        yield "its blocks attend to later tokens, too (is_causal, use_bidirectional_attention), as encoders do"
+    if getattr(config, "is_moe", False) is True:  # Doge's, whose comment in transformers says so
+        yield "its routers mix the scores of different tokens, later ones and those of other rows (is_moe)"
     yield from _head_reasons(lm, decoder)
+
+
+def _crossed(part: Any) -> bool:
+    """Whether it attends to another sequence, which decoders without an encoder never do."""
+    return bool(getattr(part, "is_cross_attention", False))
 
 
 def _cache_reasons(config: Any) -> Iterator[str]:
@@ -74,3 +84,10 @@ def _head_reasons(lm: PreTrainedModel, decoder: PreTrainedModel) -> Iterator[str
     rest = [name for name, parameter in lm.named_parameters() if id(parameter) not in known]
     if rest and lm.config is decoder.config:
         yield f"it does more to the last states than one language head ({rest[0]})"
+    try:
+        head_rule(lm, decoder)
+    except ValueError as error:
+        yield str(error)
+    except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+        if lm.device.type != "meta" or not isinstance(error, RuntimeError):  # some read the token itself
+            yield f"its pass from blocks to logits cannot be followed ({type(error).__name__}: {error})"

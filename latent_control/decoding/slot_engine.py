@@ -16,6 +16,7 @@ from transformers import Cache
 from latent_control.base_lm import BaseLM
 from latent_control.decoder_stack import DecoderStack
 from latent_control.decoding.action_decoder import ActionDecoder
+from latent_control.decoding.lean_blocks import Place
 from latent_control.decoding.mixture import MixtureDecoder
 from latent_control.decoding.prefill import Entry, Prefilled, PromptQueue
 from latent_control.decoding.slot_memory import Buffer, SlotMemory, SpanMemory, slot_layers
@@ -27,6 +28,11 @@ ENTER_SHARE, SQUEEZE_SHARE = 1 / 16, 0.25
 
 class SlotEngine(ABC):
     """Decodes the rows of ``prompts`` on at most ``slots`` slots."""
+
+    seen: Buffer
+    """[S, W, 1], True on each slot's own columns; made when the first rows enter."""
+    place: Place
+    """Where the rows of the step under way stand, for lean blocks."""
 
     def __init__(
         self, base: BaseLM, actor: ActionDecoder, prompts: PromptQueue, slots: int, *, keeps_states: bool

@@ -97,7 +97,9 @@ class DecodeLoop:
         return {"rows": len(self.engine.rows) - self.engine.waiting, "waiting": waiting, "tokens": self.tokens}
 
     def require_room(self, rows: int) -> None:
-        """``RefusedRequest`` (429) where more rows would wait than may."""
+        """``RefusedRequest`` (429; 400 where they never fit) where more rows would wait than may."""
+        if rows > (most := self.queue + self.engine.slots):
+            raise RefusedRequest(f"the request has {rows} rows, and {most} fit here at most: send fewer", param="n")
         state = self.state()
         if state["waiting"] + rows <= self.queue + max(0, self.engine.slots - state["rows"]):
             return

@@ -38,8 +38,6 @@ class RequestReader:
     def read(self, body: bytes, kind: type[Request]) -> tuple[Request, list[DecodeRequest], str]:
         """The request in a body, the rows it needs, and the name of the model that answers."""
         request, limits, member, name = parse(body, kind), self.limits, None, self.limits.model
-        if request.stream_options is not None and not request.stream:
-            raise RefusedRequest("stream_options belong to a stream: send stream=true", param="stream_options")
         if self.members is not None:
             name, member, banned = self.members.chosen(request)
             limits = replace(limits, banned=banned)

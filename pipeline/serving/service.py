@@ -26,7 +26,7 @@ from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.logprobs import ChoiceState, Echo, LogprobWording
 from rollout_workers.openai_api.protocol import DecodedRow, DecodeRequest, ModelLimits
 from rollout_workers.openai_api.replies import Wording, as_event
-from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest, NamedTool, Request
+from rollout_workers.openai_api.requests import TOO_DEEP, ChatRequest, CompletionRequest, NamedTool, Request
 from rollout_workers.openai_api.text_stream import TextStream, TokenTexts
 
 PREFIX_CACHE_MB = 512
@@ -104,7 +104,8 @@ class Service:
         """The reply to one HTTP request."""
         try:
             return await self._respond(method, path.rstrip("/"), body)
-        except RefusedRequest as refusal:
+        except (RefusedRequest, RecursionError) as error:
+            refusal = error if isinstance(error, RefusedRequest) else RefusedRequest(TOO_DEEP)
             return Reply(status=refusal.status, body=refusal.body(), headers=refusal.headers)
 
     async def _respond(self, method: str, path: str, body: bytes) -> Reply:
@@ -134,7 +135,7 @@ class Service:
         if isinstance(request, CompletionRequest) and request.echo:
             scores = await _together([self._prompt_scores(ask) for ask in firsts])
             echoes = [
-                Echo(text="".join(self.texts.pieces(ask.prompt)), tokens=ask.prompt, scores=score)
+                Echo(text=self.texts.text(ask.prompt), tokens=ask.prompt, scores=score)
                 for ask, score in zip(firsts, scores, strict=True)
             ]
         chat = isinstance(request, ChatRequest)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -15,14 +13,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from pipeline.serving.service import HEALTH, Reply, Service
+from pipeline.serving.service import HEALTH, Service
 from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.keys import given_digest, wrong_key
-from rollout_workers.openai_api.requests import read_body
+from rollout_workers.openai_api.transfer import HUNG_UP, read_body, until_hangup
 
 LARGEST_BODY = 8 << 20
-_HUNG_UP = 499
-"""What nobody reads; as web servers write it into their logs."""
 Told = Callable[[int, float, int], object]
 """Hears of each request when it has ended: status, seconds, tokens that the server decoded meanwhile and nobody has
 counted yet."""
@@ -60,7 +56,7 @@ async def answer(service: Service, request: Request, key: str | None = None) -> 
         return refused(refusal)
     reply = await until_hangup(request, service.respond(request.method, request.url.path, body))
     if reply is None:
-        return Response(status_code=_HUNG_UP)
+        return Response(status_code=HUNG_UP)
     headers = reply.headers | {"x-request-id": f"req_{uuid.uuid4().hex}"}
     if isinstance(reply.body, dict):
         return JSONResponse(reply.body, status_code=reply.status, headers=headers)
@@ -83,20 +79,3 @@ def require_key(request: Request, digest: str | None) -> None:
         return
     if not hmac.compare_digest(given_digest(request.headers.get("authorization", "")), digest):
         raise wrong_key()
-
-
-async def until_hangup(request: Request, work: Coroutine[Any, Any, Reply]) -> Reply | None:
-    """What ``work`` returns; ``None``, and the work is cancelled, where the client hangs up before."""
-    working = asyncio.ensure_future(work)
-    hangup = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({working, hangup}, return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
-    finally:
-        working.cancel()
-        hangup.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

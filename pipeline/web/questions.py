@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pipeline.web.guard import LARGEST_BODY
 from rollout_workers.openai_api.errors import RefusedRequest
-from rollout_workers.openai_api.requests import read_body
+from rollout_workers.openai_api.transfer import read_body
 
 WAITING = 8
 """Questions that may wait for the model; more are turned away."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,33 +22,64 @@ LARGEST_EPISODE = 64 << 10
 
 
 @dataclass
-class AgentPrograms:
+class Programs:
+    """Episodes that are numbers, and how they are played: what all kinds of agent programs have."""
+
+    which: str
+    _: KW_ONLY
+    command: Sequence[str] = field(init=False)
+    """What is started for each episode."""
+    parts: Sequence[str] = field(init=False, default=())
+    """Names of further parts of the reward."""
+    train: int = 1000
+    """Numbers of episodes."""
+    heldout: int = 200
+    seconds: float = 600.0
+    """Of an episode."""
+    parallel: int = 16
+    """Programs at once."""
+    variables: Sequence[str] = ()
+    """Names of variables that the program may see, secret ones too."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "heldout", "seconds", "parallel"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"task.options.{name} is {value!r}; give a number above 0")
+        self.require_texts("variables")
+
+    def require_texts(self, name: str) -> None:
+        """``ValueError`` where an option is no list of texts."""
+        texts = getattr(self, name)
+        if isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"task.options.{name} is {texts!r}; give a list of texts")
+
+    def episodes(self, split: Literal["train", "heldout"]) -> Sequence[Episode]:
+        """Numbers."""
+        return LazySequence(int(getattr(self, split)), lambda i: {"split": split, "number": i})
+
+    def make(self) -> Environment:
+        """There is no world here."""
+        raise ValueError("an agent program is played by the gateway, not step by step")
+
+
+@dataclass(kw_only=True)
+class AgentPrograms(Programs):
     """``gateway/<name>``, with its options.
 
     Raises:
         ValueError: an option's value is impossible.
     """
 
-    which: str
     program: str = ""
     """The file."""
     interpreter: str | None = None
     """What runs it; ``None``: this Python for ``.py``, else the file itself."""
     arguments: Sequence[str] = ()
-    train: int = 1000
-    """Numbers of episodes, where there is no file of them."""
-    heldout: int = 200
     path: str | None = None
-    """A file whose lines are the episodes, JSON objects."""
+    """A file whose lines are the episodes, JSON objects, in place of numbers."""
     heldout_path: str | None = None
-    seconds: float = 600.0
-    """Of an episode."""
-    parallel: int = 16
-    """Programs at once."""
     parts: Sequence[str] = ()
-    """Names of further parts of the reward."""
-    variables: Sequence[str] = ()
-    """Names of variables that the program may see, secret ones too."""
 
     def __post_init__(self) -> None:
         program, interpreter = self.program, self.interpreter
@@ -62,38 +93,28 @@ class AgentPrograms:
             raise ValueError(
                 f"task.options.program: {program} is not executable; run chmod +x, or name what runs it by interpreter"
             )
-        for name in ("train", "heldout", "seconds", "parallel"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"task.options.{name} is {value!r}; give a number above 0")
-        for name in ("arguments", "parts", "variables"):
-            names = getattr(self, name)
-            if isinstance(names, str) or not all(isinstance(one, str) for one in names):
-                raise ValueError(f"task.options.{name} is {names!r}; give a list of texts")
+        super().__post_init__()
+        self.require_texts("arguments")
+        self.require_texts("parts")
         own = interpreter or (sys.executable if program.endswith(".py") else None)
         self.command = [*([own] if own else []), str(Path(program).absolute()), *self.arguments]
         self._rows = {"train": _rows("path", self.path), "heldout": _rows("heldout_path", self.heldout_path)}
 
     def episodes(self, split: Literal["train", "heldout"]) -> Sequence[Episode]:
         """The lines of the split's file, or numbers."""
-        if (rows := self._rows[split]) is not None:
-            return rows
-        return LazySequence(int(getattr(self, split)), lambda i: {"split": split, "number": i})
-
-    def make(self) -> Environment:
-        """There is no world here."""
-        raise ValueError("an agent program is played by the gateway, not step by step")
+        rows = self._rows[split]
+        return super().episodes(split) if rows is None else rows
 
 
-@dataclass
-class VerifiersPrograms:
-    """``verifiers/<taskset>``, an environment of Prime's ``verifiers`` (0.4), with its options.
+@dataclass(kw_only=True)
+class VerifiersPrograms(Programs):
+    """``verifiers/<taskset>``, an environment of Prime's ``verifiers`` (0.4), with its options; held-out tasks are
+    those behind the first ``train``.
 
     Raises:
         ValueError: an option's value is impossible.
     """
 
-    which: str
     python: str = ""
     """The interpreter of an environment that has the package and the taskset."""
     folder: str | None = None
@@ -101,12 +122,7 @@ class VerifiersPrograms:
     env: Mapping[str, Any] | None = None
     """The environment's own config; ``None``: its chat loop runs beside the adapter."""
     success_at: float = 1.0
-    train: int = 1000
-    """The taskset's first tasks; held-out ones are those behind them."""
-    heldout: int = 200
-    seconds: float = 600.0
     parallel: int = 4
-    variables: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.python or shutil.which(self.python) is None:
@@ -118,28 +134,11 @@ class VerifiersPrograms:
             raise ValueError(f"task.options.folder: {self.folder} is no folder; name the one that has the taskset")
         if not isinstance(self.env or {}, Mapping):
             raise ValueError(f"task.options.env is {self.env!r:.80}; give a mapping, as verifiers' own [env] block")
+        super().__post_init__()
         given = {"agent": _AGENT, **(self.env or {})}
         given["taskset"] = {**given.get("taskset", {}), "id": self.which}
         asked = {"env": given, "train": self.train, "folder": self.folder, "success_at": self.success_at}
-        self.programs = AgentPrograms(
-            self.which,
-            program=str(ADAPTER),
-            interpreter=self.python,
-            arguments=[json.dumps(asked)],
-            train=self.train,
-            heldout=self.heldout,
-            seconds=self.seconds,
-            parallel=self.parallel,
-            variables=self.variables,
-        )
-
-    def episodes(self, split: Literal["train", "heldout"]) -> Sequence[Episode]:
-        """Numbers."""
-        return self.programs.episodes(split)
-
-    def make(self) -> Environment:
-        """There is no world here."""
-        return self.programs.make()
+        self.command = [self.python, str(ADAPTER), json.dumps(asked)]
 
 
 def _rows(option: str, path: str | None) -> list[Episode] | None:

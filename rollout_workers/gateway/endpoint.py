@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,8 +32,10 @@ from rollout_workers.openai_api.keys import given_digest, wrong_key
 from rollout_workers.openai_api.logprobs import ChoiceState, LogprobWording
 from rollout_workers.openai_api.protocol import DecodedRow
 from rollout_workers.openai_api.replies import Wording, as_event
-from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest, Request, parse, read_body
+from rollout_workers.openai_api.requests import TOO_DEEP, ChatRequest, CompletionRequest, Request, parse
 from rollout_workers.openai_api.text_stream import TokenTexts
+from rollout_workers.openai_api.transfer import HUNG_UP, read_body, until_hangup
+from rollout_workers.tasks.scorers import LARGEST
 
 LARGEST_BODY = 8 << 20
 MODEL = "policy"
@@ -46,7 +48,6 @@ _KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
 }
 _SESSIONS = "/v1/sessions/"
 _ONE, _POLICY = "an episode has one reply to a call", "the policy chooses as it is, which is what is trained"
-_CODES = "code_logprobs come with every reply"
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), _ONE),
     "best_of": ((None, 1), _ONE),
@@ -56,29 +57,32 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "codes": ((None,), _POLICY),
     "allowed_codes": ((None,), _POLICY),
     "mix": ((None,), "one policy is trained"),
-    "logprobs": ((None, False), _CODES),
-    "top_logprobs": ((None, 0), _CODES),
+    "logprobs": ((None,), "code_logprobs come with every reply"),
     "echo": ((False,), "the prompt is yours"),
     "decode": ((None, "code"), "by token no codes are sampled"),
 }
 """Field -> values at which it changes nothing, and why others cannot be recorded."""
+
+Amount = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class GivenReward(BaseModel):
     """The body of ``POST /v1/sessions/{id}/reward``: what the last turn brought; several add up."""
 
     model_config = ConfigDict(extra="forbid")
-    reward: float = Field(ge=-1e16, le=1e16, allow_inf_nan=False)
+    reward: Amount
     success: bool = False
-    parts: dict[str, float] = Field(default_factory=dict, max_length=64)
+    parts: dict[str, Amount] = Field(default_factory=dict, max_length=64)
 
 
 def require_recordable(request: Request, stop: Sequence[str]) -> None:
     """``RefusedRequest`` where a request asks for what cannot be recorded; ``stop``: ``rollout.stop``."""
     for name, (neutral, why) in _REFUSED.items():
-        value = getattr(request, name, neutral[0])
+        value = request.top() if name == "logprobs" else getattr(request, name, neutral[0])
         if value not in neutral:
             raise RefusedRequest(f"{name} is not supported while rollouts are recorded: {why}", param=name)
+    if request.limit() == 0:
+        raise RefusedRequest("max_tokens is 0: ask for one token at least", param="max_tokens")
     asked = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if not set(asked) <= set(stop):
         raise RefusedRequest(
@@ -133,7 +137,7 @@ class Endpoint:
             while len(found) < most:
                 found.append(self._calls.get(timeout=max(0.0, until - time.monotonic())))
                 until = until if len(found) > 1 else time.monotonic() + GATHERED
-        return [(session, call) for session, call in found if not session.closed]
+        return [(session, call) for session, call in found if not session.closed and not call.answer.cancelled()]
 
     def forget(self, session: EpisodeSession) -> None:
         """Its key opens nothing from now on; a call that waits gets no answer."""
@@ -154,7 +158,8 @@ class Endpoint:
         request = HttpRequest(scope, receive)
         try:
             response = await self._respond(request)
-        except RefusedRequest as refusal:
+        except (RefusedRequest, RecursionError) as error:
+            refusal = error if isinstance(error, RefusedRequest) else RefusedRequest(TOO_DEEP)
             response = JSONResponse(refusal.body(), status_code=refusal.status, headers=refusal.headers)
         await response(scope, receive, send)
 
@@ -165,7 +170,8 @@ class Endpoint:
         path, method = request.url.path.rstrip("/"), request.method
         body = await read_body(request.stream(), LARGEST_BODY)
         if method == "POST" and path in _KINDS:
-            return await self._reply(session, parse(body, _KINDS[path]))
+            reply = await until_hangup(request, self._reply(session, parse(body, _KINDS[path])))
+            return reply or Response(status_code=HUNG_UP)
         if method == "POST" and path == f"{_SESSIONS}{session.id}/reward":
             given = parse(body, GivenReward)
             session.reward(given.reward, given.success, given.parts)
@@ -184,6 +190,9 @@ class Endpoint:
         try:
             row: Row = await asyncio.wrap_future(call.answer)
         except asyncio.CancelledError:
+            session.drop(call)
+            if not session.closed:
+                raise  # the client hung up
             raise RefusedRequest("the episode has ended", 409) from None
         wording, answer = self._wording(session, request, call), _answer(session, row)
         if not request.stream:

@@ -117,9 +117,9 @@ def _decode(engine: RolloutEngine, job: DecodeJob, calls: Sequence[tuple[Episode
             )
         )
         for place, (session, call) in enumerate(some):
-            row = row_of(generation, place)
-            session.take(call, row)
-            if call.answer.set_running_or_notify_cancel():
+            if call.answer.set_running_or_notify_cancel():  # its client is there
+                row = row_of(generation, place)
+                session.take(call, row)
                 call.answer.set_result(row)
 
 

@@ -25,6 +25,7 @@ from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest
 from rollout_workers.openai_api.tool_calls import split_calls
 from rollout_workers.tasks.encoding import encode_between, encode_turns
 from rollout_workers.tasks.protocol import Failure, Prompt
+from rollout_workers.tasks.scorers import LARGEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +96,8 @@ class EpisodeSession:
     tools: list[dict[str, Any]] = field(default_factory=list)
     said: dict[str, Any] = field(default_factory=dict)
     """The last reply, as a message of the next call has it"""
+    whole: str = ""
+    """Its text with the stop string that it ended at"""
     open: Call | None = None
     closed: bool = False
 
@@ -140,17 +143,21 @@ class EpisodeSession:
             text = spoken_text(self.tokenizer, tokens, self.limits.stop)
             self.texts.append(text.strip())
             words, calls = split_calls(text, call.names) if call.names else (text, [])
-            self.told, self.tools = call.told, call.tools
+            self.told, self.tools, self.whole = call.told, call.tools, spoken_text(self.tokenizer, tokens)
             self.said = {"role": "assistant", "content": words or "", "calls": [(c.name, c.arguments) for c in calls]}
 
-    def drop(self) -> None:
-        """The open call has no answer."""
-        self.open = None
+    def drop(self, call: Call) -> None:
+        """A call whose client hung up: it counts for nothing, and may be made again."""
+        if self.open is call:
+            self.open = None
 
     def reward(self, reward: float, success: bool, parts: Mapping[str, float]) -> None:
-        """Add to the reward of the last turn; ``RefusedRequest`` where there is none, or a part is unknown."""
+        """Add to the reward of the last turn; ``RefusedRequest`` where there is none, it grows too large, or a part is
+        unknown."""
         if self.closed or not self.calls:
             raise RefusedRequest("a reward comes after a call, and before the program ends", 409)
+        if abs(sum(self.rewards) + reward) > LARGEST:
+            raise RefusedRequest(f"an episode's rewards come to {LARGEST:g} at most", param="reward")
         if unknown := sorted(set(parts) - set(self.parts)):
             raise RefusedRequest(
                 f"parts has {unknown[0]!r:.80}: task.options.parts names {', '.join(self.parts) or 'none'}",
@@ -229,10 +236,10 @@ class EpisodeSession:
         from it."""
         closed, before = self.ids[-1] in end_tokens(self.tokenizer), self.told
         if isinstance(told, str) and isinstance(before, str):
-            known = before + self.said["content"]
-            if told.startswith(known):
-                rest = told[len(known) :]
-                return encode_between(self.tokenizer, rest, chat=False, closed=closed) if rest else []
+            for known in (before + self.whole, before + self.said["content"]):
+                if told.startswith(known):
+                    rest, ended = told[len(known) :], closed or self.turns[-1].finish_reason == "stop"
+                    return encode_between(self.tokenizer, rest, chat=False, closed=ended) if rest else []
             return self._other(told, tools, "its text does not begin with the last prompt and reply")
         if _are_turns(told) and _are_turns(before):
             if tools != self.tools:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rollout_workers.environments import COMMON, family
-from rollout_workers.environments.agent_programs import AgentPrograms, VerifiersPrograms
+from rollout_workers.environments.agent_programs import Programs
 from rollout_workers.tasks.environment_task import AgentTask
 from rollout_workers.tasks.protocol import Demonstration, Failure, Prompt, Score, Split
 
@@ -22,13 +22,12 @@ class GatewayTask(AgentTask):
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         super().__init__(name, options)
         made = family(name, {key: value for key, value in options.items() if key not in COMMON})
-        programs = made.programs if isinstance(made, VerifiersPrograms) else made
-        assert isinstance(programs, AgentPrograms)
-        self.programs = programs
-        self.parts = (*AgentTask.parts, *programs.parts)
+        assert isinstance(made, Programs)
+        self.programs = made
+        self.parts = (*AgentTask.parts, *made.parts)
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(
-                f"task.options.parts is {list(programs.parts)}; name each once, none of {', '.join(AgentTask.parts)}"
+                f"task.options.parts is {list(made.parts)}; name each once, none of {', '.join(AgentTask.parts)}"
             )
 
     def demonstrations(self, split: Split) -> Sequence[Demonstration]:

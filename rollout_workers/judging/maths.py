@@ -17,9 +17,10 @@ LONGEST_FORMULA = 500
 """Characters of a last line that is read as a formula without being marked as one."""
 _guard = Guard()
 _FORMULA = re.compile(r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SAYS = re.compile(
+SAYS = re.compile(
     r"(?i:####|\banswer ?:|\b(?:answer|option|choice) is\b ?:?)|答案(?:[是为為] ?:?|:)|答え(?:[はが]|:)|답(?:[은는]|:)"
 )
+"""What stands before an answer."""
 _ALONE = r"\b(?!\s*[-+*/=^(])(?![\s),/&]*(?:(?:or|and)\b)?[\s(]*[A-H]\b)"
 _CHOICE, _MARKED_CHOICE = re.compile(rf"\W{{0,3}}([A-H]){_ALONE}"), re.compile(rf"(?=\(?.[).:])\(?([A-H]){_ALONE}")
 _LABEL = re.compile(r"[^\W\d_]{3,}(?: [^\W\d_]+){0,3} ?:[ *]*(?=\S+$)")
@@ -97,7 +98,7 @@ def _fraction(found: re.Match[str]) -> str:
 
 def _choice(text: str) -> re.Match[str] | None:
     """The letter that a text chooses, behind ``answer is`` or marked as one (``B) 42``); none where it names two."""
-    return _CHOICE.match(_SAYS.split(text)[-1]) if _SAYS.search(text) else _MARKED_CHOICE.match(final(text))
+    return _CHOICE.match(SAYS.split(text)[-1]) if SAYS.search(text) else _MARKED_CHOICE.match(final(text))
 
 
 def _apart(gold: list[Any], found: list[Any]) -> bool:
@@ -136,8 +137,8 @@ def _ending(text: str) -> str:
 def _line(text: str) -> str:
     if (box := last_box(text)) is not None:
         return box.strip()
-    lines = (_SAYS.split(text)[-1].strip(" *:\n") or text).splitlines()
-    line = (lines[0] if _SAYS.search(text) else lines[-1]).strip(" *:") if lines else ""
+    lines = (SAYS.split(text)[-1].strip(" *:\n") or text).splitlines()
+    line = (lines[0] if SAYS.search(text) else lines[-1]).strip(" *:") if lines else ""
     line = _LABEL.sub("", line, count=1) if _LABEL.match(line) else line
     return line.removesuffix(".").removesuffix("。")
 

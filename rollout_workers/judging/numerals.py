@@ -83,9 +83,21 @@ def numbers(text: str) -> Iterator[tuple[Fraction, ...]]:
 def last_number(text: str) -> tuple[Fraction, ...]:
     """The readings of the last number: ``(Fraction(2469, 2),)`` of ``"about 1,234.5 euros"``; none without a number, or
     where a formula follows it."""
+    found = _last(text)
+    return () if found is None else _readings(found)
+
+
+def last_written(text: str) -> tuple[str, str]:
+    """The last number as it is written, and what follows it: ``("$5", " each")``; blanks where ``last_number`` has
+    none."""
+    found = _last(text)
+    return ("", "") if found is None else (found[0], found.string[found.end() :])
+
+
+def _last(text: str) -> re.Match[str] | None:
     text = _untypeset(text[-LONGEST:])
     found = deque(_NUMBER.finditer(text), maxlen=1)
-    return _readings(found[0]) if found and _UNREAD not in text[found[0].end() :] else ()
+    return found[0] if found and _UNREAD not in text[found[0].end() :] else None
 
 
 def number_of(text: str) -> Fraction | None:

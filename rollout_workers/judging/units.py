@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rollout_workers.judging.numerals import close, number_of
+from rollout_workers.judging.numerals import close, last_written, number_of
 
 LONGEST = 300
 """Characters at the end of an answer that are looked at."""
@@ -31,7 +31,7 @@ $=USD=dollar dollar 1; ¢=cent dollar 1/100; €=EUR=euro euro 1; ¥=JPY=yen yen
 """
 _SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _STYLED = re.compile(r"\\(?:text|textrm|textbf|mathrm|mbox|operatorname)\s?\{([^{}]*)\}|\\[,;: ]|~")
-_DEGREES = re.compile(r"(?:\^ ?\{? ?\\circ ?\}?|\bdeg(?:rees?)?\b) ?(?:([CF])(?:elsius|ahrenheit)?\b)?")
+_DEGREES = re.compile(r"(?:°|\^ ?\{? ?\\circ ?\}?|\bdeg(?:rees?)?\b) ?(?:([CF])(?:elsius|ahrenheit)?\b)?")
 _POWER = r"(?:\^\{?(?P<power>-?[1-9])\}?)?"
 _NAME = "[^\\W\\d_]++|[%\u00a3\u20ac\u00a5\u20b9\u00a2]"
 _UNIT = re.compile(
@@ -42,6 +42,13 @@ _TAIL = re.compile(
 )
 _WORD = re.compile(r"(?:(?:square|cubic) )?[^\W\d_]{3,}")
 _PAID = re.compile("(?:^|(?<= ))\\\\?(?P<unit>[$\u00a3\u20ac\u00a5\u20b9]) ?(?P<value>[-+]?[0-9][^$]*+)$")
+
+
+_FOLLOWING = re.compile(
+    r" ?(?!in [^\W\d_])(?:(?:square|cubic|sq|cu)\.? )?[^\s\d,;:.()=*^{}]+(?:\^\{?-?[1-9]\}?)?"
+    r"(?:(?: per |/)[^\W\d_]+)?(?![\w^])"
+)
+"""The unit behind a number within a sentence: one word, ``miles per hour``; not ``in all``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,13 @@ def same(gold: str, found: str) -> bool | None:
         return close(one * mine.size, two * theirs.size) if mine.kind else None
     shares = [value / 100 if unit == PERCENT else value for value, unit in ((one, mine), (two, theirs))]
     return close(one, two) or close(*shares)
+
+
+def last_quantity(text: str) -> str:
+    """The last number of a text with the unit behind it: ``"5 km"`` of ``"It is 5 km, or so."``"""
+    value, rest = last_written(re.sub(" ++", " ", _DEGREES.sub(r" deg\1 ", _STYLED.sub(r" \1 ", text))))
+    unit = _FOLLOWING.match(rest) if len(value) < LONGEST / 2 else None
+    return value + (unit[0] if unit else "")
 
 
 def quantity(text: str) -> tuple[Fraction | None, Unit | None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rollout_workers.openai_api.errors import RefusedRequest
 from rollout_workers.openai_api.requests import ChatRequest, Message
-from rollout_workers.openai_api.tool_calls import told_in_words
+from rollout_workers.openai_api.tool_calls import parsed, told_in_words
 
 
 def turns_of(request: ChatRequest) -> list[dict[str, Any]]:
@@ -86,8 +85,8 @@ def _text(message: Message, place: str) -> str:
 
 def _arguments(given: str, place: str) -> dict[str, Any]:
     try:
-        found = json.loads(given or "{}")
-    except (ValueError, RecursionError):
+        found = parsed(given or "{}")
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise RefusedRequest(f"{place}.tool_calls: arguments {given!r:.60} are no JSON object", param="messages")

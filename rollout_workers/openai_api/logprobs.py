@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latent_control.decoding.token_scores import TokenScore
@@ -32,6 +33,8 @@ class ChoiceState:
     """Token"""
     offset: int = 0
     """Characters of tokens, those of the prompt included where the answer begins with it"""
+    rest: IncrementalDecoder = field(default_factory=lambda: getincrementaldecoder("utf-8")("replace"))
+    """Bytes of a character that is not whole yet"""
 
     def begin(self, part: DecodedRow, echo: Echo | None) -> None:
         """Note the first token of the row, behind the prompt that the answer begins with."""
@@ -45,9 +48,9 @@ class ChoiceState:
         new, self.shown = text[self.shown :], max(self.shown, len(text))
         return new
 
-    def go_on(self, token: int, text: str) -> None:
-        """Go on behind a token of this text."""
-        self.last, self.offset = token, self.offset + len(text)
+    def go_on(self, token: int, piece: bytes) -> None:
+        """Go on behind a token of these bytes."""
+        self.last, self.offset = token, self.offset + len(self.rest.decode(piece))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class LogprobWording:
         if self.chat:
             return {"content": [self._chat_entry(*entry) for entry in entries], "refusal": None}
         return {
-            "tokens": [text for text, *_ in entries],
+            "tokens": [self._name(piece) for piece, *_ in entries],
             "token_logprobs": [None if score is None else score.logp for *_, score in entries],
             "top_logprobs": [self._top(*entry) for entry in entries],
             "text_offset": [offset for _, offset, *_ in entries],
@@ -82,37 +85,44 @@ class LogprobWording:
 
     def _entries(
         self, listed: Sequence[tuple[int, TokenScore | None]], state: ChoiceState, length: int | None, *, prompt: int
-    ) -> list[tuple[str, int, int | None, int, TokenScore | None]]:
-        """Text, offset, token before, token and score of each, up to the text's end; the first ``prompt`` are the
+    ) -> list[tuple[bytes, int, int | None, int, TokenScore | None]]:
+        """Bytes, offset, token before, token and score of each, up to the text's end; the first ``prompt`` are the
         prompt's."""
         entries = []
         for place, (token, score) in enumerate(listed):
             ends = place >= prompt and token in self.ends
             if length is not None and state.offset >= length and score is not None and not ends:
                 break
-            text = "" if ends else self.texts.piece(state.last, token)
-            entries.append((text, state.offset, state.last, token, score))
-            state.go_on(token, text)
+            piece = b"" if ends else self.texts.piece(state.last, token)
+            entries.append((piece, state.offset, state.last, token, score))
+            state.go_on(token, piece)
         return entries
 
+    def _name(self, piece: bytes) -> str:
+        """Of a token: its text, or, as OpenAI's, its bytes where they are no whole characters."""
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:
+            return ("" if self.chat else "bytes:") + "".join(f"\\x{byte:02x}" for byte in piece)
+
     def _chat_entry(
-        self, text: str, _: int, before: int | None, token: int, score: TokenScore | None
+        self, piece: bytes, _: int, before: int | None, token: int, score: TokenScore | None
     ) -> dict[str, Any]:
         assert score is not None
-        top = [
-            {"token": (other := self.texts.piece(before, one)), "logprob": logp, "bytes": list(other.encode())}
-            for one, logp in score.top
-        ]
-        return {"token": text, "logprob": score.logp, "bytes": list(text.encode()), "top_logprobs": top}
+        top = [self._said(self.texts.piece(before, one), logp) for one, logp in score.top]
+        return self._said(piece, score.logp) | {"top_logprobs": top}
+
+    def _said(self, piece: bytes, logp: float) -> dict[str, Any]:
+        return {"token": self._name(piece), "logprob": logp, "bytes": list(piece)}
 
     def _top(
-        self, text: str, _: int, before: int | None, token: int, score: TokenScore | None
+        self, piece: bytes, _: int, before: int | None, token: int, score: TokenScore | None
     ) -> dict[str, float] | None:
         """The likeliest tokens' and the token's own; of tokens with the same text the likeliest one's."""
         if score is None:
             return None
         found: dict[str, float] = {}
         for one, logp in score.top:
-            found.setdefault(self.texts.piece(before, one), logp)
-        found.setdefault(text, score.logp)
+            found.setdefault(self._name(self.texts.piece(before, one)), logp)
+        found.setdefault(self._name(piece), score.logp)
         return found

@@ -176,7 +176,7 @@ class Wording:
         if first is None:
             return ""
         there, alone = self.logprobs.texts.piece(echo.tokens[-1], first), self.logprobs.texts.piece(None, first)
-        return there.removesuffix(alone) if alone and there.endswith(alone) else ""
+        return there.removesuffix(alone).decode() if alone and there.endswith(alone) else ""
 
 
 def as_event(body: Mapping[str, Any]) -> str:

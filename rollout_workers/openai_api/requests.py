@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -70,6 +70,7 @@ Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), AfterVa
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Kind = TypeVar("Kind", bound=BaseModel)
+TOO_DEEP = "the body is nested too deeply: send an object with the arguments by name"
 
 
 class _Strict(BaseModel):
@@ -147,9 +148,10 @@ class CompletionRequest(Request):
         return 0 if self.logprobs is True else None if self.logprobs is False else self.logprobs
 
 
-class ContentPart(_Strict):
-    """A part of a message's content."""
+class ContentPart(BaseModel):
+    """A part of a message's content; caching hints beside its text are not used."""
 
+    model_config = ConfigDict(extra="ignore")
     type: StrictStr
     text: StrictStr | None = None
     refusal: StrictStr | None = None
@@ -264,16 +266,6 @@ class ChatRequest(Request):
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
 
-async def read_body(chunks: AsyncIterable[bytes], most: int) -> bytes:
-    """A body as it comes, whatever length it was said to have; ``RefusedRequest`` at more than ``most`` bytes."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > most:
-            raise RefusedRequest(f"the body has more than {most} bytes: send fewer prompts at once", 413)
-    return bytes(body)
-
-
 def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in a body.
 
@@ -288,7 +280,7 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
             )
         return _validated(content, kind)
     except RecursionError as error:
-        raise RefusedRequest("the body is nested too deeply: send an object with the arguments by name") from error
+        raise RefusedRequest(TOO_DEEP) from error
     except RefusedRequest:
         raise
     except ValueError as error:
@@ -330,13 +322,16 @@ def _validated(content: dict[str, Any], kind: type[Kind]) -> Kind:
             if value is not None and not any(same):
                 raise RefusedRequest(f"{name}={json.dumps(value)[:80]} is not supported: {reason}", param=name)
     try:
-        return kind.model_validate(content)
+        found = kind.model_validate(content)
+        if isinstance(found, Request) and found.stream_options is not None and not found.stream:
+            raise RefusedRequest("stream_options belong to a stream: send stream=true", param="stream_options")
+        return found
     except ValidationError as error:
         # a typo explains what is missing
-        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        first, name = found[0], str(found[0]["loc"][0])[:80]
+        wrong = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        first, name = wrong[0], str(wrong[0]["loc"][0])[:80]
         # Of a union each member has its say; the argument's name is what they share.
-        said = "; ".join(dict.fromkeys(e["msg"] for e in found if e["loc"][0] == first["loc"][0]))
+        said = "; ".join(dict.fromkeys(e["msg"] for e in wrong if e["loc"][0] == first["loc"][0]))
         outer = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
         known = f"; known are {', '.join(fields)}" if outer else ""
         raise RefusedRequest(

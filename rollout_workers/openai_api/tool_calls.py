@@ -76,11 +76,22 @@ def shown_before_calls(text: str) -> str:
     return text[: len(text) - held].rstrip() if held else text.rstrip()
 
 
+def parsed(text: str) -> Any:
+    """What a JSON text says, which can be said again in UTF-8; ``ValueError`` where it is none, or has NaN, an infinity
+    or half of a character (a lone surrogate)."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return found
+
+
 def _calls(text: str, names: Collection[str]) -> list[WrittenCall]:
     """The calls in a JSON text; none where it is something else."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parsed(text)
+    except ValueError:
         return []
     calls = []
     for one in found if isinstance(found, list) else [found]:
@@ -103,14 +114,28 @@ def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "type": "object",
                 "properties": {
                     "name": {"const": tool["name"]},
-                    "arguments": tool.get("parameters") or {"type": "object", "properties": {}},
+                    "arguments": _moved(
+                        tool.get("parameters") or {"type": "object", "properties": {}},
+                        f"#/anyOf/{place}/properties/arguments",
+                    ),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
-            for tool in tools
+            for place, tool in enumerate(tools)
         ]
     }
+
+
+def _moved(part: Any, to: str) -> Any:
+    """A part of a schema that will stand at ``to`` in another one: its references to its own root begin there."""
+    if isinstance(part, list):
+        return [_moved(one, to) for one in part]
+    if not isinstance(part, Mapping):
+        return part
+    refers = isinstance(part.get("$ref"), str) and part["$ref"].startswith("#")
+    moved = {name: _moved(value, to) for name, value in part.items()}
+    return moved | {"$ref": to + part["$ref"][1:]} if refers else moved
 
 
 def told_in_words(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

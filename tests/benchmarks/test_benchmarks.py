@@ -134,15 +134,17 @@ print(best_rates(tried, ["a"]))
 
 def test_rollouts_until_a_reward_are_those_sampled_until_the_window_has_it() -> None:
     """Windows of two updates: 0.4 of 10 and 0.7 of 30 make 25 of 40, 0.625; before it was 0.4. The third is not needed;
-    where 0.9 is never reached, all 50 count."""
+    where 0.9 is never reached, all 50 count. The last 35 rollouts are 40 after two updates, and the last 40, whose mean
+    is 0.75, after three."""
     code = """
 from half_rollouts import rollouts_to
 steps = [{"reward": r, "rollouts": n} for r, n in ((0.4, 10), (0.7, 30), (0.9, 10))]
 print(rollouts_to(steps, 0.625, 2), rollouts_to(steps, 0.63, 2), rollouts_to(steps, 0.9, 2), rollouts_to([], 0.5, 2))
+print(rollouts_to(steps, 0.62, 1, 35), rollouts_to(steps, 0.74, 1, 35), rollouts_to(steps, 0.1, 1, 60))
 """
     studies = ROOT / "benchmarks" / "studies"
     done = subprocess.run([sys.executable, "-c", code], cwd=studies, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "(40, True) (50, True) (50, False) (0, False)"
+    assert done.stdout.strip() == "(40, True) (50, True) (50, False) (0, False)\n(40, True) (50, True) (50, False)"
 
 
 def run(script: str, out: Path, *words: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -185,6 +186,20 @@ class TestFilesAndPaths:
     def test_duplicate_keys_are_errors(self, write_config):
         message = only_error(write_config("seed: 1\nrollout:\n  top_k: 1\n  top_k: 2\n"))
         assert message == "rollout.top_k: written twice, in lines 4 and 5; keep one"
+
+    def test_a_programs_interpreter_stays_a_link(self, write_config, tmp_path):
+        """A virtual environment's python is a link to another one: followed, it would be that."""
+        (tmp_path / "venv").mkdir()
+        (tmp_path / "venv" / "python").symlink_to(sys.executable)
+        there = str(tmp_path / "venv" / "python")
+        for task, found in (
+            ("gateway/x, options: {interpreter: venv/python}", there),
+            ("gateway/x, options: {interpreter: node}", "node"),
+            ("verifiers/x, options: {python: venv/python}", there),
+            (f"verifiers/x, options: {{python: {there}}}", there),
+        ):
+            config = load_config(write_config(f"task: {{name: {task}}}\n"), check_paths=False)
+            assert list(config.task.options.values()) == [found]
 
     def test_missing_paths_name_the_near_ones(self, write_config, tmp_path):
         (tmp_path / "models" / "countdown-1m").mkdir(parents=True)

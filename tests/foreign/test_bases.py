@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,21 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from base_families import FAMILIES, TOLERANCE, conformance, tiny_model, tried  # noqa: E402
+from base_families import FAMILIES, OWN, TOLERANCE, conformance, tiny_model, tried  # noqa: E402
 
 from latent_control import LatentActionLM  # noqa: E402
 from latent_control.bases.loading import BASE, examine  # noqa: E402
 
 PARITY = ROOT / "tests" / "fixtures" / "official_parity"
 WORK = ("deepseek_v3", "phimoe", "ctrl")
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "hyperclovax": {"logits_scaling": 4.0},  # which multiplies here, and divides in Granite
+    "mpt": {"logit_scale": 0.5},  # which nothing reads
+    "phimoe": {"attention_bias": True, "lm_head_bias": True},  # whose routers' noise is a threshold, too
+    "llama4_text": {"attn_temperature_tuning": True, "floor_scale": 24, "no_rope_layers": [0, 0, 0, 0]},
+    "doge": {"keep_window_size": 22},
+}
+"""Families as their published models are set up, not as by default."""
 REFUSED = {
     "qwen3_next": "recurrent or convolutional state",
     "gemma3n_text": "reads the token ids again",
@@ -43,15 +52,81 @@ def test_a_family_decodes_as_transformers_does(family: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_family_is_refused_with_the_reason(family: str, tmp_path: Path) -> None:
+    refused_with_the_reason(family, REFUSED[family], tmp_path)
+
+
+def refused_with_the_reason(family: str, reason: str, tmp_path: Path) -> None:
+    """From its files and when loaded alike."""
     lm = tiny_model(family)
     lm.save_pretrained(tmp_path)
     (problem,) = examine(tmp_path, BASE, trust_remote_code=False).problems
-    with pytest.raises(ValueError, match=rf"{type(lm).__name__} is not supported: .*{REFUSED[family]}.*; take a "):
+    with pytest.raises(ValueError, match=rf"{type(lm).__name__} is not supported: .*{reason}.*; take a "):
         LatentActionLM.from_base(tmp_path)
     with pytest.raises(ValueError) as of_a_loaded_one:
         LatentActionLM.from_base(lm)
     # AutoModelForCausalLM makes a decoder of an encoder-decoder: the class is another one.
     assert problem.partition(": ")[2].partition(" ")[2] == str(of_a_loaded_one.value).partition(" ")[2]
+
+
+@pytest.mark.parametrize("family", OTHERWISE)
+def test_settings_that_change_what_a_family_does_are_heeded(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OWN, family, OTHERWISE[family])
+    found = tried(family, tmp_path)
+    assert (found.result, found.why) == ("works", "")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attend to later tokens"),
+        ("llama", {"is_causal": False}, "attend to later tokens"),
+        ("doge", {"is_moe": True}, "routers mix the scores of different tokens"),
+    ],
+)
+def test_what_sees_later_tokens_is_refused(
+    family: str, settings: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models that embed texts are saved as causal ones, too."""
+    monkeypatch.setitem(OWN, family, settings)
+    refused_with_the_reason(family, reason, tmp_path)
+
+
+def test_what_is_done_to_logits_is_followed_or_refused() -> None:
+    lm = tiny_model("llama")
+    wrapped = type("OwnLlama", (type(lm),), {})
+
+    def with_forward(forward: Any) -> nn.Module:
+        made = wrapped(lm.config).eval()
+        wrapped.forward = forward
+        return made
+
+    def squared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = type(lm).forward(self, *args, **kwargs)
+        out.logits = out.logits**2
+        return out
+
+    def other(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs).hidden_states[-1]
+
+    for forward, reason in ((squared, "else to its logits than to scale"), (other, "cannot be followed \\(TypeError")):
+        with pytest.raises(ValueError, match=f"OwnLlama is not supported: it.*{reason}"):
+            LatentActionLM.from_base(with_forward(forward))
+
+
+@pytest.mark.parametrize(("family", "steady"), [("llama4_text", 23), ("doge", 22)])
+def test_rows_that_would_depend_on_their_company_are_refused(
+    family: str, steady: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OWN, family, OTHERWISE[family])
+    model = LatentActionLM.from_base(tiny_model(family), num_actions=5, seed=1)
+    ids = torch.arange(3, 3 + steady)[None]
+    model.features(ids)
+    with pytest.raises(ValueError, match=f"beyond {steady}: keep prompts and responses within that"):
+        model.features(torch.cat([ids, ids[:, :1]], 1))
+    with pytest.raises(ValueError, match=f"beyond {steady}"):
+        model.generate(ids[:, :12], max_new_tokens=steady - 11)
 
 
 @pytest.mark.slow
@@ -200,6 +275,28 @@ def test_a_published_checkpoint_with_stacks_deeper_than_its_base(
     assert torch.equal(Reference(folder).run(whole)["policy_logits"].argmax(-1)[:, 3:-1], out.actions)
     assert torch.equal(LatentActionLM.from_pretrained(model.save_pretrained(tmp_path / "ours", bundle_base=True))
                        .policy_logits(features), model.policy_logits(features))  # fmt: skip
+
+
+def test_a_published_checkpoint_as_others_write_it(tmp_path: Path) -> None:
+    """Buffers of older versions in every stack; a number or a base that its config does not name."""
+    folder = published(tmp_path, 2, 2, 2, 2)
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    ids = load_file(PARITY / "expected.safetensors")["input_ids"]
+    wanted = LatentActionLM.from_pretrained(folder)
+    stacks = ("layers", "action_layers", "policy_layers")
+    save_file(
+        tensors | {f"model.{stack}.0.self_attn.rotary_emb.inv_freq": torch.ones(6) for stack in stacks},
+        folder / "model.safetensors",
+    )
+    found = LatentActionLM.from_pretrained(folder)
+    assert torch.equal(found.policy_logits(found.features(ids)), wanted.policy_logits(wanted.features(ids)))
+    for name in ("num_action_layer", "num_policy_layer", "num_dyna_layer"):
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != name}))
+        with pytest.raises(ValueError, match=f"config.json has num_code, but no {name}"):
+            LatentActionLM.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "cola"}))
+    with pytest.raises(ValueError, match=r"model_type 'cola' is none of transformers'; name its base's \(llama\)"):
+        LatentActionLM.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -118,6 +118,27 @@ LONG = "1234567890" * 3
         *[("5", "the 5^{th} of them", True), ("1", "the rest is √2, for 1", True), ("2", r"so 2 < \sqrt{5}", False)],
         *[("2.5 million", "2,500,000", True), ("2 million", "2 thousand", False), ("1e9", "1 Billion", True)],
         *[("1234567.89", "1234567.12", False), ("1234567.89", "1,234,567.89", True), ("1e7", "9999999.9999999", True)],
+        *[
+            ("42", "The answer is 42. I checked it 3 times.", True),
+            ("3", "The answer is 42. I checked 3 times.", False),
+        ],
+        *[("42", "The answer is 42, not 41.", True), ("42", "**Answer:** 42 (7 x 6, in 2 steps)", True)],
+        *[("12", "The answer is 3 x 4 = 12.", True), ("12.5", "Answer: 12.5\nConfidence: 90", True)],
+        *[("42", "答案是42。我算了3次。", True), ("7", "the answer is odd: 7", True), ("7", "#### 7\n\n3 lines", True)],
+        *[("5 km", "It is 5 km.", True), ("5 km", "It is 5000 m, I think.", True), ("5 km", "It is 5 miles.", False)],
+        *[("5 km", "5", True), ("5", "5 km", True), ("5 km", "5 people", True), ("90 min", "1.5 hours", True)],
+        *[("5 km", "5 kg", False), ("5", "5 in all", True), ("5 cm", "5 in all", True), ("5 m^2", "5 m^3", False)],
+        *[
+            ("$5", "5 dollars each", True),
+            ("$5", "5 euros", False),
+            ("25 %", "0.25", True),
+            ("60 km/h", "60 km", False),
+        ],
+        *[
+            ("60 mph", "60 miles per hour", True),
+            ("5", "5 \\text{ cm}", True),
+            ("20°C", "20 degrees Fahrenheit", False),
+        ],
         *[("1000", "1 000", True), ("72", "$72.00", True), ("1234", "1.234", False), ("-3", "− 3", False)],
     ],
 )

@@ -348,6 +348,14 @@ TEMPLATES = {
         "{% if add_generation_prompt %}assistant:{% endif %}",
         None,
     ),
+    "one that leaves the assistant out": (
+        "<|start|>{% for m in messages if m.role == 'user' %} {{ m.content }}{% endfor %}<|end|>",
+        None,
+    ),
+    "one that writes the assistant otherwise": (
+        "<|start|>{% for m in messages %} {{ m.content | replace('\x00', '') }}<|end|>{% endfor %}",
+        "<|end|>",
+    ),
     "one that raises": ("{{ raise_exception('no chats here') }}", None),
     "one that is broken": ("{% for m in messages %}", None),
 }
@@ -370,6 +378,9 @@ def test_a_chat_ends_with_what_its_template_puts_after_the_assistant_s_turn(name
         between = [encode_observation(tokenizer, "w40", chat=True, closed=closed) for closed in (True, False)]
         assert between[1] == [ids[end or "</s>"], *between[0]] and 40 in between[0]
         assert not {ids[token] for token in ("<end_of_turn>", "<|eot_id|>", "<|return|>", "</s>")} & {between[0][0]}
+    if name.endswith("leaves the assistant out"):
+        with pytest.raises(ValueError, match="leaves out what the assistant said"):
+            encode_observation(tokenizer, "w40", chat=True, closed=True)
 
 
 def test_special_tokens_are_text_but_for_end_start_and_pad(make: Callable[..., Subject]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -95,6 +97,24 @@ def stream() -> None:
     reward(0.5, success=True)
 
 
+def hang_up() -> None:
+    """A client that gives up waiting, and asks again: as ``openai.OpenAI(timeout=...)`` does by itself."""
+    at = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
+    for _ in range(3):
+        gone = http.client.HTTPConnection(str(at.hostname), at.port)
+        key = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+        gone.request("POST", f"{at.path}/chat/completions", json.dumps({"messages": [asked("room 1")]}), key)
+        gone.close()
+    while True:
+        try:
+            first = chat(asked("room 1"))
+            break
+        except Refused as refusal:
+            assert "one after the other" in str(refusal)
+    chat(asked("room 1"), {"role": "assistant", "content": first["content"]}, asked("room 2"))
+    reward(0.5, success=True)
+
+
 def parts() -> None:
     first = chat(asked("room 1"))
     chat(asked("room 1"), {"role": "assistant", "content": first["content"]}, asked("room 2"))
@@ -116,6 +136,9 @@ def refusals(out: str) -> None:
         "allowed_codes": {"allowed_codes": [1]},
         "presence_penalty": {"presence_penalty": 0.5},
         "logprobs": {"logprobs": True},
+        "top_logprobs": {"top_logprobs": 0},
+        "max_tokens": {"max_tokens": 0},
+        "stream_options": {"stream_options": {"include_usage": True}},
         "stop": {"stop": ["x"]},
         "decode=token": {"decode": "token"},
         "tool_choice": {"tools": TOOLS, "tool_choice": "required"},

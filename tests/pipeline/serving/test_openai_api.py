@@ -141,6 +141,7 @@ TAKEN: dict[str, dict[str, Any]] = {
     "tier": {"service_tier": "auto"},
     "labels": {"metadata": {"a": "b"}, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "3 7"}]}]},
+    "hints": {"messages": [{"role": "user", "content": [{"type": "text", "text": "3 7", "cache_control": {}}]}]},
     "name": {"messages": [USER | {"name": "Ann"}]},
     "system": {"messages": [{"role": "system", "content": "be brief"}, USER]},
     "developer": {"messages": [{"role": "developer", "content": "be brief"}, USER]},
@@ -187,6 +188,7 @@ def test_an_ordinary_body_is_served(client: Any, name: str) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "store": ({"store": True}, "store", "replies are not kept here"),
+    "more rows than ever fit": ({"n": 33}, "n", "32 fit here at most"),
     "tier": ({"service_tier": "priority"}, "service_tier", "there is one tier"),
     "audio": ({"modalities": ["text", "audio"]}, "modalities", "replies are text"),
     "functions": ({"functions": [WEATHER["function"]]}, "functions", "send tools"),
@@ -197,7 +199,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "codes and tokens": ({"top_p": 0.5, "temperature": 1, "extra_body": {"top_k": 3}}, "top_k", "beside top_p"),
     "picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "messages", "messages.0.content",
+        "messages", "part of type 'image_url': the model reads parts of type text",
     ),
     "part": ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages", "part of type 'file'"),
     "user without content": ({"messages": [{"role": "user", "content": None}]}, "messages", "content is missing"),
@@ -413,6 +415,8 @@ CALLS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_
         ('<tool_call>{"name": "other", "arguments": {}}</tool_call>', "all", [], {}),
         ("<tool_call>no JSON</tool_call>", "all", [], {}),
         ('{"name": "Ann"}', "all", [], {}),
+        ('{"name": "weather", "arguments": {"city": "\\ud800"}}', "all", [], {}),
+        ('{"name": "weather", "arguments": {"city": NaN}}', "all", [], {}),
         ("a < b", "all", [], {}),
     ],
 )
@@ -455,8 +459,9 @@ def test_the_agents_sdk_plays_a_task_with_two_tools(
         return f"<tool_call>\n{json.dumps({'name': name, 'arguments': given})}\n</tool_call>"
 
     writes(service, monkeypatch, wanted)
-    script = Path(__file__).with_name("agent_with_two_tools.py")
-    done = subprocess.run([python, str(script), address], capture_output=True, text=True, check=False, timeout=500)
+    script = Path(__file__).parents[2] / "support" / "agent_with_two_tools.py"
+    found = os.environ | {"OPENAI_BASE_URL": f"{address}/v1", "OPENAI_API_KEY": "none"}
+    done = subprocess.run([python, str(script)], env=found, capture_output=True, text=True, check=False, timeout=500)
     assert done.stdout.strip() == "It is 20.", done.stderr
 
 
@@ -505,6 +510,22 @@ def test_json_objects_and_required_calls(client: Any, service: Service) -> None:
         (call,) = choice.message.tool_calls
         assert call.function.name == "weather" and set(json.loads(call.function.arguments)) == {"city"}
         assert choice.finish_reason == ("tool_calls" if wanted == "required" else "stop")
+
+
+@needs_llguidance
+@pytest.mark.parametrize("strict", [True, False])
+def test_tools_of_nested_models_are_held_to(client: Any, strict: bool) -> None:
+    """As pydantic writes them: definitions beside the properties, and references to them."""
+    place = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}
+    own = {"at": {"$ref": "#/$defs/P"}, "up": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}
+    schema = {"type": "object", "properties": own, "required": ["at"], "$defs": {"P": place}}
+    tools = [WEATHER, {"type": "function", "function": {"name": "go", "parameters": schema, "strict": strict}}]
+    wanted = "auto" if strict else {"type": "function", "function": {"name": "go"}}
+    reply = chat(client, tools=tools, tool_choice=wanted, max_tokens=300, temperature=1, seed=3).choices[0]
+    assert reply.grammar_codes_left
+    for call in reply.message.tool_calls or []:
+        assert isinstance(json.loads(call.function.arguments)["at"]["n"], int)
+    assert strict or reply.message.tool_calls or reply.finish_reason == "length"
 
 
 @needs_llguidance

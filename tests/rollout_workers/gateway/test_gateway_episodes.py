@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -132,12 +133,19 @@ def test_what_is_wrong_with_an_episode_is_said_and_not_trained_on(
     assert not batch[Columns.LOSS_MASK].any() and batch["features"].shape[1] == len(one.prompt_tokens) + len(one) - 1
 
 
-@pytest.mark.parametrize("way", ["ids", "tools", "stream", "parts"])
+@pytest.mark.parametrize("way", ["ids", "tools", "stream", "parts", "hang_up"])
 def test_ways_to_go_on_from_what_was_sampled(played: Callable[..., list[Rollout]], way: str) -> None:
     task = program(way, file="faulty_agent.py", **({"parts": ["style"]} if way == "parts" else {}))
     (one,) = played(task, {"max_tokens": 400}, prompt_indices=(0,), seeds=(1,), group_size=1)
     assert one.failure is None and one.reward == 0.5 and one.success
     assert 0 < one.new_tokens < len(one) and one.reward_parts.get("style", 0.25) == 0.25
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_program_in_another_language(played: Callable[..., list[Rollout]]) -> None:
+    task = program(file="node_agent.mjs", interpreter="node")
+    (one,) = played(task, {"max_tokens": 400}, prompt_indices=(0,), seeds=(1,), group_size=1)
+    assert one.failure is None and one.reward == 0.5 and one.success and len(one.turn_rewards) == 2
 
 
 def test_a_limit_cuts_an_episode_and_is_no_failure(played: Callable[..., list[Rollout]]) -> None:
@@ -157,7 +165,7 @@ def test_requests_that_cannot_be_recorded_are_refused_by_name(tmp_path: Path, ch
         one.stop()
     assert rollout.failure is None and rollout.new_tokens > 0
     said = json.loads(out.read_text())
-    assert len(said) == 12
+    assert len(said) == 15
     for name, message in said.items():
         assert name.partition("=")[0] in message, name
     assert "Incorrect API key" in said["key"]
@@ -201,7 +209,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         ({"program": __file__, "arguments": "a"}, r"task\.options\.arguments is 'a'; give a list of texts"),
         ({"program": __file__, "parts": ["score"]}, r"task\.options\.parts is \['score'\]; name each once, none of"),
         ({"program": __file__, "path": __file__}, r"task\.options\.path: line 1 of .* is no JSON object"),
-        ({"program": __file__, "programm": 1}, r"task\.options\.programm is no option of gateway; known: program"),
+        (
+            {"program": __file__, "programm": 1},
+            r"task\.options\.programm is no option of gateway; known: .*, program, ",
+        ),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

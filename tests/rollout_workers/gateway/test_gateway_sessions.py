@@ -42,22 +42,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return found
 
 
-def session(tokenizer: Any, **limits: Any) -> EpisodeSession:
+def session(tokenizer: Any, *, stop: tuple[str, ...] = (), **limits: Any) -> EpisodeSession:
     about = SessionLimits(
-        turns=Turns(**{"max_tokens": 5000, **limits}), max_new_tokens=99, max_prompt_tokens=2000, stop=()
+        turns=Turns(**{"max_tokens": 5000, **limits}), max_new_tokens=99, max_prompt_tokens=2000, stop=stop
     )
     prompt = Prompt(id="gateway/x/train/0", text="", metadata={})
     return EpisodeSession(prompt=prompt, seed=1, limits=about, tokenizer=tokenizer, parts=())
 
 
-def reply(one: EpisodeSession, tokenizer: Any, request: Any, said: str | list[int], *, ended: bool = True) -> None:
+def reply(
+    one: EpisodeSession, tokenizer: Any, request: Any, said: str | list[int], *, ended: bool = True, finish: str = ""
+) -> None:
     """A call, and what the policy says to it."""
     call = one.call(request)
     ids = said if isinstance(said, list) else tokenizer.encode(said, add_special_tokens=False)
     tokens = np.array([*ids, *([tokenizer.eos_token_id] if ended else [])], np.int32)
     zeros = np.zeros(len(tokens), np.int32)
     one.take(call, Row(tokens=tokens, actions=zeros, action_logp=zeros.astype(np.float32), versions=zeros,
-                       finish_reason="stop" if ended else "length"))  # fmt: skip
+                       finish_reason=finish or ("stop" if ended else "length")))  # fmt: skip
 
 
 def chat(*messages: dict[str, Any], **more: Any) -> ChatRequest:
@@ -100,6 +102,16 @@ def test_tokens_that_text_would_not_give_are_kept(tokenizer: Any) -> None:
     reply(plain, tokenizer, CompletionRequest(prompt="q"), two, ended=False)
     reply(plain, tokenizer, CompletionRequest(prompt="qab"), "c", ended=False)
     assert plain.problem is None and plain.observations == [[]] and tokenizer.decode(plain.ids) == "qabc"
+
+
+def test_a_stop_string_that_the_client_puts_back_is_there_once(tokenizer: Any) -> None:
+    """The client was shown "2 + 2" and knows its line break; what was sampled has it already."""
+    for said, back in (("2 + 2\n", "\n= 4\n"), ("2 + 2\n", "= 4\n"), ("2 + 2\n= ", "\n= 4\n")):
+        one = session(tokenizer, stop=("\n",))
+        reply(one, tokenizer, CompletionRequest(prompt="q "), said, ended=False, finish="stop")
+        reply(one, tokenizer, CompletionRequest(prompt=f"q 2 + 2{back}"), "A", ended=False)
+        assert one.problem is None and one.texts == ["2 + 2", "A"]
+        assert tokenizer.decode(one.ids) == "q 2 + 2\n= 4\nA"
 
 
 def test_a_history_that_was_tokenised_again_is_found_by_its_ids(tokenizer: Any) -> None:
@@ -147,15 +159,18 @@ def test_one_call_at_a_time_and_rewards_after_it(tokenizer: Any) -> None:
     one = session(tokenizer, max_turns=1)
     with pytest.raises(RefusedRequest, match="a reward comes after a call"):
         one.reward(1.0, True, {})
-    one.call(chat(ASKED))
+    first = one.call(chat(ASKED))
     with pytest.raises(RefusedRequest, match="one after the other") as second:
         one.call(chat(ASKED))
     assert second.value.status == 409
-    one.drop()
+    one.drop(first)
     reply(one, tokenizer, chat(ASKED), "ab")
     one.reward(0.5, False, {})
     one.reward(0.25, True, {})
     assert one.rewards == [0.75] and one.success
+    one.reward(1e16, True, {})
+    with pytest.raises(RefusedRequest, match="rewards come to 1e\\+16 at most"):
+        one.reward(1e16, True, {})
     with pytest.raises(RefusedRequest, match=r"as many as rollout\.turns\.max_turns allows"):
         one.call(chat(ASKED, assistant("ab"), ASKED))
     one.close(False, "it ended")
