@@ -14,11 +14,11 @@ from configs.renamed import rename
 from configs.schema import RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.text import encode_text
-from pipeline.evaluation.token_verdicts import judged_tokens
 from pipeline.runs.environment import calm_libraries
 from pipeline.serving import export
 from rollout_workers.openai_api.protocol import ModelLimits
 from rollout_workers.tasks import EpisodeTask, Failure, Prompt, Score, Task, build_task
+from rollout_workers.tasks.rewards import judged_tokens
 
 MOST_TOKENS = 64
 """New tokens where neither a run nor an export says how many."""

@@ -28,7 +28,7 @@ from latent_control.text import end_tokens, spoken_text
 from rollout_workers.gateway.session import Call, EpisodeSession
 from rollout_workers.generated_row import Row
 from rollout_workers.openai_api.errors import RefusedRequest
-from rollout_workers.openai_api.keys import given_digest, wrong_key
+from rollout_workers.openai_api.keys import given_digest, key_digest, wrong_key
 from rollout_workers.openai_api.logprobs import ChoiceState, LogprobWording
 from rollout_workers.openai_api.protocol import DecodedRow
 from rollout_workers.openai_api.replies import Wording, as_event
@@ -115,7 +115,7 @@ class Endpoint:
 
     def open(self, sessions: Iterable[EpisodeSession]) -> None:
         """Know these sessions, and listen."""
-        self._sessions |= {session.digest(): session for session in sessions}
+        self._sessions |= {key_digest(session.key): session for session in sessions}
         if self._server is not None:
             return
         listener = socket.create_server(("127.0.0.1", 0))
@@ -141,7 +141,7 @@ class Endpoint:
 
     def forget(self, session: EpisodeSession) -> None:
         """Its key opens nothing from now on; a call that waits gets no answer."""
-        self._sessions.pop(session.digest(), None)
+        self._sessions.pop(key_digest(session.key), None)
         if session.open is not None:
             session.open.answer.cancel()
 

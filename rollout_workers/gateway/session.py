@@ -19,7 +19,6 @@ from latent_control.text import encode_messages, encode_text, end_tokens, spoken
 from rollout_workers.generated_row import Row
 from rollout_workers.openai_api.conversation import tools_of, turns_of, worded
 from rollout_workers.openai_api.errors import RefusedRequest
-from rollout_workers.openai_api.keys import key_digest
 from rollout_workers.openai_api.protocol import BYTES_PER_TOKEN
 from rollout_workers.openai_api.requests import ChatRequest, CompletionRequest
 from rollout_workers.openai_api.tool_calls import split_calls
@@ -100,10 +99,6 @@ class EpisodeSession:
     """Its text with the stop string that it ended at"""
     open: Call | None = None
     closed: bool = False
-
-    def digest(self) -> str:
-        """Of its key."""
-        return key_digest(self.key)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 

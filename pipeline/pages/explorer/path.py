@@ -27,11 +27,11 @@ from latent_control.distributions import rollout_seed
 from latent_control.model import latent_actor
 from latent_control.records import Generation
 from latent_control.text import left_padded
-from pipeline.evaluation.token_verdicts import judged_tokens
 from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
 from rollout_workers.tasks import Prompt, Score, Task
 from rollout_workers.tasks.encoding import encode_prompt
+from rollout_workers.tasks.rewards import judged_tokens
 
 PIECES, PROMPTS, GROUP, ROUNDS = 8, 8, 8, 5
 """A round plays ``GROUP`` rollouts of each of ``PROMPTS`` prompts in every piece; the most rounds."""

@@ -13,12 +13,12 @@ import torch
 from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
 from latent_control.decoding.stop_strings import stopped_length
-from pipeline.evaluation.token_verdicts import judged_tokens
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why
 from pipeline.pages.records import as_data
 from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task
+from rollout_workers.tasks.rewards import judged_tokens
 
 COMPARED, OPTIONS, MASSES = 32, 8, 6
 """Likeliest codes whose tokens are computed at a choice; codes and tokens of them that are listed."""
