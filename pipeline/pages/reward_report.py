@@ -258,7 +258,7 @@ def reasons(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Any]) -> list
             continue
         got = dict(row["reward_parts"] or {})
         low = [f"{name} {got[name]:g}" for name in parts if name in got and got[name] < parts[name]["max"]]
-        why = f"verifier failed: {row['failure']}" if row["reward"] is None else ", ".join(low) or "no part is low"
+        why = f"verifier failed: {row['failure']}" if row.get("failure") else ", ".join(low) or "no part is low"
         key = (str(row.get("finish_reason") or ""), why)
         counted[key] += 1
         texts[key] = str(row["text"])[-200:]  # the latest one

@@ -21,9 +21,10 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 def collapse_words(summary: Mapping[str, Any]) -> list[str]:
     """The explorer's verdict on the codebook after reinforcement learning in a sentence; none where there is none."""
-    found = summary.get("collapse")
-    if not isinstance(found, Mapping):
+    found: Any = summary.get("collapse")
+    try:
+        before, after = found["marginal"]
+        why = "; ".join(found["reasons"]) or f"{found['acting']} of {found['probed']} probed codes change a top token"
+        return [f"codebook after RL: {found['verdict']} ({after:.1f} effective codes, {before:.1f} before; {why})"]
+    except (LookupError, TypeError, ValueError):  # none, or one of another version
         return []
-    before, after = found["marginal"]
-    why = "; ".join(found["reasons"]) or f"{found['acting']} of {found['probed']} probed codes change a top token"
-    return [f"codebook after RL: {found['verdict']} ({after:.1f} effective codes, {before:.1f} before; {why})"]

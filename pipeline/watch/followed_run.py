@@ -115,9 +115,11 @@ class FollowedRun:
 
     def rewards(self) -> list[ReportSection]:
         """Parts of the reward over the rollouts in memory; ``ValueError`` before there are any."""
+        self.poll()
         table = self._table()
         columns = [name for name in reward_report.COLUMNS if name in table.column_names]
-        found = reward_report.report_of(table.select(columns).to_pylist(), self.config.reward.weights)
+        rows = rows_of(table.select(columns), np.arange(len(table)))
+        found = reward_report.report_of(rows, self.config.reward.weights)
         if not found["levels"]:
             raise ValueError(f"{self.folder.name} has no judged rollout yet")
         return reward_report.sections(found)

@@ -9,6 +9,7 @@ from pipeline.evaluation.gates import final_of
 from pipeline.pages.records import ReportPage, ReportSection
 from pipeline.pages.report import codebook, cost, curves, examples, origin, results
 from pipeline.pages.report.sources import Sources, read_sources
+from pipeline.runs.summary import collapse_words
 
 
 def build(run_dir: Path, beside: Path | None = None) -> ReportPage:
@@ -69,14 +70,9 @@ def tiles(sources: Sources) -> list[tuple[str, str, str]]:
                 found.append((f"{who}against {results.shown(worse)}, sampled", text, mood))
     if (gates := sources.summary.get("gates")) is not None:
         found.append(("gates", "passed" if gates["passed"] else "FAILED", "good" if gates["passed"] else "bad"))
-    if (verdict := sources.summary.get("collapse")) is not None:
-        found.append(
-            (
-                "codebook after RL",
-                verdict["verdict"],
-                {"no collapse": "good", "collapse": "bad"}.get(verdict["verdict"], ""),
-            )
-        )
+    if collapse_words(sources.summary):
+        verdict = str(sources.summary["collapse"]["verdict"])
+        found.append(("codebook after RL", verdict, {"no collapse": "good", "collapse": "bad"}.get(verdict, "")))
     stages = sources.stages
     if stages:
         found.append(("stages took", clock(sum(float(stage["seconds"]) for stage in stages.values())), ""))

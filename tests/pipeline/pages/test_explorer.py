@@ -203,7 +203,7 @@ class TestPath:
 
     def test_nothing_judged_is_no_gain(self, explored_run, loaded, monkeypatch):
         config = load_config(explored_run / "config.yaml", [], check_paths=False)
-        monkeypatch.setattr(path, "judge", lambda *_: Failure(kind="broken", message=""))
+        monkeypatch.setattr(path, "judged_tokens", lambda *_: Failure(kind="broken", message=""))
         assert path.walk(loaded[1], config, Countdown(), Clock(0.0), 1.0) is None
 
 
