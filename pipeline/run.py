@@ -128,7 +128,7 @@ def execute(config: RunConfig, run_dir: Path, display: Display | None = None, wo
             source, done = start_of(config, stage.name, made), finished(context, stage.name)
             kept = done is not None
             if not kept or config.evaluation is None:  # an evaluation is of the stages that there were
-                for name in ("evaluation", "gates", "took"):
+                for name in ("evaluation", "gates", "took", "collapse"):
                     summary.pop(name, None)
             if done is None:
                 started = time.perf_counter()
@@ -254,6 +254,7 @@ def _finish(context: StageContext, tracker: Tracker, summary: dict[str, Any]) ->
         log.begin(PAGES, 0)
         with interrupts.at_once(), _timed(took, PAGES):
             write_at_end(context)
+            summary |= {name: found for name, found in read_summary(run_dir).items() if name == "collapse"}
             write_report(context)  # it links to the explorer
         log.done(PAGES, seconds=took[PAGES])
     manifest.put_json(run_dir, SUMMARY, summary)

@@ -340,12 +340,8 @@ def test_no_handler_catches_everything():
     assert not broad
 
 
-# A checkpoint's manifest is no file of the run folder; init writes a config for the user; the last two are templates.
-NAMED_ELSEWHERE = {
-    ("pipeline/storage/checkpoints.py", "manifest.json"),
-    ("pipeline/pages/explorer/page.py", "explorer.html"),
-    ("pipeline/pages/report/page.py", "report.html"),
-}
+# A checkpoint's manifest is no file of the run folder.
+NAMED_ELSEWHERE = {("pipeline/storage/checkpoints.py", "manifest.json")}
 
 
 # Private members of other packages that files use for want of a public way, and RLlib's, all in one file; to be cut,

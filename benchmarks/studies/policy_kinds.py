@@ -1,7 +1,9 @@
 """Which kind of latent policy: decoder blocks or an MLP on the base's final state, over rates and passes.
 
     python benchmarks/studies/policy_kinds.py RUN [--kinds blocks mlp] [--rates 5e-4] [--epochs 1 2] [--target-kl 0.05]
-        [--seeds 0] [--updates 150] [--clone-updates 6000 --clone-passes 12] [--width 256] [--out FILE]
+        [--min-rate-share 0.1] [--seeds 0] [--updates 150] [--clone-updates 6000 --clone-passes 12] [--width 256]
+        [--out FILE]
+    python benchmarks/studies/policy_kinds.py --publish FILE      one setting a kind, equal seeds: their differences
 
 ``RUN`` is a finished run whose codebook all kinds share (countdown.yaml's, say). Each kind is cloned from its inverse
 dynamics model by the run's own ``clone`` settings (an MLP's number of updates and passes may be others), then trained
@@ -27,6 +29,8 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common import row, write
 
 from configs.loading import load_config
 from configs.schema import RunConfig
@@ -139,10 +143,26 @@ def heldout(config: RunConfig, runner: LMEnvRunner, learner: Any, temperature: f
     return mean(float(r.success) for r in runner.sample(request=request))
 
 
+def publish(found: Sequence[dict[str, Any]]) -> None:
+    """Both kinds and their paired differences, with intervals over seeds."""
+    kinds = {kind: {row["seed"]: row for row in found if row["kind"] == kind} for kind in ("blocks", "mlp")}
+    seeds = sorted(kinds["mlp"])
+    if seeds != sorted(kinds["blocks"]) or len(found) != 2 * len(seeds):
+        raise SystemExit("of each kind one row a seed is needed, of equal seeds")
+    rows = []
+    for measure in ("last_20", *HELDOUT):
+        blocks, mlp = ([kinds[kind][seed][measure] for seed in seeds] for kind in kinds)
+        rows += [row(f"blocks: {measure}", blocks), row(f"mlp: {measure}", mlp)]
+        rows.append(row(f"mlp - blocks: {measure}", [m - b for m, b in zip(mlp, blocks, strict=True)]))
+    write("policy_kinds", "benchmarks/studies/policy_kinds.py", seeds, rows, runs=found)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The grid, row by row; each is written when it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--publish", type=Path, help="rows of blocks and mlp, to docs/results/policy_kinds.json")
+    parser.add_argument("--min-rate-share", type=float, default=1.0, help="a cosine to this share of the rate")
     parser.add_argument("--kinds", nargs="+", default=["blocks", "mlp"])
     parser.add_argument("--rates", nargs="+", type=float, default=[5e-4])
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 2])
@@ -156,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/policy_kinds"), help="folder of the clones")
     parser.add_argument("--out", type=Path, default=Path("docs/results/policy_kinds.jsonl"))
     asked = parser.parse_args(arguments)
+    if asked.publish is not None:
+        publish([json.loads(line) for line in asked.publish.read_text().splitlines()])
+        return
     torch.set_num_threads(1)
     config = load_config(asked.run / "config.yaml")
     for kind in asked.kinds:
@@ -168,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for rate, epochs, bound, seed in itertools.product(asked.rates, asked.epochs, asked.target_kl, asked.seeds):
             settings = {"learning_rate": rate, "epochs": epochs, "target_kl": bound or None, "trains": asked.trains}
             settings |= {"updates": asked.updates} if asked.updates is not None else {}
+            settings |= {"min_learning_rate_share": asked.min_rate_share}
             this = now.model_copy(update={"improve": config.improve.model_copy(update=settings), "seed": config.seed})
             row = {"kind": kind, "seed": seed, **settings, **trained(this, checkpoint, seed)}
             with asked.out.open("a") as file:

@@ -88,6 +88,6 @@ def _head_reasons(lm: PreTrainedModel, decoder: PreTrainedModel) -> Iterator[str
         head_rule(lm, decoder)
     except ValueError as error:
         yield str(error)
-    except RuntimeError:  # some read the token itself, which takes memory
-        if lm.device.type != "meta":
-            raise
+    except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+        if lm.device.type != "meta" or not isinstance(error, RuntimeError):  # some read the token itself
+            yield f"its pass from blocks to logits cannot be followed ({type(error).__name__}: {error})"

@@ -36,9 +36,10 @@ def compare(
         result = comparison.compare(left, right, (variant_a, variant_b))
     path = (html or right[-1] / f"compare-with-{left[0].name}.html").absolute()
     with exit_on_error(FAILED):
+        from pipeline.experiments.comparison_page import write_page
         from pipeline.experiments.comparison_record import save
 
-        saved = save(result, comparison.write_page(result, path))
+        saved = save(result, write_page(result, path))
     if as_json:
         print_json(result | {"page": str(path), "record": str(saved.record), "mlflow": saved.link})
         return
@@ -50,10 +51,12 @@ def compare(
 
 def print_comparison(result: dict[str, Any]) -> None:
     """Print the tables, notes and verdict of a comparison."""
-    from pipeline.experiments import compare as comparison
+    from pipeline.experiments.comparison_page import terminal_tables
 
-    for table in comparison.tables(result):
-        print_table(table["title"], table["head"], table["rows"])
+    for table in terminal_tables(result):
+        texts = [place for place, _ in enumerate(table.head) if all(isinstance(row[place], str) for row in table.rows)]
+        kept = [[str(row[place]) for place in texts] for row in table.rows]
+        print_table(table.title, [table.head[place] for place in texts], kept)
     for note in result["notes"]:
         echo(f"note: {note}")
     echo(result["verdict"])

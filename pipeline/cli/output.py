@@ -15,7 +15,7 @@ from pipeline.cli.options import GATES
 from pipeline.evaluation.modes import MODES, greedy_words
 from pipeline.runs.layout import EXPLORER, REPORT
 from pipeline.runs.stage_table import ACTIONS, EVALUATE, TOKEN_SFT, Stage, level_of, planned
-from pipeline.runs.summary import read_summary
+from pipeline.runs.summary import collapse_words, read_summary
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -131,7 +131,8 @@ def closing_words(run_dir: Path) -> str:
     summary = read_summary(run_dir)
     table = f"{result_table(summary['evaluation'])}\n" if "evaluation" in summary else ""
     lost = [summary["tracking"]] if summary.get("tracking") else []
-    warnings = "".join(f"{warning}\n" for warning in [*summary.get("warnings", []), *lost])
+    said = [*collapse_words(summary), *summary.get("warnings", []), *lost]
+    warnings = "".join(f"{line}\n" for line in said)
     pages = "".join(
         f"\n{words}: {run_dir / page}"
         for words, page in (("what the codes do", EXPLORER), ("all of it on one page", REPORT))

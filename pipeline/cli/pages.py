@@ -56,7 +56,7 @@ def explain(
     with working():
         datasets, not_tracked = write.explain(folder, path, settings, against=other)
     if as_json:
-        from pipeline.pages.explorer.records import as_data
+        from pipeline.pages.records import as_data
 
         print_json({"page": str(path), "runs": [as_data(dataset.summary) for dataset in datasets]})
         return

@@ -175,7 +175,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
     """One answer. What is wrong with it is the user's: exit code 2."""
     from rich.console import Console
 
-    from pipeline.pages.explorer.records import as_data
+    from pipeline.pages.records import as_data
     from pipeline.steering.terminal import answer_data, sentence
     from pipeline.steering.terminal_view import answer_lines, candidate_lines
 

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import secrets
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +94,23 @@ def joined(address: str, cpus_wanted: float, metrics_port: int | None = None) ->
         ray.shutdown()
 
 
+@contextmanager
+def without_notice() -> Iterator[None]:
+    """Ray's C++ part says on stderr that it has read RAY_BACKEND_LOG_LEVEL: that line is left out, others come
+    after."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            os.write(2, b"".join(line for line in file if b"RAY_BACKEND_LOG_LEVEL" not in line))
+
+
 def _start(address: str, own: dict[str, Any]) -> None:
     """``ray.init``; a private Ray that takes long on a busy machine gets more than the half minute that Ray gives it.
 
@@ -100,13 +119,14 @@ def _start(address: str, own: dict[str, Any]) -> None:
     """
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(
-                address=address,
-                **own,
-                runtime_env={"env_vars": worker_environment()},
-                logging_level="ERROR",
-                log_to_driver=False,
-            )
+            with without_notice():
+                ray.init(
+                    address=address,
+                    **own,
+                    runtime_env={"env_vars": worker_environment()},
+                    logging_level="ERROR",
+                    log_to_driver=False,
+                )
             return
         except Exception as error:  # what Ray raises of a slow start is no more special
             if SLOW in str(error) and address == "local" and attempt < STARTS:

@@ -1,9 +1,9 @@
-"""``latent-control compare``: two runs (or two sides of several seeds) on the same held-out prompts, with their costs.
+"""Compares finished runs on the same held-out prompts, with their costs: two sides (``latent-control compare``), or the
+methods among 2 to 8 runs (``watch``), where runs of one config but for the seed are one method.
 
 With one run a side the unit of the interval is the prompt (paired bootstrap, or the exact sign test where few prompts
-differ): it says nothing about other seeds. With
-several, the unit is the seed (Student's t, paired where both sides have the same seeds, else Welch's), the only honest
-one for a claim about a method.
+differ): it says nothing about other seeds. With several on both, the unit is the seed (Student's t, paired where both
+sides have the same seeds, else Welch's), the only honest one for a claim about a method.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
-from pipeline.evaluation.statistics import paired_difference, student
-from pipeline.pages.page import Points, chart, page
+from pipeline.evaluation.statistics import paired_difference, rate_interval, student
+from pipeline.experiments.config_meaning import config_difference, differing, meaning, method_of
+from pipeline.experiments.matched_codes import matched
+from pipeline.pages.records import Curve, Figure, as_data
+from pipeline.pages.report.curves import band, half_width
 from pipeline.runs.layout import CONFIG, METRICS, OUTCOMES, stage_record
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import IMPROVE, TOKEN_LEVEL, TOKEN_SFT, level_of
 from pipeline.runs.summary import read_summary
-from pipeline.tracking.uris import flatten
 
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
+MOST_RUNS, FLIPS, REACH = 8, 30, 10
+"""Runs that are compared, flipped prompts that are listed, updates of the mean that has to reach a reward."""
 Answers = dict[str, dict[tuple[str, str], float]]
 """Mode -> (prompt id, prompt) -> mean success over the samples."""
 
@@ -110,16 +114,6 @@ def _costs(
     }
 
 
-def config_difference(a: RunConfig, b: RunConfig) -> dict[str, tuple[str | None, str | None]]:
-    """Dotted keys that differ, with both values; ``None`` where a side lacks the key."""
-    left, right = (flatten(config.model_dump(mode="json")) for config in (a, b))
-    return {
-        key: (left.get(key), right.get(key))
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
-    }
-
-
 def compare(
     a: Sequence[Path], b: Sequence[Path], variants: tuple[str, str] = ("improved", "improved")
 ) -> dict[str, Any]:
@@ -135,25 +129,153 @@ def compare(
     ]
     missing = [run.folder for side in sides for run in side if run.answers is None]
     notes = [f"{folder} has no {OUTCOMES}; make it with: latent-control evaluate {folder}" for folder in missing]
-    differing = unlike(*sides)
     success = (
-        None if missing else {mode: difference(sides[0], sides[1], mode) for mode in MODES if _measured(sides, mode)}
+        None
+        if missing
+        else {mode: difference(sides[0], sides[1], mode) for mode in _modes([run for s in sides for run in s])}
     )
-    costs = [{name: _mean([run.costs[name] for run in side]) for name in COSTS} for side in sides]
-    ratios = {name: x / y if x and y else None for name in COSTS for x, y in [(costs[0][name], costs[1][name])]}
+    found = _beside(dict(zip("AB", sides, strict=True)))
+    costs = {method["name"].lower(): method["costs"] for method in found["methods"]}
+    ratios = {name: x / y if x and y else None for name in COSTS for x, y in [(costs["a"][name], costs["b"][name])]}
     result: dict[str, Any] = {
         "a": [str(run.folder) for run in sides[0]],
         "b": [str(run.folder) for run in sides[1]],
         "variants": list(variants),
         "config_difference": config_difference(sides[0][0].config, sides[1][0].config),
         "success": success,
-        "costs": {"a": costs[0], "b": costs[1], "a_over_b": ratios},
+        "costs": costs | {"a_over_b": ratios},
         "curves": {
             f"{name} {run.folder.name}": run.curve for name, side in zip("AB", sides, strict=True) for run in side
         },
-        "notes": notes + differing,
+        "notes": notes + unlike(*sides),
     }
-    return result | {"verdict": verdict(result)}
+    return result | found | {"verdict": verdict(result)}
+
+
+def side_by_side(folders: Sequence[Path], variant: str = "improved") -> dict[str, Any]:
+    """The methods among ``folders``, the first run's is A: success, cost and reward, differences from A, flipped
+    prompts, matched codes, and where configs differ.
+
+    Raises:
+        ValueError: fewer than two runs or more than ``MOST_RUNS``; one has no evaluation of ``variant``.
+    """
+    if not 2 <= len(folders) <= MOST_RUNS:
+        raise ValueError(f"{len(folders)} runs are asked for: choose 2 to {MOST_RUNS}")
+    methods: dict[str, list[Finished]] = {}
+    for run in (read_run(folder, variant) for folder in folders):
+        if run.answers is None:
+            raise ValueError(f"{run.folder} has no {OUTCOMES}; make it with: latent-control evaluate {run.folder}")
+        methods.setdefault(method_of(run.config), []).append(run)
+    return _beside(dict(zip("ABCDEFGH", methods.values(), strict=False)))
+
+
+def _beside(groups: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
+    """What is shown of methods by name, the first one being what others differ from."""
+    runs = [run for group in groups.values() for run in group]
+    (name, first), *others = groups.items()
+    drawn = all(len(run.curve) > 1 for run in runs)
+    level = min(float(np.mean([_final(run) for run in group])) for group in groups.values()) if drawn else None
+    judged = all(run.answers is not None for run in runs)
+    differences = [
+        {"name": f"{other} - {name}", "mode": mode, **_turned(difference(first, group, mode))}
+        for other, group in others
+        for mode in (_modes([*first, *group]) if judged else ())
+    ]
+    return {
+        "methods": [_method(one, group, level) for one, group in groups.items()],
+        "differences": differences,
+        "level": level,
+        "figures": [as_data(_curves(groups, across)) for across in ("update", "rollouts", "seconds") if drawn],
+        "flipped": _flipped(first[0], others[0][1][0]) if others and judged else [],
+        "config": differing([meaning(group[0].config) for group in groups.values()]),
+        "matched": matched({one: group[0].folder for one, group in groups.items()}),
+    }
+
+
+def _turned(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A - B as B - A."""
+    return {"value": -found["mean"], "low": -found["high"], "high": -found["low"], "unit": unit_of(found)}
+
+
+def unit_of(found: Mapping[str, Any]) -> str:
+    """What an interval is over."""
+    seeds = found["seeds"]
+    return f"{found['prompts']} prompts" if found["unit"] == "prompts" else f"{seeds[0]} and {seeds[1]} seeds"
+
+
+def _method(name: str, group: Sequence[Finished], level: float | None) -> dict[str, Any]:
+    reached = [_reached(run, level) for run in group] if level is not None else []
+    return {
+        "name": name,
+        "runs": [{"name": run.folder.name, "seed": run.config.seed} for run in group],
+        "success": [{"mode": mode, **_rate(group, mode)} for mode in _modes(group)],
+        "costs": {cost: _mean([run.costs[cost] for run in group]) for cost in COSTS},
+        "reached": {of: _mean([None if one is None else one[of] for one in reached]) for of in ("rollouts", "seconds")},
+    }
+
+
+def _rate(group: Sequence[Finished], mode: str) -> dict[str, Any]:
+    rates = [np.array(list(run.answers[mode].values())) for run in group if run.answers is not None]
+    if len(rates) == 1:
+        low, high = rate_interval(rates[0], seed=0)
+        return {"value": float(rates[0].mean()), "low": low, "high": high, "unit": f"{len(rates[0])} prompts"}
+    mean, low, high = _over_seeds(np.array([[one.mean()] for one in rates]))
+    return {"value": float(mean[0]), "low": float(low[0]), "high": float(high[0]), "unit": f"{len(rates)} seeds"}
+
+
+def _over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [U] of values [seeds, U] with Student's 95 % interval."""
+    half = student(len(values) - 1) * values.std(0, ddof=1) / len(values) ** 0.5
+    return values.mean(0), values.mean(0) - half, values.mean(0) + half
+
+
+def _rewards(run: Finished) -> np.ndarray:
+    return np.array([point["reward"] for point in run.curve])
+
+
+def _final(run: Finished) -> float:
+    return float(_rewards(run)[-REACH:].mean())
+
+
+def _reached(run: Finished, level: float) -> Mapping[str, float] | None:
+    """The first update whose last ``REACH`` rewards are ``level`` on average; ``None``: never."""
+    sums = np.concatenate([[0.0], np.cumsum(_rewards(run))])
+    for end in range(min(REACH, len(run.curve)), len(run.curve) + 1):
+        if (sums[end] - sums[max(0, end - REACH)]) / min(end, REACH) >= level - 1e-9:
+            return run.curve[end - 1]
+    return None
+
+
+def _curves(groups: Mapping[str, Sequence[Finished]], across: str) -> Figure:
+    """Reward, smoothed; the band is over seeds where there are several, else over neighbouring updates."""
+    curves = []
+    for name, group in groups.items():
+        length = min(len(run.curve) for run in group)
+        rows = [band(_rewards(run)[:length], half_width(length)) for run in group]
+        mean, low, high = rows[0] if len(rows) == 1 else _over_seeds(np.array([row[0] for row in rows]))
+        x = np.mean([[point[across] for point in run.curve[:length]] for run in group], axis=0)
+        label = f"{name}: {', '.join(run.folder.name for run in group)}"
+        curves.append(Curve(name=label, x=x.tolist(), y=mean.tolist(), low=low.tolist(), high=high.tolist()))
+    note = "Line: mean of neighbouring updates; band: 95 % interval over seeds, with one seed over these updates"
+    return Figure(name=f"reward-{across}", title=f"Reward by {across}", across=across, curves=curves, note=note)
+
+
+def _flipped(a: Finished, b: Finished) -> list[dict[str, Any]]:
+    """Held-out prompts that one answers greedily with success and the other does not, with both answers."""
+    sides = [
+        {
+            (row.prompt_id, row.prompt): row
+            for row in read_outcomes(run.folder / OUTCOMES)
+            if row.variant == run.variant and row.mode == "greedy"
+        }
+        for run in (a, b)
+    ]
+    pairs = [(key[1], one, sides[1][key]) for key, one in sides[0].items() if key in sides[1]]
+    return [
+        {"prompt": prompt, "a": one.response, "b": other.response, "better": "b" if other.success else "a"}
+        for prompt, one, other in pairs
+        if one.success != other.success
+    ][:FLIPS]
 
 
 def unlike(a: Sequence[Finished], b: Sequence[Finished]) -> list[str]:
@@ -171,9 +293,9 @@ def unlike(a: Sequence[Finished], b: Sequence[Finished]) -> list[str]:
     return found
 
 
-def _measured(sides: Sequence[Sequence[Finished]], mode: str) -> bool:
-    """Whether each run has this mode: one evaluated by an older version was not decoded by token."""
-    return all(run.answers[mode] for side in sides for run in side if run.answers is not None)
+def _modes(runs: Sequence[Finished]) -> list[str]:
+    """Those that each run has: one evaluated by an older version was not decoded by token."""
+    return [mode for mode in MODES if all(run.answers and run.answers.get(mode) for run in runs)]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -192,8 +314,8 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
     values = np.array([[answers[key] for key in common] for answers in played])  # [runs, P]
     left, right = values[: len(a)], values[len(a) :]
     about = {"a": float(left.mean()), "b": float(right.mean()), "prompts": len(common), "seeds": [len(a), len(b)]}
-    if len(a) == 1:
-        return about | {"unit": "prompts"} | paired_difference(left[0], right[0], seed=0)
+    if min(len(a), len(b)) == 1:
+        return about | {"unit": "prompts"} | paired_difference(left.mean(0), right.mean(0), seed=0)
     seeds = [[run.config.seed for run in side] for side in (a, b)]
     same = sorted(seeds[0]) == sorted(seeds[1]) and len(set(seeds[0])) == len(a)
     means = [rates.mean(1)[np.argsort(own)] for rates, own in zip((left, right), seeds, strict=True)]
@@ -222,10 +344,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         return "no verdict: " + "; ".join(result["notes"])
     found = result["success"]["sampled"]
     ratio = result["costs"]["a_over_b"]["seconds"]
-    counted, caveat = f"{found['seeds'][0]} and {found['seeds'][1]} seeds", ""
-    if found["unit"] == "prompts":
-        counted = f"{found['prompts']} prompts"
-        caveat = "; one run a side: the interval is over prompts, other seeds may differ"
+    counted, one = unit_of(found), "; one run a side: the interval is over prompts, other seeds may differ"
+    caveat = one if found["unit"] == "prompts" else ""
     mean, low, high = found["mean"], found["low"], found["high"]
     if low > 0:
         cost = f" at {ratio:.2g} of the cost" if ratio else ""
@@ -235,72 +355,3 @@ def verdict(result: Mapping[str, Any]) -> str:
         return f"B is better by {-mean:.3f} ({-high:.3f} to {-low:.3f}){cost}, {counted}{caveat}"
     cost = f"; A cost {ratio:.2g} of B" if ratio else ""
     return f"no difference can be seen with {counted}: A - B is {mean:+.3f} ({low:+.3f} to {high:+.3f}){cost}{caveat}"
-
-
-SUCCESS_HEAD = ("success", "A", "B", "A - B", "95 % interval", "unit")
-COST_HEAD = ("cost", "A", "B", "A / B")
-CONFIG_HEAD = ("config key", "A", "B")
-
-
-def tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Success, cost and config as ``{"title", "head", "rows"}``."""
-    success = [
-        [
-            MODES[mode],
-            f"{d['a']:.3f}",
-            f"{d['b']:.3f}",
-            f"{d['mean']:+.3f}",
-            f"{d['low']:+.3f} to {d['high']:+.3f}",
-            _unit(d),
-        ]
-        for mode, d in (result["success"] or {}).items()
-    ]
-    costs = result["costs"]
-    rows = [
-        [name.replace("_", " "), *(_number(costs[side][name]) for side in ("a", "b", "a_over_b"))] for name in COSTS
-    ]
-    keys = [
-        [key, *("(absent)" if value is None else value for value in pair)]
-        for key, pair in result["config_difference"].items()
-    ]
-    found = (
-        [{"title": "Success on the same held-out prompts", "head": SUCCESS_HEAD, "rows": success}] if success else []
-    )
-    return [
-        *found,
-        {"title": "Cost", "head": COST_HEAD, "rows": rows},
-        {"title": "Config", "head": CONFIG_HEAD, "rows": keys},
-    ]
-
-
-def _unit(found: Mapping[str, Any]) -> str:
-    return (
-        f"{found['prompts']} prompts"
-        if found["unit"] == "prompts"
-        else f"{found['seeds'][0]} + {found['seeds'][1]} seeds"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not known" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def write_page(result: Mapping[str, Any], path: Path) -> Path:
-    """The comparison as a page."""
-    lines = [
-        f"{name}: {', '.join(result[name.lower()])} ({variant})"
-        for name, variant in zip("AB", result["variants"], strict=True)
-    ]
-    charts = [
-        chart(f"reward against {x}", x, {k: _points(curve, x) for k, curve in result["curves"].items()})
-        for x in ("update", "rollouts", "seconds")
-    ]
-    title = f"{Path(result['a'][0]).name} against {Path(result['b'][0]).name}"
-    text = page(title, lines=[result["verdict"], *lines, *result["notes"]], tables=tables(result), charts=charts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def _points(curve: Sequence[Mapping[str, float]], across: str) -> Points:
-    return [(point[across], point["reward"]) for point in curve]

@@ -12,6 +12,7 @@ from pipeline.runs.layout import COMPARE, CONFIG
 from pipeline.runs.stage_table import EVALUATE, IMPROVE, MAKERS
 from pipeline.tracking.results import keep
 from pipeline.tracking.server import FIRST_PORT, HOST, compare_link
+from pipeline.tracking.stage_record import DESCRIPTION
 from pipeline.tracking.uris import read_record
 
 MAIN_RUN = {"base": EVALUATE} | {variant: stages[0] for variant, stages in MAKERS.items()}
@@ -106,5 +107,5 @@ def _tags(
         "stage": COMPARE,
         "compared_a": ",".join(ids["a"]),
         "compared_b": ",".join(ids["b"]),
-        "mlflow.note.content": "\n".join(lines),
+        DESCRIPTION: "\n".join(lines),
     }

@@ -20,7 +20,8 @@ from typing import Any
 from configs.loading import load_config
 from configs.schema import Actions, Clone, DataSource, Evaluation, Improve, RunConfig
 from configs.yaml_text import write
-from pipeline.experiments.compare import compare, write_page
+from pipeline.experiments.compare import compare
+from pipeline.experiments.comparison_page import write_page
 from pipeline.experiments.sample_base import sample
 from pipeline.preflight.init_config import samples_source
 from pipeline.run import run

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.experiments.codebook_score import depth_of
-from pipeline.pages.page import document, rendered
+from pipeline.pages.page import report_page
+from pipeline.pages.records import Picture, ReportPage, ReportSection, Table
 from pipeline.storage.atomic import write_atomic
 
 HEAD = (
@@ -114,18 +115,10 @@ def write_page(result: Mapping[str, Any], folder: Path) -> Path:
     """``codes.png`` and ``codes.html``, which holds it."""
     image = picture(result)
     write_atomic(folder / "codes.png", image)
-    body = rendered(
-        "<header><h1>Which codes</h1><p>{{ verdict }}</p></header>"
-        "<main id='main' tabindex='-1'><div class='scroll' tabindex='0' "
-        "role='region' aria-label='codes'><table><thead><tr>{% for cell in head %}<th scope='col'>{{ cell }}</th>{% "
-        "endfor %}</tr></thead><tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor "
-        "%}</tr>{% endfor %}</tbody></table></div><img alt='what codes leave open against what must be chosen; the "
-        "table has the numbers' src='data:image/png;base64,{{ image }}'></main>",
-        verdict=result["verdict"],
-        head=HEAD,
-        rows=rows(result),
-        image=base64.b64encode(image).decode(),
-    )
+    found = Table(title="Codes", head=HEAD, rows=rows(result))
+    drawn = "data:image/png;base64," + base64.b64encode(image).decode()
+    shown = Picture(source=drawn, words="what codes leave open against what must be chosen; the table has the numbers")
+    section = ReportSection(name="codes", title="Codes", lines=[result["verdict"]], tables=[found], pictures=[shown])
     page = folder / "codes.html"
-    write_atomic(page, document("Codes", body, style="img{max-width:100%}", images=True).encode())
+    write_atomic(page, report_page(ReportPage(title="Which codes", sections=[section])).encode())
     return page

@@ -1,88 +1,79 @@
-"""HTML pages in the project's one look (the explorer's style sheet): one file each, light and dark, nothing is loaded
-from elsewhere.
+"""HTML pages: one file each, in one look, made of data and scripts, that load nothing from elsewhere.
 
-Texts are escaped by Jinja, whatever they are; a Content-Security-Policy lets nothing run, and no style but the page's
-own.
+Texts of models are hostile: they are embedded as JSON in which no ``<`` occurs (or come from the service as JSON), and
+the scripts put them on the page as text nodes alone. The Content-Security-Policy lets nothing run or load but the
+page's own style and script, named by their hashes.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
 from typing import Any
 
-from markupsafe import Markup
-
 from configs.plain_text import UNSEEN
-from pipeline.pages.charts.draw import style as chart_style
-from pipeline.pages.charts.draw import svg
-from pipeline.pages.charts.records import Curve, Figure, Lines
-from pipeline.pages.charts.words import table
-from pipeline.pages.html import asset, source
+from pipeline.pages.records import ReportPage, as_data
 
-MOST_ROWS = 64
-"""Of a figure's table."""
-Points = Sequence[tuple[float, float]]
-
-
-def printable(text: str) -> str:
-    """A text of a model or a user with nothing invisible in it; lines stay lines."""
-    return UNSEEN.sub("\ufffd", text)
+SHARED = ("elements.js", "uPlot.iife.min.js", "charts.js", "sections.js")
+"""Scripts that every page begins with: elements, charts, and sections of a report."""
+FRAMED = {"content-security-policy": "frame-ancestors 'none'"}
+"""Header of pages that a service sends, beside what the page says itself."""
+MAIN = (
+    '<header id="header"><h1 id="title"></h1><nav id="runs" aria-label="Runs" hidden></nav><nav id="views" '
+    'aria-label="Views"></nav></header><main id="main" tabindex="-1"><p>This page needs JavaScript; it loads nothing '
+    "from elsewhere.</p></main>"
+)
 
 
-def rendered(template: str, **values: Any) -> Markup:
-    """A Jinja template with every value escaped that is no ``Markup``."""
-    from jinja2 import Environment
-
-    return Markup(
-        Environment(autoescape=True, trim_blocks=True).from_string(template).render(printable=printable, **values)
-    )
+def asset(name: str, package: str = "pipeline.pages") -> str:
+    """A file of a package's ``assets``."""
+    return (files(package) / "assets" / name).read_text(encoding="utf-8")
 
 
-def document(title: str, body: Markup, *, style: str = "", images: bool = False) -> str:
-    """A whole page around ``body``, in ASCII. ``images``: pictures inside of it (``data:``) may show."""
-    sheet = "\n".join((asset("explorer.css"), chart_style(), style))
-    policy = f"default-src 'none'; style-src {source(sheet)}; base-uri 'none'; form-action 'none'" + (
-        "; img-src data:" if images else ""
-    )
-    text = rendered(
-        asset("frame.html", "pipeline.pages"),
-        title=printable(title),
-        style=Markup(sheet),
-        policy=Markup(policy),
-        body=body,
-    )
-    return text.encode("ascii", "xmlcharrefreplace").decode()
+def embedded(data: Any) -> str:
+    """Records as ASCII JSON that can stand inside of a ``script`` element."""
+    text = json.dumps(as_data(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def page(
-    title: str,
-    *,
-    lines: Sequence[str] = (),
-    tables: Sequence[Mapping[str, Any]] = (),
-    charts: Sequence[str] = (),
-    flags: Sequence[Mapping[str, Any]] = (),
+def document(
+    title: str, scripts: Sequence[str], data: str = "{}", *, style: str = "", body: str = MAIN, live: bool = False
 ) -> str:
-    """A simple page. ``tables``: ``{"title", "head", "rows"}``; ``charts``: from ``chart``; every text is escaped."""
-    shown = [Markup(chart) for chart in charts]  # made here, escaped when they were
-    parts = {"lines": lines, "tables": tables, "charts": shown, "flags": flags}
-    return document(title, rendered(asset("page.html", "pipeline.pages"), title=printable(title), **parts))
+    """A whole page in ASCII.
+
+    Args:
+        scripts: texts of the page's own scripts, after the ``SHARED`` ones.
+        data: what they find on the page (``embedded``).
+        live: sent by a local service, which the page may ask.
+    """
+    script = "\n".join((*map(asset, SHARED), *scripts))
+    style = "\n".join((asset("uPlot.min.css"), asset("page.css"), style))
+    rules = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data: blob:"
+    parts = {
+        "POLICY": f"{rules}; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else ""),
+        "TITLE": escape(UNSEEN.sub("\ufffd", title)),
+        "STYLE": style,
+        "BODY": body,
+        "DATA": data,
+        "SCRIPT": script,
+        # Else a browser asks the service for an icon.
+        "ICON": '<link rel="icon" href="data:,">' if live else "",
+        "LIVE": " data-live" if live else "",
+    }
+    before, *rest = asset("frame.html").split("{{")
+    # Cut at the marks of the frame alone: what is put in is never searched for marks.
+    whole = before + "".join(parts[name] + after for name, _, after in (part.partition("}}") for part in rest))
+    return whole.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def figure(drawn: Figure) -> Markup:
-    """A figure with its caption, its picture and the same as a table."""
-    head, rows = table(drawn)
-    return rendered(
-        asset("figure.html", "pipeline.pages"), figure=drawn, svg=svg(drawn), head=head, rows=rows, most=MOST_ROWS
-    )
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def chart(title: str, across: str, curves: Mapping[str, Points]) -> str:
-    """Curves of (x, y) points over common axes; curves without points are left out, empty text when all are."""
-    kept = [
-        Curve(name=name, x=[x for x, _ in points], y=[y for _, y in points])
-        for name, points in curves.items()
-        if points
-    ]
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower())
-    return figure(Lines(name=name, title=title, across=across, curves=kept)) if kept else ""
+def report_page(report: ReportPage) -> str:
+    """Sections with their lines, figures, tables and examples as a page."""
+    return document(report.title, [asset("report.js")], embedded(report))

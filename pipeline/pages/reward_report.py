@@ -8,8 +8,8 @@ neighbouring updates are alike. A flag is a reason to read rollouts, no proof.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,17 @@ import numpy as np
 
 from configs.loading import load_config
 from pipeline.evaluation.statistics import interval
-from pipeline.pages.page import chart, page
+from pipeline.pages.page import report_page
+from pipeline.pages.records import Curve, Example, Figure, Gallery, ReportPage, ReportSection, Table
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import CONFIG, REPLAY
 from pipeline.runs.stage_table import IMPROVE
 from pipeline.tracking.results import attach
 
-COLUMNS = (
-    "rollout_id",
-    "prompt_text",
-    "text",
-    "reward",
-    "reward_parts",
-    "success",
-    "policy_version",
-    "level",
-    "reward_hash",
-)
+VERDICT = ("reward", "reward_parts", "success", "failure", "finish_reason", "reward_hash")
+COLUMNS = ("rollout_id", "prompt_text", "text", "policy_version", "level", *VERDICT)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-DRAWS, TO_READ, FEWEST_UPDATES = 1000, 5, 5
+DRAWS, TO_READ, FEWEST_UPDATES, BINS, REASONS = 1000, 5, 5, 20, 12
 ROUNDING = 1e-6
 """A smaller change is the arithmetic's."""
 PAGE = "reward-report.html"
@@ -71,15 +63,24 @@ def report(run_dir: Path) -> dict[str, Any]:
         raise ValueError(
             f"{run_dir} has no replay buffer; the report reads rollouts: run improve with replay.enabled: true"
         )
-    levels: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in ReplayReader(run_dir, shuffle=False, columns=COLUMNS).rows():
-        if row["reward"] is not None:
-            levels[row["level"]].append(row)
-    if not levels:
-        raise ValueError(f"{run_dir}/replay holds no judged rollouts")
     weights = load_config(run_dir / CONFIG, [], check_paths=False).reward.weights
-    reports = {name: level_report(rows, weights) for name, rows in sorted(levels.items())}
-    return {"run": str(run_dir), "weights": weights, "levels": reports}
+    found = report_of(ReplayReader(run_dir, shuffle=False, columns=COLUMNS).rows(), weights)
+    if not found["levels"]:
+        raise ValueError(f"{run_dir}/replay holds no judged rollouts")
+    return {"run": str(run_dir)} | found
+
+
+def report_of(rows: Iterable[Mapping[str, Any]], weights: Mapping[str, float] | None) -> dict[str, Any]:
+    """The same of ``rows`` with ``COLUMNS``; those that could not be judged count for the reasons alone."""
+    levels: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        levels[row["level"]].append(row)
+    judged = {name: [row for row in some if row["reward"] is not None] for name, some in sorted(levels.items())}
+    reports = {name: level_report(some, weights) for name, some in judged.items() if some}
+    return {
+        "weights": weights,
+        "levels": {name: one | {"reasons": reasons(levels[name], one["parts"])} for name, one in reports.items()},
+    }
 
 
 def level_report(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float] | None) -> dict[str, Any]:
@@ -90,10 +91,11 @@ def level_report(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float]
     return {
         "rollouts": len(rows),
         "updates": len(np.unique(columns.versions)),
-        "reward_hashes": sorted({str(row["reward_hash"]) for row in rows}),
+        "reward_hashes": sorted({str(row.get("reward_hash")) for row in rows}),
         "parts": {name: distribution(values) for name, values in columns.values.items()},
         "correlations": correlations(columns.values),
         "trends": {name: asdict(trend) for name, trend in trends.items()},
+        "rewards": columns.values[REWARD].tolist(),
         "curves": {name: _means(columns.versions, values) for name, values in columns.values.items()},
         "flags": flags,
     }
@@ -246,26 +248,77 @@ def table(level: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _pairs(level: Mapping[str, Any]) -> list[list[str]]:
-    return [[a, *("-" if r is None else f"{r:+.2f}" for r in row.values())] for a, row in level["correlations"].items()]
+def reasons(rows: Sequence[Mapping[str, Any]], parts: Mapping[str, Any]) -> list[list[str]]:
+    """Why rollouts did not succeed: how they ended, which parts were below their most, or why the verifier failed; how
+    many of each, and the text of one."""
+    counted: Counter[tuple[str, str]] = Counter()
+    texts: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row["success"]:
+            continue
+        got = dict(row["reward_parts"] or {})
+        low = [f"{name} {got[name]:g}" for name in parts if name in got and got[name] < parts[name]["max"]]
+        why = f"verifier failed: {row['failure']}" if row["reward"] is None else ", ".join(low) or "no part is low"
+        key = (str(row.get("finish_reason") or ""), why)
+        counted[key] += 1
+        texts[key] = str(row["text"])[-200:]  # the latest one
+    return [[why, end, str(count), texts[end, why]] for (end, why), count in counted.most_common(REASONS)]
+
+
+def sections(result: Mapping[str, Any]) -> list[ReportSection]:
+    """A section for each level: parts and their correlations, flags with rollouts to read, distribution and course."""
+    return [_section(name, level) for name, level in result["levels"].items()]
+
+
+def _section(name: str, level: Mapping[str, Any]) -> ReportSection:
+    pairs = [
+        [a, *("-" if r is None else f"{r:+.2f}" for r in row.values())] for a, row in level["correlations"].items()
+    ]
+    tables = [
+        Table(title=f"level {name}: {level['rollouts']} rollouts", head=HEAD, rows=table(level)),
+        Table(title="Correlations", head=["", *level["parts"]], rows=pairs),
+    ]
+    if level["reasons"]:
+        head = ("why not a success (parts below their most)", "ended by", "rollouts", "the latest one")
+        tables.append(Table(title="Failures by the verifier's reason", head=head, rows=level["reasons"]))
+    read = [
+        Gallery(title=sentence(flag), total=len(flag["rollouts"]), examples=_to_read(flag)) for flag in level["flags"]
+    ]
+    lines = [f"{len(level['flags'])} flags: parts that rise while success does not"]
+    figures = [_histogram(level["rewards"]), *(_course(level, part) for part in level["curves"])]
+    title = f"Rewards, level {name}"
+    return ReportSection(name=name, title=title, lines=lines, figures=figures, tables=tables, galleries=read)
+
+
+def _to_read(flag: Mapping[str, Any]) -> list[Example]:
+    return [
+        Example(prompt_id=r["rollout_id"], prompt=r["prompt_text"], answers=[(flag["part"], r["text"], False)])
+        for r in flag["rollouts"]
+    ]
+
+
+def _histogram(rewards: Sequence[float]) -> Figure:
+    counts, edges = np.histogram(rewards, bins=BINS)
+    curve = Curve(name="rollouts", x=range(BINS), y=(counts / max(1, len(rewards))).tolist(), kind="bars")
+    labels = [f"{low:.3g}" for low in edges[:-1]]
+    title, note = "Distribution of the reward", "Share of all rollouts by reward, each bar from its label to the next"
+    return Figure(name="distribution", title=title, across="reward", curves=[curve], labels=labels, note=note)
+
+
+def _course(level: Mapping[str, Any], part: str) -> Figure:
+    drawn = [(name, level["curves"][name]) for name in dict.fromkeys((part, SUCCESS))]
+    curves = [Curve(name=name, x=[x for x, _ in points], y=[y for _, y in points]) for name, points in drawn]
+    return Figure(name=f"course-{part}", title=f"{part} by update", across="update", curves=curves)
 
 
 def write_page(result: Mapping[str, Any], run_dir: Path) -> tuple[Path, str]:
     """The report as a page in the run folder and with its MLflow run; returns its path and "" or why MLflow has no
     copy."""
-    tables, charts, flags = [], [], []
-    for name, level in result["levels"].items():
-        tables.append({"title": f"level {name}: {level['rollouts']} rollouts", "head": HEAD, "rows": table(level)})
-        tables.append({"title": f"level {name}: correlations", "head": ["", *level["parts"]], "rows": _pairs(level)})
-        charts += [
-            chart(f"{name}: {part}", "update", {part: curve, SUCCESS: level["curves"][SUCCESS]})
-            for part, curve in level["curves"].items()
-        ]
-        flags += [{"title": sentence(flag), "rollouts": flag["rollouts"]} for flag in level["flags"]]
-    lines = [f"weights: {result['weights'] or 'the reward of the task itself'}", f"{len(flags)} flags"]
-    path = run_dir / PAGE
-    path.write_text(
-        page(f"Rewards of {run_dir.name}", lines=lines, tables=tables, charts=charts, flags=flags), encoding="utf-8"
+    weights = ReportSection(
+        name="weights", title="Weights", lines=[str(result["weights"] or "the reward of the task itself")]
     )
+    path = run_dir / PAGE
+    made = ReportPage(title=f"Rewards of {run_dir.name}", sections=[weights, *sections(result)])
+    path.write_text(report_page(made), encoding="utf-8")
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
     return path, attach(path, settings, run_dir, IMPROVE)

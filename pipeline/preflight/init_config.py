@@ -19,6 +19,7 @@ from rollout_workers.tasks import Prompt, build_task
 from rollout_workers.tasks.dataset_rows import DatasetOptions, Rows, RowsOptions
 from rollout_workers.tasks.encoding import encode_prompt
 from rollout_workers.tasks.row_files import (
+    SPLITS,
     Row,
     dataset_splits,
     near,
@@ -43,7 +44,6 @@ ANSWERS = (
 )
 FEWEST = 20
 """With fewer, the held-out fifth is too small for a result."""
-HELDOUT = ("test", "validation", "valid", "dev")
 """Names of splits that are held out."""
 FEWEST_CODES, MOST_CODES = 4, 64
 LONGEST = 3600.0
@@ -125,10 +125,10 @@ def _source(path: Path) -> tuple[str, dict[str, Any], Iterator[tuple[str, Row]]]
     labels are read by their names."""
     if path.is_dir():
         splits = list(dataset_splits(str(path))) if saved_dataset(path) else []
-        known = splits or [name for name in ("train", *HELDOUT) if split_files(path, name)]
+        known = splits or [name for name in SPLITS if split_files(path, name)]
         if known:
             split = "train" if "train" in known else known[0]
-            held = next((name for name in HELDOUT if name in known and name != split), None)
+            held = next((name for name in SPLITS[1:] if name in known and name != split), None)
             apart = {"heldout_split": held} if held else _SHARE
             options = {"path": str(path), "split": split, **apart}
             named = DatasetOptions.model_validate(options).unnamed_classes()

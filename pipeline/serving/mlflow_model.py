@@ -67,12 +67,13 @@ class LatentModel(mlflow.pyfunc.PythonModel):
         prompts = list(model_input["prompt"])
         if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
             raise ValueError(f"prompt is {wrong[0]!r:.80}: one string per row; give a DataFrame or a list of records")
-        codes = (
-            [None if row is None else [int(code) for code in row] for row in model_input["codes"]]
-            if "codes" in model_input
-            else None
-        )
-        ids, mask = left_padded([encode_text(self.tokenizer, prompt, chat=self.chat) for prompt in prompts])
+        codes = [_codes(row) for row in model_input["codes"]] if "codes" in model_input else None
+        if not prompts:  # as Spark's partitions may be
+            return pandas.DataFrame({"text": [], "codes": [], "finish_reason": []})
+        encoded = [encode_text(self.tokenizer, prompt, chat=self.chat) for prompt in prompts]
+        if blank := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
+            raise ValueError(f"prompt {blank[0]!r} has no tokens: send some text")
+        ids, mask = left_padded(encoded)
         temperature = require_temperature(float(settings.get("temperature", 0.0)))
         limit = settings.get("max_tokens", 0) or self.model.generation_config.max_new_tokens or 0
         positions = getattr(self.model.latent.base.decoder.config, "max_position_embeddings", None)
@@ -105,6 +106,15 @@ class LatentModel(mlflow.pyfunc.PythonModel):
                 "finish_reason": ["stop" if ended(self.tokenizer, stop, row) else "length" for row in new],
             }
         )
+
+
+def _codes(row: Any) -> list[int] | None:
+    """A row's forced codes; pandas has NaN for a row without."""
+    if row is None or (isinstance(row, float) and row != row):
+        return None
+    if isinstance(row, str | int | float) or any(isinstance(code, str | bool) or code != int(code) for code in row):
+        raise ValueError(f"codes has {row!r:.80}: give a list of whole numbers per row, or null")
+    return [int(code) for code in row]
 
 
 mlflow.models.set_model(LatentModel())

@@ -13,12 +13,13 @@ from configs.plain_text import escaped
 from configs.schema import RunConfig
 from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.gates import Verdict, applicable, final_of, judge_gates, judgement, tags
+from pipeline.pages.report.results import sentence
 from pipeline.preflight.number_type import with_types_of
 from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, EVALUATION, OUTCOMES, STAGE_RECORDS
 from pipeline.runs.stage_table import EVALUATE
-from pipeline.tracking.stage_record import tracking
+from pipeline.tracking.stage_record import described, tracking
 from pipeline.tracking.tracker import Tracker
 
 
@@ -50,7 +51,8 @@ def evaluate_stage(
         for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge_gates(config.gates, result, final_of(result))
-        tracker.tag(tags(verdicts) if verdicts else {})
+        rows = {name: result[name] for name in hosts}
+        tracker.tag((tags(verdicts) if verdicts else {}) | described(context.run_dir, sentence(result, rows)))
     return result, verdicts
 
 

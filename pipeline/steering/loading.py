@@ -12,14 +12,13 @@ from pydantic import ValidationError
 
 from configs.renamed import rename
 from configs.schema import RunConfig
-from latent_control.decoding.stop_strings import ended
 from latent_control.model import LatentActionLM
 from latent_control.text import encode_text
+from pipeline.runs.environment import calm_libraries
 from pipeline.serving import export
 from rollout_workers.openai_api.protocol import ModelLimits
 from rollout_workers.tasks import EpisodeTask, Failure, Prompt, Score, Task, build_task
-from rollout_workers.tasks.encoding import decode_response
-from rollout_workers.tasks.rewards import Response, judge
+from rollout_workers.tasks.token_verdicts import judged_tokens
 
 MOST_TOKENS = 64
 """New tokens where neither a run nor an export says how many."""
@@ -73,13 +72,7 @@ class Loaded:
     def score(self, prompt: Prompt, tokens: Sequence[int]) -> Score | Failure:
         """The verifier's verdict on generated ``tokens``, weighed as in training."""
         assert self.task is not None and self.config is not None
-        response = Response(
-            text=decode_response(self.tokenizer, tokens, self.stop),
-            new_tokens=len(tokens),
-            limit=self.config.rollout.max_new_tokens,
-            stopped=ended(self.tokenizer, self.stop, tokens),
-        )
-        return judge(self.task, self.config.reward, prompt, response)
+        return judged_tokens(self.task, self.config, self.tokenizer, prompt, tokens)
 
 
 def load(target: Path, *, base: str | None = None, device: str | None = None) -> Loaded:
@@ -93,6 +86,7 @@ def load(target: Path, *, base: str | None = None, device: str | None = None) ->
         FileNotFoundError: nothing is there.
         ValueError: no policy over codes is there, it is damaged, or its base LM is missing or another.
     """
+    calm_libraries()
     source = export.find(target)
     config, note = _config(source)
     model, tokenizer = source.load(config, base)

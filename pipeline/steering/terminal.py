@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.console.displays import harmless
-from pipeline.pages.explorer.records import as_data
+from pipeline.pages.records import as_data
 from pipeline.steering.records import SteeringAnswer
 from pipeline.steering.session import Session, codes_of, plain_codes
 from pipeline.steering.steerer import Steerer

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from pipeline.pages.explorer.records import as_data
+from pipeline.pages.records import as_data
 from pipeline.steering.request import MOST_CHARACTERS, MOST_NEW_TOKENS, CandidatesRequest, SteeringRequest
 from pipeline.steering.routes import routes
 from pipeline.steering.steerer import Steerer

@@ -51,13 +51,8 @@ def keep(
     return path
 
 
-def attach(
-    path: Path, settings: Tracking, run_dir: Path, stage: str, *, texts: Mapping[str, str] = MappingProxyType({})
-) -> str:
+def attach(path: Path, settings: Tracking, run_dir: Path, stage: str) -> str:
     """Store a copy of a file with a stage's run that is over (with the latest one, where there is none of that stage).
-
-    Args:
-        texts: more artifacts, by their names there.
 
     Returns:
         "", or why it was not stored.
@@ -77,8 +72,6 @@ def attach(
     try:
         client = MlflowClient(tracking_uri=uri)
         client.log_artifact(run_id, str(path))
-        for name, text in texts.items():
-            client.log_text(run_id, text, name)
     except (MlflowException, OSError, SQLAlchemyError) as error:
         return f"the store did not take it: {without_secrets(str(error)).strip().partition(chr(10))[0][:200]}"
     return ""

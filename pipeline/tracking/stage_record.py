@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,16 @@ from pipeline.tracking.tracker import Tracker
 from rollout_workers.tasks import Split, build_task
 from rollout_workers.tasks.rewards import reward_hash
 
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
+
+
+def described(run_dir: Path, *lines: str) -> dict[str, str]:
+    """The description of a run: ``lines``, and the commands that lead from MLflow to its pages."""
+    folder = shlex.quote(str(run_dir.resolve()))
+    ways = f"page of this run: `latent-control watch {folder}`\n\nreport: `latent-control report {folder}`"
+    return {DESCRIPTION: "\n\n".join([*lines, ways])}
+
 
 def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None = None) -> dict[str, str]:
     """Tags by which runs are grouped and found, known when a stage begins."""
@@ -44,7 +55,7 @@ def stage_tags(config: RunConfig, run_dir: Path, stage: str, source: Path | None
         "config_hash": config_hash(run_dir),
         "source_hash": "" if source is None else stage_hash(source),
     }
-    return {name: value for name, value in tags.items() if value}
+    return {name: value for name, value in tags.items() if value} | described(run_dir)
 
 
 def note_inputs(tracker: Tracker, context: StageContext, stage: str) -> None:

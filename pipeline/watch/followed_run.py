@@ -6,8 +6,6 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,20 @@ import numpy as np
 
 from configs.loading import load_config
 from pipeline.evaluation.outcome_file import read_outcomes
-from pipeline.pages.explorer.records import as_data
-from pipeline.pages.report import curves
+from pipeline.pages import reward_report
+from pipeline.pages.records import ReportSection, as_data
+from pipeline.pages.report import codebook, cost, curves, results
+from pipeline.pages.report.origin import mlflow_links
+from pipeline.pages.report.sources import read_sources
 from pipeline.replay.following import RolloutFollower
 from pipeline.replay.heldout import heldout_table
 from pipeline.replay.search import RolloutSearch, rows_of, rows_where, search
 from pipeline.runs.following import MetricsFollower
-from pipeline.runs.layout import CONFIG, EXPLORER, METRICS, OUTCOMES, REPLAY, REPORT, SUMMARY
+from pipeline.runs.layout import CONFIG, EXPLORER, METRICS, OUTCOMES, REPLAY, REPORT
 from pipeline.runs.stage_table import settings_of
 from pipeline.runs.status import status_of
+from pipeline.runs.summary import collapse_words, read_summary
+from pipeline.tracking.uris import read_record
 from pipeline.watch import time_spent
 from pipeline.watch.model_process import MOST_GIB, ModelProcess
 from pipeline.watch.token_texts import token_texts
@@ -56,7 +59,7 @@ class FollowedRun:
         with self._lock:
             if self._metrics.poll() or "curves" not in self.parts:
                 self.parts["curves"] = json.dumps(as_data(curves.learning_curves(self)))
-                self.parts["time"] = json.dumps([asdict(one) for one in time_spent.time_spent(self)])
+                self.parts["time"] = json.dumps(as_data(time_spent.time_spent(self)))
             if self._rollouts.poll() or "rollouts" not in self.parts:
                 self.parts["rollouts"] = json.dumps({"total": self._rollouts.total})
             self.parts["state"] = json.dumps(self._state())
@@ -110,6 +113,24 @@ class FollowedRun:
                 return self.model.ask("explain", json.dumps(asked).encode())
         raise LookupError(f"{self.folder.name} has no rollout {rollout_id[:80]!r} in memory, nor such an answer")
 
+    def rewards(self) -> list[ReportSection]:
+        """Parts of the reward over the rollouts in memory; ``ValueError`` before there are any."""
+        table = self._table()
+        columns = [name for name in reward_report.COLUMNS if name in table.column_names]
+        found = reward_report.report_of(table.select(columns).to_pylist(), self.config.reward.weights)
+        if not found["levels"]:
+            raise ValueError(f"{self.folder.name} has no judged rollout yet")
+        return reward_report.sections(found)
+
+    def result(self) -> list[ReportSection]:
+        """The report's: held-out results, and the codebook."""
+        sources = read_sources(self.folder)
+        return [results.result(sources), codebook.codebook(sources)]
+
+    def cost(self) -> list[ReportSection]:
+        """The report's."""
+        return [cost.cost(read_sources(self.folder))]
+
     def heldout(self) -> Any:
         """The evaluation's answers (``heldout_table``); none before there is an evaluation."""
         path = self.folder / OUTCOMES
@@ -142,9 +163,7 @@ class FollowedRun:
             return None
 
     def _state(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        summary, tracked = read_summary(self.folder), read_record(self.folder)
         stage, step, modified = self._metrics.last
         rewards = [values[-1] for name in curves.RL if len(values := self.series(name, "reward")[1])]
         return {
@@ -156,6 +175,8 @@ class FollowedRun:
             "modified": modified,
             "reward": float(rewards[0]) if rewards else None,
             "pages": [name for name in (EXPLORER, REPORT) if (self.folder / name).is_file()],
+            "collapse": collapse_words(summary),
+            "links": as_data(mlflow_links(tracked, self.folder.name)[:1]) if tracked else [],
             "model": bool(summary.get("stages")),
             "variants": list(dict.fromkeys(self.heldout()["variant"].to_pylist())),
         }

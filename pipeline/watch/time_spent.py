@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
+from pipeline.pages.records import Curve, Figure, ReportSection, Table
 from pipeline.pages.report.curves import RL, Measured
 
+NOTE = (
+    "By the driver's clock, each bar the mean of neighbouring updates. idle: an asynchronous learner waits for "
+    "rollouts; other: what is not measured by itself"
+)
 BARS = 40
 """Most of a stage; each is the mean of neighbouring updates."""
-METRICS = (
-    "seconds_update_total",
-    "seconds_sampling",
-    "seconds_waiting",
-    "seconds_updating",
-    "seconds_publishing",
-    "seconds_heldout",
-    "worker_seconds",
-    "worker_seconds_verifying",
-    "idle_workers",
-)
+CLOCK = [f"seconds_{what}" for what in ("update_total", "sampling", "waiting", "updating", "publishing", "heldout")]
+METRICS = (*CLOCK, "worker_seconds", "worker_seconds_verifying", "idle_workers")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeSpent:
-    """A stage: ``TimeSpent(stage="improve", updates=[2.0, 4.0], parts={"sampling": [1.1, 1.0], ...}, totals=
-    {"sampling": 4.2, ...}, workers_idle=0.2)``."""
-
-    stage: str
-    updates: Sequence[float]
-    """The last update of each bar."""
-    parts: Mapping[str, Sequence[float]]
-    """Mean seconds of an update, bar by bar. ``idle``: an asynchronous learner waits for rollouts; ``other``: what is
-    not measured by itself."""
-    totals: Mapping[str, float]
-    """Seconds of all updates."""
-    workers_idle: float | None
-    """Mean share of the time in which rollout workers had nothing to sample."""
-
-
-def time_spent(run: Measured) -> list[TimeSpent]:
-    """Each stage of reinforcement learning that has begun."""
+def time_spent(run: Measured) -> list[ReportSection]:
+    """Each stage of reinforcement learning that has begun: mean seconds of an update, bar by bar, and of all."""
     return [_of_stage(run, stage, shown) for stage, shown in RL.items() if len(run.series(stage, METRICS[0])[0])]
 
 
-def _of_stage(run: Measured, stage: str, shown: str) -> TimeSpent:
+def _of_stage(run: Measured, stage: str, shown: str) -> ReportSection:
     steps, total = run.series(stage, METRICS[0])
 
     def aligned(metric: str) -> np.ndarray:
@@ -70,10 +46,21 @@ def _of_stage(run: Measured, stage: str, shown: str) -> TimeSpent:
     parts["held-out evaluation"] = aligned("seconds_heldout")
     bars = np.array_split(np.arange(len(steps)), min(BARS, len(steps)))
     idle = run.series(stage, "idle_workers")[1]
-    return TimeSpent(
-        stage=shown,
-        updates=[float(steps[bar[-1]]) for bar in bars],
-        parts={name: [float(values[bar].mean()) for bar in bars] for name, values in parts.items()},
-        totals={name: float(values.sum()) for name, values in parts.items()},
-        workers_idle=float(idle.mean()) if len(idle) else None,
+    curves = [
+        Curve(name=name, x=range(len(bars)), y=[float(values[bar].mean()) for bar in bars], kind="bars")
+        for name, values in parts.items()
+    ]
+    figure = Figure(
+        name="time",
+        title=f"Seconds of an update: {shown}",
+        across="update",
+        curves=curves,
+        note=NOTE,
+        labels=[f"{steps[bar[-1]]:.0f}" for bar in bars],
+        stacked=True,
     )
+    whole = sum(float(values.sum()) for values in parts.values()) or 1.0
+    rows = [[name, f"{values.sum():.1f}", f"{values.sum() / whole:.1%}"] for name, values in parts.items()]
+    table = Table(title=f"All updates: {shown}", head=("part", "seconds", "share"), rows=rows)
+    lines = [f"Rollout workers had nothing to sample {idle.mean():.0%} of the time."] if len(idle) else []
+    return ReportSection(name=stage, title=f"Time of stage {shown}", lines=lines, figures=[figure], tables=[table])

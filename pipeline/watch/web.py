@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -16,17 +16,16 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.concurrency import run_in_threadpool
 
-from pipeline.experiments.compare_many import MOST_RUNS, side_by_side
+from pipeline.experiments.compare import MOST_RUNS, side_by_side
+from pipeline.experiments.comparison_page import sections
 from pipeline.pages.explorer.page import live_page
-from pipeline.pages.explorer.records import as_data
-from pipeline.pages.report.cost import cost
-from pipeline.pages.report.sources import read_sources
+from pipeline.pages.page import FRAMED, asset, document
+from pipeline.pages.records import as_data
 from pipeline.replay.search import MOST_LETTERS, RolloutSearch
 from pipeline.runs.layout import EXPLORER, REPORT
 from pipeline.steering.routes import routes
 from pipeline.watch.followed_run import FollowedRun, FollowedRuns
 from pipeline.watch.notes import Note, keep_note, read_notes
-from pipeline.watch.page import page
 from pipeline.web.guard import Application, RequestGuard
 from pipeline.web.questions import add_questions, refused
 from pipeline.web.server import names_of
@@ -40,8 +39,6 @@ SEARCHES = 4
 """At a time; more are turned away."""
 SANDBOX = {"content-security-policy": "sandbox allow-scripts"}
 """Pages of a run folder may come from elsewhere: their scripts get no origin, so they cannot read this service."""
-FRAMED = {"content-security-policy": "frame-ancestors 'none'"}
-"""Beside what the page says itself."""
 T = TypeVar("T")
 
 
@@ -62,10 +59,10 @@ class RolloutQuery(BaseModel):
     prompt: str = Field("", max_length=MOST_LETTERS)
     success: Literal["all", "good", "bad"] = "all"
     finish: str = Field("", max_length=MOST_LETTERS)
-    least: float | None = Field(None, allow_inf_nan=False)
-    most: float | None = Field(None, allow_inf_nan=False)
-    first: int | None = Field(None, ge=0, le=1 << 40)
-    last: int | None = Field(None, ge=0, le=1 << 40)
+    least_reward: float | None = Field(None, allow_inf_nan=False, alias="least")
+    most_reward: float | None = Field(None, allow_inf_nan=False, alias="most")
+    first_update: int | None = Field(None, ge=0, le=1 << 40, alias="first")
+    last_update: int | None = Field(None, ge=0, le=1 << 40, alias="last")
     variant: str = Field("", max_length=MOST_LETTERS)
     """Of the evaluation's answers; empty: rollouts of training."""
     at: int = Field(0, ge=0, le=1 << 30)
@@ -73,17 +70,15 @@ class RolloutQuery(BaseModel):
 
     def search(self) -> RolloutSearch:
         """What it means."""
-        return RolloutSearch(
-            text=self.text,
-            regex=self.regex,
-            prompt=self.prompt,
-            success=self.success,
-            finish=self.finish,
-            least_reward=self.least,
-            most_reward=self.most,
-            first_update=self.first,
-            last_update=self.last,
-        )
+        return RolloutSearch(**self.model_dump(exclude={"variant", "at"}))
+
+
+@cache
+def page() -> str:
+    """The page, made of the shared look and scripts, the explorer's counterfactuals, and its own."""
+    own = [asset(name, "pipeline.watch") for name in ("rollouts.js", "main.js")]
+    scripts = [asset("why.js", "pipeline.pages.explorer"), *own]
+    return document("Watch", scripts, body=asset("watch.html", "pipeline.watch"), live=True)
 
 
 def application(runs: FollowedRuns, host: str, token: str, ending: threading.Event) -> Application:
@@ -91,7 +86,6 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
     ``ending`` is set."""
     # No pages of its own: those load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    text, policy = page()
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
@@ -100,11 +94,13 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
 
     @app.get("/")
     async def show() -> Response:
-        return HTMLResponse(text, headers={"content-security-policy": policy})
+        return HTMLResponse(page(), headers=FRAMED)
 
     @app.get("/api/compare")
     async def compare(run: Annotated[list[str], Query(max_length=MOST_RUNS)]) -> Response:
-        return await _answer(lambda: side_by_side([runs.run(name).folder for name in dict.fromkeys(run)]))
+        return await _answer(
+            lambda: as_data(sections(side_by_side([runs.run(name).folder for name in dict.fromkeys(run)])))
+        )
 
     app.include_router(_news_of(runs, ending))
     app.include_router(_files_of(runs))
@@ -166,13 +162,13 @@ def _news_of(runs: FollowedRuns, ending: threading.Event) -> APIRouter:
     async def group(name: str, id: Annotated[str, Query(max_length=1000)]) -> Response:
         return await _answer(lambda: runs.run(name).group(id))
 
-    @router.get("/{name}/cost")
-    async def costs(name: str) -> Response:
-        return await _answer(lambda: as_data(cost(read_sources(runs.run(name).folder)).tables))
-
     @router.get("/{name}/notes")
     async def notes(name: str) -> Response:
         return await _answer(lambda: read_notes(runs.run(name).folder))
+
+    @router.get("/{name}/{part}")
+    async def sections_of(name: str, part: Literal["rewards", "result", "cost"]) -> Response:
+        return await _answer(lambda: as_data(getattr(runs.run(name), part)()))
 
     add_questions(router, "/{name}/{question}", ("explain", "fires", "ablate", "note"), partial(_asked, runs))
     return router

@@ -30,9 +30,18 @@ from rollout_workers.tasks.protocol import (
     require_split,
     split_of,
 )
-from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options, row_files, suffix
+from rollout_workers.tasks.row_files import Row, read_dataset, read_file, read_options, row_files, single_split, suffix
 from rollout_workers.tasks.row_limits import MAX_GIB, bounded_rows
-from rollout_workers.tasks.row_values import ASSISTANT, Item, answers_of, asked, inner, required, spellings
+from rollout_workers.tasks.row_values import (
+    ASSISTANT,
+    Item,
+    answers_of,
+    asked,
+    require_one_copy,
+    required,
+    spellings,
+    unusable,
+)
 from rollout_workers.tasks.sampled_ids import SampledIds, sampled_ids
 from rollout_workers.tasks.scorer_options import NO_ANSWER, Judge, Limits, Preference, Python, Verifier
 from rollout_workers.tasks.scorers import Scorer, build_scorer
@@ -95,6 +104,8 @@ class RowsOptions(Judging):
     def sources(self) -> tuple[Iterable[tuple[str, Row]], Iterable[tuple[str, Row]] | None]:
         """Rows with their places, and the held-out ones where they are apart."""
         read = partial(read_file, class_names=self.class_names)
+        if self.heldout_path is None:
+            single_split(Path(self.path))
         return read(Path(self.path)), None if self.heldout_path is None else read(Path(self.heldout_path))
 
     def unnamed_classes(self) -> list[str]:
@@ -260,6 +271,7 @@ def build_rows(name: str, options: Mapping[str, object], *, shots: int = 0) -> R
     settings = read_options(kind, options, name)
     every, apart = settings.sources()
     items = _items(every, settings)
+    require_one_copy(items, Path(settings.path))
     if apart is None:
         train, heldout = split_items(items, settings.heldout_share)
     else:
@@ -311,7 +323,7 @@ def _item(row: Row, place: str, options: RowsOptions) -> Item:
     turns = asked(prompt)
     text = BETWEEN.join(content for _, content in turns) or "".join(spellings(prompt)[:1])
     if not text.strip():
-        raise _unusable(place, "prompt", options.prompt, prompt)
+        raise unusable(place, "prompt", options.prompt, prompt)
     found = {"prompt": prompt}
     answers: tuple[str, ...] = ()
     needless = options.verifier in NO_ANSWER
@@ -319,7 +331,7 @@ def _item(row: Row, place: str, options: RowsOptions) -> Item:
         answer = found["answer"] = required(row, options.answer, place, "answer")
         answers = answers_of(answer)
         if not answers and not needless:
-            raise _unusable(place, "answer", options.answer, answer)
+            raise unusable(place, "answer", options.answer, answer)
         for one in () if needless else answers:
             if problem := answer_problem(options.verifier, one):
                 raise ValueError(f"{place}: {options.answer!r} {problem}")
@@ -328,17 +340,8 @@ def _item(row: Row, place: str, options: RowsOptions) -> Item:
         found["response"] = required(row, options.response, place, "response")
         response = "".join(answers_of(found["response"])[:1])
         if not response:
-            raise _unusable(place, "response", options.response, found["response"])
+            raise unusable(place, "response", options.response, found["response"])
         ids = None  # those of the answer
     return Item(
         prompt=text, answers=answers, response=response, row={**found, **row}, turns=turns, ids=ids, place=place
     )
-
-
-def _unusable(place: str, option: str, key: str, value: object) -> ValueError:
-    inside = (
-        f"set task.options.{option} to a key inside it, e.g. {key}{inner(value)}"
-        if isinstance(value, Mapping) and value
-        else "mend or remove the row"
-    )
-    return ValueError(f"{place}: {key!r} is {value!r:.60}, not a text or number; {inside}")

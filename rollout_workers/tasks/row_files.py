@@ -27,6 +27,8 @@ M = TypeVar("M", bound=Section)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files of rows; ``.gz`` may follow."""
 WANTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+SPLITS = ("train", "test", "validation", "valid", "dev")
+"""What files of a split are named after."""
 EXTRA = install_command("tasks")
 
 
@@ -111,6 +113,16 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return found
 
 
+def single_split(path: Path) -> None:
+    """``ValueError`` where the files of a folder are named after several splits, which would be read as one."""
+    if path.is_dir() and len(found := [name for name in SPLITS if split_files(path, name)]) > 1:
+        raise ValueError(
+            f"task.options.path: {path} holds files of several splits ({', '.join(found)}), of which one is to be "
+            f"trained on; set task.name: dataset with task.options.split: {found[0]} and heldout_split: {found[1]}, or "
+            "give the files of one"
+        )
+
+
 def read_file(
     path: Path, columns: Sequence[str] | None = None, *, class_names: bool = False
 ) -> Iterator[tuple[str, Row]]:
@@ -183,13 +195,16 @@ def _whole(line: str, alone: bool) -> bool:
 
 
 def _turned(value: object) -> bool:
-    """Whether an object is a table by column (``{"q": ["x", "y"], "a": ["1", "2"]}``) or by index (``{"0": {"q": "x",
-    "a": "1"}, "1": ...}``)."""
+    """Whether an object is a table by column (``{"q": ["x", "y"], "a": ["1", "2"]}``), by index (``{"0": {"q": "x",
+    "a": "1"}, "1": ...}``), or several (``{"train": [{"q": "x"}], "test": [{"q": "y"}]}``)."""
     children = list(value.values()) if isinstance(value, dict) else []
     if len(children) < 2 or not all(isinstance(child, type(children[0])) and child for child in children):
         return False
     if isinstance(children[0], dict):
         return all(child.keys() == children[0].keys() for child in children)
+    inner = [each for child in children if isinstance(child, list) for each in child]
+    if inner and all(isinstance(each, dict) and each.keys() == inner[0].keys() for each in inner):
+        return True
     alike = isinstance(children[0], list) and len({len(child) for child in children}) == 1 < len(children[0])
     return alike and not any(isinstance(each, list | dict) for child in children for each in child)
 
@@ -343,8 +358,9 @@ def read_dataset(
     source: str, subset: str | None, split: str, *, class_names: bool = False
 ) -> Iterator[tuple[str, Row]]:
     """(place, row) of a split of a Hugging Face data set: a ``save_to_disk`` folder, a folder of files named after
-    their splits, or what ``load_dataset`` takes."""
-    if subset is None and not saved_dataset(Path(source)) and (files := split_files(Path(source), split)):
+    their splits (of its folder ``subset``, where there is one), or what ``load_dataset`` takes."""
+    folder = Path(source, subset or "")
+    if folder.is_dir() and not saved_dataset(Path(source)) and (files := split_files(folder, split)):
         for file in files:
             yield from read_file(file, class_names=class_names)
         return

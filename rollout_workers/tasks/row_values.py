@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import difflib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 from rollout_workers.tasks.row_files import Row
 from rollout_workers.tasks.sampled_ids import SampledIds
@@ -128,3 +130,31 @@ def spellings(value: object) -> tuple[str, ...]:
 def inner(value: object) -> str:
     """A hint for a mapping: the dotted key of what it holds."""
     return f".{next(iter(value))}" if isinstance(value, Mapping) and value else ""
+
+
+def require_one_copy(items: Sequence[Item], path: Path) -> None:
+    """``ValueError`` where two folders within ``path`` hold the same prompts: configurations of one data set, or two
+    copies of it."""
+    first: dict[str, Path] = {}
+    counts, again = Counter[Path](), Counter[tuple[Path, Path]]()
+    for item in items if path.is_dir() else ():
+        folder = Path(item.place.rpartition(",")[0]).parent
+        counts[folder] += 1
+        if (other := first.setdefault(item.prompt, folder)) != folder:
+            again[other, folder] += 1
+    for (one, two), count in again.items():
+        if 2 * count > counts[two]:
+            raise ValueError(
+                f"task.options.path: {one} and {two} hold the same {count} prompts: configurations of one data set, or "
+                "two copies; give the folder of one"
+            )
+
+
+def unusable(place: str, option: str, key: str, value: object) -> ValueError:
+    """What is said of a row's value that is no prompt or answer."""
+    inside = (
+        f"set task.options.{option} to a key inside it, e.g. {key}{inner(value)}"
+        if isinstance(value, Mapping) and value
+        else "mend or remove the row"
+    )
+    return ValueError(f"{place}: {key!r} is {value!r:.60}, not a text or number; {inside}")

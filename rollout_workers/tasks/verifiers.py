@@ -43,6 +43,8 @@ def _joined(before: str, first: str, last: str, after: str) -> bool:
     """Whether what stands around goes on with the first or last word, or number: ``5 cm`` is not in ``2.5 cm``."""
     if joined(before[-1:], first) or joined(last, after[:1]):
         return True
+    if last.isalpha() and re.match(r"\+\+|#|\+(?!\w)", after):  # C++, C#, A+
+        return True
     return bool((first.isdigit() and _INSIDE.search(before)) or (last.isdigit() and re.match("[.,][0-9]", after)))
 
 

@@ -93,6 +93,28 @@ def test_what_sees_later_tokens_is_refused(
     refused_with_the_reason(family, reason, tmp_path)
 
 
+def test_what_is_done_to_logits_is_followed_or_refused() -> None:
+    lm = tiny_model("llama")
+    wrapped = type("OwnLlama", (type(lm),), {})
+
+    def with_forward(forward: Any) -> nn.Module:
+        made = wrapped(lm.config).eval()
+        wrapped.forward = forward
+        return made
+
+    def squared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = type(lm).forward(self, *args, **kwargs)
+        out.logits = out.logits**2
+        return out
+
+    def other(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs).hidden_states[-1]
+
+    for forward, reason in ((squared, "else to its logits than to scale"), (other, "cannot be followed \\(TypeError")):
+        with pytest.raises(ValueError, match=f"OwnLlama is not supported: it.*{reason}"):
+            LatentActionLM.from_base(with_forward(forward))
+
+
 @pytest.mark.parametrize(("family", "steady"), [("llama4_text", 23), ("doge", 22)])
 def test_rows_that_would_depend_on_their_company_are_refused(
     family: str, steady: int, monkeypatch: pytest.MonkeyPatch

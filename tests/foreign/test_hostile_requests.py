@@ -335,3 +335,15 @@ def test_hostile_parameters_of_the_mlflow_model_are_refused(finished_run: Path, 
     with pytest.raises(ValueError, match="512 positions"):
         model.predict(None, {"prompt": ["3 7 " * 1000]}, {})
     assert len(model.predict(None, {"prompt": ["3 7"]}, {"max_tokens": 2})) == 1
+    free, forced = (
+        model.predict(None, {"prompt": ["3 7", "3 7"], "codes": [[1], codes]}, {"max_tokens": 2})["codes"]
+        for codes in (float("nan"), [2.0])  # as pandas reads a gap, and whole numbers beside one
+    )
+    assert free[0][0] == forced[0][0] == 1 and forced[1][0] == 2
+    for codes in ([1.5], "12", [True], 3, ["1"]):
+        with pytest.raises(ValueError, match="give a list of whole numbers per row, or null"):
+            model.predict(None, {"prompt": ["3 7"], "codes": [codes]}, {})
+    assert list(model.predict(None, {"prompt": []}, {})) == ["text", "codes", "finish_reason"]
+    model.tokenizer.backend_tokenizer.post_processor = None  # which puts a token in front
+    with pytest.raises(ValueError, match="prompt '' has no tokens: send some text"):
+        model.predict(None, {"prompt": ["3 7", ""]}, {})

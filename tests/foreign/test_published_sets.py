@@ -102,3 +102,42 @@ def test_a_folder_of_rows_that_lacks_a_shard(tmp_path: Path) -> None:
     parquet(tmp_path / "train-00003-of-00005-abc.parquet", [{"prompt": f"3{i}?", "answer": "1"} for i in range(9)])
     task = built("parquet", path=str(tmp_path))
     assert len(task.prompts("train")) + len(task.prompts("heldout")) == 45
+
+
+def lines(path: Path, *prompts: str, answer: str = "1") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"prompt": f"{prompt}?", "answer": answer}) + "\n" for prompt in prompts))
+
+
+@pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"), ("train/a.jsonl", "dev/a.jsonl")])
+def test_files_of_several_splits_are_not_trained_on_alike(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, prompts in zip(names, ("abcd", "xy"), strict=True):
+        lines(tmp_path / name, *prompts)
+    other = "test" if "test.jsonl" in names else "dev"
+    with pytest.raises(
+        ValueError, match=rf"several splits \(train, {other}\).*split: train and heldout_split: {other}"
+    ):
+        built("rows", path=str(tmp_path))
+    task = built("dataset", path=str(tmp_path), split="train", heldout_split=other)
+    assert asked(task) == set("abcd") and asked(task, "heldout") == set("xy")
+    apart = built("rows", path=str(tmp_path), heldout_path=str(tmp_path / names[1]))
+    assert asked(apart) == set("abcd") and asked(apart, "heldout") == set("xy")
+
+
+@pytest.mark.parametrize("task", ["rows", "dataset"])
+def test_configurations_of_a_data_set_are_not_read_as_one(tmp_path: Path, task: str) -> None:
+    """As GSM8K has the same questions in ``main`` and ``socratic``; MATH's subjects are parts of one."""
+    lines(tmp_path / "main" / "train.jsonl", *"abcdef")
+    lines(tmp_path / "socratic" / "train.jsonl", *"abcde", "g", answer="step by step")
+    with pytest.raises(
+        ValueError, match=r"main and .*socratic hold the same 5 prompts: configurations .* folder of one"
+    ):
+        built(task, path=str(tmp_path))
+    chosen = built(task, path=str(tmp_path / "main"))
+    assert asked(chosen) | asked(chosen, "heldout") == set("abcdef")
+    if task == "dataset":
+        chosen = built(task, path=str(tmp_path), subset="socratic")
+        assert asked(chosen) | asked(chosen, "heldout") == set("abcdeg")
+    lines(tmp_path / "socratic" / "train.jsonl", *"ghijk", "a")
+    parts = built(task, path=str(tmp_path))
+    assert asked(parts) | asked(parts, "heldout") == set("abcdefghijk")

@@ -197,6 +197,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         r"by column.json: one object with 'q', 'a', not rows; write an array .*orient='records'",
     ),
     "by index.json": ('{"0": {"q": "x"}, "1": {"q": "y"}}', r"by index.json: one object with '0', '1', not rows"),
+    "by split.json": (
+        '{"train": [{"q": "x"}], "test": [{"q": "y"}]}',
+        r"one object with 'train', 'test'",
+    ),
     "after sep.csv": ("sep=;\na;b\n1;2\n1;2;3\n", r"after sep.csv, line 4: 3 fields, but the header has 2"),
     "header.csv": ("a,a\n1,2\n", r"header.csv, line 1: the header \['a', 'a'\] needs one name for each column"),
     "quote.csv": ('a,b\n"x,2\n', r"quote.csv, line 2: not CSV \(unexpected end of data\); mend or remove"),

@@ -149,6 +149,7 @@ def made_up(
             state=(9.0, 3.0),
             strength=0.8,
             active=codes,
+            probed=codes,
             acting=codes // 2,
             distinct=codes // 4,
             verdict="no collapse",

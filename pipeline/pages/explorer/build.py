@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,13 @@ from configs.loading import load_config
 from configs.schema import Explorer, RunConfig
 from latent_control.pretrained import base_path, read_shape
 from latent_control.text import load_tokenizer
-from pipeline.pages.explorer import counts, gain
-from pipeline.pages.explorer.collapse import collapse
+from pipeline.pages.explorer import counts, gain, records
+from pipeline.pages.explorer.collapse import ALIKE, clusters, collapse
 from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
 from pipeline.pages.explorer.path import walk
 from pipeline.pages.explorer.policies import load_models, policies_of, read_json
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
-from pipeline.pages.explorer.records import (
-    Code,
-    Collapse,
-    Context,
-    Dataset,
-    IntervalEstimate,
-    Label,
-    Near,
-    NGram,
-    Shift,
-    Shown,
-    Summary,
-    UsageOverTraining,
-)
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
@@ -54,7 +40,7 @@ PLAYED_ANEW = (
 )
 
 
-def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[Dataset, Corpus, tuple[str, ...]]:
+def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[records.Dataset, Corpus, tuple[str, ...]]:
     """The dataset of a finished run, its rollouts, and the texts of their tokens (as ``overlap`` wants them).
 
     Raises:
@@ -122,7 +108,7 @@ def _bounds(some: Collected, settings: Explorer) -> list[str]:
 
 def _dataset(
     run_dir: Path, task: Task, some: Collected, words: Vocabulary, stored: int, notes: Sequence[str]
-) -> Dataset:
+) -> records.Dataset:
     codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
     training = _training(some.corpus)
@@ -130,7 +116,7 @@ def _dataset(
     rewards, successes = (_ends(run_dir, metric, values) for metric, values in _measured(corpus))
     usage = np.bincount(corpus.actions[corpus.choices], minlength=corpus.num_actions) / len(corpus.choices)
     measured = gain.evaluated(run_dir, _variant_before(run_dir), "improved")
-    summary = Summary(
+    summary = records.Summary(
         run=run_dir.name,
         num_actions=corpus.num_actions,
         span=corpus.span,
@@ -153,8 +139,8 @@ def _dataset(
         evaluation=_evaluation(run_dir),
         notes=tuple(notes),
     )
-    split, rollouts = splits(some, task), shown_rollouts(some, words, prompts)
-    return Dataset(
+    split, rollouts, alike = splits(some, task), shown_rollouts(some, words, prompts), _clusters(some, words)
+    return records.Dataset(
         summary=summary,
         vocabulary=words.texts(),  # last: the parts above have asked for their tokens
         prompts=tuple(text[-min(PROMPT_CHARACTERS, PROMPTS_CHARACTERS // len(prompts)) :] for text in prompts),
@@ -163,6 +149,7 @@ def _dataset(
         splits=split,
         rollouts=rollouts,
         why=tuple(some.why),
+        clusters=alike,
     )
 
 
@@ -172,11 +159,24 @@ def _variant_before(run_dir: Path) -> str:
     return next((name for name, stages in MAKERS.items() if there and there[-1] in stages), "")
 
 
-def _collapse(some: Collected, healths: list[str]) -> Collapse | None:
+def _collapse(some: Collected, healths: list[str]) -> records.Collapse | None:
     return None if some.found is None or some.sums is None else collapse(some.found, some.sums, healths)
 
 
-def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], IntervalEstimate | None]:
+def _clusters(some: Collected, words: Vocabulary) -> tuple[records.CodeCluster, ...]:
+    sums, codes = some.sums, some.corpus.actions[some.corpus.choices]
+    if sums is None:
+        return ()
+    uses = np.bincount(codes, minlength=some.corpus.num_actions)
+    order = [k for k in np.argsort(-uses, kind="stable").tolist() if uses[k]]
+    groups = [group for group in clusters(order, sums.agreement, ALIKE) if len(group) > 1]
+    return tuple(
+        records.CodeCluster(codes=tuple(group), tokens=tuple(words(token) for token, _ in sums.likeliest(group[0])))
+        for group in sorted(groups, key=len, reverse=True)
+    )
+
+
+def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[records.Code, ...], records.IntervalEstimate | None]:
     corpus, n, found, sums = some.corpus, some.corpus.num_actions, some.found, some.sums
     at = corpus.choices
     taken = corpus.actions[at]
@@ -185,14 +185,17 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
     advantage = np.bincount(taken, corpus.advantages[corpus.rows[at]], minlength=n) / np.maximum(uses, 1)
     where, (better, worse), named = counts.contexts(corpus), counts.ngrams(corpus), counts.labels(corpus)
     place = {int(r): i for i, r in enumerate(some.rows)}
-    gains: list[IntervalEstimate] | None = None
-    total: IntervalEstimate | None = None
+    gains: list[records.IntervalEstimate] | None = None
+    total: records.IntervalEstimate | None = None
     if (walked := some.walked) is not None:
         gains = gain.by_code(walked.codes, walked.parts, walked.prompts, walked.sizes, n)
         total = gain.estimate(walked.parts, walked.prompts, walked.sizes)
 
-    def code(k: int, healthy: str) -> Code:
-        return Code(
+    def rows_as(kind: type[Any], rows: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+        return tuple(_record(words, kind, row) for row in rows)
+
+    def code(k: int, healthy: str) -> records.Code:
+        return records.Code(
             usage=float(uses[k] / len(at)),
             uses=int(uses[k]),
             token_entropy=float(entropies[k]),
@@ -203,49 +206,39 @@ def _codes(some: Collected, words: Vocabulary) -> tuple[tuple[Code, ...], Interv
             gain=None if gains is None else gains[k],
             strength=None if sums is None else sums.strength(k),
             acts=None if sums is None else sums.acts(k),
-            labels=tuple(_label(words, *row) for row in named.get(k, ())),
-            near=() if sums is None else tuple(_near(words, *row) for row in sums.near(k)),
-            shifts=() if sums is None else tuple(_shift(words, *row) for row in sums.top(k)),
+            labels=rows_as(records.Label, named.get(k, ())),
+            near=() if sums is None else rows_as(records.Near, sums.near(k)),
+            shifts=() if sums is None else rows_as(records.Shift, sums.top(k)),
             anywhere=() if sums is None else tuple((words(t), p) for t, p in sums.likeliest(k)),
-            contexts=tuple(_context(words, place, *row) for row in where.get(k, [])),
-            better=tuple(_gram(words, *gram) for gram in better.get(k, [])),
-            worse=tuple(_gram(words, *gram) for gram in worse.get(k, [])),
+            contexts=rows_as(records.Context, [(*row[:-1], place.get(row[-1])) for row in where.get(k, [])]),
+            better=rows_as(records.NGram, better.get(k, [])),
+            worse=rows_as(records.NGram, worse.get(k, [])),
         )
 
     return tuple(code(k, healthy) for k, healthy in enumerate(counts.health(uses / len(at)))), total
 
 
-def _label(words: Vocabulary, kind: str, value: int, here: float, elsewhere: float, z: float) -> Label:
-    return Label(kind=kind, value=value if kind == "position" else words(value), here=here, elsewhere=elsewhere, z=z)
+def _record(words: Vocabulary, kind: type[Any], row: Sequence[Any]) -> Any:
+    """A record of a code from its fields in order; tokens become numbers of the page."""
+    found = dict(zip((field.name for field in fields(kind)), row, strict=True))
+    if kind is records.Label and found["kind"] != "position":
+        found["value"] = words(found["value"])
+    for name in ("token", "tokens", "before"):
+        if name in found:
+            value = found[name]
+            found[name] = words(value) if isinstance(value, int) else tuple(map(words, value))
+    for name in ("more", "less"):
+        if name in found:
+            found[name] = tuple((words(token), moved) for token, moved in found[name])
+    return kind(**found)
 
 
-def _near(words: Vocabulary, code: int, agreement: float, *sides: Sequence[tuple[int, float]]) -> Near:
-    more, less = (tuple((words(token), moved) for token, moved in side) for side in sides)
-    return Near(code=code, agreement=agreement, more=more, less=less)
-
-
-def _shift(words: Vocabulary, token: int, probability: float, mixture: float, log_shift: float) -> Shift:
-    return Shift(token=words(token), probability=probability, mixture=mixture, log_shift=log_shift)
-
-
-def _context(
-    words: Vocabulary, place: dict[int, int], before: Sequence[int], token: int, count: int, share: float, row: int
-) -> Context:
-    return Context(
-        before=tuple(map(words, before)), token=words(token), count=count, share=share, rollout=place.get(row)
-    )
-
-
-def _gram(words: Vocabulary, codes: tuple[int, ...], tokens: Sequence[int], high: int, low: int, z: float) -> NGram:
-    return NGram(codes=codes, tokens=tuple(map(words, tokens)), high=high, low=low, z=z)
-
-
-def _training(corpus: Corpus) -> UsageOverTraining:
+def _training(corpus: Corpus) -> records.UsageOverTraining:
     place, names = counts.points(corpus.versions)
     at = corpus.choices
     usage = counts.shares(place[corpus.rows[at]], corpus.actions[at], len(names), corpus.num_actions)
     sizes = np.bincount(place)
-    return UsageOverTraining(
+    return records.UsageOverTraining(
         updates=tuple(names),
         usage=counts.nested(usage),
         perplexity=tuple(np.exp(counts.entropy(usage)).tolist()),
@@ -265,7 +258,7 @@ def _ends(run_dir: Path, metric: str, measured: np.ndarray) -> tuple[float, floa
     return ends(series(run_dir / METRICS, IMPROVE, metric) or measured.tolist())
 
 
-def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[Shown, ...]:
+def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[records.Shown, ...]:
     """The page's rollouts, with both policies' probabilities where they were read."""
     shown, found = some.shown, some.found
     chances = np.full(len(shown.tokens), -1)
@@ -279,10 +272,10 @@ def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tu
     known = set() if found is None else set(found.rows.tolist())
     number = {text: i for i, text in enumerate(prompts)}
 
-    def one(r: int) -> Shown:
+    def one(r: int) -> records.Shown:
         cells = slice(int(shown.offsets[r]), int(shown.offsets[r + 1]))
         before, after = (tuple(values[cells].tolist()) if r in known else () for values in policies)
-        return Shown(
+        return records.Shown(
             id=shown.ids[r],
             prompt=number[shown.prompt_texts[r]],
             update=int(shown.versions[r]) + 1,
@@ -314,8 +307,8 @@ def _token_texts(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:
 
 
 def beside(
-    first: tuple[Dataset, Corpus, tuple[str, ...]], second: tuple[Dataset, Corpus, tuple[str, ...]]
-) -> tuple[Dataset, Dataset]:
+    first: tuple[records.Dataset, Corpus, tuple[str, ...]], second: tuple[records.Dataset, Corpus, tuple[str, ...]]
+) -> tuple[records.Dataset, records.Dataset]:
     """Two explored runs, each code with the most similar one of the other: by the texts they produced, as runs may
     differ in tokenizer."""
     (a, corpus_a, texts_a), (b, corpus_b, texts_b) = first, second

@@ -3,15 +3,18 @@ the same?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.pages.explorer.counts import entropy
 from pipeline.pages.explorer.reading import Effects, Read
 from pipeline.pages.explorer.records import Collapse
 
-LEFT, OPEN, WEAK, ACTING, SAME = 0.25, 1.05, 0.01, 0.5, 0.99
+LEFT, OPEN, WEAK, ACTING, SAME, ALIKE = 0.25, 1.05, 0.01, 0.5, 0.99, 0.8
 """Bounds: the share of the effective codes that is left; codes open in a state; nats; the share of active codes that
-change a top token; the share of states at which two codes with the same top token count as one."""
+change a top token; the share of states at which two codes with the same top token count as one, and as of
+one cluster."""
 
 
 def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
@@ -21,7 +24,8 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         for number in (lambda p: entropy(p.mean(0)), lambda p: entropy(p).mean())
     )
     active = [k for k, health in enumerate(healths) if health == "active"]
-    acting = sum(bool(sums.acts(k)) for k in active)
+    probed = [k for k in active if sums.acts(k) is not None]  # the time budget may leave codes without a state
+    acting = sum(bool(sums.acts(k)) for k in probed)
     strength = float(sums.kl.sum() / sums.counts.sum()) if sums.counts.sum() else None
     reasons = []
     if marginal[1] < LEFT * marginal[0]:
@@ -30,8 +34,8 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         reasons.append(f"in a state {state[1]:.2f} codes are open, {state[0]:.2f} before RL: exploration has ended")
     if strength is not None and strength < WEAK:
         reasons.append(f"codes move the next token by {strength:.2g} nats")
-    if acting < ACTING * len(active):
-        reasons.append(f"{acting} of {len(active)} active codes change a top token")
+    if acting < ACTING * len(probed):
+        reasons.append(f"{acting} of {len(probed)} active codes that were probed change a top token")
     collapsed = any(not reason.endswith("ended") for reason in reasons)
     verdict = "collapse" if collapsed else "no collapse, but no exploration is left" if reasons else "no collapse"
     return Collapse(
@@ -39,18 +43,22 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         state=state,  # type: ignore[arg-type]
         strength=strength,
         active=len(active),
+        probed=len(probed),
         acting=acting,
-        distinct=distinct(active, sums.agree.cpu().numpy() / max(1, sums.states)),
+        distinct=len(clusters(active, sums.agreement, SAME)),
         verdict=verdict,
         reasons=tuple(reasons),
     )
 
 
-def distinct(codes: list[int], agreement: np.ndarray) -> int:
-    """How many of ``codes`` are left when each one that is the same as an earlier one is dropped: ``agreement`` [N, N]
-    of ``SAME`` and more."""
-    kept: list[int] = []
+def clusters(codes: Sequence[int], agreement: np.ndarray, least: float) -> list[list[int]]:
+    """``codes`` in groups: each joins the first group with whose first code it agrees in ``least`` of the states and
+    more (``agreement`` [N, N])."""
+    found: list[list[int]] = []
     for code in codes:
-        if not any(agreement[code, other] >= SAME for other in kept):
-            kept.append(code)
-    return len(kept)
+        like = next((group for group in found if agreement[group[0], code] >= least), None)
+        if like is None:
+            found.append([code])
+        else:
+            like.append(code)
+    return found

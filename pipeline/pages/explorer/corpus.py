@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,25 +124,12 @@ class Corpus:
             if len(rows)
             else np.empty(0, int)
         )
-        return Corpus(
-            ids=tuple(self.ids[r] for r in rows),
-            groups=np.unique(self.groups[rows], return_inverse=True)[1],
-            prompt_ids=tuple(self.prompt_ids[r] for r in rows),
-            prompt_texts=tuple(self.prompt_texts[r] for r in rows),
-            prompt_tokens=tuple(self.prompt_tokens[r] for r in rows),
-            rewards=self.rewards[rows],
-            success=self.success[rows],
-            versions=self.versions[rows],
-            offsets=np.cumsum([0, *np.diff(self.offsets)[rows]]),
-            tokens=self.tokens[cells],
-            generated=self.generated[cells],
-            actions=self.actions[cells],
-            logp=self.logp[cells],
-            turn_rewards=tuple(self.turn_rewards[r] for r in rows),
-            num_actions=self.num_actions,
-            span=self.span,
-            world=self.world,
-        )
+        texts = ("ids", "prompt_ids", "prompt_texts", "prompt_tokens", "turn_rewards")
+        found: dict[str, Any] = {name: tuple(getattr(self, name)[r] for r in rows) for name in texts}
+        found |= {name: getattr(self, name)[rows] for name in ("rewards", "success", "versions")}
+        found |= {name: getattr(self, name)[cells] for name in ("tokens", "generated", "actions", "logp")}
+        groups = np.unique(self.groups[rows], return_inverse=True)[1]
+        return replace(self, groups=groups, offsets=np.cumsum([0, *np.diff(self.offsets)[rows]]), **found)
 
     def whole_groups(self, rollouts: int, tokens: int) -> np.ndarray:
         """Rows of groups spread evenly over training, at most ``rollouts`` of them and about ``tokens`` tokens, at

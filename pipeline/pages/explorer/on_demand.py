@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,12 @@ from pipeline.pages.explorer.build import shown_rollouts
 from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import corpus_of
 from pipeline.pages.explorer.reading import Clock, Models, read
-from pipeline.pages.explorer.records import as_data
-from pipeline.pages.explorer.why import Explainer
+from pipeline.pages.explorer.why import Explainer, prompt_of
+from pipeline.pages.records import as_data
 from rollout_workers.tasks import Task
 
-MOST_TOKENS = 2048
-"""Of a rollout: at each one all codes are compared."""
+MOST_TOKENS, MOST_KNOWN = 2048, 1000
+"""Of a rollout: at each one all codes are compared; letters of what the task knows of its prompt."""
 
 
 def explained(row: Mapping[str, Any], models: Models, config: RunConfig, task: Task) -> dict[str, Any]:
@@ -39,10 +40,12 @@ def explained(row: Mapping[str, Any], models: Models, config: RunConfig, task: T
     some = Collected(corpus=corpus, shown=corpus, rows=np.arange(1), found=found, sums=None, walked=None, why=[])
     (shown,) = shown_rollouts(some, words, list(corpus.prompt_texts))
     why = Explainer(corpus, models, config, task, words).explain(0)
+    prompt = prompt_of(task, corpus.prompt_ids[0], corpus.prompt_texts[0])
+    known = "" if prompt is None else json.dumps(prompt.metadata, default=str)[:MOST_KNOWN]
     return {
         "rollouts": [as_data(replace(shown, advantage=row.get("advantage")))],
         "why": [as_data(why)],
         "prompts": list(corpus.prompt_texts),
         "vocabulary": list(words.texts()),
-        "summary": {"turns": int(corpus.turns[-1]) + 1, "heldout": "variant" in row},
+        "summary": {"turns": int(corpus.turns[-1]) + 1, "heldout": "variant" in row, "expected": known},
     }

@@ -30,8 +30,8 @@ from latent_control.text import left_padded
 from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
 from rollout_workers.tasks import Prompt, Score, Task
-from rollout_workers.tasks.encoding import decode_response, encode_prompt
-from rollout_workers.tasks.rewards import Response, judge
+from rollout_workers.tasks.encoding import encode_prompt
+from rollout_workers.tasks.token_verdicts import judged_tokens
 
 PIECES, PROMPTS, GROUP, ROUNDS = 8, 8, 8, 5
 """A round plays ``GROUP`` rollouts of each of ``PROMPTS`` prompts in every piece; the most rounds."""
@@ -133,12 +133,6 @@ def _rewards(
     out: Generation, models: Models, config: RunConfig, task: Task, prompts: Sequence[Prompt]
 ) -> list[float | None]:
     """The verifier's reward of each row; ``None`` where it failed."""
-    found: list[float | None] = []
-    for row in range(len(out.tokens)):
-        length = int(out.lengths[row])
-        text = decode_response(models.tokenizer, out.tokens[row, :length].tolist(), config.rollout.stop)
-        stopped = out.finish_reasons[row] == "stop"
-        response = Response(text=text, new_tokens=length, limit=config.rollout.max_new_tokens, stopped=stopped)
-        verdict = judge(task, config.reward, prompts[row // GROUP], response)
-        found.append(float(verdict.reward) if isinstance(verdict, Score) else None)
-    return found
+    rows = [tokens[: int(length)].tolist() for tokens, length in zip(out.tokens, out.lengths, strict=True)]
+    verdicts = [judged_tokens(task, config, models.tokenizer, prompts[r // GROUP], row) for r, row in enumerate(rows)]
+    return [float(verdict.reward) if isinstance(verdict, Score) else None for verdict in verdicts]

@@ -184,6 +184,11 @@ class Effects:
         mean = self.anywhere[code] / max(1, self.states)
         return [(t, float(mean[t])) for t in mean.topk(min(ANYWHERE, len(mean))).indices.tolist()]
 
+    @property
+    def agreement(self) -> np.ndarray:
+        """[N, N], share of the states at which two codes have the same top token."""
+        return np.asarray(self.agree.cpu().numpy() / max(1, self.states))
+
     def strength(self, code: int) -> float | None:
         """Mean KL(code, mixture) over its own states; ``None`` without any."""
         return float(self.kl[code] / self.counts[code]) if self.counts[code] else None

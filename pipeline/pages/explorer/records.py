@@ -7,12 +7,7 @@ between 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
-
-DIGITS = 4
-"""Of every number but the ones that name something: what a page of this kind can show."""
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +66,20 @@ class Near:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeCluster:
+    """Codes that have the top token of the first one in most states: ``CodeCluster(codes=(3, 9), tokens=(7,))``."""
+
+    codes: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """The first one's likeliest, in all states."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collapse:
     """Whether reinforcement learning collapsed the codebook; pairs are before and after it, at the same choices.
 
-    ``Collapse(marginal=(50.1, 41.0), state=(9.0, 3.1), strength=0.8, active=60, acting=55, distinct=40, verdict="no
+    ``Collapse(marginal=(50.1, 41.0), state=(9.0, 3.1), strength=0.8, active=60, probed=60,
+    acting=55, distinct=40, verdict="no
     collapse", reasons=())``
     """
 
@@ -85,8 +90,10 @@ class Collapse:
     strength: float | None
     """KL(token | code, token | mixture) in nats, mean over the probed states of all codes."""
     active: int
+    probed: int
+    """Active codes with a probed state."""
     acting: int
-    """Active codes that change the top token in some of their probed states."""
+    """Of these, those that change the top token in some of them."""
     distinct: int
     """Active codes when near-duplicates count once."""
     verdict: str
@@ -304,16 +311,7 @@ class Dataset:
     splits: tuple[Split, ...]
     rollouts: tuple[Shown, ...]
     why: tuple[Why, ...] = ()
+    clusters: tuple[CodeCluster, ...] = ()
+    """Of two codes and more, the largest first."""
     similar: tuple[tuple[int, float], ...] = ()
     """Beside another run: for each code, that run's most similar one and their overlap."""
-
-
-def as_data(value: Any) -> Any:
-    """Records as JSON-able data: objects by field, floats rounded to ``DIGITS`` significant digits."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [as_data(item) for item in value]
-    return value

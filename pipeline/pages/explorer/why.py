@@ -12,13 +12,13 @@ import torch
 
 from configs.schema import RunConfig
 from latent_control.analysis.explain import play_on, read_choices, replay, tokens_of_codes
-from latent_control.decoding.stop_strings import ended, stopped_length
+from latent_control.decoding.stop_strings import stopped_length
 from pipeline.pages.explorer.corpus import Corpus
 from pipeline.pages.explorer.reading import Models, token_batch
-from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why, as_data
+from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why
+from pipeline.pages.records import as_data
 from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task
-from rollout_workers.tasks.encoding import decode_response
-from rollout_workers.tasks.rewards import Response, judge
+from rollout_workers.tasks.token_verdicts import judged_tokens
 
 COMPARED, OPTIONS, MASSES = 32, 8, 6
 """Likeliest codes whose tokens are computed at a choice; codes and tokens of them that are listed."""
@@ -170,15 +170,9 @@ class Explainer:
         return kept, ending if length is None else ending[: max(1, length - len(kept))]
 
     def _judged(self, row: int, code: int, kept: list[int], ending: list[int]) -> Ending:
-        whole, limit = kept + ending, self.config.rollout.max_new_tokens
         prompt = prompt_of(self.task, self.corpus.prompt_ids[row], self.corpus.prompt_texts[row])
-        score: object = None
-        if prompt is not None:
-            stop = self.config.rollout.stop
-            text = decode_response(self.models.tokenizer, whole, stop)
-            stopped = ended(self.models.tokenizer, stop, whole)
-            response = Response(text=text, new_tokens=len(whole), limit=limit, stopped=stopped)
-            score = judge(self.task, self.config.reward, prompt, response)
+        tokenizer = self.models.tokenizer
+        score = None if prompt is None else judged_tokens(self.task, self.config, tokenizer, prompt, kept + ending)
         judged = score if isinstance(score, Score) else None
         return Ending(
             code=code,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
+from pipeline.pages.records import ReportPage, ReportSection
 from pipeline.pages.report import codebook, cost, curves, examples, origin, results
-from pipeline.pages.report.records import ReportPage, ReportSection
 from pipeline.pages.report.sources import Sources, read_sources
 
 
@@ -69,6 +69,14 @@ def tiles(sources: Sources) -> list[tuple[str, str, str]]:
                 found.append((f"{who}against {results.shown(worse)}, sampled", text, mood))
     if (gates := sources.summary.get("gates")) is not None:
         found.append(("gates", "passed" if gates["passed"] else "FAILED", "good" if gates["passed"] else "bad"))
+    if (verdict := sources.summary.get("collapse")) is not None:
+        found.append(
+            (
+                "codebook after RL",
+                verdict["verdict"],
+                {"no collapse": "good", "collapse": "bad"}.get(verdict["verdict"], ""),
+            )
+        )
     stages = sources.stages
     if stages:
         found.append(("stages took", clock(sum(float(stage["seconds"]) for stage in stages.values())), ""))

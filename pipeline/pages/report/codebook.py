@@ -12,16 +12,16 @@ import numpy as np
 from latent_control.analysis.measures import ALIVE_SHARE
 from latent_control.decoding.rescoring import choices
 from latent_control.pretrained import CONFIG, read_config
-from pipeline.pages.charts.records import Bars, Curve, Lines
-from pipeline.pages.charts.words import number
+from pipeline.pages.explorer.counts import entropy
+from pipeline.pages.records import Curve, Figure, ReportSection, Table, number
 from pipeline.pages.report.curves import plain
-from pipeline.pages.report.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import REPLAY
 from pipeline.runs.metrics_log import with_whose
 from pipeline.runs.stage_table import ACTIONS, EVALUATE, LATENT_STAGES
+from pipeline.runs.summary import collapse_words
 
 MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
 LAST = 0.1
@@ -54,8 +54,7 @@ class Usage:
 
 def perplexity(counts: np.ndarray) -> float:
     """exp(entropy) of the shares: ``perplexity([5, 5])`` is 2."""
-    p = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return float(np.exp(entropy(counts / counts.sum())))
 
 
 def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> Usage:
@@ -78,9 +77,8 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
         return None
     stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
     every = max(1, -(-stored // MOST_ROLLOUTS))
-    reader = ReplayReader(
-        run_dir, shuffle=False, columns=("level", "actions", "generated", "policy_version"), world=every
-    )
+    columns = ("level", "actions", "generated", "policy_version")
+    reader = ReplayReader(run_dir, shuffle=False, columns=columns, world=every)
     rows = [row for row in reader.rows() if row["level"] == "latent" and len(row["actions"])]
     return usage_of(rows, num_actions, span) if rows else None
 
@@ -93,7 +91,8 @@ def codebook(sources: Sources) -> ReportSection:
         return ReportSection(name="codebook", title=title, lines=["The run has no codes."])
     num_actions, span = shape or (actions.num_actions, actions.span)  # type: ignore[union-attr]
     lines = [f"{num_actions} codes" + (f", each for {span} tokens." if span > 1 else ", one for each token.")]
-    figures: list[Bars | Lines] = []
+    figures: list[Figure] = []
+    lines += collapse_words(sources.summary)
     usage = read_usage(sources.run_dir, num_actions, span)
     if usage is not None:
         alive = int((usage.last > ALIVE_SHARE / num_actions).sum())
@@ -114,16 +113,8 @@ def codebook(sources: Sources) -> ReportSection:
     ):
         x, y = sources.series(ACTIONS, metric)
         if len(x) > 1:
-            curve = plain(metric.replace("_", " "), x, y)
-            figures.append(
-                Lines(
-                    name=f"actions-{metric.replace('_', '-')}",
-                    title=name,
-                    across="update",
-                    curves=[curve],
-                    note="On held-out texts",
-                )
-            )
+            curve, short = plain(metric.replace("_", " "), x, y), f"actions-{metric.replace('_', '-')}"
+            figures.append(Figure(name=short, title=name, across="update", curves=[curve], note="On held-out texts"))
     return ReportSection(name="codebook", title=title, lines=lines, figures=figures, tables=_tables(sources))
 
 
@@ -139,24 +130,22 @@ def _shape(sources: Sources) -> tuple[int, int] | None:
     return None
 
 
-def _usage_bars(usage: Usage, num_actions: int) -> Bars:
-    order = np.argsort(-usage.last, kind="stable")[:BARS]
+def _usage_bars(usage: Usage, num_actions: int) -> Figure:
+    order = np.argsort(-usage.last, kind="stable")[:BARS].tolist()
     title = "Usage of each code at the end" + (f" (the {BARS} most used)" if num_actions > BARS else "")
     levels = (("uniform (1/N)", 1 / num_actions), ("active threshold", ALIVE_SHARE / num_actions))
     note = f"Share of the choices in the last {LAST:.0%} of the updates, the most used code first"
-    return Bars(
-        name="code-usage",
-        title=title,
-        heights=[(f"code {k}", float(usage.last[k])) for k in order],
-        levels=levels,
-        note=note,
-    )
+    places = list(range(len(order)))
+    curves = [Curve(name="usage", x=places, y=usage.last[order].tolist(), kind="bars")]
+    curves += [Curve(name=name, x=(0, places[-1]), y=(level, level)) for name, level in levels]
+    labels = [str(code) for code in order]
+    return Figure(name="code-usage", title=title, across="code", curves=curves, note=note, labels=labels)
 
 
-def _perplexity_curve(usage: Usage) -> Lines:
+def _perplexity_curve(usage: Usage) -> Figure:
     kept = [(x, perplexity(c)) for x, c in zip(usage.points, usage.counts, strict=True) if c.sum()]
     curve = Curve(name="code perplexity", x=[x for x, _ in kept], y=[y for _, y in kept])
-    return Lines(
+    return Figure(
         name="code-perplexity-pooled",
         title="Code perplexity in reinforcement learning, neighbouring updates pooled",
         across="update",

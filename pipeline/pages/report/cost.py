@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.progress import clock
-from pipeline.pages.report.records import ReportSection, Table
+from pipeline.pages.records import ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.stage_table import EVALUATE
@@ -76,16 +76,12 @@ def _row(sources: Sources, name: str, record: Mapping[str, Any]) -> list[str]:
 
 
 def _models(sources: Sources) -> list[Table]:
+    counts = ("cost_tokens", "parameters_trained")
     rows = [
-        [
-            shown(name),
-            clock(float(row["cost_seconds"])),
-            f"{float(row['cost_tokens']):,.0f}",
-            f"{float(row['parameters_trained']):,.0f}",
-        ]
+        [shown(name), clock(float(row["cost_seconds"])), *(f"{float(row[count]):,.0f}" for count in counts)]
         for name, row in sources.variants.items()
         if "cost_seconds" in row
     ]
-    note = "All stages behind the model; the base LM's own training counts for nobody."
+    note = "Cumulative over stages, base pretraining excluded."
     head = ("model", "time", "tokens generated", "parameters trained")
     return [Table(title="By model", head=head, rows=rows, note=note)] if rows else []

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.schema import RunConfig
 from pipeline.evaluation.statistics import student, success_interval
-from pipeline.pages.charts.records import Curve, Lines
+from pipeline.pages.records import Curve, Figure
 from pipeline.runs.stage_table import STAGES
 
 POINTS = 300
@@ -92,7 +92,7 @@ def _spread(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(POINTS, count)).round().astype(int))
 
 
-def learning_curves(run: Measured) -> list[Lines]:
+def learning_curves(run: Measured) -> list[Figure]:
     """Reward and success of reinforcement learning, held-out plays, what else tells of its health; then the offline
     stages' losses."""
     figures = [
@@ -105,7 +105,7 @@ def learning_curves(run: Measured) -> list[Lines]:
     return figures + _offline(run)
 
 
-def _rl(run: Measured, metric: str, title: str) -> list[Lines]:
+def _rl(run: Measured, metric: str, title: str) -> list[Figure]:
     found = {stage: series for stage in RL if len((series := run.series(stage, metric))[0]) > 1}
     flat = all(y.max() == y.min() for _, y in found.values())
     if not found or (flat and metric not in ("reward", "success")):
@@ -117,10 +117,10 @@ def _rl(run: Measured, metric: str, title: str) -> list[Lines]:
         f"Line: mean of {widths} neighbouring updates; band: its 95 % interval (Student's t over these updates); "
         "points: single updates"
     )
-    return [Lines(name=metric.replace("_", "-"), title=title, across="update", curves=curves, note=note)]
+    return [Figure(name=metric.replace("_", "-"), title=title, across="update", curves=curves, note=note)]
 
 
-def _heldout(run: Measured) -> list[Lines]:
+def _heldout(run: Measured) -> list[Figure]:
     improve = run.config.improve
     curves = []
     for stage, shown in RL.items():
@@ -130,34 +130,21 @@ def _heldout(run: Measured) -> list[Lines]:
                 continue
             prompts, rates = improve.evaluate_prompts, y.tolist()
             low, high = zip(*(success_interval(round(rate * prompts), prompts) for rate in rates), strict=True)
-            curves.append(Curve(name=f"{shown}, {mode}", x=x.tolist(), y=rates, low=low, high=high, joined=False))
+            curves.append(Curve(name=f"{shown}, {mode}", x=x.tolist(), y=rates, low=low, high=high, kind="marks"))
     if not curves or improve is None:
         return []
     note = f"Each mark: {improve.evaluate_prompts} held-out prompts, one rollout each; whiskers: 95 % interval"
-    return [
-        Lines(
-            name="heldout",
-            title="Success on held-out prompts while training",
-            across="update",
-            curves=curves,
-            note=note,
-        )
-    ]
+    title = "Success on held-out prompts while training"
+    return [Figure(name="heldout", title=title, across="update", curves=curves, note=note)]
 
 
-def _offline(run: Measured) -> list[Lines]:
+def _offline(run: Measured) -> list[Figure]:
     figures = []
     for stage, shown in OFFLINE.items():
         x, y = run.series(stage, "loss")
         if len(x) < 2:
             continue
-        figures.append(
-            Lines(
-                name=f"loss-{stage.replace('_', '-')}",
-                title=f"Loss of stage {shown}",
-                across="update",
-                curves=[smoothed("loss", x, y)],
-                note=f"Line: mean of {2 * half_width(len(x)) + 1} neighbouring updates; band: its 95 % interval",
-            )
-        )
+        note = f"Line: mean of {2 * half_width(len(x)) + 1} neighbouring updates; band: its 95 % interval"
+        name, title, curve = f"loss-{stage.replace('_', '-')}", f"Loss of stage {shown}", smoothed("loss", x, y)
+        figures.append(Figure(name=name, title=title, across="update", curves=[curve], note=note))
     return figures

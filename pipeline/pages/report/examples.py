@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.evaluation.gates import final_of
 from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcomes import Outcome
-from pipeline.pages.report.records import Example, Gallery, ReportSection, Table
+from pipeline.pages.records import Example, Gallery, ReportSection, Table
 from pipeline.pages.report.results import shown
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.layout import OUTCOMES
@@ -71,58 +71,33 @@ def examples(sources: Sources) -> ReportSection:
     title = "Gained and lost"
     variants = {o.variant for o in sources.outcomes}
     if not variants:
-        return ReportSection(
-            name="examples",
-            title=title,
-            lines=[f"There are no stored outcomes ({OUTCOMES}): the run has not been evaluated (yet)."],
-        )
+        none = f"There are no stored outcomes ({OUTCOMES}): the run has not been evaluated (yet)."
+        return ReportSection(name="examples", title=title, lines=[none])
     final = final_of(sources.evaluation) if sources.variants else "improved"
     references = [name for name in REFERENCES if name in variants and name != final]
     if final not in variants or not references:
         return ReportSection(name="examples", title=title, lines=["There is one model only: nothing to compare."])
-    others = [
-        name for name in (*references, "finetuned", "offline", "token_level") if name in variants and name != final
-    ]
+    others = [n for n in (*references, "finetuned", "offline", "token_level") if n in variants and n != final]
     rows = []
     for mode in ("greedy", "greedy_token", "sampled"):
         answers = answers_of(sources.outcomes, mode)
         for name in (name for name in dict.fromkeys(others) if {name, final} <= answers.keys()):
             c = change(answers[name], answers[final])
-            rows.append(
-                [
-                    f"{shown(name)} → {shown(final)}, {MODES[mode]}",
-                    str(c.gained),
-                    str(c.lost),
-                    str(c.both),
-                    str(c.neither),
-                ]
-            )
+            counted = map(str, (c.gained, c.lost, c.both, c.neither))
+            rows.append([f"{shown(name)} → {shown(final)}, {MODES[mode]}", *counted])
     note = "Prompts by who solves them; sampled: the first sample, so that a part of what is gained and lost is luck."
-    counts = Table(
-        title="Prompts gained and lost",
-        head=("models", "gained", "lost", "both solve", "neither"),
-        rows=rows,
-        note=note,
-    )
+    head = ("models", "gained", "lost", "both solve", "neither")
+    counts = Table(title="Prompts gained and lost", head=head, rows=rows, note=note)
     answers = answers_of(sources.outcomes, "greedy")
     gained, lost = gained_and_lost(answers, references, final)
     names = " and ".join(map(shown, references))
-    most = sources.config.report.examples
+    most, one = sources.config.report.examples, "s" * (len(references) == 1)
     galleries = [
-        _gallery(
-            f"Gained: {names} fail{'s' * (len(references) == 1)}, {shown(final)} solves it",
-            gained,
-            answers,
-            (*references, final),
-            most,
-        ),
-        _gallery(
-            f"Lost: {names} solve{'s' * (len(references) == 1)} it, {shown(final)} fails",
-            lost,
-            answers,
-            (*references, final),
-            most,
-        ),
+        _gallery(title, keys, answers, (*references, final), most)
+        for title, keys in (
+            (f"Gained: {names} fail{one}, {shown(final)} solves it", gained),
+            (f"Lost: {names} solve{one} it, {shown(final)} fails", lost),
+        )
     ]
     line = f"Greedy responses: {len(gained)} prompts gained, {len(lost)} lost against {names} together."
     return ReportSection(name="examples", title=title, lines=[line], tables=[counts], galleries=galleries)
@@ -130,12 +105,9 @@ def examples(sources: Sources) -> ReportSection:
 
 def _gallery(title: str, keys: Sequence[Key], answers: Answers, names: Sequence[str], most: int) -> Gallery:
     chosen = [keys[round(i * (len(keys) - 1) / max(1, most - 1))] for i in range(most)] if len(keys) > most else keys
-    found = [
-        Example(
-            prompt_id=key[0],
-            prompt=key[1],
-            answers=[(shown(n), answers[n][key].response, answers[n][key].success) for n in names],
-        )
-        for key in chosen
-    ]
-    return Gallery(title=title, total=len(keys), examples=found)
+
+    def example(key: Key) -> Example:
+        given = [(shown(n), answers[n][key].response, answers[n][key].success) for n in names]
+        return Example(prompt_id=key[0], prompt=key[1], answers=given)
+
+    return Gallery(title=title, total=len(keys), examples=list(map(example, chosen)))

@@ -11,12 +11,17 @@ from typing import Any
 from configs.install import install_command
 from configs.loading import dump_config
 from configs.redaction import without_secrets
-from pipeline.pages.report.records import Link, ReportSection, Table
+from pipeline.pages.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
 from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
-from pipeline.tracking.server import deep_link
+from pipeline.tracking.server import FIRST_PORT, HOST, deep_link
+
+BITS = (
+    "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by its "
+    "ledger."
+)
 
 
 def environment(sources: Sources) -> ReportSection:
@@ -45,14 +50,10 @@ def environment(sources: Sources) -> ReportSection:
         rows.append(["GPUs", ", ".join(found["gpus"]) or "none"])
     tables = [Table(title="The run", head=("what", "value"), rows=rows)]
     if packages:
-        tables.append(
-            Table(title="Packages", head=("package", "version"), rows=[[n, str(v)] for n, v in packages.items()])
-        )
-    lines = (
-        []
-        if sources.environment
-        else ["The run is of a version that did not write down its machine; versions are those of its checkpoints."]
-    )
+        versions = [[n, str(v)] for n, v in packages.items()]
+        tables.append(Table(title="Packages", head=("package", "version"), rows=versions))
+    old = "The run is of a version that did not write down its machine; versions are those of its checkpoints."
+    lines = [] if sources.environment else [old]
     return ReportSection(name="environment", title="Environment", lines=lines, tables=tables)
 
 
@@ -76,31 +77,17 @@ def reproduce(sources: Sources) -> ReportSection:
             f"latent-control reproduce {quoted}" + (f" --stage {stage}" if stage != IMPROVE else "") for stage in stages
         ]
         if lines:
-            commands.append(
-                (
-                    "Reinforcement learning repeated in the order its ledger recorded, every policy compared by its "
-                    "hash",
-                    "\n".join(lines),
-                )
-            )
+            what = "Reinforcement learning repeated in the order its ledger recorded, every policy compared by its hash"
+            commands.append((what, "\n".join(lines)))
     commands.append(("Proof that nothing was lost, doubled or over-stale", f"latent-control audit {quoted}"))
-    warnings = (
-        [f"The code had been changed since commit {clean}: the commit alone does not give the same code."]
-        if commit != clean
-        else []
-    )
-    config = dump_config(sources.config)
-    line = (
-        "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by "
-        "its ledger."
-    )
+    changed = f"The code had been changed since commit {clean}: the commit alone does not give the same code."
     return ReportSection(
         name="reproduce",
         title="How to reproduce",
-        lines=[line],
-        warnings=warnings,
+        lines=[BITS],
+        warnings=[changed] if commit != clean else [],
         commands=commands,
-        files=[(CONFIG, config)],
+        files=[(CONFIG, dump_config(sources.config))],
     )
 
 
@@ -117,25 +104,23 @@ def elsewhere(sources: Sources, beside: Path) -> ReportSection:
     tracked = sources.tracked
     commands = []
     if tracked:
-        commands.append(
-            (
-                "MLflow on the run's store, with links to the charts; the link below is for its usual port",
-                f"latent-control ui {shlex.quote(str(sources.run_dir))}",
-            )
-        )
-        chart = deep_link(str(tracked["experiment_id"]), group=sources.run_dir.name)
-        links.append(
-            Link(
-                text="MLflow: charts of this run",
-                target=chart,
-                about=f"store {without_secrets(str(tracked['tracking_uri']))}",
-            )
-        )
+        what = "MLflow on the run's store, with links to the charts; the links below are for its usual port"
+        commands.append((what, f"latent-control ui {shlex.quote(str(sources.run_dir))}"))
+        links += mlflow_links(tracked, sources.run_dir.name)
     lines = [] if links else ["Nothing else was written."]
-    if tracked:
-        ids = json.dumps(tracked["runs"])
-        lines.append(f"MLflow run of each stage: {ids}")
     return ReportSection(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
+
+
+def mlflow_links(tracked: Mapping[str, Any], name: str) -> list[Link]:
+    """To MLflow's charts of a run and to each of its stages, on the server that has them or that ``ui`` starts."""
+    store, experiment = without_secrets(str(tracked["tracking_uri"])), str(tracked["experiment_id"])
+    server = store if store.startswith(("http://", "https://")) else f"http://{HOST}:{FIRST_PORT}"
+    stages = [
+        Link(text=f"MLflow: {stage}", target=f"{server}/#/experiments/{experiment}/runs/{run}", about=f"run {run}")
+        for stage, run in tracked["runs"].items()
+    ]
+    charts = deep_link(experiment, server=server, group=name)
+    return [Link(text="MLflow: charts of this run", target=charts, about=f"store {store}"), *stages]
 
 
 def _commit(sources: Sources) -> str:

@@ -7,9 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.gates import final_of
 from pipeline.evaluation.modes import MODES, greedy_words
-from pipeline.pages.charts.records import Dot, Dots
-from pipeline.pages.charts.words import between, number
-from pipeline.pages.report.records import ReportSection, Table
+from pipeline.pages.records import Curve, Figure, ReportSection, Table, between, number
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.stage_table import STAGES, TOKEN_LEVEL, TOKEN_SFT
 
@@ -48,11 +46,8 @@ def result(sources: Sources) -> ReportSection:
             if sources.config.evaluation is not None
             else "The config has no evaluation."
         )
-        return ReportSection(
-            name="result",
-            title="Result",
-            lines=[f"{why} latent-control evaluate RUN does that for the stages that are done."],
-        )
+        why += " latent-control evaluate RUN does that for the stages that are done."
+        return ReportSection(name="result", title="Result", lines=[why])
     evaluation = sources.evaluation
     samples = int(evaluation.get("samples_per_prompt", 1))
     times = "once" if samples == 1 else f"{samples} times"
@@ -60,20 +55,10 @@ def result(sources: Sources) -> ReportSection:
     note += "Wilson's" if samples == 1 else "Wilson's (greedy), bootstrap over prompts (sampled)"
     note += ", exact where few prompts differ from the rest"
     tables = [_success(rows, note), *_differences(evaluation), *_measures(rows)]
-    return ReportSection(
-        name="result",
-        title="Result",
-        lines=[
-            sentence(evaluation, rows),
-            ALONE,
-            *(f"Greedy: {words}." for words in greedy_words(evaluation)),
-            *([UNLIKE] if TOKEN_LEVEL in rows and sources.config.finetune and TOKEN_SFT not in rows else []),
-            *evaluation.get("notes", []),
-            *sources.summary.get("warnings", []),
-        ],
-        figures=[dots(rows, note)],
-        tables=tables,
-    )
+    lines = [sentence(evaluation, rows), ALONE, *(f"Greedy: {words}." for words in greedy_words(evaluation))]
+    lines += [UNLIKE] if TOKEN_LEVEL in rows and sources.config.finetune and TOKEN_SFT not in rows else []
+    lines += [*evaluation.get("notes", []), *sources.summary.get("warnings", [])]
+    return ReportSection(name="result", title="Result", lines=lines, figures=[rates(rows, note)], tables=tables)
 
 
 def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -89,11 +74,8 @@ def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
     for name, passes in evaluation.get("differences", {}).items():
         better, _, worse = name.partition(" - ")
         if better == final:
-            text += (
-                f" Against {shown(worse)}: "
-                + ", ".join(_said(mode, passes[mode]) for mode in MODES if mode in passes)
-                + "."
-            )
+            said = ", ".join(_said(mode, passes[mode]) for mode in MODES if mode in passes)
+            text += f" Against {shown(worse)}: {said}."
     return text
 
 
@@ -102,20 +84,18 @@ def _said(mode: str, found: Mapping[str, float]) -> str:
     return f"{MODES[mode]} {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {seen}"
 
 
-def dots(rows: Mapping[str, Mapping[str, Any]], note: str) -> Dots:
-    """Success of every model, sampled and greedy."""
-    made = [
-        (
-            shown(name),
-            [
-                Dot(kind=MODES[m], value=row[m], low=row[f"{m}_interval"][0], high=row[f"{m}_interval"][1])
-                for m in MODES
-                if m in row
-            ],
-        )
-        for name, row in rows.items()
-    ]
-    return Dots(name="success-rates", title="Success on held-out prompts", rows=made, note=note)
+def rates(rows: Mapping[str, Mapping[str, Any]], note: str) -> Figure:
+    """Success of every model, each mode beside the others."""
+    modes = [mode for mode in MODES if any(mode in row for row in rows.values())]
+    curves = []
+    for number_of, mode in enumerate(modes):
+        there = [(place, row) for place, row in enumerate(rows.values()) if mode in row]
+        aside = 0.12 * (number_of - (len(modes) - 1) / 2)
+        low, high = ([row[f"{mode}_interval"][end] for _, row in there] for end in (0, 1))
+        x, y = [place + aside for place, _ in there], [row[mode] for _, row in there]
+        curves.append(Curve(name=MODES[mode], x=x, y=y, low=low, high=high, kind="marks"))
+    labels, title = [shown(name) for name in rows], "Success on held-out prompts"
+    return Figure(name="success-rates", title=title, across="", curves=curves, note=note, labels=labels)
 
 
 def _success(rows: Mapping[str, Mapping[str, Any]], note: str) -> Table:
@@ -155,14 +135,8 @@ def _differences(evaluation: Mapping[str, Any]) -> list[Table]:
         rows.append(cells)
     names = [MODES.get(measure, measure.replace("_", " ")) for measure in measures]
     head = ["difference", *(cell for name in names for cell in (name, "95 % interval"))]
-    return [
-        Table(
-            title="Paired differences",
-            head=head,
-            rows=rows,
-            note="On the same prompts; 95 % intervals over prompts: bootstrap, exact sign test where few differ.",
-        )
-    ]
+    note = "On the same prompts; 95 % intervals over prompts: bootstrap, exact sign test where few differ."
+    return [Table(title="Paired differences", head=head, rows=rows, note=note)]
 
 
 def _measures(rows: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -171,12 +145,8 @@ def _measures(rows: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         values = [row.get(key) for row in rows.values()]
         if any(value is not None for value in values):
             body.append([label, *("–" if value is None else number(float(value)) for value in values)])
-    head = ["measure", *map(shown, rows)]
-    return (
-        [Table(title="Other measures", head=head, rows=body, note="docs/evaluation.md says what each is.")]
-        if body
-        else []
-    )
+    head, note = ["measure", *map(shown, rows)], "docs/evaluation.md says what each is."
+    return [Table(title="Other measures", head=head, rows=body, note=note)] if body else []
 
 
 def gates(sources: Sources) -> ReportSection:
@@ -191,19 +161,9 @@ def gates(sources: Sources) -> ReportSection:
             [v["gate"], "passed" if v["passed"] else "FAILED", shown(v["variant"]), _measured(v["value"])]
             for v in judged["verdicts"]
         ]
-    line = (
-        "Not judged yet."
-        if judged is None
-        else "All gates passed."
-        if judged["passed"]
-        else "A gate failed: the run ended with exit code 3."
-    )
-    return ReportSection(
-        name="gates",
-        title="Gates",
-        lines=[line],
-        tables=[Table(title="Verdicts", head=("gate", "verdict", "of", "value"), rows=rows)],
-    )
+    said = {None: "Not judged yet.", True: "All gates passed.", False: "A gate failed: the run ended with exit code 3."}
+    table = Table(title="Verdicts", head=("gate", "verdict", "of", "value"), rows=rows)
+    return ReportSection(name="gates", title="Gates", lines=[said[judged and judged["passed"]]], tables=[table])
 
 
 def _measured(value: float | None) -> str:

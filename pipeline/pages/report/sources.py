@@ -50,14 +50,8 @@ class Sources:
 
     def series(self, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values [U] of the lines of a stage that have a metric."""
-        found = self.steps(stage, metric)
+        found = [r for r in self.metrics if r.get("stage") == stage and r.get(metric) is not None]
         return np.array([float(r["step"]) for r in found]), np.array([float(r[metric]) for r in found])
-
-    def steps(self, stage: str, *metrics: str) -> list[Mapping[str, Any]]:
-        """The lines of a stage that have all of these metrics, as numbers."""
-        return [
-            r for r in self.metrics if r.get("stage") == stage and all(r.get(metric) is not None for metric in metrics)
-        ]
 
 
 def read_sources(run_dir: Path) -> Sources:

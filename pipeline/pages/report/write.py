@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.loading import load_config
+from pipeline.pages.page import report_page
+from pipeline.pages.records import ReportPage
 from pipeline.pages.report.build import build
-from pipeline.pages.report.page import figures, page
-from pipeline.pages.report.records import ReportPage
 from pipeline.runs import manifest
 from pipeline.runs.context import StageContext
 from pipeline.runs.layout import CONFIG, REPORT
@@ -15,23 +15,19 @@ from pipeline.runs.stage_table import EVALUATE
 from pipeline.storage.atomic import write_atomic
 from pipeline.tracking.results import attach
 
-FIGURES = "figures"
-"""Their folder among the artifacts of the MLflow run."""
-
 
 def report(run_dir: Path, path: Path) -> tuple[ReportPage, str]:
-    """Write the report of a run to ``path``; returns it, and "" or why MLflow has no copy of page and figures.
+    """Write the report of a run to ``path``; returns it, and "" or why MLflow has no copy.
 
     Raises:
         ValueError: a file of the run is damaged.
     """
     made = build(run_dir, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(made).encode())
+    write_atomic(path, report_page(made).encode())
     manifest.know_own(run_dir, path)
-    pictures = {f"{FIGURES}/{name}": text for name, text in figures(made).items()}
     settings = load_config(run_dir / CONFIG, [], check_paths=False).tracking
-    return made, attach(path, settings, run_dir, EVALUATE, texts=pictures)
+    return made, attach(path, settings, run_dir, EVALUATE)
 
 
 def write_at_end(context: StageContext) -> None:

@@ -1,10 +1,5 @@
 // Asking and showing.
 
-function trouble(error) {
-  $("problem").textContent = error ? printable(error.message) : "";
-  $("problem").hidden = !error;
-}
-
 // Asks for the steered answer and what stands beside it; `place` stays open if the answer is that long.
 async function generate(place = null) {
   const turn = ++now.turn;
@@ -15,8 +10,8 @@ async function generate(place = null) {
   } catch (error) {
     return trouble(error);
   }
-  for (const id of ["steered", "beside"]) $(id).classList.add("busy");
-  $("answer").setAttribute("aria-busy", "true");
+  const busy = (on) => (["steered", "beside"].forEach((id) => $(id).classList.toggle("busy", on)), $("answer").setAttribute("aria-busy", String(on)));
+  busy(true);
   try {
     const answer = await ask("api/answer", asked);
     if (turn !== now.turn) return;
@@ -25,7 +20,7 @@ async function generate(place = null) {
     if (JSON.stringify(plain) !== now.plain) Object.assign(now, { plain: JSON.stringify(plain), free: null, base: null });
     now.free = isSteered(asked) ? now.free : answer;
     now.open = null;
-    $("candidates").replaceChildren();
+    put("candidates");
     showAnswer();
     showBeside();
     $("status").textContent = `Answer: ${printable(answer.text)}`;
@@ -41,16 +36,13 @@ async function generate(place = null) {
   } catch (error) {
     if (turn === now.turn) trouble(error);
   } finally {
-    if (turn === now.turn) {
-      for (const id of ["steered", "beside"]) $(id).classList.remove("busy");
-      $("answer").removeAttribute("aria-busy");
-    }
+    if (turn === now.turn) busy(false);
   }
 }
 
 // The answer again, now that what the policy writes alone is known; the focus stays.
 function markChanges() {
-  const focused = document.activeElement && document.activeElement.dataset.place;
+  const focused = document.activeElement?.dataset.place;
   showAnswer();
   if (focused !== undefined) focusToken(focused);
 }
@@ -60,9 +52,7 @@ function clearSteering() {
   Object.assign(now, { codes: [], pins: new Set(), forbiddenAt: new Map() });
 }
 
-function sampling() {
-  for (const id of ["temperature-field", "seed-field"]) $(id).hidden = $("mode").value !== "sampled";
-}
+const sampling = () => ["temperature-field", "seed-field"].forEach((id) => ($(id).hidden = $("mode").value !== "sampled"));
 
 async function start() {
   now.model = await ask("api/model");
@@ -112,10 +102,7 @@ $("clear").addEventListener("click", () => {
   generate();
 });
 $("mode").addEventListener("change", sampling);
-$("skip").addEventListener("click", (event) => {
-  event.preventDefault();
-  $("answer").focus();
-});
+$("skip").href = "#answer";
 DARK.addEventListener("change", () => {
   if (!now.answer) return;
   showAnswer();

@@ -1,86 +1,85 @@
-// Listening and showing.
+// Watching a run: listening to the service, and showing what it says.
+
+const TABS = [["curves", "Curves"], ["rollouts", "Rollouts"], ["rewards", "Rewards"], ["result", "Result"], ["cost", "Cost"], ["compare", "Compare"]];
+// Of a search; they are the names of the fields and of the service's query, too.
+const SEARCH = ["text", "regex", "prompt", "success", "finish", "least", "most", "first", "last", "variant", "at"];
+const REMEMBERED = ["run", "tab", "group", "why", "step", "beside", ...SEARCH];
+const news = {}; // what the service said last, by event: state, curves, time, rollouts
+let source = null, names = [], turn = 0; // of the run's events; of the runs; of questions: only the last one's answer is shown
+
+const tab = () => (TABS.some(([name]) => name === chosen("tab")) ? chosen("tab") : TABS[0][0]);
+const ofRun = (path) => `api/runs/${encodeURIComponent(news.run)}/${path}`;
+const pageOf = (path) => `runs/${encodeURIComponent(news.run)}/${path}`;
+const leadsTo = ({ view, code }) => view === "codes" && pageOf(`codes/#view=codes&code=${code}`); // of the explorer
 
 const costView = () => [
-  el("h2", {}, "Cost"),
-  ...news.time.flatMap((spent) => {
-    const whole = Object.values(spent.totals).reduce((sum, value) => sum + value, 0);
-    const rows = Object.entries(spent.totals);
-    return [
-      chart({
-        title: `Seconds of an update: ${spent.stage}`,
-        across: "update",
-        note: "Seconds of an update by the driver's clock, each bar the mean of neighbouring updates. idle: an asynchronous learner waits for rollouts; other: what is not measured by itself",
-        labels: spent.updates,
-        stacked: true,
-        curves: rows.map(([name]) => ({ name, x: spent.updates.map((_, i) => i), y: spent.parts[name] })),
-      }),
-      table(`All updates: ${spent.stage}`, [
-        { name: "part", cell: ([name]) => name },
-        { name: "seconds", number: true, cell: ([, value]) => value.toFixed(1), value: ([, value]) => value },
-        { name: "share", number: true, cell: ([, value]) => percent(value / (whole || 1)), value: ([, value]) => value },
-      ], rows),
-      spent.workers_idle !== null && el("p", {}, `Rollout workers had nothing to sample ${percent(spent.workers_idle, 0)} of the time.`),
-    ].filter(Boolean);
-  }),
-  ...(news.time.length ? [] : [el("p", {}, "No update of reinforcement learning has ended yet.")]),
-  el("div", { id: "costs" }),
+  title("Cost"),
+  news.time.length ? headed(news.time) : p("No update of reinforcement learning has ended yet."),
+  sectionsOf(ofRun("cost")),
 ];
 
-// The report's tables of what stages and models cost.
-async function refreshCosts() {
-  const tables = await ask(ofRun("cost"));
-  const shown = tables.map((one) => [
-    table(one.title, one.head.map((name, i) => ({ name, number: i > 0, cell: (row) => printable(row[i]) })), one.rows),
-    el("p", { class: "soft" }, one.note),
-  ]);
-  $("costs")?.replaceChildren(...shown.flat());
+const curvesView = () => [title("Curves"), news.curves.length ? side(news.curves.map(chart)) : p("Nothing has been logged yet.")];
+
+const compareView = () => {
+  const beside = chosen("beside").split("/").filter((name) => names.includes(name));
+  const toggled = (name, on) => go({ beside: (on ? [...beside, name] : beside.filter((one) => one !== name)).join("/") });
+  const pick = (name) => el("label", { class: "tick" }, el("input", { type: "checkbox", checked: beside.includes(name), onchange: (event) => toggled(name, event.target.checked) }), printable(name));
+  return [
+    title("Compare"),
+    names.length < 2 && p("Watch a folder of runs to compare them: latent-control watch runs."),
+    el("div", { class: "controls", role: "group", "aria-label": "runs" }, names.slice(0, 40).map(pick)),
+    beside.length < 2 ? soft("Choose two runs or more.") : sectionsOf(`api/compare?${beside.map((name) => `run=${encodeURIComponent(name)}`).join("&")}`),
+  ];
+};
+
+const headed = (sections) => sections.map((s) => [el("h3", {}, plain(s.title)), sectionOf(s)]);
+
+// A place for sections that the service makes when they are asked for.
+function sectionsOf(path) {
+  const node = el("div", { class: "sections", "aria-live": "polite" }, soft("Computing\u2026")), mine = ++turn;
+  const shown = (found) => mine === turn && (trouble(null), node.replaceChildren(...nodes(headed(found))));
+  ask(path).then(shown, (error) => (node.replaceChildren(), mine === turn && trouble(error)));
+  return node;
 }
 
-const curvesView = () => [
-  el("h2", {}, "Curves"),
-  news.curves.length ? el("div", { class: "columns" }, news.curves.map(chart)) : el("p", {}, "Nothing has been logged yet."),
-];
-
-const VIEWS = { curves: ["curves", curvesView], cost: ["time", costView], rollouts: ["state", rolloutsView], compare: ["state", compareView] };
-
+const asked = (name, head) => ["state", () => [title(head), sectionsOf(ofRun(name))]];
+const VIEWS = {
+  curves: ["curves", curvesView], rollouts: ["state", rolloutsView], rewards: asked("rewards", "Rewards"), result: asked("result", "Result"),
+  cost: ["time", costView], compare: ["state", compareView],
+};
 const STOPS = ".reader, .tick input";
 
 // Fills the view; a place that is focused stays so, and what a reader has opened stays open.
 function show() {
   const [needs, view] = VIEWS[tab()];
-  for (const node of $("tabs").children)
-    node.dataset.tab === tab() ? node.setAttribute("aria-current", "page") : node.removeAttribute("aria-current");
-  if (!(needs in news)) return $("view").replaceChildren(el("p", { class: "waiting" }, "Waiting for the run."));
+  for (const node of $("tabs").children) node.dataset.tab === tab() ? node.setAttribute("aria-current", "page") : node.removeAttribute("aria-current");
+  if (!(needs in news)) return put("view", el("p", { class: "waiting" }, "Waiting for the run."));
   const places = (selector) => [...$("view").querySelectorAll(selector)];
-  const focused = places(STOPS).indexOf(document.activeElement);
-  const open = places("details").map((node) => node.open);
-  $("view").replaceChildren(...view());
+  const focused = places(STOPS).indexOf(document.activeElement), open = places("details").map((node) => node.open);
+  put("view", view());
   places("details").forEach((node, i) => (node.open = open[i] ?? false));
   if (focused >= 0) places(STOPS)[focused]?.focus();
   if (tab() === "rollouts") refreshRollouts();
-  if (tab() === "cost") refreshCosts().catch(trouble);
-  if (tab() === "compare") refreshComparison().catch(trouble);
 }
 
 function showState() {
-  const { name, status, stage, step, updates, reward, pages, model } = news.state;
+  const { name, status, stage, step, updates, reward, pages, model, collapse, links } = news.state;
   document.title = `${printable(name)}: watch`;
-  $("title").textContent = printable(name);
+  put("title", printable(name));
   const at = status !== "finished" && stage && `, ${stage} ${step}${updates ? ` of ${updates}` : ""}`;
-  $("about").textContent = `${status}${at || ""}${reward === null ? "" : `, reward of the last update ${fixed(reward)}`}`;
+  put("about", `${status}${at || ""}${reward === null ? "" : `, reward of the last update ${fixed(reward)}`}`, collapse.map((text) => ["; ", plain(text)]));
+  const to = (href, text) => el("a", { href, rel: "noreferrer" }, plain(text));
   const rest = [
-    ...pages.map((file) => el("a", { href: `runs/${encodeURIComponent(name)}/${file}`, rel: "noreferrer" }, file)),
-    pages.includes("explorer.html") && el("a", { href: `runs/${encodeURIComponent(name)}/codes/` }, "Codes"),
-    model && el("a", { href: `runs/${encodeURIComponent(name)}/steer/` }, "Steer"),
-  ].filter(Boolean);
-  const key = JSON.stringify([pages, model]);
+    ...pages.map((file) => to(pageOf(file), file)),
+    ...(pages.includes("explorer.html") ? [to(pageOf("codes/"), "Codes")] : []),
+    ...(model ? [to(pageOf("steer/"), "Steer")] : []),
+    ...links.map((one) => to(one.target, one.text)),
+  ];
+  const key = JSON.stringify([pages, model, links]);
   if ($("links").dataset.key === key) return;
   $("links").dataset.key = key;
-  $("links").replaceChildren(el("p", {}, rest.map((node, i) => [i ? " \u00b7 " : "", node])));
+  put("links", p(rest.map((node, i) => [i ? " \u00b7 " : "", node])));
 }
-
-let source = null;
-let names = []; // of the runs
 
 function listen(name) {
   source?.close();
@@ -91,7 +90,7 @@ function listen(name) {
   const on = (part, then) =>
     source.addEventListener(part, (event) => {
       news[part] = JSON.parse(event.data);
-      $("connection").textContent = "";
+      put("connection");
       then();
     });
   on("state", () => {
@@ -100,19 +99,20 @@ function listen(name) {
   });
   for (const part of ["curves", "time"]) on(part, () => VIEWS[tab()][0] === part && show());
   on("rollouts", () => tab() === "rollouts" && ($("rollouts") ? !chosen("at") && !chosen("group") && refreshRollouts() : show()));
-  source.onerror = () => ($("connection").textContent = "The connection is lost: is latent-control watch still running?");
+  source.onerror = () => put("connection", "The connection is lost: is latent-control watch still running?");
 }
 
 async function start() {
   names = await ask("api/runs");
   const wanted = () => (names.includes(chosen("run")) ? chosen("run") : names[0]);
-  $("tabs").append(...TABS.map(([name, text]) => el("a", { href: "#", "data-tab": name, onclick: (event) => (event.preventDefault(), go({ tab: name, group: null, why: null, step: null })) }, text)));
-  $("pick").append(...names.map((name) => el("option", { value: name }, printable(name))));
+  const leave = { group: null, why: null, step: null };
+  put("tabs", TABS.map(([name, text]) => el("a", { href: "#", "data-tab": name, onclick: (event) => (event.preventDefault(), go({ tab: name, ...leave })) }, text)));
+  put("pick", names.map((name) => el("option", { value: name }, printable(name))));
   $("pick-field").hidden = names.length < 2;
   $("pick").value = wanted();
-  $("pick").addEventListener("change", () => go({ run: $("pick").value, at: null, group: null, why: null, variant: null }));
+  $("pick").addEventListener("change", () => go({ run: $("pick").value, at: null, variant: null, ...leave }));
   if (!names.length) throw new Error("there is no run in this folder yet: start one, then load this page again");
-  let last = {};
+  let last = { tab: tab(), run: wanted() };
   addEventListener("hashchange", () => {
     const before = last;
     last = { tab: tab(), run: wanted() };
@@ -120,13 +120,8 @@ async function start() {
     if (last.tab !== before.tab || tab() !== "rollouts") show();
     else refreshRollouts();
   });
-  last = { tab: tab(), run: wanted() };
   listen(wanted());
 }
 
-$("skip").addEventListener("click", (event) => {
-  event.preventDefault();
-  $("main").focus();
-});
 DARK.addEventListener("change", show);
 start().catch(trouble);

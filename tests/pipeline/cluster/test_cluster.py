@@ -4,6 +4,7 @@ dies."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from pipeline import job
 from pipeline.cli.main import app
-from pipeline.cluster import shared_storage
+from pipeline.cluster import connect, shared_storage
 from pipeline.cluster import submit as jobs
 from pipeline.cluster.connect import WORKER_ENVIRONMENT, worker_environment
 from pipeline.preflight.resources import cluster_problems
@@ -345,3 +346,10 @@ def test_a_killed_driver_is_submitted_again_and_the_run_goes_on(cluster: LocalCl
     assert any("the driver was lost; submitted again in 5 s (1 of 2 times)" in line for line in run.lines)
     assert [r["step"] for r in run.metrics()] == list(range(1, 31))
     assert [event["kind"] for event in read_events(run.run_dir)].count("started") == 2
+
+
+def test_rays_notice_of_its_log_level_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    with connect.without_notice():
+        os.write(2, b"Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\na warning\n")
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "a warning\nlater\n"

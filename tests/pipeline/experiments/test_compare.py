@@ -113,7 +113,9 @@ def test_command_writes_the_page_beside_b(tmp_path: Path) -> None:
     a, b = finished(tmp_path / "a", 60), finished(tmp_path / "b", 40)
     done = CliRunner().invoke(app, ["compare", str(a), str(b)])
     assert done.exit_code == 0 and "A is better by 0.200" in done.output
-    assert "<polyline" in (b / "compare-with-a.html").read_text()
+    assert "differences on the same held-out prompts" in done.output.lower() and "A / B" in done.output
+    page = (b / "compare-with-a.html").read_text()
+    assert '"title":"Reward by update"' in page and '"from":' in page, "curves, and intervals on one scale"
     asked = CliRunner().invoke(
         app, ["compare", "--a", str(a), "--b", str(b), "--json", "--html", str(tmp_path / "x.html")]
     )

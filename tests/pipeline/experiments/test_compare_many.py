@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from explorer_data import made_up
 
 from configs.loading import dump_config
 from configs.schema import Improve, RunConfig
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
-from pipeline.experiments.compare_many import MOST_RUNS, meaning, side_by_side
+from pipeline.experiments.compare import MOST_RUNS, side_by_side
+from pipeline.experiments.comparison_page import sections
+from pipeline.experiments.config_meaning import meaning
+from pipeline.pages.explorer.page import write_page
 from pipeline.storage import checksummed_jsonl
 
 PROMPTS = 100
@@ -70,8 +75,8 @@ def test_two_runs_of_different_configs(tmp_path):
     # The last ten updates' mean, 0.91, is reached at the last update: 50 x 8 rollouts, 50 x 2 seconds.
     assert found["level"] == pytest.approx(np.mean(np.arange(41, 51) / 50))
     assert found["methods"][0]["reached"] == {"rollouts": 400.0, "seconds": 100.0}
-    assert [one["across"] for one in found["curves"]] == ["update", "rollouts"]
-    assert found["curves"][1]["curves"][0]["x"][-1] == 400.0
+    assert [one["across"] for one in found["figures"]] == ["update", "rollouts", "seconds"]
+    assert found["figures"][1]["curves"][0]["x"][-1] == 400.0
     json.dumps(found, allow_nan=False)
 
 
@@ -88,6 +93,40 @@ def test_seeds_are_one_method_and_the_unit(tmp_path):
     one_seed = side_by_side([*runs[:3], runs[3]])
     assert one_seed["differences"][0]["unit"] == "100 prompts"
     assert one_seed["differences"][0]["value"] == pytest.approx(0.80 - 0.51)
+
+
+def test_codes_are_matched_by_the_tokens_that_they_wrote(tmp_path):
+    runs = [make(tmp_path, name, {1}, rate=rate) for name, rate in (("a", 1e-3), ("b", 3e-4), ("c", 1e-4))]
+    assert side_by_side(runs)["matched"] == []
+    dataset = made_up(4, 40, 12, explained=0)
+    # In b the same rollouts come from codes that are named the other way round; c has no page.
+    turned = [replace(one, codes=tuple(3 - code for code in one.codes)) for one in dataset.rollouts]
+    write_page([dataset], runs[0] / "explorer.html")
+    write_page([replace(dataset, rollouts=tuple(turned))], runs[1] / "explorer.html")
+    found = side_by_side(runs)["matched"]
+    assert sorted(row["A"]["code"] for row in found) == [0, 1, 2, 3]
+    assert {(row["A"]["code"] + row["B"]["code"], row["B"]["overlap"]) for row in found} == {(3, 1.0)}
+    assert all(row.keys() == {"A", "B"} for row in found)
+    tables = {table.title: table for section in sections(side_by_side(runs)) for table in section.tables}
+    assert tables["Matched codes"].head[:5] == ["A code", "A top tokens", "A usage", "A gain", "B code"]
+    assert len(tables["Matched codes"].rows) == 4
+
+
+def test_a_forest_has_one_scale_and_its_zero(tmp_path):
+    a, b = make(tmp_path, "a", set(range(50))), make(tmp_path, "b", set(range(80)), rate=1e-3)
+    tables = {table.title: table for section in sections(side_by_side([a, b])) for table in section.tables}
+    for name in ("Success on the same held-out prompts", "Differences on the same held-out prompts"):
+        drawn = [row[3] for row in tables[name].rows]
+        assert len({(one["from"], one["to"]) for one in drawn}) == 1
+        assert all(one["from"] <= one["low"] <= one["value"] <= one["high"] <= one["to"] for one in drawn)
+    assert tables["Differences on the same held-out prompts"].rows[0][:2] == ["B - A, sampled", "+0.300"]
+    assert drawn[0]["from"] == 0.0, "the rule at 0 is on the scale"
+    answers = tables["Held-out prompts that A or B alone solves, greedy (30)"].rows[0]
+    assert answers[1:] == [
+        "B",
+        {"text": "a says False", "beside": "b says True"},
+        {"text": "b says True", "beside": "a says False"},
+    ]
 
 
 def test_folders_are_compared_by_content(tmp_path):

@@ -27,12 +27,11 @@ from pipeline.console.displays import automatic
 from pipeline.pages.explorer import build, gain, path
 from pipeline.pages.explorer.build import explore
 from pipeline.pages.explorer.corpus import read_corpus
-from pipeline.pages.explorer.page import SCRIPTS, embedded, page
+from pipeline.pages.explorer.page import SCRIPTS, asset, embedded, page
 from pipeline.pages.explorer.policies import load_models, policies_of
 from pipeline.pages.explorer.reading import Clock, Models, Read, effects, read
 from pipeline.pages.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
 from pipeline.pages.explorer.write import write_at_end
-from pipeline.pages.html import asset
 from pipeline.runs.context import StageContext
 from pipeline.runs.metrics_log import RunLog
 from rollout_workers.tasks import Failure, Prompt, Score

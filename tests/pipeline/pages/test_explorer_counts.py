@@ -16,7 +16,8 @@ from pipeline.pages.explorer import collapse, counts, gain
 from pipeline.pages.explorer.build import beside
 from pipeline.pages.explorer.corpus import Corpus, corpus_of
 from pipeline.pages.explorer.reading import Effects, Read
-from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining, as_data
+from pipeline.pages.explorer.records import Code, Dataset, IntervalEstimate, Summary, UsageOverTraining
+from pipeline.pages.records import as_data
 
 
 def row(
@@ -230,7 +231,7 @@ class TestGain:
 
 
 class TestCollapse:
-    def verdict(self, before, after, agree=0.0, changed=8.0, kl=4.0):
+    def verdict(self, before, after, agree=0.0, changed=8.0, kl=4.0, counts=None):
         before, after = (np.array(p) for p in (before, after))
         n = before.shape[1]
         found = Read(
@@ -239,7 +240,9 @@ class TestCollapse:
         agreement = torch.full((n, n), 100.0 * agree).fill_diagonal_(100.0)
         sums = Effects(
             own=torch.empty(0), mixture=torch.empty(0), anywhere=torch.empty(0), agree=agreement, states=100,
-            kl=torch.full((n,), kl), counts=torch.full((n,), 8.0), changed=torch.full((n,), changed),
+            kl=torch.full((n,), kl),
+            counts=torch.full((n,), 8.0) if counts is None else torch.tensor(counts),
+            changed=torch.full((n,), changed),
         )  # fmt: skip
         return collapse.collapse(found, sums, ["active"] * n)
 
@@ -250,6 +253,12 @@ class TestCollapse:
         assert (found.verdict, found.reasons, found.strength) == ("no collapse", (), 0.5)
         assert (found.active, found.acting, found.distinct) == (4, 4, 4)
 
+    def test_clusters_by_hand(self):
+        agreement = np.array([[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.1, 0.85], [0.1, 0.1, 1.0, 0.3], [0.2, 0.85, 0.3, 1.0]])
+        # 3 agrees with 1, but 1 is in the cluster of 0, with which 3 does not agree.
+        assert collapse.clusters([0, 1, 2, 3], agreement, 0.8) == [[0, 1], [2], [3]]
+        assert collapse.clusters([3, 1, 0, 2], agreement, 0.8) == [[3, 1], [0], [2]]
+
     def test_each_kind_is_named(self):
         uniform, eight = [[0.25] * 4], [[0.125] * 8]
         one = self.verdict(eight, [[1.0] + [0.0] * 7])
@@ -259,6 +268,8 @@ class TestCollapse:
         assert "move the next token by 0.001 nats" in self.verdict(uniform, uniform, kl=0.008).reasons[0]
         idle = self.verdict(uniform, uniform, changed=0.0)
         assert (idle.verdict, idle.acting) == ("collapse", 0) and "0 of 4 active codes" in idle.reasons[0]
+        # Codes that the time budget left without a state say nothing.
+        assert self.verdict(uniform, uniform, counts=[8.0, 0.0, 0.0, 0.0]).verdict == "no collapse"
         assert self.verdict(uniform, uniform, agree=0.995).distinct == 1
         assert self.verdict(uniform, uniform, agree=0.98).distinct == 4
 

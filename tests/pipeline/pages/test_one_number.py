@@ -20,9 +20,9 @@ from pipeline.cli.main import app
 from pipeline.cli.output import closing_words
 from pipeline.pages.explorer.records import Dataset
 from pipeline.pages.explorer.write import explain
+from pipeline.pages.records import ReportPage
 from pipeline.pages.report import codebook, results
 from pipeline.pages.report.build import build
-from pipeline.pages.report.records import ReportPage
 from pipeline.runs.metrics_log import ends
 from pipeline.runs.status import overview
 from pipeline.storage import checksummed_jsonl

@@ -113,9 +113,10 @@ class TestTime:
             "other": 0.25,
             "held-out evaluation": 4.0,
         }
-        assert found.updates == [1.0, 2.0, 3.0] and found.workers_idle == 0.5
-        assert {name: bars[1] for name, bars in found.parts.items()} == pytest.approx(wanted)
-        assert found.totals == pytest.approx({name: 3 * value for name, value in wanted.items()})
+        (figure,), (table,) = found.figures, found.tables
+        assert figure.labels == ["1", "2", "3"] and "50% of the time" in found.lines[0] and figure.stacked
+        assert {curve.name: curve.y[1] for curve in figure.curves} == pytest.approx(wanted)
+        assert [row[:2] for row in table.rows] == [[name, f"{3 * value:.1f}"] for name, value in wanted.items()]
 
     def test_an_asynchronous_learner_idles_and_bars_are_means(self):
         class Run:
@@ -128,8 +129,9 @@ class TestTime:
                 return steps, np.full(len(steps), values.get(metric, 0.0))
 
         (found,) = time_spent(Run())
-        assert len(found.updates) == 40 and found.updates[-1] == 100.0 and found.workers_idle is None
-        assert set(found.parts["idle"]) == {1.5} and set(found.parts["other"]) == {0.0}
+        assert len(found.figures[0].labels) == 40 and found.figures[0].labels[-1] == "100" and not found.lines
+        drawn = {curve.name: set(curve.y) for curve in found.figures[0].curves}
+        assert drawn["idle"] == {1.5} and drawn["other"] == {0.0}
         assert "seconds_waiting" in METRICS
 
 
@@ -219,6 +221,22 @@ class TestService:
             assert get(address, f"/runs/{path}")[0] == 404
         for name in ("..", ".", "none", quote("first/../first", safe="")):
             assert get(address, f"/api/runs/{name}/rollouts")[0] == 404
+
+    def test_rewards_result_and_cost_are_sections(self, run_at_work, watching):
+        address = watching(run_at_work.folder)
+        assert get(address, "/api/runs/first/rewards")[0] == 400, "no rollout yet"
+        for _ in range(6):
+            run_at_work.update()
+        found = {part: get(address, f"/api/runs/first/{part}") for part in ("rewards", "result", "cost")}
+        assert {part: [s["name"] for s in reply[1]] for part, reply in found.items()} == {
+            "rewards": ["latent"],
+            "result": ["result", "codebook"],
+            "cost": ["cost"],
+        }
+        rewards = found["rewards"][1][0]
+        assert {figure["name"] for figure in rewards["figures"]} >= {"distribution", "course-reward"}
+        assert any("verifier failed: Timeout" in row[0] for table in rewards["tables"] for row in table["rows"])
+        assert get(address, "/api/runs/first/config.yaml")[0] == 400
 
     def test_a_run_whose_config_is_broken_says_so(self, run_at_work, watching):
         (run_at_work.folder / "config.yaml").write_text("base: [")

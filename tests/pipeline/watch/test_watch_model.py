@@ -16,7 +16,7 @@ import torch
 from configs.schema import Explorer
 from pipeline.pages.explorer.build import explore
 from pipeline.pages.explorer.page import write_page
-from pipeline.pages.explorer.records import as_data
+from pipeline.pages.records import as_data
 from pipeline.watch.model_process import ModelProcess
 from pipeline.watch.model_work import Ablation, Fires, ModelWork
 from pipeline.watch.notes import MOST_NOTES, Note, keep_note, read_notes
@@ -210,8 +210,8 @@ def test_the_explorers_page_is_served_live_and_steerings_beside_it(run, watching
     with urllib.request.urlopen(f"{address}/runs/run/codes/", timeout=60) as reply:
         text = reply.read().decode()
         assert "<body data-live>" in text and "connect-src 'self'" in text
-    assert "data-live" not in (run.folder / "explorer.html").read_text().replace("data-live]", "").split("<script")[0]
+    assert "data-live" not in (run.folder / "explorer.html").read_text().split("<script")[0]
     with urllib.request.urlopen(f"{address}/runs/run/steer/", timeout=60) as reply:
-        assert "connect-src 'self'" in reply.headers["content-security-policy"]
+        assert "connect-src 'self'" in reply.read().decode() and reply.headers["content-security-policy"]
     status, answer = post(f"{address}/runs/run/steer/api/answer", {"prompt": "3 5 7 -> 15 :", "codes": [2]})
     assert status == 200 and answer["tokens"][0]["code"] == 2

@@ -16,7 +16,6 @@ from configs.loading import dump_config
 from configs.schema import Reward, RunConfig, TaskConfig
 from pipeline.cli.main import app
 from pipeline.pages import reward_report
-from pipeline.pages.page import chart, page
 from pipeline.replay.reader import ReplayReader
 from pipeline.replay.writer import ReplayWriter
 from pipeline.rl.rollout_metrics import mean_parts
@@ -173,6 +172,30 @@ def test_report_flags_the_part_that_rises_while_success_falls(tmp_path: Path) ->
     assert level["reward_hashes"] == ["abc"]
 
 
+def test_failures_are_counted_by_their_reason() -> None:
+    rows = [
+        {"success": False, "reward": 0.0, "reward_parts": {"format": 0.0}, "finish_reason": "stop", "text": f"t{i}"}
+        for i in range(3)
+    ]
+    rows.append({"success": False, "reward": None, "reward_parts": {}, "finish_reason": "length", "text": "x"})
+    rows[-1]["failure"] = "Timeout: 5 s"
+    rows.append({"success": True, "reward": 1.0, "reward_parts": {"format": 1.0}, "finish_reason": "stop", "text": "y"})
+    assert reward_report.reasons(rows, {"format": {"max": 1.0}}) == [
+        ["format 0", "stop", "3", "t2"],
+        ["verifier failed: Timeout: 5 s", "length", "1", "x"],
+    ]
+
+
+def test_sections_draw_distribution_and_course(tmp_path: Path) -> None:
+    (section,) = reward_report.sections(reward_report.report(gamed(tmp_path / "run", success_falls=True)))
+    figures = {figure.name: figure for figure in section.figures}
+    assert sum(figures["distribution"].curves[0].y) == pytest.approx(1.0)
+    assert figures["course-format"].curves[0].y == pytest.approx([i / 10 for i in range(10)])
+    assert [table.title for table in section.tables][-1] == "Failures by the verifier's reason"
+    assert sum(int(row[2]) for row in section.tables[-1].rows) == 55, "10 - (9 - update) of each update"
+    assert section.galleries[0].total == len(section.galleries[0].examples) > 0
+
+
 def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
     assert not reward_report.report(gamed(tmp_path / "run", success_falls=False))["levels"]["latent"]["flags"]
 
@@ -186,7 +209,7 @@ def test_command_prints_flags_and_writes_an_escaped_page(tmp_path: Path) -> None
         and "perhaps the policy games it" in done.output
     )
     text = (run_dir / reward_report.PAGE).read_text()
-    assert "&lt;b&gt;answer" in text and "<b>answer" not in text and "<polyline" in text
+    assert "\\u003cb\\u003eanswer" in text and "<b>answer" not in text and '"title":"format by update"' in text
     assert json.loads(CliRunner().invoke(app, ["reward", "report", str(run_dir), "--json"]).stdout)["weights"] == {
         "format": 1.0
     }
@@ -201,9 +224,3 @@ def test_replay_keeps_the_hash(tmp_path: Path) -> None:
 def test_a_trend_is_the_fitted_line_over_the_span() -> None:
     trend = reward_report.trend([(1, 0.0), (2, 1.0), (3, 2.0)])
     assert trend.change == pytest.approx(2.0) and trend.low <= 2.0 <= trend.high
-
-
-def test_charts_map_points_to_their_frame_and_pages_escape() -> None:
-    assert 'points="46.0,190.0 450.0,12.0"' in chart("t", "x", {"a": [(0, 0), (1, 1)], "none": []})
-    assert chart("t", "x", {"none": []}) == ""
-    assert "&lt;script&gt;" in page("<script>")

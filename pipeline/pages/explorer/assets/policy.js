@@ -1,170 +1,67 @@
 // Codes over training, where they are chosen, and the policy before and after RL.
 
 function collapseInWords({ collapse: c, num_actions: n }) {
-  const row = (measure, before, after) => ({ measure, before, after });
+  const rows = [
+    ["effective codes altogether: exp(marginal entropy)", ...c.marginal.map((x) => fixed(x, 1))],
+    ["effective codes open in a state: exp(mean entropy)", ...c.state.map((x) => fixed(x, 2))],
+    [`active codes of ${n}`, "", c.active],
+    [`of ${c.probed} probed ones, change the top token somewhere`, "", c.acting],
+    ["active codes left when near-duplicates (same top token in 99 % of the states) count once", "", c.distinct],
+    ["strength: KL(token | code, mixture before RL), nats", "", fixed(c.strength, 2)],
+  ];
   return [
     el("h3", {}, `Did RL collapse the codebook? ${c.verdict[0].toUpperCase()}${c.verdict.slice(1)}`),
-    c.reasons.length ? el("p", {}, c.reasons.join("; "), ".") : null,
-    table(
-      "Both policies at the same choices, codes at their probed states",
-      [
-        { name: "measure", cell: (r) => r.measure },
-        { name: "before RL", number: true, cell: (r) => r.before },
-        { name: "after RL", number: true, cell: (r) => r.after },
-      ],
-      [
-        row("effective codes altogether: exp(marginal entropy)", ...c.marginal.map((x) => fixed(x, 1))),
-        row("effective codes open in a state: exp(mean entropy)", ...c.state.map((x) => fixed(x, 2))),
-        row(`active codes of ${n}`, "", c.active),
-        row("of these, change the top token somewhere", "", c.acting),
-        row("of these, left when near-duplicates (same top token in 99 % of the states) count once", "", c.distinct),
-        row("strength: KL(token | code, mixture before RL), nats", "", fixed(c.strength, 2)),
-      ],
-    ),
+    c.reasons.length > 0 && p(c.reasons.join("; "), "."),
+    table("Both policies at the same choices, codes at their probed states", ["measure", "before RL", "after RL"].map((name, i) => ({ name, number: i > 0, cell: (row) => row[i] })), rows),
   ];
 }
 
 function trainingView({ data }) {
-  const t = data.training,
-    order = ranked(data, (c) => c.usage),
-    final = t.perplexity[t.perplexity.length - 1];
+  const t = data.training, same = t.reward.every((r, i) => r === t.success[i]), reward = { name: "reward", values: t.reward };
   return [
     title("Codes over training"),
-    data.summary.collapse ? collapseInWords(data.summary) : null,
-    el(
-      "p",
-      {},
-      `Code perplexity of an update's rollouts, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(final, 1)} ` +
-        `of ${data.summary.num_actions}.`,
-    ),
-    el(
-      "div",
-      { class: "columns" },
+    data.summary.collapse && collapseInWords(data.summary),
+    p(`Code perplexity of an update's rollouts, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(t.perplexity.at(-1), 1)} of ${data.summary.num_actions}.`),
+    side(
       lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity }]),
-      t.reward.every((r, i) => r === t.success[i])
-        ? lines("reward by update (the share of successes is the same)", t.updates, [
-            { name: "reward", values: t.reward },
-          ])
-        : lines("reward and success by update", t.updates, [
-            { name: "reward", values: t.reward },
-            { name: "success", values: t.success },
-          ]),
+      same ? lines("reward by update (the share of successes is the same)", t.updates, [reward]) : lines("reward and success by update", t.updates, [reward, { name: "success", values: t.success }]),
     ),
-    heatmap(
-      "usage of each code by update",
-      codeNames(order),
-      t.updates,
-      order.map((k) => t.usage.map((row) => row[k])),
-      { codes: order },
-    ),
+    heat("usage of each code by update", ranked(data, (c) => c.usage), t.updates, t.usage),
   ];
 }
 
 const splitChoice = (data, split) =>
-  el(
-    "div",
-    { class: "controls" },
-    el(
-      "label",
-      {},
-      "by",
-      el(
-        "select",
-        { "data-key": "split", onchange: (event) => go({ split: event.target.value }) },
-        data.splits.map((s, i) => el("option", { value: i, selected: i === split }, s.name)),
-      ),
-    ),
-  );
+  el("div", { class: "controls" }, choose("by", data.splits.map((s, i) => [i, s.name]), split, { "data-key": "split", onchange: (event) => go({ split: event.target.value }) }));
 
 const explained = (name) =>
-  ({
-    position: "Position is the place of the token in its response, from 0.",
-    turn: "Turn is the response of the episode, from 0.",
-    task: "Task is what the prompt is from.",
-  })[name] ?? `${name} is a field of the prompts' metadata.`;
+  ({ position: "Position is the place of the token in its response, from 0.", turn: "Turn is the response of the episode, from 0.", task: "Task is what the prompt is from." })[name] ?? `${name} is a field of the prompts' metadata.`;
 
 function whereView({ data, split }) {
-  const s = data.splits[split],
-    order = ranked(data, (c) => c.usage);
+  const s = data.splits[split];
   return [
     title("Where codes are chosen"),
     splitChoice(data, split),
-    el(
-      "p",
-      { class: "soft" },
-      `Share of each code among the choices of a column, which has ${Math.min(...s.counts)} to ${Math.max(...s.counts)} of them. ` +
-        explained(s.name),
-    ),
-    heatmap(
-      `usage by ${s.name}`,
-      codeNames(order),
-      s.keys,
-      order.map((k) => s.usage.map((row) => row[k])),
-      { codes: order },
-    ),
+    soft(`Share of each code among the choices of a column, which has ${Math.min(...s.counts)} to ${Math.max(...s.counts)} of them. ` + explained(s.name)),
+    heat(`usage by ${s.name}`, ranked(data, (c) => c.usage), s.keys, s.usage),
   ];
 }
 
 function policyView({ data, split }) {
   const s = data.splits[split];
-  if (!s.before.length) return [title("The policy before and after RL"), notes(data), el("p", {}, "Not computed.")];
-  const order = ranked(data, (c) => c.after - c.before),
-    most = Math.max(...data.codes.map((c) => Math.abs(c.after - c.before)));
-  const place = (k, sign) => {
-    let best = 0;
-    s.after.forEach((row, i) => {
-      if (sign * (row[k] - s.before[i][k]) > sign * (s.after[best][k] - s.before[best][k])) best = i;
-    });
-    return best;
-  };
+  if (!s.before.length) return [title("The policy before and after RL"), notes(data), p("Not computed.")];
+  const order = ranked(data, rise), c = columnsOf(data, Math.max(...data.codes.map((code) => Math.abs(rise(code)))));
+  const changes = s.after.map((row, i) => row.map((x, k) => x - s.before[i][k])), points = (x) => `${signed(100 * x, 1)} pp`;
   const where = (k) => {
-    const i = place(k, data.codes[k].after >= data.codes[k].before ? 1 : -1);
-    return `${s.keys[i]} (${signed(100 * (s.after[i][k] - s.before[i][k]), 1)} points)`;
+    const sign = rise(data.codes[k]) >= 0 ? 1 : -1, best = changes.reduce((at, row, i) => (sign * row[k] > sign * changes[at][k] ? i : at), 0);
+    return `${s.keys[best]} (${points(changes[best][k])})`;
   };
   return [
     title("The policy before and after reinforcement learning"),
-    el(
-      "p",
-      { class: "soft" },
-      "Mean probability of each code over the same choices, those of the rollouts on this page, under both policies. " +
-        "Most at: where it changed most in the direction it changed as a whole.",
-    ),
+    soft("Mean probability of each code over the same choices, those of the rollouts on this page, under both policies. Most at: where it changed most in the direction it changed as a whole."),
     splitChoice(data, split),
-    table(
-      "Codes that rose and fell",
-      [
-        { name: "code", cell: (k) => codeLink(k), value: (k) => k },
-        { name: "before", number: true, cell: (k) => percent(data.codes[k].before), value: (k) => data.codes[k].before },
-        { name: "after", number: true, cell: (k) => percent(data.codes[k].after), value: (k) => data.codes[k].after },
-        {
-          name: "change (pp)",
-          number: true,
-          cell: (k) => change(data.codes[k]),
-          value: (k) => data.codes[k].after - data.codes[k].before,
-        },
-        { name: "", cell: (k) => middleBar(data.codes[k].after - data.codes[k].before, most) },
-        { name: `most at ${s.name}`, cell: where },
-        ...(data.summary.gain
-          ? [
-              {
-                name: "contribution",
-                number: true,
-                cell: (k) => signed(data.codes[k].gain.mean, 4),
-                value: (k) => data.codes[k].gain.mean,
-              },
-            ]
-          : [{ name: "mean advantage", number: true, cell: (k) => fixed(data.codes[k].advantage), value: (k) => data.codes[k].advantage }]),
-        { name: "top tokens", cell: (k) => writes(data, data.codes[k]) },
-      ],
-      order,
-      { sort: 3 },
-    ),
-    heatmap(
-      `change of probability by ${s.name}`,
-      codeNames(order),
-      s.keys,
-      order.map((k) => s.after.map((row, i) => row[k] - s.before[i][k])),
-      { show: (v) => signed(100 * v, 1) + " points", codes: order },
-    ),
+    table("Codes that rose and fell", [
+      c.code, c.before, c.after, c.change, c.bar(rise), { name: `most at ${s.name}`, cell: where }, data.summary.gain ? c.contribution : c.advantage, c.writes,
+    ], order, { sort: 3 }),
+    heat(`change of probability by ${s.name}`, order, s.keys, changes, { show: points }),
   ];
 }

@@ -1,7 +1,6 @@
 // The rollouts of the page.
 
 const LISTED = 64; // tokens of a rollout in the list; all are in its own view
-
 const SORTS = {
   update: (a, b) => b.update - a.update,
   reward: (a, b) => b.reward - a.reward,
@@ -9,110 +8,46 @@ const SORTS = {
   advantage: (a, b) => b.advantage - a.advantage,
   length: (a, b) => b.tokens.length - a.tokens.length,
 };
+const SORTED = [["update", "latest first"], ["reward", "reward, best first"], ["worst", "reward, worst first"], ["advantage", "advantage"], ["length", "length"]];
+const OUTCOMES = [["all", "all"], ["good", "successes"], ["bad", "failures"], ["explained", "with counterfactuals"]];
 
 function rolloutsView(now) {
-  const { data, code, rollout, sort, outcome, page } = now;
-  const explained = new Set(data.why.map((w) => w.rollout));
+  const { data, code, rollout, sort, outcome, page } = now, explained = new Set(data.why.map((w) => w.rollout));
   const wanted = { all: () => true, good: (r) => r.success, bad: (r) => !r.success, explained: (_, i) => explained.has(i) }[outcome];
   const found = data.rollouts.map((r, i) => [r, i]).filter(([r, i]) => wanted(r, i) && (code === null || r.codes.includes(code)));
   found.sort(([a, i], [b, j]) => SORTS[sort](a, b) || i - j);
-  const pages = Math.max(1, Math.ceil(found.length / PER_PAGE)),
-    here = Math.min(page, pages - 1);
-  const choose = (name, options, value) =>
-    el(
-      "label",
-      {},
-      name,
-      el(
-        "select",
-        {
-          "data-key": `select ${name}`,
-          onchange: (event) =>
-            go({ [{ "with code": "code", "sorted by": "sort", show: "outcome" }[name]]: event.target.value, page: null }),
-        },
-        options.map(([v, text]) => el("option", { value: v, selected: String(v) === String(value ?? "") }, text)),
-      ),
-    );
+  const pages = Math.max(1, Math.ceil(found.length / PER_PAGE)), here = Math.min(page, pages - 1);
+  const pick = (label, name, options, value) => choose(label, options, value, { "data-key": `select ${label}`, onchange: (event) => go({ [name]: event.target.value, page: null }) });
   const pager = (where) =>
-    el(
-      "div",
-      { class: "pager" },
+    el("div", { class: "pager" },
       here > 0 && link({ page: here - 1 }, { "data-key": `back ${where}` }, "Back"),
       `${found.length} rollouts, page ${here + 1} of ${pages}`,
-      here + 1 < pages && link({ page: here + 1 }, { "data-key": `next ${where}` }, "Next"),
-    );
+      here + 1 < pages && link({ page: here + 1 }, { "data-key": `next ${where}` }, "Next"));
+  const one = ([r, i]) =>
+    el("li", { class: i === rollout && "chosen" },
+      link({ rollout: i, step: null }, {}, `rollout ${i}`), " ", verdictOf(r.success, `reward ${fixed(r.reward, 2)}`),
+      el("span", { class: "soft" }, `, ${signed(r.advantage, 2)} advantage (reward \u2212 group mean), update ${r.update}${explained.has(i) ? ", counterfactuals" : ""} `),
+      texts(data.prompts[r.prompt].slice(-160)), " ", listed(data, r, i));
   return [
     title(rollout === null ? "Rollouts" : `Rollout ${rollout}`),
-    rollout === null ? null : rolloutDetail(now),
-    el(
-      "div",
-      { class: "controls" },
-      choose("with code", [["", "any"], ...data.codes.map((c, k) => [k, `${k} (${percent(c.usage)})`])], code),
-      choose(
-        "sorted by",
-        [
-          ["update", "latest first"],
-          ["reward", "reward, best first"],
-          ["worst", "reward, worst first"],
-          ["advantage", "advantage"],
-          ["length", "length"],
-        ],
-        sort,
-      ),
-      choose(
-        "show",
-        [
-          ["all", "all"],
-          ["good", "successes"],
-          ["bad", "failures"],
-          ["explained", "with counterfactuals"],
-        ],
-        outcome,
-      ),
-    ),
-    el(
-      "p",
-      { class: "soft" },
-      "Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
-        (data.summary.turns > 1
-          ? " Observations between an episode's turns are set apart in grey: the policy did not choose it."
-          : ""),
-    ),
+    rollout !== null && rolloutDetail(now),
+    el("div", { class: "controls" },
+      pick("with code", "code", [["", "any"], ...data.codes.map((c, k) => [k, `${k} (${percent(c.usage)})`])], code),
+      pick("sorted by", "sort", SORTED, sort),
+      pick("show", "outcome", OUTCOMES, outcome)),
+    soft("Each token stands over the code that produced it; click one (or reach it by Tab and the arrow keys) to see only rollouts with its code." +
+      (data.summary.turns > 1 ? " Observations between an episode's turns are set apart in grey: the policy did not choose it." : "")),
     pager("above"),
-    el(
-      "ol",
-      { class: "rollouts" },
-      found
-        .slice(here * PER_PAGE, (here + 1) * PER_PAGE)
-        .map(([r, i]) =>
-          el(
-            "li",
-            { class: i === rollout && "chosen" },
-            link({ rollout: i, step: null }, {}, `rollout ${i}`),
-            " ",
-            el("span", { class: r.success ? "good" : "bad" }, `reward ${fixed(r.reward, 2)}`),
-            el(
-              "span",
-              { class: "soft" },
-              `, ${signed(r.advantage, 2)} advantage (reward \u2212 group mean), update ${r.update}${explained.has(i) ? ", counterfactuals" : ""} `,
-            ),
-            el("span", { class: "text" }, printable(data.prompts[r.prompt].slice(-160))),
-            " ",
-            listed(data, r, i),
-          ),
-        ),
-    ),
+    el("ol", { class: "rollouts" }, found.slice(here * PER_PAGE, (here + 1) * PER_PAGE).map(one)),
     pager("below"),
   ];
 }
 
 function listed(data, r, i) {
   const more = r.tokens.length - LISTED;
-  const children = written(data, r, Math.min(r.tokens.length, LISTED), (j) =>
-    tokenButton(data, r, j, { "data-key": `token ${i} ${j}`, onclick: () => go({ code: r.codes[j], page: null }) }),
-  );
+  const button = (j) => tokenButton(data, r, j, { "data-key": `token ${i} ${j}`, onclick: () => go({ code: r.codes[j], page: null }) });
   return [
-    strip(`tokens of rollout ${i}, each with its code`, children),
+    strip(`tokens of rollout ${i}, each with its code`, written(data, r, Math.min(r.tokens.length, LISTED), button)),
     more > 0 && link({ rollout: i, step: null }, { "data-key": `rest ${i}` }, `and ${more} more tokens`),
   ];
 }
