@@ -286,6 +286,11 @@ KINDS: dict[str, Damage] = {
     "a number of the summary edited": changed("summary.json", number("evaluation", "improved", "sampled")),
     "seconds of a stage edited": changed("stages/improve.json", number("seconds")),
     "a stage's record gone": gone("stages/clone.json"),
+    "a record of a stage that the run has not": lambda run: shutil.copy(
+        run / "stages/clone.json", run / "stages/finetune.json"
+    ),
+    "the config gone": gone("config.yaml"),
+    "the config no YAML": lambda run: put(run / "config.yaml", b"seed: [0"),
     "a number of the evaluation edited": changed("evaluation.json", number("base", "greedy")),
     "judged answers edited": answers_edited,
     "judged answers gone": gone("evaluation.parquet"),
