@@ -14,6 +14,7 @@ from pipeline.runs.events import read_events
 from pipeline.runs.layout import METRICS
 from pipeline.runs.metrics_log import records
 from pipeline.runs.stage_table import ONLINE
+from pipeline.runs.summary import read_summary
 from pipeline.tracking.mlflow_store import stored_metrics, valid_key
 from pipeline.tracking.uris import read_record, tracking_uri
 
@@ -28,11 +29,18 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
     if record is None or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()):
         return [], ""
     compared, problems = 0, list[str]()
+    kinds = [event["kind"] for event in read_events(run_dir)]
+    # A kill takes what was not sent yet; the summary says what a store that was away was never sent.
+    sent = kinds.count("started") == 1 and "finished" in kinds and not read_summary(run_dir).get("tracking")
     for stage, run_id in record["runs"].items():
         logged = _logged(run_dir, stage)
         stored = stored_metrics(uri, run_id)
         if stored is None:
             return problems, ""
+        there = {(key, step) for key, step, _ in stored}
+        lost = sorted(place for place, value in logged.items() if math.isfinite(value) and place not in there)
+        if lost and sent:
+            problems.append(f"MLflow lacks {len(lost)} numbers of {stage}, the first {lost[0][0]} at {lost[0][1]}")
         both = [(key, step, value, logged[key, step]) for key, step, value in stored if (key, step) in logged]
         compared += len(both)
         problems += [

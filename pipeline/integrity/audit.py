@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from configs.loading import load_config
+from configs.loading import ConfigErrors, load_config
 from configs.schema import RunConfig
 from latent_control.pretrained import WEIGHTS, weights_hash
 from pipeline.integrity.agreement import disagreements
@@ -77,12 +77,18 @@ class Evidence:
 def audit(run_dir: Path) -> list[Finding]:
     """Every question about a run's files, and about every RL stage of it; nothing in the run is changed but that a
     damaged shard of the replay buffer is set aside, as by any reader."""
-    config = load_config(run_dir / CONFIG, check_paths=False)
+    try:
+        config = load_config(run_dir / CONFIG, check_paths=False)
+    except ConfigErrors as error:
+        return [_finding("", "files", [f"{CONFIG} cannot be read: {error}"], "")]
     rows, doubled, damaged = _stored(run_dir / REPLAY)
     quarantined, _, damaged_too = _stored(run_dir / QUARANTINE)
     manifests = [problem for folder in (REPLAY, QUARANTINE) for problem in manifest_problems(run_dir / folder)]
-    done = [stage.name for stage in planned(config) if (run_dir / stage_record(stage.name)).is_file()]
-    found = [_files(run_dir, done, [*damaged, *damaged_too, *manifests]), _records(run_dir, done)]
+    planned_records = {stage_record(stage.name): stage.name for stage in planned(config)}
+    done = [stage for record, stage in planned_records.items() if (run_dir / record).is_file()]
+    there = {str(path.relative_to(run_dir)) for path in (run_dir / stage_record("")).parent.glob("*.json")}
+    others = [f"{record} is of no stage of this run" for record in sorted(there - planned_records.keys())]
+    found = [_files(run_dir, done, [*damaged, *damaged_too, *manifests, *others]), _records(run_dir, done)]
     known: set[str] = set()
     restarts = 0
     names = ledger.stages(run_dir)

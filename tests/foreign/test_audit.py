@@ -226,6 +226,11 @@ def mlflow_differs(run: Path) -> None:
         store.execute("update metrics set value = value + 1 where key = 'reward' and step = 2")
 
 
+def mlflow_lacks(run: Path) -> None:
+    with sqlite3.connect(run.parent / "mlflow.db") as store:
+        store.execute("delete from metrics where key = 'reward' and step = 2")
+
+
 def export_replaced(run: Path) -> None:
     path = run / "export" / WEIGHTS
     tensors = load_file(path)
@@ -286,6 +291,11 @@ KINDS: dict[str, Damage] = {
     "a number of the summary edited": changed("summary.json", number("evaluation", "improved", "sampled")),
     "seconds of a stage edited": changed("stages/improve.json", number("seconds")),
     "a stage's record gone": gone("stages/clone.json"),
+    "a record of a stage that the run has not": lambda run: shutil.copy(
+        run / "stages/clone.json", run / "stages/finetune.json"
+    ),
+    "the config gone": gone("config.yaml"),
+    "the config no YAML": lambda run: put(run / "config.yaml", b"seed: [0"),
     "a number of the evaluation edited": changed("evaluation.json", number("base", "greedy")),
     "judged answers edited": answers_edited,
     "judged answers gone": gone("evaluation.parquet"),
@@ -294,6 +304,7 @@ KINDS: dict[str, Damage] = {
     "the explorer replaced": lambda run: put(run / "explorer.html", (run / "report.html").read_bytes()),
     "the record of MLflow runs edited": changed("mlflow.json", lambda data: data.replace(b'"clone"', b'"clown"')),
     "a number in MLflow differs": mlflow_differs,
+    "a number in MLflow gone": mlflow_lacks,
     "the base LM's tokenizer replaced": tokenizer_replaced,
     "the base LM replaced": base_replaced,
     "the export replaced": export_replaced,
