@@ -9,10 +9,11 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from configs.schema import RunConfig
@@ -113,10 +114,12 @@ def without_notice() -> Iterator[None]:
 
 def _start(address: str, own: dict[str, Any]) -> None:
     """``ray.init``; a private Ray that takes long on a busy machine gets more than the half minute that Ray gives it.
+    No process of an attempt that failed stays: Ray leaves them, and each makes the machine busier.
 
     Raises:
         RunError: in one sentence.
     """
+    before = set(psutil.Process().children(recursive=True))
     for attempt in range(1, STARTS + 1):
         try:
             with without_notice():
@@ -129,6 +132,9 @@ def _start(address: str, own: dict[str, Any]) -> None:
                 )
             return
         except Exception as error:  # what Ray raises of a slow start is no more special
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             if SLOW in str(error) and address == "local" and attempt < STARTS:
                 continue
             raise RunError(
