@@ -1,5 +1,5 @@
-"""The verdict on collapse: has reinforcement learning left few codes in use, few that do something, or many that are
-the same?"""
+"""The verdict on collapse: has reinforcement learning left few codes in use? How many of them do something, and how
+many are the same, is counted beside it: that is the codebook's own doing, the same before and after."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pipeline.pages.explorer.counts import entropy
 from pipeline.pages.explorer.reading import Effects, Read
 from pipeline.pages.explorer.records import Collapse
 
-LEFT, OPEN, WEAK, ACTING, SAME, ALIKE = 0.25, 1.05, 0.01, 0.5, 0.99, 0.8
-"""Bounds: the share of the effective codes that is left; codes open in a state; nats; the share of active codes that
-change a top token; the share of states at which two codes with the same top token count as one, and as of
-one cluster."""
+LEFT, OPEN, WEAK, SAME, ALIKE = 0.25, 1.05, 0.01, 0.99, 0.8
+"""Bounds: the share of the effective codes that is left; codes open in a state; nats; the share of states at which two
+codes with the same top token count as one, and as of one cluster."""
 
 
 def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
@@ -34,8 +33,6 @@ def collapse(found: Read, sums: Effects, healths: list[str]) -> Collapse:
         reasons.append(f"in a state {state[1]:.2f} codes are open, {state[0]:.2f} before RL: exploration has ended")
     if strength is not None and strength < WEAK:
         reasons.append(f"codes move the next token by {strength:.2g} nats")
-    if acting < ACTING * len(probed):
-        reasons.append(f"{acting} of {len(probed)} active codes that were probed change a top token")
     collapsed = any(not reason.endswith("ended") for reason in reasons)
     verdict = "collapse" if collapsed else "no collapse, but no exploration is left" if reasons else "no collapse"
     return Collapse(

@@ -267,9 +267,9 @@ class TestCollapse:
         assert silent.verdict == "no collapse, but no exploration is left"
         assert "move the next token by 0.001 nats" in self.verdict(uniform, uniform, kl=0.008).reasons[0]
         idle = self.verdict(uniform, uniform, changed=0.0)
-        assert (idle.verdict, idle.acting) == ("collapse", 0) and "0 of 4 active codes" in idle.reasons[0]
-        # Codes that the time budget left without a state say nothing.
-        assert self.verdict(uniform, uniform, counts=[8.0, 0.0, 0.0, 0.0]).verdict == "no collapse"
+        assert (idle.verdict, idle.acting, idle.probed) == ("no collapse", 0, 4)  # so they did before RL
+        # Codes that the time budget left without a state are not counted.
+        assert self.verdict(uniform, uniform, counts=[8.0, 0.0, 0.0, 0.0]).probed == 1
         assert self.verdict(uniform, uniform, agree=0.995).distinct == 1
         assert self.verdict(uniform, uniform, agree=0.98).distinct == 4
 
