@@ -149,7 +149,7 @@ class BaseLM(Steady):
         depend on its company, and on what is cached.
         """
         if length > self.steady_positions:
-            kind = "positions that are read by the longest row of a batch"
+            kind = "positions or scales that change with the longest row of a batch"
             raise ValueError(
                 f"rows of {length} tokens, but {type(self.lm).__name__} has {kind} beyond {self.steady_positions}: "
                 "keep prompts and responses within that (task.max_prompt_tokens, rollout.max_new_tokens, max_length)"

@@ -18,7 +18,7 @@ from pipeline.runs.environment import calm_libraries
 from pipeline.serving import export
 from rollout_workers.openai_api.protocol import ModelLimits
 from rollout_workers.tasks import EpisodeTask, Failure, Prompt, Score, Task, build_task
-from rollout_workers.tasks.rewards import judged_tokens
+from rollout_workers.token_verdicts import judged_tokens
 
 MOST_TOKENS = 64
 """New tokens where neither a run nor an export says how many."""

@@ -9,12 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from configs.schema import Reward, RunConfig, TaskConfig
+from configs.schema import Reward, TaskConfig
 from configs.task_options import sections, task_paths
-from latent_control.decoding.stop_strings import ended
-from rollout_workers.tasks.encoding import decode_response
 from rollout_workers.tasks.protocol import Failure, Prompt, Score, Task, score_all
 
 GENERIC = ("length", "stop")
@@ -134,17 +131,3 @@ def _hint(name: str, known: tuple[str, ...], task: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{name!r} is no part of the reward of {task}; {guess}it has {', '.join(known)}"
-
-
-def judged_tokens(
-    task: Task, config: RunConfig, tokenizer: Any, prompt: Prompt, tokens: Sequence[int]
-) -> Score | Failure:
-    """Decoded, judged and weighed as ``config`` says."""
-    stop = config.rollout.stop
-    response = Response(
-        text=decode_response(tokenizer, tokens, stop),
-        new_tokens=len(tokens),
-        limit=config.rollout.max_new_tokens,
-        stopped=ended(tokenizer, stop, tokens),
-    )
-    return judge(task, config.reward, prompt, response)

@@ -283,9 +283,8 @@ def test_ledger_metrics_and_events(tmp_path: Path, long: bool) -> None:
 
 
 @pytest.mark.parametrize("long", LENGTHS, ids=ids)
-def test_prompts_and_pages(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+def test_prompts_and_pages(tiny_base: Path, long: bool) -> None:
     """Any text is encoded, cut and decoded; no text gets out of its place in a page."""
-    monkeypatch.setattr(page, "as_data", lambda data: data)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     @fuzz("prompts", long)

@@ -31,7 +31,7 @@ from pipeline.pages.explorer.gain import leave_one_out
 from pipeline.pages.explorer.reading import Clock, Models
 from rollout_workers.tasks import Prompt, Score, Task
 from rollout_workers.tasks.encoding import encode_prompt
-from rollout_workers.tasks.rewards import judged_tokens
+from rollout_workers.token_verdicts import judged_tokens
 
 PIECES, PROMPTS, GROUP, ROUNDS = 8, 8, 8, 5
 """A round plays ``GROUP`` rollouts of each of ``PROMPTS`` prompts in every piece; the most rounds."""

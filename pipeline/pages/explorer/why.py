@@ -18,7 +18,7 @@ from pipeline.pages.explorer.reading import Models, token_batch
 from pipeline.pages.explorer.records import Ending, ExplainedChoice, Option, Why
 from pipeline.pages.records import as_data
 from rollout_workers.tasks import EpisodeTask, Prompt, Score, Task
-from rollout_workers.tasks.rewards import judged_tokens
+from rollout_workers.token_verdicts import judged_tokens
 
 COMPARED, OPTIONS, MASSES = 32, 8, 6
 """Likeliest codes whose tokens are computed at a choice; codes and tokens of them that are listed."""

@@ -195,7 +195,7 @@ def test_rotary_positions_that_follow_the_longest_row_are_refused_where_they_wou
     within = case_of([5, 12, 3], [8, 12, 9], slots=2)
     assert not check(within, subject, run(within, subject)).faults
     beyond = case_of([5, 20, 3], [8, 5, 9], slots=2)
-    with pytest.raises(ValueError, match=r"rows of 25 tokens, but \w+ForCausalLM has rotary positions that change"):
+    with pytest.raises(ValueError, match=r"rows of 25 tokens, but \w+ForCausalLM has positions or scales that change"):
         run(beyond, subject)
     with pytest.raises(ValueError, match=r"rows of 30 tokens"):
         subject.base.features(torch.ones(1, 30, dtype=torch.long))

@@ -25,6 +25,8 @@ def test_no_process_of_a_failed_start_stays(monkeypatch: pytest.MonkeyPatch) -> 
         raise Exception(f"The current node {SLOW}. This could happen because the GCS has become overloaded.")
 
     monkeypatch.setattr(ray, "init", starts)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's Ray may be at work in this process
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     try:
         with pytest.raises(RunError, match="overloaded"), joined("local", 1):
             pass
