@@ -1,7 +1,7 @@
 """Compares finished runs on the same held-out prompts, with their costs: two sides (``latent-control compare``), or the
 methods among 2 to 8 runs (``watch``), where runs of one config but for the seed are one method.
 
-With one run a side the unit of the interval is the prompt (paired bootstrap, or the exact sign test where few prompts
+With one seed per side the unit of the interval is the prompt (paired bootstrap, or exact sign test where few prompts
 differ): it says nothing about other seeds. With several on both, the unit is the seed (Student's t, paired where both
 sides have the same seeds, else Welch's), the only honest one for a claim about a method.
 """
@@ -344,7 +344,7 @@ def verdict(result: Mapping[str, Any]) -> str:
         return "no verdict: " + "; ".join(result["notes"])
     found = result["success"]["sampled"]
     ratio = result["costs"]["a_over_b"]["seconds"]
-    counted, one = unit_of(found), "; one run a side: the interval is over prompts, other seeds may differ"
+    counted, one = unit_of(found), "; one seed per side: the interval is over prompts, other seeds may differ"
     caveat = one if found["unit"] == "prompts" else ""
     mean, low, high = found["mean"], found["low"], found["high"]
     if low > 0:
@@ -353,5 +353,5 @@ def verdict(result: Mapping[str, Any]) -> str:
     if high < 0:
         cost = f" at {1 / ratio:.2g} of the cost" if ratio else ""
         return f"B is better by {-mean:.3f} ({-high:.3f} to {-low:.3f}){cost}, {counted}{caveat}"
-    cost = f"; A cost {ratio:.2g} of B" if ratio else ""
-    return f"no difference can be seen with {counted}: A - B is {mean:+.3f} ({low:+.3f} to {high:+.3f}){cost}{caveat}"
+    cost = f"; A cost {ratio:.2g} times B" if ratio else ""
+    return f"no significant difference with {counted}: A - B is {mean:+.3f} ({low:+.3f} to {high:+.3f}){cost}{caveat}"

@@ -80,7 +80,7 @@ def sentence(evaluation: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
 
 
 def _said(mode: str, found: Mapping[str, float]) -> str:
-    seen = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no difference can be seen"
+    seen = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no significant difference"
     return f"{MODES[mode]} {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {seen}"
 
 

@@ -77,7 +77,7 @@ def test_a_clear_difference_is_a_verdict_with_cost(tmp_path: Path) -> None:
 
 def test_no_more_is_claimed_than_the_interval_allows(tmp_path: Path) -> None:
     result = compare([finished(tmp_path / "a", 50)], [finished(tmp_path / "b", 51)])
-    assert result["verdict"].startswith("no difference can be seen with 100 prompts: A - B is -0.010")
+    assert result["verdict"].startswith("no significant difference with 100 prompts: A - B is -0.010")
     worse = compare([tmp_path / "a"], [finished(tmp_path / "c", 90)])
     assert worse["verdict"].startswith("B is better by 0.400")
 
