@@ -23,7 +23,7 @@ from pipeline.evaluation.cost import variant_costs
 from pipeline.evaluation.modes import MODES
 from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.statistics import paired_difference, rate_interval, student
-from pipeline.experiments.config_meaning import config_difference, differing, meaning, method_of
+from pipeline.experiments.config_meaning import MEANINGLESS, differing, meaning, method_of
 from pipeline.experiments.matched_codes import matched
 from pipeline.pages.records import Curve, Figure, as_data
 from pipeline.pages.report.curves import band, half_width
@@ -141,7 +141,6 @@ def compare(
         "a": [str(run.folder) for run in sides[0]],
         "b": [str(run.folder) for run in sides[1]],
         "variants": list(variants),
-        "config_difference": config_difference(sides[0][0].config, sides[1][0].config),
         "success": success,
         "costs": costs | {"a_over_b": ratios},
         "curves": {
@@ -187,7 +186,10 @@ def _beside(groups: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
         "level": level,
         "figures": [as_data(_curves(groups, across)) for across in ("update", "rollouts", "seconds") if drawn],
         "flipped": _flipped(first[0], others[0][1][0]) if others and judged else [],
-        "config": differing([meaning(group[0].config) for group in groups.values()]),
+        "config": differing(
+            [meaning(group[0].config) for group in groups.values()],
+            MEANINGLESS if len(runs) > len(groups) else (),  # the seed is a difference of single runs
+        ),
         "matched": matched({one: group[0].folder for one, group in groups.items()}),
     }
 

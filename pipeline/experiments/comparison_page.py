@@ -112,12 +112,9 @@ def cost(result: Mapping[str, Any]) -> Table:
 
 
 def config(result: Mapping[str, Any]) -> list[Table]:
-    """Keys that differ, by meaning: files and folders by content, and where a side has just one seed, that too."""
+    """Keys that differ, by meaning: files and folders by content; of single runs all keys."""
     names = [method["name"] for method in result["methods"]]
     rows = [[row["key"], *row["values"]] for row in result["config"]]
-    known = {row[0] for row in rows}
-    pairs = result.get("config_difference", {}).items()
-    rows += [[key, *("(absent)" if v is None else v for v in pair)] for key, pair in pairs if key not in known]
     title, note = "Config", "Files and folders by content. " + SEEDS + "."
     return [Table(title=title, head=("key", *names), rows=rows, note=note)] if rows else []
 

@@ -48,7 +48,7 @@ def save(result: Mapping[str, Any], page: Path) -> Saved:
         settings,
         folder=COMPARE,
         name=f"with-{other.name}",
-        params={name: f"{a} | {b}" for name, (a, b) in result["config_difference"].items()},
+        params={row["key"]: " | ".join(row["values"]) for row in result["config"]},
         metrics=metrics(result),
         tags=_tags(result, found, link),
         files=[page],

@@ -44,18 +44,8 @@ def method_of(config: RunConfig) -> str:
     return repr(sorted((key, value) for key, value in meaning(config).items() if not key.startswith(MEANINGLESS)))
 
 
-def differing(found: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Keys that differ among ``meaning``s, but for ``MEANINGLESS`` ones, with the value of each."""
-    keys = sorted({key for one in found for key in one if not key.startswith(MEANINGLESS)})
+def differing(found: Sequence[Mapping[str, str]], meaningless: Sequence[str] = MEANINGLESS) -> list[dict[str, Any]]:
+    """Keys that differ among ``meaning``s, but for ``meaningless`` ones, with the value of each."""
+    keys = sorted({key for one in found for key in one if not key.startswith(tuple(meaningless))})
     rows = [(key, [one.get(key, "(absent)") for one in found]) for key in keys]
     return [{"key": key, "values": values} for key, values in rows if len(set(values)) > 1]
-
-
-def config_difference(a: RunConfig, b: RunConfig) -> dict[str, tuple[str | None, str | None]]:
-    """Dotted keys that differ, with both values; ``None`` where a side lacks the key."""
-    left, right = (flatten(config.model_dump(mode="json")) for config in (a, b))
-    return {
-        key: (left.get(key), right.get(key))
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
-    }

@@ -69,7 +69,7 @@ def test_a_clear_difference_is_a_verdict_with_cost(tmp_path: Path) -> None:
         and 0.05 < found["low"] < 0.2 < found["high"] < 0.3
         and found["prompts"] == 100
     )
-    assert result["config_difference"] == {"seed": ("0", "3")}
+    assert result["config"] == [{"key": "seed", "values": ["0", "3"]}]
     assert result["costs"]["a_over_b"] == {"seconds": 0.5, "tokens": 1.0, "rollouts": 1.0, "parameters_trained": 1.0}
     assert result["costs"]["a"]["tokens"] == 160
     assert result["verdict"].startswith("A is better by 0.200 (0.") and "at 0.5 of the cost" in result["verdict"]

@@ -325,7 +325,7 @@ def test_a_comparison_is_a_run_of_its_own_that_names_what_it_compares(runs: Path
         "a": [str(runs / "left")],
         "b": [str(runs / "right")],
         "variants": ["improved", "improved"],
-        "config_difference": {"seed": ("0", "1")},
+        "config": [{"key": "seed", "values": ["0", "1"]}],
         "success": {"sampled": {"mean": 0.25, "low": 0.125, "high": 0.5}},
         "costs": {"a_over_b": {"seconds": 0.5, "tokens": None}},
         "verdict": "A is better by 0.250",
