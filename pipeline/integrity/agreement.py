@@ -1,7 +1,8 @@
-"""Whether the MLflow store has the numbers of ``metrics.jsonl``."""
+"""Whether the MLflow store has the numbers of ``metrics.jsonl`` and the run's settings."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,16 +12,19 @@ from configs.redaction import without_secrets
 from configs.schema import RunConfig
 from pipeline.rl import ledger
 from pipeline.runs.events import read_events
-from pipeline.runs.layout import METRICS
+from pipeline.runs.layout import CONFIG, METRICS
 from pipeline.runs.metrics_log import records
-from pipeline.runs.stage_table import ONLINE
+from pipeline.runs.stage_table import EVALUATE, ONLINE, STAGES
 from pipeline.runs.summary import read_summary
-from pipeline.tracking.mlflow_store import stored_metrics, valid_key
-from pipeline.tracking.uris import read_record, tracking_uri
+from pipeline.tracking.mlflow_store import as_params, stored, valid_key
+from pipeline.tracking.uris import flatten, read_record, tracking_uri
+
+STAGE_NAMES = {EVALUATE, *(stage.name for stage in STAGES)}
+"""Stages whose MLflow run has the config as its parameters."""
 
 
 def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
-    """(numbers that differ, a line each; what was compared, "" where nothing could be).
+    """(what differs, a line each; what was compared, "" where nothing could be).
 
     Steps that a restart did again are left out: the store keeps what it was sent first.
     """
@@ -31,17 +35,27 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
     compared, problems = 0, list[str]()
     kinds = [event["kind"] for event in read_events(run_dir)]
     # A kill takes what was not sent yet; the summary says what a store that was away was never sent.
-    sent = kinds.count("started") == 1 and "finished" in kinds and not read_summary(run_dir).get("tracking")
+    once = kinds.count("started") == 1 and "finished" in kinds
+    sent = once and not read_summary(run_dir).get("tracking")
+    settings = as_params(flatten(config.model_dump(mode="json"))) if once else {}  # a resumed run's may have changed
     for stage, run_id in record["runs"].items():
         logged = _logged(run_dir, stage)
-        stored = stored_metrics(uri, run_id)
-        if stored is None:
+        found = stored(uri, run_id)
+        if found is None:
             return problems, ""
-        there = {(key, step) for key, step, _ in stored}
+        if found.deleted:
+            problems.append(f"MLflow has the run of {stage} among the deleted: mlflow runs restore --run-id {run_id}")
+        shared = settings.keys() & found.params.keys() if stage in STAGE_NAMES else ()
+        problems += [
+            f"{stage}: {key} is {found.params[key]} in MLflow, {settings[key]} in {CONFIG}"
+            for key in sorted(shared)
+            if not _covers(_read(settings[key]), _read(found.params[key]))
+        ]
+        there = {(key, step) for key, step, _ in found.metrics}
         lost = sorted(place for place, value in logged.items() if math.isfinite(value) and place not in there)
         if lost and sent:
             problems.append(f"MLflow lacks {len(lost)} numbers of {stage}, the first {lost[0][0]} at {lost[0][1]}")
-        both = [(key, step, value, logged[key, step]) for key, step, value in stored if (key, step) in logged]
+        both = [(key, step, value, logged[key, step]) for key, step, value in found.metrics if (key, step) in logged]
         compared += len(both)
         problems += [
             f"{stage} {step}: {key} is {value:g} in MLflow, {said:g} in {METRICS}"
@@ -68,6 +82,22 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         if name not in ("stage", "step", "time") and (value is None or isinstance(value, int | float)):
             yield name, math.nan if value is None else float(value)
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _covers(now: Any, said: Any) -> bool:
+    """Whether a setting is what the store says; a later version may know more keys of an object in a list."""
+    if isinstance(now, dict) and isinstance(said, dict):
+        return all(key in now and _covers(now[key], value) for key, value in said.items())
+    if isinstance(now, list) and isinstance(said, list):
+        return len(now) == len(said) and all(map(_covers, now, said))
+    return bool(now == said)
 
 
 def _same(logged: float, stored: float) -> bool:

@@ -16,7 +16,7 @@ from pipeline.runs import manifest
 from pipeline.runs.layout import CONFIG, MLFLOW
 from pipeline.tracking.uris import read_record
 
-_LONGEST_PARAM = 6000
+_LONGEST_KEY, _LONGEST_PARAM = 250, 6000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
 _DIGEST = 32  # MLflow takes up to 36 characters
 SYSTEM = "system/"
@@ -91,9 +91,18 @@ def experiments(uri: str) -> dict[str, str]:
     return {experiment.experiment_id: experiment.name for experiment in found}
 
 
-def stored_metrics(uri: str, run_id: str) -> list[tuple[str, int, float]] | None:
-    """(key, step, value) of all that a run was sent, samples of the machine left out; ``None``: the store does not
-    answer, or has no such run."""
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a store has of a run: ``Stored(deleted=False, params={"seed": "0"}, metrics=[("reward", 1, 0.5)])``."""
+
+    deleted: bool
+    params: dict[str, str]
+    metrics: list[tuple[str, int, float]]
+    """(key, step, value); samples of the machine are left out."""
+
+
+def stored(uri: str, run_id: str) -> Stored | None:
+    """What a run was sent; ``None``: the store does not answer, or never had such a run."""
     quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -101,11 +110,21 @@ def stored_metrics(uri: str, run_id: str) -> list[tuple[str, int, float]] | None
 
     try:
         client = MlflowClient(tracking_uri=uri)
-        keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith(SYSTEM)]
+        run = client.get_run(run_id)
+        keys = [key for key in run.data.metrics if not key.startswith(SYSTEM)]
         histories = [(key, client.get_metric_history(run_id, key)) for key in keys]
     except (MlflowException, OSError, SQLAlchemyError):
         return None
-    return [(key, metric.step, float(metric.value)) for key, history in histories for metric in history]
+    return Stored(
+        deleted=run.info.lifecycle_stage != "active",
+        params=dict(run.data.params),
+        metrics=[(key, metric.step, float(metric.value)) for key, history in histories for metric in history],
+    )
+
+
+def as_params(settings: Mapping[str, str]) -> dict[str, str]:
+    """Flat settings as MLflow takes them: characters and lengths that it refuses are changed."""
+    return {valid_key(key)[:_LONGEST_KEY]: value[:_LONGEST_PARAM] for key, value in settings.items()}
 
 
 class MlflowStore:
@@ -230,7 +249,7 @@ class MlflowRun:
 
         if not self.id or self._continued:
             return
-        params = [Param(valid_key(key)[:250], value[:_LONGEST_PARAM]) for key, value in self._params.items()]
+        params = [Param(key, value) for key, value in as_params(self._params).items()]
         for first in range(0, len(params), _PARAMS_AT_ONCE):
             self.store.client.log_batch(self.id, params=params[first : first + _PARAMS_AT_ONCE])
 

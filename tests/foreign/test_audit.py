@@ -231,6 +231,16 @@ def mlflow_lacks(run: Path) -> None:
         store.execute("delete from metrics where key = 'reward' and step = 2")
 
 
+def mlflow_run_deleted(run: Path) -> None:
+    with sqlite3.connect(run.parent / "mlflow.db") as store:
+        store.execute("update runs set lifecycle_stage = 'deleted' where name like '%/improve'")
+
+
+def mlflow_parameter_differs(run: Path) -> None:
+    with sqlite3.connect(run.parent / "mlflow.db") as store:
+        store.execute("update params set value = '0.5' where key = 'improve.learning_rate'")
+
+
 def export_replaced(run: Path) -> None:
     path = run / "export" / WEIGHTS
     tensors = load_file(path)
@@ -305,6 +315,8 @@ KINDS: dict[str, Damage] = {
     "the record of MLflow runs edited": changed("mlflow.json", lambda data: data.replace(b'"clone"', b'"clown"')),
     "a number in MLflow differs": mlflow_differs,
     "a number in MLflow gone": mlflow_lacks,
+    "a run in MLflow marked deleted": mlflow_run_deleted,
+    "a parameter in MLflow differs": mlflow_parameter_differs,
     "the base LM's tokenizer replaced": tokenizer_replaced,
     "the base LM replaced": base_replaced,
     "the export replaced": export_replaced,
