@@ -73,7 +73,11 @@ def make(settings: Mapping[str, Any]) -> Callable[[Any, str], float]:
             return 0.0
         _guard.refused = ""
         # The process around this has the time limit; math-verify's own uses signals.
-        right = verify(gold(answer), found := _read(text), timeout_seconds=None) and not _apart(gold(answer), found)
+        found = _read(text)
+        right = verify(
+            gold(answer), found, timeout_seconds=None, allow_set_relation_comp=True
+        )  # x <= 3 for an interval
+        right = right and not _apart(gold(answer), found)
         if _guard.refused:
             raise TypedFailure("verifier_refused", f"the answer is code ({_guard.refused}), which is not run")
         return float(bool(right))

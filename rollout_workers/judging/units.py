@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from rollout_workers.judging.numerals import close, last_written, number_of
 
@@ -43,7 +44,10 @@ _TAIL = re.compile(
 _WORD = re.compile(r"(?:(?:square|cubic) )?[^\W\d_]{3,}")
 _PAID = re.compile("(?:^|(?<= ))\\\\?(?P<unit>[$\u00a3\u20ac\u00a5\u20b9]) ?(?P<value>[-+]?[0-9][^$]*+)$")
 
-
+_PART = rf"(?:[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?) ?(?:{_NAME})"
+_PARTS = re.compile(_PART.replace("(?:", "(", 1).replace(" ?(?:", " ?("))
+_SUM = re.compile(rf"(?<![\w.,/*^+-]){_PART}(?:\.?,? (?:and )?{_PART}){{1,3}}(?![\w/^])")
+"""``4 hours and 30 minutes``, ``5 ft 2 in``: larger units first."""
 _FOLLOWING = re.compile(
     r" ?(?!in [^\W\d_])(?:(?:square|cubic|sq|cu)\.? )?[^\s\d,;:.()=*^{}]+(?:\^\{?-?[1-9]\}?)?"
     r"(?:(?: per |/)[^\W\d_]+)?(?![\w^])"
@@ -79,7 +83,11 @@ def same(gold: str, found: str) -> bool | None:
 
 def last_quantity(text: str) -> str:
     """The last number of a text with the unit behind it: ``"5 km"`` of ``"It is 5 km, or so."``"""
-    value, rest = last_written(re.sub(" ++", " ", _DEGREES.sub(r" deg\1 ", _STYLED.sub(r" \1 ", text))))
+    text = re.sub(" ++", " ", _DEGREES.sub(r" deg\1 ", _STYLED.sub(r" \1 ", text)))
+    value, rest = last_written(text)
+    for parts in _SUM.finditer(text):
+        if not last_written(text[parts.end() :])[0] and _sum(parts[0]):  # the last number is in it
+            return parts[0]
     unit = _FOLLOWING.match(rest) if len(value) < LONGEST / 2 else None
     return value + (unit[0] if unit else "")
 
@@ -89,11 +97,24 @@ def quantity(text: str) -> tuple[Fraction | None, Unit | None]:
     text = _STYLED.sub(r" \1 ", text[-LONGEST:]).replace("\\%", "%")
     text = re.sub(" ++(?=[\\^.])", "", " ".join(_DEGREES.sub(r" deg\1 ", text).split())).removesuffix(".")
     text = text.rpartition("=")[2].strip()
+    for parts in _SUM.finditer(text):
+        if parts.end() == len(text) and (found := _sum(parts[0])):
+            return found
     if paid := _PAID.search(text):
         return _value(text[: paid.start()] + paid["value"]), _UNITS[paid["unit"]]
     tail = _TAIL.search(text)
     unit = _unit(tail["tail"], apart=tail[0] != tail["tail"]) if tail else None
     return _value(text[: tail.start()] if tail and unit else text), unit
+
+
+def _sum(text: str) -> tuple[Fraction, Unit] | None:
+    """What parts of one kind add up to, in the first one's unit; ``None`` where they are none."""
+    parts = [(Fraction(value), _UNITS.get(name) or _NAMES.get(name.casefold())) for value, name in _PARTS.findall(text)]
+    known = [(value, unit) for value, unit in parts if unit is not None and unit.kind]
+    if len(known) < len(parts) or any(a.kind != b.kind or a.size <= b.size for (_, a), (_, b) in pairwise(known)):
+        return None
+    first = known[0][1]
+    return sum((value * unit.size for value, unit in known), Fraction()) / first.size, first
 
 
 def _value(text: str) -> Fraction | None:

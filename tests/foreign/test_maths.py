@@ -148,6 +148,8 @@ EQUAL = [
         ("90 minutes", "1.5 h"),
         ("1 L", "1000 cm^3"),
     ],
+    *[("4 hours 30 minutes", "270 minutes"), ("4.5 h", "It is 4 h and 30 min."), ("5 ft 2 in", "62 inches")],
+    *[(r"(-\infty, 3]", r"x \le 3"), (r"$[2,5)$", r"$2 \le x < 5$"), (r"x \le 3", r"(-\infty, 3]")],
     *[
         ("12 inches", "1 foot"),
         ("36 km/h", r"10\ \mathrm{m/s}"),
@@ -246,6 +248,8 @@ OTHER = [
         ("5 hours", "5 minutes"),
         ("5 km", r"$5$ m"),
     ],
+    *[("4 hours 30 minutes", "5 hours 30 minutes"), ("30 minutes", "4 hours 30 minutes")],
+    *[(r"(-\infty, 3]", r"x < 3"), (r"(-\infty, 3]", r"x \ge 3"), (r"[2,5)", r"2 \le x \le 5")],
     *[
         ("12 inches", "12 feet"),
         ("10 gallons", "10 liters"),

@@ -135,6 +135,9 @@ LONG = "1234567890" * 3
             ("60 km/h", "60 km", False),
         ],
         *[
+            ("4 hours 30 minutes", "It takes 5 hours 30 minutes.", False),
+            ("4 hours 30 minutes", "It takes 4.5 hours.", True),
+            ("30 minutes", "In 4 hours, 30 minutes of them late, 7 left.", False),
             ("60 mph", "60 miles per hour", True),
             ("5", "5 \\text{ cm}", True),
             ("20°C", "20 degrees Fahrenheit", False),
