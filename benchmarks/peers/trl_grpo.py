@@ -1,5 +1,5 @@
-"""TRL's GRPOTrainer on countdown, as a peer of ``benchmarks/trl_grpo.py``: asked for n, it trains n updates and answers
-their seconds.
+"""TRL's GRPOTrainer on one of our tasks, as a peer of ``benchmarks/trl_grpo.py`` and ``studies/trl_lora.py`` there:
+asked for n, it trains n optimiser steps and answers their seconds.
 
 Run by an environment with TRL and torch. Given its best: no dropout, no gradient checkpointing, no reference model, one
 generation per update, no logging, fp32 as the other side.
@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rollout_workers.tasks.countdown import Countdown
 from rollout_workers.tasks.encoding import decode_response
+from rollout_workers.tasks.instructions import Instructions
 
 PROMPTS = 4096
 
@@ -53,15 +54,31 @@ class Rounds(TrainerCallback):
             self.answers.flush()
 
 
+def adapter(rank: int) -> Any:
+    """LoRA on all linear layers, as TRL's guide has it."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
 def main() -> None:
-    """``settings``: base, max_new_tokens, fixed_length, prompts, group, learning_rate, threads."""
+    """``settings``: base, max_new_tokens, fixed_length, prompts, group, learning_rate, threads; ``task``: instructions
+    (chats) in place of countdown; ``lora_rank``; ``iterations`` of optimiser steps on a batch; ``first`` prompt."""
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the trainer prints; its lines must not get between the answers
     torch.set_num_threads(settings["threads"])
-    rounds, task = Rounds(answers), Countdown()
-    prompts = [task.prompts("train")[index] for index in range(PROMPTS)]
-    rows = Dataset.from_list([{"prompt": p.text, "index": index} for index, p in enumerate(prompts)])
+    rounds, chat = Rounds(answers), settings.get("task") == "instructions"
+    task = Instructions() if chat else Countdown()
+    first = settings.get("first", 0)
+    prompts = [task.prompts("train")[index] for index in range(first, first + PROMPTS)]
+    rows = Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": p.text}] if chat else p.text, "index": index}
+            for index, p in enumerate(prompts)
+        ]
+    )
+    lora = {"peft_config": adapter(settings["lora_rank"])} if "lora_rank" in settings else {}
 
     def reward(completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
         scores = [
@@ -80,6 +97,7 @@ def main() -> None:
             max_completion_length=settings["max_new_tokens"],
             generation_kwargs={"min_new_tokens": settings["max_new_tokens"]} if settings["fixed_length"] else None,
             learning_rate=settings["learning_rate"],
+            num_iterations=settings.get("iterations", 1),
             lr_scheduler_type="constant",
             max_steps=1_000_000,
             bf16=False,
@@ -92,7 +110,7 @@ def main() -> None:
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(
-            model=settings["base"], reward_funcs=reward, args=config, train_dataset=rows, callbacks=[rounds]
+            model=settings["base"], reward_funcs=reward, args=config, train_dataset=rows, callbacks=[rounds], **lora
         )
         trainer.train()
 

@@ -39,6 +39,7 @@ OTHERS = (
     ("wall_vs_best_token", "baselines_quickstart", "wall_vs_best_token"),
     ("rollouts_vs_best_token", "baselines_quickstart", "rollouts_vs_best_token"),
     ("greedy_vs_best_token", "baselines_quickstart", "latent - best token: greedy"),
+    ("wall_vs_trl_lora", "trl_lora", "wall_vs_trl_lora"),
     ("rollouts_to_055", "half_rollouts", "small groups, equivalent codes: share of the rollouts of 3 passes"),
 )
 """Row, study, its row."""
