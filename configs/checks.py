@@ -427,7 +427,7 @@ def _tracking(config: RunConfig) -> Iterator[str]:
     known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
     if uri is not None and not uri.startswith(known):
         yield (
-            f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, "
+            f"tracking.uri: {uri!r} is not an MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, "
             "or null for the default"
         )
     if uri is not None and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):

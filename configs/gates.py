@@ -84,7 +84,7 @@ def parse_gate(text: str) -> Gate:
     """
     match = FORM.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no condition of the form [variant.]measure >= number, {EXAMPLE}")
+        raise ValueError(f"{text!r} is not a condition of the form [variant.]measure >= number, {EXAMPLE}")
     variant, measure, sign, bound = match.groups()
     return Gate(text=" ".join(text.split()), variant=variant, measure=measure, sign=sign, bound=float(bound))
 

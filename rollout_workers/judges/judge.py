@@ -90,7 +90,7 @@ class Judged:
     def _vote(self, question: str, vote: int) -> float:
         said = self._ask(question, vote)
         if (found := read_reply(self.settings.kind, said, self.settings.best)) is None:
-            raise TypedFailure("judge_unreadable", f"the judge said {said[:LONGEST]!r}, which is no verdict")
+            raise TypedFailure("judge_unreadable", f"the judge said {said[:LONGEST]!r}, which is not a verdict")
         return found
 
     def _ask(self, question: str, vote: int) -> str:

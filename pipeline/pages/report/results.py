@@ -27,7 +27,7 @@ ALONE = (
     "One run: the intervals are over prompts and say nothing about other seeds (latent-control compare takes several)."
 )
 UNLIKE = (
-    "The token level is no fair comparison here: an earlier version started it from the base LM as finetune changed "
+    "The token level is not a fair comparison here: an earlier version started it from the base LM as finetune changed "
     "it under codes, not from its own SFT. Run the config again."
 )
 

@@ -40,7 +40,7 @@ def test_form(text: str, variant: str | None, measure: str, sign: str, bound: fl
     ["success", "success == 1", "success >= half", "success >= 0.6 or True", "__import__('os') >= 1", "a.b.c > 1", ""],
 )
 def test_nothing_else_is_a_gate(bad: str) -> None:
-    with pytest.raises(ValueError, match="no condition of the form"):
+    with pytest.raises(ValueError, match="is not a condition of the form"):
         parse_gate(bad)
     (problem,) = cross_field_problems(config(bad))
     assert problem.startswith("gates[0]: ")
