@@ -54,6 +54,8 @@ OF_CODES = (
 of all codes."""
 SLICED = ("slice_gap", "slice_gap_greedy")
 SLICED_BY_TOKEN = "slice_gap_greedy_token"
+LATENT = (*OF_CODES, *OF_POLICY, BY_TOKEN, SLICED_BY_TOKEN, "base_nll", "base_nll_rise")
+"""Measured of latent variants alone."""
 COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
 
 
@@ -154,7 +156,7 @@ def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
         yield f"{gate.text}: unknown measure {gate.measure}; {_near(gate.measure, tuple(known))}"
     elif known[gate.measure]:
         yield f"{gate.text}: {gate.measure} needs {known[gate.measure]}"
-    elif gate.measure in (*OF_CODES, BY_TOKEN, SLICED_BY_TOKEN) and has_no_codes(config, variant):
+    elif gate.measure in LATENT and has_no_codes(config, variant):
         yield f"{gate.text}: {variant} has no latent actions, so no {gate.measure}; name another variant"
 
 

@@ -73,9 +73,9 @@ class TestReprs:
         assert usage.counts == (2, 0, 2, 1) and usage.alive == 3
         assert usage.top(2) == [(0, 2), (2, 2)] and 2.8 < usage.perplexity < 3
         assert repr(usage).startswith(
-            "CodeUsage(3 of 4 codes alive, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%"
+            "CodeUsage(3 of 4 codes active, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%"
         )
-        assert "aria-label='3 of 4 codes alive" in usage._repr_html_()
+        assert "aria-label='3 of 4 codes active" in usage._repr_html_()
         assert CodeUsage.of([], 4).alive == 0 and "choices)" in repr(CodeUsage.of([], 4))
         with pytest.raises(ValueError, match="code 7 is not one of 4"):
             CodeUsage.of([7], 4)

@@ -54,6 +54,8 @@ def test_nothing_else_is_a_gate(bad: str) -> None:
         ("finetuned.greedy > 0", "makes no variant finetuned; it makes base, cloned, improved"),
         ("pass_at_8 > 0", "needs 8 in evaluation.pass_at, which is [1, 4]"),
         ("base.coverage > 0", "base has no latent actions"),
+        ("base.policy_alive_codes > 3", "base has no latent actions"),
+        ("base.base_nll_rise < 1", "base has no latent actions"),
     ],
 )
 def test_names_are_checked(gate: str, wanted: str) -> None:
