@@ -72,6 +72,8 @@ def _word(value: Any) -> str:
         return MISSING
     if isinstance(value, list | tuple):
         return f"length {len(value)}"
+    if isinstance(value, float):
+        return f"{value:.15g}"  # 1.0 is 1
     return str(value) if not isinstance(value, int) or abs(value) <= LARGEST else "inf"
 
 

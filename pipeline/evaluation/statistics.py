@@ -86,7 +86,7 @@ def interval(draws: np.ndarray) -> list[float]:
 
 
 def paired_difference(better: np.ndarray, worse: np.ndarray, seed: int, draws: int = DRAWS) -> dict[str, float]:
-    """Mean of ``better - worse``, numbers between -1 and 1, over the same prompts [P] with its 95 % interval.
+    """Mean of ``better - worse`` over the same prompts [P] with its 95 % interval.
 
     Bootstrap; where few prompts differ from the rest, ``sign_interval``.
     """
@@ -99,7 +99,7 @@ def paired_difference(better: np.ndarray, worse: np.ndarray, seed: int, draws: i
 
 
 def sign_interval(difference: np.ndarray) -> list[float]:
-    """95 % interval of the mean of few ``difference`` [P], numbers between -1 and 1, by the exact sign test.
+    """95 % interval of the mean of few ``difference`` [P] by the exact sign test.
 
     The mean is s psi (2 theta - 1): psi the share of prompts that differ, theta the share of those that are better, s
     their mean size (1 where none differs). theta's exact interval excludes 1/2 just where the sign test (Conover, 1999,
@@ -114,7 +114,8 @@ def sign_interval(difference: np.ndarray) -> list[float]:
     if len(np.unique(sizes)) > 1:
         mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(difference))
         half = student(len(difference) - 1) * float(error)
-        low, high = min(low, max(-1.0, float(mean) - half)), max(high, min(1.0, float(mean) + half))
+        most = 1.0 if sizes.max() <= 1 else math.inf  # shares differ by 1 at most, rewards by anything
+        low, high = min(low, max(-most, float(mean) - half)), max(high, min(most, float(mean) + half))
     return [low, high]
 
 
@@ -198,15 +199,16 @@ def shuffled_gaps(groups: Sequence[np.ndarray], seed: int, draws: int = DRAWS //
 
 def quantile_bins(values: Sequence[float], bins: int) -> list[str]:
     """A label ``low to high`` for each number: ``bins`` groups of about the same size, equal numbers in the same one.
+    Numbers have 6 digits, or as many as tell the groups apart.
 
     ``quantile_bins([1, 2, 3, 9], 2)`` is ``["1 to 2", "1 to 2", "3 to 9", "3 to 9"]``.
     """
     array = np.asarray(values, float)
     cuts = np.unique(np.quantile(array, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
     places = np.searchsorted(cuts, array, side="left")
-    names = {
-        place: f"{array[places == place].min():g} to {array[places == place].max():g}" for place in set(places.tolist())
-    }
+    ends = {place: (array[places == place].min(), array[places == place].max()) for place in set(places.tolist())}
+    spelled = ({p: f"{a:.{digits}g} to {b:.{digits}g}" for p, (a, b) in ends.items()} for digits in (6, 10, 17))
+    names = next(some for some in spelled if len(set(some.values())) == len(some))
     return [names[place] for place in places.tolist()]
 
 

@@ -35,6 +35,8 @@ from pipeline.runs.summary import read_summary
 COSTS = ("seconds", "tokens", "rollouts", "parameters_trained")
 MOST_RUNS, FLIPS, REACH = 8, 30, 10
 """Runs that are compared, flipped prompts that are listed, updates of the mean that has to reach a reward."""
+ROUNDING = 1e-9
+"""A narrower interval over seeds is none: they happen to agree, which does not make a result certain."""
 Answers = dict[str, dict[tuple[str, str], float]]
 """Mode -> (prompt id, prompt) -> mean success over the samples."""
 
@@ -218,11 +220,12 @@ def _method(name: str, group: Sequence[Finished], level: float | None) -> dict[s
 
 def _rate(group: Sequence[Finished], mode: str) -> dict[str, Any]:
     rates = [np.array(list(run.answers[mode].values())) for run in group if run.answers is not None]
-    if len(rates) == 1:
+    means = np.array([[one.mean()] for one in rates])
+    if np.ptp(means) < ROUNDING:  # one seed, or all agree
         low, high = rate_interval(rates[0], seed=0)
         return {"value": float(rates[0].mean()), "low": low, "high": high, "unit": f"{len(rates[0])} prompts"}
-    mean, low, high = _over_seeds(np.array([[one.mean()] for one in rates]))
-    return {"value": float(mean[0]), "low": float(low[0]), "high": float(high[0]), "unit": f"{len(rates)} seeds"}
+    mean, (low,), (high,) = _over_seeds(means)
+    return {"value": float(mean[0]), "low": float(low), "high": float(high), "unit": f"{len(rates)} seeds"}
 
 
 def _over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -322,8 +325,8 @@ def difference(a: Sequence[Finished], b: Sequence[Finished], mode: str) -> dict[
     same = sorted(seeds[0]) == sorted(seeds[1]) and len(set(seeds[0])) == len(a)
     means = [rates.mean(1)[np.argsort(own)] for rates, own in zip((left, right), seeds, strict=True)]
     found = seed_difference(means[0], means[1], paired=same)
-    if found["low"] == found["high"]:  # seeds that happen to agree do not make a difference certain
-        found = paired_difference(left.mean(0), right.mean(0), seed=0)
+    if found["high"] - found["low"] < ROUNDING:
+        return about | {"unit": "prompts"} | paired_difference(left.mean(0), right.mean(0), seed=0)
     return about | {"unit": "seeds"} | found
 
 
@@ -347,7 +350,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     found = result["success"]["sampled"]
     ratio = result["costs"]["a_over_b"]["seconds"]
     counted, one = unit_of(found), "; one seed per side: the interval is over prompts, other seeds may differ"
-    caveat = one if found["unit"] == "prompts" else ""
+    caveat = one if min(found["seeds"]) == 1 else ""
     mean, low, high = found["mean"], found["low"], found["high"]
     if low > 0:
         cost = f" at {ratio:.2g} of the cost" if ratio else ""

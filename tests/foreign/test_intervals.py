@@ -49,6 +49,17 @@ def test_zero_is_excluded_where_the_sign_test_rejects(ups: int) -> None:
             assert rejected == (2 * tail < 0.05)
 
 
+@pytest.mark.parametrize("scale", [0.5, 20.0, 1000.0])
+def test_differences_of_rewards_of_any_size_cover(scale: float) -> None:
+    """Rewards are no shares: nothing bounds their interval at 1."""
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(400):
+        difference = scale * rng.normal(0.3, 1.0, 20)
+        found = st.paired_difference(difference, np.zeros(20), seed=0)
+        covered += found["low"] <= 0.3 * scale <= found["high"]
+    assert covered / 400 >= NOMINAL
+
+
 @pytest.mark.parametrize("prompts", [5, 10, 20, 60, 512])
 @pytest.mark.parametrize("rate", [0.005, 0.02, 0.1, 0.5, 0.9, 0.98, 0.995])
 def test_success_rates_cover(prompts: int, rate: float) -> None:

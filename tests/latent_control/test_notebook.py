@@ -128,6 +128,7 @@ def results_of(cell: Any) -> list[str]:
     return [output.output_type for output in cell.outputs if output.output_type != "stream"]
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_shows_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[dev]' brings nbclient and ipykernel")
     client = pytest.importorskip("nbclient")

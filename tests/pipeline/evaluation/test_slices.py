@@ -62,3 +62,15 @@ def test_no_gap_without_two_large_slices() -> None:
     )
     assert "slice_gap" not in found
     assert found["slice_gaps"] == {"kind.group": {"sampled": None, "greedy": None}}
+
+
+@pytest.mark.parametrize("first", [0, 20240101, 1_700_000_000, 1.5e15, 0.123456701])
+def test_bins_of_numbers_that_differ_late_are_apart(first: float) -> None:
+    """Dates as numbers were one slice, so that no gap was looked for."""
+    step = first if 0 < first < 1 else 1
+    found = labels("day", [{"day": first + step * 1e-6 * i if first < 1 and first else first + i} for i in range(40)])
+    assert [found.count(name) for name in dict.fromkeys(found)] == [10, 10, 10, 10]
+
+
+def test_equal_numbers_are_one_slice_however_written() -> None:
+    assert labels("x", [{"x": 1}, {"x": 1.0}, {"x": 2.5}]) == ["1", "1", "2.5"]

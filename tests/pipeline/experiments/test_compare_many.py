@@ -82,7 +82,7 @@ def test_two_runs_of_different_configs(tmp_path):
 
 def test_seeds_are_one_method_and_the_unit(tmp_path):
     runs = [make(tmp_path, f"a{seed}", set(range(50 + seed)), seed=seed) for seed in range(3)]
-    runs += [make(tmp_path, f"b{seed}", set(range(80 + seed)), seed=seed, rate=1e-3) for seed in range(3)]
+    runs += [make(tmp_path, f"b{seed}", set(range(80 + 2 * seed)), seed=seed, rate=1e-3) for seed in range(3)]
     found = side_by_side(runs)
     assert [len(m["runs"]) for m in found["methods"]] == [3, 3]
     success = found["methods"][0]["success"][0]
@@ -93,6 +93,19 @@ def test_seeds_are_one_method_and_the_unit(tmp_path):
     one_seed = side_by_side([*runs[:3], runs[3]])
     assert one_seed["differences"][0]["unit"] == "100 prompts"
     assert one_seed["differences"][0]["value"] == pytest.approx(0.80 - 0.51)
+
+
+def test_seeds_that_agree_do_not_make_a_result_certain(tmp_path):
+    """Differences of 0.2 that rounding sets 1e-16 apart were an interval of that width."""
+    runs = [make(tmp_path, f"a{solved}", set(range(solved)), seed=solved) for solved in (10, 30, 70)]
+    runs += [make(tmp_path, f"b{n}", set(range(n + 20)), seed=n, rate=1e-3) for n in (10, 30, 70)]
+    runs += [make(tmp_path, f"c{seed}", set(range(40)), seed=seed, rate=1e-4) for seed in range(2)]
+    found = side_by_side(runs)
+    one = found["differences"][0]
+    assert one["value"] == pytest.approx(0.2) and one["high"] - one["low"] > 0.05 and one["unit"] == "100 prompts"
+    success = found["methods"][2]["success"][0]
+    assert success["value"] == pytest.approx(0.4) and success["high"] - success["low"] > 0.1
+    assert success["unit"] == "100 prompts"
 
 
 def test_codes_are_matched_by_the_tokens_that_they_wrote(tmp_path):
