@@ -141,7 +141,8 @@ def gate_problems(config: RunConfig) -> Iterator[str]:
 
 
 def measure_problems(config: RunConfig, asked: str) -> Iterator[str]:
-    """One message for each reason why an evaluation of ``config`` lacks the measure ``asked``, ``[variant.]measure``."""
+    """One message for each reason why an evaluation of ``config`` lacks the measure ``asked`` (form:
+    ``[variant.]measure``)."""
     try:
         gate = parse_gate(f"{asked} > 0")
     except ValueError:
