@@ -11,7 +11,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.schema import RunConfig
 
@@ -57,6 +57,7 @@ SLICED_BY_TOKEN = "slice_gap_greedy_token"
 LATENT = (*OF_CODES, *OF_POLICY, BY_TOKEN, SLICED_BY_TOKEN, "base_nll", "base_nll_rise")
 """Measured of latent variants alone."""
 COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
+LESS_IS_BETTER = {"tokens", "failures", "nll_codes", *ON_TEXT, *SLICED, SLICED_BY_TOKEN, *COSTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,20 @@ def gate_problems(config: RunConfig) -> Iterator[str]:
             yield f"gates[{index}]: {error}"
             continue
         yield from (f"gates[{index}]: {problem}" for problem in _unknown(config, gate))
+
+
+def measure_problems(config: RunConfig, asked: str) -> Iterator[str]:
+    """One message for each reason why an evaluation of ``config`` lacks the measure ``asked`` (form:
+    ``[variant.]measure``)."""
+    try:
+        gate = parse_gate(f"{asked} > 0")
+    except ValueError:
+        yield f"{asked!r} is no measure of the form [variant.]measure, e.g. success or improved.greedy"
+        return
+    if config.evaluation is None:
+        yield f"{asked}: evaluation is null, so nothing is measured; set e.g. evaluation: {{prompts: 512}}"
+        return
+    yield from _unknown(config, replace(gate, text=asked))
 
 
 def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:

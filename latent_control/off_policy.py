@@ -19,6 +19,7 @@ given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,10 @@ FEWEST_EFFECTIVE = 100.0
 """Below this many effective rollouts no estimate is to be trusted."""
 LARGEST_SHARE = 0.1
 """Nor where one rollout has more than this share of all weight."""
+LEAST_TRUNCATED = 0.5
+"""Nor where truncated weights average less: most of what the policy does is not in them."""
+LARGEST_RATIO = 300.0
+"""Of log-ratios: larger ones say no more, and their squares overflow."""
 RECOMMENDED = "dr"
 Sums = Mapping[str, np.ndarray]
 
@@ -89,7 +94,8 @@ class OffPolicyReport:
         if self.largest_share > LARGEST_SHARE:
             found.append(f"one rollout has {self.largest_share:.0%} of all weight (more than {LARGEST_SHARE:.0%})")
         weight = self.mean_weight
-        if self.weight_cap is None and not weight.low <= 1 <= weight.high:
+        least, most = (1.0, 1.0) if self.weight_cap is None else (LEAST_TRUNCATED, math.inf)
+        if weight.high < least or weight.low > most:
             found.append(
                 f"weights average {weight.value:.2f} ({weight.low:.2f} to {weight.high:.2f}), not 1: the policy does "
                 "what was not tried"
@@ -100,7 +106,7 @@ class OffPolicyReport:
 def importance_weights(log_ratios: np.ndarray, cap: float | None = None) -> np.ndarray:
     """exp(log_ratios) [R], truncated at ``cap`` (Ionides, 2008): less variance, a bias towards the behaviour's
     low-weight rollouts."""
-    weights: np.ndarray = np.exp(log_ratios)
+    weights: np.ndarray = np.exp(np.minimum(log_ratios, LARGEST_RATIO))
     return weights if cap is None else np.minimum(weights, cap)
 
 
@@ -124,6 +130,11 @@ def prompt_sums(logged: Logged, cap: float | None = None) -> Sums:
     return {name: np.bincount(logged.prompts, values) for name, values in terms.items()}
 
 
+def weight_sum(s: Sums) -> np.ndarray:
+    """The sum of weights, to divide by: more than 0."""
+    return np.maximum(s["w"], np.finfo(float).tiny)
+
+
 def ips(s: Sums) -> np.ndarray:
     """Inverse propensity scoring over whole rollouts (Horvitz & Thompson, 1952): unbiased, and of the largest
     variance."""
@@ -132,7 +143,7 @@ def ips(s: Sums) -> np.ndarray:
 
 def wis(s: Sums) -> np.ndarray:
     """The same with weights that sum to one (Hajek, 1971): a little biased, never outside the rewards' range."""
-    return s["wr"] / s["w"]
+    return s["wr"] / weight_sum(s)
 
 
 def dr(s: Sums) -> np.ndarray:
@@ -142,7 +153,7 @@ def dr(s: Sums) -> np.ndarray:
 
 def wdr(s: Sums) -> np.ndarray:
     """Doubly robust with self-normalised weights (Thomas & Brunskill, 2016)."""
-    return s["q"] / s["n"] + s["wd"] / s["w"]
+    return s["q"] / s["n"] + s["wd"] / weight_sum(s)
 
 
 ESTIMATORS: dict[str, Callable[[Sums], np.ndarray]] = {"ips": ips, "wis": wis, "dr": dr, "wdr": wdr}
@@ -177,14 +188,15 @@ def off_policy_report(
         return Estimate(value=float(measure(totals)), low=float(low), high=float(high))
 
     weights = importance_weights(logged.log_ratios, cap)
+    shares = weights / max(weights.sum(), np.finfo(float).tiny)
     return OffPolicyReport(
         rollouts=len(logged.rewards),
         prompts=len(sums["n"]),
         behaviour=estimate(behaviour_mean),
         estimates={name: estimate(measure) for name, measure in ESTIMATORS.items()},
         gains={name: estimate(_gain(measure)) for name, measure in ESTIMATORS.items()},
-        effective=float(weights.sum() ** 2 / (weights**2).sum()),
-        largest_share=float(weights.max() / weights.sum()),
+        effective=float(1 / (shares**2).sum()) if weights.any() else 0.0,
+        largest_share=float(shares.max()),
         mean_weight=estimate(lambda s: s["w"] / s["n"]),
         weight_cap=cap,
     )

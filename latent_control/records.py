@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -83,8 +83,6 @@ class RolloutBatch(TokenBatch):
     """[B, T] int64, each code at the place of the token it produced; 0 elsewhere"""
     advantages: torch.Tensor
     """[B] float32, reward minus baseline"""
-    support: torch.Tensor = field(default_factory=lambda: torch.zeros((0, 0, 0), dtype=torch.long))
-    """[B, T, k] int64, the codes each was sampled from; k is 0 where all could be, or where it was not stored"""
     index: torch.Tensor
     """[B] int64, the rollout's number in its buffer, by which its features are kept"""
 

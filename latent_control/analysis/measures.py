@@ -173,12 +173,11 @@ def rollout_logp(
 ) -> torch.Tensor:
     """Log-probability [B] of each rollout's codes under the model's policy as it would sample them; one base pass.
 
-    Normalised over the codes that each was sampled from (``batch.support``); where those are not stored, over the
-    policy's own top k, outside of which a code has probability 0: -inf.
+    Outside of the policy's own top k a code has probability 0: -inf. What it would choose outside of the behaviour's
+    top k no rollout shows: it is missing from the mean weight, and must not be spread over what they do show.
     """
     batch = batch.to(model.codebook.device)
     states = model.features(batch.input_ids[:, :-1]).read(model.config.policy_state)
-    support = batch.support[:, 1:] if batch.support.shape[-1] else None
-    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k, support=support)
+    log_probs = action_log_probs(model.policy(states), temperature=temperature, top_k=top_k)
     taken = log_probs.gather(-1, batch.actions[:, 1:, None])[..., 0]
     return torch.where(model.spans(batch.response_mask[:, 1:]).starts, taken, 0.0).double().sum(1)

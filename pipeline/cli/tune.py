@@ -117,7 +117,8 @@ def sweep(
             raise ValueError("nothing to try: give --try section.key=value,value")
         wanted = sweeping.choices([sweeping.parse_range(text) for text in tried], samples, seed)
         for choice in wanted:  # every point is a separate config with problems of its own
-            checked(config, [*(overrides or []), *sweeping.overrides(choice)], also=[])
+            point = checked(config, [*(overrides or []), *sweeping.overrides(choice)], also=[])
+            sweeping.require_metric(point, metric)
         trials = sweeping.planned(config, overrides or [], wanted, folder)
         configs = {trial.name: sweeping.trial_config(config, overrides or [], trial, folder.name) for trial in trials}
     with working():

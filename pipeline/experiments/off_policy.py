@@ -58,7 +58,10 @@ def judge(
     if share:
         rollouts = rollouts.split(share)[1]
     report = off_policy_report(logged(model, rollouts, config.rollout), cap=weight_cap)
-    answer, words = verdict(report, estimator, at_least, remembered(checkpoint, run_dir, config, replay))
+    doubts = remembered(checkpoint, run_dir, config, replay)
+    if rollouts.definitions > 1:
+        doubts.append(f"the rewards follow {rollouts.definitions} definitions (other task options or reward.weights)")
+    answer, words = verdict(report, estimator, at_least, doubts)
     result = {
         "checkpoint": checkpoint.name,
         "replay": [str(path) for path in replay],
@@ -109,10 +112,12 @@ def remembered(checkpoint: Path, run_dir: Path, config: RunConfig, replay: Seque
 
 def trained_on(checkpoint: Path, run_dir: Path, config: RunConfig) -> list[Path]:
     """Run folders whose rollouts contributed to the policy of ``checkpoint``, back to the run it came from."""
+    sources = [*config.clone.data] if config.clone is not None else []
     found = []
-    if checkpoint.name == IMPROVE:
-        offline = config.improve_offline.data if config.improve_offline is not None else ()
-        found = [run_dir, *(Path(str(source.path)) for source in offline)]
+    if checkpoints.read_info(checkpoint).get("stage") == IMPROVE:  # so does that of improve_best
+        sources += config.improve_offline.data if config.improve_offline is not None else ()
+        found.append(run_dir)
+    found += [Path(source.path) for source in sources if source.kind == "replay" and source.path is not None]
     init = config.actions.init if config.actions is not None else None
     before = Path(init).parent.parent if init is not None else None
     if init is not None and before is not None and (before / CONFIG).is_file():

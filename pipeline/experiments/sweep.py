@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from configs.gates import LESS_IS_BETTER, measure_problems
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from pipeline.cluster.connect import connected, cpus_wanted
@@ -30,7 +31,7 @@ from pipeline.runs.status import finished
 from pipeline.runs.summary import read_summary
 from pipeline.storage.atomic import write_atomic
 
-SWEEP = "sweep.json"
+SWEEP, REWARD = "sweep.json", "reward"
 LAST = 20
 """Updates over which the measure ``reward`` is a mean."""
 
@@ -127,11 +128,27 @@ def done(folder: Path, config: RunConfig) -> bool:
     return finished(config, read_summary(folder))
 
 
+def require_metric(config: RunConfig, metric: str) -> None:
+    """``ValueError`` where a run of ``config`` has no such measure to compare by."""
+    if metric != REWARD:
+        problems = list(measure_problems(config, metric))
+    else:
+        problems = [] if config.improve is not None else ["the config has no improve, so no reward"]
+    if problems:
+        raise ValueError(f"--metric {'; '.join(problems)}")
+
+
+def ranked(trials: Sequence[SweepTrial], metric: str) -> list[SweepTrial]:
+    """Best value first, of costs and losses the smallest; those without one last."""
+    sign = 1 if metric.rpartition(".")[2] in LESS_IS_BETTER else -1
+    return sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0), trial.name))
+
+
 def measured(folder: Path, metric: str) -> tuple[float | None, float | None, float | None]:
     """(value, low, high) of a finished run: ``reward``, or a measure of its evaluation, ``[variant.]measure`` as in
     gates."""
-    if metric == "reward":
-        rewards = series(folder / METRICS, IMPROVE, "reward")[-LAST:]
+    if metric == REWARD:
+        rewards = series(folder / METRICS, IMPROVE, REWARD)[-LAST:]
         return (statistics.mean(rewards) if rewards else None), None, None
     evaluation = read_summary(folder).get("evaluation") or {}
     variant, _, name = metric.rpartition(".")
@@ -190,7 +207,7 @@ def sweep(
         else SweepTrial(**{**vars(trial), "error": errors.get(trial.name, "interrupted")})
         for trial in trials
     ]
-    judged.sort(key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.name))
+    judged = ranked(judged, metric)
     write_atomic(
         folder / "result.json",
         json.dumps({"metric": metric, "trials": [asdict(trial) for trial in judged]}, indent=1).encode(),

@@ -20,7 +20,6 @@ import torch
 from configs.loading import load_config
 from configs.schema import Improve, RunConfig
 from pipeline.cluster.connect import connected
-from pipeline.replay.dataset import by_token
 from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.rl.algorithm import LatentRL
@@ -168,7 +167,8 @@ def _from_buffer(
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:
     known = {name: row[name] for name in Rollout.__dataclass_fields__ if name in row}
-    return Rollout(**known | {"support": by_token(row["support"], len(row["actions"]))})
+    support = row["support"]  # stored flat; empty where all actions could be
+    return Rollout(**known | {"support": support.reshape(len(row["actions"]), -1) if len(support) else support})
 
 
 def _summary(one: _Taken, rollouts: Sequence[Rollout]) -> RolloutSummary:

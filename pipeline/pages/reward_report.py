@@ -24,6 +24,7 @@ from pipeline.replay.reader import ReplayReader
 from pipeline.runs.layout import CONFIG, REPLAY
 from pipeline.runs.stage_table import IMPROVE
 from pipeline.tracking.results import attach
+from rollout_workers.tasks.rewards import OVERLONG
 
 VERDICT = ("reward", "reward_parts", "success", "failure", "finish_reason", "reward_hash")
 COLUMNS = ("rollout_id", "prompt_text", "text", "policy_version", "level", *VERDICT)
@@ -87,7 +88,7 @@ def level_report(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float]
     """Everything about one level's rollouts."""
     columns = _columns(rows)
     trends = trends_of(columns) if len(np.unique(columns.versions)) >= FEWEST_UPDATES else {}
-    flags = [flag | {"rollouts": to_read(rows, columns, flag["part"])} for flag in hacking_flags(trends, weights)]
+    flags = [flag | {"rollouts": to_read(rows, columns, flag)} for flag in hacking_flags(trends, weights)]
     return {
         "rollouts": len(rows),
         "updates": len(np.unique(columns.versions)),
@@ -169,22 +170,23 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 def hacking_flags(trends: Mapping[str, Trend], weights: Mapping[str, float] | None) -> list[dict[str, Any]]:
     """What rises (in the direction that is paid) while success does not: the reward, or a part.
 
-    ``paid`` says whether the config rewards it. Success "falls" when its whole interval is below 0, "stands still" when
-    the interval holds 0.
+    ``paid`` says whether the config rewards it; ``None``: the task's own reward may. Success "falls" when its whole
+    interval is below 0, "stands still" when the interval holds 0.
     """
     success = trends.get(SUCCESS)
     if success is None or success.low > 0:
         return []
     flags = []
     for name, found in trends.items():
-        weight = 1.0 if name == REWARD else (weights or {}).get(name, 0.0)
+        # What ``reward.overlong_share`` adds needs no weight.
+        weight = 1.0 if name == REWARD else (weights or {}).get(name, float(name == OVERLONG))
         risen = found.high < 0 if weight < 0 else found.low > 0
         if name != SUCCESS and risen and abs(found.change) > ROUNDING:
             how = "falls" if success.high < 0 else "stands still"
             flags.append(
                 {
                     "part": name,
-                    "paid": bool(weight),
+                    "paid": None if weights is None and not weight else bool(weight),
                     "success": how,
                     "trend": asdict(found),
                     "success_trend": asdict(success),
@@ -193,26 +195,29 @@ def hacking_flags(trends: Mapping[str, Trend], weights: Mapping[str, float] | No
     return sorted(flags, key=lambda flag: not flag["paid"])
 
 
-def to_read(rows: Sequence[Mapping[str, Any]], columns: Columns, part: str) -> list[dict[str, Any]]:
-    """Late rollouts (last quarter of the updates) that failed and yet got most of ``part``, different texts first."""
+def to_read(rows: Sequence[Mapping[str, Any]], columns: Columns, flag: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Late rollouts (last quarter of the updates) that failed and yet got most of a flagged part (least of one that
+    falls), different texts first."""
+    part, values = flag["part"], columns.values[flag["part"]]
+    order = -values if flag["trend"]["change"] > 0 else values
     late = columns.versions >= np.quantile(columns.versions, 0.75)
-    failed = np.flatnonzero(late & (columns.values[SUCCESS] == 0) & ~np.isnan(columns.values[part]))
-    ranked = failed[np.argsort(-columns.values[part][failed], kind="stable")]
+    failed = np.flatnonzero(late & (columns.values[SUCCESS] == 0) & ~np.isnan(values))
+    ranked = failed[np.argsort(order[failed], kind="stable")]
     different = {str(rows[i]["text"]): i for i in reversed(ranked)}
-    chosen = sorted(different.values(), key=lambda i: -columns.values[part][i])[:TO_READ]
+    chosen = sorted(different.values(), key=lambda i: order[i])[:TO_READ]
     kept = ("rollout_id", "prompt_text", "text", "policy_version")
-    return [{key: rows[i][key] for key in kept} | {part: float(columns.values[part][i])} for i in chosen]
+    return [{key: rows[i][key] for key in kept} | {part: float(values[i])} for i in chosen]
 
 
 def sentence(flag: Mapping[str, Any]) -> str:
     """``format rises by +0.30 (+0.25 to +0.34) while success falls by -0.20 (-0.24 to -0.15): rewarded, perhaps
     gamed``."""
     verb = "rises" if flag["trend"]["change"] > 0 else "falls (its weight is negative)"
-    why = (
-        "it is rewarded: perhaps the policy games it"
-        if flag["paid"]
-        else "it is not rewarded: a side effect to look at"
-    )
+    why = {
+        True: "it is rewarded: perhaps the policy games it",
+        False: "it is not rewarded: a side effect to look at",
+        None: "the task's own reward may count it: perhaps the policy games it",
+    }[flag["paid"]]
     return (
         f"{flag['part']} {verb} by {_signed(flag['trend'])} while success {flag['success']}, "
         f"{_signed(flag['success_trend'])}; {why}"

@@ -34,6 +34,7 @@ from pipeline.tracking.uris import URI, heeded, tracking_uri
 
 if TYPE_CHECKING:
     from rollout_workers.tasks import EpisodeTask, Task
+    from rollout_workers.tasks.protocol import Split
 
 
 def check(config: RunConfig) -> Findings:
@@ -73,8 +74,20 @@ def check_task(config: RunConfig, build: Builder, errors: list[str], warnings: l
     except ValueError as error:
         errors.append(placed("task", error))
         return None
-    errors += _slice_problems(config, task)
+    errors += [*_slice_problems(config, task), *_too_few(config, task)]
     return task
+
+
+def _too_few(config: RunConfig, task: Task) -> Iterator[str]:
+    """Numbers of different prompts that an update or a play asks for, and that the task lacks."""
+    improve = config.improve
+    if improve is None:
+        return
+    asked: list[tuple[str, int, Split]] = [("prompts_per_update", improve.prompts_per_update, "train")]
+    asked += [("evaluate_prompts", improve.evaluate_prompts, "heldout")] if improve.evaluate_every else []
+    for name, count, split in asked:
+        if 0 < (there := len(task.prompts(split))) < count:
+            yield f"improve.{name}: {count}, but the task has only {there} {split} prompts; set it to {there} or fewer"
 
 
 def _slice_problems(config: RunConfig, task: Task) -> list[str]:

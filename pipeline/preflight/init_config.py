@@ -221,7 +221,7 @@ def config_of(found: RowsFound, tokenizer: PreTrainedTokenizerBase, *, base: str
             "algorithm": "grpo",
             "updates": 100,
             "epochs": 3,
-            "prompts_per_update": 16,
+            "prompts_per_update": min(16, found.rows - found.heldout),
             "group_size": 8,
             "learning_rate": 5e-4,
         },

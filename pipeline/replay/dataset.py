@@ -22,12 +22,13 @@ from rollout_workers.tasks.protocol import split_of
 
 COLUMNS = (
     "prompt_id",
+    "prompt_text",
+    "reward_hash",
     "prompt_tokens",
     "tokens",
     "generated",
     "actions",
     "action_logp",
-    "support",
     "reward",
     "policy_version",
     "world_hash",
@@ -48,20 +49,20 @@ class StoredRollouts:
     """R x int32: the code of each generated token; 0 at observed ones"""
     generated: tuple[np.ndarray, ...]
     """R x bool: where a token after the prompt was generated; empty: all were"""
-    supports: tuple[np.ndarray, ...]
-    """R x int32 [T, k]: the codes that each was sampled from; empty: all, or not stored"""
     behaviour_logp: np.ndarray
     """[R], summed over a rollout's actions: of the policy that sampled it"""
     rewards: np.ndarray
     """[R]"""
     prompts: np.ndarray
-    """[R] int, which prompt"""
+    """[R] int, which prompt: with other task options the same id has another text, with other weights another reward"""
     prompt_ids: tuple[str, ...]
     """P"""
     chances: np.ndarray
     """[R], summing to 1: the probability that training draws each"""
     unjudged: int = 0
     """Rollouts left out because the verifier had failed."""
+    definitions: int = 1
+    """How many definitions the rewards follow (task, options, weights)."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -76,7 +77,6 @@ class StoredRollouts:
             ids=tuple(self.ids[i] for i in rows),
             actions=tuple(self.actions[i] for i in rows),
             generated=tuple(self.generated[i] for i in rows),
-            supports=tuple(self.supports[i] for i in rows),
             behaviour_logp=self.behaviour_logp[rows],
             rewards=self.rewards[rows],
             prompts=prompts,
@@ -96,14 +96,10 @@ class StoredRollouts:
         shape = (len(rows), max(len(self.ids[i]) for i in rows))
         ids, actions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         real, generated = np.zeros(shape, bool), np.zeros(shape, bool)
-        wide = {self.supports[i].shape[-1] for i in rows}
-        support = np.zeros((*shape, max(wide) if len(wide) == 1 else 0), np.int64)
         for place, i in enumerate(rows):
             length, start = len(self.ids[i]), len(self.ids[i]) - len(self.actions[i])
             ids[place, :length], real[place, :length] = self.ids[i], True
             actions[place, start:length], generated[place, start:length] = self.actions[i], True
-            if support.shape[-1]:
-                support[place, start:length] = self.supports[i]
             if len(self.generated[i]):
                 generated[place, start:length] = self.generated[i]
         chosen = np.zeros(len(rows)) if advantages is None else advantages[rows]
@@ -113,7 +109,6 @@ class StoredRollouts:
             response_mask=torch.from_numpy(generated),
             actions=torch.from_numpy(actions),
             advantages=torch.from_numpy(chosen.astype(np.float32)),
-            support=torch.from_numpy(support),
             index=torch.from_numpy(np.asarray(rows, np.int64)),
         )
 
@@ -149,24 +144,20 @@ def read_rollouts(
         raise ValueError(
             f"no judged rollout in {places} fits; widen the policy versions, lower min_reward, or give another buffer"
         )
-    prompt_ids, prompts = np.unique([row["prompt_id"] for row in kept], return_inverse=True)
+    keys = [(row["prompt_id"], row["prompt_text"], row["reward_hash"]) for row in kept]
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
     return StoredRollouts(
         ids=tuple(np.concatenate([row["prompt_tokens"], row["tokens"]]) for row in kept),
         actions=tuple(row["actions"] for row in kept),
         generated=tuple(row["generated"] for row in kept),
-        supports=tuple(by_token(row["support"], len(row["actions"])) for row in kept),
         behaviour_logp=np.array([row["action_logp"].sum(dtype=np.float64) for row in kept]),
         rewards=np.array([row["reward"] for row in kept], float),
-        prompts=prompts,
-        prompt_ids=tuple(map(str, prompt_ids)),
+        prompts=np.array([numbers[key] for key in keys]),
+        prompt_ids=tuple(prompt for prompt, *_ in numbers),
         chances=np.array(chances) / sum(chances),
         unjudged=unjudged,
+        definitions=len({definition for *_, definition in numbers}),
     )
-
-
-def by_token(support: np.ndarray, tokens: int) -> np.ndarray:
-    """The stored column ``support`` as [T, k]; empty where all could be."""
-    return support.reshape(tokens, -1) if len(support) else np.empty(0, np.int32)
 
 
 def _rows(folder: Path, min_reward: float | None, world: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.replay.schema import ROW_GROUP, SCHEMA
-from pipeline.replay.shards import Quarantined, open_all, replay_root
+from pipeline.replay.shards import Quarantined, open_all, open_partition, replay_root
 
 OPEN_FILES = 64  # of one reader: a row group then costs no new look at its file
 
@@ -22,10 +22,10 @@ OPEN_FILES = 64  # of one reader: a row group then costs no new look at its file
 class ReplayReader:
     """Streams rows of a run's replay buffer, shuffled by seed, each row to exactly one rank.
 
-    ``folder`` is a run folder, its ``replay`` folder or one partition. Every shard is checked against its hash and the
-    schema when the reader opens; what fails is moved to ``_quarantine``, logged as a warning, and listed in
-    ``quarantined``. Row groups are dealt to ranks, so ranks differ by at most one row group. Shuffling mixes the
-    rows of ``window`` row groups drawn from anywhere; at most that many are in memory.
+    ``folder`` is a run folder, its ``replay`` folder or one partition, which alone is read then. Every shard is checked
+    against its hash and the schema when the reader opens; what fails is moved to ``_quarantine``, logged as a warning,
+    and listed in ``quarantined``. Row groups are dealt to ranks, so ranks differ by at most one row group. Shuffling
+    mixes the rows of ``window`` row groups drawn from anywhere; at most that many are in memory.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class ReplayReader:
         self._seed, self._rank, self._world, self._shuffle = seed, rank, world, shuffle
         self._columns = list(columns) if columns is not None else SCHEMA.names
         self._min_reward, self._batch_size, self._window = min_reward, batch_size, window
-        self.shards, quarantined = open_all(self.root)
+        alone = Path(folder).parent == self.root
+        self.shards, quarantined = open_partition(self.root, Path(folder)) if alone else open_all(self.root)
         self.quarantined: tuple[Quarantined, ...] = tuple(quarantined)
         self.rows_stored = sum(shard.footer.num_rows for shard in self.shards)
         """Rows of all ranks, before ``min_reward``."""

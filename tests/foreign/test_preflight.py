@@ -62,6 +62,15 @@ def test_rows_that_are_fine_are_said_to_be_and_one_is_shown(tmp_path: Path) -> N
     assert notes[2].strip().startswith("'<s> ")
 
 
+@pytest.mark.parametrize(
+    ("improve", "split"),
+    [({"prompts_per_update": 64}, "train"), ({"evaluate_every": 1}, "heldout"), ({"evaluate_prompts": 64}, "")],
+)
+def test_more_different_prompts_than_there_are(improve: dict[str, int], split: str, tmp_path: Path) -> None:
+    errors = found(tmp_path, numbers(40), improve={"updates": 2, **improve}).errors
+    assert [f"{split} prompts; set it to" in error for error in errors] == ([True] if split else [])
+
+
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_one_long_prompt_among_many(split: str, tmp_path: Path) -> None:
     """Wherever it lies: both splits are read whole."""

@@ -18,6 +18,7 @@ from rl_tools import Config, make_runner, sample
 from configs.loading import dump_config
 from configs.schema import DataSource, ImproveOffline
 from latent_control import LatentActionLM
+from latent_control.distributions import action_log_probs
 from latent_control.off_policy import (
     ESTIMATORS,
     Estimate,
@@ -33,7 +34,7 @@ from latent_control.pretrained import world_hash
 from pipeline.cli.evaluate import _versions
 from pipeline.cli.output import off_policy_table
 from pipeline.experiments.off_policy import judge
-from pipeline.replay.dataset import HELDOUT, logged, read_rollouts
+from pipeline.replay.dataset import HELDOUT, advantages, logged, read_rollouts
 from pipeline.replay.writer import ReplayWriter
 from pipeline.storage import checkpoints
 
@@ -234,6 +235,53 @@ def test_windows_and_splits_of_the_buffer(replay: Path, tiny_checkpoint: Path) -
         read_rollouts([DataSource(kind="replay", path=str(replay))], world="0" * 64)
 
 
+def test_prompts_and_rewards_of_other_tasks_are_not_mixed(
+    replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Prompt 7 of one task is another prompt than prompt 7 of the same task with other options."""
+    everything, other = stored(replay, tiny_checkpoint), tmp_path / "other" / "replay"
+    rollouts = sample(make_runner(config(), tiny_checkpoint), prompt_indices=(0, 1, 2, 3), group_size=2)
+    writer = ReplayWriter(other, 4096, "b")
+    writer.add(
+        [replace(r, prompt_text=f"{r.prompt_text}!", reward=9.0, reward_hash="of another task") for r in rollouts]
+    )
+    writer.close()
+    world = world_hash(LatentActionLM.from_pretrained(tiny_checkpoint))
+    sources = [DataSource(kind="replay", path=str(path)) for path in (replay, other)]
+    both = read_rollouts(sources, world=world)
+    assert len(both.prompt_ids) == len(everything.prompt_ids) + 4 and both.definitions == 2
+    assert advantages(both, "prompt")[-8:].tolist() == [0.0] * 8, "each is compared with its own kind"
+    run_dir = run_folder(tmp_path / "run", config, tiny_checkpoint, "clone")
+    found = judge(run_dir, [replay, other.parent], estimator="dr", at_least=0.0)
+    assert found["verdict"] == "unknown" and "2 definitions" in found["words"]
+
+
+def test_what_a_policy_does_outside_of_the_behaviours_top_k_is_missing_weight() -> None:
+    """The behaviour tries the likelier two of four codes, the policy would choose the others: it would earn nothing."""
+    chosen = np.arange(400) % 2
+    logits, earns = torch.tensor([1.0, -2.0, 3.0, 2.9]), np.array([1.0, 0.0])
+    for top_k, doubt in ((2, "weights average 0.00"), (None, "weights average 0.07")):
+        log_probs = action_log_probs(logits, top_k=top_k)[chosen].numpy()
+        rollouts = Logged(
+            log_ratios=log_probs - np.log(0.5), rewards=earns[chosen], prompts=np.repeat(np.arange(50), 8)
+        )
+        for cap in (None, 5.0):
+            report = off_policy_report(rollouts, cap=cap, draws=200)
+            answer, words = verdict(report, "dr", at_least=0.1)
+            assert answer == "unknown" and doubt in words
+            assert np.isfinite([estimate.value for estimate in report.estimates.values()]).all()
+
+
+def test_weights_beyond_all_numbers_are_doubts() -> None:
+    rng = np.random.default_rng(0)
+    for far in (800.0, 400.0):
+        log_ratios = np.where(np.arange(400) == 3, far, 0.0)
+        rollouts = Logged(log_ratios=log_ratios, rewards=rng.random(400), prompts=np.repeat(np.arange(100), 4))
+        report = off_policy_report(rollouts, draws=200)
+        assert (report.effective, report.largest_share) == pytest.approx((1.0, 1.0))
+        assert np.isfinite([bound for one in report.gains.values() for bound in (one.low, one.high)]).all()
+
+
 def run_folder(
     where: Path, make: Config, checkpoint: Path, stage: str, info: dict[str, object] | None = None, **sections: Any
 ) -> Path:
@@ -297,10 +345,18 @@ def test_a_policy_is_not_judged_by_what_it_was_trained_on(
     (replay / "replay").rename(own / "replay")
     result = judge(own, [own], estimator="dr", at_least=0.0)
     assert result["verdict"] == "unknown" and "improve was trained on the rollouts of own" in result["words"]
+    # So was the one that did best on the way.
+    best = own / "checkpoints" / "improve_best"
+    (own / "checkpoints" / "improve").rename(best)
+    assert "improve_best was trained on the rollouts of own" in judge(best, [own], estimator="dr")["words"]
+    best.rename(own / "checkpoints" / "improve")
     # What grew out of it knows them too.
     later = {"init": str(own / "checkpoints" / "improve"), "updates": 0}
     child = run_folder(tmp_path / "child", config, tiny_checkpoint, "clone", actions=later)
     assert judge(child, [own / "replay"], estimator="dr")["verdict"] == "unknown"
+    cloned = {"data": [{"kind": "replay", "path": str(own)}]}
+    clone = run_folder(tmp_path / "clone", config, tiny_checkpoint, "clone", clone=cloned)
+    assert "clone was trained on the rollouts of own" in judge(clone, [own], estimator="dr")["words"]
 
 
 def test_results_reach_mlflow(replay: Path, config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:

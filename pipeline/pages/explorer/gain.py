@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation.outcome_file import read_outcomes
-from pipeline.evaluation.statistics import centred, paired_difference
+from pipeline.evaluation.statistics import centred, paired_difference, student
 from pipeline.pages.explorer.records import IntervalEstimate
 from pipeline.runs.layout import OUTCOMES
-
-Z95 = 1.96
 
 
 def evaluated(run_dir: Path, before: str, after: str) -> tuple[IntervalEstimate, int] | None:
@@ -41,8 +39,8 @@ def leave_one_out(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> IntervalEstimate:
-    """The sum of parts [c] per rollout with its 95 % interval; groups are drawn independently, what is in a group is
-    not.
+    """The sum of parts [c] per rollout with Student's 95 % interval; groups are drawn independently, what is in a group
+    is not.
 
     Args:
         groups: [c], the group of each part.
@@ -51,7 +49,8 @@ def estimate(parts: np.ndarray, groups: np.ndarray, rollouts: np.ndarray) -> Int
     total = int(rollouts.sum())
     mean = float(parts.sum()) / total
     spread = np.bincount(groups, parts, minlength=len(rollouts)) - rollouts * mean
-    half = Z95 * float(np.sqrt((spread**2).sum())) / total
+    freedom = max(1, len(rollouts) - 1)
+    half = student(freedom) * float(np.sqrt((spread**2).sum() * len(rollouts) / freedom)) / total
     return IntervalEstimate(mean=mean, low=mean - half, high=mean + half)
 
 

@@ -14,7 +14,7 @@ from configs.loading import dump_config
 from configs.schema import RunConfig
 from pipeline.cli.main import app
 from pipeline.cli.options import USAGE
-from pipeline.experiments.sweep import SweepTrial, choices, done, overrides, parse_range, table
+from pipeline.experiments.sweep import SweepTrial, choices, done, overrides, parse_range, ranked, table
 
 pytest_plugins = ("rl_fixtures",)
 
@@ -60,6 +60,32 @@ def test_the_table_says_why_a_run_has_no_value() -> None:
     )
     assert head == ["run", "a", "success"]
     assert rows == [["00", "1", "0.500 (0.400 to 0.600)"], ["01", "2", "boom"]]
+
+
+@pytest.mark.parametrize(
+    ("metric", "first"), [("success", "01"), ("improved.nll_rise", "00"), ("slice_gap", "00"), ("reward", "01")]
+)
+def test_the_best_value_is_first_also_where_less_is_better(metric: str, first: str) -> None:
+    trials = [SweepTrial(name=f"0{n}", choice={"a": n}, value=value) for n, value in enumerate((0.2, 0.5, None))]
+    assert [trial.name for trial in ranked(trials, metric)][::2] == [first, "02"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        ("succes", "--metric succes: unknown measure succes; did you mean success"),
+        ("finetuned.greedy", "makes no variant finetuned"),
+        ("nll", "nll needs evaluation.marginal_sequences of 1 or more"),
+        ("success >= 0.5", "'success >= 0.5' is no measure"),
+    ],
+)
+def test_a_measure_that_no_run_will_have_is_told_before_anything_starts(
+    config_file: Path, tmp_path: Path, metric: str, problem: str
+) -> None:
+    words = ("--try", "improve.learning_rate=1.0e-4,1.0e-3", "--out", str(tmp_path / "s"), "--metric", metric)
+    found = call("sweep", str(config_file), *words)
+    assert found.exit_code == USAGE and problem in " ".join(found.output.split())
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.fixture(scope="module")

@@ -202,10 +202,23 @@ class TestGain:
         assert found == pytest.approx([0.75, -0.75, 0.0, 0.0])
 
     def test_an_interval_by_hand(self):
-        # Two groups of one rollout with sums 3 and 1: mean 2, deviations 1 and -1, half = 1.96 * sqrt(2) / 2.
+        # Two groups of one rollout with sums 3 and 1: mean 2, standard error 1, t = 12.706 of one degree of freedom.
         found = gain.estimate(np.array([1.0, 2.0, 1.0]), np.array([0, 0, 1]), np.array([1, 1]))
         assert found.mean == 2.0
-        assert found.high - found.mean == pytest.approx(1.96 * math.sqrt(2) / 2)
+        assert found.high - found.mean == pytest.approx(12.7062, abs=1e-4)
+
+    @pytest.mark.parametrize("share", [1.0, 0.05])
+    def test_intervals_over_few_prompts_cover(self, share):
+        """A machine that is slow plays one round: 8 prompts."""
+        rng, covered, prompts, each = np.random.default_rng(0), 0, 8, 200
+        groups = np.repeat(np.arange(prompts), each)
+        for _ in range(400):
+            parts = (rng.normal(0, 1, len(groups)) + rng.normal(0, 1, prompts)[groups]) * (
+                rng.random(len(groups)) < share
+            )
+            found = gain.estimate(parts, groups, np.full(prompts, 16))
+            covered += found.low <= 0 <= found.high
+        assert covered / 400 >= 0.93
 
     def test_codes_and_splits_add_up_to_the_whole(self):
         parts, codes, keys = np.array([0.2, 0.4, -0.1]), np.array([0, 1, 1]), np.array([0, 0, 1])

@@ -225,6 +225,8 @@ def test_it_finds_the_folder(tmp_path: Path) -> None:
     fill(tmp_path / "replay", 5)
     for folder in (tmp_path, tmp_path / "replay", tmp_path / "replay" / "run=a"):
         assert sorted(ids(ReplayReader(folder).rows())) == list(range(5))
+    fill(tmp_path / "replay", 3, run_id="b", first=5)  # as a run whose token level has rollouts, too
+    assert sorted(ids(ReplayReader(tmp_path / "replay" / "run=b").rows())) == [5, 6, 7]
     with pytest.raises(ValueError, match="is not a folder; give a run folder"):
         ReplayReader(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="rank 2 of 2"):

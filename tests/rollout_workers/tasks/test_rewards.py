@@ -196,6 +196,34 @@ def test_sections_draw_distribution_and_course(tmp_path: Path) -> None:
     assert section.galleries[0].total == len(section.galleries[0].examples) > 0
 
 
+def test_flags_know_what_is_paid_and_show_it() -> None:
+    """Repeats cost reward and fall, ``overlong`` is paid without a weight, and both are read where they pay most."""
+    rows = [
+        {
+            "rollout_id": f"{update}-{i}", "prompt_text": "p", "text": f"{update}-{i}", "policy_version": update,
+            "level": "latent", "finish_reason": "stop", "success": i < 2,
+            "reward": update / 10, "reward_parts": {"overlong": update / 10 - 1, "repeats": 1 - update / 10 + i % 2},
+        }
+        for update in range(10) for i in range(8)
+    ]  # fmt: skip
+    told = {}
+    for weights in ({"success": 1.0, "repeats": -0.1}, {"success": 1.0}, None):
+        flags = {f["part"]: f for f in reward_report.report_of(rows, weights)["levels"]["latent"]["flags"]}
+        told[str(weights and len(weights))] = {name: flag["paid"] for name, flag in flags.items()}
+        if "repeats" in flags:
+            assert "falls (its weight is negative)" in reward_report.sentence(flags["repeats"])
+            assert [r["repeats"] for r in flags["repeats"]["rollouts"]] == pytest.approx([0.1] * 3 + [0.2] * 2)
+    assert told == {
+        "2": {"reward": True, "overlong": True, "repeats": True},
+        "1": {"reward": True, "overlong": True},
+        "None": {"reward": True, "overlong": True},
+    }
+    for row in rows:
+        row["reward_parts"]["format"] = row["policy_version"]
+    (flag,) = [f for f in reward_report.report_of(rows, None)["levels"]["latent"]["flags"] if f["part"] == "format"]
+    assert flag["paid"] is None and "the task's own reward may count it" in reward_report.sentence(flag)
+
+
 def test_report_is_silent_when_success_rises_too(tmp_path: Path) -> None:
     assert not reward_report.report(gamed(tmp_path / "run", success_falls=False))["levels"]["latent"]["flags"]
 
