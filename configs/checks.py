@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from configs.gates import gate_problems
+from configs.install import install_command
 from configs.schema import Base, DataSource, RunConfig, Training
 
 # Accelerate's own ways to split a model; ours is ``shard``, whose checkpoints any number of workers can read.
@@ -171,7 +172,7 @@ def _improve(config: RunConfig) -> Iterator[str]:
             "improve.kl_in: reward, but improve.kl_coefficient is 0; set e.g. kl_coefficient: 0.01, or leave kl_in out"
         )
     if config.over_tokens and improve.token_trains == "lora" and find_spec("peft") is None:
-        yield "improve.token_trains: lora needs the package 'peft'; pip install 'latent-control[lora]'"
+        yield f"improve.token_trains: lora needs the package 'peft'; {install_command('lora')}"
     if improve.level == "token" and improve.token_baseline:
         yield (
             "improve.token_baseline: true adds a token-level run, but improve.level is token already; set "
@@ -426,7 +427,7 @@ def _tracking(config: RunConfig) -> Iterator[str]:
     known = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
     if uri is not None and not uri.startswith(known):
         yield (
-            f"tracking.uri: {uri!r} is no MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, "
+            f"tracking.uri: {uri!r} is not an MLflow address; e.g. sqlite:////absolute/mlflow.db or http://host:5000, "
             "or null for the default"
         )
     if uri is not None and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):

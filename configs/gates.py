@@ -54,6 +54,8 @@ OF_CODES = (
 of all codes."""
 SLICED = ("slice_gap", "slice_gap_greedy")
 SLICED_BY_TOKEN = "slice_gap_greedy_token"
+LATENT = (*OF_CODES, *OF_POLICY, BY_TOKEN, SLICED_BY_TOKEN, "base_nll", "base_nll_rise")
+"""Measured of latent variants alone."""
 COSTS = ("cost_seconds", "cost_tokens", "parameters_trained")
 LESS_IS_BETTER = {"tokens", "failures", "nll_codes", *ON_TEXT, *SLICED, SLICED_BY_TOKEN, *COSTS}
 
@@ -83,7 +85,7 @@ def parse_gate(text: str) -> Gate:
     """
     match = FORM.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no condition of the form [variant.]measure >= number, {EXAMPLE}")
+        raise ValueError(f"{text!r} is not a condition of the form [variant.]measure >= number, {EXAMPLE}")
     variant, measure, sign, bound = match.groups()
     return Gate(text=" ".join(text.split()), variant=variant, measure=measure, sign=sign, bound=float(bound))
 
@@ -169,7 +171,7 @@ def _unknown(config: RunConfig, gate: Gate) -> Iterator[str]:
         yield f"{gate.text}: unknown measure {gate.measure}; {_near(gate.measure, tuple(known))}"
     elif known[gate.measure]:
         yield f"{gate.text}: {gate.measure} needs {known[gate.measure]}"
-    elif gate.measure in (*OF_CODES, BY_TOKEN, SLICED_BY_TOKEN) and has_no_codes(config, variant):
+    elif gate.measure in LATENT and has_no_codes(config, variant):
         yield f"{gate.text}: {variant} has no latent actions, so no {gate.measure}; name another variant"
 
 

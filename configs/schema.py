@@ -52,7 +52,7 @@ class TaskConfig(Section):
     name: str = "countdown"
     """``countdown``; ``instructions``, which a program can check; ``reasoning_gym/<dataset>`` for any reasoning-gym
     generator; ``jsonl``, ``parquet`` or ``dataset`` for rows of your own; ``gsm8k`` or ``math500`` for a local copy; a
-    ``mixture`` of these (docs/tasks.md); or an environment that is played in turns (docs/agents.md):
+    ``mixture`` of these (docs/tasks.md); or an environment of several turns (docs/agents.md):
     ``textworld_express/<game>``, ``scienceworld/<task>``, ``alfworld/all``, ``gymnasium/<id>``,
     ``environment/<module>:<class>`` for your own; or an agent program (docs/gateway.md): ``gateway/<name>``,
     ``verifiers/<taskset>``."""
@@ -75,7 +75,7 @@ class Reward(Section):
     weights: dict[str, float] | None = None
     """The reward is the sum of these parts of the verifier's score, each times its weight, e.g. ``{success: 1.0,
     length: 0.1}``; ``null``: the task's own reward. Every task has ``length`` (minus generated tokens / max_new_tokens)
-    and ``stop`` (it ended by itself). ``success`` stays the verifier's verdict, whatever is rewarded
+    and ``stop`` (1 unless it was cut at a limit). ``success`` stays the verifier's verdict, whatever is rewarded
     (docs/rewards.md)."""
     overlong_share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Soft penalty of long responses (DAPO): the part ``overlong`` falls from 0 to -1 over this last share of
@@ -183,7 +183,7 @@ class Base(Section):
 
 
 class Actions(Training):
-    """Stage 1a: find the latent actions (inverse dynamics model, codebook, merge module)."""
+    """Stage 1a: learn the codebook (inverse dynamics model, code vectors, merge module)."""
 
     num_actions: Annotated[int, Field(ge=2, le=32767)] = 64
     head: Literal["residual", "official"] = "residual"
@@ -211,7 +211,7 @@ class Actions(Training):
     """Start from this latent-action checkpoint instead of new modules (reuse a codebook; with ``updates: 0`` as it
     is)."""
     usage_weight: NonNegativeFloat = 0.05
-    """beta_u: weight of the (negative) entropy of the mean code usage; keeps codes alive."""
+    """beta_u: weight of the (negative) entropy of the mean code usage; keeps codes active."""
     entropy_weight: NonNegativeFloat = 0.0
     """beta_e: weight of the mean (negative) entropy per position."""
     temperature: PositiveFloat = 2.0
@@ -221,7 +221,7 @@ class Actions(Training):
     """Share of the updates over which the temperature falls to its final value."""
     min_alive_share: Share = 0.25
     """Stop the run when fewer than this share of the codes (of the different tokens in the data, if those are fewer),
-    or but one, is alive after ``anneal_share`` of the updates; 0: never."""
+    or only one, is active after ``anneal_share`` of the updates; 0: never."""
 
 
 class Clone(Training):
@@ -262,8 +262,8 @@ class ImproveOffline(Training):
     weight_cap: PositiveFloat = 20.0
     """No rollout counts more than this (``awr`` only)."""
     baseline: Literal["prompt", "all"] = "prompt"
-    """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (where prompts were
-    played once)."""
+    """What a reward is compared with: the mean reward of the same prompt's rollouts, or of all (for one rollout per
+    prompt)."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the exact KL(policy || the policy the stage starts from) in the loss."""
     policy_versions: tuple[NonNegativeInt, NonNegativeInt] | None = None
@@ -307,8 +307,8 @@ class Improve(Section):
     ``finetune``, from the base LM's own SFT with ``finetune``'s data and settings (``token_sft``)."""
     token_trains: TokenTrains = "last_blocks"
     """What is trained at token level: the base's last ``token_blocks`` blocks (``last_blocks``), low-rank adapters of
-    them (``lora``, needs ``pip install 'latent-control[lora]'``), a bias on what they add to the residual stream
-    (``steering``), as many new blocks put on the base (``added_blocks``), an MLP of so many layers that shifts the
+    them (``lora``, needs the extra ``lora``), a bias on what they add to the residual stream
+    (``steering``), as many new blocks put on the base (``added_blocks``), an MLP of that many layers that shifts the
     final state (``mlp``), or all parameters (``all``)."""
     token_blocks: PositiveInt | None = None
     """``null`` is ``actions.policy_layers``."""
@@ -386,9 +386,8 @@ class Improve(Section):
     features: Literal["auto", "ship", "recompute"] = "auto"
     """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where
     the engine can (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s
-    against 0.83; with the
-    0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network to the learner is
-      slow."""
+    against 0.83; with the 0.9 M-parameter base: 0.07 against 0.10; `benchmarks/update.py`); recompute where the network
+    to the learner is slow."""
     max_skipped_updates: NonNegativeInt = 3
     """An update whose loss, gradient or log-probabilities are broken is skipped and its rollouts put into quarantine
     (``<run>/quarantine``); one more than this stops the run."""
@@ -405,14 +404,14 @@ class Improve(Section):
     keep_checkpoints: PositiveInt = 2
     """This many of the newest are kept while the stage works."""
     keep_best: bool = False
-    """Also keep the policy that did best on held-out prompts at a checkpoint, as ``checkpoints/improve_best`` (needs
-    ``evaluate_every``). Those prompts chose it: judge it on others."""
+    """Also keep the policy of the best ``heldout_success``, as ``checkpoints/improve_best`` (needs ``evaluate_every``).
+    Those prompts chose it: judge it on others."""
     evaluate_every: PositiveInt | None = None
-    """Updates between two plays of held-out prompts with the current policy (``heldout_success``, ``heldout_reward``);
-    ``null``: never."""
+    """Updates between two evaluations of the current policy on held-out prompts (``heldout_success``,
+    ``heldout_reward``); ``null``: never."""
     evaluate_prompts: PositiveInt = 128
-    """Held-out prompts of such a play, each once sampled and once greedy (by code): the first ones of the final
-    evaluation."""
+    """Held-out prompts of such an evaluation, one sampled and one greedy (by code) rollout each: the first ones of the
+    final evaluation."""
 
 
 class Turns(Section):
@@ -428,7 +427,7 @@ class Turns(Section):
     step_timeout_seconds: PositiveFloat = 30.0
     """An environment that takes longer for a step is killed; that episode is masked and counted as a failure."""
     reset_timeout_seconds: PositiveFloat = 120.0
-    """The same for its start and each reset."""
+    """One that takes longer to begin an episode is killed and started again, once; the second time the run ends."""
     processes: PositiveInt = 1
     """Child processes of each rollout worker, which share its episodes and step them side by side."""
 
@@ -507,7 +506,7 @@ class Tracking(Section):
     """Also send the metrics to this project of Weights & Biases (``pip install wandb``; its own environment variables
     say who and where, ``WANDB_MODE=offline`` keeps them in ``RUN/wandb``)."""
     traces: NonNegativeInt = 100
-    """At most so many rollouts of each stage of reinforcement learning, and so many held-out rollouts of the
+    """At most this many rollouts of each stage of reinforcement learning, and as many held-out rollouts of the
     evaluation, are stored as MLflow traces, spread evenly; 0: none."""
 
 
@@ -568,8 +567,8 @@ class Evaluation(Section):
     """The last stage (docs/evaluation.md)."""
 
     prompts: PositiveInt = 512
-    """Held-out prompts, each played ``samples_per_prompt`` times sampled and once greedy (a latent policy once by code
-    and once by token)."""
+    """Held-out prompts, each with ``samples_per_prompt`` sampled rollouts and a greedy one (of a latent policy one by
+    code and one by token)."""
     samples_per_prompt: PositiveInt = 1
     """Sampled responses to each prompt; 2 or more give pass@k and diversity."""
     pass_at: tuple[PositiveInt, ...] = ()
@@ -596,8 +595,9 @@ class Explorer(Section):
     rollouts: PositiveInt = 2000
     """Rollouts on the page, whole groups spread over training."""
     explained: NonNegativeInt = 24
-    """Rollouts with every choice explained: other codes, their tokens, and how it would have ended. So many on every
-    machine; where the model is slow, ask for fewer (``latent-control watch`` explains any other one on demand)."""
+    """Rollouts with every choice explained: other codes, their tokens, and how it would have ended. The number does
+    not depend on the machine; where the model is slow, ask for fewer (``latent-control watch`` explains any
+    other one on demand)."""
     seconds: NonNegativeFloat = 20.0
     """Most of reading policies, comparing codes and sampling for the gain, explanations and loading not included; what
     was cut off is said on the page. 0: only counts over rollouts."""

@@ -142,8 +142,8 @@ class LatentActionForCausalLM(PreTrainedModel, GenerationMixin):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             raise ValueError(
-                f"{str(folder)!r} is no folder on this machine; download the model there first, e.g. hf download REPO "
-                "--local-dir X"
+                f"{str(folder)!r} is not a folder on this machine; download the model there first, e.g. hf download "
+                "REPO --local-dir X"
             )
         if unknown := {name for name, value in settings.items() if value is not None} - _HUB:
             raise ValueError(

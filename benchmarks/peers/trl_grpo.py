@@ -63,7 +63,7 @@ def adapter(rank: int) -> Any:
 
 def main() -> None:
     """``settings``: base, max_new_tokens, fixed_length, prompts, group, learning_rate, threads; ``task``: instructions
-    (chats) in place of countdown; ``lora_rank``; ``iterations`` of optimiser steps on a batch; ``first`` prompt."""
+    (chats) in place of countdown; ``lora_rank``; ``first`` prompt."""
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the trainer prints; its lines must not get between the answers
@@ -97,7 +97,6 @@ def main() -> None:
             max_completion_length=settings["max_new_tokens"],
             generation_kwargs={"min_new_tokens": settings["max_new_tokens"]} if settings["fixed_length"] else None,
             learning_rate=settings["learning_rate"],
-            num_iterations=settings.get("iterations", 1),
             lr_scheduler_type="constant",
             max_steps=1_000_000,
             bf16=False,

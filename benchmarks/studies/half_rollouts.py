@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -72,11 +73,14 @@ def played(out: Path, clone: Path, name: str, seed: int, updates: int) -> dict[s
     run(folder, [*start, f"improve.updates={updates}", *VARIANTS[name]])
     steps = [step for step in records(folder / METRICS) if step["stage"] == "improve"]
     rollouts, reached = rollouts_to(steps)
+    took = [s["seconds_sampling"] + s["seconds_updating"] + s["seconds_publishing"] for s in steps]
+    until = list(accumulate(s["rollouts"] for s in steps)).index(rollouts) + 1
     found = {
         "rollouts": rollouts,
+        "seconds until then": sum(took[:until]),
         SMOOTHED: rollouts_to(steps, updates=1, rollouts=SMOOTH)[0],
         "reached": reached,
-        "seconds": sum(s["seconds_sampling"] + s["seconds_updating"] + s["seconds_publishing"] for s in steps),
+        "seconds": sum(took),
         "tied sampled": mean(s.get("tied_groups_sampled", s["tied_groups"]) for s in steps),
         "tied trained on": mean(s["tied_groups"] for s in steps),
         "steps an update": mean(s["steps_taken"] for s in steps),
@@ -94,7 +98,7 @@ def rows_of(results: dict[tuple[str, int], dict[str, Any]], names: Sequence[str]
         for measure in found[0]:
             rows.append(row(f"{name}: {measure}", [float(one[measure]) for one in found]))
         if FIRST in names and name != FIRST:
-            for measure in ("rollouts", SMOOTHED):
+            for measure in ("rollouts", SMOOTHED, "seconds until then"):
                 shares = [one[measure] / results[FIRST, s][measure] for one, s in zip(found, seeds, strict=True)]
                 rows.append(row(f"{name}: share of the {measure} of {FIRST}", shares))
     return rows

@@ -4,9 +4,10 @@
     trl/bin/pip install 'trl==1.16.0' 'transformers==5.23.0' peft
     python benchmarks/studies/trl_lora.py --peer-python trl/bin/python --out runs/study [--seeds 0]
 
-Same base LM in float32, prompts' kind, verifier, batch (8 prompts x 8 responses of at most 64 tokens), passes over it
-(2), temperature and threads; one side after the other on an otherwise idle machine. TRL's budget was named before the
-first run: ``BUDGET`` batches at LoRA rank 8. Rewards are means of the last ``LAST`` batches; seconds those of sampling,
+Same base LM in float32, prompts' kind, verifier, batch (8 prompts x 8 responses of at most 64 tokens), temperature and
+threads; one side after the other on an otherwise idle machine. TRL takes one optimiser step for a batch, its default
+and its fastest; latent RL two passes, as its config says. TRL's budget was named before the first run: ``BUDGET``
+batches at LoRA rank 8. Rewards are means of the last ``LAST`` batches; seconds those of sampling,
 verifying and updating, without either side's start. ``with_preparation`` adds what learning codes and cloning took,
 which one base LM needs once.
 """
@@ -26,7 +27,7 @@ from common import ROOT, Curve, commits, curve, row, run, write
 
 from latent_control.pretrained import base_path
 
-CONFIG, BUDGET, LAST, RANK, RATE, PASSES = "instructions", 10, 5, 8, 2e-4, 2
+CONFIG, BUDGET, LAST, RANK, RATE = "instructions", 10, 5, 8, 2e-4
 SHAPE = {"prompts": 8, "group": 8, "max_new_tokens": 64, "fixed_length": False, "threads": 2}
 
 
@@ -43,11 +44,11 @@ def theirs(python: str, base: str, seed: int, kept: Path) -> list[dict[str, floa
     """Seconds, reward and tokens a response of each of TRL's batches; kept in a file once made."""
     if not kept.is_file():
         settings = SHAPE | {"base": base, "task": CONFIG, "learning_rate": RATE, "lora_rank": RANK}
-        settings |= {"iterations": PASSES, "first": 100_000 * (seed + 1)}
+        settings |= {"first": 100_000 * (seed + 1)}
         threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(
             [python, str(ROOT / "benchmarks" / "peers" / "trl_grpo.py"), json.dumps(settings)],
-            input=f"{PASSES}\n" * BUDGET,
+            input="1\n" * BUDGET,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | threads | {"PYTHONPATH": str(ROOT)},
@@ -100,7 +101,7 @@ def main() -> None:
         for name, value in found.items():
             measured.setdefault(name, []).append(value)
     rows: list[Any] = [row(name, values) for name, values in measured.items()]
-    budget = {"batches": BUDGET, "last": LAST, "lora_rank": RANK, "learning_rate": RATE, "passes": PASSES}
+    budget = {"batches": BUDGET, "last": LAST, "lora_rank": RANK, "learning_rate": RATE}
     about = {"budget": budget, "reached": met, "commits": commits(folders)}
     write("trl_lora", "benchmarks/studies/trl_lora.py", asked.seeds, rows, **about)
 

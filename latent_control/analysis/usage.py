@@ -60,7 +60,7 @@ class CodeUsage:
         total = sum(self.counts)
         often = ", ".join(f"{code} {times / total:.0%}" for code, times in self.top(5))
         return (
-            f"CodeUsage({self.alive} of {len(self.counts)} codes alive, perplexity {self.perplexity:.1f}, {total:,} "
+            f"CodeUsage({self.alive} of {len(self.counts)} codes active, perplexity {self.perplexity:.1f}, {total:,} "
             "choices" + (f"; most often: {often}" if often else "") + ")"
         )
 

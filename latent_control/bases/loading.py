@@ -395,7 +395,7 @@ def _token_ids(path: Path) -> dict[str, int]:
             str(token["content"]): int(token["id"]) for token in said.get("added_tokens") or []
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no tokenizer ({type(error).__name__}: {error}); copy it again") from error
+        raise ValueError(f"{path} is not a tokenizer ({type(error).__name__}: {error}); copy it again") from error
 
 
 def _configured_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]:

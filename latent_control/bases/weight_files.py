@@ -60,13 +60,13 @@ def read_shapes(path: Path) -> dict[str, Shape]:
             names = list(tensors.keys())
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({_why(path) or error}); {_AGAIN}") from error
+        raise ValueError(f"{path} is not a whole safetensors file ({_why(path) or error}); {_AGAIN}") from error
 
 
 def file_problem(path: Path) -> str | None:
     """Why nothing can be read at ``path``, with the remedy; ``None`` for a file with content."""
     if not path.is_file():
-        there = "is no file" if path.exists() else "is a link to nothing" if path.is_symlink() else "is not there"
+        there = "is not a file" if path.exists() else "is a link to nothing" if path.is_symlink() else "is not there"
         return f"{path} {there}; copy the whole folder again"
     try:
         with path.open("rb") as file:
@@ -140,12 +140,12 @@ def _read_index(path: Path) -> dict[str, str]:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         good = isinstance(places, dict) and bool(places) and all(isinstance(name, str) for name in places.values())
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of safetensors files ({type(error).__name__}); {_AGAIN}") from error
+        raise ValueError(f"{path} is not an index of safetensors files ({type(error).__name__}); {_AGAIN}") from error
     if not good:
-        raise ValueError(f"{path} is no index of safetensors files (weight_map names no files); {_AGAIN}")
+        raise ValueError(f"{path} is not an index of safetensors files (weight_map names no files); {_AGAIN}")
     if outside := [name for name in places.values() if Path(name).name != name or not name.endswith(".safetensors")]:
         raise ValueError(
-            f"{path} names {first_names(outside)}, which is no safetensors file in the same folder; {_AGAIN}"
+            f"{path} names {first_names(outside)}, which is not a safetensors file in the same folder; {_AGAIN}"
         )
     return places
 

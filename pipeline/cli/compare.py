@@ -19,7 +19,7 @@ def compare(
     a: Annotated[list[Path] | None, typer.Option("--a", help="A run of side A; repeat it for several seeds.")] = None,
     b: Annotated[list[Path] | None, typer.Option("--b", help="A run of side B.")] = None,
     variant_a: Annotated[
-        str, typer.Option(help="Which model of A: base, cloned, finetuned, improved, token_sft, token_level.")
+        str, typer.Option(help="Which model of A: base, cloned, finetuned, offline, improved, token_sft, token_level.")
     ] = "improved",
     variant_b: Annotated[str, typer.Option(help="Which model of B.")] = "improved",
     html: Annotated[Path | None, typer.Option("--html", help="Default: RUN_B/compare-with-<A>.html.")] = None,

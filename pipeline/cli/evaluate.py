@@ -50,7 +50,7 @@ def gateway(
         Path | None, typer.Option("--program", metavar="FILE", help="The agent program; default: that of RUN's task.")
     ] = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="The first episodes of the split.")] = 8,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Times that each is played.")] = 1,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Rollouts of each episode.")] = 1,
     split: Annotated[Literal["train", "heldout"], typer.Option("--split")] = "heldout",
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the most likely codes.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the sampled codes; default: RUN's.")] = None,

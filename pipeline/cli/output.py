@@ -12,7 +12,7 @@ import typer
 from configs.plain_text import escaped
 from configs.redaction import without_secrets
 from pipeline.cli.options import GATES
-from pipeline.evaluation.modes import MODES, greedy_words
+from pipeline.evaluation.modes import MODES, greedy_words, rollout_words
 from pipeline.runs.layout import EXPLORER, REPORT
 from pipeline.runs.stage_table import ACTIONS, EVALUATE, TOKEN_SFT, Stage, level_of, planned
 from pipeline.runs.summary import collapse_words, read_summary
@@ -151,16 +151,13 @@ def result_table(result: dict[str, Any]) -> str:
             for name, row in rows.items()
         ),
     ]
-    samples = result.get("samples_per_prompt", 1)
-    times = "once" if samples == 1 else f"{samples} times"
     parts = (_by_token(rows), _gains(result.get("differences", {})), _more(rows), _slice_lines(rows))
     lines = [*aligned(table), *(line for part in parts for line in part)]
-    played = f"{result['prompts']} held-out prompts, each played {times} sampled and once greedy"
-    return "\n".join([*lines, "; ".join([played, *greedy_words(result)])])
+    return "\n".join([*lines, "; ".join([rollout_words(result), *greedy_words(result)])])
 
 
 def _by_token(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Latent policies, greedy by token: a table of its own, 80 columns have room for no more."""
+    """Latent policies, greedy by token: a separate table, 80 columns have room for no more."""
     measured = {name: row for name, row in rows.items() if "greedy_token" in row}
     head = ["greedy by token", "success", "95 % interval", "seconds"]
     cost = {n: f"{r['greedy_token_cost']:.2f} x" if r.get("greedy_token_cost") else "" for n, r in measured.items()}

@@ -24,7 +24,10 @@ LOOPBACK = "127.0.0.1"
 @app.command()
 def explain(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose improve stage is done.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; default RUN/explorer.html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The page; default RUN/explorer.html, or explorer-against-<OTHER>.html."),
+    ] = None,
     against: Annotated[Path | None, typer.Option("--against", help="Another run, shown side by side.")] = None,
     rollouts: Annotated[
         int | None, typer.Option("--rollouts", min=1, help="Rollouts on the page; default: the config's.")
@@ -111,7 +114,7 @@ def watch(
     model_gib: Annotated[
         float,
         typer.Option(
-            "--model-gib", min=0.0, help="Counterfactuals and steering load a model of up to so many GiB of weights."
+            "--model-gib", min=0.0, help="GiB of weights of the largest model that counterfactuals and steering load."
         ),
     ] = 4.0,
 ) -> None:

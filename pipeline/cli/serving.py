@@ -54,7 +54,9 @@ def export(
         Path,
         typer.Argument(metavar="RUN", help="A run (its last policy), RUN/checkpoints/STAGE, or an export to register."),
     ],
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Default: RUN/export.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Default: RUN/export; of a checkpoint, export.")
+    ] = None,
     base: BaseFolder = None,
     reference_base: Annotated[
         bool, typer.Option("--reference-base", help="Do not copy the base LM; keep its place and hash.")

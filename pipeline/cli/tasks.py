@@ -81,8 +81,8 @@ def init(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap prompts in the base's chat template.")] = False,
 ) -> None:
-    """Write a config for your own rows: keys, verifier, lengths and slices read off them, the rest as in the
-    quickstart."""
+    """Write a config for your own rows: keys, verifier, lengths and slices read off them, usual settings for the
+    rest."""
     with exit_on_error(USAGE):
         if out.exists():
             raise ValueError(f"{out} exists already; give another name with -o")
@@ -121,7 +121,7 @@ def sample(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Responses to each training prompt.")] = 64,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", min=1, help="Only the first so many training prompts, else at most 100,000."),
+        typer.Option("--prompts", min=1, help="Only the first N training prompts, else at most 100,000."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Default: beside CONFIG, its name with -samples.")

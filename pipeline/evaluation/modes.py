@@ -11,6 +11,13 @@ MODES: dict[str, str] = {"sampled": "sampled", "greedy": "greedy", "greedy_token
 """The modes and how they are read."""
 
 
+def rollout_words(evaluation: Mapping[str, Any]) -> str:
+    """``512 held-out prompts, one sampled and one greedy rollout per prompt``."""
+    samples = evaluation.get("samples_per_prompt", 1)
+    sampled = "one" if samples == 1 else samples
+    return f"{evaluation['prompts']} held-out prompts, {sampled} sampled and one greedy rollout per prompt"
+
+
 def greedy_words(evaluation: Mapping[str, Any]) -> list[str]:
     """What is greedy in an evaluation that has a latent policy's two kinds; nothing for older ones."""
     if not any(isinstance(row, Mapping) and "greedy_token" in row for row in evaluation.values()):

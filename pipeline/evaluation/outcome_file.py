@@ -14,7 +14,7 @@ from pipeline.storage.parquet_fields import field
 
 OUTCOME_SCHEMA = pa.schema(
     [
-        field("variant", pa.string(), "the model: base, cloned, finetuned, improved, token_sft, token_level"),
+        field("variant", pa.string(), "the model: base, cloned, finetuned, offline, improved, token_sft, token_level"),
         field("mode", pa.string(), "sampled, greedy (of a latent policy: by code) or greedy_token (by token)"),
         field("prompt_id", pa.string(), "<task>/heldout/<index>"),
         field("sample", pa.int32(), "0 to samples_per_prompt - 1; 0 when greedy"),

@@ -33,7 +33,7 @@ from rollout_workers.tasks import build_task
 
 CONFIG, PROBE, RESULT, PAGE, SAMPLES = "pilot.yaml", "probe", "result", "comparison.html", "samples.jsonl"
 FULL = {ACTIONS: 600, CLONE: 500, TOKEN_LEVEL: 150, IMPROVE: 150}
-"""Updates of a pilot that has all the time it wants: those of configs/quickstart.yaml."""
+"""Updates of a pilot that has all the time it wants: those of configs/countdown.yaml."""
 FEWEST = {ACTIONS: 60, CLONE: 50, TOKEN_LEVEL: 15, IMPROVE: 15}
 """With fewer nothing is learned that an evaluation could see."""
 PROBED = {ACTIONS: 8, CLONE: 8, TOKEN_LEVEL: 4, IMPROVE: 4}

@@ -141,7 +141,7 @@ def sample(
     task = build_task(config.task)
     if isinstance(task, EpisodeTask):
         raise ValueError(
-            f"task.name: {task.name} is played in turns; sample takes tasks of one response: learn codes from its "
+            f"task.name: {task.name} has several turns; sample takes tasks of one response: learn codes from its "
             "demonstrations or from the replay buffer of a run (data: [{kind: replay, path: RUN}])"
         )
     prompts = min(len(task.prompts("train")), most_prompts or MOST_PROMPTS)

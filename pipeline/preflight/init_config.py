@@ -44,7 +44,6 @@ ANSWERS = (
 )
 FEWEST = 20
 """With fewer, the held-out fifth is too small for a result."""
-"""Names of splits that are held out."""
 FEWEST_CODES, MOST_CODES = 4, 64
 LONGEST = 3600.0
 """Seconds that a first run should take at most."""
@@ -186,7 +185,7 @@ def _values(rows: Sequence[Row], key: str) -> Iterator[object]:
 
 
 def config_of(found: RowsFound, tokenizer: PreTrainedTokenizerBase, *, base: str, out: Path) -> dict[str, Any]:
-    """The config: quickstart's recipe on these rows, codes learned from the base LM's own responses (``latent-control
+    """The config: usual settings on these rows, codes learned from the base LM's own responses (``latent-control
     sample``). As many codes as the answers have different tokens, and lengths that hold the longest.
 
     The files' paths are relative to the config ``out`` where they lie beside it.

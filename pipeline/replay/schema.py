@@ -67,7 +67,7 @@ SCHEMA = pa.schema(
         field(
             "reward_hash",
             pa.string(),
-            "names the definition of the reward (task, options, weights); empty before schema version 3",
+            "names the definition of the reward (task, options, tools, weights); empty before schema version 3",
         ),
         field("success", pa.bool_(), "the verifier's full mark"),
         field("failure_kind", pa.string(), "class of the verifier's failure; null when it judged", nullable=True),

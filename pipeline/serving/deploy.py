@@ -60,7 +60,7 @@ def check(settings: ServingSettings) -> None:
     bank = is_bank(settings.folder)
     folder = settings.folder / WORLD if bank else settings.folder
     if not is_export(folder):
-        raise ValueError(f"{settings.folder} is no export; make one with latent-control export RUN -o FOLDER")
+        raise ValueError(f"{settings.folder} is not an export; make one with latent-control export RUN -o FOLDER")
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}): export it again")
     read_shape(folder)

@@ -84,7 +84,8 @@ def find(target: Path) -> Source:
                 f"{folder} is a policy over tokens: it has no codes to serve; export a run with improve.level: latent"
             )
         raise ValueError(
-            f"{folder} is no latent-action checkpoint: it has no {LATENT}; give a run folder or RUN/checkpoints/STAGE"
+            f"{folder} is not a latent-action checkpoint: it has no {LATENT}; give a run folder or "
+            "RUN/checkpoints/STAGE"
         )
     if damaged := weight_problems(folder):
         raise ValueError(f"{folder} is damaged ({damaged[0]}); take another checkpoint, or train that stage again")

@@ -127,10 +127,10 @@ def _register(logged: VersionContent, name: str, *, store: str, experiment: str,
 def require_names(name: str, alias: str | None) -> None:
     """``ValueError`` for a model's name or alias that MLflow refuses, which it does once the version is made."""
     if not name.strip() or {"/", ":"} & {*name} or name in (".", ".."):
-        raise ValueError(f"--register: {name!r} is no name of a model: leave out / and :")
+        raise ValueError(f"--register: {name!r} is not a name of a model: leave out / and :")
     if alias is not None and not re.fullmatch(r"(?!latest$|v\d+$)[\w-]{1,255}", alias, re.ASCII | re.IGNORECASE):
         raise ValueError(
-            f"--alias: {alias!r} is no alias: take letters, digits, _ and -, but not 'latest' or v1, which MLflow "
+            f"--alias: {alias!r} is not an alias: take letters, digits, _ and -, but not 'latest' or v1, which MLflow "
             "keeps for itself"
         )
 

@@ -77,7 +77,7 @@ def tokens_in_use(batches: Sequence[TokenBatch]) -> int:
 
 def guard_codebook(settings: Training, found: dict[str, float], update: int, tokens: int) -> None:
     """Stop a run whose codebook has collapsed, before it wastes the later stages: of the codes that ``tokens`` tokens
-    in use can keep alive, one each, too few are, or but one."""
+    in use can keep active, one each, too few are, or but one."""
     assert isinstance(settings, Actions)
     useful, alive = min(settings.num_actions, tokens), found["inverse_dynamics_alive_codes"]
     least = min(useful, max(2, settings.min_alive_share * useful)) if settings.min_alive_share else 0
@@ -85,7 +85,7 @@ def guard_codebook(settings: Training, found: dict[str, float], update: int, tok
         return
     weight, fewer = max(0.2, 4 * settings.usage_weight), max(2, useful)
     raise NeedsNewRun(
-        f"the codebook has collapsed: {alive:.0f} of {settings.num_actions} codes are alive after {update} updates, "
+        f"the codebook has collapsed: {alive:.0f} of {settings.num_actions} codes are active after {update} updates, "
         f"where the data use {tokens} different tokens (actions.min_alive_share is {settings.min_alive_share}). Raise "
         f"actions.usage_weight (now {settings.usage_weight}), start with a higher actions.temperature (now "
         f"{settings.temperature}), or ask for fewer codes (actions.num_actions)",

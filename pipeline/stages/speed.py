@@ -55,7 +55,9 @@ class Sample:
         """The first training prompts of the config's task; ``ValueError`` for one that is played in turns."""
         task, chat = build_task(config.task), config.task.chat
         if isinstance(task, EpisodeTask):
-            raise ValueError(f"{config.task.name} is played in turns, and episodes are as long as they turn out")
+            raise ValueError(
+                f"{config.task.name} has several turns, and the length of its episodes is not known before"
+            )
         found = task.prompts("train")
         prompts = [encode_prompt(tokenizer, found[i], chat=chat) for i in range(min(LOOKED_AT, len(found)))]
         lengths: list[int] = []

@@ -37,7 +37,7 @@ def checkpoint_host(folder: Path, common: dict[str, Any]) -> HostSpec:
     if (folder / CONFIG).is_file():
         return HostSpec(level="latent", checkpoint=str(folder), **common)
     if not (folder / TOKEN_INFO).is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has neither {CONFIG} nor {TOKEN_INFO}")
+        raise ValueError(f"{folder} is not a checkpoint: it has neither {CONFIG} nor {TOKEN_INFO}")
     info = token_start(folder)
     if "token_trains" not in info:
         return HostSpec(level="base", checkpoint=info["base"], **common)

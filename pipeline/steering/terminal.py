@@ -28,12 +28,12 @@ HELP = """a line of text         a new prompt
 :force CODE            one code for the whole answer; :force 3,_,17 codes from the first token on (_: the policy's)
 :only CODES            only these in the whole answer, e.g. 3,5,10-15
 :forbid CODES          none of these in the whole answer
-:free                  take all of that back
-:why T                 what every code would write at token T
+:free                  reset all steering
+:why T                 the top token of every code at token T
 :base                  the base LM's own answer
 :greedy                take the likeliest codes; :temperature X samples, :seed N with another seed, :top-k K among fewer
 :tokens N              at most N new tokens
-:again                 the answer once more
+:again                 repeat the answer
 :json                  answers as JSON, a line each; again: as text
 :help, :quit"""
 PROMPTS_LISTED = 20

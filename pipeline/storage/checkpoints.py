@@ -109,7 +109,7 @@ def verify(folder: Path, *, hashes: bool = True) -> list[str]:
     Without ``hashes`` only names and sizes are compared, which reads no tensor.
     """
     if not folder.is_dir():
-        return [f"{folder} is no folder"]
+        return [f"{folder} is not a folder"]
     try:
         content = unseal(folder / MANIFEST)
     except FileNotFoundError:

@@ -136,7 +136,7 @@ class ModelWork:
             "policy_version": 0,
         }
         same = decode_response(self.loaded.tokenizer, tokens, self.loaded.stop) == row["text"]
-        note = "" if same else "played again here, the answer came out otherwise than in the evaluation"
+        note = "" if same else "decoded again here, the answer differs from the evaluation's"
         return row | found, note
 
     def _generate(self, prompts: Sequence[Prompt], code: Ablation | None = None, **params: Any) -> Generation:

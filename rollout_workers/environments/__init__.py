@@ -51,5 +51,5 @@ def family(name: str, options: Mapping[str, Any]) -> Family:
     known = list(inspect.signature(FAMILIES[kind]).parameters)[1:]
     unknown = sorted(options.keys() - set(known)) if kind != "environment" else []
     if unknown:
-        raise ValueError(f"task.options.{unknown[0]} is no option of {kind}; known: {', '.join([*known, *COMMON])}")
+        raise ValueError(f"task.options.{unknown[0]} is not an option of {kind}; known: {', '.join([*known, *COMMON])}")
     return FAMILIES[kind](which, **options)

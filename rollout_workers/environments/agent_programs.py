@@ -88,7 +88,7 @@ class AgentPrograms(Programs):
                 f"task.options.program is {program!r}, no file; name the agent program, e.g. program: agent.py"
             )
         if interpreter is not None and shutil.which(interpreter) is None:
-            raise ValueError(f"task.options.interpreter: {interpreter} is no program; name one, or leave it out")
+            raise ValueError(f"task.options.interpreter: {interpreter} is not a program; name one, or leave it out")
         if interpreter is None and not program.endswith(".py") and not os.access(program, os.X_OK):
             raise ValueError(
                 f"task.options.program: {program} is not executable; run chmod +x, or name what runs it by interpreter"
@@ -131,7 +131,7 @@ class VerifiersPrograms(Programs):
                 "python: venv-verifiers/bin/python"
             )
         if self.folder is not None and not Path(self.folder).is_dir():
-            raise ValueError(f"task.options.folder: {self.folder} is no folder; name the one that has the taskset")
+            raise ValueError(f"task.options.folder: {self.folder} is not a folder; name the one that has the taskset")
         if not isinstance(self.env or {}, Mapping):
             raise ValueError(f"task.options.env is {self.env!r:.80}; give a mapping, as verifiers' own [env] block")
         super().__post_init__()
@@ -157,7 +157,8 @@ def _rows(option: str, path: str | None) -> list[Episode] | None:
             row = None
         if not isinstance(row, dict):
             raise ValueError(
-                f"task.options.{option}: line {number} of {path} is no JSON object of at most {LARGEST_EPISODE} bytes"
+                f"task.options.{option}: line {number} of {path} is not a JSON object of at most "
+                f"{LARGEST_EPISODE} bytes"
             )
         found.append(row)
     if not found:

@@ -244,7 +244,7 @@ class EpisodeSession:
             if place is None and len(told) > len(known):
                 turns, _ = worded(told[len(known) :], [], str(self.tokenizer.chat_template))
                 return encode_turns(self.tokenizer, turns, closed=closed)
-            why = f"{len(told)} messages are no continuation of {len(known)}"
+            why = f"{len(told)} messages are not a continuation of {len(known)}"
             why = why if place is None else f"messages.{place} is not what it was"
             return self._other(told, tools, why)
         same = type(told) is type(before) and _are_turns(told) == _are_turns(before)

@@ -12,6 +12,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
+from configs.install import install_command
 from rollout_workers.judges.answers import JudgeAnswers
 from rollout_workers.judges.wording import NEEDED, TEMPLATES, filled, read_reply, schema, unmarked
 from rollout_workers.judging.outcome import LONGEST, TypedFailure
@@ -20,7 +21,7 @@ from rollout_workers.tasks.row_files import Row
 from rollout_workers.tasks.scorer_options import Judge
 from rollout_workers.tasks.verifiers import VERIFIERS
 
-INSTALL = "pip install -c requirements.lock -e '.[judge]'"
+INSTALL = install_command("judge")
 
 
 class Judged:
@@ -89,7 +90,7 @@ class Judged:
     def _vote(self, question: str, vote: int) -> float:
         said = self._ask(question, vote)
         if (found := read_reply(self.settings.kind, said, self.settings.best)) is None:
-            raise TypedFailure("judge_unreadable", f"the judge said {said[:LONGEST]!r}, which is no verdict")
+            raise TypedFailure("judge_unreadable", f"the judge said {said[:LONGEST]!r}, which is not a verdict")
         return found
 
     def _ask(self, question: str, vote: int) -> str:

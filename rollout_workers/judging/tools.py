@@ -27,7 +27,7 @@ class ToolFunctions:
         """Of each, as OpenAI's protocol has them"""
         for name, function in functions.items():
             if not callable(function) or inspect.iscoroutinefunction(function):
-                raise TypeError(f"{name} is no plain function; write def {name}(...)")
+                raise TypeError(f"{name} is not a plain function; write def {name}(...)")
             given = inspect.signature(function).parameters.items()
             bare = [one for one, about in given if about.annotation is about.empty]
             if bare:

@@ -89,5 +89,5 @@ def _arguments(given: str, place: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise RefusedRequest(f"{place}.tool_calls: arguments {given!r:.60} are no JSON object", param="messages")
+        raise RefusedRequest(f"{place}.tool_calls: arguments {given!r:.60} are not a JSON object", param="messages")
     return found

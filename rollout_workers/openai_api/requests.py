@@ -284,14 +284,14 @@ def parse(body: bytes, kind: type[Kind]) -> Kind:
     except RefusedRequest:
         raise
     except ValueError as error:
-        raise RefusedRequest(f"the body is no JSON: {error}") from error
+        raise RefusedRequest(f"the body is not JSON: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0][:80]
-        raise RefusedRequest(f"{twice} stands there twice: send it once", param=twice)
+        raise RefusedRequest(f"{twice} occurs twice: send it once", param=twice)
     return found
 
 

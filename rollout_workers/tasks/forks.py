@@ -134,7 +134,7 @@ def _verdict(said: str) -> float | Failure:
             return Failure(kind=told["failure"], message=readable(str(told["message"])))
     except (ValueError, TypeError, OverflowError, RecursionError):
         pass
-    return Failure(kind="reward_channel", message=f"the fork answered {readable(said[:80])!r}, which is no verdict")
+    return Failure(kind="reward_channel", message=f"the fork answered {readable(said[:80])!r}, which is not a verdict")
 
 
 _forks: WeakValueDictionary[Confinement, Forks] = WeakValueDictionary()

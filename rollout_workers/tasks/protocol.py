@@ -137,7 +137,7 @@ def options_of(kind: type[Kind], task: str, options: Mapping[str, Any]) -> Kind:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"task.options.{key} is no option of {task}; {hint}")
+            raise ValueError(f"task.options.{key} is not an option of {task}; {hint}")
     return kind(**options)
 
 

@@ -207,7 +207,7 @@ def build_reasoning_gym(dataset: str, options: Mapping[str, object], *, shots: i
     known = sorted([*theirs, *OWN_OPTIONS])
     for key in options:
         if key not in known:
-            raise ValueError(f"task.options.{key} is no option of reasoning_gym/{dataset}; {near(key, known)}")
+            raise ValueError(f"task.options.{key} is not an option of reasoning_gym/{dataset}; {near(key, known)}")
     seed, partial = options.get("seed", 0), options.get("partial", False)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"task.options.seed is {seed!r}; it must be a whole number, at least 0")

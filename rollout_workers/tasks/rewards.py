@@ -130,4 +130,4 @@ def _weighted(parts: Mapping[str, float], reward: Reward, task: str, own: float)
 def _hint(name: str, known: tuple[str, ...], task: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"{name!r} is no part of the reward of {task}; {guess}it has {', '.join(known)}"
+    return f"{name!r} is not a part of the reward of {task}; {guess}it has {', '.join(known)}"

@@ -52,7 +52,7 @@ def read_options(kind: type[M], options: Mapping[str, object], task: str) -> M:
             owner = next(
                 (a for a in _annotations(owner, parent) if isinstance(a, type) and issubclass(a, Section)), None
             )
-        raise ValueError(f"{place} is no option of {task}; {near(key, list(owner.model_fields) if owner else [])}")
+        raise ValueError(f"{place} is not an option of {task}; {near(key, list(owner.model_fields) if owner else [])}")
     if first["type"] == "missing":
         raise ValueError(f"{place} of {task} is missing; give it a value")
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -76,7 +76,7 @@ def row_files(path: Path) -> list[Path]:
     found = sorted(f for f in path.rglob("*") if f.is_file() and suffix(f) in SUFFIXES) if path.is_dir() else []
     if not found:
         raise ValueError(
-            f"{path} {f'holds no {WANTED} file' if path.is_dir() else 'does not exist or is no file'}; set "
+            f"{path} {f'holds no {WANTED} file' if path.is_dir() else 'does not exist or is not a file'}; set "
             f"task.options.path to a {WANTED} file or a folder of them"
         )
     require_shards(found)
@@ -146,7 +146,7 @@ def read_file(
             else:
                 yield from _json(file, kind)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{file} is no whole .gz file: {error}; write it again, or remove it") from error
+            raise ValueError(f"{file} is not a whole .gz file: {error}; write it again, or remove it") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -242,7 +242,7 @@ def _parsed(text: str, place: str, unit: str) -> object:
 def _pairs(pairs: list[tuple[str, object]]) -> Row:
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
-        raise ValueError(f"key {twice[0]!r} stands there twice")
+        raise ValueError(f"key {twice[0]!r} occurs twice")
     return dict(pairs)
 
 
@@ -300,7 +300,7 @@ def _parquet(path: Path, columns: Sequence[str] | None, class_names: bool) -> It
             file = pyarrow.parquet.ParquetFile(data)
             names = file.schema_arrow.names
             if twice := [name for name, count in Counter(names).items() if count > 1]:
-                raise ValueError(f"{path}: column {twice[0]!r} stands there twice; write each under a name of its own")
+                raise ValueError(f"{path}: column {twice[0]!r} occurs twice; write each under its own name")
             wanted = columns if columns is None or set(columns) <= set(names) else None
             count = itertools.count(1)
             for batch in file.iter_batches(batch_rows(path, file.metadata), columns=wanted, use_threads=False):

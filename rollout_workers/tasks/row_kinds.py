@@ -52,4 +52,4 @@ def foreign_kind(head: bytes, *, rows: bool) -> str | None:
         )
     if head.startswith(_WIDE) or len(head) // 3 < head.count(0) <= len(head) * 3 // 4:
         return "is UTF-16 or UTF-32, not UTF-8; save the file as UTF-8 (in Excel: CSV UTF-8)"
-    return f"is no text; give a file of texts, not this one: {head[:20]!r}" if 0 in head else None
+    return f"is not text; give a file of texts, not this one: {head[:20]!r}" if 0 in head else None

@@ -156,12 +156,13 @@ def require_function(path: Path, name: str) -> None:
     run: what only running tells is said by the process that loads it."""
     if not path.is_file():
         raise ValueError(
-            f"task.options.python.path: {path} does not exist or is no file; give a file with def {name}(row, response)"
+            f"task.options.python.path: {path} does not exist or is not a file; give a file with "
+            f"def {name}(row, response)"
         )
     try:
         found = list(_defined(ast.parse(path.read_bytes())))
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise ValueError(f"task.options.python.path: {path} is no Python: {error}") from error
+        raise ValueError(f"task.options.python.path: {path} is not Python: {error}") from error
     kinds = {type(node) for known, node in found if known == name}
     wrong = {ast.AsyncFunctionDef: f"async def {name}", ast.ClassDef: f"class {name}", ast.Import: f"the module {name}"}
     if kinds and kinds <= wrong.keys():

@@ -96,5 +96,5 @@ def answer_problem(verifier: str, answer: str) -> str | None:
         try:
             re.compile(answer)
         except (re.error, RecursionError, OverflowError) as error:
-            return f"is no regular expression ({error}): {answer[:60]!r}; {other}"
+            return f"is not a regular expression ({error}): {answer[:60]!r}; {other}"
     return None

@@ -21,12 +21,12 @@ class ToolTask(EpisodeTask):
     """``task`` with tools: its verifier judges the response without a call, or the last one.
 
     Raises:
-        ValueError: the task is played in turns already.
+        ValueError: the task has several turns already.
     """
 
     def __init__(self, task: Task, tools: Tools) -> None:
         if isinstance(task, EpisodeTask):
-            raise ValueError(f"task.tools: {task.name} is played in turns and has actions of its own; leave tools out")
+            raise ValueError(f"task.tools: {task.name} has several turns and actions of its own; leave tools out")
         self.name, self.task, self.worlds = task.name, task, ToolWorlds(tools)
         self.parts = (*task.parts, "turns", "truncated")
 

@@ -298,7 +298,7 @@ class TestCrossFieldChecks:
                 ["actions={}", "clone={}", "improve={level: token}", "rollout.engine=vllm"],
                 "rollout.engine: vllm decodes latent",
             ),
-            (["tracking.uri=mlruns"], "tracking.uri: 'mlruns' is no MLflow address"),
+            (["tracking.uri=mlruns"], "tracking.uri: 'mlruns' is not an MLflow address"),
             (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: 'sqlite:///mlflow.db' is relative"),
             (["evaluation=null"], "nothing to do"),
         ],

@@ -45,3 +45,11 @@ def test_what_the_first_page_says_beside_baselines_is_what_the_study_found() -> 
     said = re.search(r"\(greedy ([\d.]+) against ([\d.]+), .*?; LoRA r8 ([\d.]+)\)", (ROOT / "README.md").read_text())
     assert said and study["best_token"] == "last_blocks"
     assert said.groups() == tuple(found[f"{side}: greedy"] for side in ("latent", "last_blocks", "lora_r8"))
+
+
+def test_what_the_first_page_says_of_greedy_gains_is_what_the_seeds_gave() -> None:
+    rows = {row["name"]: row for row in json.loads((ROOT / "docs" / "results" / "pays.json").read_text())["rows"]}
+    said = re.findall(r"by (0\.\d+) \((0\.\d+) - (0\.\d+)\) over", (ROOT / "README.md").read_text())
+    for name, shown in zip(("greedy_gain_quickstart", "greedy_gain_quickstart_over_base"), said, strict=True):
+        assert shown == tuple(f"{rows[name][key]:.3f}" for key in ("value", "low", "high"))
+        assert rows[name]["n"] == 5

@@ -40,7 +40,7 @@ def test_the_bound_follows_the_tokens_in_use(codes: int, share: float, tokens: i
     settings = Actions(num_actions=codes, min_alive_share=share, updates=100)
     found = {"inverse_dynamics_alive_codes": float(alive)}
     if stops:
-        with pytest.raises(NeedsNewRun, match=f"{alive} of {codes} codes are alive .* use {tokens} different tokens"):
+        with pytest.raises(NeedsNewRun, match=f"{alive} of {codes} codes are active .* use {tokens} different tokens"):
             guard_codebook(settings, found, 100, tokens)
     else:
         guard_codebook(settings, found, 100, tokens)

@@ -403,7 +403,7 @@ def test_summaries_from_before_are_shown_as_they_were() -> None:
         for name in [name for name in row if name.startswith("greedy_token")]:
             del row[name]
     table = result_table(old)
-    assert "by token" not in table and table.endswith("each played once sampled and once greedy")
+    assert "by token" not in table and table.endswith("one sampled and one greedy rollout per prompt")
     rows = {name: old[name] for name in ("base", "improved")}
     names = [name for name in report._success(rows, "").head if "interval" not in name]
     assert names == ["model", "sampled", "greedy", "tokens"]

@@ -161,7 +161,7 @@ def test_a_hostile_request_is_refused_by_the_arguments_name(service: Service, na
         *(
             (
                 [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": given}}]}],
-                "no JSON",
+                "not a JSON object",
             )
             for given in (r'{"a": "\ud800"}', '{"a": NaN}', '{"a": 1e999}', "[" * 5000)
         ),

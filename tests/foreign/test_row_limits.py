@@ -62,7 +62,7 @@ def dictionary(path: Path) -> None:
 
 
 BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "holes.jsonl": (lambda p: holes(p, b'{"a": "'), "holes.jsonl is no text"),
+    "holes.jsonl": (lambda p: holes(p, b'{"a": "'), "holes.jsonl is not text"),
     "line.jsonl": (lambda p: long_line(p, b'{"a": "'), "line.jsonl, line 1: longer than 128 MiB"),
     "line.json": (lambda p: long_line(p, b"["), "line.json, line 1: longer than 128 MiB"),
     "line.csv": (lambda p: long_line(p, b"prompt,answer\n"), "line.csv, line 2: longer than 128 MiB"),

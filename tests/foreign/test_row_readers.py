@@ -99,7 +99,7 @@ def test_narrow_floats_are_the_shortest_decimal_wherever_they_lie(tmp_path: Path
 
 def test_a_parquet_column_twice_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a.parquet: column 'a' stands there twice; write"):
+    with pytest.raises(ValueError, match=r"a.parquet: column 'a' occurs twice; write"):
         list(read_file(tmp_path / "a.parquet"))
 
 
@@ -145,9 +145,9 @@ def zipped(*names: str) -> bytes:
 BAD: dict[str, tuple[str | bytes, str]] = {
     "twice.jsonl": (
         '{"a": 1}\n{"a": 1, "a": 2}\n',
-        r"twice.jsonl, line 2: not JSON \(key 'a' stands there twice\): .*mend",
+        r"twice.jsonl, line 2: not JSON \(key 'a' occurs twice\): .*mend",
     ),
-    "nested twice.jsonl": ('{"a": {"b": 1, "b": 2}}\n', r"line 1: not JSON \(key 'b' stands there twice\)"),
+    "nested twice.jsonl": ('{"a": {"b": 1, "b": 2}}\n', r"line 1: not JSON \(key 'b' occurs twice\)"),
     "long.jsonl": (
         '{"a": ' + "9" * 5000 + "}\n",
         r"long.jsonl, line 1: .*whole number of 5000 digits; write it as a text",
@@ -179,7 +179,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         r"pointer.csv is a pointer of Git LFS.*lfs pull",
     ),
     "page.jsonl": ("\n<!DOCTYPE html><html>", r"page.jsonl is a web page; download the file itself"),
-    "noise.jsonl": (b"a\0b\n" * 3, r"noise.jsonl is no text; give a file of texts"),
+    "noise.jsonl": (b"a\0b\n" * 3, r"noise.jsonl is not text; give a file of texts"),
     "array.json": ('[{"a": 1}, 7]', r"array.json, row 2: a JSON object is wanted, not 7; mend or remove the row"),
     "cut.json": ('[{"a": 1}, {"a"', r"cut.json: not JSON .*mend or remove the file"),
     "columns.json": (
@@ -206,8 +206,8 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "quote.csv": ('a,b\n"x,2\n', r"quote.csv, line 2: not CSV \(unexpected end of data\); mend or remove"),
     "latin.csv": ("a\né\n".encode("latin-1"), r"latin.csv, line 2: not UTF-8"),
     "torn.parquet": (b"PAR1half", r"torn.parquet is not a readable Parquet file: .*write it again"),
-    "no.jsonl.gz": (b'{"a": 1}\n', r"no.jsonl.gz is no whole .gz file: .*write it again, or remove it"),
-    "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"cut.jsonl.gz is no whole .gz file"),
+    "no.jsonl.gz": (b'{"a": 1}\n', r"no.jsonl.gz is not a whole .gz file: .*write it again, or remove it"),
+    "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"cut.jsonl.gz is not a whole .gz file"),
     "bad.parquet.gz": (gzip.compress(b"PAR1half"), r"bad.parquet.gz is not a readable Parquet file"),
 }
 

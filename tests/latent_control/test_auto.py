@@ -177,7 +177,7 @@ def test_the_base_may_stay_where_it_is(make_base: Any, make_model: Any, tmp_path
 
 
 def test_loading_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no folder on this machine; download the model"):
+    with pytest.raises(ValueError, match="is not a folder on this machine; download the model"):
         LatentActionForCausalLM.from_pretrained("someone/model")
     with pytest.raises(ValueError, match="from_pretrained does not know quantization_config"):
         AutoModelForCausalLM.from_pretrained(folder, quantization_config={"load_in_8bit": True})

@@ -73,9 +73,9 @@ class TestReprs:
         assert usage.counts == (2, 0, 2, 1) and usage.alive == 3
         assert usage.top(2) == [(0, 2), (2, 2)] and 2.8 < usage.perplexity < 3
         assert repr(usage).startswith(
-            "CodeUsage(3 of 4 codes alive, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%"
+            "CodeUsage(3 of 4 codes active, perplexity 2.9, 5 choices; most often: 0 40%, 2 40%, 3 20%"
         )
-        assert "aria-label='3 of 4 codes alive" in usage._repr_html_()
+        assert "aria-label='3 of 4 codes active" in usage._repr_html_()
         assert CodeUsage.of([], 4).alive == 0 and "choices)" in repr(CodeUsage.of([], 4))
         with pytest.raises(ValueError, match="code 7 is not one of 4"):
             CodeUsage.of([7], 4)
@@ -128,6 +128,7 @@ def results_of(cell: Any) -> list[str]:
     return [output.output_type for output in cell.outputs if output.output_type != "stream"]
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_shows_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[dev]' brings nbclient and ipykernel")
     client = pytest.importorskip("nbclient")

@@ -353,7 +353,7 @@ def test_a_collapsed_codebook_stops_the_run_with_advice(make_job: Jobs) -> None:
         "actions", actions(updates=4, evaluate_every=2, anneal_share=0.5, min_alive_share=1.0, usage_weight=0.0)
     )
     wanted = (
-        r"the codebook has collapsed: \d of 8 codes are alive after 2 updates, where the data use \d+ different "
+        r"the codebook has collapsed: \d of 8 codes are active after 2 updates, where the data use \d+ different "
         r"tokens \(actions.min_alive_share is 1.0\)\. "
         r"Raise actions.usage_weight \(now 0.0\).*actions.temperature \(now 2.0\).*actions.num_actions"
     )
@@ -369,7 +369,7 @@ def test_the_guard_waits_for_the_annealing(update: int, share: float, stops: boo
     settings = Actions(updates=100, anneal_share=0.2, min_alive_share=0.25)
     found = {"inverse_dynamics_alive_codes": share * 64}
     if stops:
-        with pytest.raises(ValueError, match=f"{share * 64:.0f} of 64 codes are alive after {update} updates"):
+        with pytest.raises(ValueError, match=f"{share * 64:.0f} of 64 codes are active after {update} updates"):
             guard_codebook(settings, found, update, 99)
     else:
         guard_codebook(settings, found, update, 99)

@@ -156,7 +156,14 @@ def test_the_bound_can_be_set(config: Config, tiny_checkpoint: Path) -> None:
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [{"mode": "sync"}, {"mode": "async"}, {"mode": "async", "refresh_in_flight": True}])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"mode": "sync"},
+        pytest.param({"mode": "async"}, marks=pytest.mark.slow),
+        pytest.param({"mode": "async", "refresh_in_flight": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_sees_an_engine_that_mixes_rows_up(
     algorithm: Callable[..., LatentRL], config: Config, mode: dict[str, Any]
 ) -> None:

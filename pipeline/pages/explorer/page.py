@@ -51,7 +51,7 @@ def read_page(path: Path) -> Any:
         whole = False
     if not whole:
         raise ValueError(
-            f"{path} is no page of the explorer, or one of another version: latent-control explain {path.parent} "
+            f"{path} is not a page of the explorer, or one of another version: latent-control explain {path.parent} "
             "writes it again"
         )
     return data

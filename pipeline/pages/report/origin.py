@@ -108,7 +108,7 @@ def elsewhere(sources: Sources, beside: Path) -> ReportSection:
         commands.append((what, f"latent-control ui {shlex.quote(str(sources.run_dir))}"))
         links += mlflow_links(tracked, sources.run_dir.name)
     lines = [] if links else ["Nothing else was written."]
-    return ReportSection(name="links", title="Elsewhere", lines=lines, commands=commands, links=links)
+    return ReportSection(name="links", title="Related links", lines=lines, commands=commands, links=links)
 
 
 def mlflow_links(tracked: Mapping[str, Any], name: str) -> list[Link]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.gates import final_of
-from pipeline.evaluation.modes import MODES, greedy_words
+from pipeline.evaluation.modes import MODES, greedy_words, rollout_words
 from pipeline.pages.records import Curve, Figure, ReportSection, Table, between, number
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.stage_table import STAGES, TOKEN_LEVEL, TOKEN_SFT
@@ -27,7 +27,7 @@ ALONE = (
     "One run: the intervals are over prompts and say nothing about other seeds (latent-control compare takes several)."
 )
 UNLIKE = (
-    "The token level is no fair comparison here: an earlier version started it from the base LM as finetune changed "
+    "The token level is not a fair comparison here: an earlier version started it from the base LM as finetune changed "
     "it under codes, not from its own SFT. Run the config again."
 )
 
@@ -50,8 +50,7 @@ def result(sources: Sources) -> ReportSection:
         return ReportSection(name="result", title="Result", lines=[why])
     evaluation = sources.evaluation
     samples = int(evaluation.get("samples_per_prompt", 1))
-    times = "once" if samples == 1 else f"{samples} times"
-    note = f"{evaluation['prompts']} held-out prompts, each played {times} sampled and once greedy; 95 % intervals: "
+    note = f"{rollout_words(evaluation)}; 95 % intervals: "
     note += "Wilson's" if samples == 1 else "Wilson's (greedy), bootstrap over prompts (sampled)"
     note += ", exact where few prompts differ from the rest"
     tables = [_success(rows, note), *_differences(evaluation), *_measures(rows)]

@@ -17,7 +17,7 @@ function numbers(text, name, gaps) {
 
 const whole = (id, name) => {
   const value = $(id).value ? Number($(id).value) : NaN;
-  if (!Number.isInteger(value) || value < 0) throw new Error(`${name}: ${$(id).value || "nothing"} is no whole number`);
+  if (!Number.isInteger(value) || value < 0) throw new Error(`${name}: ${$(id).value || "nothing"} is not a whole number`);
   return value;
 };
 

@@ -103,12 +103,12 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "cut-to-nothing": (lambda f: cut(f / WEIGHTS, 0), r"model.safetensors is empty; copy"),
     "cut-to-five": (lambda f: cut(f / WEIGHTS, 5), r"its header should have \d+ bytes, but the file has 5"),
     "header-too-long": (lambda f: header(f, b"{}", 2**63), r"its header should have 9223372036854775808 bytes"),
-    "header-no-json": (lambda f: header(f, b"{not json"), r"is no whole safetensors file \(.*\); copy it again"),
-    "header-deep": (lambda f: header(f, b"[" * 100_000), r"is no whole safetensors file \(.*\); copy it again"),
-    "overlap": (overlapping, r"is no whole safetensors file \(.*\); copy it again"),
+    "header-no-json": (lambda f: header(f, b"{not json"), r"is not a whole safetensors file \(.*\); copy it again"),
+    "header-deep": (lambda f: header(f, b"[" * 100_000), r"is not a whole safetensors file \(.*\); copy it again"),
+    "overlap": (overlapping, r"is not a whole safetensors file \(.*\); copy it again"),
     "no-weights": (lambda f: (f / WEIGHTS).unlink(), r"has no weights: neither model.safetensors nor"),
     "dangling-link": (linked, r"model.safetensors is a link to nothing"),
-    "folder-for-file": (lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()), r"model.safetensors is no file"),
+    "folder-for-file": (lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()), r"model.safetensors is not a file"),
     "pickle": (pickled, r"pytorch_model.bin only, which are pickles and not read; take the model's safetensors"),
     "variant": (
         lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"),
@@ -126,10 +126,10 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         r"index.json lacks 1 of the model's 21 "
         r"tensors",
     ),
-    "index-no-json": (lambda f: (shards(f), (f / INDEX).write_text("{")), r"is no index of safetensors files"),
+    "index-no-json": (lambda f: (shards(f), (f / INDEX).write_text("{")), r"is not an index of safetensors files"),
     "index-outside": (
         lambda f: (shards(f), settings(f, INDEX, weight_map={"a": "../a.safetensors"})),
-        r"no safetensors file in the same",
+        r"not a safetensors file in the same",
     ),
     "index-empty": (lambda f: (shards(f), settings(f, INDEX, weight_map={})), r"weight_map names no files"),
     "missing": (

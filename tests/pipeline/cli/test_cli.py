@@ -461,7 +461,7 @@ class TestRunResumeEvaluate:
             "base     0.250    0.100 - 0.400  0.500   0.300 - 0.700  12.0",
             "gain             sampled  95 % interval",
             "improved - base  +0.500   +0.250 to +0.750",
-            "8 held-out prompts, each played once sampled and once greedy",
+            "8 held-out prompts, one sampled and one greedy rollout per prompt",
         ]
         done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--prompts", "8", "--json"])
         assert json.loads(done.stdout)["base"]["greedy"] == 0.5

@@ -40,7 +40,7 @@ def test_form(text: str, variant: str | None, measure: str, sign: str, bound: fl
     ["success", "success == 1", "success >= half", "success >= 0.6 or True", "__import__('os') >= 1", "a.b.c > 1", ""],
 )
 def test_nothing_else_is_a_gate(bad: str) -> None:
-    with pytest.raises(ValueError, match="no condition of the form"):
+    with pytest.raises(ValueError, match="is not a condition of the form"):
         parse_gate(bad)
     (problem,) = cross_field_problems(config(bad))
     assert problem.startswith("gates[0]: ")
@@ -54,6 +54,8 @@ def test_nothing_else_is_a_gate(bad: str) -> None:
         ("finetuned.greedy > 0", "makes no variant finetuned; it makes base, cloned, improved"),
         ("pass_at_8 > 0", "needs 8 in evaluation.pass_at, which is [1, 4]"),
         ("base.coverage > 0", "base has no latent actions"),
+        ("base.policy_alive_codes > 3", "base has no latent actions"),
+        ("base.base_nll_rise < 1", "base has no latent actions"),
     ],
 )
 def test_names_are_checked(gate: str, wanted: str) -> None:

@@ -198,7 +198,7 @@ def test_a_hostile_member_is_not_read(bank: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0" * (1 << 17))
     assert "a policy of the bank's shape" in refused()
     path.write_bytes(b"\x80\x04 no safetensors")
-    assert "is no whole safetensors file" in refused()
+    assert "is not a whole safetensors file" in refused()
 
 
 def test_a_member_taken_out_is_a_checkpoint(bank: Path, run_of: RunOf, tmp_path: Path) -> None:

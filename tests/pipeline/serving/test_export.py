@@ -158,7 +158,7 @@ def test_wrong_targets_are_refused_with_the_remedy(finished_run: Path, exported:
     checkpoints.write(copy / "checkpoints" / "actions", files=copy_of(finished_run), info={"stage": "actions"})
     assert "is untrained: stage actions only finds codes" in refused(copy / "checkpoints" / "actions")
     (copy / "checkpoints" / "improve").mkdir()
-    assert "improve is no latent-action checkpoint" in refused(copy)
+    assert "improve is not a latent-action checkpoint" in refused(copy)
     (copy / "checkpoints" / "improve" / "token_policy.json").write_text("{}")
     assert "is a policy over tokens: it has no codes to serve" in refused(copy)
     done = call("export", finished_run, "-o", exported)

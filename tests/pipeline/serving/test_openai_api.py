@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "tool without id": ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "tool_call_id is missing"),
     "arguments": (
         {"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{"}}]}]},
-        "messages", "no JSON object",
+        "messages", "not a JSON object",
     ),
     "kind of tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools", "should be 'function'"),
     "choice without tools": ({"tool_choice": "required"}, "tool_choice", "names no function"),

@@ -153,7 +153,7 @@ def test_what_may_still_change_is_held_back() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"{", 400, "the body is no JSON"),
+        (b"{", 400, "the body is not JSON"),
         ([1], 400, "the body is a JSON list; send an object"),
         ({}, 400, "prompt: Field required, got nothing"),
         ({"promt": "3"}, 400, 'promt: Extra inputs are not permitted, got "3"; known are model, max_tokens'),
@@ -221,7 +221,7 @@ def test_what_cannot_be_served_is_said_before_ray_starts(exported: Path, finishe
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1:{port}" in refused(exported, "--port", str(port))
-    with pytest.raises(ValueError, match="is no export; make one with latent-control export RUN"):
+    with pytest.raises(ValueError, match="is not an export; make one with latent-control export RUN"):
         deploy.check(deploy.ServingSettings(folder=finished_run, name="x"))
 
 

@@ -503,7 +503,7 @@ class TestService:
     @pytest.mark.parametrize(
         ("body", "status", "said"),
         [
-            (b"{", 400, "no JSON"),
+            (b"{", 400, "not JSON"),
             (b"[]", 400, "object"),
             ({"prompt": 3}, 400, "prompt"),
             ({"prompt": PROMPT, "code": [3]}, 400, "known are"),

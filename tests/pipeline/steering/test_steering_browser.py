@@ -131,7 +131,7 @@ def test_rules_prompts_and_sampling_from_the_form(tab, page_address, steerer):
     for field, value, said in (
         ("#forced", "99", "0 to 7"),
         ("#forced", "a", "is not a code"),
-        ("#max", "", "no whole number"),
+        ("#max", "", "not a whole number"),
     ):
         tab.fill(field, value)
         tab.click("text=Generate")

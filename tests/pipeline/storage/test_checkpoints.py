@@ -227,7 +227,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest of lists": (lambda f: (f / "manifest.json").write_text("[]"), "is not a JSON object"),
     "later format": (lambda f: write_atomic(f / "manifest.json", sealed({"format": 9})), "has format 9"),
     "empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "no manifest.json: it was never finished"),
-    "a file in its place": (lambda f: (shutil.rmtree(f), f.write_text("x")), "is no folder"),
+    "a file in its place": (lambda f: (shutil.rmtree(f), f.write_text("x")), "is not a folder"),
 }
 
 

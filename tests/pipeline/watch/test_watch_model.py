@@ -204,7 +204,7 @@ def test_the_explorers_page_is_served_live_and_steerings_beside_it(run, watching
     (run.folder / "explorer.html").write_text("<p>mine</p>")
     with pytest.raises(urllib.error.HTTPError) as other:
         urllib.request.urlopen(f"{address}/runs/run/codes/", timeout=60)
-    assert "is no page of the explorer" in other.value.read().decode()
+    assert "is not a page of the explorer" in other.value.read().decode()
     data = explore(run.folder, Explorer(seconds=0.0))[0]
     write_page([data], run.folder / "explorer.html")
     with urllib.request.urlopen(f"{address}/runs/run/codes/", timeout=60) as reply:

@@ -128,7 +128,7 @@ def test_a_world_as_a_task() -> None:
         (
             "textworld_express/coin",
             {"gane": {}},
-            "task.options.gane is no option of textworld_express; known: game, heldout, slip",
+            "task.options.gane is not an option of textworld_express; known: game, heldout, slip",
         ),
         ("textworld_express/coin", {"heldout": ["tset"]}, "name some of train, dev, test"),
         ("scienceworld/boil", {"heldout": ["train"]}, "name some of dev, test"),

@@ -204,14 +204,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     [
         ({}, r"task\.options\.program is '', no file; name the agent program"),
         ({"program": "nowhere.py"}, r"task\.options\.program is 'nowhere\.py', no file"),
-        ({"program": __file__, "interpreter": "no-such-program"}, "interpreter: no-such-program is no program; name"),
+        (
+            {"program": __file__, "interpreter": "no-such-program"},
+            "no-such-program is not a program; name",
+        ),
         ({"program": __file__, "train": 0}, r"task\.options\.train is 0; give a number above 0"),
         ({"program": __file__, "arguments": "a"}, r"task\.options\.arguments is 'a'; give a list of texts"),
         ({"program": __file__, "parts": ["score"]}, r"task\.options\.parts is \['score'\]; name each once, none of"),
-        ({"program": __file__, "path": __file__}, r"task\.options\.path: line 1 of .* is no JSON object"),
+        ({"program": __file__, "path": __file__}, r"task\.options\.path: line 1 of .* is not a JSON object"),
         (
             {"program": __file__, "programm": 1},
-            r"task\.options\.programm is no option of gateway; known: .*, program, ",
+            r"task\.options\.programm is not an option of gateway; known: .*, program, ",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_history_that_was_tokenised_again_is_found_by_its_ids(tokenizer: Any) 
 @pytest.mark.parametrize(
     ("messages", "more", "said"),
     [
-        ([ASKED], {}, "1 messages are no continuation of 2"),
+        ([ASKED], {}, "1 messages are not a continuation of 2"),
         ([assistant("ab"), ASKED], {}, "messages.0 is not what it was"),
         ([ASKED, assistant("abc"), ASKED], {}, "messages.1 is not what it was"),
         ([ASKED, assistant("ab"), ASKED], {"tools": TOOLS}, "its tools are others"),

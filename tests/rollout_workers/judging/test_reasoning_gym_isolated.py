@@ -403,7 +403,7 @@ def test_options_reach_the_verifier(tmp_path: Path) -> None:
     wide = build_task(TaskConfig(name="reasoning_gym/puzzle24", options={"max_value": 10}))
     prompt = task.prompts("heldout")[0]
     assert [task.score(prompt, "8*3+1-1").success, wide.score(prompt, "8*3+1-1").success] == [False, True]  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"task\.options\.limits\.second is no option.*did you mean 'seconds'"):
+    with pytest.raises(ValueError, match=r"task\.options\.limits\.second is not an option.*did you mean 'seconds'"):
         build_task(TaskConfig(name="reasoning_gym/gcd", options={"limits": {"second": 3}}))
 
 

@@ -152,7 +152,7 @@ def test_parts_and_success_are_the_functions_own(folder: Path) -> None:
     ("source", "message"),
     [
         (None, "does not exist"),
-        ("def reward(row, response:\n", "is no Python"),
+        ("def reward(row, response:\n", "is not Python"),
         ("def rewards(row, response): return 1\n", "did you mean 'rewards'"),
     ],
 )

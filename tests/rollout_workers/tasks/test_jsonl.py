@@ -59,7 +59,7 @@ def test_rows_fall_to_splits_by_their_prompt_and_demonstrate_their_answer(tmp_pa
         ('{"prompt": "b", "anwser": "1"}', {}, "line 2: no key 'answer'; did you mean 'anwser'"),
         ('{"prompt": "b", "answer": null}', {}, "line 2: 'answer' is None"),
         ('{"prompt": "b", "answer": "x"}', {"verifier": "number"}, "line 2: 'answer' is 'x' without a number"),
-        ('{"prompt": "b", "answer": "("}', {"verifier": "regex"}, "line 2: 'answer' is no regular expression"),
+        ('{"prompt": "b", "answer": "("}', {"verifier": "regex"}, "line 2: 'answer' is not a regular expression"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, line: str, options: dict[str, str], message: str) -> None:

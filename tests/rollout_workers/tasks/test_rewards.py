@@ -60,7 +60,7 @@ def test_the_part_is_there_only_where_it_is_asked_for() -> None:
     assert unknown_parts(Countdown(), Reward(weights={"overlong": 1.0}, overlong_share=0.2)) == []
     (message,) = unknown_parts(Countdown(), Reward(weights={"overlong": 1.0}))
     assert message.startswith("reward.weights.overlong:")
-    with pytest.raises(ValueError, match="'overlong' is no part"):
+    with pytest.raises(ValueError, match="'overlong' is not a part"):
         judge(Countdown(), Reward(weights={"overlong": 1.0}), PROBLEM, MISSED)
     assert reward_hash(TaskConfig(), Reward()) != reward_hash(TaskConfig(), Reward(overlong_share=0.2))
 

@@ -100,7 +100,7 @@ def test_a_missing_package_is_one_sentence_with_the_extra(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limits": {"second": 1}}, r"task\.options\.limits\.second is no option of jsonl; did you mean 'seconds'"),
+        ({"limits": {"second": 1}}, r"task\.options\.limits\.second is not an option of jsonl; did you mean 'seconds'"),
         ({"limits": {"seconds": 0}}, r"task\.options\.limits\.seconds of jsonl is 0"),
         ({"verifier": "maths"}, r"task\.options\.verifier of jsonl is 'maths'"),
         ({"verifier": "python"}, r"task\.options\.python is missing"),

@@ -304,7 +304,7 @@ class TestReasoningGym:
         [
             (TaskConfig(name="reasoning_gym/chain_sums"), "did you mean 'chain_sum'"),
             (TaskConfig(name="reasoning_gym/gcd", options={"max_numbrs": 3}), "did you mean 'max_numbers'"),
-            (TaskConfig(name="reasoning_gym/gcd", options={"size": 3}), "task.options.size is no option"),
+            (TaskConfig(name="reasoning_gym/gcd", options={"size": 3}), "task.options.size is not an option"),
             (TaskConfig(name="reasoning_gym/gcd", options={"min_numbers": 1}), "min_numbers must be at least 2"),
             (TaskConfig(name="reasoning_gym/gcd", options={"partial": "yes"}), "partial is 'yes'"),
         ],

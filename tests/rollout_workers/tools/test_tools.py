@@ -174,7 +174,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         ToolWorlds(tools).schemas  # noqa: B018
     with pytest.raises(ValueError, match=r"does not load: AttributeError"):
         ToolWorlds(tools.model_copy(update={"functions": ("no",)})).schemas  # noqa: B018
-    with pytest.raises(ValueError, match=r"task\.tools: environment/toy_world:Keys is played in turns"):
+    with pytest.raises(ValueError, match=r"task\.tools: environment/toy_world:Keys has several turns"):
         build_task(TaskConfig(name="environment/toy_world:Keys", tools=tools))
     config = RunConfig(base=Base(model="x"), task=TaskConfig(tools=tools))
     assert any(one.startswith("task.tools: needs task.chat: true") for one in cross_field_problems(config))
