@@ -148,7 +148,7 @@ def measure_problems(config: RunConfig, asked: str) -> Iterator[str]:
     try:
         gate = parse_gate(f"{asked} > 0")
     except ValueError:
-        yield f"{asked!r} is no measure of the form [variant.]measure, e.g. success or improved.greedy"
+        yield f"{asked!r} is not a measure of the form [variant.]measure, e.g. success or improved.greedy"
         return
     if config.evaluation is None:
         yield f"{asked}: evaluation is null, so nothing is measured; set e.g. evaluation: {{prompts: 512}}"

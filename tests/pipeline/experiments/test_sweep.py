@@ -76,7 +76,7 @@ def test_the_best_value_is_first_also_where_less_is_better(metric: str, first: s
         ("succes", "--metric succes: unknown measure succes; did you mean success"),
         ("finetuned.greedy", "makes no variant finetuned"),
         ("nll", "nll needs evaluation.marginal_sequences of 1 or more"),
-        ("success >= 0.5", "'success >= 0.5' is no measure"),
+        ("success >= 0.5", "'success >= 0.5' is not a measure"),
     ],
 )
 def test_a_measure_that_no_run_will_have_is_told_before_anything_starts(
