@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from configs.schema import DataSource
-from latent_control.text import end_token, end_tokens
+from latent_control.text import end_token, end_tokens, whole_characters
 from pipeline.data.text_files import read_texts, text_files
 from pipeline.replay.reader import ReplayReader
 from rollout_workers.tasks import build_task
-from rollout_workers.tasks.encoding import encode_demonstration, encode_episode
+from rollout_workers.tasks.encoding import decode_response, encode_demonstration, encode_episode
 from rollout_workers.tasks.protocol import Demonstration, Task
 
 if TYPE_CHECKING:
@@ -184,7 +184,25 @@ class ReplaySource:
         self._path, self._encoder = _path(source), encoder
         columns = ["rollout_id", "prompt_id", "prompt_tokens", "tokens", "generated"]
         self._reader = ReplayReader(self._path, seed=seed, columns=columns, min_reward=source.min_reward)
+        self._require_own_tokens()
         self._heldout, self._shared = self._choose_heldout()
+
+    def _require_own_tokens(self) -> None:
+        """``ValueError`` where none of the first rollouts has the words of the text beside it: token ids of another
+        tokenizer are other words."""
+        batch = next(self._reader.batches(columns=["tokens", "generated", "text"]), None)
+        rows = [] if batch is None else batch.slice(0, _TEXTS_AT_ONCE).to_pylist()
+        pairs = [
+            (whole_characters(decode_response(self._encoder.tokenizer, row["tokens"])), row["text"])
+            for row in rows
+            if row["text"] and not row["generated"]  # of an episode the text has no observations
+        ]
+        # What was cut at a stop string ends in the middle; older versions left special tokens out.
+        if pairs and not any(read.startswith(text) or {*text.split()} <= {*read.split()} for read, text in pairs):
+            raise ValueError(
+                f"the rollouts in {self._path} are of another tokenizer: {pairs[0][1]!r:.60} reads "
+                f"{pairs[0][0]!r:.60} with this one; give rollouts of this base LM"
+            )
 
     def _choose_heldout(self) -> tuple[frozenset[str], bool]:
         """The held-out prompts, and whether they must also be trained on (there is only one)."""

@@ -30,6 +30,7 @@ COLUMNS = (
     "actions",
     "action_logp",
     "reward",
+    "success",
     "policy_version",
     "world_hash",
     "level",
@@ -53,6 +54,8 @@ class StoredRollouts:
     """[R], summed over a rollout's actions: of the policy that sampled it"""
     rewards: np.ndarray
     """[R]"""
+    success: np.ndarray
+    """[R] bool, the verifier's full mark, whatever is rewarded"""
     prompts: np.ndarray
     """[R] int, which prompt: with other task options the same id has another text, with other weights another reward"""
     prompt_ids: tuple[str, ...]
@@ -79,6 +82,7 @@ class StoredRollouts:
             generated=tuple(self.generated[i] for i in rows),
             behaviour_logp=self.behaviour_logp[rows],
             rewards=self.rewards[rows],
+            success=self.success[rows],
             prompts=prompts,
             prompt_ids=tuple(self.prompt_ids[i] for i in there),
             chances=chances / chances.sum() if len(rows) else chances,
@@ -152,6 +156,7 @@ def read_rollouts(
         generated=tuple(row["generated"] for row in kept),
         behaviour_logp=np.array([row["action_logp"].sum(dtype=np.float64) for row in kept]),
         rewards=np.array([row["reward"] for row in kept], float),
+        success=np.array([row["success"] for row in kept], bool),
         prompts=np.array([numbers[key] for key in keys]),
         prompt_ids=tuple(prompt for prompt, *_ in numbers),
         chances=np.array(chances) / sum(chances),

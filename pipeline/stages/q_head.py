@@ -29,8 +29,6 @@ from pipeline.storage import checkpoints
 from pipeline.tracking.tracker import Tracker
 
 NAME = "q_head"
-SUCCEEDED = 0.5
-"""A rollout with more reward than this counts as a success in the AUC."""
 
 
 def train_q(run_dir: Path, out: Path, settings: QSettings, *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def choices(
 
 @torch.no_grad()
 def measures(model: LatentActionLM, head: QHead, held: StoredRollouts) -> dict[str, Any]:
-    """AUC of Q against the outcome on held-out prompts, and how far it is off.
+    """AUC of Q against success on held-out prompts, and how far it is off.
 
     ``auc_first``, ``auc_middle``, ``auc_last``: of max_a Q at the first, middle and last choice of a rollout;
     ``auc_taken``: of Q of the last code taken, by which ``search --value q`` ranks whole responses. ``bias_taken``:
@@ -150,8 +148,7 @@ def measures(model: LatentActionLM, head: QHead, held: StoredRollouts) -> dict[s
         best, taken = best_supported(q, some.support), q.gather(-1, some.actions[:, None])[:, 0]
         found[:, rows] = torch.stack([best[starts], best[(starts + ends) // 2], best[ends], taken[ends]]).numpy()
     names = ("auc_first", "auc_middle", "auc_last", "auc_taken")
-    success = held.rewards > SUCCEEDED
-    areas = {name: auc(scores, success) for name, scores in zip(names, found, strict=True)}
+    areas = {name: auc(scores, held.success) for name, scores in zip(names, found, strict=True)}
     return areas | {"bias_taken": float((found[3] - held.rewards).mean())}
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rl_tools import Config, make_runner, sample
 
+from configs.schema import DataSource
+from latent_control import LatentActionLM
+from latent_control.pretrained import world_hash
 from latent_control.records import RolloutBatch
 from latent_control.search.q_head import (
     SHAPE,
@@ -25,6 +30,11 @@ from latent_control.search.q_head import (
 from learners.features import FeatureCache
 from learners.q_head import QLearner, QSettings, Transitions, transitions
 from pipeline.evaluation.statistics import auc
+from pipeline.replay.dataset import read_rollouts
+from pipeline.replay.writer import ReplayWriter
+from pipeline.stages.q_head import measures, new_head
+
+pytest_plugins = ("rl_fixtures",)
 
 
 def shape(**changed) -> QShape:
@@ -187,3 +197,16 @@ def test_auc_by_hand():
     # pairs (0.9, 0.1), (0.9, 0.5) won, (0.5, 0.1) won, (0.5, 0.5) tied: 3.5 of 4
     assert auc(np.array([0.9, 0.1, 0.5, 0.5]), np.array([True, False, True, False])) == 3.5 / 4
     assert auc(np.array([1.0, 2.0]), np.array([True, True])) is None
+
+
+def test_success_is_the_verifiers_whatever_is_rewarded(config: Config, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Where success earns 0.2, no rollout counted as one."""
+    rollouts = sample(make_runner(config(), tiny_checkpoint))
+    writer = ReplayWriter(tmp_path / "replay", 64, "a")
+    good = [number % 3 == 0 for number in range(len(rollouts))]
+    writer.add([replace(r, success=s, reward=0.3 * s - 0.1) for r, s in zip(rollouts, good, strict=True)])
+    writer.close()
+    model = LatentActionLM.from_pretrained(tiny_checkpoint)
+    held = read_rollouts([DataSource(kind="replay", path=str(tmp_path))], world=world_hash(model))
+    found = measures(model, new_head(model, QSettings(), seed=0), held)
+    assert found["auc_last"] == 0.5, "a new head ranks all alike"

@@ -64,7 +64,7 @@ def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
     return path
 
 
-def write_replay(folder: Path, count: int, prompts: int = 20) -> Path:
+def write_replay(folder: Path, count: int, prompts: int = 20, said: str = "") -> Path:
     writer = ReplayWriter(folder / "replay", 50, "a")
     for i in range(count):
         tokens = np.array([10 + i % 100, 2], np.int32)
@@ -86,7 +86,7 @@ def write_replay(folder: Path, count: int, prompts: int = 20) -> Path:
             seed=0,
             worker=1,
             created=0.0,
-            **dict.fromkeys(names, ""),
+            **dict.fromkeys(names, "") | {"text": said and f"{said}{10 + i % 100}"},
         )
         writer.add([made])
     writer.close()
@@ -215,6 +215,17 @@ def test_replay_rows_are_prompt_and_generated_tokens(tmp_path: Path, settings: d
         prompt = len(row) - 2
         assert row[:prompt] == tuple(range(1, prompt + 1))
         assert response.nonzero().flatten().tolist() == [prompt, prompt + 1]
+
+
+def test_rollouts_of_another_tokenizer_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Their ids are other words here: the stages learned those without a word."""
+    path, own = tmp_path / "run", tmp_path / "own"
+    source = [DataSource(kind="replay", path=str(write_replay(path, 20, said="zebra")))]
+    with pytest.raises(ValueError, match=r"run are of another tokenizer: 'zebra\d\d' reads '.+' with this one"):
+        next(training_batches(source, **settings))
+    words = word_tokenizer([f"t{number}" for number in range(4, 200)])  # id n is tn
+    mine = [DataSource(kind="replay", path=str(write_replay(own, 20, said="t")))]
+    next(training_batches(mine, **settings | {"tokenizer": words}))
 
 
 @pytest.mark.parametrize(("prompts", "shared"), [(1, True), (2, False), (40, False)])
