@@ -12,7 +12,7 @@ from configs.schema import DataSource, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.off_policy import off_policy_report, verdict
 from latent_control.pretrained import world_hash
-from pipeline.replay.dataset import HELDOUT, Versions, logged, read_rollouts
+from pipeline.replay.dataset import HELDOUT, StoredRollouts, Versions, logged, read_rollouts
 from pipeline.runs.layout import CONFIG, OFF_POLICY
 from pipeline.runs.policies import checkpoint_of
 from pipeline.runs.stage_table import IMPROVE, IMPROVE_OFFLINE
@@ -54,13 +54,10 @@ def judge(
     ):
         versions = config.improve_offline.policy_versions  # what it was improved on is near to it
     rollouts = read_rollouts(sources, world=world_hash(model), versions=versions, last_updates=last_updates)
-    share = checkpoints.read_info(checkpoint).get(HELDOUT)
-    if share:
+    if share := checkpoints.read_info(checkpoint).get(HELDOUT):
         rollouts = rollouts.split(share)[1]
     report = off_policy_report(logged(model, rollouts, config.rollout), cap=weight_cap)
-    doubts = remembered(checkpoint, run_dir, config, replay)
-    if rollouts.definitions > 1:
-        doubts.append(f"the rewards follow {rollouts.definitions} definitions (other task options or reward.weights)")
+    doubts = [*remembered(checkpoint, run_dir, config, replay), *mixed(rollouts)]
     answer, words = verdict(report, estimator, at_least, doubts)
     result = {
         "checkpoint": checkpoint.name,
@@ -83,6 +80,12 @@ def judge(
         metrics=estimates | {"behaviour": report.behaviour.value, "effective": report.effective},
     )
     return result
+
+
+def mixed(rollouts: StoredRollouts) -> list[str]:
+    """That their rewards are not of one kind."""
+    count = rollouts.definitions
+    return [f"the rewards follow {count} definitions (other task options or reward.weights)"] if count > 1 else []
 
 
 def notes(checkpoint: Path, heldout_share: float | None) -> list[str]:
