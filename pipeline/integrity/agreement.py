@@ -44,7 +44,7 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
         if found is None:
             return problems, ""
         if found.deleted:
-            problems.append(f"MLflow has the run of {stage} among the deleted: mlflow runs restore --run-id {run_id}")
+            problems.append(f"MLflow has the run of {stage} among the deleted: restore {run_id} there")
         shared = settings.keys() & found.params.keys() if stage in STAGE_NAMES else ()
         problems += [
             f"{stage}: {key} is {found.params[key]} in MLflow, {settings[key]} in {CONFIG}"

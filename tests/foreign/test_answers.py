@@ -80,7 +80,7 @@ def test_a_sample_is_said_with_its_size(tmp_path: Path, monkeypatch: pytest.Monk
     path = rows_of(tmp_path, [f"{i}" for i in range(30)], {"prompt": "again?", "answer": "7"})
     task = build_task(TaskConfig(name="jsonl", options={"path": str(path)}))
     (line,) = check_answers(task)[1]
-    assert "8 of 30 answers of jsonl were played" in line and "22 were left out" in line
+    assert "8 of 30 answers of jsonl were judged" in line and "22 were left out" in line
 
 
 def test_members_of_a_mixture_are_looked_at(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
     tab.wait_for_selector("#why h3:has-text('improved/greedy')")
     assert "advantage" not in tab.inner_text("#why dl") and "otherwise" not in tab.inner_text("#why")
     tab.click("#rollouts li:nth-child(2) a:has-text('why')")
-    tab.wait_for_selector("#why .note:has-text('otherwise than in the evaluation')")
+    tab.wait_for_selector("#why .note:has-text('differs from the evaluation')")
     tab.select_option("#s-variant", "base")
     tab.wait_for_selector("#found:has-text('1 rollouts')")
     assert tab.locator("#rollouts a:has-text('why')").count() == 0  # it has no codes

@@ -72,7 +72,7 @@ class TestCounterfactuals:
 
     def test_what_comes_out_otherwise_and_what_cannot_be_played_is_said(self, run):
         ids = {(row["variant"], row["finish_reason"]): row["rollout_id"] for row in run.heldout().to_pylist()}
-        assert "otherwise than in the evaluation" in run.explained(ids["improved", "sampled"])["note"]
+        assert "differs from the evaluation" in run.explained(ids["improved", "sampled"])["note"]
         with pytest.raises(
             RefusedRequest, match="counterfactuals of held-out answers are those of the improved policy"
         ):
