@@ -14,6 +14,7 @@ from pipeline.rl import ledger
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, METRICS
 from pipeline.runs.metrics_log import records
+from pipeline.runs.repair import by_parts
 from pipeline.runs.stage_table import EVALUATE, ONLINE, STAGES
 from pipeline.runs.summary import read_summary
 from pipeline.tracking.mlflow_store import as_params, stored, valid_key
@@ -37,7 +38,8 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
     # A kill takes what was not sent yet; the summary says what a store that was away was never sent.
     once = kinds.count("started") == 1 and "finished" in kinds
     sent = once and not read_summary(run_dir).get("tracking")
-    settings = as_params(flatten(config.model_dump(mode="json"))) if once else {}  # a resumed run's may have changed
+    # A resumed run's may have changed.
+    settings = _settings(as_params(flatten(config.model_dump(mode="json")))) if once else {}
     for stage, run_id in record["runs"].items():
         logged = _logged(run_dir, stage)
         found = stored(uri, run_id)
@@ -45,11 +47,11 @@ def disagreements(run_dir: Path, config: RunConfig) -> tuple[list[str], str]:
             return problems, ""
         if found.deleted:
             problems.append(f"MLflow has the run of {stage} among the deleted: restore {run_id} there")
-        shared = settings.keys() & found.params.keys() if stage in STAGE_NAMES else ()
+        params = _settings(found.params) if stage in STAGE_NAMES else {}
         problems += [
-            f"{stage}: {key} is {found.params[key]} in MLflow, {settings[key]} in {CONFIG}"
-            for key in sorted(shared)
-            if not _covers(_read(settings[key]), _read(found.params[key]))
+            f"{stage}: {key} is {params[key]} in MLflow, {settings[key]} in {CONFIG}"
+            for key in sorted(settings.keys() & params.keys())
+            if params[key] != settings[key]
         ]
         there = {(key, step) for key, step, _ in found.metrics}
         lost = sorted(place for place, value in logged.items() if math.isfinite(value) and place not in there)
@@ -84,20 +86,16 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, math.nan if value is None else float(value)
 
 
-def _read(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _covers(now: Any, said: Any) -> bool:
-    """Whether a setting is what the store says; a later version may know more keys of an object in a list."""
-    if isinstance(now, dict) and isinstance(said, dict):
-        return all(key in now and _covers(now[key], value) for key, value in said.items())
-    if isinstance(now, list) and isinstance(said, list):
-        return len(now) == len(said) and all(map(_covers, now, said))
-    return bool(now == said)
+def _settings(params: Mapping[str, str]) -> dict[str, Any]:
+    """MLflow's parameters by dotted name, lists by their parts."""
+    found: dict[str, Any] = {}
+    for key, text in params.items():
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        found |= by_parts(value, key)
+    return found
 
 
 def _same(logged: float, stored: float) -> bool:

@@ -128,23 +128,25 @@ def _relevant(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, A
     data = {name: config[name] for name in sections if name in config}
     for _, _, put in list(path_fields(data)):
         put("")
-    return {name: value for name, value in _flat(data, "") if name.rpartition(".")[2] not in HOW}
+    return {name: value for name, value in by_parts(data) if name.rpartition(".")[2] not in HOW}
 
 
-def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def by_parts(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name, objects in lists by their parts, so that two configs can be compared by the names that
+    both have: a later version knows more of them."""
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from by_parts(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
         yield f"{prefix}, their number", len(tree)
         for place, item in enumerate(tree):
-            yield from _flat(item, f"{prefix}[{place}]")
+            yield from by_parts(item, f"{prefix}[{place}]")
     else:
         yield prefix, tree
 
 
 def _values(text: str | None) -> dict[str, Any]:
-    return dict(_flat(read(text or "{}")[0], ""))
+    return dict(by_parts(read(text or "{}")[0]))
 
 
 def _listed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

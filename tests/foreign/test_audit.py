@@ -221,24 +221,12 @@ def base_replaced(run: Path) -> None:
     put(path, flipped(path.read_bytes()))
 
 
-def mlflow_differs(run: Path) -> None:
-    with sqlite3.connect(run.parent / "mlflow.db") as store:
-        store.execute("update metrics set value = value + 1 where key = 'reward' and step = 2")
+def in_mlflow(statement: str) -> Damage:
+    def change(run: Path) -> None:
+        with sqlite3.connect(run.parent / "mlflow.db") as store:
+            assert store.execute(statement).rowcount
 
-
-def mlflow_lacks(run: Path) -> None:
-    with sqlite3.connect(run.parent / "mlflow.db") as store:
-        store.execute("delete from metrics where key = 'reward' and step = 2")
-
-
-def mlflow_run_deleted(run: Path) -> None:
-    with sqlite3.connect(run.parent / "mlflow.db") as store:
-        store.execute("update runs set lifecycle_stage = 'deleted' where name like '%/improve'")
-
-
-def mlflow_parameter_differs(run: Path) -> None:
-    with sqlite3.connect(run.parent / "mlflow.db") as store:
-        store.execute("update params set value = '0.5' where key = 'improve.learning_rate'")
+    return change
 
 
 def export_replaced(run: Path) -> None:
@@ -313,10 +301,12 @@ KINDS: dict[str, Damage] = {
     "the report replaced": changed("report.html", lambda data: data.replace(b"0.", b"1.")),
     "the explorer replaced": lambda run: put(run / "explorer.html", (run / "report.html").read_bytes()),
     "the record of MLflow runs edited": changed("mlflow.json", lambda data: data.replace(b'"clone"', b'"clown"')),
-    "a number in MLflow differs": mlflow_differs,
-    "a number in MLflow gone": mlflow_lacks,
-    "a run in MLflow marked deleted": mlflow_run_deleted,
-    "a parameter in MLflow differs": mlflow_parameter_differs,
+    "a number in MLflow differs": in_mlflow("update metrics set value = value + 1 where key = 'reward' and step = 2"),
+    "a number in MLflow gone": in_mlflow("delete from metrics where key = 'reward' and step = 2"),
+    "a run in MLflow marked deleted": in_mlflow(
+        "update runs set lifecycle_stage = 'deleted' where name like '%/improve'"
+    ),
+    "a parameter in MLflow differs": in_mlflow("update params set value = '0.5' where key like '%.learning_rate'"),
     "the base LM's tokenizer replaced": tokenizer_replaced,
     "the base LM replaced": base_replaced,
     "the export replaced": export_replaced,
