@@ -1,8 +1,8 @@
 """The policy bank: what many policies in one batch cost, in memory, decoding and serving, and what is saved by training
 them together.
 
-    python benchmarks/bank.py [--parts decode serve train] [--policies 16] [--updates 100] [--repeats 5] [--quick]
-        [--out DIR]
+    python benchmarks/bank.py [--parts decode serve train] [--policies 16] [--updates 100] [--rounds 1]
+        [--repeats 5] [--quick] [--out DIR]
 
 ``decode``: tokens per second of processor time (one thread) of the engine on the tiny base LM (64 codes) when the rows
 of a batch belong to 1, 8, 32 or 256 policies, in turn, over the plain engine with one policy in the same round. 512
@@ -289,13 +289,14 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("decode", "serve", "train"), default=["decode", "serve"])
     parser.add_argument("--policies", type=int, default=16, help="trained together")
     parser.add_argument("--updates", type=int, default=100, help="of each")
+    parser.add_argument("--rounds", type=int, default=1, help="of training, both sides in turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data: dict[str, Any] = {"served": None, "decoding": [], "training": None}
     rows: list[dict[str, Any]] = []
     if "train" in options.parts:
         sizes = (2, 1, 2) if options.quick else (options.policies, options.updates, 8)
-        row, data["training"] = training(*sizes, 1 if options.quick else options.repeats)
+        row, data["training"] = training(*sizes, 1 if options.quick else options.rounds)
         rows = [row]
         print(row, flush=True)
     if "serve" in options.parts:

@@ -3,9 +3,10 @@
     python benchmarks/watch.py RUN            a finished run with a replay buffer, whose log is written again
 
 Prints JSON: ``first_curve_seconds`` from the first update's line to its curve at the client; ``core_share`` of the
-server while 50 updates a second are logged and one page listens; ``search_seconds`` of a regular expression over 20,000
-rollouts, answered by HTTP; ``counterfactual_seconds`` on demand, of a rollout of training and of a held-out answer:
-the first, for which the model's process is started and loads it, and the median of the next ones, which differ.
+server while 50 updates a second are logged and one page listens; ``search_seconds`` of a regular expression over
+``searched`` rollouts, answered by HTTP; ``counterfactual_seconds`` on demand, of a rollout of training and of a
+held-out answer: the first, ``LOOKED`` seconds after the list of rollouts was opened, for which the model is loaded, and
+the median of the next ones, which differ.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipeline.runs.stage_table import IMPROVE
 from pipeline.storage import checksummed_jsonl
 from pipeline.watch.followed_run import FollowedRun
 
-RATE, SECONDS, ASKED, PATTERN = 50, 30, 6, r"(\d+ [+*-] )+\d+ = 3\d"
+RATE, SECONDS, ASKED, LOOKED, PATTERN = 50, 30, 6, 5, r"(\d+ [+*-] )+\d+ = 3\d"
 
 
 def events(address: str) -> Iterator[tuple[str, str]]:
@@ -92,6 +93,7 @@ def counterfactual_seconds(run: Path) -> dict[str, float]:
     answers = [row["rollout_id"] for row in followed.found(RolloutSearch(finish="greedy"), 0, "improved")["rows"]][
         :ASKED
     ]
+    time.sleep(LOOKED)
     taken = []
     for one in (*rollouts, *answers):
         began = time.perf_counter()

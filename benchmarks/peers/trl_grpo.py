@@ -2,7 +2,7 @@
 asked for n, it trains n optimiser steps and answers their seconds.
 
 Run by an environment with TRL and torch. Given its best: no dropout, no gradient checkpointing, no reference model, one
-generation per update, no logging, fp32 as the other side.
+generation per update, no logging, the number type of the other side.
 """
 
 from __future__ import annotations
@@ -63,14 +63,16 @@ def adapter(rank: int) -> Any:
 
 def main() -> None:
     """``settings``: base, max_new_tokens, fixed_length, prompts, group, learning_rate, threads; ``task``: instructions
-    (chats) in place of countdown; ``lora_rank``; ``first`` prompt."""
+    (chats) in place of countdown; ``lora_rank``; ``first`` prompt; ``dtype``, else float32; the
+    ``parts`` that a batch's gradient is computed in, else one."""
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the trainer prints; its lines must not get between the answers
     torch.set_num_threads(settings["threads"])
     rounds, chat = Rounds(answers), settings.get("task") == "instructions"
     task = Instructions() if chat else Countdown()
-    first = settings.get("first", 0)
+    batch, parts = settings["prompts"] * settings["group"], settings.get("parts", 1)
+    first, dtype = settings.get("first", 0), settings.get("dtype", "float32")
     prompts = [task.prompts("train")[index] for index in range(first, first + PROMPTS)]
     rows = Dataset.from_list(
         [
@@ -92,14 +94,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=settings["prompts"] * settings["group"],
+            per_device_train_batch_size=batch // parts,
+            gradient_accumulation_steps=parts,
             num_generations=settings["group"],
             max_completion_length=settings["max_new_tokens"],
             generation_kwargs={"min_new_tokens": settings["max_new_tokens"]} if settings["fixed_length"] else None,
             learning_rate=settings["learning_rate"],
             lr_scheduler_type="constant",
             max_steps=1_000_000,
-            bf16=False,
+            bf16=dtype == "bfloat16",
+            model_init_kwargs={"dtype": dtype},
             use_cpu=True,
             gradient_checkpointing=False,
             disable_dropout=True,

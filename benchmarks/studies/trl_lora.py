@@ -3,9 +3,11 @@
     python -m venv trl && trl/bin/pip install -c requirements.lock torch
     trl/bin/pip install 'trl==1.16.0' 'transformers==5.23.0' peft
     python benchmarks/studies/trl_lora.py --peer-python trl/bin/python --out runs/study [--seeds 0]
+        [--dtypes float32 bfloat16]
 
-Same base LM in float32, prompts' kind, verifier, batch (8 prompts x 8 responses of at most 64 tokens), temperature and
-threads; one side after the other on an otherwise idle machine. TRL takes one optimiser step for a batch, its default
+Same base LM, prompts' kind, verifier, batch (8 prompts x 8 responses of at most 64 tokens), temperature and
+threads; one side after the other on an otherwise idle machine; each number type that is named on both sides, and each
+side counts with its faster one. TRL takes one optimiser step for a batch, its default
 and its fastest; latent RL two passes, as its config says. TRL's budget was named before the first run: ``BUDGET``
 batches at LoRA rank 8. Rewards are means of the last ``LAST`` batches; seconds those of sampling,
 verifying and updating, without either side's start. ``with_preparation`` adds what learning codes and cloning took,
@@ -28,22 +30,25 @@ from common import ROOT, Curve, commits, curve, row, run, write
 from latent_control.pretrained import base_path
 
 CONFIG, BUDGET, LAST, RANK, RATE = "instructions", 10, 5, 8, 2e-4
-SHAPE = {"prompts": 8, "group": 8, "max_new_tokens": 64, "fixed_length": False, "threads": 2}
+SHAPE = {"prompts": 8, "group": 8, "max_new_tokens": 64, "fixed_length": False, "threads": 2, "parts": 4}
+"""TRL computes the gradient of a batch in four parts: whole, its logits took 18 GB and the process was killed."""
 
 
-def ours(out: Path, seed: int) -> tuple[Path, Curve]:
+def ours(out: Path, seed: int, dtype: str) -> tuple[Path, Curve]:
     """Latent RL from the common clone, as many batches as TRL's."""
     clone = started(out, CONFIG, seed) / "checkpoints" / "clone"
     start = [f"seed={seed}", f"actions.init={clone}", "actions.updates=0", "clone=null", "evaluation=null"]
+    start += [f"base.dtype={dtype}", f"improve.mixed_precision={'bf16' if dtype == 'bfloat16' else 'no'}"]
     settings = [*COMMON[CONFIG], f"improve.learning_rate={RATES[CONFIG][LATENT][0]}", f"improve.updates={BUDGET}"]
-    folder = run(out / f"beside-trl-{seed}", [*start, *settings], CONFIG)
+    folder = run(out / f"beside-trl-{dtype}-{seed}", [*start, *settings], CONFIG)
     return folder, curve(folder)
 
 
-def theirs(python: str, base: str, seed: int, kept: Path) -> list[dict[str, float]]:
+def theirs(python: str, base: str, seed: int, dtype: str, kept: Path) -> list[dict[str, float]]:
     """Seconds, reward and tokens a response of each of TRL's batches; kept in a file once made."""
     if not kept.is_file():
         settings = SHAPE | {"base": base, "task": CONFIG, "learning_rate": RATE, "lora_rank": RANK}
+        settings |= {"dtype": dtype}
         settings |= {"first": 100_000 * (seed + 1)}
         threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(
@@ -70,15 +75,17 @@ def main() -> None:
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs") / "study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     asked = parser.parse_args()
     out = asked.out.absolute() / f"baselines-{CONFIG}"
     measured: dict[str, list[float]] = {}
     folders, met = [], 0
     for seed in asked.seeds:
-        folder, mine = ours(out, seed)
+        folder, mine = min((ours(out, seed, one) for one in asked.dtypes), key=lambda run: sum(run[1].seconds))
         folders.append(folder)
         base = base_path(started(out, CONFIG, seed) / "checkpoints" / "clone")
-        other = theirs(asked.peer_python, base, seed, out / f"trl-{seed}.jsonl")
+        each = [theirs(asked.peer_python, base, seed, one, out / f"trl-{one}-{seed}.jsonl") for one in asked.dtypes]
+        other = min(each, key=lambda batches: sum(batch["seconds"] for batch in batches))
         target = statistics.mean(one["reward"] for one in other[-LAST:])
         batches = reached(mine, target)
         met += batches is not None

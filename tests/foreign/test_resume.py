@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -161,4 +161,5 @@ def test_an_interrupted_evaluation_leaves_the_old_one_in_place(finished: Path, n
     assert f"ended by {signal.Signals(number).name}" in log.read_text()
     after = read_summary(finished)
     assert after["evaluation"] == before["evaluation"] and (finished / "evaluation.json").read_bytes() == kept
-    assert os.waitstatus_to_exitcode(os.system(f"pgrep -f {finished} >/dev/null")) == 1  # no process is left
+    left = [one.info["cmdline"] for one in psutil.process_iter(["cmdline"])]
+    assert not [words for words in left if words and str(finished) in " ".join(words)]
