@@ -134,7 +134,7 @@ def watching(places: Places) -> str:
 
 def curves_are_drawn(page: Any) -> None:
     """The run has been read."""
-    page.wait_for_selector("svg.live", timeout=PATIENCE_MS)
+    page.wait_for_selector(".uplot", timeout=PATIENCE_MS)
 
 
 SHOTS = (
