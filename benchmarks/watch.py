@@ -129,6 +129,7 @@ def measured(run: Path, folder: Path) -> dict[str, float]:
         share = core_share(psutil.Process(process.pid), folder / METRICS, lines[2:])
         seconds, searched = search_seconds(f"{api}/rollouts")
         process.terminate()
+        process.wait()
     found = {"first_curve_seconds": first, "core_share": share, "search_seconds": seconds, "searched": searched}
     return found | counterfactual_seconds(run)
 

@@ -103,7 +103,7 @@ def pages(address: str, name: str) -> Frames:
         tab.wait_for_selector("h2")
         frames.append(_shot(tab, 2200))
         tab.goto(f"{address}runs/{name}/steer/")
-        tab.wait_for_selector("#beside:not(.busy) .card:nth-child(3) .token")
+        tab.wait_for_selector("#beside:not(.busy) .panel:nth-child(3) .token")
         tab.evaluate("document.querySelector('#answer').scrollIntoView()")
         frames.append(_shot(tab, 1400))
         tab.click('#steered [data-place="1"]')

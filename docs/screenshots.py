@@ -124,7 +124,7 @@ def an_answer_is_open(page: Any) -> None:
     page.wait_for_selector("#steered:not(.busy) .token", timeout=PATIENCE_MS)
     page.click('#steered [data-place="2"]')
     page.wait_for_selector("#open-head:has-text('Token 2:')", timeout=PATIENCE_MS)
-    page.wait_for_selector("#beside:not(.busy) .card:nth-child(3) .token", timeout=PATIENCE_MS)
+    page.wait_for_selector("#beside:not(.busy) .panel:nth-child(3) .token", timeout=PATIENCE_MS)
 
 
 def watching(places: Places) -> str:
@@ -134,7 +134,7 @@ def watching(places: Places) -> str:
 
 def curves_are_drawn(page: Any) -> None:
     """The run has been read."""
-    page.wait_for_selector("svg.live", timeout=PATIENCE_MS)
+    page.wait_for_selector(".uplot", timeout=PATIENCE_MS)
 
 
 SHOTS = (

@@ -15,7 +15,7 @@ from pipeline.cli.output import echo, print_json
 from pipeline.cli.session import existing, exit_on_error
 
 if TYPE_CHECKING:
-    from pipeline.steering.session import Session
+    from pipeline.steering.request import SteeringRequest
     from pipeline.steering.steerer import Steerer
 
 LOOPBACK = "127.0.0.1"
@@ -119,11 +119,11 @@ def _one_way(
         raise ValueError("--why and --base-answer go with --prompt TEXT; on the terminal they are :why T and :base")
 
 
-def _nothing_decided(session: Session) -> None:
+def _nothing_decided(session: SteeringRequest) -> None:
     """``ValueError`` for options that the page would ignore: there they are its own fields."""
-    from pipeline.steering.session import Session
+    from pipeline.steering.request import SteeringRequest
 
-    if session != Session():
+    if session != SteeringRequest.model_validate({"prompt": ""}):
         raise ValueError(
             "codes, sampling and lengths are chosen on the page itself: leave them out, or add --prompt "
             "TEXT or --terminal"
@@ -139,19 +139,23 @@ def _session(
     top_k: int | None,
     seed: int,
     max_tokens: int | None,
-) -> Session:
-    from pipeline.steering.session import Session, codes_of, plain_codes
+) -> SteeringRequest:
+    from pipeline.steering.request import SteeringRequest, codes_of, plain_codes
+    from pipeline.steering.terminal import sentence
 
-    return Session(
-        prompt=prompt,
-        codes=tuple(codes_of(codes, "--codes", gaps=True)) if codes is not None else (),
-        allowed=tuple(plain_codes(allow, "--allow")) if allow is not None else None,
-        forbidden=tuple(plain_codes(forbid, "--forbid")) if forbid is not None else (),
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-    )
+    try:
+        return SteeringRequest(
+            prompt=prompt or "",
+            codes=codes_of(codes, "--codes", gaps=True) if codes is not None else [],
+            allowed_codes=plain_codes(allow, "--allow") if allow is not None else None,
+            forbidden_codes=plain_codes(forbid, "--forbid") if forbid is not None else [],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ValueError(sentence(error)) from error
 
 
 def _open(target: Path, base: str | None, device: str | None, threads: int | None) -> Steerer:
@@ -171,22 +175,18 @@ def _open(target: Path, base: str | None, device: str | None, threads: int | Non
     return Steerer(loaded)
 
 
-def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, as_json: bool) -> None:
+def _once(steerer: Steerer, session: SteeringRequest, place: int | None, compare: bool, as_json: bool) -> None:
     """One answer. What is wrong with it is the user's: exit code 2."""
     from rich.console import Console
 
     from pipeline.pages.records import as_data
-    from pipeline.steering.terminal import answer_data, sentence
+    from pipeline.steering.terminal import answer_data
     from pipeline.steering.terminal_view import answer_lines, candidate_lines
 
     with exit_on_error(USAGE):
-        try:
-            wish = session.request()
-        except ValueError as error:
-            raise ValueError(sentence(error)) from error
-        answer = steerer.answer(wish)
-        found = None if place is None else steerer.candidates(wish, place)
-    other = steerer.base(wish) if compare else None
+        answer = steerer.answer(session)
+        found = None if place is None else steerer.candidates(session, place)
+    other = steerer.base(session) if compare else None
     name = "steered" if session.steered else "policy"
     if as_json:
         whole = answer_data(session, answer, name)
@@ -205,7 +205,7 @@ def _once(steerer: Steerer, session: Session, place: int | None, compare: bool, 
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _talk(steerer: Steerer, session: Session, as_json: bool) -> None:
+def _talk(steerer: Steerer, session: SteeringRequest, as_json: bool) -> None:
     """Commands and prompts until they end. On a pipe the exit code is 1 when a line could not be done."""
     from rich.console import Console
     from rich.text import Text

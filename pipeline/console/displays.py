@@ -127,7 +127,7 @@ class PlainLines(Display):
         if self._unshown is not None:
             self._writer.line(self._line(*self._unshown))
             self._unshown = None
-        stage = self._run.end(name, kept=kept)
+        stage = self._run.end(name, kept=kept, seconds=facts.get("seconds"))
         self._said(f"{name}: " + ("done before, kept" if kept else f"done in {clock(stage.elapsed)}"))
 
     def message(self, text: str, kind: str = "") -> None:
@@ -182,7 +182,7 @@ class LiveView(Display):
         self._run.advance(stage, step, metrics)
 
     def stage_ends(self, name: str, *, kept: bool = False, **facts: Any) -> None:
-        self._run.end(name, kept=kept)
+        self._run.end(name, kept=kept, seconds=facts.get("seconds"))
 
     def message(self, text: str, kind: str = "") -> None:
         """Print it above the view; warnings stay in the view too."""

@@ -127,9 +127,9 @@ class StageProgress:
         """It starts, now."""
         self.total, self.state, self.began, self.took = total, "current", time.monotonic(), None
 
-    def end(self, kept: bool) -> None:
-        """It is done; ``kept`` if before a restart."""
-        self.took = None if kept else self.elapsed
+    def end(self, kept: bool, seconds: float | None = None) -> None:
+        """It is done; ``kept`` if before a restart; ``seconds``: that the run writes down, its preparation included."""
+        self.took = None if kept else self.elapsed if seconds is None else seconds
         self.state, self.step = "done", max(self.step, self.total)
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -211,10 +211,10 @@ class RunProgress:
                 self.codes = whose, metrics[f"{whose}_alive_codes"], metrics[f"{whose}_code_perplexity"]
         return stage
 
-    def end(self, name: str, *, kept: bool = False) -> StageProgress:
-        """A stage is done; ``kept`` if before a restart."""
+    def end(self, name: str, *, kept: bool = False, seconds: float | None = None) -> StageProgress:
+        """A stage is done (``StageProgress.end``)."""
         stage = self.of(name, 0)
-        stage.end(kept)
+        stage.end(kept, seconds)
         self.current = None if self.current is stage else self.current
         return stage
 

@@ -63,7 +63,7 @@ def success(result: Mapping[str, Any]) -> list[Table]:
     rates = [(method["name"], rate) for method in result["methods"] for rate in method["success"]]
     apart = [(d["name"], d) for d in result["differences"]]
     tables = (
-        ("Success on the same held-out prompts", rates, "{:.3f}", ()),
+        ("Success of each method on its own held-out prompts", rates, "{:.3f}", ()),
         ("Differences on the same held-out prompts", apart, "{:+.3f}", (0.0,)),
     )
     return [_forest(title, rows, form.format, zero) for title, rows, form, zero in tables if rows]

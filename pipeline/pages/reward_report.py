@@ -286,20 +286,17 @@ def _section(name: str, level: Mapping[str, Any]) -> ReportSection:
     if level["reasons"]:
         head = ("why not a success (parts below their most)", "ended by", "rollouts", "the latest one")
         tables.append(Table(title="Failures by the verifier's reason", head=head, rows=level["reasons"]))
-    read = [
-        Gallery(title=sentence(flag), total=len(flag["rollouts"]), examples=_to_read(flag)) for flag in level["flags"]
-    ]
+    read = [_to_read(flag) for flag in level["flags"]]
     lines = [f"{len(level['flags'])} flags: parts that rise while success does not"]
     figures = [_histogram(level["rewards"]), *(_course(level, part) for part in level["curves"])]
     title = f"Rewards, level {name}"
     return ReportSection(name=name, title=title, lines=lines, figures=figures, tables=tables, galleries=read)
 
 
-def _to_read(flag: Mapping[str, Any]) -> list[Example]:
-    return [
-        Example(prompt_id=r["rollout_id"], prompt=r["prompt_text"], answers=[(flag["part"], r["text"], False)])
-        for r in flag["rollouts"]
-    ]
+def _to_read(flag: Mapping[str, Any]) -> Gallery:
+    texts = [(r["rollout_id"], r["prompt_text"], [(flag["part"], r["text"], False)]) for r in flag["rollouts"]]
+    shown = [Example(prompt_id=name, prompt=prompt, answers=answers) for name, prompt, answers in texts]
+    return Gallery(title=sentence(flag), total=len(shown), examples=shown)
 
 
 def _histogram(rewards: Sequence[float]) -> Figure:

@@ -33,6 +33,7 @@ from pipeline.storage.locks import locked
 
 _PATTERNS = (CONFIG, SUMMARY, stage_record("*"), EVALUATION, OUTCOMES, MLFLOW)
 LOGS = (METRICS, EVENTS)
+REMEDY = "bring it back from a copy; what happened to the run says latent-control diagnose"
 _CHANGED = "is not what was written: it was changed or damaged"
 
 
@@ -55,6 +56,21 @@ def put(run_dir: Path, name: str, data: bytes, *, keep: bool = False) -> None:
 def put_json(run_dir: Path, name: str, value: Mapping[str, Any]) -> None:
     """``put`` of JSON."""
     put(run_dir, name, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder; empty where there is no such file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object; {REMEDY}")
+    return found
 
 
 def kept(run_dir: Path, name: str) -> str | None:

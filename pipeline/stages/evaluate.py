@@ -51,8 +51,7 @@ def evaluate_stage(
         for name in (EVALUATION, OUTCOMES):
             tracker.artifact(context.run_dir / name)
         verdicts = judge_gates(config.gates, result, final_of(result))
-        rows = {name: result[name] for name in hosts}
-        tracker.tag((tags(verdicts) if verdicts else {}) | described(context.run_dir, sentence(result, rows)))
+        tracker.tag((tags(verdicts) if verdicts else {}) | described(context.run_dir, sentence(result)))
     return result, verdicts
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from configs.renamed import rename
-from configs.schema import RunConfig
+from configs.schema import RolloutConfig, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.text import encode_text
 from pipeline.runs.environment import calm_libraries
@@ -42,28 +42,13 @@ class Loaded:
     limits: ModelLimits
 
     @property
-    def chat(self) -> bool:
-        """Whether prompts are user messages of the tokenizer's chat template."""
-        return self.config is not None and self.config.task.chat
-
-    @property
-    def temperature(self) -> float:
-        """At which codes were sampled in training, and at which the policy's chances are shown."""
-        return 1.0 if self.config is None else self.config.rollout.temperature
-
-    @property
-    def top_k(self) -> int | None:
-        """As in training."""
-        return None if self.config is None else self.config.rollout.top_k
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Strings that end an answer, as in training."""
-        return () if self.config is None else self.config.rollout.stop
+    def rollout(self) -> RolloutConfig:
+        """How training sampled codes and where its answers ended; the policy's chances are shown at its temperature."""
+        return RolloutConfig() if self.config is None else self.config.rollout
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, as the rollouts had them."""
-        return encode_text(self.tokenizer, text, chat=self.chat)
+        return encode_text(self.tokenizer, text, chat=self.config is not None and self.config.task.chat)
 
     def prompt(self, text: str) -> Prompt | None:
         """The held-out prompt with this very text."""

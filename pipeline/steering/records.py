@@ -1,4 +1,4 @@
-"""Records shown by the page and the terminal. ``explorer.records.as_data`` makes JSON of it."""
+"""Records shown by the page and the terminal. ``pages.records.as_data`` makes JSON of it."""
 
 from __future__ import annotations
 

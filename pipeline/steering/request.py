@@ -1,8 +1,10 @@
-"""Requests of the steering page: a prompt and the codes decided for its answer, checked before anything is decoded."""
+"""Requests of steering: a prompt and the codes decided for its answer, checked before anything is decoded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
@@ -12,6 +14,34 @@ from rollout_workers.openai_api.protocol import DecodeRequest, ModelLimits, deco
 from rollout_workers.openai_api.requests import CompletionRequest, Temperature
 
 MOST_CHARACTERS, MOST_NEW_TOKENS = 20_000, 1024
+MOST_CODES = 100_000
+"""Numbers of one command."""
+
+
+def codes_of(text: str, what: str, *, gaps: bool = False) -> list[int | None]:
+    """``"3,5,10-12"`` as numbers; with ``gaps`` ``"3,_,17"``, where ``_`` leaves a code to the policy.
+
+    Raises:
+        ValueError: something else.
+    """
+    found: list[int | None] = []
+    for part in re.split(r"[\s,]+", text.strip()):
+        span = re.fullmatch(r"(\d{1,6})-(\d{1,6})", part)
+        if gaps and part == "_":
+            found.append(None)
+        elif part.isdecimal() and len(part) <= 6:
+            found.append(int(part))
+        elif span and not gaps and int(span[2]) - int(span[1]) + len(found) < MOST_CODES:
+            found += range(int(span[1]), int(span[2]) + 1)
+        elif part:
+            example = "3,_,17" if gaps else "3,5,10-12"
+            raise ValueError(f"{what}: {part[:40]!r} is not a code; write numbers with commas, {example}")
+    return found
+
+
+def plain_codes(text: str, what: str) -> list[int]:
+    """``codes_of`` without gaps."""
+    return [code for code in codes_of(text, what) if code is not None]
 
 
 class SteeringRequest(BaseModel):
@@ -36,19 +66,36 @@ class SteeringRequest(BaseModel):
     top_k: StrictInt | None = Field(None, ge=1)
     seed: StrictInt = Field(0, ge=0, lt=2**63)
 
+    @property
+    def steered(self) -> bool:
+        """Whether anything is steered."""
+        return bool(self.codes or self.forbidden_codes or self.forbidden_at or self.allowed_codes is not None)
+
     def key(self) -> str:
         """Equal for equal requests."""
-        return self.model_dump_json()
+        return self.model_dump_json(include=set(SteeringRequest.model_fields))
+
+    def but(self, **changes: Any) -> SteeringRequest:
+        """The same with ``changes``; pydantic's ``ValidationError`` (a ``ValueError``) where one is out of range."""
+        return SteeringRequest.model_validate(self.model_dump(include=set(SteeringRequest.model_fields)) | changes)
+
+    def free(self) -> SteeringRequest:
+        """Nothing decided."""
+        return self.but(codes=[], allowed_codes=None, forbidden_codes=[], forbidden_at={})
+
+    def go_on(self, place: int, codes: Sequence[int], barred: Sequence[int] = ()) -> SteeringRequest:
+        """From token ``place`` on as ``codes`` say (those before ``place`` included), then as the policy chooses, at
+        ``place`` not among ``barred``."""
+        kept = {at: some for at, some in self.forbidden_at.items() if at < place}
+        if barred:
+            kept[place] = [*self.forbidden_at.get(place, ()), *barred]
+        return self.but(codes=list(codes), forbidden_at=kept)
 
 
 class CandidatesRequest(SteeringRequest):
     """A request, and the token of its answer that is asked about."""
 
     place: StrictInt = Field(ge=0)
-
-    def request(self) -> SteeringRequest:
-        """The request alone."""
-        return SteeringRequest.model_validate(self.model_dump(exclude={"place"}))
 
 
 def decode_request(

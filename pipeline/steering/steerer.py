@@ -86,10 +86,7 @@ class Steerer:
     def base(self, request: SteeringRequest) -> SteeringAnswer:
         """The base LM's own answer to the prompt, with the same temperature, top-k, seed and length; no codes."""
         with self._lock:
-            decided: dict[str, Any] = {"codes": [], "allowed_codes": None, "forbidden_codes": [], "forbidden_at": {}}
-            ask, _ = decode_request(
-                request.model_copy(update=decided), self.loaded.encode(request.prompt), self.loaded.limits
-            )
+            ask, _ = decode_request(request.free(), self.loaded.encode(request.prompt), self.loaded.limits)
             key = f"base {ask.prompt} {ask.max_tokens} {ask.temperature} {ask.top_k} {ask.seed}"
 
             def make() -> tuple[list[int], str]:
@@ -101,13 +98,13 @@ class Steerer:
                     top_k=ask.top_k,
                     row_seeds=[ask.seed],
                     level="base",
-                    watch=stop_watch(self.loaded.tokenizer, self.loaded.stop),
+                    watch=stop_watch(self.loaded.tokenizer, self.loaded.rollout.stop),
                 )
                 return out.tokens[0, : int(out.lengths[0])].tolist(), out.finish_reasons[0]
 
             tokens, reason = self._memory.get(key, make)
             return SteeringAnswer(
-                text=spoken_text(self.loaded.tokenizer, tokens, self.loaded.stop),
+                text=spoken_text(self.loaded.tokenizer, tokens, self.loaded.rollout.stop),
                 tokens=tuple(Token(id=token, text=self.word(token)) for token in tokens),
                 finish_reason=reason,
                 verdict=self.verdict(self.loaded.prompt(request.prompt), tokens),
@@ -151,18 +148,15 @@ class Steerer:
                 temperature=ask.temperature,
                 top_k=ask.top_k,
                 seed=ask.seed,
-                watch=stop_watch(loaded.tokenizer, loaded.stop),
+                watch=stop_watch(loaded.tokenizer, loaded.rollout.stop),
             )
 
         return self._memory.get(f"steered {request.key()}", make)
 
     def _chances(self, request: SteeringRequest, traced: Traced, place: int) -> list[float]:
         """The policy's own at ``place``: at the temperature asked for, of greedy answers at that of training."""
-        loaded = self.loaded
-        temperature, top_k = (
-            (request.temperature, request.top_k) if request.temperature else (loaded.temperature, loaded.top_k)
-        )
-        chances: list[float] = traced.chances(place, temperature=temperature, top_k=top_k).tolist()
+        asked = request if request.temperature else self.loaded.rollout
+        chances: list[float] = traced.chances(place, temperature=asked.temperature, top_k=asked.top_k).tolist()
         return chances
 
     def _told(self, request: SteeringRequest, traced: Traced) -> SteeringAnswer:
@@ -172,7 +166,7 @@ class Steerer:
             forced = place < len(request.codes) and request.codes[place] is not None
             tokens.append(Token(id=token, text=self.word(token), code=code, chance=chance, forced=forced))
         return SteeringAnswer(
-            text=spoken_text(self.loaded.tokenizer, traced.tokens, self.loaded.stop),
+            text=spoken_text(self.loaded.tokenizer, traced.tokens, self.loaded.rollout.stop),
             tokens=tuple(tokens),
             finish_reason=traced.finish_reason,
             verdict=self.verdict(self.loaded.prompt(request.prompt), traced.tokens),
@@ -182,8 +176,7 @@ class Steerer:
         found, certainty = tokens_of_all(self.loaded.model, traced.states[place])
         chances = self._chances(request, traced, place)
         # What may be chosen where nothing is forced: by the whole answer's rules and those of this place.
-        free = request.model_copy(update={"codes": []})
-        ask, barred = decode_request(free, self.loaded.encode(request.prompt), self.loaded.limits)
+        ask, barred = decode_request(request.but(codes=[]), self.loaded.encode(request.prompt), self.loaded.limits)
         may = set(range(len(chances)) if ask.allowed is None else ask.allowed) - set(barred.get(place, ()))
         rows = [
             CodeCandidate(

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,7 +15,7 @@ from rich.text import Text
 from pipeline.console.displays import harmless
 from pipeline.pages.records import as_data
 from pipeline.steering.records import SteeringAnswer
-from pipeline.steering.session import Session, codes_of, plain_codes
+from pipeline.steering.request import SteeringRequest, codes_of, plain_codes
 from pipeline.steering.steerer import Steerer
 from pipeline.steering.terminal_view import answer_lines, candidate_lines, printable
 
@@ -42,7 +41,7 @@ PROMPTS_LISTED = 20
 class Terminal:
     """One session; ``run`` reads lines until they end or ``:quit``."""
 
-    def __init__(self, steerer: Steerer, session: Session, console: Console, *, as_json: bool = False) -> None:
+    def __init__(self, steerer: Steerer, session: SteeringRequest, console: Console, *, as_json: bool = False) -> None:
         self.steerer, self.session, self.console, self.as_json = steerer, session, console, as_json
         self.answer: SteeringAnswer | None = None
         self.commands: dict[str, Callable[[str], None]] = {
@@ -50,19 +49,17 @@ class Terminal:
             "not": self._not,
             "from": self._from,
             "force": self._force,
-            "only": lambda text: self._decide(replace(self._kept(), allowed=tuple(plain_codes(text, ":only")))),
-            "forbid": lambda text: self._decide(replace(self._kept(), forbidden=tuple(plain_codes(text, ":forbid")))),
+            "only": lambda text: self._under(allowed_codes=plain_codes(text, ":only")),
+            "forbid": lambda text: self._under(forbidden_codes=plain_codes(text, ":forbid")),
             "free": lambda _: self._decide(self.session.free()),
             "why": self._why,
             "base": self._base,
             "prompt": self._prompt,
-            "greedy": lambda _: self._decide(replace(self.session, temperature=0.0)),
-            "temperature": lambda text: self._decide(
-                replace(self.session, temperature=number(text, ":temperature", float))
-            ),
-            "seed": lambda text: self._decide(replace(self.session, seed=number(text, ":seed", int))),
-            "top-k": lambda text: self._decide(replace(self.session, top_k=number(text, ":top-k", int))),
-            "tokens": lambda text: self._decide(replace(self.session, max_tokens=number(text, ":tokens", int))),
+            "greedy": lambda _: self._decide(self.session.but(temperature=0.0)),
+            "temperature": lambda text: self._decide(self.session.but(temperature=number(text, ":temperature", float))),
+            "seed": lambda text: self._decide(self.session.but(seed=number(text, ":seed", int))),
+            "top-k": lambda text: self._decide(self.session.but(top_k=number(text, ":top-k", int))),
+            "tokens": lambda text: self._decide(self.session.but(max_tokens=number(text, ":tokens", int))),
             "again": lambda _: self._decide(self.session),
             "json": self._json,
             "help": lambda _: self.say(Text(HELP)),
@@ -88,7 +85,7 @@ class Terminal:
         """One line; ``ValueError`` says what is wrong with it."""
         if not line.startswith(":"):
             # Another prompt: what was decided for single tokens of the old one's answer goes.
-            self._decide(replace(self.session, prompt=line.replace("\\n", "\n"), codes=(), forbidden_at={}))
+            self._decide(self.session.but(prompt=line.replace("\\n", "\n"), codes=[], forbidden_at={}))
             return
         name, _, rest = line[1:].partition(" ")
         if name not in self.commands:
@@ -101,15 +98,19 @@ class Terminal:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    def _decide(self, wanted: Session) -> None:
+    def _decide(self, wanted: SteeringRequest) -> None:
         """Show the answer to ``wanted``; it becomes the session's if it can be fulfilled."""
-        if wanted.prompt is None:
+        if not wanted.prompt:
             self.session = wanted
             self.say(Text("type a prompt, or :prompt 0 for one of the task's", style="dim"))
             return
-        self.answer = self.steerer.answer(wanted.request())
+        self.answer = self.steerer.answer(wanted)
         self.session = wanted
         self._show(self.answer, "steered" if wanted.steered else "policy")
+
+    def _under(self, **rules: Any) -> None:
+        """Under other rules, codes that were only kept may not hold."""
+        self._decide(self.session.but(codes=[], **rules))
 
     def _show(self, answer: SteeringAnswer, name: str) -> None:
         if self.as_json:
@@ -128,36 +129,32 @@ class Terminal:
             raise ValueError(f"there is no token {place}: the answer has tokens 0 to {len(self.answer.tokens) - 1}")
         return [token.code for token in self.answer.tokens if token.code is not None]
 
-    def _kept(self) -> Session:
-        """The session without codes that were only kept: under other rules they may not hold."""
-        return replace(self.session, codes=())
-
     def _at(self, text: str) -> None:
         place, code = pair(text, ":at")
-        self._decide(self.session.at(place, number(code, ":at", int), self._shown(place)))
+        self._decide(self.session.go_on(place, [*self._shown(place)[:place], number(code, ":at", int)]))
 
     def _not(self, text: str) -> None:
         place, codes = pair(text, ":not")
-        self._decide(self.session.start_again(place, self._shown(place), plain_codes(codes, ":not")))
+        self._decide(self.session.go_on(place, self._shown(place)[:place], plain_codes(codes, ":not")))
 
     def _from(self, text: str) -> None:
         place = number(text, ":from", int)
-        self._decide(self.session.start_again(place, self._shown(place)))
+        self._decide(self.session.go_on(place, self._shown(place)[:place]))
 
     def _force(self, text: str) -> None:
         codes = codes_of(text, ":force", gaps=True)
         if not codes:
             raise ValueError(":force needs a code, e.g. :force 3 or :force 3,_,17")
         if len(codes) == 1 and codes[0] is not None and "," not in text:
-            self._decide(replace(self._kept(), allowed=(codes[0],)))
+            self._under(allowed_codes=codes)
         else:
-            self._decide(replace(self.session, codes=tuple(codes)))
+            self._decide(self.session.but(codes=codes))
 
     def _why(self, text: str) -> None:
         place = number(text, ":why", int)
         self._shown(place)
         assert self.answer is not None
-        found = self.steerer.candidates(self.session.request(), place)
+        found = self.steerer.candidates(self.session, place)
         if self.as_json:
             self.console.file.write(json.dumps(as_data(found)) + "\n")
             return
@@ -165,9 +162,9 @@ class Terminal:
             self.say(line)
 
     def _base(self, _: str) -> None:
-        if self.session.prompt is None:
+        if not self.session.prompt:
             raise ValueError("there is no prompt yet: type one first")
-        self._show(self.steerer.base(self.session.request()), "base LM")
+        self._show(self.steerer.base(self.session), "base LM")
 
     def _prompt(self, text: str) -> None:
         known = self.steerer.loaded.prompts
@@ -180,15 +177,15 @@ class Terminal:
         place = number(text, ":prompt", int)
         if place >= len(known):
             raise ValueError(f":prompt {place}: numbers go from 0 to {len(known) - 1}")
-        self._decide(replace(self.session, prompt=known[place].text, codes=(), forbidden_at={}))
+        self._decide(self.session.but(prompt=known[place].text, codes=[], forbidden_at={}))
 
     def _json(self, _: str) -> None:
         self.as_json = not self.as_json
 
 
-def answer_data(session: Session, answer: SteeringAnswer, name: str) -> dict[str, Any]:
+def answer_data(session: SteeringRequest, answer: SteeringAnswer, name: str) -> dict[str, Any]:
     """An answer as JSON: who wrote it, the request that leads to it again, text, tokens with codes, and the verdict."""
-    return {"by": name, "wish": session.request().model_dump(mode="json"), **as_data(answer)}
+    return {"by": name, "wish": session.model_dump(mode="json"), **as_data(answer)}
 
 
 def sentence(error: ValueError) -> str:

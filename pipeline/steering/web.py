@@ -33,7 +33,7 @@ def answers_of(steerer: Steerer) -> dict[str, Callable[[bytes], Any]]:
 
     def candidates(body: bytes) -> Any:
         question = parse(body, CandidatesRequest)
-        return as_data(steerer.candidates(question.request(), question.place))
+        return as_data(steerer.candidates(question, question.place))
 
     return {
         "model": lambda _: describe(steerer),
@@ -53,7 +53,7 @@ def describe(steerer: Steerer) -> dict[str, Any]:
         "max_tokens": loaded.limits.max_tokens,
         "most_tokens": MOST_NEW_TOKENS,
         "most_characters": MOST_CHARACTERS,
-        "temperature": loaded.temperature,
+        "temperature": loaded.rollout.temperature,
         "task": None if loaded.task is None else loaded.task.name,
         "note": loaded.note,
         "prompts": [prompt.text for prompt in loaded.prompts[:OFFERED]],

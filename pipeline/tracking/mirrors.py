@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from configs.redaction import without_secrets
 from configs.schema import Tracking
-from pipeline.runs.layout import TENSORBOARD, WANDB
+from pipeline.runs.layout import TENSORBOARD
 
 
 class MirrorFailedError(RuntimeError):
@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a project, continued after a restart; ``WANDB_MODE=offline`` keeps it in the run folder."""
+    """A run of a project, continued after a restart; ``WANDB_MODE=offline`` keeps it in the run folder (RUN/wandb)."""
 
     def __init__(self, project: str, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb
@@ -58,8 +58,10 @@ class WeightsAndBiases:
             name=run_dir.name,
             id=hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
             resume="allow",
-            dir=str(run_dir / WANDB),
+            dir=str(run_dir),
             config=dict(config),
+            # Metrics are all that leaves this machine, and the terminal is the run's own.
+            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
         )
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -84,7 +86,6 @@ class Mirrors:
         if settings.tensorboard:
             wanted["TensorBoard"] = lambda: TensorBoard(run_dir)
         if (project := settings.wandb) is not None:
-            (run_dir / WANDB).mkdir(exist_ok=True)
             wanted["Weights & Biases"] = lambda: WeightsAndBiases(project, run_dir, config)
         for name, make in wanted.items():
             self._try(name, partial(self._keep, name, make))

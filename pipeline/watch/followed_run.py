@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -178,7 +179,7 @@ class FollowedRun:
             "modified": modified,
             "reward": float(rewards[0]) if rewards else None,
             "pages": [name for name in (EXPLORER, REPORT) if (self.folder / name).is_file()],
-            "collapse": collapse_words(summary),
+            "said": [*results.achieved(summary.get("evaluation") or {}), *collapse_words(summary)],
             "links": as_data(mlflow_links(tracked, self.folder.name)[:1]) if tracked else [],
             "model": bool(summary.get("stages")),
             "variants": list(dict.fromkeys(self.heldout()["variant"].to_pylist())),
@@ -186,39 +187,36 @@ class FollowedRun:
 
 
 class FollowedRuns:
-    """The runs of a folder, or one run."""
+    """The runs of a folder; or one run first, then those beside it, to compare it with."""
 
     MOST = 8
     """Followed at a time; the one that was asked for least lately is forgotten."""
 
     def __init__(self, target: Path, most_gib: float = MOST_GIB) -> None:
         self._most_gib = most_gib
-        self._target, self._alone = target, (target / CONFIG).is_file()
+        target = target.absolute()
+        self._first = target.name if (target / CONFIG).is_file() else ""
+        self._folder = target.parent if self._first else target
         self._open: dict[str, FollowedRun] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Of the runs, the newest first."""
-        if self._alone:
-            return [self._target.name]
-        found = [path for path in self._target.iterdir() if (path / CONFIG).is_file()]
-        return [path.name for path in sorted(found, key=lambda path: (path / CONFIG).stat().st_mtime, reverse=True)]
+        """Of the runs, the one that was asked for and then the newest first."""
+        configs = {name: self._folder / name / CONFIG for name in os.listdir(self._folder)}
+        begun = {name: os.path.getmtime(path) for name, path in configs.items() if os.path.isfile(path)}
+        return sorted(begun, key=lambda name: (name == self._first, begun[name]), reverse=True)
 
     def run(self, name: str) -> FollowedRun:
         """The run of this name; ``LookupError`` where there is none."""
         with self._lock:
             if name not in self._open:
                 if name not in self.names():
-                    raise LookupError(f"there is no run {name[:80]!r} in {self._target}")
-                self._open[name] = FollowedRun(self.folder(name), self._most_gib)
+                    raise LookupError(f"there is no run {name[:80]!r} in {self._folder}")
+                self._open[name] = FollowedRun(self._folder / name, self._most_gib)
             self._open[name] = self._open.pop(name)  # the latest comes last
             while len(self._open) > self.MOST:
                 self._open.pop(next(iter(self._open))).close()
             return self._open[name]
-
-    def folder(self, name: str) -> Path:
-        """Of a run with this name, there or not."""
-        return self._target if self._alone else self._target / name
 
     def close(self) -> None:
         """End the models' processes."""

@@ -24,12 +24,12 @@ from latent_control.decoding.sampling_params import SamplingParams
 from latent_control.decoding.stop_strings import stop_watch
 from latent_control.distributions import rollout_seed
 from latent_control.model import latent_actor
-from latent_control.pretrained import base_path, load_policy
+from latent_control.pretrained import base_path
 from latent_control.records import Generation, TokenBatch
 from latent_control.text import left_padded
 from pipeline.evaluation.statistics import paired_difference
 from pipeline.pages.explorer.on_demand import explained
-from pipeline.pages.explorer.policies import policies_of
+from pipeline.pages.explorer.policies import policies_of, with_policy_before
 from pipeline.pages.explorer.reading import Models
 from pipeline.pages.explorer.why import prompt_of
 from pipeline.serving import export
@@ -88,15 +88,7 @@ class ModelWork:
     def models(self) -> Models:
         """The policies before and after RL; ``ValueError`` where there are no two."""
         before, _ = policies_of(self.folder, hashes=False)
-        first = load_policy(before, trust_remote_code=self.config.base.trust_remote_code).eval().float()
-        loaded = self.loaded
-        return Models(
-            model=loaded.model,
-            before=first,
-            tokenizer=loaded.tokenizer,
-            temperature=loaded.temperature,
-            top_k=loaded.top_k,
-        )
+        return with_policy_before(self.loaded.model, before, self.config, self.loaded.tokenizer)
 
     def explain(self, row: dict[str, Any]) -> dict[str, Any]:
         """Counterfactuals of a rollout of the replay buffer, or of an answer of the evaluation, which is played again.
@@ -119,7 +111,7 @@ class ModelWork:
             )
         place = int(row["prompt_id"].rpartition("/")[2])
         seed = rollout_seed(rollout_seed(self.config.seed, 1) >> 1, place, row["sample"])
-        temperature = 0.0 if row["finish_reason"] == "greedy" else self.loaded.temperature
+        temperature = 0.0 if row["finish_reason"] == "greedy" else self.config.rollout.temperature
         out = self._generate([prompt], temperature=temperature, row_seeds=[seed])
         length, encoded = int(out.lengths[0]), self.loaded.encode(prompt.text)
         tokens = out.tokens[0, :length].tolist()
@@ -135,7 +127,7 @@ class ModelWork:
             "world_hash": "",
             "policy_version": 0,
         }
-        same = decode_response(self.loaded.tokenizer, tokens, self.loaded.stop) == row["text"]
+        same = decode_response(self.loaded.tokenizer, tokens, self.config.rollout.stop) == row["text"]
         note = "" if same else "decoded again here, the answer differs from the evaluation's"
         return row | found, note
 
@@ -153,9 +145,9 @@ class ModelWork:
         settings = SamplingParams(
             max_new_tokens=self.config.rollout.max_new_tokens,
             batch_size=self.config.rollout.batch_size,
-            top_k=loaded.top_k,
+            top_k=self.config.rollout.top_k,
             guide=guide,
-            watch=stop_watch(loaded.tokenizer, loaded.stop),
+            watch=stop_watch(loaded.tokenizer, self.config.rollout.stop),
             **params,
         )
         return generate(model.base, latent_actor(model), settings, ids, mask)
@@ -164,7 +156,7 @@ class ModelWork:
     def fires(self, asked: Fires) -> dict[str, Any]:
         """Each token of a text after its first: the likeliest codes of the policy there, with the token each would
         write."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        model, tokenizer, rollout = self.loaded.model, self.loaded.tokenizer, self.config.rollout
         tokens = tokenizer(asked.text)["input_ids"]
         limit = self.loaded.limits.positions or 4096
         if not 2 <= len(tokens) <= min(limit, 1024):
@@ -173,7 +165,7 @@ class ModelWork:
         response = torch.ones_like(ids, dtype=torch.bool)
         response[:, 0] = False
         batch = TokenBatch(input_ids=ids, attention_mask=torch.ones_like(ids), response_mask=response)
-        told = read_choices(model, [model.policy], batch, temperature=self.loaded.temperature, top_k=self.loaded.top_k)
+        told = read_choices(model, [model.policy], batch, temperature=rollout.temperature, top_k=rollout.top_k)
         chances, codes = told.policies[0].topk(min(LISTED_CODES, model.config.num_actions))
         written, _ = tokens_of_codes(model, told.final, codes)
         starts = range(1, len(tokens), model.config.span)
@@ -230,7 +222,7 @@ class ModelWork:
             length = int(out.lengths[row])
             tokens = out.tokens[row, :length].tolist()
             score = self.loaded.score(prompt, tokens)
-            text = decode_response(self.loaded.tokenizer, tokens, self.loaded.stop)
+            text = decode_response(self.loaded.tokenizer, tokens, self.config.rollout.stop)
             codes = set(out.actions[row, :length].tolist())
             found.append((text, isinstance(score, Score) and bool(score.success), codes))
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.console.progress import clock
 from pipeline.pages.records import Curve, Figure, ReportSection, Table
 from pipeline.pages.report.curves import RL, Measured
 
@@ -62,5 +63,6 @@ def _of_stage(run: Measured, stage: str, shown: str) -> ReportSection:
     whole = sum(float(values.sum()) for values in parts.values()) or 1.0
     rows = [[name, f"{values.sum():.1f}", f"{values.sum() / whole:.1%}"] for name, values in parts.items()]
     table = Table(title=f"All updates: {shown}", head=("part", "seconds", "share"), rows=rows)
-    lines = [f"Rollout workers had nothing to sample {idle.mean():.0%} of the time."] if len(idle) else []
+    lines = [f"Its updates took {clock(whole)} by the driver's clock; starting Ray and loading models is not in it."]
+    lines += [f"Rollout workers had nothing to sample {idle.mean():.0%} of the time."] if len(idle) else []
     return ReportSection(name=stage, title=f"Time of stage {shown}", lines=lines, figures=[figure], tables=[table])

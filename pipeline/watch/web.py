@@ -90,7 +90,7 @@ def application(runs: FollowedRuns, host: str, token: str, ending: threading.Eve
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _refusal(400, f"{first['loc'][-1]}: {first['msg']}")
+        return refused(RefusedRequest(f"{first['loc'][-1]}: {first['msg']}"))
 
     @app.get("/")
     async def show() -> Response:
@@ -114,9 +114,9 @@ async def _answer(work: Callable[[], T], shown: Callable[[T], Response] = JSONRe
     except RefusedRequest as refusal:
         return refused(refusal)
     except LookupError as error:
-        return _refusal(404, str(error.args[0]))
+        return refused(RefusedRequest(str(error.args[0]), 404))
     except (ValueError, OSError) as error:
-        return _refusal(400, str(error))
+        return refused(RefusedRequest(str(error)))
 
 
 def _asked(runs: FollowedRuns, request: Request, question: str, body: bytes) -> Any:
@@ -152,7 +152,7 @@ def _news_of(runs: FollowedRuns, ending: threading.Event) -> APIRouter:
     @router.get("/{name}/rollouts")
     async def rollouts(name: str, wanted: Annotated[RolloutQuery, Query()]) -> Response:
         if not desk.acquire(blocking=False):
-            return _refusal(503, f"{SEARCHES} searches are at work already: ask again in a moment")
+            return refused(RefusedRequest(f"{SEARCHES} searches are at work already: ask again in a moment", 503))
         try:
             return await _answer(lambda: runs.run(name).found(wanted.search(), wanted.at, wanted.variant))
         finally:
@@ -199,10 +199,6 @@ def _files_of(runs: FollowedRuns) -> APIRouter:
         return await _answer(find, lambda path: FileResponse(path, media_type="text/html", headers=SANDBOX))
 
     return router
-
-
-def _refusal(status: int, words: str) -> Response:
-    return JSONResponse({"error": {"message": words}}, status_code=status)
 
 
 async def _news(run: FollowedRun, ending: threading.Event) -> AsyncIterator[str]:

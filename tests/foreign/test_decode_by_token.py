@@ -391,7 +391,7 @@ def test_both_are_reported_beside_sampled() -> None:
     )
     assert "gain             greedy by token  95 % interval\nimproved - base  +0.500" in table
     assert "over the 5 likeliest codes" in table and max(map(len, table.splitlines()[:9])) <= 80
-    page = report.sentence(found, {name: found[name] for name in ("base", "improved")})
+    page = report.sentence(found)
     assert "0.500 greedy (0.750 by token)" in page and "greedy by token +0.500" in page
     assert report._success({n: found[n] for n in ("base", "improved")}, "").rows[0][5:7] == ["–", "–"]
 
@@ -407,7 +407,7 @@ def test_summaries_from_before_are_shown_as_they_were() -> None:
     rows = {name: old[name] for name in ("base", "improved")}
     names = [name for name in report._success(rows, "").head if "interval" not in name]
     assert names == ["model", "sampled", "greedy", "tokens"]
-    assert "by token" not in report.sentence(old, rows)
+    assert "by token" not in report.sentence(old)
 
 
 def test_a_gate_names_the_one_it_looks_at() -> None:

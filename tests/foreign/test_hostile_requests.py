@@ -19,8 +19,7 @@ from starlette.requests import Request
 from pipeline.serving.export import export, find
 from pipeline.serving.service import Service
 from pipeline.serving.web import LARGEST_BODY, answer
-from pipeline.steering.request import SteeringRequest
-from pipeline.steering.session import codes_of
+from pipeline.steering.request import SteeringRequest, codes_of
 from pipeline.steering.steerer import Steerer
 from pipeline.steering.web import application
 

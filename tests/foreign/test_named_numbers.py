@@ -116,4 +116,4 @@ def test_observed_tokens_are_nobodys_choice() -> None:
     """Spans of two tokens begin again after what the environment said."""
     generated = np.array([1, 1, 1, 0, 0, 1, 1], bool)
     row = {"actions": np.array([2, 2, 3, 0, 0, 1, 1]), "generated": generated, "policy_version": 0}
-    assert usage_of([row], 4, span=2).counts.tolist() == [[0, 1, 1, 1]]
+    assert usage_of([row], 4, span=2).tolist() == [0, 1, 1, 1]

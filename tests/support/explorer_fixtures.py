@@ -20,7 +20,7 @@ from latent_control import LatentActionLM
 from latent_control.pretrained import base_path, with_policy, world_hash
 from pipeline.pages.explorer.records import Dataset
 from pipeline.replay.writer import ReplayWriter
-from pipeline.storage import checkpoints
+from pipeline.storage import checkpoints, checksummed_jsonl
 from rollout_workers.generated_row import Row, joined, row_of
 from rollout_workers.rollouts import Rollout
 from rollout_workers.tasks import build_task
@@ -87,6 +87,12 @@ def _episode(model: LatentActionLM, ids: torch.Tensor, first: Row, end: int, tur
     return joined(rows, [said] * (turns - 1), "terminated")
 
 
+def _means(played: list[Rollout]) -> dict[str, float]:
+    """As the run logs them."""
+    judged = [rollout for rollout in played if rollout.reward is not None]
+    return {name: float(np.mean([getattr(rollout, name) for rollout in judged])) for name in ("reward", "success")}
+
+
 def make_run(folder: Path, checkpoint: Path, *, turns: int = 1) -> Path:
     """``folder`` as a run leaves it behind; with more ``turns``, of a text world."""
     name = "countdown" if turns == 1 else TOY
@@ -112,10 +118,14 @@ def make_run(folder: Path, checkpoint: Path, *, turns: int = 1) -> Path:
     step["head.weight"] = rng.normal(0, 0.3, step["head.weight"].shape).astype(np.float32)
     task, writer = build_task(config.task), ReplayWriter(folder / "replay", SHARD, f"{folder.name}-improve")
     prompts = [task.prompts("train")[i].text for i in range(PROMPTS)]
+    log = []
     for version in range(UPDATES):
         model.policy.load_state_dict({n: torch.from_numpy(first[n] + step[n] * version / (UPDATES - 1)) for n in first})
-        writer.add(play(model, prompts, version, turns=turns, task=name))
+        played = play(model, prompts, version, turns=turns, task=name)
+        writer.add(played)
+        log.append({"stage": "improve", "step": version + 1} | _means(played))
     writer.close()
+    (folder / "metrics.jsonl").write_text("".join(map(checksummed_jsonl.line, log)))
     last = {n: first[n] + step[n] for n in first}
     checkpoints.write(improve, files=lambda staging: with_policy(clone, staging, last), info={})
     for stage in ("clone", "improve"):

@@ -59,9 +59,10 @@ $("skip").addEventListener("click", (event) => {
   document.querySelector($("skip").getAttribute("href")).focus();
 });
 
-const fixed = (x, digits = 3) => (x === null || x === undefined ? NONE : (x < 0 ? MINUS : "") + Math.abs(x).toFixed(digits));
+const minus = (x, digits) => x < 0 && Number(x.toFixed(digits)) !== 0; // no sign before what is shown as 0
+const fixed = (x, digits = 3) => (x === null || x === undefined ? NONE : (minus(x, digits) ? MINUS : "") + Math.abs(x).toFixed(digits));
 const percent = (x, digits = 1) => (x === null ? NONE : fixed(100 * x, digits) + " %");
-const signed = (x, digits = 3) => (x < 0 ? MINUS : "+") + Math.abs(x).toFixed(digits);
+const signed = (x, digits = 3) => (minus(x, digits) ? MINUS : "+") + Math.abs(x).toFixed(digits);
 const spanOf = ({ low, high }, digits) => `${signed(low, digits)} to ${signed(high, digits)}`;
 const hue = (code) => `hsl(${((code * 137.508) % 360).toFixed(0)} 70% ${DARK.matches ? 62 : 42}%)`;
 

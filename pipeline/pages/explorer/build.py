@@ -18,12 +18,13 @@ from pipeline.pages.explorer.collapse import ALIKE, clusters, collapse
 from pipeline.pages.explorer.collected import Collected, Vocabulary
 from pipeline.pages.explorer.corpus import Corpus, read_corpus
 from pipeline.pages.explorer.path import walk
-from pipeline.pages.explorer.policies import load_models, policies_of, read_json
+from pipeline.pages.explorer.policies import load_models, policies_of
 from pipeline.pages.explorer.reading import Clock, Models, effects, read
 from pipeline.pages.explorer.splits import splits
 from pipeline.pages.explorer.why import Explainer, to_explain
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import EVALUATION, METRICS, stage_record
+from pipeline.runs.manifest import read_json
 from pipeline.runs.metrics_log import ends, series
 from pipeline.runs.stage_table import IMPROVE, MAKERS, behind
 from rollout_workers.tasks import EpisodeTask, Task, build_task
@@ -71,7 +72,7 @@ def explore(run_dir: Path, settings: Explorer | None = None) -> tuple[records.Da
         notes.append(PLAYED_ANEW)
     if stored > len(corpus):
         notes.append(f"counts are over {len(corpus)} of {stored} stored rollouts, spread over training")
-    return _dataset(run_dir, task, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
+    return _dataset(run_dir, config, task, found, words, stored, notes), corpus, _token_texts(corpus, tokenizer)
 
 
 def with_model(
@@ -107,15 +108,21 @@ def _bounds(some: Collected, settings: Explorer) -> list[str]:
 
 
 def _dataset(
-    run_dir: Path, task: Task, some: Collected, words: Vocabulary, stored: int, notes: Sequence[str]
+    run_dir: Path,
+    config: RunConfig,
+    task: Task,
+    some: Collected,
+    words: Vocabulary,
+    stored: int,
+    notes: Sequence[str],
 ) -> records.Dataset:
     codes, total = _codes(some, words)
     prompts = list(dict.fromkeys(some.shown.prompt_texts))
     training = _training(some.corpus)
     corpus = some.corpus
-    rewards, successes = (_ends(run_dir, metric, values) for metric, values in _measured(corpus))
+    rewards, successes = (ends(series(run_dir / METRICS, IMPROVE, metric)) for metric in ("reward", "success"))
     usage = np.bincount(corpus.actions[corpus.choices], minlength=corpus.num_actions) / len(corpus.choices)
-    measured = gain.evaluated(run_dir, _variant_before(run_dir), "improved")
+    measured = gain.evaluated(run_dir, _variant_before(run_dir), "improved", config.seed)
     summary = records.Summary(
         run=run_dir.name,
         num_actions=corpus.num_actions,
@@ -133,7 +140,7 @@ def _dataset(
         gain=total,
         measured=measured[0] if measured else None,
         measured_prompts=measured[1] if measured else 0,
-        collapse=_collapse(some, [code.health for code in codes]),
+        collapse=collapse(some.found, some.sums, [code.health for code in codes]) if some.found and some.sums else None,
         path=() if some.walked is None else tuple(some.walked.rewards.tolist()),
         path_rollouts=0 if some.walked is None else int(some.walked.sizes.sum()),
         evaluation=_evaluation(run_dir),
@@ -157,10 +164,6 @@ def _variant_before(run_dir: Path) -> str:
     """The evaluation's name of the model that improve started from."""
     there = [stage for stage in behind("improved")[:-1] if (run_dir / stage_record(stage)).is_file()]
     return next((name for name, stages in MAKERS.items() if there and there[-1] in stages), "")
-
-
-def _collapse(some: Collected, healths: list[str]) -> records.Collapse | None:
-    return None if some.found is None or some.sums is None else collapse(some.found, some.sums, healths)
 
 
 def _clusters(some: Collected, words: Vocabulary) -> tuple[records.CodeCluster, ...]:
@@ -247,17 +250,6 @@ def _training(corpus: Corpus) -> records.UsageOverTraining:
     )
 
 
-def _measured(corpus: Corpus) -> tuple[tuple[str, np.ndarray], ...]:
-    """Means of each update's rollouts, for a run whose log lacks them."""
-    place = np.unique(corpus.versions, return_inverse=True)[1]
-    pairs = (("reward", corpus.rewards), ("success", corpus.success))
-    return tuple((name, np.bincount(place, values) / np.bincount(place)) for name, values in pairs)
-
-
-def _ends(run_dir: Path, metric: str, measured: np.ndarray) -> tuple[float, float]:
-    return ends(series(run_dir / METRICS, IMPROVE, metric) or measured.tolist())
-
-
 def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tuple[records.Shown, ...]:
     """The page's rollouts, with both policies' probabilities where they were read."""
     shown, found = some.shown, some.found
@@ -294,9 +286,8 @@ def shown_rollouts(some: Collected, words: Vocabulary, prompts: list[str]) -> tu
 
 
 def _evaluation(run_dir: Path) -> tuple[tuple[str, float], ...]:
-    path = run_dir / EVALUATION
-    result = read_json(path) if path.is_file() else {}
-    return tuple((name, row["sampled"]) for name, row in result.items() if isinstance(row, dict) and "sampled" in row)
+    result = read_json(run_dir / EVALUATION).items()
+    return tuple((name, row["sampled"]) for name, row in result if isinstance(row, dict) and "sampled" in row)
 
 
 def _token_texts(corpus: Corpus, tokenizer: Any) -> tuple[str, ...]:

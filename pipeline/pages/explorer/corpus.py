@@ -18,17 +18,8 @@ from pipeline.runs.layout import REPLAY
 
 _TOKENS = ("prompt_tokens", "tokens", "generated", "actions", "action_logp")
 _VERDICT = ("reward", "turn_rewards", "success")
-COLUMNS = (
-    "rollout_id",
-    "group_id",
-    "prompt_id",
-    "prompt_text",
-    *_TOKENS,
-    *_VERDICT,
-    "policy_version",
-    "world_hash",
-    "level",
-)
+_PLACE = ("rollout_id", "group_id", "prompt_id", "prompt_text", "policy_version", "world_hash", "level")
+COLUMNS = (*_PLACE, *_TOKENS, *_VERDICT)
 MOST_ROLLOUTS, MOST_TOKENS = 20_000, 2_000_000
 """More are not read: row groups, then groups of rollouts, are left out evenly over training."""
 

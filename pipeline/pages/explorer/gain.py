@@ -13,9 +13,10 @@ from pipeline.pages.explorer.records import IntervalEstimate
 from pipeline.runs.layout import OUTCOMES
 
 
-def evaluated(run_dir: Path, before: str, after: str) -> tuple[IntervalEstimate, int] | None:
+def evaluated(run_dir: Path, before: str, after: str, seed: int) -> tuple[IntervalEstimate, int] | None:
     """What the evaluation says of the gain: mean reward of variant ``after`` minus that of ``before`` over the sampled
-    rollouts of the same held-out prompts, and how many these are; ``None`` where it says nothing."""
+    rollouts of the same held-out prompts, and how many these are; ``None`` where it says nothing. By the run's ``seed``
+    and in the evaluation's order: where the reward is success, it is the evaluation's own difference and interval."""
     path = run_dir / OUTCOMES
     if not path.is_file():
         return None
@@ -23,12 +24,12 @@ def evaluated(run_dir: Path, before: str, after: str) -> tuple[IntervalEstimate,
     for row in read_outcomes(path):
         if row.variant in rewards and row.mode == "sampled" and row.reward is not None:
             rewards[row.variant][row.prompt_id].append(row.reward)
-    common = sorted(rewards[before].keys() & rewards[after].keys())
+    common = [prompt for prompt in rewards[before] if prompt in rewards[after]]
     if not common:
         return None
     first, last = (np.array([np.mean(rewards[name][prompt]) for prompt in common]) for name in (before, after))
-    found = paired_difference(last, first, seed=0)
-    return IntervalEstimate(mean=found["mean"], low=found["low"], high=found["high"]), len(common)
+    found = paired_difference(last, first, seed)
+    return IntervalEstimate(**found), len(common)
 
 
 def leave_one_out(rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -19,19 +19,9 @@ _FIELDS = {field.name for field in fields(Code)}
 _DATA = re.compile(r'<script type="application/json" id="data">([^<]*)</script>')
 
 
-def asset(name: str) -> str:
-    """One of ``SCRIPTS``."""
-    return pages.asset(name, "pipeline.pages.explorer")
-
-
-def embedded(datasets: Sequence[Dataset]) -> str:
-    """``{"runs": [...]}`` as ASCII JSON that can stand inside of a ``script`` element."""
-    return pages.embedded({"runs": datasets})
-
-
 def page(datasets: Sequence[Dataset]) -> str:
     """The whole page of one run, or of two side by side."""
-    return pages.document("Explorer", list(map(asset, SCRIPTS)), embedded(datasets))
+    return _document({"runs": datasets})
 
 
 def read_page(path: Path) -> Any:
@@ -60,7 +50,12 @@ def read_page(path: Path) -> Any:
 def live_page(path: Path) -> str:
     """The page written at ``path``, as ``latent-control watch`` serves it: by today's script, which asks that service
     for what the file does not hold. ``ValueError`` as of ``read_page``."""
-    return pages.document("Explorer", list(map(asset, SCRIPTS)), pages.embedded(read_page(path)), live=True)
+    return _document(read_page(path), live=True)
+
+
+def _document(data: Any, *, live: bool = False) -> str:
+    scripts = [pages.asset(name, "pipeline.pages.explorer") for name in SCRIPTS]
+    return pages.document("Explorer", scripts, pages.embedded(data), live=live)
 
 
 def write_page(datasets: Sequence[Dataset], path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from latent_control.pretrained import load_policy
 from pipeline.pages.explorer.reading import Models
 from pipeline.runs.layout import CONFIG as RUN_CONFIG
 from pipeline.runs.layout import STAGE_RECORDS, stage_record
+from pipeline.runs.manifest import read_json
 from pipeline.runs.stage_table import IMPROVE, behind
 from pipeline.runs.status import overview
 from pipeline.storage import checkpoints
@@ -77,30 +77,21 @@ def _not_yet(run_dir: Path) -> str:
     return f"{run_dir} is not through with its stage improve ({now.status}: {where}): {ABOUT}; {remedy}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run folder.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); bring it back from a copy") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; bring it back from a copy")
-    return content
-
-
 def load_models(before: Path, after: Path, config: RunConfig, tokenizer: Any) -> Models:
     """Both policies on one base LM."""
-    trusted = config.base.trust_remote_code
     device = torch.device("cuda" if config.rollout.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    model = LatentActionLM.from_pretrained(after, dtype=config.base.dtype, trust_remote_code=trusted).to(device)
-    first = load_policy(before, trust_remote_code=trusted).eval().float().to(device)
+    model = LatentActionLM.from_pretrained(
+        after, dtype=config.base.dtype, trust_remote_code=config.base.trust_remote_code
+    )
+    return with_policy_before(model.to(device).hosted(), before, config, tokenizer)
+
+
+def with_policy_before(model: LatentActionLM, before: Path, config: RunConfig, tokenizer: Any) -> Models:
+    """A model and the policy of the checkpoint ``before``."""
+    policy = load_policy(before, trust_remote_code=config.base.trust_remote_code).eval().float()
     return Models(
-        model=model.hosted(),
-        before=first,
+        model=model,
+        before=policy.to(model.codebook.device),
         tokenizer=tokenizer,
         temperature=config.rollout.temperature,
         top_k=config.rollout.top_k,

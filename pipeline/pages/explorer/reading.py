@@ -80,14 +80,9 @@ def token_batch(corpus: Corpus, rows: Sequence[int] | np.ndarray, device: torch.
     ids, mask = (np.zeros((len(rows), max(widths)), np.int64) for _ in range(2))
     response = np.zeros(ids.shape, bool)
     for place, (r, start, width) in enumerate(zip(rows, starts, widths, strict=True)):
-        ids[place, :start], ids[place, start:width] = (
-            corpus.prompt_tokens[r],
-            corpus.tokens[corpus.offsets[r] : corpus.offsets[r + 1]],
-        )
-        mask[place, :width], response[place, start:width] = (
-            1,
-            corpus.generated[corpus.offsets[r] : corpus.offsets[r + 1]],
-        )
+        cells = slice(corpus.offsets[r], corpus.offsets[r + 1])
+        ids[place, :start], ids[place, start:width] = corpus.prompt_tokens[r], corpus.tokens[cells]
+        mask[place, :width], response[place, start:width] = 1, corpus.generated[cells]
     return TokenBatch(
         input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), response_mask=torch.from_numpy(response)
     ).to(device)

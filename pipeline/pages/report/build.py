@@ -53,13 +53,8 @@ def tiles(sources: Sources) -> list[tuple[str, str, str]]:
     if rows:
         final = final_of(evaluation)
         low, high = rows[final]["sampled_interval"]
-        found.append(
-            (
-                f"success of {results.shown(final)}, sampled",
-                f"{rows[final]['sampled']:.3f} ({low:.3f} – {high:.3f})",
-                "",
-            )
-        )
+        reached = f"{rows[final]['sampled']:.3f} ({low:.3f} – {high:.3f})"
+        found.append((f"success of {results.shown(final)}, sampled", reached, ""))
         for name, passes in evaluation.get("differences", {}).items():
             d = passes.get("sampled")
             if d is not None and name in ("cloned - base", f"{final} - base", f"{final} - cloned"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.runs.metrics_log import with_whose
 from pipeline.runs.stage_table import ACTIONS, EVALUATE, LATENT_STAGES
 from pipeline.runs.summary import collapse_words
 
-MOST_ROLLOUTS, BARS, POINTS = 20_000, 256, 40
+MOST_ROLLOUTS, BARS = 20_000, 256
 LAST = 0.1
 """Usage is that of this last share of the updates."""
 USAGE = (("alive_codes", "active codes"), ("alive_share", "share of active codes"), ("code_perplexity", "perplexity"))
@@ -38,41 +37,21 @@ HEALTH = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Counts [P, N] of the choices of N codes at P points of training, each named by its updates."""
-
-    points: tuple[float, ...]
-    counts: np.ndarray
-
-    @property
-    def last(self) -> np.ndarray:
-        """[N], shares over the last points."""
-        total = self.counts[-max(1, round(LAST * len(self.counts))) :].sum(0)
-        return np.asarray(total / max(1, total.sum()))
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """exp(entropy) of the shares: ``perplexity([5, 5])`` is 2."""
-    return float(np.exp(entropy(counts / counts.sum())))
-
-
-def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> Usage:
-    """Choices of rollouts (``actions``, ``generated``, ``policy_version``) by point of training; a code of a span
-    counts once, observed tokens not at all."""
+def usage_of(rows: Sequence[Mapping[str, Any]], num_actions: int, span: int) -> np.ndarray:
+    """[N], how often rollouts (``actions``, ``generated``, ``policy_version``) of the last updates chose each code; a
+    code of a span counts once, observed tokens not at all."""
     versions = np.unique([row["policy_version"] for row in rows])
-    parts = np.array_split(versions, min(POINTS, len(versions)))
-    counts = np.zeros((len(parts), num_actions), np.int64)
-    edges = np.array([part[0] for part in parts])
-    for row in rows:
+    late = versions[-max(1, round(LAST * len(versions)))]
+    counts = np.zeros(num_actions, np.int64)
+    for row in (row for row in rows if row["policy_version"] >= late):
         codes = np.asarray(row["actions"], np.int64)
-        codes = codes[choices(row.get("generated", ()), len(codes), span)]
-        np.add.at(counts[int(np.searchsorted(edges, row["policy_version"], side="right")) - 1], codes, 1)
-    return Usage(points=tuple(float(part.mean()) + 1 for part in parts), counts=counts)
+        np.add.at(counts, codes[choices(row.get("generated", ()), len(codes), span)], 1)
+    return counts
 
 
-def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
-    """Of the rollouts in the replay buffer, of all updates evenly; ``None`` when there are none of latent actions."""
+def read_usage(run_dir: Path, num_actions: int, span: int) -> np.ndarray | None:
+    """[N], shares of the codes in the rollouts of the last updates, as far as the replay buffer has them; ``None`` when
+    there are none of latent actions."""
     if not (run_dir / REPLAY).is_dir():
         return None
     stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
@@ -80,7 +59,10 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> Usage | None:
     columns = ("level", "actions", "generated", "policy_version")
     reader = ReplayReader(run_dir, shuffle=False, columns=columns, world=every)
     rows = [row for row in reader.rows() if row["level"] == "latent" and len(row["actions"])]
-    return usage_of(rows, num_actions, span) if rows else None
+    if not rows:
+        return None
+    counts = usage_of(rows, num_actions, span)
+    return np.asarray(counts / max(1, counts.sum()))
 
 
 def codebook(sources: Sources) -> ReportSection:
@@ -95,14 +77,13 @@ def codebook(sources: Sources) -> ReportSection:
     lines += collapse_words(sources.summary)
     usage = read_usage(sources.run_dir, num_actions, span)
     if usage is not None:
-        alive = int((usage.last > ALIVE_SHARE / num_actions).sum())
-        end = perplexity(usage.last)
+        alive = int((usage > ALIVE_SHARE / num_actions).sum())
         lines.append(
             f"Among the training rollouts of the last {LAST:.0%} of the updates {alive} codes are active (used more "
-            f"than {ALIVE_SHARE:g} / {num_actions} of the time), and their code perplexity, the effective number of "
-            f"codes in use, is {end:.1f}."
+            f"than {ALIVE_SHARE:g} / {num_actions} of the time), and their code perplexity is "
+            f"{np.exp(entropy(usage)):.1f}."
         )
-        figures += [_usage_bars(usage, num_actions), _perplexity_curve(usage)]
+        figures.append(_usage_bars(usage))
     else:
         lines.append(
             "Usage in reinforcement learning is not known: there are no rollouts of latent actions in a replay buffer."
@@ -130,28 +111,16 @@ def _shape(sources: Sources) -> tuple[int, int] | None:
     return None
 
 
-def _usage_bars(usage: Usage, num_actions: int) -> Figure:
-    order = np.argsort(-usage.last, kind="stable")[:BARS].tolist()
-    title = "Usage of each code at the end" + (f" (the {BARS} most used)" if num_actions > BARS else "")
-    levels = (("uniform (1/N)", 1 / num_actions), ("active threshold", ALIVE_SHARE / num_actions))
+def _usage_bars(usage: np.ndarray) -> Figure:
+    order = np.argsort(-usage, kind="stable")[:BARS].tolist()
+    title = "Usage of each code at the end" + (f" (the {BARS} most used)" if len(usage) > BARS else "")
+    levels = (("uniform (1/N)", 1 / len(usage)), ("active threshold", ALIVE_SHARE / len(usage)))
     note = f"Share of the choices in the last {LAST:.0%} of the updates, the most used code first"
     places = list(range(len(order)))
-    curves = [Curve(name="usage", x=places, y=usage.last[order].tolist(), kind="bars")]
+    curves = [Curve(name="usage", x=places, y=usage[order].tolist(), kind="bars")]
     curves += [Curve(name=name, x=(0, places[-1]), y=(level, level)) for name, level in levels]
     labels = [str(code) for code in order]
     return Figure(name="code-usage", title=title, across="code", curves=curves, note=note, labels=labels)
-
-
-def _perplexity_curve(usage: Usage) -> Figure:
-    kept = [(x, perplexity(c)) for x, c in zip(usage.points, usage.counts, strict=True) if c.sum()]
-    curve = Curve(name="code perplexity", x=[x for x, _ in kept], y=[y for _, y in kept])
-    return Figure(
-        name="code-perplexity-pooled",
-        title="Code perplexity in reinforcement learning, neighbouring updates pooled",
-        across="update",
-        curves=[curve],
-        note="A collapse would show as a fall towards 1",
-    )
 
 
 def _tables(sources: Sources) -> list[Table]:

@@ -42,13 +42,15 @@ def cost(sources: Sources) -> ReportSection:
         return ReportSection(name="cost", title="Cost", lines=["Nothing has been logged yet."])
     rows = [_row(sources, name, done.get(name, {})) for name in names]
     # What is no stage: the evaluation, and the pages at the end, where the run wrote down how long they took.
-    rows += [[name, clock(took), f"{took:.1f}", *["–"] * 5] for name, took in sources.summary.get("took", {}).items()]
-    seconds = sum(float(done[name]["seconds"]) for name in done)
-    together = f"The finished stages took {clock(seconds)} together, starting Ray and loading models included; the "
+    after: Mapping[str, float] = sources.summary.get("took", {})
+    rows += [[name, clock(took), f"{took:.1f}", *["–"] * 5] for name, took in after.items()]
+    seconds = sum(float(record["seconds"]) for record in done.values())
+    line = f"The finished stages took {clock(seconds)} together, starting Ray and loading models included"
+    line += f"; with {' and '.join(after)} {clock(seconds + sum(after.values()))}." if after else "."
     return ReportSection(
         name="cost",
         title="Cost",
-        lines=[together + "evaluation is not in it."],
+        lines=[line],
         tables=[Table(title="By stage", head=HEAD, rows=rows, note=NOTE), *_models(sources)],
     )
 

@@ -73,12 +73,14 @@ def band(values: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def smoothed(name: str, x: np.ndarray, y: np.ndarray, *, share: bool = False) -> Curve:
     """A metric of every update as a curve with its band; ``share``: it lies between 0 and 1, so does the band."""
-    mean, low, high = band(y, half_width(len(y)))
+    half = half_width(len(y))
+    mean, low, high = band(y, half)
     if share:
         low, high = low.clip(0, 1), high.clip(0, 1)
     kept = _spread(len(x))
     x, y, mean, low, high = (a[kept] for a in (x, y, mean, low, high))
     raw = tuple(zip(x.tolist(), y.tolist(), strict=True))
+    name = f"{name}, mean of {2 * half + 1} updates"
     return Curve(name=name, x=x.tolist(), y=mean.tolist(), low=low.tolist(), high=high.tolist(), raw=raw)
 
 

@@ -3,8 +3,8 @@ outcomes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pipeline.evaluation.gates import final_of
 from pipeline.evaluation.modes import MODES
@@ -21,16 +21,6 @@ Answers = Mapping[str, Mapping[Key, Outcome]]
 """Variant -> prompt -> its first outcome in one mode."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """How the prompts fare with one model instead of another: ``Change(both=3, gained=2, lost=1, neither=4)``."""
-
-    both: int
-    gained: int
-    lost: int
-    neither: int
-
-
 def answers_of(outcomes: Sequence[Outcome], mode: str) -> Answers:
     """The first response of each variant to each prompt."""
     found: dict[str, dict[Key, Outcome]] = {}
@@ -40,15 +30,10 @@ def answers_of(outcomes: Sequence[Outcome], mode: str) -> Answers:
     return found
 
 
-def change(before: Mapping[Key, Outcome], after: Mapping[Key, Outcome]) -> Change:
-    """Counts over the prompts that both answered."""
-    pairs = [(before[key].success, after[key].success) for key in before.keys() & after.keys()]
-    return Change(
-        both=pairs.count((True, True)),
-        gained=pairs.count((False, True)),
-        lost=pairs.count((True, False)),
-        neither=pairs.count((False, False)),
-    )
+def change(before: Mapping[Key, Outcome], after: Mapping[Key, Outcome]) -> list[int]:
+    """How many of the prompts that both answered are gained, lost, solved by both and by neither."""
+    pairs = Counter((before[key].success, after[key].success) for key in before.keys() & after.keys())
+    return [pairs[kind] for kind in ((False, True), (True, False), (True, True), (False, False))]
 
 
 def gained_and_lost(answers: Answers, references: Sequence[str], final: str) -> tuple[list[Key], list[Key]]:
@@ -82,9 +67,8 @@ def examples(sources: Sources) -> ReportSection:
     for mode in ("greedy", "greedy_token", "sampled"):
         answers = answers_of(sources.outcomes, mode)
         for name in (name for name in dict.fromkeys(others) if {name, final} <= answers.keys()):
-            c = change(answers[name], answers[final])
-            counted = map(str, (c.gained, c.lost, c.both, c.neither))
-            rows.append([f"{shown(name)} → {shown(final)}, {MODES[mode]}", *counted])
+            counted = change(answers[name], answers[final])
+            rows.append([f"{shown(name)} → {shown(final)}, {MODES[mode]}", *map(str, counted)])
     note = "Prompts by who solves them; sampled: the first sample, so that a part of what is gained and lost is luck."
     head = ("models", "gained", "lost", "both solve", "neither")
     counts = Table(title="Prompts gained and lost", head=head, rows=rows, note=note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,12 @@ from configs.redaction import without_secrets
 from pipeline.pages.records import Link, ReportSection, Table
 from pipeline.pages.report.sources import Sources
 from pipeline.runs.layout import CONFIG, EXPLORER, LEDGER, MANIFEST
+from pipeline.runs.manifest import read_json
 from pipeline.runs.stage_table import IMPROVE, ONLINE
 from pipeline.tracking.lineage import config_hash, replay_hash, stage_hash
 from pipeline.tracking.server import FIRST_PORT, HOST, deep_link
 
+LABELS = {"cpu": "CPU", "cpus": "CPU cores", "memory_gib": "memory, GiB", "python": "Python"}
 BITS = (
     "On CPU, synchronous training repeats bit for bit with the same versions; asynchronous training does so by its "
     "ledger."
@@ -37,15 +38,7 @@ def environment(sources: Sources) -> ReportSection:
     ]
     if digest := replay_hash(sources.run_dir):
         rows.append(["replay buffer, SHA-256", digest])
-    labels = (
-        ("host", "host"),
-        ("system", "system"),
-        ("cpu", "CPU"),
-        ("cpus", "CPU cores"),
-        ("memory_gib", "memory, GiB"),
-        ("python", "Python"),
-    )
-    rows += [[label, str(found[key])] for key, label in labels if found.get(key)]
+    rows += [[LABELS.get(key, key), str(found[key])] for key in ("host", "system", *LABELS) if found.get(key)]
     if "gpus" in found:
         rows.append(["GPUs", ", ".join(found["gpus"]) or "none"])
     tables = [Table(title="The run", head=("what", "value"), rows=rows)]
@@ -114,13 +107,14 @@ def elsewhere(sources: Sources, beside: Path) -> ReportSection:
 def mlflow_links(tracked: Mapping[str, Any], name: str) -> list[Link]:
     """To MLflow's charts of a run and to each of its stages, on the server that has them or that ``ui`` starts."""
     store, experiment = without_secrets(str(tracked["tracking_uri"])), str(tracked["experiment_id"])
-    server = store if store.startswith(("http://", "https://")) else f"http://{HOST}:{FIRST_PORT}"
+    served = store.startswith(("http://", "https://"))
+    server, while_up = (store, "") if served else (f"http://{HOST}:{FIRST_PORT}", " (while latent-control ui runs)")
     stages = [
         Link(text=f"MLflow: {stage}", target=f"{server}/#/experiments/{experiment}/runs/{run}", about=f"run {run}")
         for stage, run in tracked["runs"].items()
     ]
     charts = deep_link(experiment, server=server, group=name)
-    return [Link(text="MLflow: charts of this run", target=charts, about=f"store {store}"), *stages]
+    return [Link(text=f"MLflow: charts of this run{while_up}", target=charts, about=f"store {store}"), *stages]
 
 
 def _commit(sources: Sources) -> str:
@@ -137,9 +131,5 @@ def _checkpoints(sources: Sources) -> dict[str, str]:
 
 def _packages(sources: Sources) -> Mapping[str, str]:
     """Those that the newest checkpoint's manifest names."""
-    for stage in reversed(list(sources.stages.values())):
-        manifest = sources.run_dir / stage["checkpoint"] / MANIFEST
-        if manifest.is_file():
-            found: Mapping[str, str] = json.loads(manifest.read_text(encoding="utf-8")).get("versions", {})
-            return found
-    return {}
+    folders = [sources.run_dir / stage["checkpoint"] for stage in reversed(list(sources.stages.values()))]
+    return next((versions for folder in folders if (versions := read_json(folder / MANIFEST).get("versions"))), {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.evaluation.outcome_file import read_outcomes
 from pipeline.evaluation.outcomes import Outcome
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import CONFIG, ENVIRONMENT, METRICS, OUTCOMES, SUMMARY, stage_record
+from pipeline.runs.manifest import read_json
 from pipeline.runs.metrics_log import records
 from pipeline.runs.status import overview
 from pipeline.tracking.uris import read_record
@@ -46,12 +46,17 @@ class Sources:
     @property
     def variants(self) -> dict[str, Mapping[str, Any]]:
         """The evaluated models and their numbers, in the order of the stages."""
-        return {name: row for name, row in self.evaluation.items() if isinstance(row, dict) and "greedy" in row}
+        return variants_of(self.evaluation)
 
     def series(self, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values [U] of the lines of a stage that have a metric."""
         found = [r for r in self.metrics if r.get("stage") == stage and r.get(metric) is not None]
         return np.array([float(r["step"]) for r in found]), np.array([float(r[metric]) for r in found])
+
+
+def variants_of(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The models of an evaluation and their numbers."""
+    return {name: row for name, row in evaluation.items() if isinstance(row, dict) and "greedy" in row}
 
 
 def read_sources(run_dir: Path) -> Sources:
@@ -61,7 +66,7 @@ def read_sources(run_dir: Path) -> Sources:
         ValueError: its config or one of its files is damaged; the message says which.
     """
     config = load_config(run_dir / CONFIG, [], check_paths=False)
-    summary = _json(run_dir / SUMMARY)
+    summary = read_json(run_dir / SUMMARY)
     outcomes = read_outcomes(run_dir / OUTCOMES) if (run_dir / OUTCOMES).is_file() else []
     return Sources(
         run_dir=run_dir,
@@ -69,21 +74,11 @@ def read_sources(run_dir: Path) -> Sources:
         status=overview(run_dir).status,
         summary=summary,
         stages={
-            name: record | _json(run_dir / stage_record(name)) for name, record in summary.get("stages", {}).items()
+            name: record | read_json(run_dir / stage_record(name)) for name, record in summary.get("stages", {}).items()
         },
         metrics=records(run_dir / METRICS),
         outcomes=outcomes,
-        environment=_json(run_dir / ENVIRONMENT),
+        environment=read_json(run_dir / ENVIRONMENT),
         events=read_events(run_dir),
         tracked=read_record(run_dir) or {},
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); latent-control diagnose {path.parent} says what happened to the run"
-        ) from error
-    return found if isinstance(found, dict) else {}

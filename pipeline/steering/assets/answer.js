@@ -62,7 +62,7 @@ function showAnswer() {
 function card(name, answer, hint) {
   const coded = answer?.tokens.some((token) => token.code !== null);
   const shown = () => [reply(answer, "(nothing)"), el("div", { class: `tokens${coded ? "" : " plainwords"}` }, answer.tokens.map((token) => tokenOf(token.text, token.code)))];
-  return el("article", { class: "card" }, el("h3", {}, name), soft(hint), answer ? shown() : soft("\u2026"));
+  return el("article", { class: "panel" }, el("h3", {}, name), soft(hint), answer ? shown() : soft("\u2026"));
 }
 
 const showBeside = () =>

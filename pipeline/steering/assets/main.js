@@ -59,6 +59,8 @@ async function start() {
   const { name, num_codes: count, span, task, note, prompts } = now.model;
   document.title = `${printable(name)}: steering`;
   $("title").textContent = `Steering: ${printable(name)}`;
+  const run = location.pathname.match(/\/runs\/([^/]+)\/steer\/$/)?.[1]; // beside its other pages, by watch
+  if (run) $("title").before(el("nav", {}, el("a", { href: `../../../#run=${run}` }, "\u2190 Watch")));
   const lasting = span > 1 ? `, each for ${span} tokens` : "";
   $("about").textContent = `${count} codes${lasting}${task ? `, task ${task}` : ""}${note ? `. ${printable(note)}` : ""}`;
   $("max").value = now.model.max_tokens;

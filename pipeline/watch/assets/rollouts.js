@@ -16,26 +16,25 @@ const CHOICES = [
   ["variant", "rollouts of", () => [["", "training"], ...news.state.variants.map((v) => [v, `evaluation, ${printable(v)}`])]],
 ];
 
+// A search that says no more than `wanted`.
+const searched = (wanted = {}) => ({ ...Object.fromEntries(SEARCH.map((name) => [name, null])), group: null, ...wanted });
+const putField = (name) => (name === "regex" ? ($("s-regex").checked = chosen(name) === "1") : ($(`s-${name}`).value = chosen(name)));
+
 function searchForm() {
-  const known = [...FIELDS, ...CHOICES].map(([name]) => name), fresh = { at: null, group: null };
+  const known = [...FIELDS, ...CHOICES].map(([name]) => name);
   const form = el(
     "form",
     { class: "controls", role: "search", onsubmit: (event) => event.preventDefault() },
     FIELDS.map(([name, label, kind]) => el("label", {}, label, el("input", { id: `s-${name}`, autocomplete: "off", value: chosen(name), ...kind }))),
     CHOICES.map(([name, label, options]) => choose(label, options(), chosen(name), { id: `s-${name}` })),
     el("label", { class: "tick" }, el("input", { id: "s-regex", type: "checkbox", checked: chosen("regex") === "1" }), "regular expression"),
-    el("button", { type: "button", onclick: () => clear() }, "Reset"),
+    el("button", { type: "button", onclick: () => go(searched()) }, "Reset"),
   );
   const values = () => Object.fromEntries([...known.map((name) => [name, $(`s-${name}`).value]), ["regex", $("s-regex").checked ? "1" : ""]]);
-  const clear = () => {
-    for (const name of known) $(`s-${name}`).value = "";
-    $("s-regex").checked = false;
-    go({ ...values(), ...fresh });
-  };
   let waiting;
   form.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => go({ ...values(), ...fresh }), 250);
+    waiting = setTimeout(() => go(searched(values())), 250);
   });
   return form;
 }
@@ -47,6 +46,7 @@ const warm = () => news.state.model && news.state.status === "finished" && ask(p
 const rolloutsView = () => (warm(), [
   title("Rollouts"),
   searchForm(),
+  news.state.variants.includes("improved") && p("Why did it fail? ", link({ ...searched({ variant: "improved", success: "bad" }), ...LEFT }, {}, "Held-out answers of the improved policy that failed"), ": why, beside each."),
   soft("The newest first. A token's colour is that of its code; the number below it, too. Group shows all rollouts of the prompt in that update."),
   el("section", { id: "why", "aria-label": "why", "aria-live": "polite" }),
   el("section", { id: "group", "aria-label": "group" }),
@@ -86,10 +86,9 @@ async function showWhy(mine) {
   $("why").dataset.shown = `${id} ${step}`;
   put("why",
     el("h3", {}, `Why this answer: ${printable(id)}`),
-    soft(link({ why: null, step: null }, {}, "Close")),
+    soft(data.summary.expected && ["What the task knows of this prompt: ", texts(data.summary.expected), " "], link({ why: null, step: null }, {}, "Close")),
     data.note && note(data.note),
     rolloutDetail({ data, rollout: 0, step }),
-    data.summary.expected && soft("What the task knows of this prompt: ", texts(data.summary.expected)),
   );
   [...$("why").querySelectorAll("[data-key]")].find((node) => node.dataset.key === key)?.focus({ preventScroll: true });
 }

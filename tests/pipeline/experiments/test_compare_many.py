@@ -128,7 +128,7 @@ def test_codes_are_matched_by_the_tokens_that_they_wrote(tmp_path):
 def test_a_forest_has_one_scale_and_its_zero(tmp_path):
     a, b = make(tmp_path, "a", set(range(50))), make(tmp_path, "b", set(range(80)), rate=1e-3)
     tables = {table.title: table for section in sections(side_by_side([a, b])) for table in section.tables}
-    for name in ("Success on the same held-out prompts", "Differences on the same held-out prompts"):
+    for name in ("Success of each method on its own held-out prompts", "Differences on the same held-out prompts"):
         drawn = [row[3] for row in tables[name].rows]
         assert len({(one["from"], one["to"]) for one in drawn}) == 1
         assert all(one["from"] <= one["low"] <= one["value"] <= one["high"] <= one["to"] for one in drawn)

@@ -27,11 +27,12 @@ from pipeline.console.displays import automatic
 from pipeline.pages.explorer import build, gain, path
 from pipeline.pages.explorer.build import explore
 from pipeline.pages.explorer.corpus import read_corpus
-from pipeline.pages.explorer.page import SCRIPTS, asset, embedded, page
+from pipeline.pages.explorer.page import SCRIPTS, page
 from pipeline.pages.explorer.policies import load_models, policies_of
 from pipeline.pages.explorer.reading import Clock, Models, Read, effects, read
 from pipeline.pages.explorer.why import MOST_CHARACTERS, alternatives, prompt_of, to_explain
 from pipeline.pages.explorer.write import write_at_end
+from pipeline.pages.page import asset, embedded
 from pipeline.runs.context import StageContext
 from pipeline.runs.metrics_log import RunLog
 from rollout_workers.tasks import Failure, Prompt, Score
@@ -319,7 +320,7 @@ class TestDataset:
         data, _, _ = explore(explored_run, Explorer(seconds=0))
         assert data.summary.gain is None and not data.why
         assert "seconds is 0" in data.summary.notes[0]
-        assert "null" in embedded([data])
+        assert "null" in embedded({"runs": [data]})
 
     def test_what_time_cut_off_is_said(self, explored_run, monkeypatch):
         monkeypatch.setattr("pipeline.pages.explorer.reading.ROWS_AT_ONCE", 8)
@@ -334,7 +335,7 @@ class TestDataset:
         assert len({r.update for r in data.rollouts}) == 2
 
     def test_json_has_every_record(self, explored):
-        assert json.loads(embedded(explored[:1]))["runs"][0]["summary"]["turns"] == 1
+        assert json.loads(embedded({"runs": explored[:1]}))["runs"][0]["summary"]["turns"] == 1
 
 
 class TestEpisodes:
@@ -394,7 +395,7 @@ class TestPage:
         assert " style=" not in text and " onclick=" not in text
 
     def test_the_script_never_parses_text_as_html(self):
-        script = "".join(map(asset, SCRIPTS))
+        script = "".join(asset(name, "pipeline.pages.explorer") for name in SCRIPTS)
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|Function\(", script
         )
@@ -446,7 +447,7 @@ class TestCommand:
             (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
             (
                 lambda run: (run / "stages" / "improve.json").unlink(),
-                "not through with its stage improve (interrupted: nothing done)",
+                f"not through with its stage improve (interrupted: last seen in stage improve at step {UPDATES} of",
             ),
             (lambda run: (run / "stages" / "improve.json").write_text("{"), "improve.json is damaged"),
             (

@@ -12,6 +12,7 @@ import torch
 from latent_control.decoding.rescoring import choices
 from pipeline.evaluation.outcome_file import write_outcomes
 from pipeline.evaluation.outcomes import Outcome
+from pipeline.evaluation.statistics import paired_difference
 from pipeline.pages.explorer import collapse, counts, gain
 from pipeline.pages.explorer.build import beside
 from pipeline.pages.explorer.corpus import Corpus, corpus_of
@@ -234,13 +235,19 @@ class TestGain:
                 reward=reward, reward_parts={}, response="", prompt="", new_tokens=1,
             )  # fmt: skip
 
-        assert gain.evaluated(tmp_path, "cloned", "improved") is None
+        assert gain.evaluated(tmp_path, "cloned", "improved", 0) is None
         rows = [outcome("cloned", p, 0.0) for p in range(8)] + [outcome("improved", p, 0.5) for p in range(6)]
         rows += [outcome("improved", 7, None), outcome("improved", 0, 9.0, "greedy"), outcome("base", 0, 9.0)]
         write_outcomes(tmp_path / "evaluation.parquet", rows)
-        found, prompts = gain.evaluated(tmp_path, "cloned", "improved")
+        found, prompts = gain.evaluated(tmp_path, "cloned", "improved", 0)
         assert (found.mean, prompts) == (0.5, 6)
-        assert gain.evaluated(tmp_path, "finetuned", "improved") is None
+        before, after = np.random.default_rng(0).integers(0, 2, (2, 60)).astype(float)
+        rows = [outcome("cloned", p, r) for p, r in enumerate(before)]
+        rows += [outcome("improved", p, r) for p, r in enumerate(after)]
+        write_outcomes(tmp_path / "evaluation.parquet", rows)
+        found, _ = gain.evaluated(tmp_path, "cloned", "improved", 3)
+        assert vars(found) == paired_difference(after, before, 3)  # one number: as the evaluation has it
+        assert gain.evaluated(tmp_path, "finetuned", "improved", 0) is None
 
 
 class TestCollapse:

@@ -39,8 +39,7 @@ from pipeline.pages.explorer.write import explain
 from pipeline.replay.reader import ReplayReader
 from pipeline.serving.export import export, find
 from pipeline.steering.loading import load
-from pipeline.steering.request import SteeringRequest
-from pipeline.steering.session import Session, codes_of
+from pipeline.steering.request import SteeringRequest, codes_of
 from pipeline.steering.steerer import KEPT, Steerer
 from pipeline.steering.terminal import Terminal
 from pipeline.steering.terminal_view import answer_lines, printable
@@ -237,7 +236,7 @@ class TestWishes:
 def talk(steerer: Steerer, *lines: str, width: int = 80, as_json: bool = False) -> tuple[str, int]:
     """What a session of ``lines`` prints without colours, and how many could not be done."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    failed = Terminal(steerer, Session(), console, as_json=as_json).run(lines)
+    failed = Terminal(steerer, SteeringRequest(prompt=""), console, as_json=as_json).run(lines)
     return console.file.getvalue(), failed  # type: ignore[attr-defined]
 
 

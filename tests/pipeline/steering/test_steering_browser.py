@@ -48,12 +48,12 @@ def visit(tab, address: str) -> None:
 def settled(tab) -> None:
     """Wait until nothing is asked any more."""
     tab.wait_for_selector("#steered:not(.busy) .token")
-    tab.wait_for_selector("#beside:not(.busy) .card:nth-child(3) .token")
+    tab.wait_for_selector("#beside:not(.busy) .panel:nth-child(3) .token")
 
 
 def codes(tab, card: int | None = None) -> list[int]:
     """The codes under the tokens of the steered answer, or of a card beside."""
-    where = "#steered .token small:first-of-type" if card is None else f"#beside .card:nth-child({card}) .token small"
+    where = "#steered .token small:first-of-type" if card is None else f"#beside .panel:nth-child({card}) .token small"
     return [int("".join(c for c in text if c.isdigit())) for text in tab.locator(where).all_text_contents()]
 
 
@@ -73,7 +73,7 @@ def test_click_use_forbid_and_take_back(tab, page_address, steerer):
     free = steerer.answer(SteeringRequest(prompt=PROMPTS[0].text))
     own = [token.code for token in free.tokens]
     assert codes(tab) == codes(tab, 1) == codes(tab, 2) == own
-    assert tab.locator("#beside .card:nth-child(3) .token").count() == len(
+    assert tab.locator("#beside .panel:nth-child(3) .token").count() == len(
         steerer.base(SteeringRequest(prompt=PROMPTS[0].text)).tokens
     )
     assert f"reward {free.verdict.reward:.2f}" in tab.inner_text("#steered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import sys
@@ -51,16 +52,43 @@ def test_nothing_is_written_unasked(tmp_path):
     assert not (tmp_path / "tensorboard").exists() and not (tmp_path / "wandb").exists()
 
 
-def test_weights_and_biases_offline(tmp_path, monkeypatch):
+def records_of_wandb(path: Path) -> list[Any]:
+    """The records of a ``.wandb`` file: LevelDB's log (blocks of 32 KiB; a checksum, a length, and whether the piece is
+    whole, first, middle or last) after 7 letters."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, piece, found = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        piece += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if (1 << 15) - place % (1 << 15) < 7:  # no room for another piece in this block
+            place += -place % (1 << 15)
+        if kind in (1, 4):
+            found.append(Record.FromString(piece))
+            piece = b""
+    return found
+
+
+def test_weights_and_biases_offline_has_every_finite_number(tmp_path, monkeypatch, capfd):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     notes: list[Any] = []
-    log(tmp_path, notes, wandb="latent")
-    assert notes == []
-    (run,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*")
-    (stored,) = run.glob("*.wandb")
-    assert b"improve/reward" in stored.read_bytes()
+    for _ in range(2):  # the second as after a resume
+        log(tmp_path, notes, wandb="latent")
+    assert notes == [] and capfd.readouterr() == ("", "")  # the terminal is the run's own
+    stored = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(stored) == 2
+    begun, steps = set(), []
+    for record in (one for path in stored for one in records_of_wandb(path)):
+        if record.HasField("run"):
+            begun.add((record.run.project, record.run.run_id, record.run.display_name))
+        if record.HasField("history"):
+            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            steps.append({name: value for name, value in items.items() if not name.startswith("_")})
+    ((project, _, name),) = begun  # one W&B run, whatever the starts
+    assert (project, name) == ("latent", tmp_path.name)
+    assert steps == 2 * [{"improve/reward": 0.5, "improve/step": 1}, {"improve/reward": 0.75, "improve/step": 2}]
 
 
 def test_one_that_fails_is_left_off_and_the_run_goes_on(tmp_path, monkeypatch):

@@ -111,6 +111,9 @@ def test_links_to_pages_and_another_run(tab, run_at_work, watching):
     tab.select_option("#pick", "second")
     tab.wait_for_selector("#title:has-text('second')")
     assert tab.locator("#links a").count() == 0
+    tab.click("nav a:has-text('Compare')")
+    tab.wait_for_selector("label:has-text('first') input")
+    assert tab.is_checked("label:has-text('second') input") and not tab.is_checked("label:has-text('first') input")
 
 
 def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
@@ -136,6 +139,11 @@ def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
     assert tab.locator("#rollouts a:has-text('why')").count() == 0  # it has no codes
     tab.click("#rollouts a:has-text('group')")
     tab.wait_for_selector("#group .panel:nth-child(3)")
+    tab.click("#view p a:has-text('that failed')")
+    fields = "['success', 'variant'].map((name) => document.getElementById(`s-${name}`).value).join()"
+    wait_for(tab, f"{fields} === 'bad,improved'")  # the fields say what the link asked for
+    tab.go_back()
+    wait_for(tab, f"{fields} === ',base'")
 
 
 def test_codes_in_words_on_the_live_explorer(tab, run, watching):
@@ -143,7 +151,7 @@ def test_codes_in_words_on_the_live_explorer(tab, run, watching):
     write_page([explore(run.folder, Explorer(seconds=60.0, explained=1))[0]], run.folder / "explorer.html")
     address = watching(run.folder)
     tab.goto(address + "/")
-    tab.click("#links a:has-text('Codes')")
+    tab.click("#tabs a:has-text('Codes')")
     tab.click("#views a:has-text('Rollouts')")
     tab.select_option("select[data-key='select show']", "bad")
     tab.click("ol.rollouts li:last-child a:has-text('rollout')")
@@ -165,8 +173,10 @@ def test_codes_in_words_on_the_live_explorer(tab, run, watching):
     assert "code 2" in (run.folder / "notes.json").read_text()
     tab.click("#views a:has-text('Watch')")
     tab.wait_for_selector("#tabs")
-    tab.click("#links a:has-text('Steer')")
+    tab.click("#tabs a:has-text('Steer')")
     tab.wait_for_selector("#steered:not(.busy) .token")
+    tab.click("header a:has-text('Watch')")
+    tab.wait_for_selector("#tabs a:has-text('Steer')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

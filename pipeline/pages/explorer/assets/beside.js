@@ -3,14 +3,7 @@
 function compareView() {
   const [a, b] = RUNS, same = a.summary.world === b.summary.world, [ours, theirs] = RUNS.map((run) => columnsOf(run));
   const other = (k) => (same ? [k, 1] : a.similar[k]), at = (column) => ({ ...column, value: column.value && ((k) => column.value(other(k)[0])), cell: (k) => column.cell(other(k)[0]) });
-  const facing = (name, { summary: s, codes }) =>
-    el("div", {}, el("h3", {}, `${name}: ${printable(s.run)}`), tiles([
-      ["training reward, first and last 10 updates", `${fixed(s.reward_first)} \u2192 ${fixed(s.reward_last)}`],
-      ["code perplexity of all training rollouts", fixed(s.perplexity, 1)],
-      ["active codes", codes.filter((c) => c.health === "active").length],
-      ["gain along the path", s.gain ? signed(s.gain.mean) : NONE],
-      ...s.evaluation.map(([variant, value]) => [`held-out success, ${variant}`, fixed(value)]),
-    ]));
+  const facing = (name, data) => el("div", {}, el("h3", {}, `${name}: ${printable(data.summary.run)}`), data.summary.gain && p(`Gain along the path: ${signed(data.summary.gain.mean)}.`), facts(data));
   const most = (value) => Math.max(...RUNS.map((run) => value(run).length));
   const both = (what, value) => lines(what, Array.from({ length: most(value) }, (_, i) => `${i + 1} of ${most(value)}`), RUNS.map((run, i) => ({ name: `${"AB"[i]} ${printable(run.summary.run)}`, values: value(run) })));
   return [

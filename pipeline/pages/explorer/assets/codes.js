@@ -38,7 +38,7 @@ function facts(data) {
   return tiles([
     ["training reward, first and last 10 updates", ends(s.reward_first, s.reward_last)],
     ["training success, first and last 10 updates", ends(s.success_first, s.success_last)],
-    ...s.evaluation.map(([name, value]) => [`held-out success, ${name}`, fixed(value)]),
+    ...s.evaluation.map(([name, value]) => [`held-out success sampled, ${name}`, fixed(value)]),
     ["active codes in training rollouts", `${data.codes.filter((c) => c.health === "active").length} of ${s.num_actions}`],
     ...(s.collapse ? [["active codes that change the top token", `${s.collapse.acting} of ${s.collapse.probed} probed`], ["codebook after RL", s.collapse.verdict]] : []),
     ["code perplexity of all training rollouts", fixed(s.perplexity, 1)],
@@ -160,6 +160,7 @@ function codeDetail(data, k) {
     ], rows));
   return panel(
     `code ${k}`,
+    p(`Code ${k}: `, inWords(data, c), "."),
     tiles([
       ["usage", percent(c.usage, 2)],
       ["health", c.health],
@@ -169,7 +170,6 @@ function codeDetail(data, k) {
       ["changes the top token", `${percent(c.acts, 0)} of its states`],
       ...(c.gain ? [["P(code) before \u2192 after RL", `${percent(c.before)} \u2192 ${percent(c.after)}`], ["contribution", `${signed(c.gain.mean, 4)} (${spanOf(c.gain, 4)})`]] : []),
     ]),
-    p(`Code ${k}: `, inWords(data, c), "."),
     p(link({ view: "rollouts", code: k, rollout: null, page: null }, {}, "Rollouts with this code")),
     side(
       el("div", {}, el("h3", {}, "What it does to the next token"),

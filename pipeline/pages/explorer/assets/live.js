@@ -19,22 +19,9 @@ function asking(label, asked, shown) {
   return [button, out];
 }
 
-const whyButton = (data, i) =>
-  asking("Compute counterfactuals", () => ["explain", { rollout: data.rollouts[i].id }], (found) => (adopt(data, i, found), render(), null));
-
-// Puts an explained rollout into the page's data: its tokens are numbers of a vocabulary of its own.
-function adopt(data, i, { vocabulary, rollouts, why }) {
-  const by = data.vocabulary.length, later = (tokens) => tokens.map((t) => t + by), { tokens, before, after } = rollouts[0];
-  data.vocabulary.push(...vocabulary);
-  Object.assign(data.rollouts[i], { tokens: later(tokens), before, after });
-  const steps = why[0].steps.map((step) => ({
-    ...step,
-    options: step.options.map((o) => ({ ...o, token: o.token + by })),
-    masses: step.masses.map(([t, ...rest]) => [t + by, ...rest]),
-    endings: step.endings.map((e) => ({ ...e, tokens: later(e.tokens) })),
-  }));
-  data.why.push({ rollout: i, steps });
-}
+// Explained rollouts by id, each a dataset of its own.
+const onDemand = {};
+const whyButton = ({ id }) => asking("Compute counterfactuals", () => ["explain", { rollout: id }], (found) => ((onDemand[id] = found), render(), null));
 
 let typed = "";
 

@@ -24,7 +24,7 @@ function state() {
     run, data, code, rollout,
     view: VIEWS.some(([name]) => name === chosen("view")) ? chosen("view") : fallback,
     step: number("step", 1e6), page: number("page", 1e6) ?? 0, split: number("split", data.splits.length) ?? 0,
-    sort: one("sort", Object.keys(SORTS)), outcome: one("outcome", ["all", "good", "bad", "explained"]),
+    sort: one("sort", SORTS.map(([name]) => name)), outcome: one("outcome", OUTCOMES.map(([name]) => name)),
   };
 }
 

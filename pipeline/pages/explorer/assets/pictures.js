@@ -40,7 +40,6 @@ function heatmap(title, rowNames, columnNames, values, { show = percent, codes =
   return el("figure", {}, el("figcaption", {}, title), scrolling(title, canvas), status, folded(`${title} as a table`, asTable));
 }
 
-const codeNames = (codes) => codes.map((k) => `code ${k}`);
 const ranked = (data, value) => data.codes.map((_, k) => k).sort((a, b) => value(data.codes[b], b) - value(data.codes[a], a));
 // Codes by a property whose values `table` has row by row.
-const heat = (title, order, keys, rows, options) => heatmap(title, codeNames(order), keys, order.map((k) => rows.map((row) => row[k])), { codes: order, ...options });
+const heat = (title, order, keys, rows, options) => heatmap(title, order.map((k) => `code ${k}`), keys, order.map((k) => rows.map((row) => row[k])), { codes: order, ...options });

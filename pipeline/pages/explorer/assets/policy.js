@@ -12,7 +12,7 @@ function collapseInWords({ collapse: c, num_actions: n }) {
   return [
     el("h3", {}, `Did RL collapse the codebook? ${c.verdict[0].toUpperCase()}${c.verdict.slice(1)}`),
     c.reasons.length > 0 && p(c.reasons.join("; "), "."),
-    table("Both policies at the same choices, codes at their probed states", ["measure", "before RL", "after RL"].map((name, i) => ({ name, number: i > 0, cell: (row) => row[i] })), rows),
+    table("Both policies at the same choices, codes at their probed states", ["measure", "before RL", "after RL"].map((name, i) => ({ name, head: i === 0, number: i > 0, cell: (row) => row[i] })), rows),
   ];
 }
 
@@ -21,7 +21,7 @@ function trainingView({ data }) {
   return [
     title("Codes over training"),
     data.summary.collapse && collapseInWords(data.summary),
-    p(`Code perplexity of an update's rollouts, the effective number of codes in use, went from ${fixed(t.perplexity[0], 1)} to ${fixed(t.perplexity.at(-1), 1)} of ${data.summary.num_actions}.`),
+    p(`Code perplexity of an update's rollouts went from ${fixed(t.perplexity[0], 1)} to ${fixed(t.perplexity.at(-1), 1)} of ${data.summary.num_actions}.`),
     side(
       lines("code perplexity by update", t.updates, [{ name: "perplexity", values: t.perplexity }]),
       same ? lines("reward by update (the share of successes is the same)", t.updates, [reward]) : lines("reward and success by update", t.updates, [reward, { name: "success", values: t.success }]),

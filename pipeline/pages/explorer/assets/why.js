@@ -43,7 +43,7 @@ function rolloutDetail({ data, rollout, step }) {
     why
       ? [decisiveInWords(data, r, why), el("h3", {}, `Why ${word(data, r.tokens[open])} at token ${open}`), stepInWords(data, r, steps.get(open)), stepDetail(data, r, steps.get(open))]
       : soft("No counterfactuals computed for this rollout (show: those with counterfactuals); a click on a token leads to its code."),
-    !why && LIVE && whyButton(data, rollout),
+    !why && LIVE && whyButton(r),
     folded("Every token: P(code)", () =>
       table("P(code) of the code that was chosen", [
         { name: "token", cell: (j) => words(data, [r.tokens[j]]) },
@@ -99,12 +99,12 @@ function stepInWords(data, r, step) {
 
 function stepDetail(data, r, step) {
   const token = r.tokens[step.position], taken = r.codes[step.position];
-  const at = (t) => (t === token ? el("strong", {}, words(data, [t]), " (chosen)") : words(data, [t]));
+  const at = (t) => (t === token ? el("strong", {}, words(data, [t])) : words(data, [t]));
   const difference = (e) => (e === step.endings[0] || against(step, e) === null ? "" : signed(against(step, e), 2));
   return [
     side(
       table("P(token), over all codes that produce it", [
-        { name: "token", cell: (m) => at(m[0]) },
+        { name: "token", cell: (m) => [at(m[0]), m[0] === token ? " (chosen)" : ""] },
         num("before RL", (m) => m[1], percent), num("after RL", (m) => m[2], percent),
         { name: "", cell: (m) => bar(m[2], 1) },
         { name: "codes", number: true, cell: (m) => m[3] },
