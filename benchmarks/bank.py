@@ -7,7 +7,8 @@ them together.
 ``decode``: tokens per second of processor time (one thread) of the engine on the tiny base LM (64 codes) when the rows
 of a batch belong to 1, 8, 32 or 256 policies, in turn, over the plain engine with one policy in the same round. 512
 prompts of 24 tokens, 256 rows at once (and 2048 prompts, 1024 rows), mixed lengths (mean 16, cut to 4..48), for three
-sizes of policy; bytes held for each further policy over its own bytes.
+sizes of policy; the same on SmolLM2, 256 prompts of 4 tokens, 4 to 8 new ones; bytes
+held for each further policy over its own bytes.
 ``serve``: 32 policies on Ray Serve, 8 clients that ask one after the other through the ``openai`` client, names in turn
 against one name in the same round: median and 95th percentile of the time to an answer; then the seconds from the call
 of ``bank add`` to the new policy's first answer under that load, and failed requests.
@@ -30,13 +31,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import alternate, arguments, ratio, report, spread
-from models import base_folder
+from models import DTYPE, base_folder
 
 from latent_control import LatentActionLM
 from latent_control.decoding.generate import generate
@@ -51,15 +53,36 @@ from pipeline.serving.export import Source
 
 SIZES = ((256, 2), (128, 1), (64, 1))
 """Width and layers of the policies"""
-MEMBERS, BATCH, PROMPT, LONGEST = (1, 8, 32, 256), 256, 24, 48
+MEMBERS, BATCH = (1, 8, 32, 256), 256
 SERVED, CLIENTS = 32, 8
 
 
-def model_of(width: int, layers: int) -> LatentActionLM:
-    """64 random codes that matter and an ``mlp`` policy on the tiny base LM."""
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What is decoded: ``rows`` prompts of ``prompt`` tokens, ``batch`` rows at once, 4 to ``longest`` new tokens."""
+
+    base: str = "tiny"
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    members: tuple[int, ...] = MEMBERS
+    batch: int = BATCH
+    rows: int = 2 * BATCH
+    prompt: int = 24
+    longest: int = 48
+
+
+CASES = (
+    Decoded(),
+    Decoded(sizes=SIZES[:2], members=(256,), batch=4 * BATCH, rows=8 * BATCH),
+    Decoded(base="smollm2", sizes=SIZES[:1], rows=BATCH, prompt=4, longest=8),
+)
+QUICK = (Decoded(sizes=SIZES[2:], members=(1, 3), batch=4, rows=8),)
+
+
+def model_of(width: int, layers: int, base: str = "tiny") -> LatentActionLM:
+    """64 random codes that matter and an ``mlp`` policy."""
     shape: dict[str, Any] = {"policy_kind": "mlp", "policy_width": width, "policy_layers": layers}
     model = LatentActionLM.from_base(
-        base_folder("tiny"), num_actions=64, seed=0, inverse_dynamics_layers=2, merge_layers=2, **shape
+        base_folder(base), dtype=DTYPE[base], num_actions=64, seed=0, inverse_dynamics_layers=2, merge_layers=2, **shape
     )
     generator = torch.Generator().manual_seed(0)
     for weight in model.merge.parameters():
@@ -73,39 +96,43 @@ def policy_weights(like: MlpPolicy, seed: int) -> dict[str, torch.Tensor]:
     return {name: 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in like.state_dict().items()}
 
 
-def decoding(sizes: Any, members: Any, batch: int, repeats: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def decoding(case: Decoded, repeats: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """A row of the table and its raw numbers for each size of policy and number of members."""
-    lengths = np.clip(np.random.default_rng(0).geometric(3 / LONGEST, 2 * batch), 4, LONGEST).tolist()
-    for width, layers in sizes:
-        model = model_of(width, layers)
+    lengths = np.random.default_rng(0).geometric(3 / case.longest, case.rows).clip(4, case.longest).tolist()
+    for width, layers in case.sizes:
+        model = model_of(width, layers, case.base)
         assert isinstance(model.policy, MlpPolicy)
         bank, own = PolicyBank(model.policy), sum(tensor.nbytes for tensor in model.policy.state_dict().values())
-        for number in range(max(members)):
+        for number in range(max(case.members)):
             bank.put(str(number), policy_weights(model.policy, number))
-        held = sum(buffer.untyped_storage().nbytes() for buffer in bank.network.buffers()) / max(members) / own
-        prompts = torch.randint(4, model.base.lm.config.vocab_size, (2 * batch, PROMPT))
+        held = sum(buffer.untyped_storage().nbytes() for buffer in bank.network.buffers()) / max(case.members) / own
+        prompts = torch.randint(4, model.base.lm.config.vocab_size, (case.rows, case.prompt))
 
         def side(count: int | None, model: Any = model, bank: Any = bank, prompts: Any = prompts) -> float:
-            blends = None if count is None else [bank.blend(str(row % count)) for row in range(len(lengths))]
-            params = SamplingParams(max_new_tokens=lengths, batch_size=batch, seed=0, stop_token=-1, members=blends)
+            blends = None if count is None else [bank.blend(str(row % count)) for row in range(case.rows)]
+            params = SamplingParams(
+                max_new_tokens=lengths, batch_size=case.batch, seed=0, stop_token=-1, members=blends
+            )
             started = time.process_time()
             generate(model.base, latent_actor(model, bank), params, prompts)
             return sum(lengths) / (time.process_time() - started)
 
         sides: dict[str, Callable[[], float]] = {"plain": lambda side=side: side(None)}
-        sides |= {str(count): lambda side=side, count=count: side(count) for count in members}
+        sides |= {str(count): lambda side=side, count=count: side(count) for count in case.members}
         measured = alternate(sides, repeats)
-        for count in members:
+        for count in case.members:
             found = ratio(measured[str(count)], measured["plain"])
             row = {
+                "base": case.base,
                 "policy": f"{width} wide, {layers} layers, {own / 1e6:.2f} MB",
-                "rows at once": batch,
+                "rows at once": case.batch,
                 "policies": count,
                 "tokens/s": spread(measured[str(count)]),
                 "over one policy": f"{found['median']:.2f} ({found['min']:.2f} - {found['max']:.2f})",
                 "bytes / own": round(held, 3),
             }
-            yield row, {"width": width, "layers": layers, "batch": batch, "policies": count, "ratio": found} | measured
+            about = {"base": case.base, "width": width, "layers": layers, "batch": case.batch, "policies": count}
+            yield row, about | {"ratio": found} | measured
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------
@@ -304,10 +331,9 @@ def main() -> None:
         rows = served_rows
         print(*served_rows, data["served"], sep="\n")
     if "decode" in options.parts:
-        cases = [(SIZES, MEMBERS, BATCH), (SIZES[:1], (256,), 4 * BATCH)]
         rows = []
-        for sizes, members, batch in [(SIZES[2:], (1, 3), 4)] if options.quick else cases:
-            for row, raw in decoding(sizes, members, batch, options.repeats):
+        for case in QUICK if options.quick else CASES:
+            for row, raw in decoding(case, options.repeats):
                 rows.append(row)
                 data["decoding"].append(raw)
                 print(row, flush=True)

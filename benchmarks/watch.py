@@ -5,7 +5,7 @@
 Prints JSON: ``first_curve_seconds`` from the first update's line to its curve at the client; ``core_share`` of the
 server while 50 updates a second are logged and one page listens; ``search_seconds`` of a regular expression over
 ``searched`` rollouts, answered by HTTP; ``counterfactual_seconds`` on demand, of a rollout of training and of a
-held-out answer: the first, ``LOOKED`` seconds after the list of rollouts was opened, for which the model is loaded, and
+held-out answer: the first, ``LOOKED`` seconds after the list of rollouts was opened, whose model was loaded meanwhile, and
 the median of the next ones, which differ.
 """
 
@@ -93,6 +93,7 @@ def counterfactual_seconds(run: Path) -> dict[str, float]:
     answers = [row["rollout_id"] for row in followed.found(RolloutSearch(finish="greedy"), 0, "improved")["rows"]][
         :ASKED
     ]
+    threading.Thread(target=followed.model.ask, args=("model", b""), daemon=True).start()  # as the page does
     time.sleep(LOOKED)
     taken = []
     for one in (*rollouts, *answers):

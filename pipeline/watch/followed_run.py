@@ -71,8 +71,7 @@ class FollowedRun:
 
     def found(self, wanted: RolloutSearch, first: int, variant: str = "") -> dict[str, Any]:
         """Rollouts ``first`` to ``first + SHOWN`` of those that meet ``wanted``, or of the evaluation's answers of a
-        ``variant``; ``ValueError`` for a pattern that is wrong. Who looks at rollouts is likely to ask why."""
-        self.model.start()
+        ``variant``; ``ValueError`` for a pattern that is wrong."""
         table = self._table() if not variant else self.heldout()
         table = table.take(rows_where(table, "variant", variant)) if variant else table
         hits = search(table, wanted)

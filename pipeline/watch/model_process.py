@@ -26,15 +26,6 @@ class ModelProcess:
         self._lock = threading.Lock()
         self._started: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def start(self) -> None:
-        """Let the process import its libraries, which takes seconds, before the first question; it loads no model
-        yet."""
-        if self._lock.acquire(blocking=False):  # else it is at work
-            try:
-                self._pipe()
-            finally:
-                self._lock.release()
-
     def ask(self, question: str, body: bytes) -> Any:
         """What ``ModelWork`` answers.
 
