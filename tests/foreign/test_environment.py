@@ -327,5 +327,4 @@ def test_aliases_that_mlflow_takes(alias: str | None) -> None:
     from mlflow.utils.validation import _validate_model_alias_name
 
     require_names("count down.1", alias)
-    if alias is not None:
-        _validate_model_alias_name(alias)
+    assert alias is None or _validate_model_alias_name(alias) is None, "MLflow raises"
