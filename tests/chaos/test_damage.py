@@ -73,7 +73,7 @@ def interrupted(ray_session: None, tiny_checkpoint: Path, tmp_path_factory: pyte
     """Broken off after update 10, in this process: checkpoints at 4 and 8, a ledger part and a shard for each, and the
     audit finds nothing. What a kill leaves is that of ``test_kills.py``."""
     place, train = tmp_path_factory.mktemp("interrupted"), LatentRL.train
-    found = Run(place / "run", tiny_checkpoint, "tracking.enabled=false", "rollout.num_workers=1")
+    found = Run(place / "run", tiny_checkpoint, "tracking.enabled=false")
     (place / "run.yaml").write_text("improve: {}\n")
 
     def train_or_break(algorithm: LatentRL) -> dict[str, Any]:
