@@ -5,7 +5,7 @@
 Prints JSON: ``first_curve_seconds`` from the first update's line to its curve at the client; ``core_share`` of the
 server while 50 updates a second are logged and one page listens; ``search_seconds`` of a regular expression over
 ``searched`` rollouts, answered by HTTP; ``counterfactual_seconds`` on demand, of a rollout of training and of a
-held-out answer: the first, ``LOOKED`` seconds after the list of rollouts was opened, whose model was loaded meanwhile, and
+held-out answer: the first, ``LOOKED`` seconds after the list of rollouts was opened and the model began to load, and
 the median of the next ones, which differ.
 """
 

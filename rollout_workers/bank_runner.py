@@ -47,7 +47,7 @@ def blamed(member: str) -> Iterator[None]:
     """A block in which whatever goes wrong is a ``MemberFailed`` of this policy."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # tasks and verifiers of users: anything
         raise MemberFailed(member, reason_of(error)) from error
 
 

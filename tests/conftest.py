@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the tests of configs and command line stay light
     from latent_control import LatentActionLM
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pipeline/__init__.py, before torch is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests are tiny, and two processes of them share the cores
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves workers beside the tests of another process
 
 VOCABULARY, END, PAD = 48, 2, 0
@@ -33,17 +34,12 @@ SHAPE = {
 
 
 LONGEST = (
-    *("test_run.py", "test_kills.py", "test_algorithm.py", "test_damage.py", "test_sampling.py", "test_scaling.py"),
-    *(
-        "test_benchmarks.py",
-        "test_config.py",
-        "test_cli.py",
-        "test_agents.py",
-        "test_preference.py",
-        "test_docs_run.py",
-    ),
+    *("test_run.py", "test_algorithm.py", "test_walks.py", "test_dynamic_sampling.py", "test_sampling.py"),
+    *("test_damage.py", "test_bank_training.py", "test_frames.py", "test_docs_run.py", "test_audit.py"),
+    *("test_texts.py", "test_learner.py", "test_cli.py"),
 )
-"""Files that take a minute or more, the longest first; the last waits for a run that the first makes."""
+"""Files of 15 seconds and more: those with Ray workers, the longest first, then those that wait for the run that the
+first of all makes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

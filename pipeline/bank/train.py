@@ -101,7 +101,7 @@ class BankTraining:
                 board.look(displays, at_work=len(working))
                 for name, wanted in inbox.take().items():
                     self._heed(name, wanted)
-        except BaseException as error:
+        except BaseException as error:  # a signal too: no run may be left waiting for its turn
             for trainee in self.trainees:
                 trainee.abort(error)
             raise

@@ -103,7 +103,7 @@ class Trainee:
                     mend(self.run_dir, restore_config=False)
                     execute(self.config, self.run_dir, self.display, share)
             self.member = added(bank, self.name, self.run_dir)
-        except Exception as error:
+        except Exception as error:  # a defect too: it ends this policy, not the others
             raise MemberEnded(first_line(getattr(error, "cause", None) or error)) from error
 
 

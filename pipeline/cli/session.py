@@ -161,7 +161,7 @@ def run_output(run_dir: Path, quiet: bool, as_json: bool) -> Iterator[RunOutput]
         except typer.Exit as end:
             code = end.exit_code
             raise
-        except Exception as defect:
+        except Exception as defect:  # it goes on up; the last line of JSON names it
             output.errors.append(f"{type(defect).__name__}: {defect}")
             raise
         finally:

@@ -37,6 +37,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own boxes and tables, which its verbose=0 leaves on
+    "RAY_prestart_worker_first_driver": "0",  # a process per CPU that WORKER_ENVIRONMENT keeps our actors from using
 }
 STARTS, SLOW = 5, "timed out during startup"
 """Attempts to start a private Ray, and what Ray says of one that was too slow."""

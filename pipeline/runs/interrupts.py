@@ -85,14 +85,14 @@ class _Watch:
     def _leave(self, number: int) -> None:
         if not self.timed:
             return
-        with suppress(Exception):
+        with suppress(Exception):  # the process ends, whether or not it could say so
             self.last_words(signal.Signals(number).name)
         _exit(exit_code(number, saved=self.saved))
 
 
 def _exit(code: int) -> None:
     """End now, with every process that this one started."""
-    with suppress(Exception):
+    with suppress(Exception):  # even where memory or files have run out, this process ends
         import psutil
 
         for child in psutil.Process().children(recursive=True):

@@ -32,7 +32,7 @@ def noted(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt as signal:
         note_end(run_dir, "stopped", f"ended by {str(signal) or 'SIGINT'}")
         raise
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the event names it and it goes on up
         where = [
             f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
         ]

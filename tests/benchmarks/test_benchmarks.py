@@ -207,6 +207,7 @@ def test_serving(tmp_path: Path) -> None:
     assert [(row["streams at once"], row["failed"]) for row in rows] == [("2", 0), ("6", 0)]
 
 
+@pytest.mark.slow
 def test_decode(tmp_path: Path) -> None:
     measured = run("decode", tmp_path, "--models", "tiny")["measured"]
     assert all(min(rates) > 0 for case in measured.values() for rates in case["tokens_per_second"].values())

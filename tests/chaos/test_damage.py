@@ -4,17 +4,18 @@ nothing had been."""
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos_tools import EVERY, UPDATES, Run, assert_undisturbed, running
 
-from configs.loading import dump_config
+from configs.loading import dump_config, load_config
 from pipeline.integrity.audit import audit
+from pipeline.rl.algorithm import LatentRL
 from pipeline.rl.resume_point import resume_point
-from pipeline.run import resume
+from pipeline.run import resume, run
 from pipeline.runs import manifest
 from pipeline.runs.events import read_events
 from pipeline.runs.layout import METRICS
@@ -63,15 +64,28 @@ ARTIFACTS = {
 CASES = [(artifact, damage) for artifact in ARTIFACTS for damage in DAMAGES]
 
 
+class BrokenOff(Exception):
+    """What ends the run."""
+
+
 @pytest.fixture(scope="module")
-def interrupted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Killed between update 10 and its end: checkpoints at 4 and 8, a ledger part and a shard for each."""
-    run = Run(tmp_path_factory.mktemp("interrupted") / "run", tiny_checkpoint, "tracking.enabled=false").start()
-    with running(run):
-        run.reach(2 * EVERY + 2)
-        run.signal(signal.SIGKILL)
-        run.end(-signal.SIGKILL)
-    yield run
+def interrupted(ray_session: None, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Broken off after update 10, in this process: checkpoints at 4 and 8, a ledger part and a shard for each, and the
+    audit finds nothing. What a kill leaves is that of ``test_kills.py``."""
+    place, train = tmp_path_factory.mktemp("interrupted"), LatentRL.train
+    found = Run(place / "run", tiny_checkpoint, "tracking.enabled=false")
+    (place / "run.yaml").write_text("improve: {}\n")
+
+    def train_or_break(algorithm: LatentRL) -> dict[str, Any]:
+        if algorithm.policy.version == 2 * EVERY + 2:
+            raise BrokenOff
+        return train(algorithm)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BrokenOff):
+        patch.setattr(LatentRL, "train", train_or_break)
+        run(load_config(place / "run.yaml", found.settings), found.folder)
+    assert [one for one in audit(found.folder) if not one.passed] == []
+    return found
 
 
 def hurt(interrupted: Run, folder: Path, artifact: str, damage: str) -> Path:
@@ -149,7 +163,7 @@ def test_a_flipped_digit_in_the_metrics_is_found(interrupted: Run, tmp_path: Pat
 def test_the_resumed_run_is_the_undisturbed_one(
     interrupted: Run, whole: Run, tiny_checkpoint: Path, tmp_path: Path, artifact: str, damage: str
 ) -> None:
-    run = Run(hurt(interrupted, tmp_path, artifact, damage), tiny_checkpoint)
-    with running(run):
-        run.start().end()
-    assert_undisturbed(run, whole)
+    resumed = Run(hurt(interrupted, tmp_path, artifact, damage), tiny_checkpoint)
+    with running(resumed):
+        resumed.start().end()
+    assert_undisturbed(resumed, whole)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from configs.reference import reference
 from pipeline.cli.main import app
 
 
+@cache
+def whole_program() -> Any:
+    """Made once: it takes 50 ms, and every line of the documentation is parsed."""
+    return get_command(app)
+
+
 def parse(words: list[str]) -> None:
     """As the program would, but that nothing is called; words in capitals stand for values. Raises
     ``TyperException``."""
-    command: Any = get_command(app)
+    command = whole_program()
     if words[0].startswith("-"):  # of the program itself; making a context of --install-completion would install it
         if words[0] not in {option for parameter in command.params for option in parameter.opts}:
             raise TyperException(f"no option {words[0]!r}")

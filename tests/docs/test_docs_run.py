@@ -106,7 +106,7 @@ def cases(wanted: bool) -> list[object]:
 # -- the folder a reader would be in -----------------------------------------------------------------------------------
 
 
-def furnish(folder: Path, learned: Path) -> Path:
+def furnish(folder: Path, small_run: Path) -> Path:
     """Rows, pairs, configs, finished runs under the names that the docs use, one that is going, one that was
     stopped."""
     rows = [json.loads(line) for line in (ROOT / "docs/examples/rows.jsonl").read_text().splitlines()]
@@ -127,10 +127,10 @@ def furnish(folder: Path, learned: Path) -> Path:
         (folder / f"{name}-samples.jsonl").write_text(text)
     runs = folder / "runs"
     for name in ("first", "going", "stopped"):
-        shutil.copytree(learned, runs / name)
+        shutil.copytree(small_run, runs / name)
     for name in ("going", "stopped"):
         (runs / name / "stages" / "improve.json").unlink()
-    shutil.copy(learned.parent / "mlflow.db", runs)
+    shutil.copy(small_run.parent / "mlflow.db", runs)
     for name in ("A", "B", "NAME", "mine"):
         (runs / name).symlink_to("first")
     invoke(folder, "export", "runs/first", "-o", "exported")
@@ -146,8 +146,8 @@ def furnish(folder: Path, learned: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return furnish(tmp_path_factory.mktemp("reader"), learned)
+def shared(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return furnish(tmp_path_factory.mktemp("reader"), small_run)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_what_is_not_run_is_what_the_list_says() -> None:
 
 
 @pytest.mark.parametrize(("page", "words"), cases(True))
-def test_a_quick_command(page: str, words: Words, shared: Path, ray_session: None) -> None:
+def test_a_quick_command(page: str, words: Words, shared: Path) -> None:
     if is_name(words):
         assert "Usage" in invoke(shared, *words, "--help")
     else:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from run_fixtures import QUICKSTART, call, command
 from safetensors.torch import load_file, save_file
 
 from pipeline.integrity.audit import audit
@@ -27,9 +27,6 @@ from pipeline.run import resume
 from pipeline.runs import manifest
 from pipeline.storage.atomic import sealed, unseal
 from pipeline.storage.checksummed_jsonl import line
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from run_fixtures import QUICKSTART, call, command
 
 pytest_plugins = ("run_fixtures",)
 
@@ -322,13 +319,13 @@ def linked(folder: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run with an export, and a base LM beside it that the test owns."""
     from pipeline.serving.export import export, find
 
     place = tmp_path_factory.mktemp("audited")
-    run = Path(shutil.copytree(learned, place / "first"))
-    shutil.copy(learned.parent / "mlflow.db", place / "mlflow.db")
+    run = Path(shutil.copytree(small_run, place / "first"))
+    shutil.copy(small_run.parent / "mlflow.db", place / "mlflow.db")
     export(find(run), run / "export")
     content = unseal(run / "manifest.json")
     (base,) = {Path(name).parent for name in content["files"] if Path(name).is_absolute()}

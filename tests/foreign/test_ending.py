@@ -22,7 +22,7 @@ from pipeline.runs import interrupts
 from pipeline.runs.events import Events
 run = Path(sys.argv[1])
 interrupts.end_on_signals()  # as the command line does
-interrupts.PATIENCE, interrupts.LIMIT = 1.0, 3.0
+interrupts.PATIENCE, interrupts.LIMIT = 0.5, 1.5
 def last_words(name):
     Events(run).note("stopped", f"ended by {name}, in the middle of its work")
 def deaf(seconds):  # as Ray waits: in C, without the interpreter's lock
@@ -60,8 +60,20 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("stage", STAGES)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+CASES = [(stage, number) for stage in STAGES for number in SIGNALS]
+
+
+def in_turn(case: tuple[str, signal.Signals]) -> bool:
+    """Of every day: all signals in one stage, and one signal in every other."""
+    place = list(STAGES).index(case[0])
+    return place == 0 or case[1] == SIGNALS[place % 3]
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [pytest.param(*case, marks=[] if in_turn(case) else [pytest.mark.slow]) for case in CASES],
+)
 def test_every_stage_heeds_a_signal_and_names_it(tmp_path: Path, stage: str, number: signal.Signals) -> None:
     code = PROGRAM.replace("WORK", STAGES[stage])
     code = f"{HEARD}\n{code}"

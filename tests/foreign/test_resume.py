@@ -8,13 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from run_fixtures import command
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
@@ -22,17 +22,14 @@ from pipeline.run import evaluated, nothing_left, resume
 from pipeline.runs.events import read_events
 from pipeline.runs.summary import read_summary
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from run_fixtures import command
-
 pytest_plugins = ("run_fixtures",)
 
 
 @pytest.fixture
-def finished(learned: Path, tmp_path: Path) -> Path:
+def finished(small_run: Path, tmp_path: Path) -> Path:
     """A copy of a finished run."""
-    run = Path(shutil.copytree(learned, tmp_path / "run"))
-    shutil.copy(learned.parent / "mlflow.db", tmp_path / "mlflow.db")
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    shutil.copy(small_run.parent / "mlflow.db", tmp_path / "mlflow.db")
     return run
 
 

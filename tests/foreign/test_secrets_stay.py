@@ -153,7 +153,13 @@ def test_an_export_names_no_secret(finished_run: Path, tmp_path: Path) -> None:
     assert "http://me:***@h" in (out / "provenance.json").read_text()
 
 
-@pytest.mark.parametrize("model", [f"https://u:{SECRET}@huggingface.co/x", f"s3://k:{SECRET}@b/x?token={SECRET}"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        f"https://u:{SECRET}@huggingface.co/x",
+        pytest.param(f"s3://k:{SECRET}@b/x?token={SECRET}", marks=pytest.mark.slow),
+    ],
+)
 def test_the_terminal_shows_none(tmp_path: Path, model: str) -> None:
     (tmp_path / "c.yaml").write_text(
         f"base: {{model: '{model}'}}\ntracking: {{uri: 'http://me:{SECRET}@127.0.0.1:1'}}\n"

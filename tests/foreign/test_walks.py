@@ -3,7 +3,8 @@ service, a client. What one command writes, the next takes as it is.
 
 Twelve walks cover every pair of (rows) x (prompts) x (base) x (answers). With one kind of rows a walk there would have
 to be 18 (6 x 3 pairs of rows and prompts alone): where both are files with the same keys, the rows to train on come in
-one kind and the held-out ones in another, as people bring them. All walks are in this process, on one Ray.
+one kind and the held-out ones in another, as people bring them. All walks are in this process, on one Ray. A run's own
+evaluation and replay buffer, which no later command needs, are left to other tests.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import shutil
 import socket
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 from configs.loading import load_config
 from pipeline.cli.main import app
-from pipeline.cluster.connect import joined
 from pipeline.serving.deploy import ServingSettings, check, running
 
+pytest_plugins = ("rl_fixtures",)
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "configs" / "models" / "countdown-1m"
 SIZE = 40
@@ -122,7 +122,8 @@ SHORT = [
     "improve.prompts_per_update=4",
     "improve.group_size=4",
     "rollout.num_workers=1",
-    "evaluation.prompts=8",
+    "evaluation=null",
+    "replay.enabled=false",
     "explorer.enabled=false",
     "report.enabled=false",
     "tracking.enabled=false",
@@ -148,7 +149,7 @@ def walk(folder: Path, kinds: tuple[str, ...], asked: str, base: str, answers: s
     command("sample", "c.yaml", "--samples", "4", *more)
     command("config", "check", "c.yaml", *more)
     command("run", "c.yaml", "--run-dir", "run", "--quiet", *more)
-    command("evaluate", "run")
+    command("evaluate", "run", "--prompts", "8")
     command("export", "run", "-o", "exported")
     prompts = {row["question"] for row in found}
     config = load_config(folder / "run" / "config.yaml")
@@ -186,12 +187,6 @@ def answer(url: str, path: str, asked: dict[str, Any]) -> dict[str, Any]:
     return dict(made.create(**asked).model_dump())
 
 
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    with joined("local", 6):
-        yield
-
-
 def named(which: tuple[tuple[str, ...], str, str, str]) -> str:
     kinds, *rest = which
     return "-".join(["+".join(kinds), *rest])
@@ -202,7 +197,7 @@ def named(which: tuple[tuple[str, ...], str, str, str]) -> str:
     [pytest.param(which, id=named(which), marks=[] if which in SHORTEST else [pytest.mark.slow]) for which in WALKS],
 )
 def test_walk(
-    which: tuple[tuple[str, ...], str, str, str], tmp_path: Path, one_ray: None, monkeypatch: pytest.MonkeyPatch
+    which: tuple[tuple[str, ...], str, str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -15,6 +15,7 @@ import torch
 from engine_cases import POLICIES, Subjects, random_case, run
 from rl_tools import Config, make_learner, make_runner, mix_up, sample, update, with_rewards
 
+from latent_control.decoding.engine import Engine
 from latent_control.decoding.rescoring import choices, mismatch_bound, rescored_logp
 from latent_control.pretrained import array_hash
 from pipeline.rl.algorithm import LatentRL
@@ -153,23 +154,41 @@ def test_the_bound_can_be_set(config: Config, tiny_checkpoint: Path) -> None:
     assert update(make_learner(settings, tiny_checkpoint), rollouts)["rescored_gap"] == 0.0  # nothing was scored again
 
 
-# -- a run -------------------------------------------------------------------------------------------------------------
+# -- both, and a run ---------------------------------------------------------------------------------------------------
+
+FEW = {"num_workers": 1, "batch_size": 3, "max_new_tokens": 8}
+"""Rows go on while others take the places of those that ended. The tiny policy is hardly sure of anything, so the
+bounds below are far under the default; sound decoding keeps them."""
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        {"mode": "sync"},
-        pytest.param({"mode": "async"}, marks=pytest.mark.slow),
-        pytest.param({"mode": "async", "refresh_in_flight": True}, marks=pytest.mark.slow),
-    ],
-)
+def test_an_update_on_rows_that_an_engine_mixed_up_is_not_taken(
+    config: Config, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(improve={"max_logp_mismatch": 1e-4}, rollout=FEW)
+    runner = make_runner(settings, tiny_checkpoint)
+    wanted = asked(
+        policy=own_policy(runner), prompt_indices=range(16), seeds=(3,) * 16, group_size=4, ship_features=True
+    )
+
+    def updated(number: int) -> dict[str, float]:
+        """The first update of a new learner, on the rollouts of request ``number``."""
+        rollouts, _ = runner.sample_request(replace(wanted, request_id=number))
+        return update(make_learner(settings, tiny_checkpoint), with_rewards(rollouts, REWARDS * 4))
+
+    sound = [updated(number) for number in range(2)]
+    assert all(0 < m["rescored_gap"] < 1e-5 and m["update_broken"] == 0 for m in sound)
+    monkeypatch.setattr(Engine, "_choose", Engine._choose)  # which is put back afterwards
+    mix_up(runner)
+    mixed = [updated(number) for number in range(2, 4)]
+    assert max(m["rescored_gap"] for m in mixed) > 1e-4 and max(m["update_broken"] for m in mixed) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [{"mode": "sync"}, {"mode": "async"}, {"mode": "async", "refresh_in_flight": True}])
 def test_a_run_sees_an_engine_that_mixes_rows_up(
     algorithm: Callable[..., LatentRL], config: Config, mode: dict[str, Any]
 ) -> None:
-    """The tiny policy is hardly sure of anything, so the bound is far below the default; sound decoding keeps it."""
-    few = {"num_workers": 1, "batch_size": 3, "max_new_tokens": 8}
-    built = algorithm(config(improve={**mode, "max_logp_mismatch": 1e-4, "prompts_per_update": 16}, rollout=few))
+    built = algorithm(config(improve={**mode, "max_logp_mismatch": 1e-4, "prompts_per_update": 16}, rollout=FEW))
     sound = [update_metrics(built.train()) for _ in range(3)]
     assert all(0 < m["rescored_gap"] < 1e-5 and m["updates_skipped"] == 0 for m in sound)
     ray.get([worker.apply.remote(mix_up) for worker in built.env_runner_group._worker_manager.actors().values()])

@@ -1,4 +1,5 @@
-"""A finished run of the whole pipeline, made once for all processes. Test modules name this in ``pytest_plugins``."""
+"""Finished runs of the whole pipeline, each made once for all processes. Test modules name this in
+``pytest_plugins``."""
 
 from __future__ import annotations
 
@@ -39,9 +40,33 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
     return folder
 
 
+FEW = [
+    *("actions.updates=40", "actions.evaluation_sequences=32", "actions.min_alive_share=0"),
+    *("clone.updates=20", "clone.evaluation_sequences=32"),
+    *("improve.updates=6", "improve.checkpoint_every=3", "replay.rows_per_shard=256", "rollout.num_workers=1"),
+    *("evaluation.prompts=32", "evaluation.marginal_sequences=16", "explorer.seconds=0", "cluster.learner_threads=1"),
+]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages of the quickstart in a few steps, which teach it little: for what a run leaves behind. Made in the
+    process that asks first. Do not change it."""
+
+    def make(folder: Path) -> None:
+        from configs.loading import load_config
+        from pipeline.cluster.connect import joined
+        from pipeline.run import run
+
+        with joined("local", 2):  # one for all stages: the tests' own where they have started it
+            run(load_config(Path(QUICKSTART), FEW), folder / "first")
+
+    return once(tmp_path_factory, "small", make) / "first"
+
+
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shortened quickstart, one for all processes of ``pytest -n``. Do not change it."""
+    """A shortened quickstart that learns, minutes long: for slow tests. Do not change it."""
     shorter = [
         "actions.updates=150",
         "clone.updates=100",

@@ -166,7 +166,8 @@ def test_two_policies_are_trained_at_once_and_join_the_bank(
     ray_session: None, bank: Path, tasks: Tasks, tmp_path: Path, recorded: Recorded
 ) -> None:
     """Small enough for every day."""
-    files = tasks(even={"improve": {"updates": 2}}, odd={"improve": {"updates": 1}})
+    one = {"rollout": {"num_workers": 1}}
+    files = tasks(even=one | {"improve": {"updates": 2}}, odd=one | {"improve": {"updates": 1}})
     ended = trained(bank, files, tmp_path / "out")
     assert {name: (one.state, one.member) for name, one in ended.items()} == {
         "even": ("finished", "even@1"), "odd": ("finished", "odd@1")

@@ -92,6 +92,12 @@ def fake_stages(monkeypatch):
     return module
 
 
+UNCHECKED = (
+    "import sys, types\n"
+    "from pipeline.preflight.problems import Findings\n"
+    "sys.modules['pipeline.preflight.check'] = types.SimpleNamespace(check=lambda config: Findings([], [], []))\n"
+)
+"""Of a process for which the imports of the preflight, five seconds of them, are not the matter."""
 TRAINS_A_BASE = "base: {model: new, train: {updates: 1}}\nevaluation: null\ntracking: {enabled: false}\n"
 
 
@@ -188,13 +194,14 @@ class TestCompletion:
 class TestAllErrorsAtOnce:
     TEXT = "base: {model: models/nothing-here}\nactions: {updats: 3}\nclone: {updates: three}\n"
 
-    def test_a_typo_a_wrong_type_and_a_missing_path(self, config_file, tmp_path):
+    def test_a_typo_a_wrong_type_and_a_missing_path(self, config_file, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         path = config_file(self.TEXT)
         models = tmp_path / "models"
         models.mkdir()
-        for command in (["config", "check", str(path)], ["run", str(path)]):
-            done = program(*command, cwd=tmp_path)
-            assert done.returncode == 2
+        for command in (["config", "check", str(path)], ["run", str(path), "--run-dir", "r"]):
+            done = CliRunner().invoke(app, command)
+            assert done.exit_code == 2
             assert done.stdout == ""
             assert done.stderr.splitlines() == [
                 f"{path}: 3 errors, nothing was started",
@@ -379,8 +386,8 @@ class TestRunResumeEvaluate:
         assert (done.exit_code, end["exit_code"]) == (2, 2) and "is not empty" in end["errors"][0]
 
     def test_json_also_when_c_code_writes_to_stdout(self, config_file, tmp_path):
-        code = (
-            "import os, sys, types\n"
+        code = UNCHECKED + (
+            "import os\n"
             "def run(config, run_dir, display):\n"
             "    os.write(1, b'from C code\\n'); display.message('hello'); raise ValueError('the data is odd: use "
             "other data')\n"
@@ -514,8 +521,8 @@ class TestRunResumeEvaluate:
     @pytest.mark.skipif(os.name != "posix", reason="signals")
     def test_ctrl_c_says_how_to_go_on(self, config_file, tmp_path):
         path, folder = config_file(TRAINS_A_BASE), tmp_path / "r"
-        code = (
-            "import pathlib, signal, sys, time, types\n"
+        code = UNCHECKED + (
+            "import pathlib, signal, time\n"
             # A shell that starts the tests in the background has them ignore Ctrl-C.
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def run(config, run_dir, display):\n"

@@ -14,6 +14,7 @@ from pipeline.evaluation.outcomes import Mode, Outcome
 from pipeline.evaluation.results import Played
 from pipeline.evaluation.statistics import exact_interval
 from pipeline.stages import play
+from pipeline.stages.text_likelihood import measure
 from rollout_workers.rollouts import HostSpec
 from rollout_workers.tasks import Prompt
 
@@ -101,9 +102,10 @@ def test_slices_of_the_prompts_that_are_played() -> None:
 
 
 def test_a_task_without_demonstrations_gives_a_note_and_a_bad_text_source_an_error(
-    ray_session: None, tiny_base: Path
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt longer than ``max_length`` leaves no demonstration to read."""
+    """A prompt longer than ``max_length`` leaves no demonstration to read; in this process, without Ray's task."""
+    monkeypatch.setattr(play, "measure_texts", measure)
     hosts = {"base": HostSpec(level="base", checkpoint=str(tiny_base))}
     config = RunConfig(base={"model": str(tiny_base)}, actions={"max_length": 3})
     measured, notes = play._texts(config, hosts)

@@ -39,7 +39,7 @@ def written(settings: RunConfig) -> str:
 
 
 def test_responses_that_ended_become_rows(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
-    settings = settings_of(config, rows, num_workers=2)
+    settings = settings_of(config, rows)
     said: list[str] = []
     found = sample(settings, tmp_path / "a.jsonl", 12, said.append)
     train = [prompt.text for prompt in build_task(settings.task).prompts("train")]
@@ -50,8 +50,13 @@ def test_responses_that_ended_become_rows(ray_session: None, config: Config, row
     assert {row["prompt"] for row in lines} <= set(train)
     assert not any(row[COLUMN]["truncated"] for row in lines)
     assert said[-1].startswith(f"sampled {12 * len(train)}/{12 * len(train)} responses")
-    sample(settings_of(config, rows), tmp_path / "b.jsonl", 12, said.append)
-    assert (tmp_path / "b.jsonl").read_text() == (tmp_path / "a.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_workers_sample_what_one_does(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        sample(settings_of(config, rows, num_workers=workers), tmp_path / f"{workers}.jsonl", 12, print)
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text() != ""
 
 
 def test_nothing_that_ends_is_kept_and_said(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
@@ -83,6 +88,7 @@ def test_rewards_that_fail_are_counted_and_named(ray_session: None, config: Conf
     assert "success is 1.000" in done.output
 
 
+@pytest.mark.slow
 def test_responses_end_at_strings(ray_session: None, config: Config, rows: Path, tmp_path: Path) -> None:
     """A base that never ends by itself: with a string that it does say, its rows end, and have no more of it."""
     settings = settings_of(config, rows, stop=["3", "+"])

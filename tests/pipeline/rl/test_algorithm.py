@@ -473,6 +473,7 @@ def test_it_learns(fresh: LatentRL, config: Config, mode: str) -> None:
 # -- workers die (last, since they take seconds to come back) ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_sampling_costs_nothing(
     fresh: LatentRL, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -502,6 +503,7 @@ def test_a_worker_killed_while_sampling_costs_nothing(
     wait_until_healthy(fresh)
 
 
+@pytest.mark.slow
 def test_rollouts_outlive_the_worker_that_made_them(fresh: LatentRL) -> None:
     """What a worker puts into the object store dies with it, and RLlib's learner group would drop it with a mere
     warning."""

@@ -315,6 +315,7 @@ def test_results_do_not_depend_on_the_number_of_workers(algorithm: Callable[...,
     assert rewards == others and all(np.array_equal(weights[name], their_weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_a_worker_without_room_does_not_hold_up_the_run(
     algorithm: Callable[..., LatentRL], config: Config, tmp_path: Path
 ) -> None:

@@ -234,6 +234,7 @@ def test_who_can_connect_is_said() -> None:
 
 
 @needs_serve
+@pytest.mark.slow
 def test_ray_serve_answers(ray_session: None, exported: Path, service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -142,6 +142,7 @@ def test_worker_and_learner_take_its_rollouts_as_any_others(config: Config, tiny
     assert np.isfinite(update(learner, rollouts)["policy_loss"])
 
 
+@pytest.mark.slow
 def test_the_whole_loop_runs_on_it(algorithm: Callable[..., LatentRL], config: Config) -> None:
     rl = algorithm(config(rollout=FAST))
     result = rl.train()
