@@ -210,6 +210,11 @@ def _update(config: RunConfig) -> Iterator[str]:
             f"cluster.gpus_per_learner: {gpus}, but num_learners is 0: a learner in the driver gets no GPU from "
             "Ray; set num_learners: 1"
         )
+    if improve.shard and config.cluster.num_learners < 2:
+        yield (
+            "improve.shard: true splits the policy over learners, but cluster.num_learners is "
+            f"{config.cluster.num_learners}; set 2 or more, or shard: false"
+        )
     if improve.warmup_updates > max(1, improve.updates):
         yield (
             f"improve.warmup_updates: {improve.warmup_updates} is more than improve.updates = {improve.updates}; "

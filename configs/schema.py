@@ -383,6 +383,9 @@ class Improve(Section):
     gradient_clip: PositiveFloat = 1.0
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """As of the other stages."""
+    shard: bool = False
+    """Split policy, critic, optimiser state, reference policy and the base LM that a learner reads over the
+    ``cluster.num_learners`` (FSDP2) instead of copying them to each; needs 2 or more (docs/scaling.md)."""
     features: Literal["auto", "ship", "recompute"] = "auto"
     """Base features travel with the rollouts, or the learner computes them once per rollout. ``auto`` ships them where
     the engine can (vllm cannot), because that was faster wherever it was measured (an update with SmolLM2: 0.36 s

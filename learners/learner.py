@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from learners.collate import Batch, Collate, events_at, support_at
 from learners.learning_rate import learning_rate_share
 from learners.rl_module import PolicyModule, build_policy
 from learners.settings import KEY, Fault, LearnerSettings
+from learners.sharding import whole
+
+Frozen = TypeVar("Frozen", bound=torch.nn.Module)
 
 # Padding may add this share to the real tokens of a pass, or anything to a pass of so few tokens, which costs less than
 # another pass. Measured: with lengths of 24 + 4 to 64 an update takes 0.53 (SmolLM2) and 0.86 (0.9 M parameters) of the
@@ -126,12 +129,11 @@ class PolicyLearner(TorchLearner):
     _mismatch_bound: float
 
     def build(self) -> None:
-        """Build the module, then the connector, which needs the device and maybe the base LM and the reference
-        policy."""
+        """Build the module, then the connector, which needs the device and maybe base LM and reference policy."""
         super().build()
         own, self.improve = self.settings, self.settings.improve
         base = self._base() if own.recompute and own.reads != "tokens" else None
-        reference = build_policy(**own.module).to(self._device).eval() if self.improve.kl_coefficient > 0 else None
+        reference = self._placed(build_policy(**own.module).eval()) if self.improve.kl_coefficient > 0 else None
         self.reference = reference if self.improve.kl_in == "loss" else None
         connector = Collate(
             improve=self.improve,
@@ -174,7 +176,13 @@ class PolicyLearner(TorchLearner):
         base = BaseLM(lm, own.late_blocks if own.reads in ("late", "both") else 0)
         if own.reads == "late":
             base.drop_late_blocks()
-        return base.to(self._device)
+        return self._placed(base)
+
+    def _placed(self, frozen: Frozen) -> Frozen:
+        return frozen.to(self._device)
+
+    def _microbatches(self, lengths: torch.Tensor) -> list[torch.Tensor]:
+        return microbatches(lengths, self.improve.microbatch_tokens)
 
     def get_parameters(self, module: Any) -> Sequence[torch.nn.Parameter]:
         """What is trained of the policy; RLlib's default hands frozen tensors to the optimiser too."""
@@ -230,10 +238,9 @@ class PolicyLearner(TorchLearner):
     def _update(self, batch: dict[str, Any], **_: Any) -> tuple[Any, Any, Any]:
         """One optimiser step on a minibatch, its gradient accumulated over microbatches of similar length.
 
-        A step whose gradient is not finite is not taken, nor are those after it in this update; nor any step of an
-        update whose rollouts have log-probabilities that this policy does not give, or that their workers did not find
-        again in what was written (``improve.max_logp_mismatch``). Metric ``update_broken``: its ``Fault``. Nor is a
-        step taken once the policy is farther from where it began than ``target_kl``.
+        A step whose gradient is not finite is not taken, nor are those after it in this update; nor any of an update
+        whose log-probabilities are not this policy's, or not found again in what was written (``max_logp_mismatch``);
+        nor one once the policy is beyond ``target_kl`` from where it began. Metric ``update_broken``: its ``Fault``.
         """
         if self._far:
             return {}, {DEFAULT_MODULE_ID: torch.zeros(())}, {}
@@ -249,7 +256,7 @@ class PolicyLearner(TorchLearner):
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
         module, loss_sum = self.module[DEFAULT_MODULE_ID], torch.zeros((), device=self._device)
-        chunks = microbatches(columns["lengths"], self.improve.microbatch_tokens)
+        chunks = self._microbatches(columns["lengths"])
         for number, rows in enumerate(chunks):
             longest = int(columns["lengths"][rows].max())
             part = {name: c[rows][:, :longest] if c.ndim > 1 else c[rows] for name, c in columns.items()}
@@ -287,7 +294,7 @@ class PolicyLearner(TorchLearner):
     def _fault(self, gradients: dict[Any, torch.Tensor]) -> Fault:
         """Why a step must not be taken; the same on every learner, or some would wait for ever."""
         # After the all-reduce every learner holds the same gradient.
-        if not torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(list(gradients.values())))):
             return Fault.NOT_FINITE
         bound = self.improve.max_logp_mismatch or self._mismatch_bound
         if not self._sums["rescored_gap"] <= bound:

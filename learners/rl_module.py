@@ -17,6 +17,7 @@ from latent_control.policies.latent import LatentPolicy
 from latent_control.pretrained import load_policy
 from latent_control.token_policy import TokenPolicy, Trains, WholeModel, token_policy
 from learners import low_rank
+from learners.sharding import like, whole_arrays
 
 CRITIC = "critic."
 """What the names of the critic's parameters begin with."""
@@ -56,8 +57,8 @@ class Critic(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[M, D] -> [M]."""
-        values: torch.Tensor = self.head(self.hidden(states.to(self.head.weight.dtype)))[..., 0]
-        return values
+        # The sum of one number: FSDP2 warns of views.
+        return self.head(self.hidden(states.to(self.head.weight.dtype))).sum(-1)
 
 
 class PolicyModule(TorchRLModule):
@@ -97,7 +98,7 @@ class PolicyModule(TorchRLModule):
         if inference_only and self.adapted:
             assert isinstance(self.policy, DecoderStack)
             wanted = low_rank.merged(self.policy)
-        return {name: p.detach().float().cpu().numpy().copy() for name, p in wanted.items()}
+        return whole_arrays(wanted)
 
     def set_state(self, state: StateDict) -> None:
         """Load what ``get_state`` gave.
@@ -112,7 +113,7 @@ class PolicyModule(TorchRLModule):
             )
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(torch.from_numpy(np.asarray(state[name]).copy()))
+                parameter.copy_(like(parameter, torch.from_numpy(np.asarray(state[name]).copy())))
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
         """Logits at the loss positions only, [M, actions], and the critic's values [M]: ``features`` [B, T, D] right

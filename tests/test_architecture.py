@@ -64,6 +64,7 @@ RLLIB = {
     "rollout_workers/rollouts.py",
     "learners/rl_module.py",
     "learners/learner.py",
+    "learners/sharded_learner.py",
     "learners/collate.py",
     "pipeline/rl/algorithm.py",
     "pipeline/rl/config.py",

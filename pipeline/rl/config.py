@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
@@ -13,6 +17,7 @@ from latent_control.algorithms import ALGORITHMS
 from learners.learner import PolicyLearner
 from learners.rl_module import PolicyModule
 from learners.settings import KEY, LearnerSettings
+from learners.sharded_learner import ShardedLearner, ShardedLearnerGroup
 from pipeline.rl.algorithm import LatentRL
 from rollout_workers.bank_runner import BankEnvRunner
 from rollout_workers.env_runner import LMEnvRunner, NoRolloutWorker
@@ -33,6 +38,12 @@ class LatentRLConfig(AlgorithmConfig):
     def get_default_learner_class(self) -> type[PolicyLearner]:
         """The learner."""
         return PolicyLearner
+
+    def build_learner_group(self, *, rl_module_spec: MultiRLModuleSpec, **others: Any) -> LearnerGroup:
+        """The learner actors, or the learner in this process."""
+        if self.learner_class is ShardedLearner:
+            return ShardedLearnerGroup(config=self.copy(), module_spec=rl_module_spec)
+        return super().build_learner_group(rl_module_spec=rl_module_spec, **others)
 
 
 def workers_config(config: RunConfig, settings: WorkerSettings, num_actions: int = 2) -> AlgorithmConfig:
@@ -108,7 +119,7 @@ def algorithm_config(
         lr=learning_rate, grad_clip=improve.gradient_clip, grad_clip_by="global_norm", num_epochs=improve.epochs
     )
     rllib.learners(
-        learner_class=PolicyLearner,
+        learner_class=ShardedLearner if improve.shard else PolicyLearner,
         num_learners=cluster.num_learners,
         num_cpus_per_learner=cluster.cpus_per_learner,
         num_gpus_per_learner=cluster.gpus_per_learner,

@@ -69,8 +69,8 @@ def _took(summary: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """Measured seconds, e.g. ``Speeds(load=2.0, update={"actions": 0.1}, evaluation={"actions": 0.2}, rollout=0.01,
-    tokens=12.0, learn=0.1, cores=2)``."""
+    """Measured seconds, e.g. ``Speeds(load=2.0, update={"actions": 0.1}, evaluation={"actions": 0.2},
+    final={"actions": 0.3}, rollout=0.01, tokens=12.0, learn=0.1, cores=2)``."""
 
     load: float
     """Of loading the model once."""
@@ -78,6 +78,8 @@ class Speeds:
     """Of an update, by offline stage; those that could not be measured are left out."""
     evaluation: Mapping[str, float]
     """Of an evaluation on held-out sequences, by offline stage."""
+    final: Mapping[str, float]
+    """Of what is measured on them at its end alone, by offline stage."""
     rollout: float
     """Of a rollout in one worker, the others at rest."""
     tokens: float
@@ -98,8 +100,8 @@ AROUND = 0.15
 publishing (``benchmarks/rllib_overhead.py``)."""
 BY_TOKEN = 2.0
 """Cost of a rollout that is greedy by token, relative to by code (docs/evaluation.md)."""
-WRITING = 12.0
-"""Seconds of report and explorer beside ``explorer.seconds``."""
+WRITING, REPORTING = 12.0, 0.2
+"""Seconds of report and explorer beside ``explorer.seconds``; of a report alone."""
 BUSY = 1.5
 """``Speeds.busy`` from which it is said."""
 
@@ -110,21 +112,22 @@ def from_speeds(config: RunConfig, speeds: Speeds) -> dict[str, float]:
     for stage in planned(config):
         settings = stage.settings(config)
         if stage.name in speeds.update:
-            evaluations = 1 + -(-settings.updates // settings.evaluate_every)  # the last one measures more
+            evaluations = max(1, -(-settings.updates // settings.evaluate_every))
             work = settings.updates * speeds.update[stage.name] + evaluations * speeds.evaluation[stage.name]
-            found[stage.name] = speeds.load + AROUND_STAGE + work / settings.num_workers
+            found[stage.name] = speeds.load + AROUND_STAGE + work / settings.num_workers + speeds.final[stage.name]
             found[stage.name] += START * (settings.num_workers > 1)
         elif stage.online and level_of(config, stage.name) == "latent":
             found[stage.name] = _improve(config, speeds)
     if config.evaluation is not None:
-        found[EVALUATE] = START + speeds.load + _evaluation(config, speeds)
+        found[EVALUATE] = START + _evaluation(config, speeds)
     return found | pages_seconds(config)
 
 
 def pages_seconds(config: RunConfig) -> dict[str, float]:
     """Of report and explorer, as the config bounds them; nothing where there are none."""
-    wanted = config.explorer.enabled or config.report.enabled
-    return {PAGES: WRITING + config.explorer.seconds * config.explorer.enabled} if wanted else {}
+    if config.explorer.enabled:
+        return {PAGES: WRITING + config.explorer.seconds}
+    return {PAGES: REPORTING} if config.report.enabled else {}
 
 
 def evaluation_rollouts(config: RunConfig) -> float:
@@ -161,16 +164,18 @@ def _improve(config: RunConfig, speeds: Speeds) -> float:
 
 
 def _evaluation(config: RunConfig, speeds: Speeds) -> float:
-    """Every variant sampled and greedy, a latent policy also greedy by token; their texts."""
+    """Every variant loaded, sampled and greedy, a latent policy also greedy by token; their texts."""
     settings = config.evaluation
     assert settings is not None
     latent = len({stage.variant for stage in planned(config) if stage.variant and stage.policy})
-    texts = [
-        seconds * settings.marginal_sequences / section.evaluation_sequences
+    texts = sum(
+        (speeds.evaluation[stage.name] + speeds.final[stage.name])
+        * settings.marginal_sequences
+        / stage.settings(config).evaluation_sequences
         for stage in planned(config)
-        if (seconds := speeds.evaluation.get(stage.name)) and (section := stage.settings(config))
-    ]
-    return _sampling(config, speeds, evaluation_rollouts(config)) + (1 + latent) * max(texts, default=0.0)
+        if stage.name in speeds.final
+    )
+    return _sampling(config, speeds, evaluation_rollouts(config)) + (1 + latent) * speeds.load + latent * texts
 
 
 def lines(config: RunConfig, seconds: Mapping[str, float], busy: float) -> Iterator[str]:

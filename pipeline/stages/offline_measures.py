@@ -40,21 +40,27 @@ def measure_whole(job: OfflineJob, model: LatentActionLM, heldout: list[Any], up
         found = {"nll": found["nll_base"]}
     if isinstance(job.settings, Actions):
         guard_codebook(job.settings, found, update, tokens_in_use(heldout))
-        found |= reach_measures(model, heldout) if final else {}
-    evaluation = job.config.evaluation
-    if (
-        final
-        and codes
-        and isinstance(job.settings, Clone | Finetune)
-        and evaluation is not None
-        and evaluation.marginal_sequences
-    ):
-        rows = -(-evaluation.marginal_sequences // len(heldout[0].input_ids))
-        found |= marginal_measures(model, heldout[:rows])
     if final:
+        found |= final_measures(job, model, heldout) if codes else {}
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if update else 0
         found["parameters_trained"] = float(trained)
     return found
+
+
+def final_measures(job: OfflineJob, model: LatentActionLM, heldout: list[Any]) -> dict[str, float]:
+    """What a stage with codes measures at its end alone: it costs the language head for every code."""
+    if isinstance(job.settings, Actions):
+        return reach_measures(model, heldout)
+    if rows := marginal_rows(job.config, job.settings):
+        return marginal_measures(model, heldout[: -(-rows // len(heldout[0].input_ids))])
+    return {}
+
+
+def marginal_rows(config: RunConfig, settings: Training) -> int:
+    """Held-out sequences on which a stage's codes are summed out at its end."""
+    if not isinstance(settings, Clone | Finetune) or config.evaluation is None:
+        return 0
+    return min(settings.evaluation_sequences, config.evaluation.marginal_sequences)
 
 
 def measure_rollouts(config: RunConfig, model: LatentActionLM, heldout: list[Any]) -> dict[str, float]:

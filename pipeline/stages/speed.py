@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import Clone, Finetune, RunConfig
+from configs.schema import Actions, Clone, Finetune, RunConfig
 from latent_control.model import LatentActionLM
 from latent_control.text import load_tokenizer
 from learners.offline_training import make_optimizer, one_update
@@ -26,21 +26,26 @@ from pipeline.runs.forecast import Speeds
 from pipeline.runs.stage_table import BASE, IMPROVE_OFFLINE, Stage, planned
 from pipeline.stages.base_model import resolve_base
 from pipeline.stages.offline_job import OfflineJob, passes_on
-from pipeline.stages.offline_measures import measure_whole
+from pipeline.stages.offline_measures import final_measures, marginal_rows, measure_whole
 from pipeline.stages.offline_work import accelerator_of, new_model, stage_on, streams
+from pipeline.stages.play import ROLLOUTS_PER_REQUEST
 from rollout_workers.engines.local import LocalEngine
 from rollout_workers.engines.protocol import DecodeJob
 from rollout_workers.model_host import latent_host
 from rollout_workers.tasks import EpisodeTask, build_task
 from rollout_workers.tasks.encoding import encode_demonstration, encode_prompt
 
-SECONDS = 0.4
-"""For each kind of work; a slow machine takes longer for the least of it, one sequence."""
+SECONDS, LONGEST = 0.4, 4.0
+"""For each kind of work; a slow machine takes longer for the least of it, two sizes, the second of which is left out
+only where the first took the latter time."""
 WAITING = 1.2
 """Wall seconds per second of this thread in which it waits for its own helpers; beyond, other processes had the cores
 (15 of them made an update of 0.1 s take 4)."""
-LOOKED_AT = 64
-"""Demonstrations by which lengths are judged."""
+LOOKED_AT, FEW = 64, 8
+"""Demonstrations by which lengths are judged; rollouts that are played where there are none."""
+
+
+Work = Callable[[int], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +93,10 @@ class Rehearsal:
                 self.load = min(self.load, time.thread_time() - started)
         self.dtype = self.model.base.dtype
 
-    def offline(self, stage: Stage, *, kept: bool = False) -> tuple[Callable[[int], int], Callable[[int], int], float]:
-        """(an update of so many sequences, which returns their padded tokens; an evaluation on so many; the padded
-        tokens of a whole batch). Where ``kept``, all updates are on one batch, whose states cloning reads once.
+    def offline(self, stage: Stage, *, kept: bool = False) -> tuple[Work, Work, Work, float]:
+        """(an update of so many sequences, which returns their padded tokens; an evaluation on so many; what is
+        measured on them at the end alone; the padded tokens of a whole batch). Where ``kept``, all updates are on one
+        batch, whose states cloning reads once.
 
         Raises:
             ValueError: the stage's data cannot be read.
@@ -105,7 +111,7 @@ class Rehearsal:
         trained, accelerator = stage_on(self.model, job), accelerator_of(settings)
         stream, held = streams(job, trained, accelerator, self.tokenizer, start=0)
         batches = list(islice(stream, 4))
-        turn = cycle(batches[:1] if kept else batches)
+        turn = cycle(batches[:1]) if kept else stream  # to make a batch takes time, too
         self.model.base.lm.to(torch.float32 if isinstance(settings, Finetune) else self.dtype)  # as build_stage
         common = {"settings": settings, "accelerator": accelerator, "optimizer": make_optimizer(trained, settings)}
 
@@ -118,7 +124,11 @@ class Rehearsal:
             measure_whole(job, self.model, [held[0].rows(0, rows)], -1)
             return rows
 
-        return update, evaluate, statistics.mean(batch.input_ids.numel() for batch in batches)
+        def finish(rows: int) -> int:
+            final_measures(job, self.model, [held[0].rows(0, rows)])
+            return rows
+
+        return update, evaluate, finish, statistics.mean(batch.input_ids.numel() for batch in batches)
 
     def learning(self) -> Callable[[int], int]:
         """Forward and backward through the policy for so many rollouts, and a step of Adam."""
@@ -144,16 +154,16 @@ class Rehearsal:
 
         return step
 
-    def decoding(self) -> Callable[[int, int], int]:
-        """Rollouts of so many prompts with so many tokens at most, as one worker; returns the tokens that came. The
-        model is for sampling from then on."""
+    def decoding(self) -> Callable[[int, int], torch.Tensor]:
+        """Rollouts of so many prompts with so many tokens at most, as one worker; returns their lengths. The model is
+        for sampling from then on."""
         rollout, improve = self.config.rollout, self.config.improve
         torch.set_num_threads(rollout.torch_threads)
         self.model.base.lm.to(self.dtype)
         dtype = torch.bfloat16 if improve is not None and improve.mixed_precision == "bf16" else torch.float32
         engine = LocalEngine(latent_host(self.model, self.tokenizer, dtype), rollout)
 
-        def decode(prompts: int, most: int) -> int:
+        def decode(prompts: int, most: int) -> torch.Tensor:
             job = DecodeJob(
                 prompts=tuple(islice(cycle(self.sample.prompts), prompts)),
                 repeats=self.group,
@@ -161,7 +171,7 @@ class Rehearsal:
                 max_new_tokens=most,
                 keep_features=improve is not None and self.config.ships_features,
             )
-            return int(engine.generate(job).lengths.sum())
+            return engine.generate(job).lengths.float()
 
         return decode
 
@@ -200,7 +210,8 @@ class Stopwatch:
         returns its size. Tried on ever more rows while that is quick, after one to warm up."""
         work(1)
         number, points = 1, [self.once(work, 1)]
-        while number < rows and points[-1][1] < SECONDS / 2:
+        # One size alone tells nothing of what is fixed: 16 rows of SmolLM2 cost not half of 16 times one row.
+        while number < rows and points[-1][1] < (LONGEST if len(points) == 1 else SECONDS / 2):
             number = min(rows, 4 * number)
             points.append(self.once(work, number))
         while number == rows and sum(seconds for _, seconds in points) < SECONDS:
@@ -229,10 +240,11 @@ def measured_speeds(config: RunConfig) -> Speeds:
     work, timed = Rehearsal(config), Stopwatch()
     updates: dict[str, float] = {}
     evaluations: dict[str, float] = {}
+    final: dict[str, float] = {}
     for stage in planned(config):
         if not (stage.online or stage.name in (BASE, IMPROVE_OFFLINE) or passes_on(stage.settings(config))):
             with suppress(ValueError, OSError):  # data that are made later, e.g. by latent-control sample
-                updates[stage.name], evaluations[stage.name] = _offline(work, stage, timed)
+                updates[stage.name], evaluations[stage.name], final[stage.name] = _offline(work, stage, timed)
     learn = 0.0
     if (improve := config.improve) is not None:
         rollouts = improve.prompts_per_update * improve.group_size
@@ -242,6 +254,7 @@ def measured_speeds(config: RunConfig) -> Speeds:
         load=work.load,
         update=updates,
         evaluation=evaluations,
+        final=final,
         rollout=rollout,
         tokens=tokens,
         learn=learn,
@@ -250,33 +263,41 @@ def measured_speeds(config: RunConfig) -> Speeds:
     )
 
 
-def _offline(work: Rehearsal, stage: Stage, timed: Stopwatch) -> tuple[float, float]:
-    """Seconds of an update, whose sequences count by their padded tokens, and of an evaluation."""
+def _offline(work: Rehearsal, stage: Stage, timed: Stopwatch) -> tuple[float, float, float]:
+    """Seconds of an update, whose sequences count by their padded tokens, of an evaluation, and of what is measured at
+    the end alone."""
     settings = stage.settings(work.config)
-    update, evaluate, whole = work.offline(stage)
+    update, evaluate, finish, whole = work.offline(stage)
     per_update = timed(update, settings.batch_size, whole)
     if isinstance(settings, Clone) and settings.passes > 1:
-        again, _, _ = work.offline(stage, kept=True)
+        again, *_ = work.offline(stage, kept=True)
         again(settings.batch_size)
         later = statistics.median(timed.once(again, settings.batch_size)[1] for _ in range(3))
         per_update = later + (per_update - later) / settings.passes
-    rows = min(32, settings.batch_size, settings.evaluation_sequences)
-    return per_update, timed(evaluate, rows, rows) * settings.evaluation_sequences / rows
+    rows, sequences = min(32, settings.batch_size, settings.evaluation_sequences), settings.evaluation_sequences
+    at_end = sequences if isinstance(settings, Actions) else marginal_rows(work.config, settings)
+    each = timed(finish, rows, rows) / rows if at_end else 0.0
+    return per_update, timed(evaluate, rows, rows) * sequences / rows, each * at_end
 
 
 def _rollout(work: Rehearsal, timed: Stopwatch) -> tuple[float, float]:
-    """(seconds of a rollout in one worker that is alone, its tokens)."""
-    config, decode = work.config, work.decoding()
-    prompts = config.improve.prompts_per_update if config.improve is not None else 64
-    asked, came = math.ceil(prompts / config.rollout.num_workers), [0.0]
+    """(seconds of a rollout in one worker that is alone, its tokens). As many rows are decoded at once as in a run: a
+    step's cost is that of the weights, however many rows they are read for."""
+    rollout, improve, decode = work.config.rollout, work.config.improve, work.decoding()
+    prompts = improve.prompts_per_update if improve is not None else ROLLOUTS_PER_REQUEST
+    prompts = max(1, min(math.ceil(prompts / rollout.num_workers), rollout.batch_size // work.group))
+    tokens, tail = work.sample.response, 0.0
+    if tokens is None:
+        lengths, few = torch.zeros(1), max(1, min(prompts, FEW // work.group))
 
-    def rollouts(count: int) -> float:
-        came[0] = decode(count, config.rollout.max_new_tokens) / (count * work.group)
-        return count
+        def play(count: int) -> float:
+            nonlocal lengths
+            lengths = decode(count, rollout.max_new_tokens)
+            return float(lengths.max())
 
-    first = timed(lambda count: min(count, decode(count, 1)), asked, asked)
-    whole = timed(rollouts, asked, asked)
-    rows, tokens = asked * work.group, came[0]
-    each = max(0.0, whole - first) / max(1.0, rows * (tokens - 1))
-    expected = work.sample.response or tokens
-    return first / rows + max(0.0, expected - 1) * each, expected
+        longest, seconds = timed.once(play, few)
+        tokens = float(lengths.mean())
+        tail = (longest - tokens) * seconds / longest  # at last only the longest rows are there
+    rows = prompts * work.group
+    together = timed(lambda most: float(decode(prompts, most).mean()), math.ceil(tokens), tokens)
+    return (together + tail) / rows, tokens

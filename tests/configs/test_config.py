@@ -282,6 +282,13 @@ class TestCrossFieldChecks:
                 ["actions={}", "improve={level: token}", "cluster.num_learners=3"],
                 "improve.prompts_per_update: 16 does not divide",
             ),
+            *(
+                (
+                    ["actions={}", "clone={}", "improve={shard: true}", f"cluster.num_learners={learners}"],
+                    f"improve.shard: true splits the policy over learners, but cluster.num_learners is {learners};",
+                )
+                for learners in (0, 1)
+            ),
             (["actions={num_workers: 3}"], "actions.batch_size: 64 does not divide"),
             (["actions={temperature: 0.1}"], "actions.final_temperature: 0.5 is above"),
             (["actions.data=[]"], "actions.data: an empty list"),

@@ -403,6 +403,30 @@ def test_two_learners_hold_the_same_weights_and_train_as_one(
 
 
 @pytest.mark.slow
+def test_learners_that_a_policy_is_split_over_publish_it_whole_and_go_on_from_its_checkpoint(
+    algorithm: Algorithms, config: Config, tmp_path: Path
+) -> None:
+    """Their steps are tested in tests/learners/test_sharded_learner.py."""
+    settings = {"improve": {"shard": True, "features": "recompute"}, "cluster": {"num_learners": 2}}
+    two = algorithm(config(rollout={"num_workers": 1}, **settings))
+    first = two.weights
+    train(two, 2)
+    checkpoints.save_tree(tmp_path, "learner", two.learner_state())
+    second = two.weights
+    train(two, 1)
+    third = two.weights
+    assert not same(first, second) and not same(second, third)
+    two.restore_learner(checkpoints.load_tree(tmp_path, "learner"))
+    assert same(two.weights, second)
+    train(two, 1)
+    assert same(two.weights, third)
+    one = algorithm(config(rollout={"num_workers": 1}))
+    assert same(one.weights, first)
+    one.restore_learner(checkpoints.load_tree(tmp_path, "learner"))
+    assert same(one.weights, second)
+
+
+@pytest.mark.slow
 def test_a_learner_that_does_not_take_its_state_is_a_loss(algorithm: Algorithms, config: Config) -> None:
     """Silent (SIGSTOP) as it is restored: a run would wait for it for ever."""
     built = algorithm(config(rollout={"num_workers": 1}, cluster={"num_learners": 1, "learner_timeout_seconds": 2.0}))
