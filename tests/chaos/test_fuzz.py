@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from configs.loading import load_config
 from configs.schema import TaskConfig
 from latent_control.text import encode_plain
-from pipeline.pages.explorer import page
+from pipeline.pages import page
 from pipeline.replay.reader import ReplayReader
 from pipeline.rl import ledger
 from pipeline.runs.events import read_events
