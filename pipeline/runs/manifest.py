@@ -33,7 +33,7 @@ from pipeline.storage.locks import locked
 
 _PATTERNS = (CONFIG, SUMMARY, stage_record("*"), EVALUATION, OUTCOMES, MLFLOW)
 LOGS = (METRICS, EVENTS)
-REMEDY = "bring it back from a copy; what happened to the run says latent-control diagnose"
+REMEDY = "bring it back from a copy; latent-control diagnose says what happened to the run"
 _CHANGED = "is not what was written: it was changed or damaged"
 
 
