@@ -23,9 +23,10 @@ class ReplayReader:
     """Streams rows of a run's replay buffer, shuffled by seed, each row to exactly one rank.
 
     ``folder`` is a run folder, its ``replay`` folder or one partition, which alone is read then. Every shard is checked
-    against its hash and the schema when the reader opens; what fails is moved to ``_quarantine``, logged as a warning,
-    and listed in ``quarantined``. Row groups are dealt to ranks, so ranks differ by at most one row group. Shuffling
-    mixes the rows of ``window`` row groups drawn from anywhere; at most that many are in memory.
+    against its hash and the schema when the reader opens; what fails is moved to ``_quarantine`` (without
+    ``move_damaged``, for those who only look, it stays where it is), logged as a warning, and listed in
+    ``quarantined``. Row groups are dealt to ranks, so ranks differ by at most one row group. Shuffling mixes the rows
+    of ``window`` row groups drawn from anywhere; at most that many are in memory.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ReplayReader:
         min_reward: float | None = None,
         batch_size: int = ROW_GROUP,
         window: int = 8,
+        move_damaged: bool = True,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}: ranks count from 0")
@@ -51,7 +53,8 @@ class ReplayReader:
         self._columns = list(columns) if columns is not None else SCHEMA.names
         self._min_reward, self._batch_size, self._window = min_reward, batch_size, window
         alone = Path(folder).parent == self.root
-        self.shards, quarantined = open_partition(self.root, Path(folder)) if alone else open_all(self.root)
+        opened = open_partition(self.root, Path(folder), move_damaged) if alone else open_all(self.root, move_damaged)
+        self.shards, quarantined = opened
         self.quarantined: tuple[Quarantined, ...] = tuple(quarantined)
         self.rows_stored = sum(shard.footer.num_rows for shard in self.shards)
         """Rows of all ranks, before ``min_reward``."""

@@ -29,7 +29,7 @@ class Quarantined:
     """Path relative to the replay folder."""
     reason: str
     moved_to: Path | None
-    """``None`` when it is gone, or could not be moved."""
+    """``None`` when it is gone, could not be moved, or was not to be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,19 +51,20 @@ def replay_root(folder: Path) -> Path:
     return folder.parent if folder.name.startswith("run=") else folder
 
 
-def open_all(root: Path) -> tuple[list[Shard], list[Quarantined]]:
+def open_all(root: Path, move_damaged: bool = True) -> tuple[list[Shard], list[Quarantined]]:
     """Every shard under a replay folder, in the order of names; files outside of the partitions are quarantined."""
     shards: list[Shard] = []
     quarantined: list[Quarantined] = []
     for path in sorted(root.glob("*.parquet")):
-        quarantined.append(_quarantine(root, path, "it is outside of the run=<id> folders: not written by this buffer"))
+        why = "it is outside of the run=<id> folders: not written by this buffer"
+        quarantined.append(_quarantine(root, path, why, move_damaged))
     for partition in sorted(path for path in root.glob("run=*") if path.is_dir()):
-        good, bad = open_partition(root, partition)
+        good, bad = open_partition(root, partition, move_damaged)
         shards, quarantined = shards + good, quarantined + bad
     return shards, quarantined
 
 
-def open_partition(root: Path, partition: Path) -> tuple[list[Shard], list[Quarantined]]:
+def open_partition(root: Path, partition: Path, move_damaged: bool = True) -> tuple[list[Shard], list[Quarantined]]:
     """The valid shards of a partition, whether or not the manifest lists them yet, and those quarantined."""
     entries = _read_manifest(partition)
     shards, quarantined = [], []
@@ -72,7 +73,7 @@ def open_partition(root: Path, partition: Path) -> tuple[list[Shard], list[Quara
             shards.append(verified(path, entries.pop(path.name, None), partition.name.removeprefix("run=")))
         except (ValueError, OSError) as error:
             entries.pop(path.name, None)
-            quarantined.append(_quarantine(root, path, str(error)))
+            quarantined.append(_quarantine(root, path, str(error), move_damaged))
     for name, entry in entries.items():
         lost = Quarantined(
             shard=f"{partition.name}/{name}",
@@ -179,9 +180,12 @@ def _require_size(footer: pq.FileMetaData) -> None:
                 )
 
 
-def _quarantine(root: Path, path: Path, reason: str) -> Quarantined:
+def _quarantine(root: Path, path: Path, reason: str, move: bool) -> Quarantined:
     """Move a shard to the quarantine and log a warning; its bytes are kept."""
     relative = path.relative_to(root)
+    if not move:
+        _LOG.warning("replay buffer %s: shard %s is not used: %s (left where it is)", root, relative, reason)
+        return Quarantined(shard=str(relative), reason=reason, moved_to=None)
     # Not *.parquet: a reader with a wide glob must not find it either.
     target: Path | None = root / QUARANTINE / relative.parent / f"{path.name}.quarantined"
     assert target is not None

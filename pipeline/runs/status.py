@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from configs.schema import RunConfig
 from pipeline.console.progress import clock
 from pipeline.evaluation.gates import final_of
 from pipeline.runs.layout import CONFIG, METRICS, SUMMARY
+from pipeline.runs.manifest import read_json
 from pipeline.runs.metrics_log import records
 from pipeline.runs.process import is_alive, read_process
 from pipeline.runs.stage_table import planned, settings_of
@@ -46,7 +46,7 @@ def overview(folder: Path) -> Overview:
     """Status and progress of the run in ``folder``."""
     try:
         config = load_config(folder / CONFIG, check_paths=False)
-        summary = _json(folder / SUMMARY)
+        summary = read_json(folder / SUMMARY)
         last, reward = _last_lines(folder / METRICS)
     except (ValueError, OSError) as error:
         return Overview(folder=folder, status=f"unreadable: {str(error).splitlines()[0][:80]}")
@@ -85,11 +85,6 @@ def status_of(folder: Path, config: RunConfig, summary: Mapping[str, Any], modif
 
 def _total(config: RunConfig, stage: str) -> int:
     return int(getattr(settings_of(config, stage), "updates", 0))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
 
 
 def _last_lines(path: Path) -> tuple[Mapping[str, Any], float | None]:

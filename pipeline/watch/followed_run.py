@@ -208,6 +208,8 @@ class FollowedRuns:
     def run(self, name: str) -> FollowedRun:
         """The run of this name; ``LookupError`` where there is none."""
         with self._lock:
+            if name in self._open and not (self._folder / name / CONFIG).is_file():
+                self._open.pop(name).close()  # it was removed; another may take its name
             if name not in self._open:
                 if name not in self.names():
                     raise LookupError(f"there is no run {name[:80]!r} in {self._folder}")

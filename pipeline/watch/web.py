@@ -4,6 +4,7 @@ of what is new. It changes nothing but the notes of a run."""
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -144,10 +145,7 @@ def _news_of(runs: FollowedRuns, ending: threading.Event) -> APIRouter:
 
     @router.get("/{name}/events")
     async def events(name: str) -> Response:
-        def stream(run: FollowedRun) -> Response:
-            return StreamingResponse(_news(run, ending), media_type="text/event-stream")
-
-        return await _answer(lambda: runs.run(name), stream)
+        return StreamingResponse(_news(partial(runs.run, name), ending), media_type="text/event-stream")
 
     @router.get("/{name}/rollouts")
     async def rollouts(name: str, wanted: Annotated[RolloutQuery, Query()]) -> Response:
@@ -201,13 +199,14 @@ def _files_of(runs: FollowedRuns) -> APIRouter:
     return router
 
 
-async def _news(run: FollowedRun, ending: threading.Event) -> AsyncIterator[str]:
-    """Server-sent events: each part of a run as it is, then again whenever it has changed."""
+async def _news(find: Callable[[], FollowedRun], ending: threading.Event) -> AsyncIterator[str]:
+    """Server-sent events: each part of a run as it is, then again whenever it has changed. A run that cannot be read is
+    looked at again: it may be mended, or come back."""
     sent: dict[str, str] = {}
     while not ending.is_set():
         began = time.thread_time()
-        busy = await run_in_threadpool(_timed, run.poll) + time.thread_time() - began
-        parts = dict(run.parts)
+        parts, busy = await run_in_threadpool(_parts, find)
+        busy += time.thread_time() - began
         for name in [name for name in parts if parts[name] != sent.get(name)]:
             yield f"event: {name}\ndata: {parts[name]}\n\n"
         sent = parts
@@ -216,8 +215,13 @@ async def _news(run: FollowedRun, ending: threading.Event) -> AsyncIterator[str]
             await asyncio.sleep(WAKE_SECONDS)
 
 
-def _timed(work: Callable[[], None]) -> float:
-    """Do it; processor seconds that it took."""
+def _parts(find: Callable[[], FollowedRun]) -> tuple[dict[str, str], float]:
+    """The run's parts, or why it cannot be read (``unread``); processor seconds that the look took."""
     began = time.thread_time()
-    work()
-    return time.thread_time() - began
+    try:
+        run = find()
+        run.poll()
+        parts = dict(run.parts)
+    except (LookupError, ValueError, OSError) as error:
+        parts = {"unread": json.dumps(str(error.args[0]) if isinstance(error, LookupError) else str(error))}
+    return parts, time.thread_time() - began

@@ -54,10 +54,10 @@ def read_usage(run_dir: Path, num_actions: int, span: int) -> np.ndarray | None:
     there are none of latent actions."""
     if not (run_dir / REPLAY).is_dir():
         return None
-    stored = ReplayReader(run_dir, shuffle=False, columns=("level",)).rows_stored
+    stored = ReplayReader(run_dir, shuffle=False, columns=("level",), move_damaged=False).rows_stored
     every = max(1, -(-stored // MOST_ROLLOUTS))
     columns = ("level", "actions", "generated", "policy_version")
-    reader = ReplayReader(run_dir, shuffle=False, columns=columns, world=every)
+    reader = ReplayReader(run_dir, shuffle=False, columns=columns, world=every, move_damaged=False)
     rows = [row for row in reader.rows() if row["level"] == "latent" and len(row["actions"])]
     if not rows:
         return None

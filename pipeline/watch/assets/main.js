@@ -83,6 +83,10 @@ function listen(name) {
   source?.close();
   for (const part of Object.keys(news)) delete news[part];
   news.run = name;
+  delete $("links").dataset.key;
+  for (const part of ["about", "tabs", "links", "connection"]) put(part); // they told of another run
+  put("title", printable(name));
+  trouble(null);
   show();
   source = new EventSource(ofRun("events"));
   const on = (part, then) =>
@@ -97,6 +101,7 @@ function listen(name) {
   });
   for (const part of ["curves", "time"]) on(part, () => VIEWS[tab()][0] === part && show());
   on("rollouts", () => tab() === "rollouts" && ($("rollouts") ? !chosen("at") && !chosen("group") && refreshRollouts() : show()));
+  source.addEventListener("unread", (event) => put("connection", printable(JSON.parse(event.data))));
   source.onerror = () => put("connection", "The connection is lost: is latent-control watch still running?");
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,36 @@ class TestStream:
         (run_at_work.folder / "report.html").write_text("<p>page</p>")
         while "report.html" not in state["pages"]:
             state = next_of(stream, "state")
+
+    def test_a_run_that_cannot_be_read_says_why_and_comes_back(self, run_at_work, watching):
+        run_at_work.update()
+        config, outcomes = run_at_work.folder / "config.yaml", run_at_work.folder / "evaluation.parquet"
+        text = config.read_bytes()
+        config.write_bytes(b"base: [")
+        stream = events(watching(run_at_work.folder.parent))
+        assert "config.yaml: not valid YAML" in next_of(stream, "unread")
+        config.write_bytes(text)
+        assert next_of(stream, "state")["step"] == 1
+        outcomes.write_bytes(b"half of it")
+        assert "evaluation.parquet is not an evaluation file" in next_of(stream, "unread")
+        outcomes.unlink()
+        assert next_of(stream, "curves") and next_of(stream, "state")["step"] == 1
+        shutil.rmtree(run_at_work.folder)
+        assert next_of(stream, "unread").startswith("there is no run 'first'")
+        run_at_work.folder.mkdir()
+        config.write_bytes(text)  # another one of this name
+        assert next_of(stream, "curves") == []
+
+    def test_a_damaged_shard_stays_where_it_is(self, run_at_work, watching):
+        for _ in range(2):
+            run_at_work.update()
+        run_at_work.replay.close()
+        (shard,) = run_at_work.folder.glob("replay/run=*/part-*.parquet")
+        shard.write_bytes(shard.read_bytes()[:100])
+        address = watching(run_at_work.folder)
+        for part in ("result", "cost"):
+            assert get(address, f"/api/runs/first/{part}")[0] == 200
+        assert shard.is_file() and not (run_at_work.folder / "replay/_quarantine").exists()
 
     def test_its_curves_are_the_reports(self, run_at_work):
         for _ in range(40):

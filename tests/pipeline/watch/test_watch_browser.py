@@ -116,6 +116,23 @@ def test_links_to_pages_and_another_run(tab, run_at_work, watching):
     assert tab.is_checked("label:has-text('second') input") and not tab.is_checked("label:has-text('first') input")
 
 
+def test_of_a_run_that_cannot_be_read_it_says_why_and_nothing_of_the_one_before(tab, run_at_work, watching):
+    run_at_work.update()
+    (run_at_work.folder / "report.html").write_text("the report")
+    other = run_at_work.folder.with_name("half")
+    other.mkdir()
+    (other / "config.yaml").write_text("base: [")
+    tab.goto(f"{watching(other.parent)}/#run=first")
+    tab.wait_for_selector("#links a")
+    tab.select_option("#pick", "half")
+    tab.wait_for_selector("#connection:has-text('not valid YAML')")
+    assert tab.inner_text("#title") == "half" and not tab.inner_text("#about")
+    assert tab.locator("#links a").count() == 0
+    (other / "config.yaml").write_bytes((run_at_work.folder / "config.yaml").read_bytes())
+    tab.wait_for_selector("text=Nothing has been logged yet.")
+    assert not tab.inner_text("#connection")
+
+
 def test_why_any_rollout_and_any_heldout_answer(tab, run, watching):
     tab.set_default_timeout(MODEL_MS)
     tab.goto(f"{watching(run.folder)}/#tab=rollouts")
