@@ -9,7 +9,7 @@ function numbers(text, name, gaps) {
     const range = /^(\d{1,6})-(\d{1,6})$/.exec(part);
     if (gaps && part === "_") found.push(null);
     else if (/^\d{1,6}$/.test(part)) found.push(Number(part));
-    else if (range && !gaps && Number(range[2]) < now.model.num_codes) for (let code = Number(range[1]); code <= Number(range[2]); code++) found.push(code);
+    else if (range && !gaps && Number(range[1]) <= Number(range[2]) && Number(range[2]) < now.model.num_codes) for (let code = Number(range[1]); code <= Number(range[2]); code++) found.push(code);
     else throw new Error(`${name}: ${part} is not a code; the codes are 0 to ${now.model.num_codes - 1}`);
   }
   return found;

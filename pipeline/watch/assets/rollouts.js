@@ -57,8 +57,9 @@ const rolloutsView = () => (warm(), [
 
 async function refreshRollouts() {
   const mine = ++turn, wanted = new URLSearchParams(SEARCH.map((name) => [name, chosen(name)]).filter(([, value]) => value !== ""));
+  let found = null;
   try {
-    const found = await ask(ofRun(`rollouts?${wanted}`));
+    found = await ask(ofRun(`rollouts?${wanted}`));
     const group = chosen("group") ? await ask(ofRun(`group?id=${encodeURIComponent(chosen("group"))}`)) : [];
     if (mine !== turn || tab() !== "rollouts" || !$("rollouts")) return;
     trouble(null);
@@ -66,7 +67,9 @@ async function refreshRollouts() {
     showGroup(group);
     await showWhy(mine);
   } catch (error) {
-    if (mine === turn) trouble(error);
+    if (mine !== turn) return;
+    trouble(error);
+    if (!found && $("rollouts")) ["found", "rollouts", "pager"].forEach((name) => put(name));
   }
 }
 
@@ -96,7 +99,7 @@ async function showWhy(mine) {
 function showFound({ total, searched, kept, stored, rows }) {
   const at = Number(chosen("at")) || 0;
   const limits = (stored > kept ? ` The newest ${kept} of ${stored} are searched.` : "") + (searched < total ? " The pattern took too long: older rollouts were not searched." : "");
-  put("found", total ? `${total} rollouts, ${at + 1} to ${Math.min(total, at + LISTED)} shown.${limits}` : `No rollouts yet that fit.${limits}`);
+  put("found", total && !rows.length ? `${total} rollouts, none of them from ${at + 1} on.` : total ? `${total} rollouts, ${at + 1} to ${Math.min(total, at + LISTED)} shown.${limits}` : `No rollouts yet that fit.${limits}`);
   put("rollouts", rows.map((row) => el("li", { class: row.group_id === chosen("group") && "chosen" }, rolloutLine(row))));
   put("pager", at > 0 && link({ at: Math.max(0, at - LISTED) || null }, {}, "Newer"), at + LISTED < total && link({ at: at + LISTED }, {}, "Older"));
 }

@@ -63,6 +63,7 @@ def test_curves_and_rollouts_come_while_the_run_works(tab, run_at_work, watching
     assert "regex=1" in tab.url  # a view can be linked to
     tab.fill("#s-text", "(")
     tab.wait_for_selector("#problem:has-text('not a regular expression')")
+    assert tab.inner_text("#found") == "" and not tab.locator("#rollouts li").count()  # no older answer below it
     tab.click("button:has-text('Reset')")
     tab.wait_for_selector("#found:has-text('12 rollouts')")
     assert tab.is_hidden("#problem")
