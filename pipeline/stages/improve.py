@@ -310,19 +310,25 @@ def build(config: RunConfig, start: Start, workers: Share | None = None) -> Late
 def quarantine(context: StageContext, stage: str, update: int, rollouts: list[Rollout], reason: str) -> None:
     """Keep the rollouts of a skipped update as ``<run>/quarantine``, a folder of the replay buffer's form that no stage
     reads."""
-    writer = ReplayWriter(
-        context.run_dir / QUARANTINE, context.config.replay.rows_per_shard, f"{context.run_dir.name}-{stage}"
-    )
+    folder = context.run_dir / QUARANTINE
+    writer = ReplayWriter(folder, context.config.replay.rows_per_shard, run_id_of(folder, stage))
     writer.add(rollouts)
     writer.close()
     text = f"{stage}: update {update} was skipped ({reason}); its {len(rollouts)} rollouts lie in {QUARANTINE}/"
     context.log.message(text, "update_skipped", stage=stage, update=update)
 
 
+def run_id_of(folder: Path, stage: str) -> str:
+    """By which rows of ``stage`` are known in a run's ``folder`` of rollouts: its name when the stage began, as a run
+    that was renamed and resumed samples again what is stored already."""
+    begun = sorted(path.name for path in folder.glob(f"run=*-{stage}"))
+    return begun[0].removeprefix("run=") if begun else f"{folder.parent.name}-{stage}"
+
+
 def replay_actor(context: StageContext, stage: str) -> ReplayHandle:
     """What writes this stage's rollouts to Parquet."""
-    folder, run_id = str(context.run_dir / REPLAY), f"{context.run_dir.name}-{stage}"
-    buffer = BufferPlace(folder, context.config.replay.rows_per_shard, run_id)
+    folder = context.run_dir / REPLAY
+    buffer = BufferPlace(str(folder), context.config.replay.rows_per_shard, run_id_of(folder, stage))
     if context.workers is not None:
         return SharedReplayHandle(context.workers.replay, buffer)
     return ReplayHandle(beside_driver(ReplayActor).remote(*buffer))

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from replay_rows import rollout
 from run_fixtures import command
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
+from pipeline.replay.writer import ReplayWriter
 from pipeline.run import evaluated, nothing_left, resume
 from pipeline.runs.events import read_events
 from pipeline.runs.summary import read_summary
+from pipeline.stages.improve import run_id_of
 
 pytest_plugins = ("run_fixtures",)
 
@@ -160,3 +163,15 @@ def test_an_interrupted_evaluation_leaves_the_old_one_in_place(finished: Path, n
     assert after["evaluation"] == before["evaluation"] and (finished / "evaluation.json").read_bytes() == kept
     left = [one.info["cmdline"] for one in psutil.process_iter(["cmdline"])]
     assert not [words for words in left if words and str(finished) in " ".join(words)]
+
+
+def test_a_run_that_was_renamed_goes_on_in_its_rows(tmp_path: Path) -> None:
+    before, after = tmp_path / "first" / "replay", tmp_path / "second" / "replay"
+    assert run_id_of(before, "improve") == "first-improve"
+    first = ReplayWriter(before, 8, "first-improve")
+    first.add([rollout(0)])
+    first.close()
+    before.parent.rename(after.parent)
+    assert run_id_of(after, "improve") == "first-improve" and run_id_of(after, "token") == "second-token"
+    again = ReplayWriter(after, 8, run_id_of(after, "improve"))
+    assert again.add([rollout(0)]).duplicates == 1
